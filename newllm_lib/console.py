@@ -1,0 +1,74 @@
+"""How the package speaks to its user: plain lines, flushed at once, so that a log file can be followed while it grows."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+_to_stderr = False
+_log_path: Path | None = None
+
+
+def use_stderr(enabled: bool = True) -> None:
+    """Send messages to standard error (for `--json`, where standard output carries the result alone)."""
+    global _to_stderr
+    _to_stderr = enabled
+
+
+def also_to(path: Path | None) -> None:
+    """Append every following message to `path` too (a run's `train.log`); None stops that."""
+    global _log_path
+    _log_path = path
+
+
+def say(text: str = "") -> None:
+    """Print one message (to the terminal and to the log file, if one is set)."""
+    stream = sys.stderr if _to_stderr else sys.stdout
+    print(text, file=stream, flush=True)
+    if _log_path is not None:
+        with open(_log_path, "a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as a person says it: `8 s`, `3.5 min`, `2.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: float) -> str:
+    """`number` in short: `950`, `1.2k`, `3.4M`, `1.5B`."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"
+
+
+class Progress:
+    """Progress of a long step as plain lines, at most one every `every` seconds, with the time left.
+
+    Lines, not a bar that redraws itself: they survive in a log file and read the same in a terminal and a notebook.
+    """
+
+    def __init__(self, label: str, total: float | None = None, unit: str = "", every: float = 5.0):
+        self.label, self.total, self.unit, self.every = label, total, unit, every
+        self.start = self.last = time.monotonic()
+
+    def update(self, done: float) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        parts = [self.label]
+        if self.total:
+            parts[0] += f" {min(100.0, 100 * done / self.total):.0f}%"
+        parts.append(f"{count(done)} {self.unit}".strip())
+        if self.total and done:
+            parts.append(f"{duration((now - self.start) * (self.total - done) / done)} left")
+        say("  " + " | ".join(parts))
+
+    def close(self, text: str | None = None) -> None:
+        if text:
+            say(f"  {text} ({duration(time.monotonic() - self.start)})")

@@ -1,0 +1,1 @@
+"""Layers made of ops: each file one idea."""

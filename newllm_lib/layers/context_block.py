@@ -1,0 +1,115 @@
+"""New-LLM's block: a context vector carried from token to token by gates that depend on the input alone.
+
+    u_t = x_t + conv(x)_t                         a short causal convolution: the last few tokens
+    i_t, f_t, z_t = W u_t
+    a_t = sigmoid(f_t + bias)                     how much of the context is kept
+    c_t = a_t * c_{t-1} + (1 - a_t) * silu(i_t)   the context vector
+    y_t = RMSNorm(c_t) * silu(z_t)                what this token reads from it
+
+Because a_t does not depend on c, all time steps are computed at once (`ops.context_scan`); the original recurrence, whose gates read
+the context, can't be. The recurrence is that of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short
+convolution are those of Mamba (Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is Primer's (So et al., 2021, arXiv 2109.08668).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from newllm_lib.ops.context_scan import context_scan
+
+
+class ShortConvolution(nn.Module):
+    """x_t + sum_k w_k x_{t-k}, k < width, one filter for each channel, never across a document's start."""
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.zeros(dim, width))
+
+    def forward(self, x, tail, starts):
+        """x (batch, time, dim), tail (batch, width - 1, dim) the tokens before it, starts (batch, time) bool or None."""
+        if self.width == 1:
+            return x * (1 + self.weight[:, 0].to(x.dtype)), tail
+        time, behind = x.shape[1], self.width - 1
+        history = torch.cat([tail.to(x.dtype), x], 1)
+        document = None
+        if starts is not None:  # number of the document each position belongs to; the tail belongs to document 0
+            document = F.pad(starts.cumsum(1), (behind, 0))
+        weight = self.weight.to(x.dtype)
+        out = x + x * weight[:, 0]
+        for k in range(1, self.width):
+            past = history[:, behind - k : behind - k + time]
+            if document is not None:
+                same = document[:, behind - k : behind - k + time] == document[:, behind:]
+                past = past * same.unsqueeze(-1)
+            out = out + past * weight[:, k]
+        new_tail = history[:, time:]
+        if document is not None:
+            new_tail = new_tail * (document[:, time:] == document[:, -1:]).unsqueeze(-1)
+        return out, new_tail
+
+
+class ContextVector(nn.Module):
+    """The token mixer: (batch, time, hidden) -> (batch, time, hidden), through a context vector of `context_dim`."""
+
+    def __init__(self, hidden_size: int, context_dim: int, conv_width: int):
+        super().__init__()
+        self.context_dim, self.hidden_size, self.conv_width = context_dim, hidden_size, conv_width
+        self.conv = ShortConvolution(hidden_size, conv_width)
+        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)
+        self.forget_bias = nn.Parameter(torch.zeros(context_dim))
+        self.norm = nn.RMSNorm(context_dim, eps=1e-6)
+        self.out = nn.Linear(context_dim, hidden_size, bias=False)
+
+    @property
+    def state_size(self) -> int:
+        return self.context_dim + (self.conv_width - 1) * self.hidden_size
+
+    def forward(self, x, state, starts, valid):
+        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
+        batch = x.shape[0]
+        context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
+        if valid is not None:
+            x = x * valid.unsqueeze(-1)
+        u, tail = self.conv(x, tail.reshape(batch, self.conv_width - 1, self.hidden_size), starts)
+        i, f, z = self.project(u).chunk(3, -1)
+        keep = torch.sigmoid(f.float() + self.forget_bias.float())
+        if starts is not None:
+            keep = keep.masked_fill(starts.unsqueeze(-1), 0.0)
+        if valid is not None:  # padding neither forgets nor writes
+            keep = keep.masked_fill(~valid.unsqueeze(-1), 1.0)
+        c, context = context_scan(keep, (1 - keep) * F.silu(i.float()), context)
+        y = self.norm(c).to(z.dtype) * F.silu(z)
+        return self.out(y), torch.cat([context, tail.reshape(batch, -1).float()], -1)
+
+
+class TokenMLP(nn.Module):
+    """down(relu(up(x))^2), applied to each token by itself."""
+
+    def __init__(self, hidden_size: int, mlp_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, mlp_size, bias=False)
+        self.down = nn.Linear(mlp_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down(F.relu(self.up(x)).square())
+
+
+class ContextBlock(nn.Module):
+    """Pre-norm residual block: the context vector, then the token MLP that reads what it said."""
+
+    def __init__(self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float):
+        super().__init__()
+        self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
+        self.context = ContextVector(hidden_size, context_dim, conv_width)
+        self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
+        self.mlp = TokenMLP(hidden_size, mlp_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, state, starts=None, valid=None):
+        """x (batch, time, hidden), state (batch, state_size) -> the same shapes."""
+        y, state = self.context(self.norm_context(x), state, starts, valid)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state

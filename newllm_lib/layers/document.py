@@ -1,0 +1,16 @@
+"""Where documents start in a packed batch: the one place that knows that an end-of-text token begins a new one."""
+
+from __future__ import annotations
+
+import torch
+
+
+def document_starts(input_ids: torch.Tensor, bos_token_id: int | None) -> torch.Tensor | None:
+    """(batch, time) bool: True where a document starts; None where the model has no such token."""
+    return None if bos_token_id is None else input_ids == bos_token_id
+
+
+def positions_in_document(starts: torch.Tensor) -> torch.Tensor:
+    """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before it)."""
+    index = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
+    return index - (index * starts).cummax(1).values

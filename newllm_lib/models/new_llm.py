@@ -1,0 +1,250 @@
+"""New-LLM: a language model with no attention, whose whole memory is a context vector of fixed size in each block.
+
+`NewLLMForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it. Its state is one
+tensor (batch, layers, state_size), the same size after ten tokens and after ten million, carried through `generate` in the
+output field `state`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortConvolution
+from newllm_lib.layers.document import document_starts
+from newllm_lib.layers.sequential_context import SequentialContext
+from newllm_lib.ops.cross_entropy import linear_cross_entropy
+
+
+class NewLLMConfig(PreTrainedConfig):
+    """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
+    where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width)."""
+
+    model_type = "new_llm"
+    auto_map = {}  # trl reads it from every config
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        hidden_size: int = 256,
+        context_dim: int = 256,
+        mlp_size: int = 1024,
+        num_hidden_layers: int = 4,
+        conv_width: int = 4,
+        recurrence: str = "parallel",
+        dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        reset_at_bos: bool = True,
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.context_dim = context_dim
+        self.mlp_size = mlp_size
+        self.num_hidden_layers = num_hidden_layers
+        self.conv_width = conv_width
+        self.recurrence = recurrence
+        self.dropout = dropout
+        self.initializer_range = initializer_range
+        self.reset_at_bos = reset_at_bos
+        super().__init__(tie_word_embeddings=tie_word_embeddings and recurrence == "parallel", **kwargs)
+
+    @property
+    def output_size(self) -> int:
+        """Channels of what the head reads."""
+        return self.hidden_size if self.recurrence == "parallel" else self.mlp_size
+
+
+@dataclass
+class NewLLMOutput(ModelOutput):
+    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32."""
+
+    last_hidden_state: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+
+
+@dataclass
+class NewLLMCausalLMOutput(ModelOutput):
+    """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size) float32."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class NewLLMPreTrainedModel(PreTrainedModel):
+    config_class = NewLLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ContextBlock"]
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, ShortConvolution):
+            bound = 1 / math.sqrt(module.width)
+            init.uniform_(module.weight, -bound, bound)
+        if isinstance(module, ContextVector):
+            # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
+            init.copy_(module.forget_bias, torch.linspace(1.0, 5.0, module.context_dim))
+        if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
+            residual = std / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.context.out.weight, std=residual)
+            init.normal_(module.mlp.down.weight, std=residual)
+
+
+class NewLLMModel(NewLLMPreTrainedModel):
+    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, output_size) and the new state."""
+
+    def __init__(self, config: NewLLMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.recurrence == "parallel":
+            sizes = config.hidden_size, config.context_dim, config.mlp_size, config.conv_width, config.dropout
+            self.layers = nn.ModuleList(ContextBlock(*sizes) for _ in range(config.num_hidden_layers))
+            self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        else:
+            sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
+            self.layers = nn.ModuleList([SequentialContext(*sizes)])
+            self.norm = nn.Identity()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def state_size(self) -> int:
+        first = self.layers[0]
+        return first.context.state_size if isinstance(first, ContextBlock) else first.state_size
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        """The state before the first token: zeros (batch, layers, state_size), float32."""
+        weight = self.embed_tokens.weight
+        return torch.zeros(batch, len(self.layers), self.state_size, device=weight.device, dtype=torch.float32)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> NewLLMOutput:
+        """
+        Args:
+            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts are seen.
+            attention_mask: (batch, at least time): 0 marks padding, which leaves the state untouched.
+            state: (batch, layers, state_size) from an earlier call: the text goes on from there.
+            use_cache: return the new state (on by default outside training).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        starts = None
+        if input_ids is not None and self.config.reset_at_bos:
+            starts = document_starts(input_ids, self.config.bos_token_id)
+        valid = None
+        if attention_mask is not None:  # generate's mask covers the whole text, the input may be its last token only
+            valid = attention_mask[:, -x.shape[1] :].bool()
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        x, new_state = self.dropout(x), []
+        for index, layer in enumerate(self.layers):
+            if self.gradient_checkpointing and self.training:
+                x, layer_state = self._gradient_checkpointing_func(layer.__call__, x, state[:, index], starts, valid)
+            else:
+                x, layer_state = layer(x, state[:, index], starts, valid)
+            new_state.append(layer_state)
+        x = self.norm(x)
+        keep_state = use_cache if use_cache is not None else not self.training
+        return NewLLMOutput(x, torch.stack(new_state, 1) if keep_state else None)
+
+
+class NewLLMForCausalLM(NewLLMPreTrainedModel, GenerationMixin):
+    """New-LLM with its head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: NewLLMConfig):
+        super().__init__(config)
+        self.model = NewLLMModel(config)
+        self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.model.embed_tokens = value
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the state is our own tensor, not a key-value cache
+
+    def _reorder_cache(self, state: torch.Tensor, beam_idx: torch.Tensor) -> torch.Tensor:
+        return state.index_select(0, beam_idx.to(state.device))
+
+    def prepare_inputs_for_generation(
+        self, input_ids, state=None, attention_mask=None, inputs_embeds=None, use_cache=True, **kwargs
+    ):
+        inputs = {"state": state, "attention_mask": attention_mask, "use_cache": use_cache}
+        if kwargs.get("logits_to_keep") is not None:
+            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
+        if state is not None:
+            return {**inputs, "input_ids": input_ids[:, -1:]}
+        if inputs_embeds is not None:
+            return {**inputs, "inputs_embeds": inputs_embeds}
+        return {**inputs, "input_ids": input_ids}
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        state: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> NewLLMCausalLMOutput:
+        """
+        Args:
+            labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted. -100: not predicted.
+            logits_to_keep: return logits of the last this many positions (0: all). In training with labels, none are returned:
+                the loss is computed without forming them.
+            num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
+        """
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        if shift_labels is not None:
+            loss = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels, num_items_in_batch)
+        logits = None
+        if not (self.training and loss is not None):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        return NewLLMCausalLMOutput(loss, logits, outputs.state)

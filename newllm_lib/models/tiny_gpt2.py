@@ -1,0 +1,66 @@
+"""TinyGPT2: the attention baseline, GPT-2's architecture as transformers has it, in the size of a given New-LLM."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+
+from newllm_lib.layers.document import document_starts, positions_in_document
+from newllm_lib.ops.cross_entropy import linear_cross_entropy
+
+
+class TinyGPT2Config(GPT2Config):
+    """GPT-2's configuration; `n_positions` is the context window, `separate_documents` keeps packed documents apart."""
+
+    model_type = "tiny_gpt2"
+    auto_map = {}
+
+    def __init__(self, separate_documents: bool = True, **kwargs):
+        self.separate_documents = separate_documents
+        super().__init__(**kwargs)
+
+
+class TinyGPT2ForCausalLM(GPT2LMHeadModel):
+    """GPT-2 with the same loss as New-LLM (no logits are held in training) and the same treatment of packed documents."""
+
+    config_class = TinyGPT2Config
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """As `NewLLMForCausalLM.forward`, with `past_key_values` instead of a state."""
+        packed = past_key_values is None and attention_mask is None and position_ids is None and input_ids is not None
+        if packed and self.config.separate_documents and not use_cache and self.config.bos_token_id is not None:
+            # transformers reads positions that start anew as packed documents and masks attention across them
+            position_ids = positions_in_document(document_starts(input_ids, self.config.bos_token_id))
+            use_cache = False
+        outputs = self.transformer(
+            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+        )  # fmt: skip
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        if shift_labels is not None:
+            loss = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels, num_items_in_batch)
+        logits = None
+        if not (self.training and loss is not None):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )

@@ -1,0 +1,10 @@
+"""Training on `transformers.Trainer`: one call takes a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+
+def train(recipe):
+    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.train`."""
+    from newllm_lib.training.train import train as run_training
+
+    return run_training(recipe)

@@ -1,0 +1,112 @@
+"""What happens around the steps: when to log, evaluate, save and stop, and what the user reads meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+from transformers import TrainerCallback
+
+from newllm_lib import console
+from newllm_lib.recipe import Recipe
+
+
+class Timetable(TrainerCallback):
+    """Decides after each step: log every `logging_steps`; evaluate `evals_per_epoch` times an epoch, and at the end; save with
+    every evaluation and at least every `save_minutes`."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int):
+        self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
+        self.last_save = time.monotonic()
+
+    def evaluates_at(self, step: int, total: int) -> bool:
+        share = self.recipe.evals_per_epoch / self.steps_per_epoch
+        return step == total or int(step * share) > int((step - 1) * share)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step, total = state.global_step, state.max_steps
+        control.should_log = step % self.recipe.logging_steps == 0 or step == 1 or step == total
+        control.should_evaluate = self.evaluates_at(step, total)
+        # With several processes the clocks differ, so only steps decide there.
+        due = args.world_size == 1 and time.monotonic() - self.last_save > self.recipe.save_minutes * 60
+        control.should_save = control.should_evaluate or due
+        if step >= total:
+            control.should_training_stop = True
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        self.last_save = time.monotonic()
+
+
+class Signals(TrainerCallback):
+    """SIGINT and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._before: dict = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        console.say("\nStopping: saving a checkpoint first (press Ctrl-C again to stop at once)")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class LogBlock(TrainerCallback):
+    """The owner's log, in lines that survive in a file:
+
+    Epoch 25/50
+      Training...  40% | step 400/1000 | Loss: 2.953 | 81k tokens/s | 1.2 min left
+      Val: Loss=2.910 PPL=18.4 (vocab 4,096, <unk> 0.0%) Acc=44.2% bits/byte=1.532 ✓
+      [Checkpoint saved]
+    """
+
+    def __init__(self, epochs: float, steps_per_epoch: int, every_seconds: float = 10.0):
+        self.epochs, self.steps_per_epoch, self.every_seconds = epochs, steps_per_epoch, every_seconds
+        self.last_line = 0.0
+        self.started = self.first_step = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        epoch = state.global_step // self.steps_per_epoch + 1
+        console.say(f"Epoch {epoch}/{max(1, -int(-self.epochs // 1))}")
+
+    def training_line(self, row: dict, state, final: bool = False) -> None:
+        """A line for a logged step, at most one every `every_seconds` (the first and the last always)."""
+        now, step, total = time.monotonic(), row["step"], state.max_steps
+        if self.last_line and not final and now - self.last_line < self.every_seconds:
+            return
+        self.last_line = now
+        done = step - self.first_step
+        left = (now - self.started) / done * (total - step) if done else 0.0
+        console.say(
+            f"  Training... {100 * step / total:3.0f}% | step {step}/{total} | Loss: {row['loss']:.3f} | "
+            f"{console.count(row['tokens_per_second'])} tokens/s | {console.duration(left)} left"
+        )
+
+    @staticmethod
+    def validation_line(metrics: dict, best: bool) -> None:
+        console.say(
+            f"  Val: Loss={metrics['loss']:.3f} PPL={metrics['perplexity']:.1f} (vocab {metrics['vocab_size']:,}, "
+            f"<unk> {100 * metrics['unk_share']:.1f}%) Acc={100 * metrics['accuracy']:.1f}% "
+            f"bits/byte={metrics['bits_per_byte']:.3f}{' ✓' if best else ''}"
+        )

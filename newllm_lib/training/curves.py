@@ -1,0 +1,42 @@
+"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def plot_curves(run) -> Path | None:
+    """Draw `curves.png` of a run from its `metrics.jsonl`; None while there is nothing to draw."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = list(run.metrics())
+    steps = [r for r in rows if "loss" in r]
+    evaluations = [r for r in rows if "eval_bits_per_byte" in r]
+    if not steps and not evaluations:
+        return None
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#0072B2", label="training")
+    left.plot(
+        [r["step"] for r in evaluations], [r["eval_loss"] for r in evaluations], "o-", color="#D55E00", ms=4,
+        label="validation",
+    )  # fmt: skip
+    left.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=run.name)
+    left.legend(frameon=False)
+    if evaluations:
+        x, y = [r["epoch"] for r in evaluations], [r["eval_bits_per_byte"] for r in evaluations]
+        right.plot(x, y, "o-", color="#D55E00", ms=4)
+        best = min(range(len(y)), key=y.__getitem__)
+        right.plot(x[best], y[best], "*", color="#009E73", ms=14, label=f"best: {y[best]:.3f}")
+        right.legend(frameon=False)
+    right.set(xlabel="epoch", ylabel="bits per byte (validation)", title="how well it predicts")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = run.curves.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, run.curves)
+    return run.curves

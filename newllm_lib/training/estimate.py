@@ -1,0 +1,70 @@
+"""What a run will need, before anything is allocated: parameters, memory, time."""
+
+from __future__ import annotations
+
+from newllm_lib.device import Device
+from newllm_lib.recipe import Recipe
+
+# Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
+# for the others scaled from their data sheets by the H100's share.
+_TFLOPS = {"cpu": 0.025, "t4": 4.0, "v100": 8.0, "l4": 10.0, "a100": 30.0, "h100": 60.0, "other": 8.0}
+# Bytes of text in the training splits of the sources that have a name; others are known only when they are read.
+_SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6}
+_BYTES_PER_TOKEN = 4.0
+
+
+def estimate(recipe: Recipe, device: Device, training_tokens: int | None = None) -> dict:
+    """`parameters` (stored, trainable), `memory_estimate_gib` and `hours_estimate` (None while the data's size is unknown).
+
+    Args:
+        training_tokens: tokens of the training split, where they are counted already.
+    """
+    from newllm_lib.models.build import count_parameters, model_config
+
+    vocabulary = recipe.vocab_size if recipe.tokenizer in ("bpe", "words") else 50_263
+    count = count_parameters(model_config(recipe, vocabulary))
+    return {
+        "parameters": count,
+        "memory_estimate_gib": round(_memory_gib(recipe, device, count, micro_batch_size(recipe, device)), 2),
+        "hours_estimate": _hours(recipe, device, count, training_tokens),
+    }
+
+
+def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
+    """Sequences at a time on one device: the recipe's, or the largest that divides the batch and fits the memory."""
+    per_process = max(1, recipe.batch_size // processes)
+    if recipe.micro_batch_size != "auto":
+        wanted = min(int(recipe.micro_batch_size), per_process)
+    else:
+        free = 0.7 * device.memory_gib if device.torch_device == "cuda" else min(4.0, 0.5 * device.memory_gib)
+        fits = [n for n in range(1, per_process + 1) if _activations_gib(recipe, device, n) <= free]
+        wanted = max(fits, default=1)
+    return next(n for n in range(wanted, 0, -1) if per_process % n == 0)
+
+
+def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
+    """Tensors kept for the backward pass: about 10 of the residual stream's and 3 of the MLP's width in each layer."""
+    width = 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
+    value = 4 if device.dtype == "fp32" else 3  # bytes; half precision still keeps some tensors in float32
+    return sequences * recipe.max_seq_length * recipe.num_layers * width * value / 2**30
+
+
+def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int) -> float:
+    weights = count * 16 / 2**30  # float32 weights, gradients and AdamW's two moments
+    logits = 3 * 128 / 1024  # chunks of the head's logits
+    library = 0.4 if device.torch_device == "cpu" else 0.8
+    return weights + logits + library + _activations_gib(recipe, device, sequences)
+
+
+def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | None) -> float | None:
+    if training_tokens is None:
+        known = _SOURCE_BYTES.get(recipe.data) if recipe.data_dir is None and recipe.max_samples is None else None
+        training_tokens = known and known / _BYTES_PER_TOKEN
+    if not training_tokens and not recipe.max_steps:
+        return None
+    tokens = recipe.epochs * (training_tokens or 0)
+    if recipe.max_steps:
+        by_steps = recipe.max_steps * recipe.batch_size * recipe.max_seq_length
+        tokens = min(tokens, by_steps) if training_tokens else by_steps
+    cores = device.cores if device.torch_device == "cpu" else 1
+    return round(6 * count * tokens / (_TFLOPS[device.kind] * 1e12 * cores) / 3600, 3)

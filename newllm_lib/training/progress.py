@@ -1,0 +1,40 @@
+"""What a run knows about itself besides weights: best score, early-stop counter, the loss since the last line of the log.
+
+Saved in each checkpoint as `progress.json`, so that a run killed at any moment goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """One definition of "better" for the check mark, the best checkpoint and early stopping: lower validation bits per byte."""
+
+    best_bits_per_byte: float | None = None
+    best_step: int = 0
+    evaluations_without_improvement: int = 0
+    interval_loss: float = 0.0  # sum of the step losses since the last logged line
+    interval_steps: int = 0
+    data_fingerprint: str = ""
+
+    def judge(self, bits_per_byte: float, step: int) -> bool:
+        """Record an evaluation; True if it is the best so far."""
+        better = self.best_bits_per_byte is None or bits_per_byte < self.best_bits_per_byte
+        if better:
+            self.best_bits_per_byte, self.best_step, self.evaluations_without_improvement = bits_per_byte, step, 0
+        else:
+            self.evaluations_without_improvement += 1
+        return better
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> Progress:
+        return cls(**json.loads((folder / FILE).read_text()))

@@ -1,0 +1,252 @@
+"""From a recipe to a finished run folder: prepare, resume, train, and survive what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+
+import numpy as np
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from newllm_lib import console
+from newllm_lib.data import prepare
+from newllm_lib.device import Device, probe
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.models import build_model, parameters
+from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.runs import Run, RunLock, atomic_write_text, checkpoint_step, missing_files, write_status
+from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
+from newllm_lib.training.curves import plot_curves
+from newllm_lib.training.estimate import estimate, micro_batch_size
+from newllm_lib.training.progress import Progress
+from newllm_lib.training.trainer import RunTrainer
+
+
+def train(recipe: Recipe) -> Run:
+    """Train what `recipe` describes in its run folder; an unfinished run continues where it was saved last.
+
+    Raises:
+        UsageError: the folder holds another run (names the keys that differ), or the device asked for is not there.
+        NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
+        Interrupted: stopped by a signal, after saving.
+    """
+    device = probe()
+    if device.torch_device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
+    run = Run(recipe.run_path())
+    recipe = _settle(recipe, run)
+    with RunLock(run):
+        if not os.environ.get("NEWLLM_BACKGROUND"):  # a background run's output is the log already
+            console.also_to(run.log)
+        try:
+            write_status(run, state="running", message="preparing")
+            finished = _train_locked(recipe, run, device)
+            write_status(run, state="done", message="finished")
+            if finished:
+                _say_finished(run)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            write_status(run, state="interrupted", message=str(stop) or "interrupted before training began")
+            raise
+        except BaseException as error:
+            write_status(run, state="failed", message=str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise
+        finally:
+            console.also_to(None)
+    return run
+
+
+def _settle(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe as this run records it. A run started on another kind of machine keeps that machine's preset.
+
+    Raises:
+        UsageError: the folder holds a run with another recipe.
+    """
+    if not run.recipe_path.is_file():
+        return recipe
+    recorded = Recipe.from_yaml(run.recipe_path)
+    if recorded.sized_for != recipe.sized_for and recipe.origin and "sized_for" not in recipe.origin[1]:
+        recipe = load_recipe(*recipe.origin, device_kind=recorded.sized_for)
+    different = recipe.differences(recorded)
+    if different:
+        raise UsageError(
+            f"{run.path} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours its own folder, "
+            f"e.g. --output_dir {_free_name(run)}."
+        )
+    if recipe.resume == "never" and run.latest_checkpoint():
+        raise UsageError(f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. {_free_name(run)}.")
+    return recipe
+
+
+def _free_name(run: Run) -> str:
+    number = 2
+    while run.path.with_name(f"{run.name}_{number}").exists():
+        number += 1
+    return str(run.path.with_name(f"{run.name}_{number}"))
+
+
+def _train_locked(recipe: Recipe, run: Run, device: Device) -> bool:
+    """Prepare the data and train until done; False if the run was finished before."""
+    checkpoint = _checkpoint_to_resume(recipe, run)
+    data = prepare(recipe)
+    progress = Progress.load(checkpoint) if checkpoint else Progress()
+    fingerprint = _fingerprint(data)
+    if progress.data_fingerprint not in ("", fingerprint):
+        raise UsageError(
+            f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
+            f"--output_dir {_free_name(run)}."
+        )
+    progress.data_fingerprint = fingerprint
+    atomic_write_text(run.recipe_path, recipe.to_yaml())
+    steps_per_epoch, total = _steps(recipe, data)
+    if checkpoint and checkpoint_step(checkpoint) >= total or (checkpoint and run.is_finished):
+        console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
+        return False
+    _forget_rows_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+    _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint)
+    _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint)
+    return True
+
+
+def _checkpoint_to_resume(recipe: Recipe, run: Run):
+    """The newest whole checkpoint of the run, or the one that --resume names.
+
+    Raises:
+        UsageError: --resume names none. NewLLMError: a file of it is missing or cut short.
+    """
+    if recipe.resume in ("auto", "never"):
+        return run.latest_checkpoint()
+    folder = run.path / os.path.basename(os.path.normpath(recipe.resume))
+    if not folder.is_dir():
+        raise UsageError(f"--resume {recipe.resume}: there is no such checkpoint in {run.path}.")
+    missing = missing_files(folder)
+    if missing:
+        raise NewLLMError(f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto.")
+    return folder
+
+
+def _fingerprint(data) -> str:
+    """Content of the training split and of the tokenizer, in short: the same run never goes on with other data."""
+    ids = data.train.ids
+    ends = np.concatenate([ids[:500_000], ids[-500_000:]]).tobytes()
+    vocabulary = json.dumps(sorted(data.tokenizer.get_vocab().items())).encode()
+    return f"{len(ids)}-{zlib.crc32(ends):08x}-{zlib.crc32(vocabulary):08x}"
+
+
+def _steps(recipe: Recipe, data) -> tuple[int, int]:
+    """Optimizer steps in an epoch, and in all."""
+    from newllm_lib.data.blocks import BlockSampler
+
+    sampler = BlockSampler(data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+    per_epoch = len(sampler) // recipe.batch_size
+    total = max(1, round(recipe.epochs * per_epoch))
+    return per_epoch, min(total, recipe.max_steps) if recipe.max_steps else total
+
+
+def _forget_rows_after(run: Run, step: int) -> None:
+    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
+    rows = [row for row in run.metrics() if row["step"] <= step]
+    atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint) -> None:
+    need = estimate(recipe, device, len(data.train.ids))
+    tokens = total * recipe.batch_size * recipe.max_seq_length
+    console.say(f"Run {run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for {recipe.sized_for})")
+    console.say(f"  data: {data.description}")
+    console.say(
+        f"  {total:,} steps of {recipe.batch_size} x {recipe.max_seq_length} tokens ({console.count(tokens)}, "
+        f"{total / steps_per_epoch:.3g} epochs), learning rate {recipe.scaled_learning_rate():.2e}"
+        + (
+            f" (square-root scaling from {recipe.learning_rate:.2e} at batch {recipe.learning_rate_batch_size})"
+            if recipe.learning_rate_batch_size not in (None, recipe.batch_size) else ""
+        )
+    )  # fmt: skip
+    console.say(
+        f"  on {device.name}, {_dtype(recipe, device)}; about {console.duration(3600 * need['hours_estimate'])} and "
+        f"{need['memory_estimate_gib']:.1f} GiB (an estimate; the log soon knows better)"
+    )
+    if checkpoint:
+        console.say(f"  Continuing from {checkpoint.name}")
+
+
+def _dtype(recipe: Recipe, device: Device) -> str:
+    return device.dtype if recipe.dtype == "auto" else recipe.dtype
+
+
+def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint) -> None:
+    """Train; when the GPU's memory is short, halve the micro-batch (not the batch) and go on from the last save."""
+    micro = micro_batch_size(recipe, device, int(os.environ.get("WORLD_SIZE", 1)))
+    while True:
+        try:
+            return _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, micro)
+        except torch.OutOfMemoryError as error:
+            if micro == 1:
+                raise NewLLMError(
+                    "The GPU's memory is too small even for one sequence at a time: lower --max_seq_length, --hidden_size or "
+                    "--num_layers (`newllm doctor --recipe` estimates)."
+                ) from error
+        micro = next(n for n in range(micro // 2, 0, -1) if recipe.batch_size % n == 0)
+        console.say(f"  Out of GPU memory: going on with {micro} sequences at a time (the batch stays {recipe.batch_size})")
+        torch.cuda.empty_cache()
+        checkpoint = run.latest_checkpoint()
+        progress = Progress.load(checkpoint) if checkpoint else Progress(data_fingerprint=progress.data_fingerprint)
+        _forget_rows_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+
+
+def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, micro) -> None:
+    set_seed(recipe.seed)
+    model = build_model(recipe, len(data.tokenizer), data.tokenizer)
+    if _compiles(recipe, device):
+        _compile_blocks(model)
+    signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
+    trainer = RunTrainer(
+        model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
+        log=log, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
+    )  # fmt: skip
+    trainer.eval_dtype = _dtype(recipe, device)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    write_status(run, total_steps=total, message=f"training {parameters(model):,} parameters")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        signals.restore()
+    plot_curves(run)
+    if signals.received is not None:
+        raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
+
+
+def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    dtype = _dtype(recipe, device)
+    return TrainingArguments(
+        output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
+        bf16=dtype == "bf16" and device.torch_device == "cuda", fp16=dtype == "fp16" and device.torch_device == "cuda",
+        use_cpu=device.torch_device == "cpu", seed=recipe.seed, data_seed=recipe.seed, disable_tqdm=True,
+        logging_nan_inf_filter=False,  # it would hide a NaN, and synchronise every step
+        logging_strategy="no", eval_strategy="no", save_strategy="no",  # callbacks.Timetable decides
+        report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
+        dataloader_pin_memory=False, remove_unused_columns=False,
+    )  # fmt: skip
+
+
+def _compiles(recipe: Recipe, device: Device) -> bool:
+    return device.compile if recipe.compile == "auto" else recipe.compile == "on"
+
+
+def _compile_blocks(model) -> None:
+    """Compile block by block: all blocks share one compilation, which takes seconds where the whole model takes a minute."""
+    blocks = model.model.layers if hasattr(model, "model") else model.transformer.h
+    for block in blocks:
+        block.compile()
+
+
+def _say_finished(run: Run) -> None:
+    best = min((r for r in run.metrics() if "eval_bits_per_byte" in r), key=lambda r: r["eval_bits_per_byte"], default=None)
+    if best:
+        console.say(f"Finished. Best validation: {best['eval_bits_per_byte']:.4f} bits per byte at step {best['step']} ({run.best})")
+    console.say(f"Next: newllm evaluate {run.name} | newllm chat {run.name}")

@@ -1,0 +1,221 @@
+"""`transformers.Trainer` with our data, our evaluation, checkpoints that are whole or not there, and a loss curve that survives kills."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from newllm_lib import console
+from newllm_lib.data.blocks import Blocks, BlockSampler
+from newllm_lib.errors import NewLLMError
+from newllm_lib.evaluation.metrics import evaluate
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, staged_directory, write_status
+from newllm_lib.training.callbacks import LogBlock
+from newllm_lib.training.curves import plot_curves
+from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+from newllm_lib.training.progress import Progress
+
+
+def _collate(batch: dict) -> dict:
+    """Blocks come as a batch already, with labels shifted. `labels` stays for the Trainer, which counts them."""
+    return {"input_ids": batch["input_ids"], "labels": batch["labels"], "shift_labels": batch["labels"]}
+
+
+class RunTrainer(Trainer):
+    """Trains one run. Everything that makes two runs differ is in the recipe; everything on disk is in the run's folder."""
+
+    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, **kwargs):
+        super().__init__(**kwargs)
+        self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
+        self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
+        self._interval_start = time.monotonic()
+        self._interval_pause = 0.0  # seconds of evaluating and saving, which are not training time
+        self._interval_tokens_from = None
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        recipe = self.recipe
+        # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
+        on_gpu = self.args.device.type == "cuda" and len(self.data.train.ids) < 200_000_000
+        blocks = Blocks(self.data.train, recipe.max_seq_length, self.args.device if on_gpu else None)
+        self.sampler = BlockSampler(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+        loader = DataLoader(
+            blocks, batch_size=self.args.per_device_train_batch_size, sampler=self.sampler, collate_fn=_collate,
+            drop_last=True, generator=torch.Generator(),  # its own generator: the global one stays the model's
+        )  # fmt: skip
+        return self.accelerator.prepare(loader)
+
+    def _run_epoch(self, *args, **kwargs):
+        self.sampler.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)
+
+    # --- optimisation -----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model if model is None else model, self.recipe)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_scheduler(optimizer or self.optimizer, num_training_steps, self.recipe)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs.pop("labels", None)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self._interval_loss += loss
+        return loss
+
+    # --- the log ----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        """Replace the Trainer's average by our own, which a checkpoint remembers, and append the row to `metrics.jsonl`."""
+        if "loss" in logs:
+            logs = self._interval_row(logs)
+            super().log(dict(logs), start_time)
+            self._append(logs)
+            self._check_finite(logs["loss"])
+            if self.is_world_process_zero():
+                self.log_block.training_line(logs, self.state, final=self.state.global_step == self.state.max_steps)
+                write_status(self.run, step=self.state.global_step, total_steps=self.state.max_steps)
+
+    def _interval_row(self, logs: dict) -> dict:
+        step = self.state.global_step
+        steps = step - self._last_logged_step()
+        loss = self._gather_mean(self._interval_loss) / steps
+        seconds = max(1e-9, time.monotonic() - self._interval_start - self._interval_pause)
+        since = self._interval_tokens_from if self._interval_tokens_from is not None else self._initial_global_step
+        speed = (step - since) * self.recipe.batch_size * self.recipe.max_seq_length / seconds
+        self._interval_loss.zero_()
+        self.progress.interval_steps, self._logged_step = 0, step
+        self._interval_start, self._interval_pause, self._interval_tokens_from = time.monotonic(), 0.0, step
+        row = {"step": step, "epoch": round(self.state.epoch, 6), "loss": loss, "learning_rate": logs["learning_rate"]}
+        if logs.get("grad_norm") is not None:
+            row["grad_norm"] = float(logs["grad_norm"])
+        return {**row, "tokens_per_second": round(speed, 1), "time": round(time.time(), 3)}
+
+    def _last_logged_step(self) -> int:
+        """The step of the last row, across restarts: the checkpoint says how many steps its unfinished interval holds."""
+        if not hasattr(self, "_logged_step"):
+            self._logged_step = self._initial_global_step - self.progress.interval_steps
+        return self._logged_step
+
+    def _gather_mean(self, value: torch.Tensor) -> float:
+        return self.accelerator.gather(value.reshape(1)).double().mean().item()
+
+    def _append(self, row: dict) -> None:
+        if self.is_world_process_zero():
+            with open(self.run.metrics_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _check_finite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        last = self.run.latest_checkpoint()
+        kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
+        raise NewLLMError(
+            f"The loss became {loss} near step {self.state.global_step}; {kept}. Lower --learning_rate "
+            f"(now {self.recipe.scaled_learning_rate():.1e}) or --max_grad_norm, and give the new run another --output_dir."
+        )
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args, **kwargs) -> dict:
+        """Validation metrics by `evaluation.metrics`, the same as `newllm evaluate`'s; keeps the best model in `best/`."""
+        started = time.monotonic()
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        metrics = evaluate(model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype)
+        step = self.state.global_step
+        best = self.progress.judge(metrics["bits_per_byte"], step)
+        row = {"step": step, "epoch": round(self.state.epoch, 6)}
+        row |= {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None}
+        self._append({**row, "best": best, "time": round(time.time(), 3)})
+        if self.is_world_process_zero():
+            self.log_block.validation_line(metrics, best)
+            if best:
+                self._save_for_use(self.run.best)
+            plot_curves(self.run)
+        patience = self.recipe.patience
+        if patience is not None and self.progress.evaluations_without_improvement >= patience:
+            self.control.should_training_stop = True
+            console.say(f"  No better validation in {patience} evaluations: stopping early")
+        self._interval_pause += time.monotonic() - started
+        return {k: v for k, v in row.items() if k.startswith("eval_")}
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def _save_for_use(self, folder: Path) -> None:
+        """Model and tokenizer, all that `from_pretrained` needs; whole or not there."""
+        with staged_directory(folder) as staging:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model.save_pretrained(staging)
+            self.data.tokenizer.save_pretrained(staging)
+
+    def _get_output_dir(self, trial=None) -> str:
+        """Where the Trainer writes a checkpoint: while saving, the temporary folder that is renamed when it is whole."""
+        return str(self._staging) if getattr(self, "_staging", None) else str(self.run.path)
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        started = time.monotonic()
+        step = self.state.global_step
+        self.progress.interval_steps = step - self._last_logged_step()
+        self.progress.interval_loss = self._gather_mean(self._interval_loss) if self.progress.interval_steps else 0.0
+        self._check_finite(self.progress.interval_loss)
+        final = self.run.path / f"checkpoint-{step}"
+        if self.args.world_size > 1:
+            raise NewLLMError("Training on several GPUs is not there yet: start one process.")
+        with staged_directory(final) as staging:
+            self._staging = staging / "trainer"
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            written = staging / "trainer" / final.name
+            for file in written.iterdir():
+                os.replace(file, staging / file.name)
+            written.rmdir()
+            written.parent.rmdir()
+            (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads; the recipe says it all
+            self.data.tokenizer.save_pretrained(staging)
+            self.progress.save(staging)
+        self._link_last(final)
+        self._prune(final)
+        console.say("  [Checkpoint saved]")
+        self._interval_pause += time.monotonic() - started
+
+    def _link_last(self, checkpoint: Path) -> None:
+        """`last/`: the newest save as `from_pretrained` wants it, sharing its files with the checkpoint where links work."""
+        with staged_directory(self.run.last) as staging:
+            for file in checkpoint.iterdir():
+                if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(_STATE_FILES):
+                    try:
+                        os.link(file, staging / file.name)
+                    except OSError:  # a file system without hard links, such as Drive's
+                        (staging / file.name).write_bytes(file.read_bytes())
+
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest `keep_checkpoints`. A folder is renamed before it is emptied, so it never looks whole by half."""
+        import shutil
+
+        for old in self.run.checkpoints()[: -self.recipe.keep_checkpoints]:
+            if old != newest:
+                doomed = old.with_name(f".removing-{old.name}")
+                os.replace(old, doomed)
+                shutil.rmtree(doomed)
+
+
+_STATE_FILES = ("trainer_state", "progress", "WHOLE")

@@ -1,0 +1,32 @@
+"""The probe answers as the named device would, with a reason for each choice."""
+
+import pytest
+
+from newllm_lib.device import _kind_of, probe
+from newllm_lib.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "dot"), [("t4", "fp16", False), ("v100", "fp16", False), ("l4", "bf16", True), ("a100", "bf16", True),
+                               ("h100", "bf16", True), ("cpu", "fp32", False)],
+)  # fmt: skip
+def test_dtype_and_kernels_follow_the_capability(monkeypatch, kind, dtype, dot):
+    monkeypatch.setenv("NEWLLM_DEVICE", kind)
+    device = probe()
+    assert (device.kind, device.dtype, device.tensor_core_dot) == (kind, dtype, dot)
+    assert {"device", "dtype", "attention", "kernels", "compile"} <= set(device.reasons)
+
+
+def test_an_unknown_device_is_named_with_the_known_ones(monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", "k80")
+    with pytest.raises(UsageError, match="k80.*t4"):
+        probe()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
+                       ("NVIDIA H200", "h100"), ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA L40S", "other"),
+                       ("NVIDIA GeForce RTX 3080", "other")],
+)  # fmt: skip
+def test_gpus_are_recognised_by_the_drivers_name(name, kind):
+    assert _kind_of(name) == kind

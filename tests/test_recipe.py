@@ -1,0 +1,204 @@
+"""The recipe: one dataclass for YAML, flags, forms and the record; unknown keys named; every key has an effect."""
+
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from newllm_lib.device import probe
+from newllm_lib.errors import UsageError
+from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
+
+
+def recipe(**overrides):
+    return load_recipe("demo", {"sized_for": "h100", **overrides})
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("kind", ["cpu", "t4", "h100"])
+@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
+def test_shipped_recipes_load_for_every_device_and_survive_their_own_yaml(name, kind, model, tmp_path):
+    loaded = load_recipe(name, {"model": model}, device_kind=kind)
+    (tmp_path / "recipe.yaml").write_text(loaded.to_yaml())
+    again = Recipe.from_yaml(tmp_path / "recipe.yaml")
+    assert again == loaded and not again.differences(loaded)
+    assert loaded.recipe == name and loaded.sized_for == kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"batchsize": 3}, ["batchsize", "batch_size"]),
+        ({"lerning_rate": 1}, ["learning_rate"]),
+        ({"batch_size": "many"}, ["batch_size", "int"]),
+        ({"batch_size": 0}, ["batch_size", "at least 1"]),
+        ({"learning_rate": float("nan")}, ["learning_rate", "finite"]),
+        ({"model": "gpt5"}, ["new_llm", "tiny_gpt2"]),
+        ({"micro_batch_size": "some"}, ["micro_batch_size", "int or auto"]),
+        ({"separate_documents": 3}, ["separate_documents", "true or false"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_helps(overrides, words):
+    with pytest.raises(UsageError) as error:
+        recipe(**overrides)
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UsageError, match="did you mean wikitext"):
+        load_recipe("wikitex")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("lerning_rate: 1\n", "learning_rate"), ("a: [\n", "YAML"), ("- 1\n", "key: value"), ("when: {moon: {epochs: 1}}\n", "moon"),
+     ("when: {cpu: {epoch: 1}}\n", "epochs")],
+)  # fmt: skip
+def test_a_wrong_yaml_file_is_one_line_with_its_name(text, words, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_recipe(str(path), device_kind="cpu")
+    assert words in str(error.value) and "mine.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_as_text_from_a_command_line_or_a_form_are_understood():
+    loaded = recipe(learning_rate="8e-4", max_samples="100,000", patience="none", separate_documents="false", compile="on", epochs="2")
+    assert (loaded.learning_rate, loaded.max_samples, loaded.patience) == (8e-4, 100_000, None)
+    assert (loaded.separate_documents, loaded.compile, loaded.epochs) == (False, "on", 2.0)
+
+
+def test_conditions_apply_by_device_and_model_and_flags_win(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("num_layers: 6\nwhen:\n  cpu: {num_layers: 1}\n  tiny_gpt2: {learning_rate: 0.001}\n")
+    assert load_recipe(str(path), device_kind="h100").num_layers == 6
+    assert load_recipe(str(path), device_kind="cpu").num_layers == 1
+    assert load_recipe(str(path), {"num_layers": 3}, device_kind="cpu").num_layers == 3
+    assert load_recipe(str(path), {"sized_for": "cpu"}, device_kind="h100").num_layers == 1
+    assert load_recipe(str(path), {"model": "tiny_gpt2"}, device_kind="h100").learning_rate == 0.001
+
+
+def test_run_names_are_the_owners_and_say_what_changes_the_data():
+    assert recipe().run_name == "new_llm_demo"
+    assert load_recipe("wikitext", {"model": "tiny_gpt2"}, device_kind="h100").run_name == "tinygpt2_wikitext"
+    assert recipe(num_layers=6, max_samples=100_000).run_name == "new_llm_demo_layers6_100k"
+    assert recipe(recurrence="sequential", protocol="seed").run_name == "new_llm_demo_sequential_protocol-seed"
+    assert recipe(data_dir="/some/where/poems").run_name == "new_llm_demo_poems"
+    different = [{}, {"max_samples": 5}, {"max_seq_length": 256}, {"context_dim": 512}, {"seed": 1}, {"vocab_size": 8192}]
+    assert len({recipe(**d).run_name for d in different}) == len(different)
+
+
+def test_batch_size_scales_the_learning_rate_by_its_square_root_and_a_given_rate_is_meant_as_given():
+    base = recipe()
+    assert recipe(batch_size=4 * base.batch_size).scaled_learning_rate() == pytest.approx(2 * base.learning_rate)
+    assert recipe(batch_size=4 * base.batch_size, learning_rate=1e-3).scaled_learning_rate() == pytest.approx(1e-3)
+    guide = recipe(learning_rate=8e-4, learning_rate_batch_size=2048, batch_size=1024)
+    assert guide.scaled_learning_rate() == pytest.approx(8e-4 / 2**0.5)
+
+
+# --- every key has an effect ------------------------------------------------------------------------------------------
+
+MODEL_KEYS = {  # another value of the key, and what must be set beside it for the key to count
+    "model": ("tiny_gpt2", {}), "recurrence": ("sequential", {}), "num_layers": (2, {}), "hidden_size": (64, {}),
+    "context_dim": (64, {}), "mlp_size": (64, {}), "conv_width": (2, {}), "num_heads": (8, {"model": "tiny_gpt2"}),
+    "dropout": (0.3, {}), "tie_embeddings": (False, {}), "separate_documents": (False, {}),
+    "max_seq_length": (64, {"model": "tiny_gpt2"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_each_model_key_changes_the_model(key):
+    from newllm_lib.models import model_config
+
+    value, beside = MODEL_KEYS[key]
+    assert model_config(recipe(**beside), 500).to_diff_dict() != model_config(recipe(**{**beside, key: value}), 500).to_diff_dict()
+
+
+OPTIMISER_KEYS = {
+    "learning_rate": 1e-3, "learning_rate_batch_size": 32, "batch_size": 256, "warmup_steps": 10, "schedule": "linear",
+    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999,
+}  # fmt: skip
+
+
+def _course(r: Recipe):
+    """What the optimizer and its schedule do in 100 steps, as numbers."""
+    from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+
+    optimizer = build_optimizer(torch.nn.Linear(3, 3), r)
+    scheduler, rates = build_scheduler(optimizer, 400, r), []
+    for _ in range(300):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates, [(g["weight_decay"], g["betas"]) for g in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("key", OPTIMISER_KEYS)
+def test_each_optimiser_key_changes_the_steps(key):
+    base = recipe()
+    assert _course(base) != _course(recipe(**{key: OPTIMISER_KEYS[key]}))
+
+
+def test_arguments_reach_the_trainer(tmp_path):
+    from newllm_lib.runs import Run
+    from newllm_lib.training.train import _arguments
+
+    arguments = _arguments(recipe(seed=7, max_grad_norm=0.5, report_to="tensorboard"), Run(tmp_path), probe(), 10, 4)
+    assert (arguments.seed, arguments.max_grad_norm, arguments.max_steps) == (7, 0.5, 10)
+    assert arguments.report_to == ["tensorboard"]
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == recipe().batch_size
+
+
+def test_dtype_and_compile_follow_the_recipe_or_the_probe():
+    from newllm_lib.training.train import _compiles, _dtype
+
+    device = probe()
+    assert _dtype(recipe(dtype="bf16"), device) == "bf16" and _dtype(recipe(), device) == device.dtype
+    assert [_compiles(recipe(compile=c), device) for c in ("on", "off", "auto")] == [True, False, device.compile]
+
+
+def test_micro_batch_divides_the_batch_and_fits(monkeypatch):
+    from newllm_lib.training.estimate import estimate, micro_batch_size
+
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    device = probe()
+    assert micro_batch_size(recipe(micro_batch_size=48), device) == 32  # the largest divisor of 128 below it
+    large = recipe(max_seq_length=4096, hidden_size=1024, mlp_size=4096, batch_size=2048)
+    assert estimate(large, device)["memory_estimate_gib"] < device.memory_gib
+    assert micro_batch_size(large, device) < 2048
+
+
+def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
+    from transformers import TrainerControl
+
+    from newllm_lib.training.callbacks import Timetable
+
+    def days(**changes):
+        table = Timetable(recipe(**changes), steps_per_epoch=100)
+        table.last_save -= 120  # two minutes ago
+        seen = []
+        for step in range(1, 201):
+            control = table.on_step_end(
+                SimpleNamespace(world_size=1), SimpleNamespace(global_step=step, max_steps=200), TrainerControl()
+            )
+            seen.append((control.should_log, control.should_evaluate, control.should_save))
+        return seen
+
+    base = days()
+    assert sum(e for _, e, _ in base) == 2 and base[-1] == (True, True, True)
+    assert sum(e for _, e, _ in days(evals_per_epoch=4)) == 8
+    assert sum(log for log, _, _ in days(logging_steps=10)) == 21
+    assert sum(s for _, _, s in base) == 2 and sum(s for _, _, s in days(save_minutes=1)) == 200
+
+
+ELSEWHERE = {
+    "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
+    "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size",  # tests/data
+    "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
+    "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
+}  # fmt: skip
+
+
+def test_no_key_is_without_a_test_of_its_effect():
+    assert {f.name for f in fields(Recipe)} == ELSEWHERE | set(MODEL_KEYS) | set(OPTIMISER_KEYS)

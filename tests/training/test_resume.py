@@ -1,0 +1,44 @@
+"""A run killed at any moment and started again gives, step by step, the numbers of the run that was never killed."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DRIVER = Path(__file__).with_name("kill_driver.py")
+
+
+def write_text(folder: Path, documents: int = 60) -> None:
+    words = random.Random(0)
+    vocabulary = ["the", "cat", "sees", "a", "red", "house", "and", "sleeps", "near", "water"]
+    text = "\n\n".join(" ".join(words.choices(vocabulary, k=words.randint(5, 60))) + "." for _ in range(documents))
+    (folder / "text").mkdir()
+    (folder / "text" / "train.txt").write_text(text)
+
+
+def killed(folder: Path, kills: int, seed: int) -> dict:
+    write_text(folder)
+    process = subprocess.run(
+        [sys.executable, str(DRIVER), str(folder), str(kills), str(seed)], capture_output=True, text=True, timeout=900
+    )
+    logs = "\n".join(p.read_text()[-2000:] for p in folder.glob("*.out"))
+    assert process.returncode == 0, process.stderr[-2000:] + logs
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def check(result: dict, kills: int) -> None:
+    assert result["kills"] == kills
+    assert len(result["whole"]) > 8
+    assert result["killed"] == result["whole"]  # steps, losses, rates, norms, evaluations, marks: to the last bit
+
+
+def test_a_run_killed_three_times_equals_the_undisturbed_one(tmp_path):
+    check(killed(tmp_path, 3, seed=1), 3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_equals_the_undisturbed_one(tmp_path):
+    check(killed(tmp_path, 20, seed=2), 20)
