@@ -46,6 +46,13 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def quiet_libraries() -> None:
+    """No progress bars of transformers' own: they redraw themselves, and fill a log file with fragments."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 class Progress:
     """Progress of a long step as plain lines, at most one every `every` seconds, with the time left.
 

@@ -6,8 +6,8 @@
     c_t = a_t * c_{t-1} + (1 - a_t) * silu(i_t)   the context vector
     y_t = RMSNorm(c_t) * silu(z_t)                what this token reads from it
 
-Because a_t does not depend on c, all time steps are computed at once (`ops.context_scan`); the original recurrence, whose gates read
-the context, can't be. The recurrence is that of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short
+Because a_t does not depend on c, all time steps are computed at once ; the original recurrence, whose gates read
+the context, can't be. The arithmetic is in `ops.short_conv` and `ops.gated_scan`. The recurrence is that of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short
 convolution are those of Mamba (Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is Primer's (So et al., 2021, arXiv 2109.08668).
 """
 
@@ -17,38 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.ops.context_scan import context_scan
-
-
-class ShortConvolution(nn.Module):
-    """x_t + sum_k w_k x_{t-k}, k < width, one filter for each channel, never across a document's start."""
-
-    def __init__(self, dim: int, width: int):
-        super().__init__()
-        self.width = width
-        self.weight = nn.Parameter(torch.zeros(dim, width))
-
-    def forward(self, x, tail, starts):
-        """x (batch, time, dim), tail (batch, width - 1, dim) the tokens before it, starts (batch, time) bool or None."""
-        if self.width == 1:
-            return x * (1 + self.weight[:, 0].to(x.dtype)), tail
-        time, behind = x.shape[1], self.width - 1
-        history = torch.cat([tail.to(x.dtype), x], 1)
-        document = None
-        if starts is not None:  # number of the document each position belongs to; the tail belongs to document 0
-            document = F.pad(starts.cumsum(1), (behind, 0))
-        weight = self.weight.to(x.dtype)
-        out = x + x * weight[:, 0]
-        for k in range(1, self.width):
-            past = history[:, behind - k : behind - k + time]
-            if document is not None:
-                same = document[:, behind - k : behind - k + time] == document[:, behind:]
-                past = past * same.unsqueeze(-1)
-            out = out + past * weight[:, k]
-        new_tail = history[:, time:]
-        if document is not None:
-            new_tail = new_tail * (document[:, time:] == document[:, -1:]).unsqueeze(-1)
-        return out, new_tail
+from newllm_lib.ops.gated_scan import gated_context
+from newllm_lib.ops.short_conv import short_conv
 
 
 class ContextVector(nn.Module):
@@ -57,10 +27,10 @@ class ContextVector(nn.Module):
     def __init__(self, hidden_size: int, context_dim: int, conv_width: int):
         super().__init__()
         self.context_dim, self.hidden_size, self.conv_width = context_dim, hidden_size, conv_width
-        self.conv = ShortConvolution(hidden_size, conv_width)
-        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)
+        self.conv = nn.Parameter(torch.zeros(hidden_size, conv_width))
+        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)  # input, forget gate, read-out gate
         self.forget_bias = nn.Parameter(torch.zeros(context_dim))
-        self.norm = nn.RMSNorm(context_dim, eps=1e-6)
+        self.norm = nn.Parameter(torch.ones(context_dim))
         self.out = nn.Linear(context_dim, hidden_size, bias=False)
 
     @property
@@ -71,17 +41,9 @@ class ContextVector(nn.Module):
         """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
         batch = x.shape[0]
         context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
-        if valid is not None:
-            x = x * valid.unsqueeze(-1)
-        u, tail = self.conv(x, tail.reshape(batch, self.conv_width - 1, self.hidden_size), starts)
-        i, f, z = self.project(u).chunk(3, -1)
-        keep = torch.sigmoid(f.float() + self.forget_bias.float())
-        if starts is not None:
-            keep = keep.masked_fill(starts.unsqueeze(-1), 0.0)
-        if valid is not None:  # padding neither forgets nor writes
-            keep = keep.masked_fill(~valid.unsqueeze(-1), 1.0)
-        c, context = context_scan(keep, (1 - keep) * F.silu(i.float()), context)
-        y = self.norm(c).to(z.dtype) * F.silu(z)
+        tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
+        u, tail = short_conv(x, self.conv, starts, valid, tail)
+        y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context)
         return self.out(y), torch.cat([context, tail.reshape(batch, -1).float()], -1)
 
 

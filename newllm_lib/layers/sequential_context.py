@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
+
+from newllm_lib.ops.sequential_context import SequentialWeights, sequential_context
 
 
 class SequentialContext(nn.Module):
@@ -26,15 +27,5 @@ class SequentialContext(nn.Module):
 
     def forward(self, x, state, starts=None, valid=None):
         """x (batch, time, embedding), state (batch, context_dim) float32, starts and valid (batch, time) bool or None."""
-        context, outputs = state, []
-        for t in range(x.shape[1]):
-            if starts is not None:
-                context = context.masked_fill(starts[:, t, None], 0.0)
-            h = torch.cat([x[:, t], context.to(x.dtype)], -1)
-            for layer in self.mlp:
-                h = torch.relu(layer(h))
-            delta, forget, write = self.gates(h).float().chunk(3, -1)
-            new = self.norm(torch.sigmoid(forget) * context + torch.sigmoid(write) * delta).float()
-            context = new if valid is None else torch.where(valid[:, t, None], new, context)
-            outputs.append(h)
-        return torch.stack(outputs, 1), context
+        weights = SequentialWeights.of(self.mlp, self.gates, self.norm)
+        return sequential_context(x, weights, state, starts, valid)

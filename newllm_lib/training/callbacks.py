@@ -39,6 +39,17 @@ class Timetable(TrainerCallback):
         self.last_save = time.monotonic()
 
 
+class DataOrder(TrainerCallback):
+    """Tells the sampler which epoch begins: its order comes from the seed and the epoch alone, also after a restart."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        steps = len(self.sampler) // (args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+        self.sampler.set_epoch(state.global_step // steps)
+
+
 class Signals(TrainerCallback):
     """SIGINT and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
 

@@ -33,6 +33,7 @@ def train(recipe: Recipe) -> Run:
         NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
+    console.quiet_libraries()
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
@@ -204,7 +205,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
+        log=log, first_step=checkpoint_step(checkpoint) if checkpoint else 0, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with our data, our evaluation, checkpoints that are whole or not there, and a loss curve that survives kills."""
+"""`transformers.Trainer` with our data and evaluation, checkpoints that are whole or not there, and a curve that survives kills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, staged_directory, write_status
-from newllm_lib.training.callbacks import LogBlock
+from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
@@ -32,13 +32,14 @@ def _collate(batch: dict) -> dict:
 class RunTrainer(Trainer):
     """Trains one run. Everything that makes two runs differ is in the recipe; everything on disk is in the run's folder."""
 
-    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, **kwargs):
+    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, first_step: int, **kwargs):
         super().__init__(**kwargs)
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
         self._interval_pause = 0.0  # seconds of evaluating and saving, which are not training time
-        self._interval_tokens_from = None
+        self._measured_from = first_step
+        self._logged_step = first_step - progress.interval_steps  # step of the last row, perhaps before a restart
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -47,16 +48,13 @@ class RunTrainer(Trainer):
         # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
         on_gpu = self.args.device.type == "cuda" and len(self.data.train.ids) < 200_000_000
         blocks = Blocks(self.data.train, recipe.max_seq_length, self.args.device if on_gpu else None)
-        self.sampler = BlockSampler(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+        sampler = BlockSampler(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+        self.add_callback(DataOrder(sampler))
         loader = DataLoader(
-            blocks, batch_size=self.args.per_device_train_batch_size, sampler=self.sampler, collate_fn=_collate,
+            blocks, batch_size=self.args.per_device_train_batch_size, sampler=sampler, collate_fn=_collate,
             drop_last=True, generator=torch.Generator(),  # its own generator: the global one stays the model's
         )  # fmt: skip
         return self.accelerator.prepare(loader)
-
-    def _run_epoch(self, *args, **kwargs):
-        self.sampler.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)
 
     # --- optimisation -----------------------------------------------------------------------------------------------
 
@@ -95,24 +93,16 @@ class RunTrainer(Trainer):
 
     def _interval_row(self, logs: dict) -> dict:
         step = self.state.global_step
-        steps = step - self._last_logged_step()
-        loss = self._gather_mean(self._interval_loss) / steps
+        loss = self._gather_mean(self._interval_loss) / (step - self._logged_step)
         seconds = max(1e-9, time.monotonic() - self._interval_start - self._interval_pause)
-        since = self._interval_tokens_from if self._interval_tokens_from is not None else self._initial_global_step
-        speed = (step - since) * self.recipe.batch_size * self.recipe.max_seq_length / seconds
+        speed = (step - self._measured_from) * self.recipe.batch_size * self.recipe.max_seq_length / seconds
         self._interval_loss.zero_()
-        self.progress.interval_steps, self._logged_step = 0, step
-        self._interval_start, self._interval_pause, self._interval_tokens_from = time.monotonic(), 0.0, step
+        self._logged_step = self._measured_from = step
+        self._interval_start, self._interval_pause = time.monotonic(), 0.0
         row = {"step": step, "epoch": round(self.state.epoch, 6), "loss": loss, "learning_rate": logs["learning_rate"]}
         if logs.get("grad_norm") is not None:
             row["grad_norm"] = float(logs["grad_norm"])
         return {**row, "tokens_per_second": round(speed, 1), "time": round(time.time(), 3)}
-
-    def _last_logged_step(self) -> int:
-        """The step of the last row, across restarts: the checkpoint says how many steps its unfinished interval holds."""
-        if not hasattr(self, "_logged_step"):
-            self._logged_step = self._initial_global_step - self.progress.interval_steps
-        return self._logged_step
 
     def _gather_mean(self, value: torch.Tensor) -> float:
         return self.accelerator.gather(value.reshape(1)).double().mean().item()
@@ -172,7 +162,7 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model, trial=None) -> None:
         started = time.monotonic()
         step = self.state.global_step
-        self.progress.interval_steps = step - self._last_logged_step()
+        self.progress.interval_steps = step - self._logged_step
         self.progress.interval_loss = self._gather_mean(self._interval_loss) if self.progress.interval_steps else 0.0
         self._check_finite(self.progress.interval_loss)
         final = self.run.path / f"checkpoint-{step}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from newllm_lib.ops.backend import runs_triton
 from newllm_lib.ops.context_scan import chunked, reference
 
 
@@ -18,6 +19,10 @@ def context_scan(
     Returns:
         c (batch, time, dim) in b's dtype, final state (batch, dim) in float32.
     """
+    if runs_triton(b):
+        from newllm_lib.ops.context_scan import triton
+
+        return triton.context_scan(a, b, initial_state)
     if b.shape[1] == 1:  # one decoding step: the recurrence itself
         return reference.context_scan(a, b, initial_state)
     return chunked.context_scan(a, b, initial_state)

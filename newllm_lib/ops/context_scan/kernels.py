@@ -1,0 +1,247 @@
+"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t and of its gradient. No tensor-core dot: they run from sm70 on.
+
+One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The state is
+the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them is used: memory
+stays busy although the walk is sequential. Where batch x dim is too small to fill the GPU, time is cut into chunks as well: a
+first pass (`SUMMARY`) finds what each chunk does to any state that enters it (exit = product * entry + end), these summaries are
+scanned by the same kernel, and the main pass starts each chunk from the right state.
+
+`GATED` kernels make the coefficients themselves from pre-activations x (forget) and y (input), so that neither a nor b is ever
+stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. Otherwise x is a and y is b.
+
+Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); starts, valid (batch, time) bytes; initial and
+final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid_pair(x):
+    """sigmoid(x) and 1 - sigmoid(x), each to full relative precision: subtracting would lose the digits of a gate near 1."""
+    e = tl.exp(-tl.abs(x))
+    large = 1.0 / (1.0 + e)
+    small = e * large
+    return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
+
+
+@triton.jit
+def _mask(dims, dim, inside):
+    """Channels below dim, and none of them unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
+    return dims < tl.where(inside, dim, 0)
+
+
+@triton.jit
+def _load_rows(row, stride_time, stride_dim, dims, dim, t, first, last, UNROLL: tl.constexpr, STEP: tl.constexpr):
+    """Rows t, t + STEP, ... (UNROLL of them) as a tuple of float32 vectors; zeros for those outside [first, last)."""
+    rows = ()
+    for u in tl.static_range(UNROLL):
+        mask = _mask(dims, dim, (t + u * STEP >= first) & (t + u * STEP < last))
+        rows = rows + (tl.load(row + u * STEP * stride_time + dims * stride_dim, mask=mask, other=0.0).to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def _load_flags(flags, row, t, first, last, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
+    """For each of UNROLL steps: does it lie in [first, last) and, if there is such a tensor, is its byte set?"""
+    found = ()
+    for u in tl.static_range(UNROLL):
+        inside = (t + u * STEP >= first) & (t + u * STEP < last)
+        if STORED:
+            inside = inside & (tl.load(flags + row + t + u * STEP, mask=inside, other=0) != 0)
+        found = found + (inside,)
+    return found
+
+
+@triton.jit
+def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr):
+    """(a, share): how much of the state is kept and how much is written; a step that does not count keeps all, writes nothing."""
+    if GATED:
+        keep, share = sigmoid_pair(x + bias)
+        if HAS_STARTS:
+            keep = tl.where(start, 0.0, keep)
+            share = tl.where(start, 1.0, share)
+    else:
+        keep = x
+        share = tl.full(x.shape, 1.0, tl.float32)
+    return tl.where(counts, keep, 1.0), tl.where(counts, share, 0.0)
+
+
+@triton.jit
+def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunks, HAS_OUTER: tl.constexpr):
+    """The state that enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state (or zeros)."""
+    state = tl.zeros(dims.shape, tl.float32)
+    if (neighbour >= 0) & (neighbour < chunks):
+        state = tl.load(exits + (batch * chunks + neighbour) * dim + dims, mask=in_dim, other=0.0)
+    elif HAS_OUTER:
+        state = tl.load(outer + batch * dim + dims, mask=in_dim, other=0.0)
+    return state
+
+
+@triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
+def scan_forward(
+    x, y, bias, starts, valid, initial, exits, c, product, final,
+    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, SUMMARY: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end when it starts from zero."""
+    dim_blocks = tl.cdiv(dim, BLOCK_DIM)
+    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    chunk = tl.program_id(1)
+    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = dims < dim
+    first = chunk * chunk_length
+    last = tl.minimum(first + chunk_length, time)
+    x_row = x + batch * x_batch + first.to(tl.int64) * x_time
+    y_row = y + batch * y_batch + first.to(tl.int64) * y_time
+    c_row = c + (batch * time + first) * dim
+    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    if HAS_BIAS:
+        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
+    if SUMMARY:
+        state = tl.zeros((BLOCK_DIM,), tl.float32)
+    else:
+        state = _entry_state(initial, exits, batch, dim, dims, in_dim, chunk, chunk - 1, chunks, HAS_INITIAL)
+    kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
+    for t in range(first, last, UNROLL):
+        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, 1)
+        ys = _load_rows(y_row, y_time, y_dim, dims, dim, t, first, last, UNROLL, 1)
+        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, 1)
+        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, 1)
+        for u in tl.static_range(UNROLL):
+            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
+            written = ys[u]
+            if GATED:
+                written = written * sigmoid_pair(written)[0]
+            state = a * state + share * written
+            if SUMMARY:
+                kept = kept * a
+            else:
+                tl.store(c_row + u * dim + dims, state.to(c.dtype.element_ty), mask=_mask(dims, dim, t + u < last))
+        x_row += UNROLL * x_time
+        y_row += UNROLL * y_time
+        c_row += UNROLL * dim
+    if SUMMARY:
+        tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
+        tl.store(final + (batch * chunks + chunk) * dim + dims, state, mask=in_dim)
+    elif chunk == chunks - 1:
+        tl.store(final + batch * dim + dims, state, mask=in_dim)
+
+
+@triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
+def scan_backward_summary(
+    x, bias, starts, valid, dc, product, end,
+    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, dc_batch, dc_time, dc_dim,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_DC: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """What a chunk does to a gradient that enters it from the later chunks: exit = product * entry + end."""
+    dim_blocks = tl.cdiv(dim, BLOCK_DIM)
+    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    chunk = tl.program_id(1)
+    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = dims < dim
+    first = chunk * chunk_length
+    last = tl.minimum(first + chunk_length, time)
+    x_row = x + batch * x_batch + (last - 1).to(tl.int64) * x_time
+    dc_row = dc + batch * dc_batch + (last - 1).to(tl.int64) * dc_time
+    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    if HAS_BIAS:
+        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
+    carried = tl.zeros((BLOCK_DIM,), tl.float32)
+    kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
+    for back in range(0, last - first, UNROLL):
+        t = last - 1 - back
+        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, -1)
+        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, -1)
+        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, -1)
+        if HAS_DC:
+            dcs = _load_rows(dc_row, dc_time, dc_dim, dims, dim, t, first, last, UNROLL, -1)
+        for u in tl.static_range(UNROLL):
+            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
+            if HAS_DC:
+                carried += dcs[u]
+            carried = a * carried
+            kept = kept * a
+        x_row -= UNROLL * x_time
+        dc_row -= UNROLL * dc_time
+    tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
+    tl.store(end + (batch * chunks + chunk) * dim + dims, carried, mask=in_dim)
+
+
+@triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
+def scan_backward(
+    x, y, bias, starts, valid, initial, c, dc, dfinal, exits, dx, dy, dbias, dinitial,
+    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim, dc_batch, dc_time, dc_dim,
+    dx_batch, dx_time, dx_dim, dy_batch, dy_time, dy_dim,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_DC: tl.constexpr, HAS_DFINAL: tl.constexpr,
+    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, d initial = a_1 g_1.
+
+    GATED: writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the chunk.
+    """
+    dim_blocks = tl.cdiv(dim, BLOCK_DIM)
+    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    chunk = tl.program_id(1)
+    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = dims < dim
+    first = chunk * chunk_length
+    last = tl.minimum(first + chunk_length, time)
+    end = (last - 1).to(tl.int64)
+    x_row = x + batch * x_batch + end * x_time
+    y_row = y + batch * y_batch + end * y_time
+    dc_row = dc + batch * dc_batch + end * dc_time
+    dx_row = dx + batch * dx_batch + end * dx_time
+    dy_row = dy + batch * dy_batch + end * dy_time
+    before_row = c + (batch * time + end) * dim - dim  # c_{t-1}
+    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    if HAS_BIAS:
+        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
+    at_zero = tl.zeros((BLOCK_DIM,), tl.float32)
+    if HAS_INITIAL:
+        at_zero = tl.load(initial + batch * dim + dims, mask=in_dim, other=0.0)
+    carried = _entry_state(dfinal, exits, batch, dim, dims, in_dim, chunk, chunk + 1, chunks, HAS_DFINAL)
+    bias_sum = tl.zeros((BLOCK_DIM,), tl.float32)
+    for back in range(0, last - first, UNROLL):
+        t = last - 1 - back
+        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, -1)
+        before = _load_rows(before_row, dim, 1, dims, dim, t, tl.maximum(first, 1), last, UNROLL, -1)
+        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, -1)
+        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, -1)
+        if GATED:
+            ys = _load_rows(y_row, y_time, y_dim, dims, dim, t, first, last, UNROLL, -1)
+        if HAS_DC:
+            dcs = _load_rows(dc_row, dc_time, dc_dim, dims, dim, t, first, last, UNROLL, -1)
+        for u in tl.static_range(UNROLL):
+            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
+            if HAS_DC:
+                carried += dcs[u]
+            previous = tl.where(t - u == 0, at_zero, before[u])
+            grad_x = tl.where(counts[u], carried * previous, 0.0)
+            grad_y = share * carried
+            if GATED:
+                gate, rest = sigmoid_pair(ys[u])
+                # share = 1 - a, so a also takes away from what is written; a * share is sigmoid's derivative (0 at a start).
+                grad_x = (grad_x - carried * ys[u] * gate) * a * share
+                grad_y = grad_y * gate * (1.0 + ys[u] * rest)
+                bias_sum += grad_x
+            store = _mask(dims, dim, t - u >= first)
+            tl.store(dx_row - u * dx_time + dims * dx_dim, grad_x.to(dx.dtype.element_ty), mask=store)
+            tl.store(dy_row - u * dy_time + dims * dy_dim, grad_y.to(dy.dtype.element_ty), mask=store)
+            carried = a * carried
+        x_row -= UNROLL * x_time
+        y_row -= UNROLL * y_time
+        before_row -= UNROLL * dim
+        dc_row -= UNROLL * dc_time
+        dx_row -= UNROLL * dx_time
+        dy_row -= UNROLL * dy_time
+    if HAS_BIAS:
+        tl.store(dbias + (batch * chunks + chunk) * dim + dims, bias_sum, mask=in_dim)
+    if chunk == 0:
+        tl.store(dinitial + batch * dim + dims, carried, mask=in_dim)

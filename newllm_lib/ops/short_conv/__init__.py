@@ -1,0 +1,77 @@
+"""u_t = x_t + sum_k w_k x_{t-k}: the short causal convolution, one filter for each channel, that shows a layer the last few tokens.
+
+It never looks across a document's start, goes on from a carried tail, and skips padding as if it weren't there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.short_conv import reference
+
+
+def short_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    valid: torch.Tensor | None = None,
+    tail: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The convolution and what the next call needs.
+
+    Args:
+        x: (batch, time, dim). weight: (dim, width), weight[:, k] for the token k steps back.
+        starts: (batch, time) bool, document starts. valid: (batch, time) bool, False is padding: taps pass over it, and u there
+            means nothing. tail: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
+    Returns:
+        u (batch, time, dim) in x's dtype; the new tail (batch, width - 1, dim) in x's dtype, zero where a document start lies
+        between it and the next token.
+    """
+    if valid is not None:
+        return _without_padding(x, weight, starts, valid, tail)
+    if runs_triton(x):
+        from newllm_lib.ops.short_conv import triton
+
+        return triton.short_conv(x, weight, starts, tail), new_tail(x, weight.shape[1], starts, tail)
+    return reference.short_conv(x, weight, starts, tail), new_tail(x, weight.shape[1], starts, tail)
+
+
+def new_tail(x: torch.Tensor, width: int, starts: torch.Tensor | None, tail: torch.Tensor | None) -> torch.Tensor:
+    """The last width - 1 tokens of [tail, x], those before the last document start as zeros: (batch, width - 1, dim)."""
+    batch, time, dim = x.shape
+    behind = width - 1
+    taken = x[:, max(0, time - behind) :]
+    if time < behind:
+        before = x.new_zeros(batch, behind, dim) if tail is None else tail.to(x.dtype)
+        taken = torch.cat([before[:, time:], taken], 1)
+    if starts is None or behind == 0:
+        return taken
+    last = starts[:, max(0, time - behind) :]
+    if time < behind:
+        last = torch.nn.functional.pad(last, (behind - time, 0))
+    # A token is cut off if a document starts after it: starts counted from the end, the token's own not included.
+    after = last.int().flip(1).cumsum(1).flip(1) - last.int()
+    return taken.masked_fill((after > 0).unsqueeze(-1), 0.0)
+
+
+def _without_padding(x, weight, starts, valid, tail):
+    """Move each row's padding to its end, where causality makes it harmless, and the results back."""
+    time, behind = x.shape[1], weight.shape[1] - 1
+    order = torch.argsort(~valid, dim=1, stable=True)  # valid positions first, in their order
+    moved = x.gather(1, order.unsqueeze(-1).expand_as(x))
+    ends = valid.sum(1)
+    if starts is not None:
+        starts = (starts & valid).gather(1, order)
+    u, _ = short_conv(moved, weight, starts, None, tail)
+    back = torch.argsort(order, dim=1)
+    u = u.gather(1, back.unsqueeze(-1).expand_as(u))
+    before = x.new_zeros(x.shape[0], behind, x.shape[2]) if tail is None else tail.to(x.dtype)
+    history = torch.cat([before, moved], 1)  # the tail ends with the last valid token, at behind + ends - 1
+    kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
+    new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    if starts is not None:
+        document = torch.nn.functional.pad(starts.cumsum(1), (behind, 0))  # which document each place of the history belongs to
+        same = document.gather(1, kept) == document[:, behind + time - 1 :]
+        new = new * same.unsqueeze(-1)
+    return u, new

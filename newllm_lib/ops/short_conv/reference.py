@@ -1,0 +1,27 @@
+"""The short convolution in plain torch: one shifted, masked product for each tap."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def short_conv(
+    x: torch.Tensor, weight: torch.Tensor, starts: torch.Tensor | None = None, tail: torch.Tensor | None = None
+) -> torch.Tensor:
+    """u = x + conv(x), sizes as in `short_conv.short_conv`; computed in float32 (float64 for float64 inputs)."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    batch, time, dim = x.shape
+    behind = weight.shape[1] - 1
+    before = x.new_zeros(batch, behind, dim) if tail is None else tail
+    history = torch.cat([before.to(compute), x.to(compute)], 1)
+    weight = weight.to(compute)
+    u = history[:, behind:] * (1 + weight[:, 0])
+    if starts is not None:  # number of the document each position belongs to; the tail belongs to the one before the first start
+        document = F.pad(starts.cumsum(1), (behind, 0))
+    for k in range(1, weight.shape[1]):
+        past = history[:, behind - k : behind - k + time]
+        if starts is not None:
+            past = past * (document[:, behind - k : behind - k + time] == document[:, behind:]).unsqueeze(-1)
+        u = u + past * weight[:, k]
+    return u.to(x.dtype)

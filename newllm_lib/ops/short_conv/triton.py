@@ -1,0 +1,88 @@
+"""The short convolution on a GPU: a custom operator over `kernels`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from newllm_lib.ops.context_scan import launch
+from newllm_lib.ops.short_conv import kernels
+
+# As in `context_scan.launch`.
+_FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
+_BACKWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
+_FULL = 16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
+_MIN_CHUNK = 32
+
+
+def _plan(x: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int], int]:
+    """Grid and time steps a chunk."""
+    batch, time, dim = x.shape
+    blocks = batch * triton.cdiv(dim, tile["BLOCK_DIM"])
+    wanted = triton.cdiv(_FULL * launch.multiprocessors(x.device), blocks)
+    length = triton.cdiv(time, max(1, min(wanted, time // _MIN_CHUNK)))
+    return (blocks, triton.cdiv(time, length)), length
+
+
+def _constants(weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> dict[str, int]:
+    return dict(
+        HAS_STARTS=starts is not None, HAS_TAIL=tail is not None and weight.shape[1] > 1, WIDTH=weight.shape[1]
+    )  # fmt: skip
+
+
+@torch.library.custom_op("newllm::short_conv", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> Tensor:
+    u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grid, length = _plan(x, _FORWARD)
+    with torch.cuda.device_of(x):
+        kernels.conv_forward[grid](
+            x, weight.contiguous(), launch.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
+            *launch.strides(x), **_constants(weight, starts, tail), **_FORWARD,
+        )  # fmt: skip
+    return u
+
+
+@_conv.register_fake
+def _(x, weight, starts, tail):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("newllm::short_conv_backward", mutates_args=())
+def _conv_backward(
+    x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None, du: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dtail = x.new_empty(0) if tail is None else torch.empty_like(tail)
+    grid, length = _plan(x, _BACKWARD)
+    dweight = torch.empty(x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        kernels.conv_backward[grid](
+            x, weight.contiguous(), launch.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
+            length, *launch.strides(x), *launch.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
+        )  # fmt: skip
+    return dx, dweight.sum((0, 1)).t().to(weight.dtype).contiguous(), dtail
+
+
+@_conv_backward.register_fake
+def _(x, weight, starts, tail, du):
+    dtail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dtail
+
+
+def _keep_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, du):
+    x, weight, starts, tail = ctx.saved_tensors
+    dx, dweight, dtail = _conv_backward(x, weight, starts, tail, du)
+    return dx, dweight, None, None if tail is None else dtail
+
+
+_conv.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def short_conv(x: Tensor, weight: Tensor, starts: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
+    """u = x + conv(x), sizes as in `short_conv.short_conv`, for float32, bfloat16 and float16."""
+    return _conv(x, weight, starts, None if tail is None else tail.contiguous())

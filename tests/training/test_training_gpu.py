@@ -1,0 +1,87 @@
+"""Training on a GPU: bf16, fp16 as a T4 would, kernels against plain torch, and resume."""
+
+import json
+
+import pytest
+import torch
+
+from newllm_lib.errors import Interrupted
+from newllm_lib.models import build_model
+from newllm_lib.recipe import load_recipe
+from tests.training.test_resume import write_text
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+def recipe(folder, **changes):
+    return load_recipe(
+        "demo",
+        {
+            "sized_for": "h100", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 32, "batch_size": 8,
+            "hidden_size": 64, "context_dim": 96, "mlp_size": 128, "num_layers": 2, "epochs": 30, "evals_per_epoch": 1,
+            "logging_steps": 1, "output_dir": str(folder / "run"), "compile": "off", "warmup_steps": 5, **changes,
+        },
+    )  # fmt: skip
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
+@pytest.mark.parametrize(("kind", "dtype"), [("h100", "bf16"), ("t4", "fp16")])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_it_learns_in_half_precision(tmp_path, monkeypatch, model, kind, dtype, compile):
+    from newllm_lib.device import probe
+    from newllm_lib.training import train
+
+    monkeypatch.setenv("NEWLLM_DEVICE", kind)
+    assert probe().dtype == dtype
+    write_text(tmp_path)
+    train(recipe(tmp_path, model=model, compile=compile))
+    found = losses(tmp_path)
+    assert found[max(found)] < 0.7 * found[1]
+
+
+@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
+def test_gpu_and_cpu_agree(recurrence, tmp_path):
+    torch.manual_seed(0)
+    model = build_model(recipe(tmp_path, recurrence=recurrence, dropout=0.0), 300)
+    model.config.bos_token_id = 0
+    ids = torch.randint(0, 300, (3, 77))
+    ids[1, 40] = 0
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    on_cpu = [p.grad.clone() for p in model.parameters()]
+    cpu_logits = model.eval()(ids).logits
+    model.zero_grad()
+    model.cuda().train()
+    model(ids.cuda(), labels=ids.cuda()).loss.backward()
+    for p, expected in zip(model.parameters(), on_cpu, strict=True):
+        torch.testing.assert_close(p.grad.cpu(), expected, rtol=2e-3, atol=2e-5)
+    torch.testing.assert_close(model.eval()(ids.cuda()).logits.cpu(), cpu_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, monkeypatch):
+    from newllm_lib.training import train, trainer
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        write_text(tmp_path / name)
+    train(recipe(tmp_path / "whole", epochs=2))
+    log = trainer.RunTrainer.log
+
+    def stop_at_ten(self, logs, *args):
+        log(self, logs, *args)
+        if self.state.global_step == 10:
+            next(c for c in self.callback_handler.callbacks if type(c).__name__ == "Signals").received = 15
+
+    monkeypatch.setattr(trainer.RunTrainer, "log", stop_at_ten)
+    with pytest.raises(Interrupted):
+        train(recipe(tmp_path / "stopped", epochs=2))
+    monkeypatch.setattr(trainer.RunTrainer, "log", log)
+    train(recipe(tmp_path / "stopped", epochs=2))
+    whole, stopped = losses(tmp_path / "whole"), losses(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys()
+    assert all(abs(whole[step] - stopped[step]) < 1e-3 for step in whole)
