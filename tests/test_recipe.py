@@ -142,7 +142,7 @@ def test_each_optimiser_key_changes_the_steps(key):
 
 def test_arguments_reach_the_trainer(tmp_path):
     from newllm_lib.runs import Run
-    from newllm_lib.training.train import _arguments
+    from newllm_lib.training.run_recipe import _arguments
 
     arguments = _arguments(recipe(seed=7, max_grad_norm=0.5, report_to="tensorboard"), Run(tmp_path), probe(), 10, 4)
     assert (arguments.seed, arguments.max_grad_norm, arguments.max_steps) == (7, 0.5, 10)
@@ -151,7 +151,7 @@ def test_arguments_reach_the_trainer(tmp_path):
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe():
-    from newllm_lib.training.train import _compiles, _dtype
+    from newllm_lib.training.run_recipe import _compiles, _dtype
 
     device = probe()
     assert _dtype(recipe(dtype="bf16"), device) == "bf16" and _dtype(recipe(), device) == device.dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def train(recipe):
-    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.train`."""
-    from newllm_lib.training.train import train as run_training
+    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run_recipe`."""
+    from newllm_lib.training.run_recipe import train as run_training
 
     return run_training(recipe)

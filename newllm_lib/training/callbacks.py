@@ -21,8 +21,8 @@ class Timetable(TrainerCallback):
         self.last_save = time.monotonic()
 
     def evaluates_at(self, step: int, total: int) -> bool:
-        share = self.recipe.evals_per_epoch / self.steps_per_epoch
-        return step == total or int(step * share) > int((step - 1) * share)
+        times, per = self.recipe.evals_per_epoch, self.steps_per_epoch
+        return step == total or step * times // per > (step - 1) * times // per
 
     def on_step_end(self, args, state, control, **kwargs):
         step, total = state.global_step, state.max_steps

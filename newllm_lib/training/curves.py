@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
+
+from newllm_lib.runs import atomic_write_bytes
 
 
 def plot_curves(run) -> Path | None:
@@ -36,7 +38,7 @@ def plot_curves(run) -> Path | None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = run.curves.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, run.curves)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
     return run.curves

@@ -17,7 +17,7 @@ from newllm_lib.data.blocks import Blocks, BlockSampler
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, staged_directory, write_status
+from newllm_lib.runs import Run, remove_directory, staged_directory, write_status
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
@@ -144,7 +144,9 @@ class RunTrainer(Trainer):
             self.control.should_training_stop = True
             console.say(f"  No better validation in {patience} evaluations: stopping early")
         self._interval_pause += time.monotonic() - started
-        return {k: v for k, v in row.items() if k.startswith("eval_")}
+        found = {k: v for k, v in row.items() if k.startswith("eval_")}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class RunTrainer(Trainer):
             self.data.tokenizer.save_pretrained(staging)
             self.progress.save(staging)
         self._link_last(final)
-        self._prune(final)
+        self._prune()
         console.say("  [Checkpoint saved]")
         self._interval_pause += time.monotonic() - started
 
@@ -197,15 +199,9 @@ class RunTrainer(Trainer):
                     except OSError:  # a file system without hard links, such as Drive's
                         (staging / file.name).write_bytes(file.read_bytes())
 
-    def _prune(self, newest: Path) -> None:
-        """Keep the newest `keep_checkpoints`. A folder is renamed before it is emptied, so it never looks whole by half."""
-        import shutil
-
+    def _prune(self) -> None:
         for old in self.run.checkpoints()[: -self.recipe.keep_checkpoints]:
-            if old != newest:
-                doomed = old.with_name(f".removing-{old.name}")
-                os.replace(old, doomed)
-                shutil.rmtree(doomed)
+            remove_directory(old)
 
 
 _STATE_FILES = ("trainer_state", "progress", "WHOLE")

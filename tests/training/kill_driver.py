@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.train import train
+from newllm_lib.training import train
 
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
 

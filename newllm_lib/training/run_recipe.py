@@ -17,7 +17,7 @@ from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, parameters
 from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.runs import Run, RunLock, atomic_write_text, checkpoint_step, missing_files, write_status
+from newllm_lib.runs import BACKGROUND, Run, RunLock, atomic_write_text, checkpoint_step, link_log, missing_files, write_status
 from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import estimate, micro_batch_size
@@ -40,8 +40,9 @@ def train(recipe: Recipe) -> Run:
     run = Run(recipe.run_path())
     recipe = _settle(recipe, run)
     with RunLock(run):
-        if not os.environ.get("NEWLLM_BACKGROUND"):  # a background run's output is the log already
+        if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
+        link_log(run)
         try:
             write_status(run, state="running", message="preparing")
             finished = _train_locked(recipe, run, device)
@@ -77,7 +78,9 @@ def _settle(recipe: Recipe, run: Run) -> Recipe:
             f"e.g. --output_dir {_free_name(run)}."
         )
     if recipe.resume == "never" and run.latest_checkpoint():
-        raise UsageError(f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. {_free_name(run)}.")
+        raise UsageError(
+            f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. {_free_name(run)}."
+        )
     return recipe
 
 
@@ -249,5 +252,5 @@ def _compile_blocks(model) -> None:
 def _say_finished(run: Run) -> None:
     best = min((r for r in run.metrics() if "eval_bits_per_byte" in r), key=lambda r: r["eval_bits_per_byte"], default=None)
     if best:
-        console.say(f"Finished. Best validation: {best['eval_bits_per_byte']:.4f} bits per byte at step {best['step']} ({run.best})")
-    console.say(f"Next: newllm evaluate {run.name} | newllm chat {run.name}")
+        score = f"{best['eval_bits_per_byte']:.4f} bits per byte at step {best['step']}"
+        console.say(f"Finished. Best validation: {score} ({run.best})")

@@ -1,0 +1,67 @@
+"""The `newllm` command: parses, calls, prints. What it can do is done by the rest of the package.
+
+Exit codes: 0 done; 1 failed, with one line that says what and how to mend it; 2 bad usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import traceback
+
+from newllm_lib import console
+from newllm_lib.cli.parser import parse
+from newllm_lib.errors import NewLLMError
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; returns the exit code. Errors become one line on standard error (`--debug`: with traceback)."""
+    debug = "--debug" in argv
+    try:
+        arguments = parse(argv)
+        if arguments is None:  # help or version was asked for, and shown
+            return 0
+        return _run(arguments)
+    except NewLLMError as error:
+        return _failed(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _failed("Interrupted.", 130, debug)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        return 0
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        return _failed(f"{type(error).__name__}: {line} (--debug shows where; please report it)", 1, debug)
+
+
+def _run(arguments) -> int:
+    """Call the command's handler: it returns None, an exit code, or with --json the result."""
+    if not arguments.json:
+        return arguments.handler(arguments) or 0
+    console.use_stderr()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # a library that prints must not spoil the one object
+            result = arguments.handler(arguments)
+    finally:
+        console.use_stderr(False)
+    print(json.dumps(_plain(result), ensure_ascii=False))
+    return 0
+
+
+def _plain(value):
+    """`value` as JSON knows it: no number that is none (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+
+
+def _failed(line: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"newllm: {line}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,172 @@
+"""Every command with its flags. Those of training come from the `Recipe` dataclass: no key is written down twice."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from dataclasses import fields
+
+from newllm_lib import __version__
+from newllm_lib.cli import about, results, training
+from newllm_lib.errors import UsageError
+from newllm_lib.recipe import Recipe, value_types
+
+GROUPS = {"run": "the run", "data": "the data", "model": "the model", "training": "the training"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        """argparse would print its usage and exit.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` shows how)")
+
+
+def parse(argv: list[str]) -> argparse.Namespace | None:
+    """The command to run (`handler`) with its arguments; None after `--help` or `--version`.
+
+    Raises:
+        UsageError: an unknown command or flag (names the nearest), or something missing.
+    """
+    parser, commands = build()
+    if not argv:
+        parser.print_help()
+        return None
+    if not argv[0].startswith("-") and argv[0] not in commands:
+        raise UsageError(f"No command {argv[0]!r}: {_nearest(argv[0], list(commands))} (`newllm --help` lists them)")
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+    except SystemExit:  # only after help and version: `_Parser.error` does not exit
+        return None
+    if unknown:
+        _refuse(unknown, commands[arguments.command])
+    if arguments.json and getattr(arguments, "background", False):
+        raise UsageError("--json and --background do not go together: the result comes when the run has ended.")
+    arguments.argv = argv
+    return arguments
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    """The recipe keys that the command line sets, as text: `Recipe` knows their types."""
+    return {f.name: value for f in fields(Recipe) if (value := getattr(arguments, f"set_{f.name}", None)) is not None}
+
+
+def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and the parser of each command by name."""
+    parser = _Parser(prog="newllm", description="Train small language models, watch them, measure them, talk to them.")
+    parser.add_argument("--version", action="version", version=f"newllm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _training_commands(commands)
+    _result_commands(commands)
+    _about_commands(commands)
+    return parser, dict(commands.choices)
+
+
+def _command(commands, name: str, handler, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="the result alone on standard output, as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _training_commands(commands) -> None:
+    train = _command(commands, "train", training.train, "train a recipe; the same command continues a stopped run")
+    train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
+    demo = _command(commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them")
+    for parser, left_out in ((train, ("recipe",)), (demo, ("recipe", "model", "run_name"))):
+        # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
+        _flag(
+            parser, "background", action="store_true", default=False, help="go on after this command; a log to follow"
+        )
+        _flag(parser, "foreground", dest="background", action="store_false", help="wait for the end (the default)")
+        _recipe_flags(parser, left_out)
+
+
+def _result_commands(commands) -> None:
+    evaluate = _command(
+        commands, "evaluate", results.evaluate, "measure a run on its test split, beside simple baselines"
+    )
+    _run_argument(evaluate)
+    _flag(evaluate, "split", default="test", choices=("train", "validation", "test"), help="default: test")
+    _flag(evaluate, "data_dir", help="take the data from this folder instead of where the run's came from")
+    _flag(evaluate, "batch_size", type=int, help="rows at a time (changes speed and memory, not the result)")
+    _flag(evaluate, "block_length", type=int, help="tokens at a time (changes speed and memory, not the result)")
+    _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
+    compare = _command(commands, "compare", results.compare, "set two runs side by side: quality, speed, memory")
+    for which in ("RUN_A", "RUN_B"):
+        compare.add_argument(which.lower(), metavar=which, help="a run's name or folder")
+    _flag(compare, "output_dir", help="where the table (Markdown) and the picture go (default: the first run's folder)")
+    chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
+    _run_argument(chat)
+    for name in results.SETTINGS:
+        _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
+
+
+def _run_argument(parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
+    _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
+
+
+def _about_commands(commands) -> None:
+    doctor = _command(commands, "doctor", about.doctor, "show what this machine is, what will be used on it, and why")
+    doctor.add_argument("--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time")
+    _recipe_flags(doctor, ("recipe",))
+    recipes = _command(commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys")
+    shown = recipes.add_subparsers(dest="action", metavar="list | show RECIPE")
+    _command(shown, "list", about.list_recipes, "list the recipes")
+    show = _command(shown, "show", about.show_recipe, "show a recipe as YAML, each key with its meaning")
+    show.add_argument("name", metavar="RECIPE", help="a recipe's name or a YAML file")
+    runs = _command(commands, "runs", about.list_runs, "list the runs; show, follow or stop one")
+    actions = runs.add_subparsers(dest="action", metavar="list | status RUN | logs RUN | stop RUN")
+    _command(actions, "list", about.list_runs, "list the runs")
+    status = _command(actions, "status", about.run_status, "show what a run is doing")
+    logs = _command(actions, "logs", about.run_logs, "show the end of a run's log, or follow it")
+    stop = _command(actions, "stop", about.stop_run, "ask a run to save and stop, and wait until it did")
+    for parser in (status, logs, stop):
+        parser.add_argument("run", metavar="RUN", help="a run's name or folder")
+    _flag(logs, "lines", type=int, default=40, help="how many lines (default: 40)")
+    _flag(logs, "follow", action="store_true", help="go on showing what is added, until the run ends or Ctrl-C")
+    _flag(stop, "timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)")
+
+
+def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) -> None:
+    groups = {group: parser.add_argument_group(title) for group, title in GROUPS.items()}
+    for f in fields(Recipe):
+        if f.name in left_out or "help" not in f.metadata:
+            continue
+        choices = f.metadata["choices"]
+        metavar = "|".join(choices) if choices else "|".join(_metavar(t) for t in value_types(f))
+        default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
+        help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
+        _flag(groups[f.metadata["group"]], f.name, dest=f"set_{f.name}", metavar=metavar, help=help)
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X", bool: "true|false", str: "TEXT", type(None): "none"}[kind]
+
+
+def _flag(parser, name: str, **options) -> None:
+    """A flag in both spellings: `--num_layers` and `--num-layers`."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    options["help"] = options["help"].replace("%", "%%")  # argparse formats help texts
+    parser.add_argument(*spellings, **options)
+
+
+def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> None:
+    flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag is None:
+        raise UsageError(f"{parser.prog} has no use for {unknown[0]!r} (`{parser.prog} --help` shows how)")
+    known = [s for action in parser._actions for s in action.option_strings if "-" not in s[2:]]
+    near = _nearest(flag.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
+    raise UsageError(f"Unknown flag {flag.split('=')[0]}: {near} (`{parser.prog} --help` lists all)")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"

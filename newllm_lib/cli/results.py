@@ -1,0 +1,47 @@
+"""`newllm evaluate`, `compare` and `chat`: what a run is worth."""
+
+from __future__ import annotations
+
+from newllm_lib.cli.hints import command
+from newllm_lib.console import say
+
+
+def evaluate(arguments):
+    """Measure a run on a split, beside the unigram and bigram tables of the same data."""
+    say(f"Evaluating {arguments.run} ({arguments.checkpoint}) on the {arguments.split} split of its data")
+    from newllm_lib.evaluation.evaluate_run import evaluate_run
+
+    result = evaluate_run(
+        arguments.run, arguments.split, arguments.data_dir, which=arguments.checkpoint,
+        baselines=not arguments.no_baselines, batch_size=arguments.batch_size, block_length=arguments.block_length,
+    )  # fmt: skip
+    say(f"Next: {command('chat', arguments.run)}   or   {command('compare', arguments.run, 'ANOTHER_RUN')}")
+    return result if arguments.json else 0
+
+
+def compare(arguments):
+    """Two runs side by side; saves the table and the picture."""
+    say(f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, memory")
+    from newllm_lib.evaluation.comparison import compare as compare_runs
+
+    result = compare_runs(arguments.run_a, arguments.run_b, output_dir=arguments.output_dir)
+    say(f"Next: {command('chat', arguments.run_a)}")
+    return result if arguments.json else 0
+
+
+def chat(arguments):
+    """Talk with a run in the terminal."""
+    say(f"Loading {arguments.run} ({arguments.checkpoint})")
+    from newllm_lib.evaluation.chat import chat as talk
+    from newllm_lib.evaluation.sampling import Settings
+
+    settings = Settings()
+    for name in SETTINGS:
+        value = getattr(arguments, name)
+        if value is not None:
+            settings = settings.changed(name, value)
+    talk(arguments.run, settings, arguments.checkpoint)
+    return {} if arguments.json else 0
+
+
+SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")

@@ -1,0 +1,145 @@
+"""`newllm train` and `newllm demo`, in the foreground or as a process of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from newllm_lib import runs
+from newllm_lib.cli.hints import command, word_for
+from newllm_lib.console import duration, say
+from newllm_lib.errors import Interrupted
+from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.runs import Run
+
+
+def train(arguments):
+    """Train a recipe, continuing its run if it was stopped before."""
+    recipe = _recipe(arguments, arguments.name)
+    if arguments.background:
+        run = Run(recipe.run_path())
+        say(f"{run.name}: starting in the background; everything it says is in {run.log}")
+        return _start_in_background(arguments, run, [run])
+    say(f"Training {recipe.model} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
+    from newllm_lib.training import train as run_training
+
+    run = run_training(recipe)
+    say(f"Next: {command('evaluate', word_for(run))}   or   {command('chat', word_for(run))}")
+    return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
+
+
+def demo(arguments):
+    """The main job: New-LLM and TinyGPT2 on the same data, then their comparison."""
+    ours = _recipe(arguments, "demo")
+    baseline = _recipe(arguments, "demo", model="tiny_gpt2")
+    job = Run(ours.output_dir or ours.run_path().with_name(ours.run_name.removeprefix("new_llm_")))
+    if ours.output_dir:  # one folder for the whole demo, a run each inside
+        ours = _recipe(arguments, "demo", output_dir=str(job.path / ours.run_name))
+        baseline = _recipe(arguments, "demo", model="tiny_gpt2", output_dir=str(job.path / baseline.run_name))
+    both = [Run(recipe.run_path()) for recipe in (ours, baseline)]
+    say(f"Demo: trains {both[0].name} and {both[1].name} on real dialogues, then compares them in {job.path}")
+    if arguments.background:
+        return _start_in_background(arguments, job, both)
+    with _recorded(job):
+        # What the two say goes to their own logs too, also when this process's output is the demo's log.
+        os.environ.pop(runs.BACKGROUND, None)
+        say(f"  {_expected_time(ours, baseline)}; Ctrl-C saves and stops, the same command continues")
+        from newllm_lib.evaluation.comparison import compare
+        from newllm_lib.training import train as run_training
+
+        for recipe in (ours, baseline):
+            run_training(recipe)
+        result = compare(*both, output_dir=job.path)
+    say(f"Next: {command('chat', word_for(both[0]))}")
+    return result if arguments.json else 0
+
+
+def _recipe(arguments, name: str, **forced) -> Recipe:
+    from newllm_lib.cli.parser import overrides
+
+    return load_recipe(name, {**overrides(arguments), **forced})
+
+
+def _expected_time(*recipes: Recipe) -> str:
+    from newllm_lib.device import probe
+    from newllm_lib.training.estimate import estimate
+
+    device = probe()
+    needs = [estimate(recipe, device) for recipe in recipes]
+    hours = [need["hours_estimate"] for need in needs]
+    memory = f"at most {max(need['memory_estimate_gib'] for need in needs):.1f} GiB"
+    if None in hours:
+        return f"on {device.name}, {memory}; how long is known when the data is read"
+    return f"on {device.name} about {duration(3600 * sum(hours))} of training, {memory}"
+
+
+@contextmanager
+def _recorded(job: Run) -> Iterator[None]:
+    """Hold the job's lock and keep its status true."""
+    with runs.RunLock(job):
+        runs.write_status(job, state="running", message="training two models")
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            runs.write_status(job, state="interrupted", message="saved; the same command continues")
+            raise
+        except BaseException as error:
+            runs.write_status(job, state="failed", message=str(error).partition("\n")[0])
+            raise
+        runs.write_status(job, state="done", message="finished")
+
+
+def _start_in_background(arguments, job: Run, trained: list[Run]) -> int:
+    """Start this same command as a process of its own, show what it says until the first loss or its end."""
+    words = [word for word in arguments.argv if word not in ("--background", "--foreground")]
+    start = job.log.stat().st_size if job.log.exists() else 0
+    started = time.time()
+    pid = runs.start_background([sys.executable, "-m", "newllm_lib", *words], job)
+    try:
+        loss = _watch_until_loss(job, start, trained, started)
+    except KeyboardInterrupt:  # only our looking on is interrupted: the run is a session of its own
+        loss = "(not waited for)"
+    if loss is None:
+        return _ended(pid, job)
+    name = word_for(job)
+    say(f"\nTraining goes on in the background (pid {pid}). First loss {loss}")
+    say(f"  follow   {command('runs', 'logs', name, '--follow')}   (or: tail -f {job.log.absolute()})")
+    say(f"  state    {command('runs', 'status', name)}   (GPU: nvidia-smi)")
+    say(f"  stop     {command('runs', 'stop', name)}   (saves first)")
+    say(f"  resume   {command(*words)}   (add --background; the same after a disconnect)")
+    return 0
+
+
+def _watch_until_loss(job: Run, start: int, trained: list[Run], started: float) -> str | None:
+    """Show the job's log from byte `start` on as it grows, until a run logs a loss; returns that as text.
+
+    None if the job ended before. Rows of metrics.jsonl older than `started` (seconds since 1970) do not count.
+    """
+    pieces = runs.follow(job, start)
+    for text in pieces:
+        _show(text)
+        for run in trained:
+            new = [row for row in run.metrics() if "loss" in row and row["time"] >= started]
+            if new:
+                time.sleep(0.5)  # the line in the log comes just after the row
+                _show(next(pieces, ""))
+                return f"{new[0]['loss']:.3f} at step {new[0]['step']} of {run.name}"
+    return None
+
+
+def _ended(pid: int, job: Run) -> int:
+    """The exit code of a job that ended before its first loss (finished already, or failed)."""
+    while (code := runs.exit_code(pid)) is None:
+        time.sleep(0.05)
+    if code == 0:
+        return 0
+    print(f"newllm: {job.name} ended with exit code {code}; its log is {job.log.absolute()}", file=sys.stderr)
+    return code if code > 0 else 1  # negative: killed by that signal
+
+
+def _show(text: str) -> None:
+    if text:
+        print(text, end="", flush=True)

@@ -1,0 +1,148 @@
+"""One process trains a run. The lock is the operating system's, so it is gone with the process, however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.files import clean_leftovers, explained
+from newllm_lib.runs.processes import started_at
+
+if TYPE_CHECKING:
+    from newllm_lib.runs.run import Run
+
+INHERITED = "NEWLLM_LOCK_FD"  # how a background process is handed the lock that its starter took for it
+
+
+class AlreadyRunning(NewLLMError):
+    """Another process trains this run now."""
+
+
+class RunLock:
+    """`with RunLock(run):` nobody else trains `run` meanwhile; what a killed process left half-written goes first.
+
+    Raises:
+        AlreadyRunning: with the pid of the process that holds the run and the commands to follow or stop it.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.descriptor: int | None = None
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.descriptor is not None:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # also for copies that a library's helper process may have kept
+            self._close()
+
+    def acquire(self) -> None:
+        with explained(self.run.path):
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.descriptor = _inherited(self.run)
+            if self.descriptor is None:
+                self.descriptor = os.open(self.run.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not self._locked_within(0.5):
+            pid = lock_holder(self.run)
+            self._close()
+            raise AlreadyRunning(
+                f"Run {self.run.name} is already training (pid {pid or 'unknown'}): follow it with "
+                f"`newllm runs logs {self.run.name} --follow`, stop it with `newllm runs stop {self.run.name}`."
+            )
+        try:
+            self._write_holder(os.getpid())
+            clean_leftovers(self.run.path)
+        except BaseException:
+            self._close()
+            raise
+        _open_locks.add(self)
+
+    def hand_over(self, pid: int) -> None:
+        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed, the lock stays."""
+        self._write_holder(pid)
+        self._close()
+
+    def _locked_within(self, seconds: float) -> bool:
+        # A moment's patience: `is_locked` below holds the lock for an instant when it looks.
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
+                time.sleep(0.02)
+
+    def _write_holder(self, pid: int) -> None:
+        text = json.dumps({"pid": pid, "start": started_at(pid)})
+        with explained(self.run.lock_path):
+            os.ftruncate(self.descriptor, 0)  # in place: a new file would be a new lock
+            os.pwrite(self.descriptor, text.encode(), 0)
+
+    def _close(self) -> None:
+        os.close(self.descriptor)
+        self.descriptor = None
+        _open_locks.discard(self)
+
+
+def is_locked(run: Run) -> bool:
+    """Whether a living process holds `run`."""
+    try:
+        descriptor = os.open(run.lock_path, os.O_RDONLY)
+    except OSError:  # never trained here
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def lock_holder(run: Run) -> int | None:
+    """The pid that holds `run`; None if no process does, or if the lock file does not name it rightly."""
+    if not is_locked(run):
+        return None
+    try:
+        holder = json.loads(run.lock_path.read_text(encoding="utf-8"))
+        pid, start = int(holder["pid"]), holder["start"]
+    except (OSError, ValueError, KeyError, TypeError):  # taken this instant, not written yet
+        return None
+    return pid if start is not None and started_at(pid) == start else None
+
+
+def _inherited(run: Run) -> int | None:
+    """The descriptor our starter took the lock with, if it is for this run."""
+    number = os.environ.get(INHERITED, "")
+    if not number.isdigit():
+        return None
+    try:
+        ours = os.path.samestat(os.fstat(int(number)), os.stat(run.lock_path))
+    except OSError:
+        return None
+    if not ours:
+        return None
+    del os.environ[INHERITED]
+    os.set_inheritable(int(number), False)
+    return int(number)
+
+
+# A forked child (a data loader's worker) gets copies of our descriptors, and would keep the lock after our death.
+_open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for lock in list(_open_locks):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,116 @@
+"""A run's folder: where each thing lies, and which runs there are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from newllm_lib.errors import UsageError
+from newllm_lib.runs.files import is_whole
+
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_MARKS = ("recipe.yaml", "status.json", "run.lock")  # a folder with one of these is a run
+
+
+class Run:
+    """One training run: a folder that holds all that must be copied to continue elsewhere."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.best = self.path / "best"
+        self.last = self.path / "last"
+        self.log = self.path / "train.log"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.curves = self.path / "curves.png"
+        self.status_path = self.path / "status.json"
+        self.lock_path = self.path / "run.lock"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.absolute().name
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of optimizer step `step` lies, or will."""
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints, oldest first. One that a crash or a copy tore is left out."""
+        found = [(int(m[1]), p) for p in _entries(self.path) if (m := _CHECKPOINT.match(p.name)) and is_whole(p)]
+        return [path for _, path in sorted(found)]
+
+    def latest_checkpoint(self) -> Path | None:
+        return max(self.checkpoints(), key=checkpoint_step, default=None)
+
+    @property
+    def is_finished(self) -> bool:
+        from newllm_lib.runs.status import read_status
+
+        return read_status(self)["state"] == "done"
+
+    def metrics(self) -> Iterator[dict]:
+        """Rows of metrics.jsonl, oldest first; a last line that a crash cut off is left out."""
+        if not self.metrics_path.exists():
+            return
+        with open(self.metrics_path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer step of a `checkpoint-N` folder."""
+    return int(_CHECKPOINT.match(Path(path).name)[1])
+
+
+def roots() -> list[Path]:
+    """Where runs are looked for: `checkpoints/` in the current folder, then in the clone this package belongs to."""
+    here = Path("checkpoints")
+    clone = Path(__file__).resolve().parents[2]
+    if (clone / "colab_bootstrap.sh").is_file() and (clone / "checkpoints").resolve() != here.resolve():
+        return [here, clone / "checkpoints"]
+    return [here]
+
+
+def list_runs(root: Path | None = None) -> list[Run]:
+    """All runs below `root` (default: below each of `roots()`), by name."""
+    folders = [p for r in ([Path(root)] if root else roots()) for p in _entries(r) if _is_run(p)]
+    return [Run(p) for p in sorted(folders, key=lambda p: p.name)]
+
+
+def find_run(name_or_path: str | Path) -> Run:
+    """The run of that name, or in that folder.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    if _is_run(Path(name_or_path)):
+        return Run(name_or_path)
+    if os.sep not in str(name_or_path):
+        for root in roots():
+            if _is_run(root / name_or_path):
+                return Run(root / name_or_path)
+    names = [run.name for run in list_runs()]
+    near = difflib.get_close_matches(str(name_or_path), names, 1)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif names:
+        hint = f"there are {', '.join(names)}."
+    else:
+        hint = "there is none yet; `newllm demo` makes two. Call newllm where the run was started, or give its folder."
+    raise UsageError(f"No run {str(name_or_path)!r} in {roots()[0].absolute()}: {hint}")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in _MARKS)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

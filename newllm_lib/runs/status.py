@@ -1,0 +1,77 @@
+"""What a run is doing, for whoever looks from outside: status.json, checked against the lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from newllm_lib.runs.files import atomic_write_text
+from newllm_lib.runs.lock import is_locked, lock_holder
+from newllm_lib.runs.run import Run
+
+STATES = ("running", "done", "failed", "interrupted")
+_EMPTY = {"state": "new", "message": ""} | dict.fromkeys(("pid", "started", "updated", "step", "total_steps"))
+
+
+def write_status(run: Run, **changes) -> None:
+    """Change some fields of status.json: `state` (one of `STATES`), `step`, `total_steps`, `message`.
+
+    `pid`, `started` (when the state becomes "running") and `updated` (seconds since 1970) are filled in.
+
+    Raises:
+        ValueError: an unknown field or state.
+    """
+    if unknown := set(changes) - set(_EMPTY):
+        raise ValueError(f"status.json has no {', '.join(sorted(unknown))}")
+    if changes.get("state", "running") not in STATES:
+        raise ValueError(f"state must be one of {', '.join(STATES)}, not {changes['state']!r}")
+    now = time.time()
+    status = {**_read(run), "pid": os.getpid(), "updated": now}
+    if changes.get("state") == "running" and "started" not in changes:
+        changes["started"] = now
+    atomic_write_text(run.status_path, json.dumps(status | changes, indent=1), durable="state" in changes)
+
+
+def read_status(run: Run) -> dict:
+    """status.json with the truth about the process: `state` is one of `STATES`, "new" or "dead".
+
+    "dead": it says "running", but no process holds the run's lock. While the lock is held, the run is running.
+    """
+    status = _read(run)
+    if is_locked(run):
+        message = status["message"] if status["state"] == "running" else "starting"
+        return {**status, "state": "running", "message": message, "pid": lock_holder(run) or status["pid"]}
+    if status["state"] == "running":
+        status = _read(run)  # it may have ended between our two looks
+    if status["state"] == "running":
+        last = last_line(run)
+        message = "ended without a word (killed, or out of memory)" + (f"; its log ends with: {last}" if last else "")
+        return {**status, "state": "dead", "message": message}
+    return status
+
+
+def last_line(run: Run) -> str:
+    """The last line of the run's log that is not empty."""
+    lines = tail(run, 20)
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def tail(run: Run, lines: int) -> list[str]:
+    """The last `lines` lines of the run's log, read from its end (logs grow large)."""
+    try:
+        with open(run.log, "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 400 * lines - 4096))
+            text = log.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-lines:]
+
+
+def _read(run: Run) -> dict:
+    try:
+        status = json.loads(run.status_path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # never started; or copied here in pieces
+        status = {}
+    return _EMPTY | (status if isinstance(status, dict) else {})

@@ -1,0 +1,51 @@
+"""Package metadata. Lower bounds admit Colab's image of August 2026, where nothing that is installed may be moved."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "newllm_lib" / "__init__.py").read_text(encoding="utf-8"))[1]
+readme = here / "README.md"
+
+setup(
+    name="newllm",
+    version=version,
+    description="Train small language models in Colab: New-LLM (a context vector instead of attention) and others",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="New-LLM contributors",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["newllm_lib", "newllm_lib.*"]),
+    package_data={"newllm_lib": ["recipes/*.yaml"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.15",
+        "datasets>=4.0",
+        "accelerate>=1.14",
+        "peft>=0.20",
+        "trl>=0.29.1",
+        'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
+        "safetensors>=0.5",
+        "numpy>=1.26",
+        "matplotlib>=3.8",
+        "ipywidgets>=7.7",
+        "pyyaml>=6.0",
+    ],
+    extras_require={
+        "demo": ["chitchat-dataset==0.9.0"],  # MIT; the main job's dialogues, which need no hub
+        "dev": [
+            "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "jupytext", "nbclient", "nbformat", "ipykernel",
+        ],
+        "fast": ["liger-kernel", "flash-linear-attention"],
+        "lowmem": ["torchao", "bitsandbytes"],
+    },
+    entry_points={"console_scripts": ["newllm=newllm_lib.__main__:run"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)  # fmt: skip

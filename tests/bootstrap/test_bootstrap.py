@@ -1,0 +1,237 @@
+"""colab_bootstrap.sh: gets the project, installs what is missing, starts the job, and loses nothing."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+
+import pytest
+
+from tests.bootstrap.conftest import SCRIPT, git
+
+LAST_LINE = b'{ main "$@"; exit; }\n'
+
+
+def test_it_is_short_and_ends_with_the_call_of_main():
+    text = SCRIPT.read_bytes()
+    assert text.endswith(b"\n" + LAST_LINE) and text.count(b"\n") <= 150
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_without_a_recipe_it_only_prints_the_usage(world, words):
+    done = world.piped(*words)
+    assert done.returncode == 0 and done.stdout.startswith(b"Usage: colab_bootstrap.sh RECIPE") and not done.stderr
+    assert not list(world.home.iterdir())
+
+
+def test_flags_without_a_recipe_are_refused(world):
+    done = world.piped("--num_layers", "4")
+    assert done.returncode == 2 and b"name a recipe" in done.stderr and not list(world.home.iterdir())
+
+
+def cuts() -> list[int]:
+    """Lengths to cut the script at: around every line's end, through functions' names and the last line, and others."""
+    text = SCRIPT.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(text) if byte == ord("\n")]
+    last = len(text) - len(LAST_LINE)
+    chosen = {i + d for i in ends for d in (-1, 0, 2, 5)} | set(range(last, len(text)))
+    chosen |= {i for name in re.finditer(rb"(?m)^\w+\(\)", text) for i in range(name.start(), name.end())}
+    chosen |= set(random.Random(3).sample(range(len(text)), 100))
+    return sorted(i for i in chosen if i < len(text) - 1)  # without the last newline it is complete
+
+
+def test_no_function_name_cut_short_is_a_command():
+    """`make_venv` cut after four letters would run the Makefile of whatever folder the user is in."""
+    names = re.findall(r"(?m)^(\w+)\(\)", SCRIPT.read_text())
+    beginnings = sorted({name[:length] for name in names for length in range(1, len(name))})
+    known = subprocess.run(["bash", "-c", 'type -a -- "$@"', "bash", *beginnings], capture_output=True, text=True)
+    assert len(names) > 8 and known.stdout == ""
+
+
+def run_cut(world, lengths: list[int]) -> None:
+    text = SCRIPT.read_bytes()
+    for length in lengths:
+        done = world.piped("demo", script=text[:length])
+        assert not list(world.home.iterdir()) and not world.calls("") and b"Usage" not in done.stdout, length
+
+
+def test_cut_off_anywhere_it_does_nothing(world):
+    run_cut(world, cuts())
+
+
+@pytest.mark.slow
+def test_cut_off_at_every_byte_it_does_nothing(world):
+    run_cut(world, list(range(len(SCRIPT.read_bytes()) - 1)))
+
+
+def test_from_nothing_to_the_job(world):
+    done = world.piped("demo", "--num_layers", "4", "--data_dir", "my texts")
+    assert done.returncode == 0, done.stderr
+    assert git(world.clone, "status", "--short") == "" and git(world.clone, "log", "--format=%s") == "first\n"
+    assert world.calls("venv") == ["-m venv .venv"]
+    (install,) = world.calls("pip")
+    assert install.startswith(f"{world.clone}/.venv/bin/python -m pip install ") and install.endswith(" -e .[demo]")
+    assert "-c .venv/.newllm-setup-constraints" in install
+    constraints = (world.clone / ".venv" / ".newllm-setup-constraints").read_text()
+    assert "\ntorch==2.13.0\n" in constraints and "\ntriton" not in constraints
+    (job,) = world.calls("newllm_lib")
+    command = "-m newllm_lib demo --background --num_layers 4 --data_dir my texts"
+    assert job == f"{world.clone} {world.clone}/.venv/bin/python {command}"
+    assert f"(started in {world.home})" in done.stdout.decode() and b"was not empty" not in done.stdout
+
+
+def test_a_second_start_installs_nothing_and_takes_what_is_new(world):
+    world.piped("demo")
+    (world.repository / "news").write_text("new")
+    git(world.repository, "add", ".")
+    git(world.repository, "commit", "--quiet", "--message", "second")
+    done = world.piped("wikitext", "--epochs", "3", "--foreground")
+    assert done.returncode == 0, done.stderr
+    assert (world.clone / "news").exists() and len(world.calls("pip")) == 1
+    assert world.calls("newllm_lib")[-1].endswith("-m newllm_lib train --background wikitext --epochs 3 --foreground")
+
+
+def test_what_is_installed_is_looked_at_again_when_setup_py_changed(world):
+    world.piped("demo")
+    with open(world.clone / "setup.py", "a") as file:
+        file.write("# changed\n")
+    world.piped("demo")
+    assert len(world.calls("pip")) == 2
+
+
+@pytest.mark.parametrize("upstream", ["another file", "the same file", "gone"])
+def test_local_changes_and_checkpoints_are_kept(world, upstream):
+    world.piped("demo")
+    (world.clone / "setup.py").write_text("# mine\n")
+    (world.clone / "checkpoints").mkdir()
+    (world.clone / "checkpoints" / "best").write_text("weights")
+    if upstream == "gone":
+        world.repository.rename(world.repository.with_name("moved"))
+    else:
+        (world.repository / ("setup.py" if upstream == "the same file" else "news")).write_text("# theirs\n")
+        git(world.repository, "add", ".")
+        git(world.repository, "commit", "--quiet", "--message", "second")
+    done = world.piped("demo")
+    assert done.returncode == 0, done.stderr
+    assert (b"used as it is" in done.stdout) == (upstream != "another file")
+    assert (world.clone / "setup.py").read_text() == "# mine\n"
+    assert (world.clone / "checkpoints" / "best").read_text() == "weights"
+
+
+def test_inside_a_clone_that_clone_is_used(world, in_clone):
+    (world.programs / "git").unlink()  # nothing to fetch, so nothing to need
+    for start in (world.clone, world.clone / "newllm_lib", world.home):
+        done = in_clone("demo", start=start)
+        assert done.returncode == 0, done.stderr
+        assert world.calls("newllm_lib")[-1].startswith(f"{world.clone} ")
+        assert b"was not empty" not in done.stdout
+    done = world.piped("demo", folder=world.clone)
+    assert done.returncode == 0 and not (world.clone / "new-llm").exists()
+
+
+def test_inside_a_folder_of_the_clone_it_is_found_by_git(world, in_clone):
+    done = world.piped("demo", folder=world.clone / "newllm_lib")
+    assert done.returncode == 0, done.stderr
+    assert world.calls("newllm_lib")[-1].startswith(f"{world.clone} ")
+
+
+def test_another_place_even_with_spaces_and_an_empty_folder_there(world):
+    place = world.home / "my models" / "new llm"
+    place.mkdir(parents=True)
+    done = world.piped("demo", NEWLLM_DIR=str(place))
+    assert done.returncode == 0, done.stderr
+    assert world.calls("newllm_lib")[0].startswith(f"{place} ") and list(world.home.iterdir()) == [place.parent]
+
+
+def test_a_folder_that_is_no_clone_is_left_alone(world):
+    world.clone.mkdir()
+    (world.clone / "thesis.txt").write_text("years of work")
+    done = world.piped("demo")
+    assert done.returncode == 1 and b"no clone of New-LLM" in done.stderr and done.stderr.count(b"\n") == 1
+    assert [p.name for p in world.clone.iterdir()] == ["thesis.txt"] and not world.calls("pip")
+
+
+def test_a_repository_that_cannot_be_reached(world):
+    done = world.piped("demo", NEWLLM_REPO_URL=str(world.home / "nowhere"))
+    assert done.returncode == 1 and b"could not be cloned" in done.stderr.splitlines()[-1]
+    assert not list(world.home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [("git", b"git is missing"), ("python3", b"no Python 3.10 or newer"), ("venv", b"has no venv module")],
+)
+def test_a_missing_tool_is_one_line(world, missing, expected):
+    if missing != "venv":
+        (world.programs / missing).unlink()
+    done = world.piped("demo", NO_VENV="1" if missing == "venv" else "")
+    assert done.returncode == 1 and expected in done.stderr
+    assert done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"colab_bootstrap: ")
+
+
+def test_an_old_python_is_not_taken(world):
+    old = world.programs / "old"
+    old.write_text('#!/bin/bash\n[ "$1" = -c ] && exit 1\nexit 99\n')
+    old.chmod(0o755)
+    done = world.piped("demo", NEWLLM_PYTHON=str(old))
+    assert done.returncode == 1 and b"no Python 3.10 or newer" in done.stderr
+
+
+def test_a_failed_installation_says_why_and_is_tried_again(world):
+    done = world.piped("demo", PIP_FAILS="1")
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+    assert b"No matching distribution found for torch>=2.11" in done.stderr and b".newllm-setup-log" in done.stderr
+    assert not world.calls("newllm_lib")
+    assert world.piped("demo").returncode == 0 and len(world.calls("pip")) == 2
+
+
+def test_a_torch_that_is_there_is_used(world):
+    assert world.piped("demo", TORCH="1").returncode == 0
+    assert world.calls("venv") == ["-m venv --system-site-packages .venv"]
+
+
+def test_on_colab_the_system_python_keeps_every_package_it_has(world):
+    done = world.piped("demo", COLAB_RELEASE_TAG="release-colab", NEWLLM_DIR=str(world.clone))
+    assert done.returncode == 0, done.stderr
+    assert not world.calls("venv") and not (world.clone / ".venv").exists()
+    (install,) = world.calls("pip")
+    assert install.startswith(f"{world.programs}/python3 -m pip install ")
+    kept = (world.clone / ".newllm-setup-constraints").read_text().splitlines()
+    installed = subprocess.run(
+        [world.environment["REAL_PYTHON"], "-m", "pip", "freeze"], capture_output=True, text=True
+    )
+    versions = {line for line in installed.stdout.lower().replace("_", "-").splitlines() if "==" in line}
+    assert {line for line in versions if line.startswith(("torch==", "numpy==", "transformers=="))} <= set(kept)
+    assert git(world.clone, "status", "--short") == ""
+    assert not any(line.startswith("newllm") for line in kept)
+
+
+def test_setup_alone_for_the_makefile(world, in_clone):
+    assert in_clone("--setup-only", "demo,dev").returncode == 0
+    assert in_clone("--setup-only", "demo,dev").returncode == 0
+    assert in_clone("demo").returncode == 0  # demo is among what was installed
+    assert [call.split()[-1] for call in world.calls("pip")] == [".[demo,dev]"]
+    assert len(world.calls("newllm_lib")) == 1
+
+
+def test_the_exit_code_is_the_jobs(world):
+    assert world.piped("demo", "--foreground", JOB_CODE="130").returncode == 130
+
+
+def test_two_starts_at_once_make_one_clone_and_one_installation(world):
+    starts = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            ["bash", "-s", "--", "demo"], cwd=world.home, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**world.environment, "PIP_SECONDS": "0.5"},
+        )  # fmt: skip
+        process.stdin.write(SCRIPT.read_bytes())
+        process.stdin.close()
+        process.stdin = None
+        starts.append(process)
+    outputs = [process.communicate(timeout=60) for process in starts]
+    assert [process.returncode for process in starts] == [0, 0], outputs
+    assert len(world.calls("pip")) == 1 and len(world.calls("newllm_lib")) == 2
+    assert [p.name for p in world.home.iterdir()] == ["new-llm"]
+    assert any(b"waiting for it" in out for out, _ in outputs)

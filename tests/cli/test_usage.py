@@ -1,0 +1,127 @@
+"""Flags, mistakes and exit codes: what the user types and gets to read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from newllm_lib.cli import main
+from newllm_lib.cli.parser import build, overrides, parse
+from newllm_lib.recipe import Recipe, load_recipe
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian", "demo"], "did you mean train?"),
+        (["train"], "RECIPE"),
+        (["train", "demo", "--num_layer", "4"], "did you mean --num_layers?"),
+        (["train", "demo", "--num-layer", "4"], "did you mean --num_layers?"),
+        (["train", "--batchsize=4", "demo"], "did you mean --batch_size?"),
+        (["train", "demo", "--num_layers"], "num_layers"),
+        (["train", "demo", "wikitext"], "no use for 'wikitext'"),
+        (["train", "wikitxt"], "did you mean wikitext?"),
+        (["train", "demo", "--sized_for", "cpu", "--num_layers", "four"], "num_layers must be int"),
+        (["train", "demo", "--sized_for", "cpu", "--model", "gpt5"], "model must be one of new_llm, tiny_gpt2"),
+        (["demo", "--model", "tiny_gpt2"], "Unknown flag --model"),
+        (["doctor", "--num_layers", "3"], "doctor --recipe demo"),
+        (["evaluate", "no_such_run", "--split", "tests"], "invalid choice: 'tests'"),
+        (["runs", "status", "no_such_run"], "No run 'no_such_run'"),
+        (["train", "demo", "--json", "--background", "--sized_for", "cpu"], "--json and --background"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert expected in err and err.startswith("newllm: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_with_an_unknown_key_names_the_nearest(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: demo\nlearning_rat: 0.1\n")
+    code, _, err = run(capsys, "train", str(path))
+    assert code == 2 and "did you mean learning_rate?" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["runs", "stop", "--help"], ["--version"]])
+def test_help_is_no_error(capsys, words):
+    code, out, err = run(capsys, *words)
+    assert code == 0 and out.startswith(("usage: newllm", "newllm ")) and not err
+
+
+def test_every_recipe_key_is_a_flag_in_both_spellings():
+    """And no flag of training is something the recipe does not know."""
+    given = {f.name: "7" for f in fields(Recipe) if f.name != "recipe"}
+    for spelling in (str, lambda name: name.replace("_", "-")):
+        words = [part for name, value in given.items() for part in (f"--{spelling(name)}", value)]
+        assert overrides(parse(["train", "demo", *words])) == given
+    known = {action.dest for action in build()[1]["train"]._actions if action.dest.startswith("set_")}
+    assert known == {f"set_{name}" for name in given}
+
+
+def test_help_of_train_shows_every_key_with_its_default(capsys):
+    _, out, _ = run(capsys, "train", "--help")
+    text = " ".join(out.split())
+    for f in fields(Recipe):
+        if f.name != "recipe":
+            assert f"--{f.name}" in text and f.metadata["help"] in text
+    assert "recipe says otherwise: 0.006)" in text
+
+
+def test_values_reach_the_recipe_with_their_types():
+    words = [
+        "train",
+        "demo",
+        "--tie_embeddings",
+        "false",
+        "--learning-rate",
+        "8e-4",
+        "--max_steps=none",
+        "--epochs",
+        "2",
+    ]
+    recipe = load_recipe("demo", overrides(parse(words)), device_kind="cpu")
+    assert recipe.tie_embeddings is False and recipe.learning_rate == 8e-4
+    assert recipe.max_steps is None and recipe.epochs == 2.0
+
+
+def test_the_last_of_background_and_foreground_counts():
+    assert parse(["train", "--background", "demo"]).background
+    assert not parse(["train", "--background", "demo", "--foreground"]).background
+    assert not parse(["demo"]).background
+
+
+def test_recipes_are_listed_and_shown_as_yaml_that_loads(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and out.startswith("demo ") and "\nwikitext " in out
+    code, out, _ = run(capsys, "recipes", "show", "demo")
+    assert code == 0
+    saved = tmp_path / "mine.yaml"
+    saved.write_text(out)
+    assert load_recipe(str(saved)).differences(load_recipe("demo")) == []
+    assert yaml.safe_load(out).keys() == {f.name for f in fields(Recipe)}
+
+
+def test_help_takes_less_than_a_second_and_loads_no_torch():
+    code = (
+        "import time; start = time.monotonic()\n"
+        "from newllm_lib.cli import main; import sys\n"
+        "assert main(['--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "assert time.monotonic() - start < 1, time.monotonic() - start"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,66 @@
+"""What a run says of itself, checked against the lock."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from newllm_lib.runs import Run, RunLock, last_line, read_status, tail, write_status
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run")
+
+
+def test_a_run_goes_from_new_over_running_to_done(run):
+    assert read_status(run)["state"] == "new"
+    with RunLock(run):
+        write_status(run, state="running", total_steps=10)
+        write_status(run, step=4)
+        status = read_status(run)
+        assert (status["state"], status["step"], status["total_steps"], status["pid"]) == (
+            "running",
+            4,
+            10,
+            os.getpid(),
+        )
+        assert status["started"] <= status["updated"]
+        write_status(run, state="done", message="finished")
+    assert read_status(run)["state"] == "done" and run.is_finished
+
+
+def test_a_run_whose_process_is_gone_is_dead_and_shows_its_last_line(run):
+    write_status(run, state="running", step=7)
+    run.log.write_text("step 7\nRuntimeError: CUDA error\n\n")
+    status = read_status(run)
+    assert status["state"] == "dead" and "RuntimeError: CUDA error" in status["message"] and status["step"] == 7
+    assert not run.is_finished
+
+
+def test_a_finished_run_that_is_started_again_is_running(run):
+    write_status(run, state="done")
+    with RunLock(run):
+        assert read_status(run)["state"] == "running" and not run.is_finished
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_damaged_status_is_as_none(run, text):
+    run.path.mkdir()
+    run.status_path.write_text(text)
+    assert read_status(run)["state"] == "new"
+
+
+def test_a_field_or_state_that_does_not_exist_is_a_mistake_of_ours(run):
+    with pytest.raises(ValueError, match="stepp"):
+        write_status(run, stepp=3)
+    with pytest.raises(ValueError, match="finished"):
+        write_status(run, state="finished")
+
+
+def test_the_end_of_a_long_log(run):
+    assert tail(run, 5) == [] and last_line(run) == ""
+    run.path.mkdir()
+    run.log.write_text("".join(f"line {i}\n" for i in range(100_000)) + "\n")
+    assert tail(run, 3) == ["line 99998", "line 99999", ""] and last_line(run) == "line 99999"
