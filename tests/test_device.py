@@ -24,7 +24,8 @@ def test_an_unknown_device_is_named_with_the_known_ones(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
+    ("name", "kind"), [("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-80GB", "a100"),
+                       ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
                        ("NVIDIA H200", "h100"), ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA L40S", "other"),
                        ("NVIDIA GeForce RTX 3080", "other")],
 )  # fmt: skip

@@ -64,7 +64,8 @@ def test_a_wrong_yaml_file_is_one_line_with_its_name(text, words, tmp_path):
 
 
 def test_values_as_text_from_a_command_line_or_a_form_are_understood():
-    loaded = recipe(learning_rate="8e-4", max_samples="100,000", patience="none", separate_documents="false", compile="on", epochs="2")
+    words = {"learning_rate": "8e-4", "max_samples": "100,000", "patience": "none", "separate_documents": "false", "epochs": "2"}
+    loaded = recipe(compile="on", **words)
     assert (loaded.learning_rate, loaded.max_samples, loaded.patience) == (8e-4, 100_000, None)
     assert (loaded.separate_documents, loaded.compile, loaded.epochs) == (False, "on", 2.0)
 
@@ -112,7 +113,8 @@ def test_each_model_key_changes_the_model(key):
     from newllm_lib.models import model_config
 
     value, beside = MODEL_KEYS[key]
-    assert model_config(recipe(**beside), 500).to_diff_dict() != model_config(recipe(**{**beside, key: value}), 500).to_diff_dict()
+    one, other = (model_config(recipe(**chosen), 500) for chosen in (beside, {**beside, key: value}))
+    assert one.to_diff_dict() != other.to_diff_dict()
 
 
 OPTIMISER_KEYS = {

@@ -6,9 +6,10 @@
     c_t = a_t * c_{t-1} + (1 - a_t) * silu(i_t)   the context vector
     y_t = RMSNorm(c_t) * silu(z_t)                what this token reads from it
 
-Because a_t does not depend on c, all time steps are computed at once ; the original recurrence, whose gates read
-the context, can't be. The arithmetic is in `ops.short_conv` and `ops.gated_scan`. The recurrence is that of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short
-convolution are those of Mamba (Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is Primer's (So et al., 2021, arXiv 2109.08668).
+Because a_t does not depend on c, all time steps are computed at once; the original recurrence, whose gates read the context,
+can't be. The arithmetic is in `ops.short_conv` and `ops.gated_scan`. The recurrence is that of HGRN (Qin et al., 2023, arXiv
+2311.04823); the gated read-out and the short convolution are those of Mamba (Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is
+Primer's (So et al., 2021, arXiv 2109.08668).
 """
 
 from __future__ import annotations

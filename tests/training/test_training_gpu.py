@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
+from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training import train, trainer
 from tests.training.test_resume import write_text
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -33,9 +35,6 @@ def losses(folder):
 @pytest.mark.parametrize(("kind", "dtype"), [("h100", "bf16"), ("t4", "fp16")])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_it_learns_in_half_precision(tmp_path, monkeypatch, model, kind, dtype, compile):
-    from newllm_lib.device import probe
-    from newllm_lib.training import train
-
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     assert probe().dtype == dtype
     write_text(tmp_path)
@@ -64,8 +63,6 @@ def test_gpu_and_cpu_agree(recurrence, tmp_path):
 
 
 def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, monkeypatch):
-    from newllm_lib.training import train, trainer
-
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         write_text(tmp_path / name)

@@ -1,0 +1,236 @@
+"""Talking with a trained model: what was said is kept in the model's state, so no token is ever read twice.
+
+`ChatSession` is used by the terminal below and by the notebooks' widget: `for piece in session.reply(text):
+show(piece)`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+from newllm_lib.console import say
+from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_text
+from newllm_lib.errors import UsageError
+from newllm_lib.evaluation.carry import Reader, measuring
+from newllm_lib.evaluation.sampling import Sampler, Settings, reserved_tokens, stop_tokens, token_id
+
+COMMANDS = (
+    "/reset  forget the conversation\n"
+    "/settings  show the settings; change one with /temperature 0.7, /max_new_tokens 50, …\n"
+    "/quit  leave (also Ctrl-D; Ctrl-C stops an answer, a second one leaves)"
+)
+_REMEMBERED = 256  # latest tokens that a repetition penalty looks at
+
+
+class ChatSession:
+    """A conversation with one model.
+
+    Args:
+        dialogue: turns between <|user|> and <|assistant|>; or False: the model continues plain text. None: by what the
+            model expects after <|endoftext|>.
+        system: instructions before the first turn (dialogue only).
+    """
+
+    def __init__(
+        self, model, tokenizer, settings: Settings | None = None,
+        dialogue: bool | None = None, system: str | None = None,
+    ):  # fmt: skip
+        self.model, self.tokenizer = model, tokenizer
+        self.settings = settings or Settings()
+        self._control = {role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()}
+        self._control["end"] = token_id(tokenizer, END_OF_TURN)
+        self._stop = set(stop_tokens(tokenizer))
+        self._reserved = reserved_tokens(tokenizer, model.config.vocab_size)
+        self._reader = Reader(model)
+        self.system = system
+        self.dialogue = speaks_in_turns(model, tokenizer) if dialogue is None else dialogue
+        if self.dialogue and None in self._control.values():
+            raise UsageError("This model's tokenizer has no <|user|> and <|assistant|>: it can only continue text.")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._reader.reset()
+        self._sampler = Sampler(self.settings, self._reserved, self._reader.device)
+        self._recent: list[int] = []
+        self.turns = 0
+        bos = self.tokenizer.bos_token_id
+        self._unread = [] if bos is None else [bos]  # said, but not yet read by the model
+        if self.dialogue and self.system:
+            self._unread += [self._control["system"], *self._encode(self.system), self._control["end"]]
+
+    def reply(self, text: str) -> Iterator[str]:
+        """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the conversation goes
+        on.
+
+        It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
+        """
+        self._unread += self._turn(text)
+        self.turns += 1
+        if not self._unread:
+            return
+        pieces = _Pieces(self.tokenizer)
+        finished = False
+        try:
+            for _ in range(self.settings.max_new_tokens):
+                token = self._next_token()
+                if token in self._stop:
+                    finished = True
+                    break
+                self._unread = [token]
+                self._recent = [*self._recent, token][-_REMEMBERED:]
+                if piece := pieces.add(token):
+                    yield piece
+            if piece := pieces.rest():
+                yield piece
+        finally:
+            self._end_turn(finished)
+
+    def _next_token(self) -> int:
+        with measuring(self.model):
+            logits = self._reader.read(self._unread)
+        self._unread = []
+        return self._sampler(logits, self._recent)
+
+    def _turn(self, text: str) -> list[int]:
+        if not self.dialogue:  # goes on where the model stopped
+            return self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
+        return [self._control["user"], *self._encode(text), self._control["end"], self._control["assistant"]]
+
+    def _end_turn(self, finished: bool) -> None:
+        """Close the answer as training data does, whether the model, the length or the user ended it."""
+        if self.dialogue:
+            self._unread = [*self._unread, self._control["end"]]
+        elif finished:  # the text is over: the next one starts anew
+            self.reset()
+
+    def _encode(self, text: str) -> list[int]:
+        whole = text.encode("utf-8", "ignore").decode()  # a terminal may give lone surrogates
+        return encode_text(self.tokenizer, whole)
+
+    def command(self, line: str) -> str:
+        """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's business.
+
+        Raises:
+            UsageError: no such command or setting, or a bad value.
+        """
+        name, _, value = line.strip()[1:].replace("=", " ").partition(" ")
+        if name == "settings" and value.strip():
+            name, _, value = value.strip().lstrip("/").partition(" ")
+        value = value.strip()
+        if name == "reset":
+            self.reset()
+            return "The conversation is forgotten."
+        if name == "settings":
+            return str(self.settings)
+        if name in ("help", ""):
+            return COMMANDS
+        if not hasattr(self.settings, name):
+            raise UsageError(f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7).")
+        self.settings = self.settings.changed(name, value)
+        self._sampler = Sampler(self.settings, self._reserved, self._reader.device)
+        return f"{name} is {getattr(self.settings, name)}."
+
+
+def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
+    """Whether the model was trained on dialogues: after <|endoftext|> it gives a speaker at least this probability."""
+    roles = [token_id(tokenizer, token) for token in ROLE_TOKENS.values()]
+    if None in roles or tokenizer.bos_token_id is None:
+        return False
+    with measuring(model):
+        logits = Reader(model).read([tokenizer.bos_token_id])
+    return float(logits.float().softmax(-1)[roles].sum()) >= at_least
+
+
+class _Pieces:
+    """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next token."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.context = self.shown = 0  # ids before `shown` are out; those from `context` on still shape what follows
+
+    def add(self, token: int) -> str:
+        self.ids.append(token)
+        before, now = self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
+        if now.endswith("\ufffd") or len(now) <= len(before):
+            return ""
+        self.context, self.shown = self.shown, len(self.ids)
+        return now[len(before) :]
+
+    def rest(self) -> str:
+        """What still waits when the answer is over."""
+        before, now = self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
+        return now[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=None) -> None:
+    """Talk in the terminal until /quit, Ctrl-D, or a second Ctrl-C in a row.
+
+    Args:
+        ask: shows a prompt and returns the line that the user types. out: where the answers go (standard output).
+    """
+    out = out or sys.stdout
+    plain = "This model was trained on plain text: it continues what you write."
+    say("It answers turn by turn." if session.dialogue else plain)
+    say(COMMANDS)
+    interrupted = False  # Ctrl-C came, and no line since
+    while True:
+        try:
+            line = ask("\nyou> ").strip()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if interrupted:
+                break
+            interrupted = True
+            say("\n(Ctrl-C again leaves)")
+            continue
+        interrupted = False
+        if line == "/quit":
+            break
+        if line.startswith("/"):
+            _obey(session, line)
+        elif line:
+            interrupted = not _answer(session, line, out)
+    say("\nBye.")
+
+
+def _obey(session: ChatSession, line: str) -> None:
+    try:
+        say(session.command(line))
+    except UsageError as error:  # a slip of the fingers must not end the conversation
+        say(str(error))
+
+
+def _answer(session: ChatSession, line: str, out) -> bool:
+    """Write the answer as it comes. Returns False if Ctrl-C stopped it."""
+    pieces = session.reply(line)
+    try:
+        for piece in pieces:
+            out.write(piece)
+            out.flush()
+    except KeyboardInterrupt:
+        pieces.close()
+        say(" … (stopped; Ctrl-C again leaves)")
+        return False
+    out.write("\n")
+    out.flush()
+    return True
+
+
+def chat(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> None:
+    """`newllm chat RUN`: load the run and talk with it in the terminal.
+
+    Raises:
+        UsageError, NewLLMError: the run cannot be loaded (see `load_run`).
+    """
+    from newllm_lib.device import probe
+    from newllm_lib.evaluation.load import load_run
+
+    model, tokenizer, _ = load_run(run, which, device or probe().torch_device)
+    run_terminal(ChatSession(model, tokenizer, settings))

@@ -1,0 +1,185 @@
+"""How well a model predicts a split: bits per byte of the original text, perplexity, word perplexity, accuracy.
+
+Every token but the first of the stream is predicted exactly once, weighted equally, each document from its own start.
+Batch and block sizes change nothing but rounding. Bits per byte counts what the tokenizer lost as 8 bits a byte, so
+that models with different vocabularies can be compared; perplexity cannot be, and so is never shown without vocabulary
+and <unk> share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from newllm_lib.console import Progress
+from newllm_lib.evaluation import lanes as plan
+from newllm_lib.evaluation.carry import carries_state, measuring, model_device, precision, resets_at_documents, window
+
+LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
+# of them, how many are turned into probabilities at once: what fits a processor's cache, or keeps a GPU busy
+_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+
+
+def evaluate(
+    model, split, tokenizer, *, batch_size: int | None = None, block_length: int | None = None, device=None,
+    dtype: str | torch.dtype | None = None, health: bool = True,
+) -> dict:  # fmt: skip
+    """Predict the whole of `split` with `model`.
+
+    Args:
+        split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
+        batch_size, block_length: rows and tokens a row in one forward pass (defaults suit the device); both are lowered
+            where the logits would need more than 256 MiB.
+        device, dtype: move the model there first; run matrix products in it (see `precision`).
+        health: for a model with a state, also report how alive its context vectors are (`context_*`, see health.py).
+    Returns:
+        loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share, tokens
+        (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
+    Raises:
+        NewLLMError: the split has no token to predict.
+    """
+    if device is not None:
+        model.to(device)
+    device = model_device(model)
+    batch_size = batch_size or (16 if device.type == "cpu" else 128)
+    counts = _Counts(split, tokenizer, device)
+    progress = Progress("evaluating", total=len(split.ids) - 1, unit="tokens")
+    with measuring(model), precision(device, dtype):
+        done = 0
+        for logits, offsets in _predictions(model, split, batch_size, block_length, device):
+            counts.add(logits, offsets)
+            done += int((offsets >= 0).sum())
+            progress.update(done)
+    result = figures(split, tokenizer, **counts.totals())
+    if health and carries_state(model):
+        from newllm_lib.evaluation.health import context_health
+
+        result |= context_health(model, split, tokenizer, dtype=dtype)
+    return result
+
+
+def _predictions(model, split, batch_size, block_length, device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after block."""
+    starts, lengths = plan.document_pieces(split)
+    size, has_state = window(model), carries_state(model)
+    if size is not None:
+        starts, lengths = plan.cut_to_windows(starts, lengths, size)
+    longest = int(lengths.max()) if not has_state else int(lengths.sum())
+    positions = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
+    time = min(block_length or size or 128, longest, positions)
+    rows = max(1, min(batch_size, positions // time))
+    if has_state and resets_at_documents(model):
+        groups = [plan.balanced_lanes(starts, lengths, rows)]
+    else:
+        groups = plan.grouped_by_length(starts, lengths, rows)
+    name = "state" if has_state else "past_key_values"
+    for lanes in groups:
+        carried = None
+        one_block = lanes[0].length <= time
+        for offsets in plan.blocks(lanes, time, shrink=has_state):
+            if has_state and carried is not None:
+                carried = carried[: len(offsets)]
+            output = model(input_ids=_tokens(split, offsets, device), use_cache=not one_block, **{name: carried})
+            carried = None if one_block else getattr(output, name)
+            yield output.logits, offsets
+
+
+def _tokens(split, offsets: np.ndarray, device) -> torch.Tensor:
+    """Token ids (rows, time) at `offsets`; after a lane's end its padding, whose predictions nobody counts."""
+    ids = np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0])
+    return torch.from_numpy(ids.astype(np.int64)).to(device)
+
+
+class _Counts:
+    """Sums over the counted predictions; they stay on the device until the end, so that nothing waits for them."""
+
+    def __init__(self, split, tokenizer, device):
+        self.split, self.device, self.unk = split, device, unknown_id(tokenizer)
+        self.nll = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.long, device=device)
+        self.tokens = self.unknown = 0
+
+    def add(self, logits: torch.Tensor, offsets: np.ndarray) -> None:
+        place, targets = counted_targets(self.split, offsets.ravel())
+        self.tokens += len(targets)
+        self.unknown += int((targets == self.unk).sum())
+        place = torch.from_numpy(place).to(self.device)
+        targets = torch.from_numpy(targets).to(self.device)
+        logits = logits.reshape(-1, logits.shape[-1])
+        rows = max(1, _SCORE_BYTES.get(self.device.type, 4 * 2**20) // (4 * logits.shape[-1]))
+        for some, wanted in zip(place.split(rows), targets.split(rows), strict=True):
+            scores = logits[some].float()
+            log_probability = scores.gather(1, wanted[:, None]).squeeze(1) - scores.logsumexp(1)
+            self.nll -= log_probability.sum(dtype=torch.float64)
+            self.correct += (scores.argmax(1) == wanted).sum()
+
+    def totals(self) -> dict:
+        return {
+            "nll": float(self.nll), "correct": int(self.correct), "tokens": self.tokens, "unknown": self.unknown,
+        }  # fmt: skip
+
+
+def counted_targets(split, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the inputs at `offsets` (-1: none) predict a token that counts, and those tokens (int64)."""
+    place = np.flatnonzero(offsets >= 0)
+    following = offsets[place] + 1
+    if split.loss_mask is not None:
+        kept = split.loss_mask[following] != 0
+        place, following = place[kept], following[kept]
+    return place, split.ids[following].astype(np.int64)
+
+
+def unknown_id(tokenizer) -> int:
+    """Id of <unk>, or -1 where text cannot give one (GPT-2's tokenizer names its <|endoftext|> as unknown token)."""
+    unk = tokenizer.unk_token_id
+    return -1 if unk is None or unk in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unk
+
+
+def figures(split, tokenizer, *, nll: float, correct: int, tokens: int, unknown: int) -> dict:
+    """The reported figures from sums over the counted tokens (`nll` in nats).
+
+    bits_per_byte = (nll / ln 2 + 8 lost_bytes) / bytes; word_perplexity = exp((nll + 8 ln 2 lost_bytes) / words).
+    """
+    nll_with_spelling = nll + 8 * math.log(2) * split.lost_bytes
+    return {
+        "loss": _ratio(nll, tokens),
+        "bits_per_byte": _ratio(nll_with_spelling / math.log(2), split.bytes),
+        "perplexity": _exp(_ratio(nll, tokens)),
+        "word_perplexity": _exp(_ratio(nll_with_spelling, split.words)),
+        "accuracy": _ratio(correct, tokens),
+        "vocab_size": len(tokenizer),
+        "unk_share": _ratio(unknown, tokens),
+        "tokens": tokens,
+        "bytes": int(split.bytes),
+        "lost_bytes": int(split.lost_bytes),
+        "words": int(split.words),
+        "documents": int(split.documents),
+        "lower_cased": bool(split.lower_cased),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def describe(metrics: dict) -> str:
+    """One line for people. Bits per byte always; perplexity only with its vocabulary size and <unk> share."""
+    text = "lower-cased text" if metrics["lower_cased"] else "text"
+    parts = [
+        f"{metrics['bits_per_byte']:.4f} bits per byte of the {text}",
+        f"perplexity {metrics['perplexity']:.2f} (vocabulary {metrics['vocab_size']:,}, "
+        f"<unk> {metrics['unk_share']:.1%} of the tokens)",
+        f"word perplexity {metrics['word_perplexity']:.1f}",
+        f"accuracy {metrics['accuracy']:.1%}",
+        f"{metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes",
+    ]
+    if metrics.get("protocol") == "seed":
+        parts[1] += ", which is the seed's metric: a right guess of <unk> counts as right"
+    return " | ".join(parts)

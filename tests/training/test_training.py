@@ -1,0 +1,224 @@
+"""A small real training, end to end: files, log, keys of the recipe, and what happens when something goes wrong."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.recipe import load_recipe
+from newllm_lib.runs import Run, read_status
+from newllm_lib.training import run_recipe, train, trainer
+from tests.training.test_resume import write_text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    return tmp_path
+
+
+def recipe(folder, **changes):
+    return load_recipe(
+        "demo",
+        {
+            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
+            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
+            "evals_per_epoch": 1, "logging_steps": 5, "output_dir": str(folder / "run"), **changes,
+        },
+    )  # fmt: skip
+
+
+def rows(run):
+    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+def evaluations(run):
+    return [row for row in rows(run) if "eval_loss" in row]
+
+
+@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
+def test_a_run_folder_holds_all_that_is_needed_elsewhere(folder, capsys, model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train(recipe(folder, model=model))
+    assert read_status(run)["state"] == "done"
+    assert {p.name for p in run.path.iterdir()} >= {
+        "recipe.yaml", "best", "last", "metrics.jsonl", "curves.png", "train.log", "status.json",
+    }  # fmt: skip
+    for place in (run.best, run.last, run.latest_checkpoint()):
+        tokenizer, loaded = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
+        assert len(tokenizer) == loaded.config.vocab_size and loaded.config.eos_token_id == tokenizer.eos_token_id
+        assert not [p for p in place.iterdir() if p.suffix in (".bin", ".pkl")]  # nothing pickled but torch's own tensors
+    steps = [row for row in rows(run) if "loss" in row]
+    assert set(steps[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "time"}
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    log = run.log.read_text()
+    for words in ("Epoch 1/2", "Epoch 2/2", "Training...", "Val: Loss=", "vocab ", "bits/byte=", "✓", "[Checkpoint saved]"):
+        assert words in log and words in capsys.readouterr().out + log
+    assert log.count("Val: ") == 2 == len(evaluations(run))  # each evaluation once, also where an epoch and the run end together
+
+
+def test_the_check_mark_the_best_model_and_the_best_row_are_one(folder):
+    run = train(recipe(folder, epochs=4, learning_rate=0.3, dropout=0.0))  # too fast on purpose: it gets worse again
+    scores = [(row["eval_bits_per_byte"], row["step"], row["best"]) for row in evaluations(run)]
+    best_so_far = float("inf")
+    for score, _, marked in scores:
+        assert marked == (score < best_so_far)
+        best_so_far = min(best_so_far, score)
+    assert run.log.read_text().count("✓") == sum(marked for *_, marked in scores)
+
+
+def test_patience_stops_a_run_that_no_longer_improves(folder):
+    run = train(recipe(folder, epochs=30, learning_rate=0.5, warmup_steps=1, patience=2, dropout=0.0))
+    flags = [row["best"] for row in evaluations(run)]
+    assert flags[-2:] == [False, False] and len(flags) < 30
+    assert "stopping early" in run.log.read_text()
+
+
+def test_max_steps_and_keep_checkpoints_and_evals_per_epoch(folder):
+    run = train(recipe(folder, max_steps=12, keep_checkpoints=2, evals_per_epoch=3, save_minutes=0))
+    assert rows(run)[-1]["step"] == 12
+    assert [p.name for p in run.checkpoints()] == ["checkpoint-11", "checkpoint-12"]
+    assert len(evaluations(train(recipe(folder, evals_per_epoch=3, epochs=1, output_dir=str(folder / "three"))))) == 3
+
+
+def test_the_seed_changes_the_run_and_nothing_else_does(folder):
+    curves = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run = train(recipe(folder, seed=seed, max_steps=6, logging_steps=1, output_dir=str(folder / name)))
+        curves[name] = [row["loss"] for row in rows(run) if "loss" in row]
+    assert curves["a"] == curves["b"] != curves["c"]
+
+
+def test_micro_batches_change_nothing_but_rounding(folder):
+    losses = []
+    for micro in (8, 4, 1):
+        run = train(recipe(folder, micro_batch_size=micro, max_steps=8, logging_steps=1, dropout=0.0, output_dir=f"m{micro}"))
+        losses.append(torch.tensor([row["loss"] for row in rows(run) if "loss" in row]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-4, atol=1e-5)
+
+
+def test_too_little_memory_halves_the_micro_batch_and_gives_the_same_curve(folder, monkeypatch):
+    whole = train(recipe(folder, dropout=0.0, logging_steps=1, output_dir=str(folder / "whole")))
+    step = trainer.RunTrainer.training_step
+
+    def small_gpu(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > 2 and self.state.global_step >= 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", small_gpu)
+    run = train(recipe(folder, dropout=0.0, logging_steps=1, save_minutes=0))
+    assert run.log.read_text().count("Out of GPU memory") == 2  # 8, 4, 2 sequences at a time
+    found, expected = ([r["loss"] for r in rows(x) if "loss" in r] for x in (run, whole))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+    def no_gpu(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", no_gpu)
+    with pytest.raises(NewLLMError, match="too small even for one sequence"):
+        train(recipe(folder, output_dir=str(folder / "never")))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, value):
+    step = trainer.RunTrainer.training_step
+
+    def broken(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 7:
+            self._interval_loss += value
+        return loss
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", broken)
+    with pytest.raises(NewLLMError, match="loss became (nan|inf).*checkpoint-7.*--learning_rate") as error:
+        train(recipe(folder, logging_steps=5, save_minutes=0))
+    run = Run(folder / "run")
+    assert "\n" not in str(error.value) and run.latest_checkpoint().name == "checkpoint-7"
+    assert read_status(run)["state"] == "failed"
+
+
+def test_a_signal_saves_and_the_same_command_continues(folder, monkeypatch):
+    import signal
+
+    whole = train(recipe(folder, logging_steps=3, output_dir=str(folder / "whole")))
+    step = trainer.RunTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="Stopped at step 5 .* saved"):
+        train(recipe(folder, logging_steps=3))
+    run = Run(folder / "run")
+    assert run.latest_checkpoint().name == "checkpoint-5" and read_status(run)["state"] == "interrupted"
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
+    train(recipe(folder, logging_steps=3))
+    strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
+    assert strip[0] == strip[1]
+
+
+def test_a_finished_run_says_so_and_trains_no_more(folder, capsys):
+    run = train(recipe(folder))
+    before = run.metrics_path.read_bytes()
+    train(recipe(folder))
+    assert "finished already" in capsys.readouterr().out and run.metrics_path.read_bytes() == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_keys_and_a_name(folder):
+    train(recipe(folder, max_steps=2))
+    with pytest.raises(UsageError, match="learning_rate: 0.001.*--output_dir .*run_2"):
+        train(recipe(folder, max_steps=2, learning_rate=0.001))
+    with pytest.raises(UsageError, match="resume is never"):
+        train(recipe(folder, max_steps=2, resume="never"))
+
+
+def test_a_run_started_on_another_machine_keeps_its_preset(folder, monkeypatch):
+    choices = {"data_dir": str(folder / "text"), "vocab_size": 300, "output_dir": str(folder / "run"), "max_steps": 2}
+    started = load_recipe("demo", {**choices, "sized_for": "cpu"})
+    (folder / "run").mkdir()
+    (folder / "run" / "recipe.yaml").write_text(started.to_yaml())
+    settled = run_recipe._settle(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
+    assert settled.sized_for == "cpu" and not settled.differences(started)
+
+
+def test_other_data_under_the_same_name_is_not_mixed_in(folder):
+    run = train(recipe(folder, max_steps=4))
+    text = folder / "text" / "train.txt"
+    text.write_text(text.read_text().replace("cat", "dog"))
+    run.status_path.unlink()
+    with pytest.raises(UsageError, match="training data is not what"):
+        train(recipe(folder, max_steps=4))
+
+
+def test_a_torn_checkpoint_is_not_loaded_the_one_before_is(folder):
+    run = train(recipe(folder, save_minutes=0, max_steps=9))
+    newest = run.latest_checkpoint()
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    run.status_path.unlink()
+    assert run.latest_checkpoint().name == "checkpoint-8"
+    with pytest.raises(NewLLMError, match="checkpoint-9 is not whole"):
+        train(recipe(folder, save_minutes=0, max_steps=9, resume="checkpoint-9"))
+    train(recipe(folder, save_minutes=0, max_steps=9))
+    assert run.latest_checkpoint().name == "checkpoint-9" and rows(run)[-1]["step"] == 9
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_one_line(folder, monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="needs a GPU"):
+        train(recipe(folder))
+
+
+def test_the_sequential_recurrence_and_the_seed_protocol_train_too(folder):
+    run = train(recipe(folder, recurrence="sequential", protocol="seed", max_steps=6))
+    row = evaluations(run)[-1]
+    assert row["eval_lower_cased"] == "True" or row["eval_lower_cased"] is True
