@@ -1,8 +1,8 @@
 """One dataclass is everything that can be chosen about a run.
 
-The same `Recipe` is the YAML file, the flags of `newllm train`, the notebook's form and the record in a run's folder. A YAML
-file may also hold a section `when:`, whose parts apply only under a condition (a device kind, a model, a protocol or a recurrence)
-and are resolved when the recipe is loaded, so the record in a run is always flat:
+The same `Recipe` is the YAML file, the flags of `newllm train`, the notebook's form and the record in a run's folder. A YAML file
+may also hold a section `when:`, whose parts apply only under a condition (a device kind, a model, a protocol or a recurrence) and
+are resolved when the recipe is loaded, so the record in a run is always flat:
 
     num_layers: 4
     when:
@@ -76,11 +76,16 @@ class Recipe:
         "auto", "sequences at a time on one GPU; the rest of the batch is accumulated", "training", identity=False,
         minimum=1,
     )  # fmt: skip
+    optimizer: str = _key(
+        "adamw", "adamw, or muon for the matrices inside the blocks (AdamW for the rest)", "training",
+        choices=("adamw", "muon"),
+    )  # fmt: skip
     learning_rate: float = _key(6e-3, "peak learning rate", "training", minimum=0.0)
     learning_rate_batch_size: int | None = _key(
         None, "batch size the learning rate was chosen for: another batch size scales it by the square root", "training",
         minimum=1,
     )  # fmt: skip
+    muon_learning_rate: float = _key(0.02, "Muon's peak learning rate (optimizer: muon)", "training", minimum=0.0)
     warmup_steps: float = _key(100, "steps of linear warm-up (below 1: a share of all steps)", "training", minimum=0.0)
     schedule: str = _key(
         "cosine", "how the learning rate falls", "training", choices=("cosine", "linear", "constant")

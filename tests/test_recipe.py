@@ -119,7 +119,7 @@ def test_each_model_key_changes_the_model(key):
 
 OPTIMISER_KEYS = {
     "learning_rate": 1e-3, "learning_rate_batch_size": 32, "batch_size": 256, "warmup_steps": 10, "schedule": "linear",
-    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999,
+    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999, "optimizer": "muon",
 }  # fmt: skip
 
 
@@ -127,19 +127,23 @@ def _course(r: Recipe):
     """What the optimizer and its schedule do in 100 steps, as numbers."""
     from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 
-    optimizer = build_optimizer(torch.nn.Linear(3, 3), r)
+    optimizer = build_optimizer(torch.nn.Sequential(torch.nn.Linear(3, 3)), r)
     scheduler, rates = build_scheduler(optimizer, 400, r), []
     for _ in range(300):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return rates, [(g["weight_decay"], g["betas"]) for g in optimizer.param_groups]
+    return rates, [(g["weight_decay"], g.get("betas"), g["lr"]) for g in optimizer.param_groups]
 
 
 @pytest.mark.parametrize("key", OPTIMISER_KEYS)
 def test_each_optimiser_key_changes_the_steps(key):
     base = recipe()
     assert _course(base) != _course(recipe(**{key: OPTIMISER_KEYS[key]}))
+
+
+def test_muons_learning_rate_is_its_own():
+    assert _course(recipe(optimizer="muon")) != _course(recipe(optimizer="muon", muon_learning_rate=0.01))
 
 
 def test_arguments_reach_the_trainer(tmp_path):
@@ -198,7 +202,7 @@ ELSEWHERE = {
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
     "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
-    "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
+    "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip
 
 

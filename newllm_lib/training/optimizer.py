@@ -1,27 +1,74 @@
-"""AdamW with decay on matrices only, and the learning rate's course."""
+"""The optimizers, and the learning rate's course.
+
+`adamw`: AdamW with decay on matrices only. `muon`: the matrices inside the blocks are stepped by Muon (Jordan et al., 2024,
+kellerjordan.github.io/posts/muon), which makes each update's singular values equal; embeddings, head and vectors by AdamW.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from newllm_lib.recipe import Recipe
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices, which decay, and vectors (norms, biases, gates' biases), which don't."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters. AdamW is fused: one kernel for all parameters on a GPU."""
+    matrices = block_matrices(model) if recipe.optimizer == "muon" else []
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},  # norms, biases, gates' biases
     ]
+    adamw = torch.optim.AdamW(groups, lr=recipe.scaled_learning_rate(), betas=(0.9, recipe.adam_beta2), fused=True)
+    if not matrices:
+        return adamw
+    scale = recipe.scaled_learning_rate() / recipe.learning_rate  # by the batch size, as for AdamW
+    muon = torch.optim.Muon(
+        matrices, lr=recipe.muon_learning_rate * scale, weight_decay=recipe.weight_decay, adjust_lr_fn="original"
+    )
+    return MuonWithAdamW(muon, adamw)
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Fused AdamW (one kernel for all parameters on a GPU)."""
-    groups = parameter_groups(model, recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.scaled_learning_rate(), betas=(0.9, recipe.adam_beta2), fused=True)
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of the linear layers inside the blocks: all but the head (embeddings are no linear layers)."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    return [m.weight for m in layers if m.weight.requires_grad]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers that step as one: schedulers, gradient scalers and checkpoints see a single list of groups."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self.parts = {"muon": muon, "adamw": adamw}
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()
 
 
 def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:

@@ -208,7 +208,8 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, first_step=checkpoint_step(checkpoint) if checkpoint else 0, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
+        log=log, first_step=checkpoint_step(checkpoint) if checkpoint else 0,
+        callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)

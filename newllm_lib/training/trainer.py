@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with our data and evaluation, checkpoints that are whole or not there, and a curve that survives kills."""
+"""`transformers.Trainer` with our data and evaluation, and checkpoints that are whole or not there."""
 
 from __future__ import annotations
 
