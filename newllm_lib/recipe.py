@@ -97,6 +97,10 @@ class Recipe:
     patience: int | None = _key(
         None, "stop after this many evaluations without a better one", "training", minimum=1
     )
+    carry_state: bool = _key(
+        False, "New-LLM: start each block with the state the same text's last block ended with (blocks are then read in order)",
+        "training",
+    )  # fmt: skip
     evals_per_epoch: int = _key(1, "evaluations on the validation split in each epoch", "training", minimum=1)
     dtype: str = _key("auto", "dtype of matrix products", "training", choices=("auto", "fp32", "fp16", "bf16"))
     compile: str = _key("auto", "torch.compile", "training", choices=("auto", "on", "off"), identity=False)

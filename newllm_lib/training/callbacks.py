@@ -42,12 +42,14 @@ class Timetable(TrainerCallback):
 class DataOrder(TrainerCallback):
     """Tells the sampler which epoch begins: its order comes from the seed and the epoch alone, also after a restart."""
 
-    def __init__(self, sampler):
-        self.sampler = sampler
+    def __init__(self, sampler, carried=None):
+        self.sampler, self.carried = sampler, carried
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         steps = len(self.sampler) // (args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
         self.sampler.set_epoch(state.global_step // steps)
+        if self.carried is not None and state.global_step % steps == 0:
+            self.carried.clear()
 
 
 class Signals(TrainerCallback):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 
-import numpy as np
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -39,6 +37,8 @@ def train(recipe: Recipe) -> Run:
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
     run = Run(recipe.run_path())
     recipe = _settle(recipe, run)
+    if recipe.carry_state and recipe.model != "new_llm":
+        raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use new_llm.")
     with RunLock(run):
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
@@ -96,13 +96,12 @@ def _train_locked(recipe: Recipe, run: Run, device: Device) -> bool:
     checkpoint = _checkpoint_to_resume(recipe, run)
     data = prepare(recipe)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
-    fingerprint = _fingerprint(data)
-    if progress.data_fingerprint not in ("", fingerprint):
+    if progress.data_fingerprint not in ("", data.fingerprint):
         raise UsageError(
             f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
             f"--output_dir {_free_name(run)}."
         )
-    progress.data_fingerprint = fingerprint
+    progress.data_fingerprint = data.fingerprint
     atomic_write_text(run.recipe_path, recipe.to_yaml())
     steps_per_epoch, total = _steps(recipe, data)
     if checkpoint and checkpoint_step(checkpoint) >= total or (checkpoint and run.is_finished):
@@ -129,14 +128,6 @@ def _checkpoint_to_resume(recipe: Recipe, run: Run):
     if missing:
         raise NewLLMError(f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto.")
     return folder
-
-
-def _fingerprint(data) -> str:
-    """Content of the training split and of the tokenizer, in short: the same run never goes on with other data."""
-    ids = data.train.ids
-    ends = np.concatenate([ids[:500_000], ids[-500_000:]]).tobytes()
-    vocabulary = json.dumps(sorted(data.tokenizer.get_vocab().items())).encode()
-    return f"{len(ids)}-{zlib.crc32(ends):08x}-{zlib.crc32(vocabulary):08x}"
 
 
 def _steps(recipe: Recipe, data) -> tuple[int, int]:
@@ -208,8 +199,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, first_step=checkpoint_step(checkpoint) if checkpoint else 0,
-        callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
+        log=log, checkpoint=checkpoint, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)

@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from newllm_lib import console
-from newllm_lib.data.blocks import Blocks, BlockSampler
+from newllm_lib.data.blocks import Blocks, BlockSampler, LaneSampler
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, remove_directory, staged_directory, write_status
+from newllm_lib.runs import Run, checkpoint_step, remove_directory, staged_directory, write_status
 from newllm_lib.training.callbacks import DataOrder, LogBlock
+from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
@@ -32,14 +33,18 @@ def _collate(batch: dict) -> dict:
 class RunTrainer(Trainer):
     """Trains one run. Everything that makes two runs differ is in the recipe; everything on disk is in the run's folder."""
 
-    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, first_step: int, **kwargs):
+    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, checkpoint: Path | None, **kwargs):
         super().__init__(**kwargs)
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
         self._interval_pause = 0.0  # seconds of evaluating and saving, which are not training time
+        first_step = checkpoint_step(checkpoint) if checkpoint else 0
         self._measured_from = first_step
         self._logged_step = first_step - progress.interval_steps  # step of the last row, perhaps before a restart
+        self.carried = CarriedState(self.args.gradient_accumulation_steps) if recipe.carry_state else None
+        if self.carried is not None and checkpoint:
+            self.carried.load(checkpoint, self.args.device)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -48,8 +53,9 @@ class RunTrainer(Trainer):
         # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
         on_gpu = self.args.device.type == "cuda" and len(self.data.train.ids) < 200_000_000
         blocks = Blocks(self.data.train, recipe.max_seq_length, self.args.device if on_gpu else None)
-        sampler = BlockSampler(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
-        self.add_callback(DataOrder(sampler))
+        kind = BlockSampler if self.carried is None else LaneSampler
+        sampler = kind(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+        self.add_callback(DataOrder(sampler, self.carried))
         loader = DataLoader(
             blocks, batch_size=self.args.per_device_train_batch_size, sampler=sampler, collate_fn=_collate,
             drop_last=True, generator=torch.Generator(),  # its own generator: the global one stays the model's
@@ -69,9 +75,14 @@ class RunTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         inputs.pop("labels", None)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if self.carried is None:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        inputs |= {"state": self.carried.take(), "use_cache": True}
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        self.carried.put(outputs["state"])
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -184,6 +195,8 @@ class RunTrainer(Trainer):
             (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads; the recipe says it all
             self.data.tokenizer.save_pretrained(staging)
             self.progress.save(staging)
+            if self.carried is not None:
+                self.carried.save(staging)
         self._link_last(final)
         self._prune()
         console.say("  [Checkpoint saved]")
@@ -204,4 +217,4 @@ class RunTrainer(Trainer):
             remove_directory(old)
 
 
-_STATE_FILES = ("trainer_state", "progress", "WHOLE")
+_STATE_FILES = ("trainer_state", "progress", "carried_state", "WHOLE")

@@ -21,14 +21,15 @@ from newllm_lib.training import train
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
 
 
-def recipe(folder: Path, name: str, **changes):
+def recipe(folder: Path, name: str):
+    """Everything that a checkpoint must remember is on: dropout, accumulation, Muon, a state carried from block to block."""
     return load_recipe(
         "demo",
         {
             "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 4,
             "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "epochs": 2, "evals_per_epoch": 3,
             "logging_steps": 3, "save_minutes": 0.001, "dropout": 0.1, "micro_batch_size": 2, "output_dir": str(folder / name),
-            "keep_checkpoints": 1, **changes,
+            "keep_checkpoints": 1, "optimizer": "muon", "carry_state": True,
         },
     )  # fmt: skip
 

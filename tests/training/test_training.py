@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import run_recipe, train, trainer
@@ -100,6 +101,27 @@ def test_micro_batches_change_nothing_but_rounding(folder):
         losses.append(torch.tensor([row["loss"] for row in rows(run) if "loss" in row]))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses[2], losses[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monkeypatch):
+    """With a learning rate of 0 the losses of an epoch read in order are those of reading each lane in one piece."""
+    seen = []
+    step = trainer.RunTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        seen.append(torch.stack([inputs["input_ids"], inputs["shift_labels"]]))
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "compute_loss", spy)
+    still = {"learning_rate": 0.0, "carry_state": True, "dropout": 0.0, "logging_steps": 1, "epochs": 1, "micro_batch_size": 4}
+    run = train(recipe(folder, **still))
+    losses = torch.tensor([row["loss"] for row in rows(run) if "loss" in row])
+    steps = [torch.cat(seen[i : i + 2], 1) for i in range(0, len(seen), 2)]  # two micro-batches each
+    lanes, labels = torch.cat(steps, 2)  # (batch, the whole epoch)
+    nll = torch.nn.functional.cross_entropy(load_run(run)[0](lanes).logits.transpose(1, 2), labels, reduction="none")
+    torch.testing.assert_close(losses, nll.unflatten(1, (-1, 16)).mean((0, 2)), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="carry_state"):
+        train(recipe(folder, model="tiny_gpt2", carry_state=True, output_dir=str(folder / "gpt2")))
 
 
 def test_too_little_memory_halves_the_micro_batch_and_gives_the_same_curve(folder, monkeypatch):

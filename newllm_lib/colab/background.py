@@ -1,0 +1,103 @@
+"""Training from a cell: a process of its own that outlives the cell, the kernel's interrupts and the browser's tab."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from newllm_lib import runs
+from newllm_lib.colab.forms import Settings
+from newllm_lib.colab.live import watch
+from newllm_lib.console import say
+from newllm_lib.errors import Interrupted, NewLLMError
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import AlreadyRunning, Run
+
+
+@dataclass(frozen=True)
+class Started:
+    """A training that goes on by itself: its run, and its process if this kernel started it."""
+
+    run: Run
+    pid: int | None = None
+
+
+def train(settings: Settings, every: float = 2.0, **more) -> Run:
+    """Train what the form chose and show it until it ends; run the cell again to look again, or to continue a stopped
+    run.
+
+    Args:
+        every: seconds between two looks.
+        more: recipe keys on top of the form (`model="tiny_gpt2"`).
+    Raises:
+        NewLLMError: training failed; says why. Interrupted: it was stopped, after saving.
+    """
+    started = start(settings, **more)
+    status = watch(started.run, every=every)[0]
+    if status["state"] == "running":  # only the view was closed
+        raise Interrupted(f"{started.run.name} is still training: run this cell again to see it, then the cells below.")
+    check(started)
+    return started.run
+
+
+def start(settings: Settings, **more) -> Started:
+    """Start the training in the background, unless it runs already or is finished.
+
+    Raises:
+        UsageError: the settings are not valid.
+    """
+    run, more = place(settings, **more)
+    if run.is_finished:
+        say(f"{run.name} is finished already: shown as it is. Change the form for another run.")
+        return Started(run)
+    try:
+        pid = runs.start_background(settings.command(**more), run)
+    except AlreadyRunning:
+        say(f"{run.name} is already training: shown as it goes.")
+        return Started(run)
+    say(f"{run.name}: training in the background (pid {pid}), log {run.log}")
+    return Started(run, pid)
+
+
+def place(settings: Settings, **more) -> tuple[Run, dict]:
+    """The run for these settings, and the recipe keys to start it with.
+
+    Settings that name a run folder which another recipe fills (`epochs` is not in its name) get the next one,
+    `<name>_2`.
+    """
+    path = settings.recipe(**more).run_path()
+    number, candidate = 1, path
+    while differences := _differences(settings, more, Run(candidate)):
+        say(f"{candidate} was trained with other settings ({'; '.join(differences)}: now | then).")
+        number += 1
+        candidate = path.with_name(f"{path.name}_{number}")
+    if number > 1:
+        more = {**more, "output_dir": str(candidate)}
+    return Run(candidate), more
+
+
+def _differences(settings: Settings, more: dict, run: Run) -> list[str]:
+    if not run.recipe_path.is_file():
+        return []
+    recorded = Recipe.from_yaml(run.recipe_path)
+    chosen = {**settings.overrides, **more}
+    kind = None if "sized_for" in chosen else recorded.sized_for  # a run keeps the preset of the machine it began on
+    return settings.recipe(device_kind=kind, **more).differences(recorded)
+
+
+def check(started: Started) -> None:
+    """Raise what went wrong in a training that is over.
+
+    Raises:
+        NewLLMError: it failed or died. Interrupted: it was stopped, after saving.
+    """
+    run, status = started.run, runs.read_status(started.run)
+    if started.pid is not None and status["pid"] != started.pid:  # it ended before it wrote its first status
+        raise NewLLMError(f"{run.name} did not start: {_last_words(run)} (the whole log: {run.log})")
+    if status["state"] == "interrupted":
+        raise Interrupted(f"{run.name} was stopped and is saved: run this cell again to continue it.")
+    if status["state"] != "done":
+        raise NewLLMError(f"{run.name}: {status['message'] or _last_words(run)} (the whole log: {run.log})")
+
+
+def _last_words(run: Run) -> str:
+    return runs.last_line(run).removeprefix("newllm: ") or "it left no word"

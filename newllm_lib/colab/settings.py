@@ -1,0 +1,45 @@
+"""The forms of the notebooks: which fields each shows, in English and Japanese, and its size presets.
+
+A new notebook adds a `Form` here; `notebooks/build.py` puts its text into the notebook.
+"""
+
+from __future__ import annotations
+
+from newllm_lib.colab.forms import Field, Form
+
+# Labels are shared: the same key reads the same in every notebook.
+LABELS = {
+    "epochs": ("Epochs: passes over the training text", "エポック数（学習データを何周するか）"),
+    "batch_size": ("Sequences a step (the learning rate follows by square root)", "バッチサイズ（学習率も連動）"),
+    "max_seq_length": ("Tokens in a sequence", "系列長（トークン数）"),
+    "max_samples": ("Use only this many documents (None: all)", "使う文書数の上限（None で全部）"),
+    "data_dir": ("Your own text: a folder with train.txt (empty: none)", "自分のデータのフォルダー（空ならなし）"),
+    "protocol": ("seed: the original's 1,000-word vocabulary and metric", "seed は旧版の 1,000 語の語彙と指標"),
+    "seed": ("Random seed", "乱数シード"),
+}  # fmt: skip
+
+SAVE_TO_DRIVE = Field("save_to_drive", "Save the runs to Google Drive at the end", "最後に Google ドライブへ保存", True)
+
+
+def _fields(*names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, *LABELS[name]) for name in names)
+
+
+PRETRAINING = Form(
+    name="PRETRAINING",
+    recipe="wikitext",
+    fields=(
+        Field("recipe", "Data: WikiText-2, or demo (human chats, smaller and quicker)", "学習データ", "wikitext",
+              ("wikitext", "demo")),
+        Field("size", "Size of both models", "モデルの大きさ", "standard", ("standard", "small", "large")),
+        *_fields("epochs", "batch_size", "max_seq_length", "max_samples", "data_dir", "protocol", "seed"),
+        SAVE_TO_DRIVE,
+    ),
+    presets={
+        "standard": {},
+        "small": {"num_layers": 2, "hidden_size": 128, "context_dim": 128, "mlp_size": 384, "num_heads": 2},
+        "large": {"num_layers": 6, "hidden_size": 384, "context_dim": 384, "mlp_size": 1536, "num_heads": 6},
+    },
+)  # fmt: skip
+
+FORMS = {form.name: form for form in (PRETRAINING,)}

@@ -1,0 +1,162 @@
+"""Blocks of tokens for training, cut from a packed split when they are read.
+
+A block is named by where it starts in the stream. Each epoch cuts the stream at another offset and takes the blocks
+in another order, both from (seed, epoch) alone: so the order of the data never depends on the past, on the number of
+processes or on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from newllm_lib.data.packing import PackedSplit, check_length
+from newllm_lib.errors import NewLLMError
+
+IGNORED = -100  # a label that the loss leaves out
+
+
+class Blocks(Dataset):
+    """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its number.
+
+    Args:
+        split: the packed tokens.
+        length: tokens in a block.
+        device: keep the whole split on this device (a GPU, for small splits); default: in the memory map.
+    Raises:
+        NewLLMError: the split is shorter than one block.
+    """
+
+    def __init__(self, split: PackedSplit, length: int, device: torch.device | str | None = None):
+        check_length(split, length)
+        self.split, self.length = split, length
+        self.device = torch.device(device) if device is not None else None
+        self._ids = self._mask = None
+        if self.device is not None:
+            self._ids = torch.from_numpy(split.ids.astype(np.int32)).to(self.device)
+            if split.loss_mask is not None:
+                self._mask = torch.from_numpy(split.loss_mask.astype(bool)).to(self.device)
+            self._steps = torch.arange(length + 1, device=self.device)
+
+    def __len__(self) -> int:
+        """How many starts there are: every token but the last."""
+        return self.split.tokens - 1
+
+    def __getitem__(self, start: int) -> dict[str, torch.Tensor]:
+        """`input_ids` (length,) and `labels` (length,): labels[i] is the token after input_ids[i], or -100."""
+        return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
+
+    def __getitems__(self, starts: list[int]) -> dict[str, torch.Tensor]:
+        """A whole batch in one gather: `input_ids` and `labels`, both (batch, length) int64.
+
+        Past the end of the stream the input repeats its last token and the labels are -100.
+        """
+        return self._on_device(starts) if self.device is not None else self._from_map(starts)
+
+    def _from_map(self, starts: list[int]) -> dict[str, torch.Tensor]:
+        last = self.split.tokens - 1
+        positions = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(self.length + 1)
+        inside = np.minimum(positions, last)
+        tokens = self.split.ids[inside].astype(np.int64)
+        ignored = positions[:, 1:] > last
+        if self.split.loss_mask is not None:
+            ignored |= self.split.loss_mask[inside[:, 1:]] == 0
+        labels = tokens[:, 1:].copy()
+        labels[ignored] = IGNORED
+        return {"input_ids": torch.from_numpy(tokens[:, :-1].copy()), "labels": torch.from_numpy(labels)}
+
+    def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
+        last = self.split.tokens - 1
+        positions = torch.tensor(starts, device=self.device)[:, None] + self._steps
+        inside = positions.clamp(max=last)
+        tokens = self._ids[inside].long()
+        ignored = positions[:, 1:] > last
+        if self._mask is not None:
+            ignored |= ~self._mask[inside[:, 1:]]
+        return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].masked_fill(ignored, IGNORED)}
+
+
+def collate(batch):
+    """The DataLoader's `collate_fn` for `Blocks`, which already gives whole batches."""
+    return batch
+
+
+class BlockSampler(Sampler[int]):
+    """The starts of an epoch's blocks.
+
+    Shuffled (training): every epoch has its own offset in [0, length) and its own permutation, from (seed, epoch)
+    alone, and a whole number of batches. Not shuffled (evaluation): blocks in order from the first token, the last
+    one perhaps reaching past the end, so that every token but the first is a label exactly once.
+
+    Raises:
+        NewLLMError: the split is shorter than a block, or (shuffled) holds fewer blocks than one batch.
+    """
+
+    def __init__(self, split: PackedSplit, length: int, batch_size: int, seed: int, shuffle: bool = True):
+        check_length(split, length)
+        self.predicted, self.length, self.seed, self.shuffle = split.tokens - 1, length, seed, shuffle
+        self.epoch = 0
+        if not shuffle:
+            self.blocks = -(-self.predicted // length)
+            return
+        whole = (self.predicted - (length - 1)) // length  # as many as there are at any offset
+        self.blocks = whole - whole % batch_size
+        if not self.blocks:
+            raise NewLLMError(
+                f"The train split has {split.tokens:,} tokens: {max(whole, 0):,} blocks of {length}, fewer than one "
+                f"batch of {batch_size}. Lower --batch_size or --max_seq_length, or give more data."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is (from 0)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            yield from range(0, self.predicted, self.length)
+            return
+        random = np.random.default_rng([self.seed, self.epoch])
+        offset = int(random.integers(self.length))
+        order = random.permutation((self.predicted - offset) // self.length)[: self.blocks]
+        for part in np.array_split(order, max(1, len(order) // 65536)):  # no list of millions of Python integers
+            yield from (offset + part * self.length).tolist()
+
+
+class LaneSampler(Sampler[int]):
+    """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
+
+    The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every epoch begins at
+    another place of the stream, from (seed, epoch) alone, and goes around its end.
+
+    Raises:
+        NewLLMError: the split holds fewer blocks than one batch.
+    """
+
+    def __init__(self, split: PackedSplit, length: int, batch_size: int, seed: int):
+        self.plain = BlockSampler(split, length, batch_size, seed)  # the same number of blocks, the same errors
+        self.predicted, self.length, self.batch_size, self.seed = split.tokens - 1, length, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is (from 0)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __iter__(self) -> Iterator[int]:
+        steps = len(self.plain) // self.batch_size
+        # The stream is cut once more at an offset below one block, so that blocks never reach past its end.
+        random = np.random.default_rng([self.seed, self.epoch])
+        blocks = steps * self.batch_size
+        offset = int(random.integers(self.predicted - blocks * self.length + 1))
+        first = int(random.integers(blocks))
+        lanes = np.arange(self.batch_size) * steps
+        for step in range(steps):
+            yield from (offset + (first + lanes + step) % blocks * self.length).tolist()

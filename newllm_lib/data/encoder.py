@@ -1,0 +1,148 @@
+"""Records to token ids, with an account of the original text: its bytes, words, and what the tokens cannot give back.
+
+**Lost bytes** are what makes bits per byte honest for a tokenizer that loses text: the metric charges 8 bits each.
+
+- Byte-level BPE loses nothing: 0.
+- `words` (lower-cased, split at white space): the UTF-8 bytes of every unknown word, and of every gap between words,
+  before the first and after the last, that is not a single space between two words. Counted in the lower-cased text,
+  as are the bytes.
+- Any other tokenizer: each piece of text is decoded again; from the first character that differs to the last, all is
+  lost (an upper bound, so such a tokenizer is never flattered).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS
+from newllm_lib.data.records import Record
+
+# Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
+WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
+
+
+class Encoded(NamedTuple):
+    """Some records as a piece of the stream, with the account of their text (of the answers, if only they count)."""
+
+    ids: np.ndarray  # (tokens,) each document begins with <|endoftext|>
+    starts: np.ndarray  # (documents,) int64: where in `ids` the documents begin
+    mask: np.ndarray | None  # (tokens,) uint8: 1 where a token counts as a target; None: all do
+    account: np.ndarray  # int64: bytes, lost bytes, words, unknown tokens
+
+
+class Encoder:
+    """Encodes records with a tokenizer, on all cores.
+
+    Works on a copy of the tokenizer in which control tokens are never found in text, whatever the text spells.
+    """
+
+    def __init__(self, tokenizer, answers_only: bool = False):
+        import tokenizers
+
+        self.backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.encode_special_tokens = True
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.answers_only = answers_only
+        self.lower_cased = lower_cases(self.backend)
+        self.loss = kind_of_loss(self.backend)
+        self.dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 else "uint32")
+        self.end_of_text, self.unk_id = tokenizer.bos_token_id, tokenizer.unk_token_id
+        self._lower = tokenizers.normalizers.Lowercase()
+        self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
+        self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
+
+    def encode(self, records: list[Record]) -> Encoded:
+        """The records' documents in order. All texts of all records are tokenized in one call."""
+        texts = [text for record in records for text in record.texts()]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        remaining = iter(encodings)
+        ids: list[int] = []
+        starts, answers = [], []  # answers: from where to where in `ids`
+        for record in records:
+            starts.append(len(ids))
+            ids.append(self.end_of_text)
+            if record.text is not None:
+                ids += next(remaining).ids
+                answers.append((starts[-1] + 1, len(ids)))
+            for role, _ in record.messages:
+                ids.append(self._labels[role])
+                begin = len(ids)
+                ids += next(remaining).ids
+                ids.append(self._end_of_turn)
+                if role == "assistant":
+                    answers.append((begin, len(ids)))
+        stream, mask = np.array(ids, dtype=self.dtype), None
+        if self.answers_only:
+            mask = np.zeros(len(stream), dtype=np.uint8)
+            for begin, end in answers:
+                mask[begin:end] = 1
+        account = self._account(records, texts, encodings, stream, mask)
+        return Encoded(stream, np.array(starts, dtype=np.int64), mask, account)
+
+    def _account(self, records, texts, encodings, stream, mask) -> np.ndarray:
+        """(bytes, lost bytes, words, unknown tokens) of what counts."""
+        if self.answers_only:
+            counts = [r.text is not None or m.role == "assistant" for r in records for m in (r.messages or (None,))]
+            texts = [text for text, c in zip(texts, counts, strict=True) if c]
+            encodings = [encoding for encoding, c in zip(encodings, counts, strict=True) if c]
+            stream = stream[mask.astype(bool)]
+        words = sum(len(text.split()) for text in texts)
+        if self.lower_cased:
+            texts = [self._lower.normalize_str(text) for text in texts]
+        size = sum(len(text.encode("utf-8")) for text in texts)
+        unknown = int(np.count_nonzero(stream == self.unk_id)) if self.unk_id is not None else 0
+        lost = 0
+        if self.loss == "words":
+            spaces = sum(len(_SINGLE_SPACE.findall(text)) for text in texts)
+            lost = size - int(self._word_bytes[stream].sum()) - spaces
+        elif self.loss == "other":
+            decoded = self.backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
+            lost = sum(_differing_bytes(text, back) for text, back in zip(texts, decoded, strict=True))
+        return np.array([size, lost, words, unknown], dtype=np.int64)
+
+
+def lower_cases(backend) -> bool:
+    """Whether a tokenizer lower-cases its text."""
+    return backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
+
+
+def kind_of_loss(backend) -> str:
+    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or "other"."""
+    parts = json.loads(backend.to_str())
+    model, before = parts["model"], parts["pre_tokenizer"] or {}
+    if model["type"] == "WordLevel" and before.get("type") == "WhitespaceSplit":
+        return "words"
+    byte_level = before.get("type") == "ByteLevel" and not before["add_prefix_space"]
+    complete = model["type"] == "BPE" and set(_byte_alphabet()) <= set(model["vocab"])
+    return "none" if byte_level and complete and parts["normalizer"] is None else "other"
+
+
+def _byte_alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel.alphabet()
+
+
+def _bytes_of_words(backend, unk_id: int) -> np.ndarray:
+    sizes = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
+    for word, index in backend.get_vocab(with_added_tokens=True).items():
+        sizes[index] = len(word.encode("utf-8"))
+    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = 0  # neither <unk> nor a control token gives back any text
+    return sizes
+
+
+def _differing_bytes(text: str, decoded: str) -> int:
+    if text == decoded:
+        return 0
+    same = len(os.path.commonprefix([text, decoded]))
+    rest, other = text[same:][::-1], decoded[same:][::-1]
+    same_end = len(os.path.commonprefix([rest, other]))
+    return len(rest[same_end:].encode("utf-8"))

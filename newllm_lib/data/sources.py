@@ -1,0 +1,212 @@
+"""Where the data comes from: a registry of named sources, any data set of the hub, or a folder of the user's.
+
+Every source answers the same four questions: which splits it has itself (`splits`), what identifies a split's content
+(`fingerprint`), how large it is (`size`), and what its records are (`records`). Splits that it lacks are made in
+`splits.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from newllm_lib.data.cache import key_hash
+from newllm_lib.data.folder import content_hash, find_files, parse_rows, read_file, text_size
+from newllm_lib.data.hub import HubDataset, HubName
+from newllm_lib.data.jsonfiles import read_json_members
+from newllm_lib.data.records import BadRecord, Message, Record, Tally
+from newllm_lib.data.textfiles import group_lines
+from newllm_lib.errors import NewLLMError, UsageError
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A source known by name. `revision` is the commit it was written for; `fields` are the columns that are read."""
+
+    title: str
+    home: str  # a PyPI package, or a hub id as `HubName` writes it
+    revision: str
+    fields: tuple[str, ...]
+    licence: str
+    layout: str  # how the rows are to be read: "chitchat", "article lines" or "records"
+
+
+REGISTRY = {
+    "demo": Registered(
+        "ChitChat", "chitchat-dataset", "0.9.0", ("messages",), "MIT", "chitchat"
+    ),
+    "wikitext": Registered(
+        "WikiText-2", "Salesforce/wikitext:wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3", ("text",),
+        "CC BY-SA 3.0 and GFDL", "article lines",
+    ),
+}  # fmt: skip
+
+
+class Source(Protocol):
+    """What the rest of the data room knows of a source."""
+
+    title: str
+
+    @property
+    def splits(self) -> set[str]:
+        """Which of train, validation and test the source has itself."""
+
+    def fingerprint(self, split: str) -> str:
+        """Changes whenever the content of `split` does."""
+
+    def size(self, split: str) -> int | None:
+        """About how many bytes of text the split holds, for progress; None if unknown."""
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too many."""
+
+
+def open_source(recipe, cache: Path) -> Source:
+    """The source that a recipe names by `data_dir` or `data`.
+
+    Raises:
+        UsageError: an unknown name, a folder that is not there, or files that are missing or ambiguous.
+        NewLLMError: the hub cannot be reached, or a package is not installed.
+    """
+    if recipe.data_dir:
+        return FolderSource(Path(recipe.data_dir).expanduser())
+    known = REGISTRY.get(recipe.data)
+    if known is None:
+        name = HubName.parse(recipe.data)
+        if name is None:
+            raise UsageError(
+                f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
+                "owner/name:config, or --data_dir FOLDER."
+            )
+        layout = "article lines" if name.repository == "Salesforce/wikitext" else "records"
+        return HubSource(name, layout, cache)
+    if known.layout == "chitchat":
+        return ChitChatSource(known)
+    return HubSource(HubName.parse(f"{known.home}@{known.revision}"), known.layout, cache, or_newest=True)
+
+
+class FolderSource:
+    """`--data_dir FOLDER`: see `folder.find_files` for the names of the files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.title = folder.resolve().name or str(folder)
+        self.files = find_files(folder)
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def splits(self) -> set[str]:
+        return set(self.files)
+
+    def fingerprint(self, split: str) -> str:
+        if split not in self._hashes:
+            kinds = [path.suffix.lower() for path in self.files[split]]
+            self._hashes[split] = key_hash({"files": content_hash(self.files[split]), "kinds": kinds})
+        return self._hashes[split]
+
+    def size(self, split: str) -> int | None:
+        return sum(text_size(path) for path in self.files[split])
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        for path in self.files[split]:
+            yield from read_file(path, tally)
+        tally.finish()
+
+
+class HubSource:
+    """A data set of the hub, streamed: nothing is kept but what is packed."""
+
+    def __init__(self, name: HubName, layout: str, cache: Path, or_newest: bool = False):
+        slug = str(name).replace("/", "--").replace(":", "--")
+        memo = cache / "hub" / f"{slug}-{key_hash({'revision': name.revision})}.json"
+        self.dataset = HubDataset(name, memo, or_newest)
+        self.layout, self.title = layout, f"{name} (commit {self.dataset.commit[:8]})"
+
+    @property
+    def splits(self) -> set[str]:
+        return set(self.dataset.splits)
+
+    def fingerprint(self, split: str) -> str:
+        return f"{self.dataset.name}@{self.dataset.commit}/{self.dataset.splits[split]}/{self.layout}"
+
+    def size(self, split: str) -> int | None:
+        return None
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        rows = self.dataset.rows(split)
+        if self.layout == "article lines":
+            for article in group_lines(self._lines(rows), "articles"):
+                tally.good += 1
+                yield Record(article)
+        else:
+            yield from parse_rows(((f"{self.dataset.name}, {split} row {i}", r) for i, r in enumerate(rows, 1)), tally)
+        tally.finish()
+
+    def _lines(self, rows: Iterator[dict]) -> Iterator[str]:
+        """WikiText's rows are the lines of its files. Its blank lines, which hold a space there, became empty rows."""
+        for row in rows:
+            if not isinstance(row.get("text"), str):
+                raise UsageError(f"Data set {self.dataset.name} has no text in a column text: name another id.")
+            text = row["text"] or " "
+            yield text if text.endswith("\n") else text + "\n"
+
+
+class ChitChatSource:
+    """The PyPI package chitchat-dataset: 7,168 conversations between people, one record each.
+
+    Read from the package's own JSON file, one conversation at a time (the package itself would load all of it).
+    """
+
+    def __init__(self, known: Registered):
+        spec = importlib.util.find_spec("chitchat_dataset")
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        self.path = Path(folders[0]) / "dataset.json" if folders else None
+        if self.path is None or not self.path.is_file():
+            package = known.home
+            raise NewLLMError(f"The PyPI package {package} (the demo data) is not installed: pip install {package}")
+        self.title = known.title
+        self._hash = ""
+
+    @property
+    def splits(self) -> set[str]:
+        return {"train"}
+
+    def fingerprint(self, split: str) -> str:
+        self._hash = self._hash or content_hash([self.path])
+        return f"chitchat/{self._hash}"
+
+    def size(self, split: str) -> int | None:
+        return int(0.31 * self.path.stat().st_size)  # the rest is ids, dates and ratings
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        for key, conversation in read_json_members(self.path):
+            try:
+                record = _chitchat_record(conversation)
+            except BadRecord as reason:
+                tally.reject(str(reason), f"{self.path}, conversation {key}")
+                continue
+            if record is not None:
+                tally.good += 1
+                yield record
+        tally.finish()
+
+
+def _chitchat_record(conversation: object) -> Record | None:
+    """A conversation is a list of turns, a turn a list of messages by one sender.
+
+    Whoever speaks first is the user, the other the assistant; what one says before the other does is joined by spaces.
+    """
+    try:
+        spoken = [(m["sender"], m["text"].strip()) for turn in conversation["messages"] for m in turn]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise BadRecord("not a list of turns with sender and text") from error
+    spoken = [(sender, text) for sender, text in spoken if text]
+    messages = []
+    for sender, same in itertools.groupby(spoken, key=lambda message: message[0]):
+        role = "user" if sender == spoken[0][0] else "assistant"
+        messages.append(Message(role, " ".join(text for _, text in same)))
+    return Record(None, tuple(messages)) if messages else None

@@ -1,0 +1,113 @@
+"""Which record belongs to which split, decided by the record's content alone.
+
+A split that the source lacks is made from its training split: 5 % of the records by hash for validation, another 5 %
+for test. Equal records go to the same split, so nothing leaks, and neither order nor number of the records plays a
+part. `max_samples` keeps the records with the smallest hashes in the same sense.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Iterable, Iterator
+
+from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.sources import Source
+from newllm_lib.errors import UsageError
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = {"validation": (0.00, 0.05), "test": (0.05, 0.10)}  # shares of the hash's range
+
+
+def made_splits(source: Source) -> set[str]:
+    """The splits that are made from the training split because the source has none."""
+    return set(HELD_OUT) - source.splits
+
+
+def check_train(source: Source, wanted: set[str]) -> None:
+    """Raises:
+    UsageError: a wanted split is the training split, or has to be made from it, and the source has none.
+    """
+    needed = wanted & (made_splits(source) | {"train"})
+    if needed and "train" not in source.splits:
+        raise UsageError(
+            f"{source.title} has no train split, only {', '.join(sorted(source.splits))}: "
+            f"add train.txt (or .jsonl .json .parquet); it is needed for {', '.join(sorted(needed))}."
+        )
+
+
+def split_of(digest: bytes, made: Iterable[str]) -> str:
+    """The split a record of the source's training split goes to, by its digest."""
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    for split in made:
+        low, high = HELD_OUT[split]
+        if low <= position < high:
+            return split
+    return "train"
+
+
+def read_splits(
+    source: Source, wanted: set[str], max_samples: int | None, tally: Tally
+) -> Iterator[tuple[str, Record]]:
+    """(split, record) of the wanted splits. The source's training split is read once, whatever is made from it; the
+    first time with `max_samples` it is read once more before, for the hashes.
+
+    Raises:
+        UsageError: see `check_train`.
+    """
+    check_train(source, wanted)
+    made = made_splits(source)
+    if wanted & (made | {"train"}):
+        chosen = _smallest(max_samples, source, made) if max_samples and "train" in wanted else None
+        for record in source.records("train", tally):
+            digest = record.digest() if made or chosen else b""
+            split = split_of(digest, made)
+            if split in wanted and (split != "train" or chosen is None or chosen.takes(digest)):
+                yield split, record
+    for split in sorted(wanted & source.splits - {"train"}):
+        for record in source.records(split, tally):
+            yield split, record
+
+
+def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
+    """What takes `count` records of the training split. The source is read once for it; `count` numbers are held."""
+    known = _BORDERS.setdefault(source, {})
+    if count not in known:
+        heap: list[int] = []  # negated: the largest of the smallest is on top
+        for record in source.records("train", Tally()):
+            digest = record.digest()
+            if split_of(digest, made) != "train":
+                continue
+            order = -_order(digest)
+            if len(heap) < count:
+                heapq.heappush(heap, order)
+            elif order > heap[0]:
+                heapq.heapreplace(heap, order)
+        largest = -heap[0] if heap else -1
+        known[count] = largest, sum(1 for order in heap if -order == largest)
+    return _Smallest(*known[count])
+
+
+_BORDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: {count: (largest, room)}
+
+
+class _Smallest:
+    """Takes every record whose hash is below `largest`, and as many that have it as there is `room` for.
+
+    Only records of equal content share a hash, so it does not matter which of them are taken.
+    """
+
+    def __init__(self, largest: int, room: int):
+        self.largest, self.room = largest, room
+
+    def takes(self, digest: bytes) -> bool:
+        order = _order(digest)
+        if order == self.largest and self.room:
+            self.room -= 1
+            return True
+        return order < self.largest
+
+
+def _order(digest: bytes) -> int:
+    # another part of the digest than the splits': what is taken must not depend on where the splits' borders lie
+    return int.from_bytes(digest[8:], "big")

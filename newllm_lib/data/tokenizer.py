@@ -1,0 +1,229 @@
+"""Tokenizers: byte-level BPE trained on the training split, the seed's words, GPT-2's, or another by folder or hub id.
+
+Whatever it is, it comes back as a `PreTrainedTokenizerFast` with the same control tokens (`chat.CONTROL_TOKENS`), the
+chat template, `<|endoftext|>` as both beginning and end, and `<|pad|>` as padding; saved with `save_pretrained`,
+`AutoTokenizer` loads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from newllm_lib import console
+from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
+from newllm_lib.data.chat import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, END_OF_TURN, PAD, ROLE_TOKENS, UNKNOWN
+from newllm_lib.data.hub import Asked, patiently
+from newllm_lib.data.records import Tally
+from newllm_lib.data.sources import Source
+from newllm_lib.data.splits import made_splits, read_splits
+from newllm_lib.errors import NewLLMError, UsageError
+
+VERSION = 1  # of how tokenizers are trained here
+TRAINING_BYTES = 50_000_000  # of text from the beginning of the training split: more would change very little
+TRAINED = ("bpe", "words")
+
+
+def load_tokenizer(recipe, source: Source, cache: Path):
+    """The recipe's tokenizer: trained on the source's training split (or taken from the cache), or loaded by name.
+
+    Returns:
+        A `PreTrainedTokenizerFast`.
+    Raises:
+        NewLLMError: not found, not reachable, or not a fast tokenizer.
+        UsageError: a vocabulary too small for the tokenizer.
+    """
+    if recipe.tokenizer not in TRAINED:
+        return named_tokenizer(recipe.tokenizer)
+    parts = {
+        "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": TRAINING_BYTES,
+        "source": source.fingerprint("train"), "made": sorted(made_splits(source)), "max_samples": recipe.max_samples,
+    }  # fmt: skip
+    entry = cache / "tokenizers" / f"{recipe.tokenizer}-{key_hash(parts)}"
+    if read_meta(entry) is None:
+        with locked(entry) as alone:
+            if read_meta(entry) is None:
+                if alone:
+                    sweep(entry)
+                _train_into(entry, recipe, source, parts)
+    return _from_folder(entry)
+
+
+def _train_into(entry: Path, recipe, source: Source, parts: dict) -> None:
+    console.say(f"Training the tokenizer ({recipe.tokenizer}, {recipe.vocab_size:,} entries) on {source.title}")
+    text = _TrainingText(source, recipe.max_samples)
+    progress = console.Progress("reading", unit="bytes of text")
+    train = {"bpe": train_bpe, "words": train_words}[recipe.tokenizer]
+    backend = train(text.batches(progress), recipe.vocab_size)
+    if not text.records:
+        raise NewLLMError(f"{source.title}: the train split holds no text. Give it some, or name other data.")
+    staging = Staging(entry)
+    try:
+        unknown = UNKNOWN if recipe.tokenizer == "words" else None
+        with plain_write_errors(entry.parent):
+            wrap(backend, unknown, text.description()).save_pretrained(staging.path)
+        staging.commit(key=parts, trained_on=text.description())
+    except BaseException:
+        staging.abandon()
+        raise
+
+
+class _TrainingText:
+    """The training split's text up to `TRAINING_BYTES`, counting what was read."""
+
+    def __init__(self, source: Source, max_samples: int | None):
+        self.source, self.max_samples = source, max_samples
+        self.records = self.bytes = 0
+        self.whole = False
+
+    def batches(self, progress) -> Iterator[list[str]]:
+        batch, size = [], 0
+        for _, record in read_splits(self.source, {"train"}, self.max_samples, Tally()):
+            batch += record.texts()
+            size += sum(len(text.encode("utf-8")) for text in record.texts())
+            self.records += 1
+            if size >= 1 << 20:
+                self.bytes += size
+                yield batch
+                batch, size = [], 0
+                progress.update(self.bytes)
+            if self.bytes + size >= TRAINING_BYTES:
+                break
+        else:
+            self.whole = True
+        self.bytes += size
+        yield batch
+
+    def description(self) -> str:
+        extent = "all" if self.whole else "the first"
+        return f"{extent} {self.records:,} records ({self.bytes:,} bytes) of the train split of {self.source.title}"
+
+
+def train_bpe(batches: Iterator[list[str]], vocab_size: int):
+    """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. The same text gives the same tokenizer.
+
+    Raises:
+        UsageError: there is no room for the 256 bytes and the control tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    least = len(CONTROL_TOKENS) + 256
+    if vocab_size < least:
+        raise UsageError(f"vocab_size {vocab_size} is too small: bytes and control tokens alone need {least}.")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, show_progress=False, special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(batches, trainer)
+    return backend
+
+
+def train_words(batches: Iterator[list[str]], vocab_size: int):
+    """The seed's vocabulary: lower-cased words between white space, the most frequent ones; all others are `<unk>`.
+
+    `vocab_size` counts everything, control tokens and `<unk>` too. Words of equal frequency are taken in alphabetical
+    order.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    lower, split = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        for text in batch:
+            counts.update(word for word, _ in split.pre_tokenize_str(lower.normalize_str(text)))
+    reserved = [*CONTROL_TOKENS, UNKNOWN]
+    if vocab_size <= len(reserved):
+        raise UsageError(f"vocab_size {vocab_size} is too small: control tokens and <unk> alone need {len(reserved)}.")
+    for word in reserved:
+        counts.pop(word, None)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {word: i for i, word in enumerate(reserved + ranked[: vocab_size - len(reserved)])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    # a word in the text that spells a control token would be found in the vocabulary: it is an unknown word
+    spelled = "|".join(token.strip("<|>") for token in CONTROL_TOKENS)
+    backend.normalizer = normalizers.Sequence([lower, normalizers.Replace(Regex(rf"<\|(?:{spelled})\|>"), UNKNOWN)])
+    backend.pre_tokenizer = split
+    return backend
+
+
+def wrap(backend, unk_token: str | None = None, trained_on: str = ""):
+    """A `tokenizers.Tokenizer` as a `PreTrainedTokenizerFast` with our control tokens and chat template.
+
+    What it adds by itself around a text (Llama's `<s>`) is taken away: documents begin and end as `chat` says.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    parts = json.loads(backend.to_str())
+    parts.update(post_processor=None, truncation=None, padding=None)
+    extra = {"trained_on": trained_on} if trained_on else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(parts)),
+        bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD,
+        unk_token=unk_token,
+        additional_special_tokens=[*ROLE_TOKENS.values(), END_OF_TURN],
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, padding_side="left", **extra,
+    )  # fmt: skip
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """Equal for tokenizers that encode alike, however they were made or loaded."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    for volatile in ("truncation", "padding", "post_processor", "version"):
+        parts.pop(volatile, None)
+    parts["added_tokens"] = sorted((t["id"], t["content"]) for t in parts["added_tokens"])
+    return key_hash({"tokenizer": parts, "ends": tokenizer.bos_token_id})
+
+
+def named_tokenizer(name: str):
+    """A tokenizer by folder (also a run's) or hub id, with our control tokens added where it lacks them.
+
+    Raises:
+        NewLLMError: not found or not reachable.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        for place in (folder, folder / "best", folder / "last"):
+            if (place / "tokenizer.json").is_file():
+                return _from_folder(place)
+        raise UsageError(f"No tokenizer.json in {folder}, its best/ or last/: name a run or a tokenizer's folder.")
+    if name.startswith((".", "/", "~")):
+        raise UsageError(f"There is no folder {name}: name a run, a tokenizer's folder, a hub id, bpe, words or gpt2.")
+    return _ours(_from_hub(name))
+
+
+def _from_hub(name: str):
+    from transformers import AutoTokenizer
+
+    try:  # what was downloaded before needs no network
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, ImportError):
+        pass
+    asked = Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
+    return patiently(lambda: AutoTokenizer.from_pretrained(name), asked)
+
+
+def _from_folder(folder: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return _ours(PreTrainedTokenizerFast.from_pretrained(str(folder)))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NewLLMError(f"The tokenizer in {folder} cannot be loaded ({reason}): is the folder whole?") from error
+
+
+def _ours(tokenizer):
+    """The tokenizer itself if it already is one of ours, else wrapped."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise NewLLMError(f"Tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json): name another one.")
+    ours = tokenizer.bos_token == tokenizer.eos_token == END_OF_TEXT and tokenizer.pad_token == PAD
+    if ours and tokenizer.chat_template == CHAT_TEMPLATE:
+        return tokenizer
+    unknown = tokenizer.unk_token if tokenizer.unk_token != tokenizer.eos_token else None  # GPT-2 has none
+    return wrap(tokenizer.backend_tokenizer, unknown)

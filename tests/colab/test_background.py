@@ -1,0 +1,132 @@
+"""Training from a cell: started once, watched, continued; and what went wrong is one line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from newllm_lib import runs
+from newllm_lib.colab import background, live
+from newllm_lib.colab.forms import OVERRIDES_VARIABLE
+from newllm_lib.colab.settings import PRETRAINING
+from newllm_lib.errors import Interrupted, NewLLMError
+from newllm_lib.runs import Run
+
+# What a training process does to its run's folder, without training.
+CHILD = """
+import os, sys, time
+from newllm_lib.errors import NewLLMError
+from newllm_lib.recipe import load_recipe
+from newllm_lib.runs import Run, RunLock, write_status
+from tests.colab.fake_run import append, rows
+ending, name, *flags = sys.argv[1:]
+recipe = load_recipe(name, dict(zip((f[2:] for f in flags[::2]), flags[1::2])), "cpu")
+run = Run(recipe.run_path())
+if ending == "refused":
+    sys.exit("newllm: something is wrong: mend it")
+with RunLock(run):
+    write_status(run, state="running", total_steps=300)
+    run.recipe_path.write_text(recipe.to_yaml())
+    append(run, rows()[:4])
+    while os.path.exists("hold"):
+        time.sleep(0.05)
+    if ending == "killed":
+        sys.exit(9)
+    write_status(run, state=ending, message="the reason why" if ending == "failed" else "")
+"""
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """Settings of a form, in an empty folder; `.ends("failed")` says how its training ends."""
+    monkeypatch.delenv(OVERRIDES_VARIABLE, raising=False)
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    monkeypatch.setattr(live.View, "png", lambda view: b"")  # the picture has tests of its own
+    monkeypatch.chdir(tmp_path)
+    ends(monkeypatch, "done")
+    return PRETRAINING.read(recipe="demo", epochs=2)
+
+
+def ends(monkeypatch, how: str) -> None:
+    kind = type(PRETRAINING.read())
+    monkeypatch.setattr(
+        kind, "command", lambda self, **more: [sys.executable, "-c", CHILD, how, *self.arguments(**more)[1:]]
+    )
+
+
+def test_it_is_started_watched_and_shown_again(settings, capsys):
+    run = background.train(settings, every=0.05)
+    assert run.is_finished and run.name == "new_llm_demo" and run.path.parent.name == "checkpoints"
+    assert "training in the background (pid" in capsys.readouterr().out
+    assert background.train(settings, every=0.05).path == run.path
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_two_models_have_two_runs(settings):
+    ours, other = background.train(settings, every=0.05), background.train(settings, every=0.05, model="tiny_gpt2")
+    assert (ours.name, other.name) == ("new_llm_demo", "tinygpt2_demo")
+
+
+def test_a_training_that_goes_on_is_joined_not_started_twice(settings, capsys, tmp_path):
+    hold = tmp_path / "hold"
+    hold.touch()
+    first = background.start(settings)
+    second = background.start(settings)
+    hold.unlink()
+    assert first.pid is not None and second.pid is None and first.run.path == second.run.path
+    assert "is already training" in capsys.readouterr().out
+    background.watch(first.run, every=0.05)
+
+
+def test_other_settings_get_a_folder_of_their_own(settings, capsys):
+    first = background.train(settings, every=0.05)
+    longer = PRETRAINING.read(recipe="demo", epochs=9)
+    second = background.train(longer, every=0.05)
+    assert second.path == first.path.with_name("new_llm_demo_2")
+    assert "epochs: 9.0 | 2.0" in capsys.readouterr().out
+    assert background.train(settings, every=0.05).path == first.path
+    assert background.train(longer, every=0.05).path == second.path
+
+
+def test_a_run_keeps_the_preset_of_the_machine_it_began_on(settings, monkeypatch):
+    first = background.train(settings, every=0.05)
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    assert background.train(settings, every=0.05).path == first.path
+
+
+def test_a_training_that_was_stopped_asks_to_be_continued(settings, monkeypatch):
+    ends(monkeypatch, "interrupted")
+    with pytest.raises(Interrupted, match="run this cell again"):
+        background.train(settings, every=0.05)
+
+
+def test_a_training_that_failed_says_why(settings, monkeypatch):
+    ends(monkeypatch, "failed")
+    with pytest.raises(NewLLMError, match="the reason why .*train.log"):
+        background.train(settings, every=0.05)
+
+
+def test_a_training_that_was_killed_says_so(settings, monkeypatch):
+    ends(monkeypatch, "killed")
+    with pytest.raises(NewLLMError, match="ended without a word"):
+        background.train(settings, every=0.05)
+
+
+def test_a_training_that_never_began_says_its_last_line(settings, monkeypatch):
+    """Also where the folder still holds the status of an earlier life that ended well."""
+    background.train(settings, every=0.05)
+    run = Run("checkpoints/new_llm_demo")
+    runs.write_status(run, state="interrupted")
+    ends(monkeypatch, "refused")
+    with pytest.raises(NewLLMError, match="did not start: something is wrong: mend it"):
+        background.train(settings, every=0.05)
+
+
+def test_closing_the_view_stops_the_cells_below_but_not_the_training(settings, monkeypatch):
+    monkeypatch.setattr(background, "watch", lambda run, every: [{"state": "running"}])
+    with pytest.raises(Interrupted, match="still training"):
+        background.train(settings)
+    monkeypatch.undo()
+    for text in runs.follow(Run("checkpoints/new_llm_demo"), interval=0.05):
+        assert "Traceback" not in text

@@ -1,0 +1,66 @@
+"""Where we are, and errors of ours as one line in a cell."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from newllm_lib.colab import environment
+from newllm_lib.errors import NewLLMError
+
+
+def test_a_terminal_is_no_notebook(monkeypatch):
+    assert not environment.on_colab() and environment.shell() is None and not environment.widgets_render()
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260801")
+    assert environment.on_colab()
+
+
+def test_colab_is_known_by_its_package(colab):
+    assert environment.on_colab()
+
+
+def test_the_clone_is_found_from_inside(tmp_path):
+    inside = tmp_path / "clone" / "notebooks" / "src"
+    inside.mkdir(parents=True)
+    assert environment.clone_root(inside) is None
+    (tmp_path / "clone" / "colab_bootstrap.sh").write_text("#!/bin/bash\n")
+    assert environment.clone_root(inside) == (tmp_path / "clone").resolve()
+
+
+def test_ready_works_from_the_top_of_the_clone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "colab_bootstrap.sh").write_text("#!/bin/bash\n")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    environment.ready()
+    assert os.getcwd() == str(tmp_path.resolve())
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_ready_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None if name == "datasets" else name)
+    with pytest.raises(NewLLMError, match="^datasets missing"):
+        environment.ready()
+
+
+def test_widgets_can_be_turned_off(monkeypatch):
+    monkeypatch.setattr(environment, "shell", lambda: object())
+    assert environment.widgets_render()
+    monkeypatch.setenv("NEWLLM_WIDGETS", "0")
+    assert not environment.widgets_render()
+
+
+def test_our_errors_are_one_line_in_a_cell_and_others_keep_their_traceback(monkeypatch):
+    interactive = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    monkeypatch.setattr(environment, "shell", lambda: interactive)
+    environment.one_line_errors()
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        ours = interactive.run_cell("from newllm_lib.errors import UsageError\nraise UsageError('mend this')")
+    assert not ours.success and (out.getvalue() + err.getvalue()).strip() == "✗ mend this"
+    out = io.StringIO()
+    with redirect_stdout(out):
+        other = interactive.run_cell("1 / 0")
+    assert not other.success and "ZeroDivisionError" in out.getvalue()

@@ -1,0 +1,143 @@
+"""A recipe as a form and back: defaults that are the recipe's, values that become overrides, nothing lost between."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from newllm_lib.cli.parser import overrides as flag_overrides
+from newllm_lib.cli.parser import parse
+from newllm_lib.colab.forms import FORM_DEVICE, OVERRIDES_VARIABLE, Field, Form
+from newllm_lib.colab.settings import FORMS, LABELS, PRETRAINING
+from newllm_lib.errors import UsageError
+from newllm_lib.recipe import Recipe, load_recipe
+
+forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+@pytest.fixture(autouse=True)
+def _no_overrides(monkeypatch):
+    monkeypatch.delenv(OVERRIDES_VARIABLE, raising=False)
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+
+
+def assigned(text: str) -> dict:
+    """Name to value of each `name = value  #@param` line of a cell, as Python reads it."""
+    return {
+        m[1]: ast.literal_eval(m[2]) for line in text.splitlines() if (m := re.match(r"(\w+) = (.*)  #@param", line))
+    }
+
+
+@forms
+def test_the_defaults_shown_are_the_recipes(form):
+    recipe = load_recipe(form.recipe, device_kind=FORM_DEVICE)
+    shown = assigned(form.render())
+    keys = [f.name for f in form.fields if f.is_recipe_key]
+    assert keys
+    for key in keys:
+        assert (shown[key] or None) == (getattr(recipe, key) or None), key
+
+
+@forms
+def test_the_cell_is_python_and_reads_every_field(form, capsys):
+    names = {"settings": None}
+    exec(compile(form.render(), "form", "exec"), names)
+    assert names["settings"].overrides == {} and names["settings"].name == form.recipe
+    assert load_recipe(form.recipe).differences(names["settings"].recipe()) == []
+    assert "newllm train" in capsys.readouterr().out
+
+
+@forms
+def test_every_field_is_labelled_in_english_and_japanese(form):
+    for f in form.fields:
+        assert f.english.isascii() and re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", f.japanese), f.name
+        assert f"#@markdown **{f.english}** · {f.japanese}" in form.render()
+
+
+@forms
+def test_lines_are_as_colab_reads_them(form):
+    for line in form.render().splitlines():
+        if "#@param" in line:
+            kinds = "string|raw|boolean|integer|number"
+            assert re.fullmatch(rf'\w+ = .+  #@param (\[.+\]|\{{type:"({kinds})"\}})', line), line
+
+
+@forms
+def test_every_preset_is_a_valid_recipe(form):
+    sizes = next(f for f in form.fields if f.name == "size").choices
+    assert set(sizes) == set(form.presets) and form.presets[sizes[0]] == {}
+    for size in sizes:
+        settings = form.read(size=size)
+        for model in ("new_llm", "tiny_gpt2"):
+            assert settings.recipe(model=model).num_layers > 0
+
+
+def test_a_field_left_alone_follows_the_device():
+    untouched = PRETRAINING.read(batch_size=128)  # what the form shows
+    assert untouched.recipe().batch_size == load_recipe("wikitext", device_kind="cpu").batch_size != 128
+    assert PRETRAINING.read(batch_size=256).recipe().batch_size == 256
+
+
+def test_values_become_overrides():
+    settings = PRETRAINING.read(recipe="demo", size="small", epochs=3, max_samples=50, data_dir="", save_to_drive=False)
+    assert settings.name == "demo" and settings.extra == {"save_to_drive": False}
+    assert settings.overrides == {**PRETRAINING.presets["small"], "epochs": 3, "max_samples": 50}
+    recipe = settings.recipe(model="tiny_gpt2")
+    assert (recipe.model, recipe.epochs, recipe.max_samples, recipe.hidden_size) == ("tiny_gpt2", 3.0, 50, 128)
+
+
+def test_the_command_means_the_same_recipe():
+    settings = PRETRAINING.read(size="small", epochs=2.5, max_samples=None, seed=7, data_dir="my text")
+    arguments = parse(settings.arguments(model="tiny_gpt2", tie_embeddings=False, max_steps=None))
+    again = load_recipe(arguments.name, flag_overrides(arguments))
+    assert again == settings.recipe(model="tiny_gpt2", tie_embeddings=False, max_steps=None)
+
+
+def test_overrides_from_the_environment_win(monkeypatch):
+    monkeypatch.setenv(OVERRIDES_VARIABLE, '{"recipe": "demo", "epochs": 1, "max_steps": 5, "save_to_drive": false}')
+    settings = PRETRAINING.read(epochs=40.0, save_to_drive=True)
+    assert settings.name == "demo" and settings.extra["save_to_drive"] is False
+    assert (settings.recipe().epochs, settings.recipe().max_steps) == (1.0, 5)
+
+
+@pytest.mark.parametrize("text", ["{epochs: 1}", "[1]", '"x"'])
+def test_overrides_that_are_no_object_are_refused(monkeypatch, text):
+    monkeypatch.setenv(OVERRIDES_VARIABLE, text)
+    with pytest.raises(UsageError, match=OVERRIDES_VARIABLE):
+        PRETRAINING.read()
+
+
+@pytest.mark.parametrize(
+    "values", [{"size": "huge"}, {"epochs": -1}, {"epochs": "many"}, {"recipe": "wikitexd"}, {"epoch": 3}]
+)
+def test_a_bad_value_is_one_line(values):
+    with pytest.raises(UsageError) as error:
+        PRETRAINING.read(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
+    monkeypatch.setenv(OVERRIDES_VARIABLE, '{"max_step": 5}')
+    with pytest.raises(UsageError, match="max_steps"):
+        PRETRAINING.read()
+
+
+def test_parameters_follow_the_types():
+    keys = {
+        "seed": "integer", "epochs": "number", "tie_embeddings": "boolean", "max_samples": "raw", "data_dir": "string",
+        "micro_batch_size": "string",
+    }  # fmt: skip
+    for name, kind in keys.items():
+        assert Field(name, "x", "あ").parameter() == f'{{type:"{kind}"}}'
+    assert Field("model", "x", "あ").parameter() == '["new_llm", "tiny_gpt2"]'
+
+
+def test_labels_name_recipe_keys():
+    assert set(LABELS) <= set(Recipe.__dataclass_fields__)
+
+
+def test_a_form_of_another_notebook_renders_alone(capsys):
+    form = Form("OTHER", "demo", (Field("learning_rate", "Peak learning rate", "学習率"),))
+    assert assigned(form.render()) == {"learning_rate": load_recipe("demo", device_kind=FORM_DEVICE).learning_rate}

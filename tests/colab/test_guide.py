@@ -1,0 +1,62 @@
+"""README_COLAB.md says what is: its commands parse, its flags and form fields exist, its error lines stand in the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.cli.parser import overrides, parse
+from newllm_lib.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "README_COLAB.md").read_text(encoding="utf-8")
+SOURCE = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "newllm_lib").rglob("*.py"))
+
+
+def commands() -> list[str]:
+    """Every whole `newllm …` command, in a block or between backticks."""
+    found = re.findall(r"^!?(newllm .+)$|`!?(newllm [^`]+)`", GUIDE, re.MULTILINE)
+    return sorted({" ".join(filter(None, match)) for match in found} - {"newllm train"})
+
+
+def test_the_guide_has_commands():
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("line", commands())
+def test_its_commands_parse(line):
+    arguments = parse(shlex.split(line)[1:])
+    if arguments.command == "train":
+        recipe = load_recipe(arguments.name, overrides(arguments), "t4")
+        assert recipe.run_name in GUIDE, f"{recipe.run_name} is called otherwise in the guide"
+
+
+def test_its_flags_exist():
+    no_recipe_keys = {"--background", "--follow"}  # in whole commands, which the test above parses
+    for flag in set(re.findall(r"--[a-z_]+", GUIDE)) - no_recipe_keys:
+        assert parse(["train", "demo", flag, "1"])
+
+
+def test_its_bootstrap_lines_start_a_recipe():
+    lines = re.findall(r"colab_bootstrap\.sh \| bash -s -- (.+)", GUIDE)
+    assert len(lines) >= 2
+    for line in lines:
+        parse(["train", *shlex.split(line)])
+
+
+def test_its_error_lines_are_the_codes():
+    section = GUIDE.split("## When something goes wrong")[1]
+    lines = [m for m in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)]
+    assert len(lines) >= 5
+    for line in lines:
+        words = re.sub(r"\d+", "…", line).strip("… ")
+        for part in re.split(r"\s*…\s*", words):
+            assert part in SOURCE, f"no message says {part!r}"
+
+
+def test_its_links_lead_to_files():
+    for path in re.findall(r"blob/main/([\w./-]+)", GUIDE):
+        assert (ROOT / path).is_file(), path

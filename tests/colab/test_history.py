@@ -1,0 +1,96 @@
+"""The history of a run, read while it grows: torn lines, second lives, time left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from newllm_lib.colab.history import History
+from newllm_lib.runs import Run
+from tests.colab.fake_run import append, finished, rows
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def test_it_reads_only_what_is_new(run):
+    history = History(run.metrics_path)
+    assert not history.update() and history.step == 0 and history.best is None
+    append(run, rows()[:3])
+    assert history.update() and history.step == 60 and not history.update()
+    append(run, rows()[3:])
+    assert history.update() and history.step == 300 and len(history.evaluations) == 3
+
+
+def test_a_line_that_is_being_written_waits(run):
+    append(run, rows()[:1])
+    line = json.dumps(rows()[1])
+    history = History(run.metrics_path)
+    with open(run.metrics_path, "a") as file:
+        file.write(line[:15])
+    assert history.update() and history.step == 20
+    assert not history.update()
+    with open(run.metrics_path, "a") as file:
+        file.write(line[15:] + "\n")
+    assert history.update() and history.step == 40
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over(run):
+    append(run, rows()[:1])
+    with open(run.metrics_path, "a") as file:
+        file.write('{"step": 40, "los\nnull\n')
+    append(run, rows()[2:3])
+    history = History(run.metrics_path)
+    history.update()
+    assert sorted(history.steps) == [20, 60]
+
+
+def test_the_later_life_counts(run):
+    append(run, rows())  # to step 300, then killed and resumed at 100
+    history = History(run.metrics_path)
+    history.update()
+    append(run, [{"step": 120, "epoch": 1.2, "loss": 9.0}])
+    history.update()
+    assert history.step == 120 and history.steps[120]["loss"] == 9.0 and list(history.evaluations) == [100]
+    append(run, [{"step": 140, "epoch": 1.4, "loss": 8.0}, {"step": 140, "epoch": 1.4, "eval_loss": 8.0, "best": True}])
+    history.update()
+    assert history.step == 140 and 140 in history.steps and history.best["step"] == 140
+
+
+def test_a_file_that_was_written_anew_is_read_anew(run):
+    append(run, rows())
+    history = History(run.metrics_path)
+    history.update()
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows()[:2]))
+    assert history.update() and history.step == 40
+
+
+def test_speed_and_time_left(run):
+    append(run, rows(pace=0.05))
+    history = History(run.metrics_path)
+    assert history.seconds_left(1000) is None and history.tokens_per_second() is None
+    history.update()
+    assert history.seconds_left(1000) == pytest.approx(700 * 0.05)
+    assert history.seconds_left(300) == 0 and history.seconds_left(None) is None
+    assert history.tokens_per_second() == 40_000
+
+
+def test_a_pause_between_two_lives_does_not_count_as_slow(run):
+    early, late = rows()[:10], [{**row, "time": row["time"] + 86_400} for row in rows()[10:]]
+    append(run, early + late)
+    history = History(run.metrics_path)
+    history.update()
+    assert history.seconds_left(400) == pytest.approx(100 * 0.05)
+
+
+def test_series_and_best(tmp_path):
+    run = finished(tmp_path / "run")
+    history = History(run.metrics_path)
+    history.update()
+    x, y = history.series("eval_bits_per_byte")
+    assert x == [1.0, 2.0, 3.0] and y == sorted(y, reverse=True)
+    assert history.best["step"] == 300
+    assert len(history.series("loss")[0]) == 15 and history.series("nothing") == ([], [])

@@ -1,0 +1,146 @@
+"""The live view on growing, finished and several runs: as text, as a picture, and closed without stopping anything."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from newllm_lib import runs
+from newllm_lib.colab import buttons, curves, live
+from newllm_lib.colab.history import History
+from newllm_lib.runs import Run, write_status
+from tests.colab.fake_run import append, finished, rows
+
+PNG = b"\x89PNG\r\n"
+CHILD = """
+import time
+from tests.colab.fake_run import append, rows
+from newllm_lib.runs import Run, RunLock, write_status
+run = Run({path!r})
+with RunLock(run):
+    write_status(run, state="running", total_steps=300, message="preparing")
+    for row in rows():
+        append(run, [row]); time.sleep(0.03)
+    write_status(run, state="done", step=300, message="finished")
+"""
+
+
+def start(run: Run, code: str = CHILD) -> int:
+    return runs.start_background([sys.executable, "-c", code.format(path=str(run.path))], run)
+
+
+def test_a_growing_run_is_followed_to_its_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(live, "TEXT_EVERY", 0.0)
+    run = Run(tmp_path / "new_llm_fake")
+    start(run)
+    statuses = live.watch(run, every=0.05)
+    shown = capsys.readouterr().out
+    assert statuses[0]["state"] == "done"
+    assert "new_llm_fake: running" in shown and "new_llm_fake: done | step 300 of 300 (100 %)" in shown
+    assert "40k tokens/s" in shown and "✓ (epoch 3)" in shown
+    assert (run.path / "live.png").read_bytes().startswith(PNG)
+
+
+def test_a_finished_run_and_several_are_shown_at_once(tmp_path, capsys):
+    one, other = finished(tmp_path / "new_llm_demo"), finished(tmp_path / "tinygpt2_demo", level=3.3)
+    picture = tmp_path / "both.png"
+    statuses = live.watch(one, str(other.path), baselines={"bigram": 2.0}, picture=picture)
+    assert [s["state"] for s in statuses] == ["done", "done"] and picture.read_bytes().startswith(PNG)
+    assert capsys.readouterr().out.count("best ") == 2
+
+
+def test_interrupting_closes_the_view_and_training_goes_on(tmp_path, capsys, monkeypatch):
+    run = Run(tmp_path / "run")
+    start(run)
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(buttons, "wait", interrupted)
+    assert live.watch(run)[0]["state"] == "running"
+    assert "goes on in the background" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert live.watch(run, every=0.05)[0]["state"] == "done"
+
+
+def test_a_run_that_died_says_its_last_words(tmp_path, capsys):
+    run = Run(tmp_path / "run")
+    append(run, rows()[:2])
+    run.log.write_text("step 40\nout of something\n")
+    write_status(run, state="running", total_steps=300)  # and no process holds its lock
+    assert live.watch(run)[0]["state"] == "dead"
+    assert "ended without a word" in (shown := capsys.readouterr().out) and "out of something" in shown
+
+
+def test_before_the_first_step_the_line_tells_what_is_prepared(tmp_path):
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.log.write_text("  packing 45% | 1.2M tokens | 8 s left\n")
+    view = live.View([run])
+    view.statuses[0]["state"] = "running"
+    assert view.lines() == ["run: running | packing 45% | 1.2M tokens | 8 s left"]
+
+
+def test_without_figures_there_is_still_a_picture(tmp_path):
+    view = live.View([Run(tmp_path / "nothing")])
+    assert not view.update() and view.png().startswith(PNG)
+
+
+def test_the_picture_holds_each_run_the_best_and_the_baseline(tmp_path):
+    histories = []
+    for name, level in (("new_llm", 3.0), ("tinygpt2", 3.3)):
+        history = History(finished(tmp_path / name, level=level).metrics_path, name)
+        history.update()
+        histories.append(history)
+    loss, bits = curves.draw(histories, {"bigram": 2.0}).axes
+    assert {line.get_color() for line in loss.get_lines()} == set(curves.COLOURS[:2])
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == [
+        "new_llm training", "new_llm validation", "tinygpt2 training", "tinygpt2 validation",
+    ]  # fmt: skip
+    notes = [text.get_text() for text in bits.texts]
+    assert sum(note.startswith("✓ ") for note in notes) == 2 and "bigram 2.000" in notes
+    assert f"✓ {histories[0].best['eval_bits_per_byte']:.3f}" in notes
+
+
+def test_smoothing_keeps_the_level():
+    assert curves.smooth([]) == [] and curves.smooth([2.0] * 100) == pytest.approx([2.0] * 100)
+    noisy = [1.0, 3.0] * 100
+    assert max(curves.smooth(noisy)[50:]) - min(curves.smooth(noisy)[50:]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["new_llm_demo", "tinygpt2_demo"], ["new_llm", "tinygpt2"]),
+        (["new_llm_demo"], ["new_llm_demo"]),
+        (["a_demo", "a_demo"], ["a_demo", "a_demo"]),
+        (["new_llm_demo", "new_llm_demo_2"], ["new_llm_demo", "new_llm_demo_2"]),
+    ],
+)
+def test_labels_drop_what_all_share(names, short):
+    assert live.short_labels(names) == short
+
+
+def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
+    """The button asks `runs.stop` in a thread, is disabled meanwhile, and tells the outcome."""
+    pytest.importorskip("ipywidgets")
+    asked, release = [], threading.Event()
+
+    def stop(run):
+        asked.append(run.name)
+        release.wait(5)
+        return {"state": "interrupted", "message": "saved"}
+
+    monkeypatch.setattr(live.runs, "stop", stop)
+    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
+    panel = live.StopButtons([Run(tmp_path / "one"), Run(tmp_path / "two")])
+    button = panel.by_run["two"]
+    button.click()
+    assert button.disabled and not panel.by_run["one"].disabled and "saving" in panel.note.value
+    release.set()
+    for thread in [t for t in threading.enumerate() if t.name.startswith("Thread-")]:
+        thread.join(5)
+    assert asked == ["two"] and panel.note.value == "two: interrupted. saved"
+    panel.close()

@@ -1,0 +1,270 @@
+"""The real loading code against a server that speaks the hub's protocol, and against no server at all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.data import hub as hub_module
+from newllm_lib.data.hub import Asked, HubDataset, HubName, HubUnreachable, explain
+from newllm_lib.data.sources import REGISTRY
+from newllm_lib.errors import NewLLMError
+from tests.data.conftest import byte_level_bpe, dialogues, paragraphs, write_jsonl
+from tests.hub_server import HubServer
+
+ARTICLE = " = Title {0} = \n \n Über the river {0} . \n \n = = Part = = \n \n {1} \n \n"
+CARD = "---\nconfigs:\n" + "".join(
+    f"- config_name: {config}\n  data_files:\n"
+    + "".join(f"  - split: {s}\n    path: {config}/{s}-*\n" for s in ("test", "train", "validation"))
+    for config in ("wikitext-2-raw-v1", "wikitext-103-raw-v1")
+) + "---\n"
+
+
+def wikitext(first: int, count: int) -> str:
+    return "".join(ARTICLE.format(i, text) for i, text in enumerate(paragraphs(count, seed=first), first))
+
+
+def write_wikitext(place: Path) -> None:
+    """As the real set: one row a line, blank lines (a space in the original files) as empty rows."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder = place / "wikitext-2-raw-v1"
+    folder.mkdir(parents=True)
+    for split, (first, count) in SPLITS.items():
+        lines = wikitext(first, count).splitlines(keepends=True)
+        rows = ["" if not line.strip() else line for line in lines]
+        table, path = pyarrow.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(table, path, row_group_size=50)
+    (place / "README.md").write_text(CARD)
+    (place / ".commit").write_text(REGISTRY["wikitext"].revision)
+
+
+SPLITS = {"train": (0, 120), "validation": (1000, 10), "test": (2000, 12)}
+
+
+def write_gpt2(place: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    backend = byte_level_bpe(300, ["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(place)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    write_wikitext(root / "datasets/Salesforce/wikitext")
+    for name in ("lines", "closed", "hidden"):
+        (root / "datasets/me" / name).mkdir(parents=True)
+        write_jsonl(root / "datasets/me" / name / "train.jsonl", [{"text": t} for t in paragraphs(400)])
+    (root / "datasets/me/closed/.gated").touch()
+    (root / "datasets/me/hidden/.private").touch()
+    (root / "datasets/me/chats").mkdir()
+    write_jsonl(root / "datasets/me/chats/train.jsonl", [{"messages": m} for m in dialogues(400)])
+    write_jsonl(root / "datasets/me/chats/validation.jsonl", [{"messages": m} for m in dialogues(20, seed=9)])
+    (root / "datasets/me/odd").mkdir()
+    write_jsonl(root / "datasets/me/odd/train.jsonl", [{"question": t} for t in paragraphs(9)])
+    write_gpt2(root / "models/gpt2")
+    with HubServer(root) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(hub, tmp_path_factory):
+    """Sends recipes to a worker that knows `hub`."""
+    blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    errors = tmp_path_factory.mktemp("worker") / "stderr"
+    with open(errors, "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.data.hub_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=stderr, text=True, env=environment, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+
+    def ask(cache, **fields):
+        recipe = {"data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 300, "max_seq_length": 16}
+        process.stdin.write(json.dumps({**recipe, **fields, "cache": str(cache)}) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, errors.read_text()
+        return json.loads(line)
+
+    yield ask
+    process.stdin.close()
+    process.wait(20)
+
+
+@pytest.fixture(autouse=True)
+def _forgive(request):
+    yield
+    if "hub" in request.fixturenames:
+        request.getfixturevalue("hub").forgive()
+
+
+def one_line(answer: dict) -> str:
+    assert "\n" not in answer["error"]
+    return answer["error"]
+
+
+def test_wikitext_is_articles_byte_for_byte(worker, cache):
+    answer = worker(cache, data="wikitext")
+    for split, (first, count) in SPLITS.items():
+        assert answer[split][:2] == [count, len(wikitext(first, count).encode())]
+
+
+def test_wikitext_by_its_hub_id_and_configuration(worker, cache):
+    named = worker(cache, data="Salesforce/wikitext:wikitext-2-raw-v1")
+    assert named["train"][0] == 120
+    wrong = one_line(worker(cache, data="Salesforce/wikitext"))
+    assert "wikitext-103-raw-v1" in wrong and "owner/name:CONFIG" in wrong
+
+
+def test_a_pinned_set_once_packed_needs_no_network(worker, hub, cache):
+    first = worker(cache, data="wikitext")
+    hub.forgive()
+    assert worker(cache, data="wikitext")["fingerprint"] == first["fingerprint"]
+    assert hub.requests == []
+
+
+def test_a_hub_without_the_pinned_revision_gives_its_newest(worker, hub, cache):
+    mark = hub.root / "datasets/Salesforce/wikitext/.commit"
+    pinned = mark.read_text()
+    mark.write_text("a" * 40)
+    try:
+        answer = worker(cache, data="wikitext")
+    finally:
+        mark.write_text(pinned)
+    assert answer["train"][0] == 120 and any("no revision b08601e0" in line for line in answer["said"])
+
+
+def test_any_set_with_text_or_messages(worker, cache):
+    texts = worker(cache, data="me/lines")
+    assert sum(texts[split][0] for split in SPLITS) == 400
+    assert sum(texts[split][1] for split in SPLITS) == sum(len(t.encode()) for t in paragraphs(400))
+    chats = worker(cache, data="me/chats")
+    assert chats["validation"][0] == 20 and chats["train"][0] + chats["test"][0] == 400
+
+
+def test_max_samples(worker, cache):
+    assert worker(cache, data="me/lines", max_samples=50)["train"][0] == 50
+
+
+def test_gpt2_by_name(worker, cache):
+    answer = worker(cache, data="me/lines", tokenizer="gpt2")
+    assert answer["vocabulary"] == 305  # its 300 and the five of our control tokens that it lacks
+
+
+def test_not_found_gated_and_hidden(worker, cache):
+    for data, says in (
+        ("no/such", "is not on the hub, or it is private"), ("me/hidden", "is not on the hub, or it is private"),
+        ("me/closed", "is gated: accept its terms"), ("me/lines@abc", "no such revision"),
+    ):  # fmt: skip
+        answer = worker(cache, data=data)
+        message = one_line(answer)
+        assert data.split("@")[0] in message and says in message and "--data_dir" in message
+        assert answer["exit_code"] in (1, 2)
+    assert "use --tokenizer bpe" in one_line(worker(cache, data="me/lines", tokenizer="no/such"))
+
+
+def test_a_wrong_schema_names_the_columns(worker, cache):
+    assert "question" in one_line(worker(cache, data="me/odd"))
+
+
+@pytest.mark.parametrize("match", ["/api/datasets/me/lines", "GET .*jsonl"])
+@pytest.mark.parametrize("what", [503, "reset", "truncate"])
+def test_faults_that_pass(worker, hub, cache, match, what):
+    hub.fail(match, what)
+    assert sum(worker(cache, data="me/lines")[split][0] for split in SPLITS) == 400
+    assert hub.next_fault("GET /api/datasets/me/lines /train.jsonl") is None  # it was met
+
+
+def test_a_fault_that_stays(worker, hub, cache):
+    hub.fail("/api/datasets/", 503, times=100)
+    answer = worker(cache, data="me/lines")
+    assert "me/lines" in one_line(answer) and "503" in answer["error"] and "--data_dir" in answer["error"]
+    assert sum("trying again" in line for line in answer["said"]) == 4
+
+
+def test_a_set_that_moved_is_packed_anew(worker, hub, cache):
+    place = hub.root / "datasets/me/lines"
+    before = worker(cache, data="me/lines")
+    shutil.copy(place / "train.jsonl", place / ".kept")
+    try:
+        write_jsonl(place / "train.jsonl", [{"text": t} for t in paragraphs(500, seed=3)])
+        after = worker(cache, data="me/lines")
+    finally:
+        shutil.move(place / ".kept", place / "train.jsonl")
+    assert sum(after[s][0] for s in SPLITS) == 500 and after["fingerprint"] != before["fingerprint"]
+    assert any("has moved from commit" in line for line in after["said"])
+
+
+def test_no_server_at_all(worker, hub, cache):
+    """The last test that uses the server: it is gone afterwards."""
+    before = worker(cache, data="me/lines")
+    hub.stop()
+    answer = worker(cache, data="me/other")
+    assert "me/other cannot be read from the Hugging Face hub (no connection to 127.0.0.1" in one_line(answer)
+    assert "--data_dir FOLDER" in answer["error"] and answer["exit_code"] == 1 and answer["seconds"] < 10
+    again = worker(cache, data="me/lines")  # packed earlier: goes on, and says so
+    assert again["fingerprint"] == before["fingerprint"] and "Going on with its commit" in again["said"][0]
+    assert "use --tokenizer bpe" in one_line(worker(cache, data="me/lines", tokenizer="me/tokenizer"))
+
+
+class BreakingStream:
+    """Rows 0 to 9; the connection breaks before row `breaks[0]`, then before `breaks[1]`, …"""
+
+    def __init__(self, breaks: list[int], start: int = 0):
+        self.breaks, self.start = breaks, start
+
+    def skip(self, count):
+        return BreakingStream(self.breaks, count)
+
+    def __iter__(self):
+        for i in range(self.start, 10):
+            if self.breaks and self.breaks[0] == i:
+                self.breaks.pop(0)
+                raise ConnectionResetError("broken")
+            yield {"n": i}
+
+
+def broken_dataset(monkeypatch, breaks):
+    monkeypatch.setattr(hub_module, "DELAYS", (0, 0))
+    monkeypatch.setattr(HubDataset, "__init__", lambda self: None)
+    dataset = HubDataset()
+    dataset.name, dataset.commit, dataset.splits = HubName("me/x"), "c", {"train": "train"}
+    dataset._loaded = {"train": BreakingStream(breaks)}
+    return dataset
+
+
+def test_a_stream_that_breaks_goes_on_where_it_stopped(monkeypatch):
+    dataset = broken_dataset(monkeypatch, [0, 3, 3, 4, 9])
+    assert [row["n"] for row in dataset.rows("train")] == list(range(10))
+
+
+def test_a_stream_that_keeps_breaking_ends_in_one_line(monkeypatch):
+    with pytest.raises(HubUnreachable, match="me/x .*the connection broke"):
+        list(broken_dataset(monkeypatch, [3, 3, 3]).rows("train"))
+
+
+def test_names_of_data_sets():
+    assert HubName.parse("a/b") == ("a/b", None, "main")
+    assert HubName.parse("a/b-c:conf.1@refs/convert/parquet") == ("a/b-c", "conf.1", "refs/convert/parquet")
+    assert HubName.parse("nonsense") is None and HubName.parse("a/b/c") is None
+
+
+def test_offline_mode_is_said(cache, recipe, monkeypatch):
+    from newllm_lib.data import prepare
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NewLLMError, match="HF_HUB_OFFLINE is set"):
+        prepare(recipe(data="wikitext"), cache)
+
+
+def test_an_unknown_failure_is_one_line_too():
+    error = explain(RuntimeError("two\nlines"), Asked("Data set a/b", "name another"))
+    assert str(error) == "Data set a/b cannot be loaded (RuntimeError: two lines): name another."

@@ -1,0 +1,94 @@
+"""Splits and samples go by the content of the records: stable, without leaks, whatever the order."""
+
+import random
+
+from newllm_lib.data.records import Message, Record, Tally
+from newllm_lib.data.sources import FolderSource
+from newllm_lib.data.splits import read_splits, split_of
+from tests.data.conftest import dialogues, paragraphs, write_jsonl
+
+ALL = {"train", "validation", "test"}
+
+
+def split_texts(folder, wanted=ALL, max_samples=None) -> dict[str, list[str]]:
+    found = {split: [] for split in wanted}
+    for split, record in read_splits(FolderSource(folder), wanted, max_samples, Tally()):
+        found[split].append(record.text)
+    return found
+
+
+def source(tmp_path, texts, name="train"):
+    tmp_path.mkdir(exist_ok=True)
+    write_jsonl(tmp_path / f"{name}.jsonl", [{"text": t} for t in texts])
+    return tmp_path
+
+
+def test_every_record_is_in_exactly_one_split(tmp_path):
+    texts = paragraphs(4000)
+    splits = split_texts(source(tmp_path, texts))
+    assert sorted(sum(splits.values(), [])) == sorted(texts)
+    assert 140 < len(splits["validation"]) < 260 and 140 < len(splits["test"]) < 260  # 5 % of 4,000 each
+
+
+def test_splits_do_not_depend_on_order_or_on_other_records(tmp_path):
+    texts = paragraphs(500)
+    shuffled = random.Random(1).sample(texts, len(texts))
+    whole, mixed = split_texts(source(tmp_path / "a", texts)), split_texts(source(tmp_path / "b", shuffled))
+    half = split_texts(source(tmp_path / "c", texts[:250]))
+    for split in ALL:
+        assert sorted(whole[split]) == sorted(mixed[split])
+        assert set(half[split]) == set(whole[split]) & set(texts[:250])
+
+
+def test_equal_records_are_never_in_two_splits(tmp_path):
+    splits = split_texts(source(tmp_path, paragraphs(300) * 3))
+    assert not set(splits["train"]) & (set(splits["validation"]) | set(splits["test"]))
+    assert not set(splits["validation"]) & set(splits["test"])
+
+
+def test_splits_are_what_they_were():
+    """A changed hash would move records between the splits of runs made earlier."""
+    digests = [Record("hello").digest(), Record(None, (Message("user", "hello"),)).digest()]
+    assert [d.hex() for d in digests] == ["0e4a4e5529b6d565df55e42e470f7841", "b172efdcfd22fb331d77c7f80dc9675a"]
+    assert split_of(b"\x00" * 16, ["validation", "test"]) == "validation"
+    assert split_of(b"\x0d" * 16, ["validation", "test"]) == "test"
+    assert split_of(b"\x0d" * 16, ["validation"]) == "train"
+    assert split_of(b"\x1a" * 16, ["validation", "test"]) == "train"
+
+
+def test_a_split_of_the_source_stays_what_it_is(tmp_path):
+    texts = paragraphs(500)
+    folder = source(source(tmp_path, texts), ["one", "two"], "validation")
+    splits = split_texts(folder)
+    assert splits["validation"] == ["one", "two"]
+    assert len(splits["train"]) + len(splits["test"]) == 500
+    made_alone = split_texts(folder, {"test"})
+    assert made_alone["test"] == splits["test"]
+
+
+def test_max_samples_takes_exactly_so_many_wherever_they_stand(tmp_path):
+    texts = paragraphs(500)
+    shuffled = random.Random(1).sample(texts, len(texts))
+    for count in (1, 7, 100):
+        a = split_texts(source(tmp_path / "a", texts), max_samples=count)
+        b = split_texts(source(tmp_path / "b", shuffled), max_samples=count)
+        assert len(a["train"]) == count and sorted(a["train"]) == sorted(b["train"])
+        assert a["validation"] == split_texts(tmp_path / "a")["validation"]  # only the training split is made smaller
+    few, more = (set(split_texts(tmp_path / "a", {"train"}, n)["train"]) for n in (50, 60))
+    assert few < more
+
+
+def test_max_samples_with_equal_records_and_more_than_there_are(tmp_path):
+    folder = source(tmp_path, ["same"] * 10 + paragraphs(5))
+    write_jsonl(folder / "validation.jsonl", [{"text": "v"}])
+    write_jsonl(folder / "test.jsonl", [{"text": "t"}])
+    for count in range(1, 16):
+        assert len(split_texts(folder, {"train"}, count)["train"]) == count
+    assert len(split_texts(folder, {"train"}, 1000)["train"]) == 15
+
+
+def test_dialogues_that_differ_in_a_role_alone_are_different_records():
+    a, b = (Record(None, (Message(role, "x"), Message("assistant", "y"))) for role in ("user", "system"))
+    joined = Record(None, (Message("user", "xy"),))
+    assert len({a.digest(), b.digest(), joined.digest(), Record("xy").digest()}) == 4
+    assert len({Record(None, tuple(Message(**m) for m in d)).digest() for d in dialogues(100)}) == 100

@@ -1,0 +1,109 @@
+"""The notebooks are what their sources say: built, without outputs, with short cells and the recipes' defaults."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.colab.settings import FORMS
+
+pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+MOST_LINES = 14
+REPOSITORY = "rato-tokyo/new-llm"
+
+built = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def builder():
+    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def code(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert list(NOTEBOOKS.glob("*.ipynb")) and len(list(NOTEBOOKS.glob("*.ipynb"))) == len(
+        list(NOTEBOOKS.glob("src/*.py"))
+    )
+
+
+def test_check_passes_and_sees_a_difference(builder, tmp_path, monkeypatch, capsys):
+    assert builder.main(["--check"]) == 0, capsys.readouterr().err
+    monkeypatch.setattr(builder, "HERE", tmp_path)
+    assert builder.main(["--check"]) == 1 and "run `make notebooks`" in capsys.readouterr().err
+    assert builder.main([]) == 0 and builder.main(["--check"]) == 0
+    first = sorted(tmp_path.glob("*.ipynb"))[0]
+    first.write_text(first.read_text(encoding="utf-8").replace("nbformat_minor", "nbformat_minor "), encoding="utf-8")
+    (tmp_path / "99_of_nowhere.ipynb").write_text("{}")
+    assert builder.main(["--check"]) == 1
+    complaints = capsys.readouterr().err
+    assert first.name in complaints and "99_of_nowhere.ipynb has no source" in complaints
+
+
+def test_an_unknown_build_line_is_refused(builder, tmp_path):
+    source = tmp_path / "x.py"
+    source.write_text("# %%\n#@build nothing\n")
+    with pytest.raises(SystemExit, match="unknown line"):
+        builder.build(source)
+
+
+def test_the_command_line_tells_by_its_exit_code():
+    ended = subprocess.run([sys.executable, str(NOTEBOOKS / "build.py"), "--check"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@built
+def test_no_outputs_and_no_widget_state(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    for cell in code(path):
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+@built
+def test_it_opens_in_colab_with_a_gpu(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.name == path.name
+    assert f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{path.name}" in (
+        notebook.cells[0].source
+    )
+    identities = [cell.id for cell in notebook.cells]
+    assert len(set(identities)) == len(identities)
+
+
+@built
+def test_one_install_cell_and_one_form_both_folded(path):
+    folded = [cell for cell in code(path) if cell.metadata.get("cellView") == "form"]
+    assert len(folded) == 2 and "colab_bootstrap.sh" in folded[0].source and "#@param" in folded[1].source
+    assert sum("#@param" in cell.source for cell in code(path)) == 1
+
+
+@built
+def test_the_forms_defaults_are_the_recipes(path):
+    form_cell = next(cell.source for cell in code(path) if "#@param" in cell.source)
+    form = next(form for form in FORMS.values() if f"import {form.name}" in form_cell)
+    assert form_cell == form.render()  # and tests/colab/test_forms.py compares that with the recipe
+
+
+@built
+def test_cells_are_short_and_explained(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if cell.cell_type == "code":
+            lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+            fields = sum("#@param" in line for line in lines)  # a form has a line a field
+            assert len(lines) - fields <= MOST_LINES, cell.source
+            assert before.cell_type == "markdown", f"nothing explains {cell.source[:60]!r}"
+            compile(cell.source, path.name, "exec")

@@ -1,0 +1,80 @@
+"""Every notebook, run from the top in a fresh kernel on the demo data with a tiny model, as a user would run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+# What a notebook is told to be small: fields of its form and recipe keys.
+TINY = {
+    "01_wikitext_pretraining": {
+        "recipe": "demo", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "num_heads": 2,
+        "vocab_size": 512, "max_samples": 300, "max_steps": 30, "logging_steps": 5, "batch_size": 8,
+    },
+}  # fmt: skip
+SLOWEST_CELL = 400  # seconds
+
+
+@pytest.fixture(params=sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem, scope="module")
+def executed(request, tmp_path_factory):
+    """A notebook after Run all, and the folder it ran in."""
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("chitchat_dataset", reason="needs the demo data: pip install chitchat-dataset")
+    path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
+    notebook = nbformat.read(path, as_version=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEWLLM_NOTEBOOK_OVERRIDES", json.dumps(TINY[path.stem]))
+        client = nbclient.NotebookClient(
+            notebook, timeout=SLOWEST_CELL, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        )
+        client.execute()
+    return notebook, folder
+
+
+def outputs(notebook, kind: str) -> list:
+    """All outputs of a MIME type."""
+    return [
+        output["data"][kind]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if kind in output.get("data", {})
+    ]
+
+
+def widget_values(notebook) -> str:
+    """What all widgets show at the end."""
+    states = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    return "\n".join(str(state["state"].get("value", "")) for state in states)
+
+
+def printed(notebook) -> str:
+    return "".join(
+        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    )
+
+
+def test_a_notebook_runs_from_the_top(executed):
+    """Run all ends without an error, pictures are shown, and the run folders hold what their texts promise."""
+    notebook, folder = executed
+    assert outputs(notebook, "image/png")
+    ended = list((folder / "checkpoints").glob("*/best/model.safetensors"))
+    assert ended, f"no run with a best model in {folder}"
+    assert "Traceback" not in printed(notebook)
+
+
+def test_pretraining_trains_compares_chats_and_packs(executed):
+    notebook, folder = executed
+    if len(list((folder / "checkpoints").glob("tinygpt2_demo*/best"))) != 1:
+        pytest.skip("not the pretraining notebook")
+    ours = next((folder / "checkpoints").glob("new_llm_demo*/best")).parent
+    shown = printed(notebook)
+    assert "bits per byte" in shown and "bigram" in shown and "New-LLM" in shown
+    assert "Hello! How are you today?" in widget_values(notebook)  # the chat's window
+    assert len(outputs(notebook, "image/png")) >= 4  # two trainings, both together, the comparison
+    assert (ours / "comparison.md").is_file() and (ours / "comparison.png").is_file()
+    assert (ours.parent / f"{ours.name}.zip").is_file()
