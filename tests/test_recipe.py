@@ -202,7 +202,8 @@ ELSEWHERE = {
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
     "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
-    "muon_learning_rate", "carry_state", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
+    "carry_state",  # tests/training
+    "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip
 
 

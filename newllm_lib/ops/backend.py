@@ -12,7 +12,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def runs_triton(x: torch.Tensor) -> bool:
-    """Whether our kernels take this tensor: on a CUDA device, triton installed, of a dtype that float32 can accumulate."""
+    """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can accumulate."""
     return _HAS_TRITON and x.is_cuda and x.dtype in _KERNEL_DTYPES
 
 

@@ -1,7 +1,7 @@
 """Training that goes on where the last block ended: the context vector is carried from block to block of the same text.
 
-The batch is as many lanes as it has rows; each lane reads its part of the stream in order (`data.blocks.LaneSampler`), and starts a
-block with the state it ended the last one with. Gradients stop at the block's edge (truncated back-propagation through time:
+The batch is as many lanes as it has rows; each lane reads its part of the stream in order (`data.blocks.LaneSampler`), and starts
+a block with the state it ended the last one with. Gradients stop at the block's edge (truncated back-propagation through time:
 Williams & Peng, 1990), so a step costs what it cost before, but the model learns to use contexts longer than a block.
 """
 

@@ -7,7 +7,9 @@ from transformers import AutoModelForCausalLM
 import newllm_lib.models as models
 from newllm_lib.recipe import load_recipe
 
-SMALL = {"sized_for": "cpu", "hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
+SMALL = {
+    "sized_for": "cpu", "hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.0,
+}  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 VOCAB, BOS, PAD = 97, 0, 1
 

@@ -1,16 +1,17 @@
 """Triton kernels of the scan c_t = a_t * c_{t-1} + b_t and of its gradient. No tensor-core dot: they run from sm70 on.
 
-One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The state is
-the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them is used: memory
-stays busy although the walk is sequential. Where batch x dim is too small to fill the GPU, time is cut into chunks as well: a
-first pass (`SUMMARY`) finds what each chunk does to any state that enters it (exit = product * entry + end), these summaries are
-scanned by the same kernel, and the main pass starts each chunk from the right state.
+One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The
+state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them
+is used: memory stays busy although the walk is sequential. Where batch x dim is too small to fill the GPU, time is cut
+into chunks as well: a first pass (`SUMMARY`) finds what each chunk does to any state that enters it (exit = product *
+entry + end), these summaries are scanned by the same kernel, and the main pass starts each chunk from the right state.
 
-`GATED` kernels make the coefficients themselves from pre-activations x (forget) and y (input), so that neither a nor b is ever
-stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. Otherwise x is a and y is b.
+`GATED` kernels make the coefficients themselves from pre-activations x (forget) and y (input), so that neither a nor b
+is ever stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. Otherwise x is a and y
+is b.
 
-Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); starts, valid (batch, time) bytes; initial and
-final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
+Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); starts, valid (batch, time) bytes;
+initial and final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid_pair(x):
-    """sigmoid(x) and 1 - sigmoid(x), each to full relative precision: subtracting would lose the digits of a gate near 1."""
+    """sigmoid(x) and 1 - sigmoid(x) to full relative precision: subtracting would lose the digits of a gate near 1."""
     e = tl.exp(-tl.abs(x))
     large = 1.0 / (1.0 + e)
     small = e * large
@@ -30,7 +31,7 @@ def sigmoid_pair(x):
 
 @triton.jit
 def _mask(dims, dim, inside):
-    """Channels below dim, and none of them unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
+    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
     return dims < tl.where(inside, dim, 0)
 
 
@@ -58,7 +59,7 @@ def _load_flags(flags, row, t, first, last, STORED: tl.constexpr, UNROLL: tl.con
 
 @triton.jit
 def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr):
-    """(a, share): how much of the state is kept and how much is written; a step that does not count keeps all, writes nothing."""
+    """(a, share): how much of the state is kept, how much is written; a step that does not count only keeps."""
     if GATED:
         keep, share = sigmoid_pair(x + bias)
         if HAS_STARTS:
@@ -72,7 +73,7 @@ def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr
 
 @triton.jit
 def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunks, HAS_OUTER: tl.constexpr):
-    """The state that enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state (or zeros)."""
+    """What enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state or zeros."""
     state = tl.zeros(dims.shape, tl.float32)
     if (neighbour >= 0) & (neighbour < chunks):
         state = tl.load(exits + (batch * chunks + neighbour) * dim + dims, mask=in_dim, other=0.0)
@@ -88,7 +89,7 @@ def scan_forward(
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SUMMARY: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end when it starts from zero."""
+    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end from zero."""
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     chunk = tl.program_id(1)
@@ -182,7 +183,7 @@ def scan_backward(
     HAS_INITIAL: tl.constexpr, HAS_DC: tl.constexpr, HAS_DFINAL: tl.constexpr,
     UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, d initial = a_1 g_1.
+    """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, dinitial = a_1 g_1
 
     GATED: writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the chunk.
     """
@@ -227,7 +228,7 @@ def scan_backward(
             grad_y = share * carried
             if GATED:
                 gate, rest = sigmoid_pair(ys[u])
-                # share = 1 - a, so a also takes away from what is written; a * share is sigmoid's derivative (0 at a start).
+                # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start.
                 grad_x = (grad_x - carried * ys[u] * gate) * a * share
                 grad_y = grad_y * gate * (1.0 + ys[u] * rest)
                 bias_sum += grad_x

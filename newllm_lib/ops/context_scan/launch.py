@@ -1,4 +1,4 @@
-"""Launches the scan's kernels: how many chunks of time, in how many passes. Shared by `context_scan` and `gated_scan`."""
+"""Launches the scan's kernels: how many chunks of time, in how many passes. For `context_scan` and `gated_scan`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 from newllm_lib.ops.backend import on_its_device
 from newllm_lib.ops.context_scan import kernels
 
-# BLOCK_DIM: channels a program, two for each thread of its one warp, so that a half-precision row is read in 4-byte words.
+# BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte words.
 # UNROLL: time steps whose inputs are in flight at once.
 FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 BACKWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
@@ -24,7 +24,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def count_chunks(programs: int, time: int, device: torch.device) -> int:
-    """Chunks of time for which about FULL programs a multiprocessor run; 1 where batch x dim gives nearly as many by itself."""
+    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim gives nearly as many by itself."""
     wanted = FULL * multiprocessors(device)
     if 2 * programs > wanted:
         return 1
@@ -64,7 +64,7 @@ def _scan_summaries(product, end, outer):
 
 @on_its_device
 def forward(x, y, bias, starts, valid, initial, gated: bool):
-    """c (batch, time, dim) in y's dtype and the final state (batch, dim) float32; sizes as in `kernels`, None for what is absent."""
+    """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if absent."""
     plan = _Plan(x, bias, starts, valid, gated, FORWARD)
     starts, valid = flag_bytes(starts), flag_bytes(valid)
     c = torch.empty(x.shape, dtype=y.dtype, device=y.device)

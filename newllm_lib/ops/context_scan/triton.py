@@ -1,4 +1,4 @@
-"""The context scan on a GPU: Triton kernels behind torch custom operators, so that torch.compile sees one node and no graph break."""
+"""The context scan on a GPU: Triton kernels behind a torch custom operator, one node for torch.compile."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ _scan.register_autograd(_backward, setup_context=_keep_for_backward)
 def context_scan(
     a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.context_scan`: a, b (batch, time, dim) in float32, bfloat16 or float16, any strides -> c, final state."""
+    """As `reference.context_scan`, for float32, bfloat16 and float16: a, b (batch, time, dim) with any strides."""
     return _scan(a, b, None if initial_state is None else initial_state.float().contiguous())

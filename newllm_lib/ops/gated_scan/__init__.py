@@ -1,7 +1,7 @@
-"""The context vector's token mixer between its two matrix products: gates, scan and read-out, from one packed projection.
+"""The context vector's token mixer between its two matrix products: gates, scan and read-out.
 
-`gated_context` is the whole of it; `gated_scan` and `gated_readout` are its halves. Each runs Triton's kernels where there are any
-(`triton.py`), else plain torch (`reference.py`).
+`gated_context` is the whole of it, from one packed projection; `gated_scan` and `gated_readout` are its halves. Each
+runs Triton's kernels where there are any (`triton.py`), else plain torch (`reference.py`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def gated_scan(
 
     Args:
         input, forget: (batch, time, dim), any strides (views into one projection are read in place).
-        forget_bias: (dim,). starts: (batch, time) bool, a_t = 0 there. valid: (batch, time) bool, False is padding: there c_t =
-            c_{t-1}, whatever `starts` says. initial_state: (batch, dim), zeros by default.
+        forget_bias: (dim,). starts: (batch, time) bool, a_t = 0 there. valid: (batch, time) bool, False is padding:
+            there c_t = c_{t-1}, whatever `starts` says. initial_state: (batch, dim), zeros by default.
     Returns:
         c (batch, time, dim) in the input's dtype and the final state (batch, dim) in float32.
     """
@@ -41,7 +41,7 @@ def gated_scan(
 
 
 def gated_readout(c: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """RMSNorm(c; weight, eps) * silu(gate): c, gate (batch, time, dim), weight (dim,) -> (batch, time, dim) in gate's dtype."""
+    """RMSNorm(c; weight, eps) * silu(gate): c, gate (batch, time, dim), weight (dim,) -> their size, gate's dtype."""
     return _implementation(c).gated_readout(c, gate, weight, eps)
 
 
@@ -57,8 +57,8 @@ def gated_context(
     """`gated_scan`, then `gated_readout`, from projection (batch, time, 3 * dim) = [input, forget, output gate].
 
     Returns:
-        y (batch, time, dim), what the tokens read; c (batch, time, dim), the context vectors; final state (batch, dim) float32.
-        The gradient of the projection comes back as one tensor of its shape.
+        y (batch, time, dim), what the tokens read; c (batch, time, dim), the context vectors; final state (batch, dim)
+        float32. The gradient of the projection comes back as one tensor of its shape.
     """
     return _implementation(projection).gated_context(
         projection, forget_bias, norm_weight, starts, valid, initial_state, eps

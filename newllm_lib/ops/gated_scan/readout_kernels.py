@@ -1,8 +1,8 @@
 """Triton kernels of y = RMSNorm(c; weight) * silu(z), forward and backward; float32 inside, one rounding at the end.
 
-c, z and y are matrices (rows, dim) whose rows may lie apart (z is a third of the packed projection). A program takes ROWS whole rows
-at a time. The backward pass keeps few programs, each of which walks over many blocks of rows, so that the sum that makes the
-weight's gradient stays in registers until the end.
+c, z and y are matrices (rows, dim) whose rows may lie apart (z is a third of the packed projection). A program takes
+ROWS whole rows at a time. The backward pass keeps few programs, each of which walks over many blocks of rows, so that
+the sum that makes the weight's gradient stays in registers until the end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gates, scan and read-out in plain torch: what the kernels compute, and what runs where there are none.
 
-Computes in float32 (float64 for float64 inputs) and rounds once at the end of each of the two halves, as the kernels do.
+Computes in float32 (float64 for float64 inputs) and rounds once at the end of each half, as the kernels do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def gates(forget, forget_bias, starts, valid) -> tuple[torch.Tensor, torch.Tensor]:
-    """a and 1 - a, (batch, time, dim): how much of the context is kept, and how much is written (padding: all, and nothing)."""
+    """a and 1 - a, (batch, time, dim): how much of the context is kept and how much written (padding: all, none)."""
     x = forget.to(_compute_dtype(forget))
     if forget_bias is not None:
         x = x + forget_bias.to(x.dtype)

@@ -1,7 +1,7 @@
 """Gates, scan and read-out on a GPU: three custom operators over the kernels of `context_scan` and `readout_kernels`.
 
-The scan saves its pre-activations and c, in their own dtype, and makes the gates again in the backward pass: nothing in float32
-is kept, and nothing but c is added to what the projection stores anyway.
+The scan saves its pre-activations and c, in their own dtype, and makes the gates again in the backward pass: nothing in
+float32 is kept, and nothing but c is added to what the projection stores anyway.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @on_its_device
-def _readout_backward(c: Tensor, z: Tensor, weight: Tensor, dy: Tensor, dz: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _readout_backward(
+    c: Tensor, z: Tensor, weight: Tensor, dy: Tensor, dz: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """Fills dz (evenly spaced rows); returns d c and d weight."""
     dc = torch.empty(c.shape, dtype=c.dtype, device=c.device)
     (c, c_row, _), (z, z_row, z_dim), (dy, dy_row, dy_dim) = _rows(c.contiguous()), _rows(z), _rows(dy)
@@ -64,8 +66,9 @@ def _bias_gradient(dbias: Tensor | None, bias: Tensor | None, like: Tensor) -> T
 
 @torch.library.custom_op("newllm::gated_scan", mutates_args=())
 def _scan(
-    input: Tensor, forget: Tensor, bias: Tensor | None, starts: Tensor | None, valid: Tensor | None, initial: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    input: Tensor, forget: Tensor, bias: Tensor | None, starts: Tensor | None, valid: Tensor | None,
+    initial: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return launch.forward(forget, input, bias, starts, valid, initial, gated=True)
 
 

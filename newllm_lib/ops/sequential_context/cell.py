@@ -1,7 +1,8 @@
 """The cell of the sequential recurrence, gates -> next context, forward and backward, in plain torch.
 
-Everything that one step does between its matrix products. `triton.py` has the same two functions as one kernel each. They write
-into buffers that the caller owns, so that a CUDA graph can replay them. `compute` below is float32 (float64 for float64 inputs).
+Everything that one step does between its matrix products. `triton.py` has the same two functions as one kernel each.
+They write into buffers that the caller owns, so that a CUDA graph can replay them. `compute` below is float32 (float64
+for float64 inputs).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ def forward(gates, state, next_context, next_start, valid, norm_weight, norm_bia
     """state <- the context that the next step reads.
 
     Args:
-        gates: (batch, 3 context): delta, forget, write. state: (batch, context), compute dtype: the context that this step read.
+        gates: (batch, 3 context): delta, forget, write.
+        state: (batch, context), compute dtype: the context that this step read.
         next_context: (batch, context), filled with the new state in the dtype of the matrix products.
-        next_start: (batch,) bool, whether the next step starts a document. valid: (batch,) bool. Either may be None.
+        next_start: (batch,) bool, whether the next step starts a document; valid: (batch,) bool. None if absent.
     """
     delta, forget, write = gates.to(state.dtype).chunk(3, -1)
     mixed = torch.sigmoid(write).mul_(delta).addcmul_(torch.sigmoid(forget), state)
@@ -32,20 +34,21 @@ def forward(gates, state, next_context, next_start, valid, norm_weight, norm_bia
 
 
 def norm_gradients(rows: int, context: int, like: torch.Tensor) -> torch.Tensor:
-    """A zeroed accumulator for the gradients of the norm's weight and bias; its sum over the first axis is (2, context)."""
+    """A zeroed accumulator for the gradients of the norm's weight and bias: (any, 2, context), to be summed."""
     return torch.zeros(1, 2, context, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def backward(
-    gates, context, grad_state, grad_context, next_start, valid, norm_weight, norm_bias, eps: float, grad_gates, grad_norm
+    gates, context, grad_state, grad_context, next_start, valid, norm_weight, norm_bias, eps, grad_gates, grad_norm
 ) -> None:
     """The cell's gradient, from that of what it produced.
 
     Args:
-        gates, next_start, valid: as in `forward`. context: (batch, context), what the step read (its state in the other dtype).
-        grad_state: (batch, context), compute dtype: in, the gradient that later steps gave the produced context outside the matrix
-            products; out, the same for the context that this step read.
-        grad_context: (batch, context): the gradient of the produced context through the next step's matrix product.
+        gates, next_start, valid: as in `forward`.
+        context: (batch, context), what the step read (its state in the dtype of the matrix products).
+        grad_state: (batch, context), compute dtype. In: the gradient of the produced context from outside the next
+            step's matrix product. Out: the same for the context that this step read.
+        grad_context: (batch, context), the gradient of the produced context through the next step's matrix product.
         grad_gates: (batch, 3 context), filled. grad_norm: as from `norm_gradients`, added to.
     """
     compute = grad_state.dtype

@@ -1,5 +1,6 @@
-"""Segments of the sequential recurrence as CUDA graphs: a step is four small kernels, and launching them one by one would take longer
-than running them. A graph is captured once for each shape and replayed for every piece of every sequence.
+"""Segments of the sequential recurrence as CUDA graphs, captured once for each shape and replayed for every piece.
+
+A step is four small kernels: launching them one by one would take longer than running them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class CapturedSegment:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles the kernels and lets the matrix library choose, which a capture may not
+        with torch.cuda.stream(stream):  # compiles the kernels and sets up the matrix library, which a capture may not
             self.segment.run()
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):

@@ -1,10 +1,10 @@
-"""The sequential recurrence, fast: the same numbers as `reference` to rounding, with only the recurrence itself left in the loop.
+"""The sequential recurrence, fast: the numbers of `reference` to rounding, with only the recurrence left in the loop.
 
-Out of the loop: W_e e_t + b of the first layer, one matrix product over all tokens; and in the backward pass every weight's
-gradient, one product over all tokens in place of one for each step. The backward loop is written by hand and recomputes the cheap
-elementwise parts, so that what is kept is the layers' outputs, the gates' pre-activations and the contexts. The loop runs in
-segments of a few steps (`segment`), on a GPU replayed from a CUDA graph (`graph`). A custom operator wraps it: one node for
-torch.compile.
+Out of the loop: W_e e_t + b of the first layer, one matrix product over all tokens; and in the backward pass every
+weight's gradient, one product over all tokens in place of one for each step. The backward loop is written by hand and
+recomputes the cheap elementwise parts, so that what is kept is the layers' outputs, the gates' pre-activations and the
+contexts. The loop runs in segments of a few steps (`segment`), on a GPU replayed from a CUDA graph (`graph`). A custom
+operator wraps it: one node for torch.compile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.backend import on_its_device, runs_triton
 from newllm_lib.ops.sequential_context import cell as torch_cell
 from newllm_lib.ops.sequential_context import graph
 from newllm_lib.ops.sequential_context.segment import BackwardSegment, ForwardSegment, LoopWeights, Shape
@@ -31,7 +31,7 @@ def _cell_for(x: Tensor):
 
 
 class _Pieces:
-    """The sequence in pieces of STEPS, and a segment to run each: captured for whole pieces on a GPU, plain otherwise."""
+    """The sequence in pieces of STEPS, and a segment to run each: captured for whole ones on a GPU, else plain."""
 
     def __init__(self, kind: type, shape: Shape, weights: LoopWeights, cell):
         self.kind, self.shape, self.weights, self.cell = kind, shape, weights, cell
@@ -71,7 +71,25 @@ def _load_flags(segment, next_start: Tensor | None, counts: Tensor | None, first
 def _shape(pre: Tensor, weights: LoopWeights, starts: Tensor | None, valid: Tensor | None, eps: float) -> Shape:
     batch, _, hidden = pre.shape
     context, layers = weights.recurrent.shape[1], weights.hidden.shape[0] + 1
-    return Shape(STEPS, batch, hidden, context, layers, pre.dtype, pre.device, starts is not None, valid is not None, eps)
+    has = starts is not None, valid is not None
+    return Shape(STEPS, batch, hidden, context, layers, pre.dtype, pre.device, *has, eps)
+
+
+@on_its_device
+def _walk_forward(pre, pieces: _Pieces, next_start, counts, state, layers, gates, contexts) -> None:
+    """Fill the outputs piece by piece; `state` (batch, context) enters as the first context and leaves as the last."""
+    for first, last in pieces.bounds(pre.shape[1]):
+        segment, run = pieces.segment(last - first)
+        segment.layers[0].copy_(pre[:, first:last].transpose(0, 1))
+        _load_flags(segment, next_start, counts, first, last)
+        segment.state.copy_(state)
+        segment.contexts[0].copy_(state)
+        run()
+        for output, own in zip(layers, segment.layers, strict=True):
+            output[:, first:last].copy_(own.transpose(0, 1))
+        gates[:, first:last].copy_(segment.gates.transpose(0, 1))
+        contexts[:, first:last].copy_(segment.contexts[:-1].transpose(0, 1))
+        state.copy_(segment.state)
 
 
 @torch.library.custom_op("newllm::sequential_loop", mutates_args=())
@@ -79,8 +97,11 @@ def _loop(
     pre: Tensor, recurrent: Tensor, hidden: Tensor, hidden_bias: Tensor, gates: Tensor, gates_bias: Tensor,
     norm: Tensor, norm_bias: Tensor, initial: Tensor, starts: Tensor | None, valid: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """pre (batch, time, hidden), initial (batch, context) -> h (batch, time, hidden), the layers' outputs before it (layers - 1,
-    batch, time, hidden), gates (batch, time, 3 context), contexts read (batch, time, context), final context (batch, context)."""
+    """The loop over pre (batch, time, hidden) from initial (batch, context).
+
+    Returns h (batch, time, hidden), the layers' outputs before it (layers - 1, batch, time, hidden), gates (batch,
+    time, 3 context), the contexts that the steps read (batch, time, context) and the final one (batch, context).
+    """
     weights = LoopWeights(recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias)
     shape = _shape(pre, weights, starts, valid, eps)
     batch, time, _ = pre.shape
@@ -93,18 +114,7 @@ def _loop(
     if first_start is not None:
         state.masked_fill_(first_start.unsqueeze(-1), 0.0)
     pieces = _Pieces(ForwardSegment, shape, weights, _cell_for(pre))
-    for first, last in pieces.bounds(time):
-        segment, run = pieces.segment(last - first)
-        segment.layers[0].copy_(pre[:, first:last].transpose(0, 1))
-        _load_flags(segment, next_start, counts, first, last)
-        segment.state.copy_(state)
-        segment.contexts[0].copy_(state)
-        run()
-        for output, own in zip((*inner, h), segment.layers, strict=True):
-            output[:, first:last].copy_(own.transpose(0, 1))
-        gates_out[:, first:last].copy_(segment.gates.transpose(0, 1))
-        contexts[:, first:last].copy_(segment.contexts[:-1].transpose(0, 1))
-        state.copy_(segment.state)
+    _walk_forward(pre, pieces, next_start, counts, state, (*inner, h), gates_out, contexts)
     return h, inner, gates_out, contexts, state
 
 
@@ -113,8 +123,43 @@ def _(pre, recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias, i
     batch, time, width = pre.shape
     context = recurrent.shape[1]
     state = pre.new_empty(batch, context, dtype=torch.promote_types(pre.dtype, torch.float32))
-    inner = pre.new_empty(hidden.shape[0], batch, time, width)
-    return pre.new_empty(pre.shape), inner, pre.new_empty(batch, time, 3 * context), pre.new_empty(batch, time, context), state
+    inner, gates_out = pre.new_empty(hidden.shape[0], batch, time, width), pre.new_empty(batch, time, 3 * context)
+    return pre.new_empty(pre.shape), inner, gates_out, pre.new_empty(batch, time, context), state
+
+
+@on_its_device
+def _walk_backward(h, pieces: _Pieces, next_start, counts, state, grad_h, saved, outputs) -> Tensor:
+    """Fill the gradients piece by piece, last first, from what was saved; returns that of the norm (2, context).
+
+    `state` (batch, context) enters as the gradient of the final context and leaves as that of the first step's.
+    """
+    layers, gates, contexts = saved
+    grad_layers, grad_gates = outputs
+    through = state.new_zeros(state.shape, dtype=h.dtype)
+    grad_norm = state.new_zeros(2, state.shape[1])
+    for first, last in reversed(pieces.bounds(h.shape[1])):
+        segment, run = pieces.segment(last - first)
+        for own, output in zip(segment.layers, layers, strict=True):
+            own.copy_(output[:, first:last].transpose(0, 1))
+        segment.gates.copy_(gates[:, first:last].transpose(0, 1))
+        segment.contexts[:-1].copy_(contexts[:, first:last].transpose(0, 1))
+        if grad_h is None:
+            segment.grads[-1].zero_()
+        else:
+            segment.grads[-1].copy_(grad_h[:, first:last].transpose(0, 1))
+        _load_flags(segment, next_start, counts, first, last)
+        segment.grad_state.copy_(state)
+        segment.grad_context.copy_(through)
+        segment.grad_norm.zero_()
+        run()
+        for output, own in zip(grad_layers, segment.grads, strict=True):
+            output[:, first:last].copy_(own.transpose(0, 1))
+        grad_gates[:, first:last].copy_(segment.grad_gates.transpose(0, 1))
+        grad_norm += segment.grad_norm.sum(0)
+        state.copy_(segment.grad_state)
+        through.copy_(segment.grad_context)
+    state += through
+    return grad_norm
 
 
 @torch.library.custom_op("newllm::sequential_loop_backward", mutates_args=())
@@ -127,38 +172,15 @@ def _loop_backward(
     weights = LoopWeights(recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias)
     shape = _shape(h, weights, starts, valid, eps)
     batch, time, _ = h.shape
-    grad_pre, grad_inner = torch.empty_like(h), torch.empty_like(inner)  # before each ReLU: the first layer's, the others'
+    grad_pre, grad_inner = torch.empty_like(h), torch.empty_like(inner)  # before each ReLU: the first layer's, others'
     grad_gates = torch.empty_like(gates_out)
     first_start, next_start, counts = _flags(starts, valid)
-    cell = _cell_for(h)
     state = h.new_zeros(batch, shape.context, dtype=shape.compute)
     if grad_final is not None:
         state.copy_(grad_final)
-    through = h.new_zeros(batch, shape.context)
-    grad_norm = norm.new_zeros(2, shape.context)
-    pieces = _Pieces(BackwardSegment, shape, weights, cell)
-    for first, last in reversed(pieces.bounds(time)):
-        segment, run = pieces.segment(last - first)
-        for own, output in zip(segment.layers, (*inner, h), strict=True):
-            own.copy_(output[:, first:last].transpose(0, 1))
-        segment.gates.copy_(gates_out[:, first:last].transpose(0, 1))
-        segment.contexts[:-1].copy_(contexts[:, first:last].transpose(0, 1))
-        if grad_h is None:
-            segment.grads[-1].zero_()
-        else:
-            segment.grads[-1].copy_(grad_h[:, first:last].transpose(0, 1))
-        _load_flags(segment, next_start, counts, first, last)
-        segment.grad_state.copy_(state)
-        segment.grad_context.copy_(through)
-        segment.grad_norm.zero_()
-        run()
-        for output, own in zip((grad_pre, *grad_inner), segment.grads, strict=True):
-            output[:, first:last].copy_(own.transpose(0, 1))
-        grad_gates[:, first:last].copy_(segment.grad_gates.transpose(0, 1))
-        grad_norm += segment.grad_norm.sum(0)
-        state.copy_(segment.grad_state)
-        through.copy_(segment.grad_context)
-    state += through
+    pieces = _Pieces(BackwardSegment, shape, weights, _cell_for(h))
+    saved, outputs = ((*inner, h), gates_out, contexts), ((grad_pre, *grad_inner), grad_gates)
+    grad_norm = _walk_backward(h, pieces, next_start, counts, state, grad_h, saved, outputs)
     if first_start is not None:
         state.masked_fill_(first_start.unsqueeze(-1), 0.0)
     to_weights = _weight_gradients(grad_pre, grad_inner, grad_gates, contexts, inner, h)
@@ -207,7 +229,7 @@ def sequential_context(
     starts: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.sequential_context`. Under autocast the matrix products run in its dtype, the cell and the norm in float32."""
+    """As `reference.sequential_context`. Under autocast the matrix products run in its dtype, the cell in float32."""
     device = embeddings.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
     compute = torch.promote_types(dtype, torch.float32)

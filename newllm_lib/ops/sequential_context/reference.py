@@ -19,8 +19,8 @@ def sequential_context(
 
     Args:
         embeddings: (batch, time, embedding). initial_context: (batch, context), zeros by default.
-        starts: (batch, time) bool: there c_{t-1} is taken as 0. valid: (batch, time) bool: False is padding, c_t = c_{t-1} there
-            whatever `starts` says, and h_t means nothing.
+        starts: (batch, time) bool: there c_{t-1} is taken as 0. valid: (batch, time) bool: False is padding, c_t =
+            c_{t-1} there whatever `starts` says, and h_t means nothing.
     Returns:
         h (batch, time, hidden) in the dtype of the matrix products, and the final context (batch, context) in float32
         (float64 for float64 embeddings).

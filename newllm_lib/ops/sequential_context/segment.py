@@ -1,8 +1,8 @@
 """A few steps of the sequential recurrence over buffers that stay where they are, forward and backward.
 
-A segment owns everything its steps read and write, time first, so that each step's tensors are contiguous; whoever uses it copies
-pieces of the sequence in and results out. Because no address changes, a CUDA graph can replay it (`graph`). Every operation writes
-into these buffers: no step allocates what outlives it.
+A segment owns everything its steps read and write, time first, so that each step's tensors are contiguous; whoever uses
+it copies pieces of the sequence in and results out. Because no address changes, a CUDA graph can replay it (`graph`).
+Every operation writes into these buffers: no step allocates what outlives it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class LoopWeights(NamedTuple):
-    """What the loop itself needs, all in the dtype of the matrix products but for the norm's; hidden H, context C, layers L."""
+    """What the loop needs, in the dtype of the matrix products but for the norm's; hidden H, context C, layers L."""
 
     recurrent: Tensor  # (H, C): the first layer's columns that read the context
     hidden: Tensor  # (L - 1, H, H): the layers after the first
@@ -66,7 +66,7 @@ class _Segment:
 
 
 class ForwardSegment(_Segment):
-    """In: layers[0] (the first layer before its context part), contexts[0], state. Out: layers, gates, contexts, state."""
+    """In: layers[0] (the first layer without its context part), contexts[0], state. Out: all that."""
 
     def __init__(self, shape: Shape, weights: LoopWeights, cell):
         super().__init__(shape, weights, cell)
@@ -79,17 +79,20 @@ class ForwardSegment(_Segment):
             self.layers[0, t].addmm_(self.contexts[t], recurrent).relu_()
             for n in range(1, self.shape.layers):
                 out = self.layers[n, t]
-                torch.addmm(weights.hidden_bias[n - 1], self.layers[n - 1, t], weights.hidden[n - 1].t(), out=out).relu_()
+                bias, weight = weights.hidden_bias[n - 1], weights.hidden[n - 1].t()
+                torch.addmm(bias, self.layers[n - 1, t], weight, out=out).relu_()
             torch.addmm(weights.gates_bias, self.layers[-1, t], gates, out=self.gates[t])
             self.cell.forward(
-                self.gates[t], self.state, self.contexts[t + 1], *self.flags(t), weights.norm, weights.norm_bias, self.shape.eps
-            )
+                self.gates[t], self.state, self.contexts[t + 1], *self.flags(t),
+                weights.norm, weights.norm_bias, self.shape.eps,
+            )  # fmt: skip
 
 
 class BackwardSegment(_Segment):
-    """In: layers, gates, contexts of the forward pass, grads[-1] (the gradient of h), grad_state and grad_context of what comes after.
+    """In: what the forward pass saved; grads[-1], the gradient of h; grad_state and grad_context of what comes after.
 
-    Out: grads (before each layer's ReLU), grad_gates, grad_state and grad_context (of what the first step read), grad_norm (added to).
+    Out: grads, before each layer's ReLU; grad_gates; grad_state and grad_context of what the first step read; grad_norm
+    is added to.
     """
 
     def __init__(self, shape: Shape, weights: LoopWeights, cell):

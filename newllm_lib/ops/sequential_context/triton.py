@@ -80,7 +80,7 @@ def cell_backward(
     tl.store(base + dim, (grad * keep * (1.0 - keep) * before).to(dtype), mask=mask)
     tl.store(base + 2 * dim, (grad * share * (1.0 - share) * delta).to(dtype), mask=mask)
     tl.store(grad_state + place, tl.where(counts, grad * keep, total), mask=mask)
-    # Every program owns a row of the accumulator, and the steps follow one another: no atomics, the same sum on every run.
+    # Every program owns a row of the accumulator and the steps follow one another: no atomics, the same sum every time.
     dims = tl.arange(0, BLOCK_DIM)
     own = grad_norm + tl.program_id(0) * 2 * dim + dims
     to_weight = tl.load(own, mask=dims < dim, other=0.0) + tl.sum(into * normal, axis=0)
@@ -115,7 +115,7 @@ def norm_gradients(rows: int, context: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def backward(
-    gates, context, grad_state, grad_context, next_start, valid, norm_weight, norm_bias, eps: float, grad_gates, grad_norm
+    gates, context, grad_state, grad_context, next_start, valid, norm_weight, norm_bias, eps, grad_gates, grad_norm
 ) -> None:
     """As `cell.backward`; every tensor contiguous."""
     rows, dim = grad_state.shape

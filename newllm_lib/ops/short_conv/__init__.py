@@ -1,4 +1,4 @@
-"""u_t = x_t + sum_k w_k x_{t-k}: the short causal convolution, one filter for each channel, that shows a layer the last few tokens.
+"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few tokens.
 
 It never looks across a document's start, goes on from a carried tail, and skips padding as if it weren't there.
 """
@@ -18,16 +18,19 @@ def short_conv(
     valid: torch.Tensor | None = None,
     tail: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The convolution and what the next call needs.
+    """The convolution and what the next call needs; under autocast in its dtype, as torch's own convolutions.
 
     Args:
         x: (batch, time, dim). weight: (dim, width), weight[:, k] for the token k steps back.
-        starts: (batch, time) bool, document starts. valid: (batch, time) bool, False is padding: taps pass over it, and u there
-            means nothing. tail: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
+        starts: (batch, time) bool, document starts. valid: (batch, time) bool, False is padding: taps pass over it, and
+            u there means nothing. tail: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
     Returns:
-        u (batch, time, dim) in x's dtype; the new tail (batch, width - 1, dim) in x's dtype, zero where a document start lies
-        between it and the next token.
+        u (batch, time, dim) in x's dtype; the new tail (batch, width - 1, dim) in x's dtype, zero where a document
+        start lies between it and the next token.
     """
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
     if valid is not None:
         return _without_padding(x, weight, starts, valid, tail)
     if runs_triton(x):
@@ -38,7 +41,7 @@ def short_conv(
 
 
 def new_tail(x: torch.Tensor, width: int, starts: torch.Tensor | None, tail: torch.Tensor | None) -> torch.Tensor:
-    """The last width - 1 tokens of [tail, x], those before the last document start as zeros: (batch, width - 1, dim)."""
+    """The last width - 1 tokens of [tail, x], (batch, width - 1, dim); zeros before the last document start."""
     batch, time, dim = x.shape
     behind = width - 1
     taken = x[:, max(0, time - behind) :]
@@ -71,7 +74,7 @@ def _without_padding(x, weight, starts, valid, tail):
     kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
     new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     if starts is not None:
-        document = torch.nn.functional.pad(starts.cumsum(1), (behind, 0))  # which document each place of the history belongs to
+        document = torch.nn.functional.pad(starts.cumsum(1), (behind, 0))  # the document of each place of the history
         same = document.gather(1, kept) == document[:, behind + time - 1 :]
         new = new * same.unsqueeze(-1)
     return u, new

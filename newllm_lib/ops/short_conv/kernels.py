@@ -1,11 +1,12 @@
-"""Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, forward and backward, with document starts and a tail.
+"""Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a tail.
 
-As in `context_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the taps reach (the last
-WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1 outputs) is a window in registers, emptied where a
-document starts, so that every value crosses the memory bus once. Time is cut into chunks freely: each reads WIDTH - 1 rows more.
+As in `context_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the taps reach
+(the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1 outputs) is a window in
+registers, emptied where a document starts, so that every value crosses the memory bus once. Time is cut into chunks
+freely: each reads WIDTH - 1 rows more.
 
-Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, tail, dtail (batch, WIDTH - 1, dim) contiguous,
-weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32, starts (batch, time) bytes.
+Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, tail, dtail (batch, WIDTH - 1,
+dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32, starts (batch, time) bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _tokens_before(
 def _gradients_after(
     du_row, starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """The window that step t - 1 finds on the way back: gradients of the outputs that read it, from t (du_row) on, nearest first."""
+    """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest first."""
     window = _load_rows(du_row, du_time, du_dim, dims, dim, t, t, time, WIDTH - 1, 1)
     gradients = window
     is_start = _load_flags(starts, batch * time, t, t, time, HAS_STARTS, WIDTH - 1, 1)

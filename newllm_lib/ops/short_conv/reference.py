@@ -17,7 +17,7 @@ def short_conv(
     history = torch.cat([before.to(compute), x.to(compute)], 1)
     weight = weight.to(compute)
     u = history[:, behind:] * (1 + weight[:, 0])
-    if starts is not None:  # number of the document each position belongs to; the tail belongs to the one before the first start
+    if starts is not None:  # the document of each place of the history; the tail's is the one before the first start
         document = F.pad(starts.cumsum(1), (behind, 0))
     for k in range(1, weight.shape[1]):
         past = history[:, behind - k : behind - k + time]

@@ -1,0 +1,137 @@
+"""The kernels in Triton's interpreter, at tiny sizes: run by the test files beside this one, in a process of their own.
+
+(The interpreter must be chosen before triton is imported, and would make a GPU's tests in the same process run on the
+CPU.)
+"""
+
+import os
+
+import pytest
+import torch
+
+from tests.ops import kernel_checks as checks
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run these through the test files beside them"
+
+DTYPES = [torch.float32, torch.float16]
+CASES = [
+    (torch.float32, 1, 1, 1),
+    (torch.float32, 2, 11, 5),
+    (torch.float16, 2, 10, 3),
+    (torch.float32, 1, 9, 67),
+]
+
+
+@pytest.fixture(autouse=True)
+def short_unrolling(monkeypatch):
+    """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
+    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.short_conv import triton as conv
+
+    for tile in (launch.FORWARD, launch.BACKWARD, conv._FORWARD, conv._BACKWARD):
+        monkeypatch.setitem(tile, "UNROLL", 3)
+
+
+@pytest.fixture(params=["whole", "chunked"])
+def chunks(request, monkeypatch):
+    """Time in one piece, and cut into pieces of at least 2 steps as where batch x dim does not fill a GPU."""
+    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.short_conv import triton as conv
+
+    wanted = 1 if request.param == "whole" else 3
+    monkeypatch.setattr(launch, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
+    monkeypatch.setattr(conv, "_MIN_CHUNK", 10**6 if wanted == 1 else 2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_context_scan(case, chunks):
+    checks.check_context_scan("cpu", *case)
+
+
+def test_context_scan_without_state(chunks):
+    checks.check_context_scan("cpu", torch.float32, 2, 5, 3, with_state=False)
+
+
+def test_context_scan_strided():
+    from newllm_lib.ops.context_scan import reference, triton
+
+    draw = checks.Draw("cpu", torch.float32)
+    a, b = draw.uniform(5, 3, 2), draw.normal(5, 2, 6)
+
+    def strided(scan):
+        return lambda a, b: scan(a.permute(2, 0, 1), b.transpose(0, 1)[..., ::2])
+
+    compared = ["c", "final", "da", "db"]
+    checks.compare(compared, strided(triton.context_scan), strided(reference.context_scan), [a, b], 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gated_context(case, chunks):
+    checks.check_gated_context("cpu", *case)
+
+
+def test_gated_context_bare(chunks):
+    checks.check_gated_context("cpu", torch.float32, 2, 6, 3, flags=False, with_state=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_halves(dtype):
+    checks.check_gated_halves("cpu", dtype, 2, 9, 5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_short_conv(case, chunks):
+    checks.check_short_conv("cpu", *case)
+
+
+@pytest.mark.parametrize(
+    ("width", "flags", "tail"), [(1, True, True), (2, False, False), (4, False, True), (5, True, False)]
+)
+def test_short_conv_widths(width, flags, tail, chunks):
+    checks.check_short_conv("cpu", torch.float32, 2, 7, 3, width=width, flags=flags, with_tail=tail)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sequential_cell(dtype):
+    """The cell's kernels against the cell in plain torch, with starts and padding."""
+    checks.check_sequential_cell("cpu", dtype, 5, 7)
+
+
+@pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])
+def test_operator_is_well_formed(name):
+    """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
+    import newllm_lib.ops.context_scan.triton
+    import newllm_lib.ops.gated_scan.triton
+    import newllm_lib.ops.short_conv.triton  # noqa: F401
+
+    draw = checks.Draw("cpu", torch.float32)
+    batch, time, dim = 2, 3, 5
+    x, y, state = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.normal(batch, dim)
+    starts, valid = draw.flags(batch, time, share=0.3), draw.flags(batch, time, share=0.7)
+    arguments = {
+        "context_scan": (draw.uniform(batch, time, dim), x, state),
+        "gated_scan": (x, y, draw.normal(dim), starts, valid, state),
+        "gated_readout": (x, y, draw.normal(dim), 1e-6),
+        "gated_context": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
+        "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
+    }
+    torch.library.opcheck(getattr(torch.ops.newllm, name).default, arguments[name])
+
+
+def test_compiles_without_graph_break():
+    from newllm_lib.ops.gated_scan import triton as gated
+    from newllm_lib.ops.short_conv import triton as conv
+
+    draw = checks.Draw("cpu", torch.float32)
+    x, weight, taps = draw.normal(2, 3, 15), draw.normal(5), draw.normal(15, 4)
+
+    def block(x, weight, taps):
+        u = conv.short_conv(x, taps)
+        y, _, final = gated.gated_context(torch.tanh(u), None, weight)
+        return y * 2, final
+
+    eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, taps)], [x, weight, taps])
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad([z.square().sum() for z in compiled(x, weight, taps)], [x, weight, taps])
+    for a, b in zip(found, eager, strict=True):
+        torch.testing.assert_close(a, b)

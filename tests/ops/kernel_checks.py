@@ -1,0 +1,189 @@
+"""Checks of the kernels that the interpreter's tests (tiny sizes, on the CPU) and the GPU's tests (odd sizes) share.
+
+Each check draws inputs in the wanted dtype, runs the operation with every buffer that it allocates filled with NaN
+first, runs the float64 reference on the same values, and asks that every output and every gradient be near: ||found -
+exact|| / ||exact||.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from newllm_lib.ops.context_scan import reference as scan_reference
+from newllm_lib.ops.gated_scan import reference as gated_reference
+from newllm_lib.ops.short_conv import reference as conv_reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
+
+
+@contextlib.contextmanager
+def poisoned_buffers():
+    """torch.empty and its kin give NaN, so that an element which a kernel forgets to write shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def assert_near(found, exact, tolerance, what=""):
+    assert found.shape == exact.shape, what
+    assert found.isfinite().all(), f"{what}: not finite"
+    error = (found.double() - exact).norm() / exact.norm().clamp_min(1e-30)
+    assert error < tolerance, f"{what}: {error:.2e} is not below {tolerance:.0e}"
+
+
+class Draw:
+    """Random tensors on a device, the same for the same seed; every value exact in `dtype`."""
+
+    def __init__(self, device, dtype, seed=0):
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *sizes, dtype=None, scale=1.0):
+        values = torch.randn(*sizes, generator=self.generator, dtype=torch.float64) * scale
+        return values.to(self.device, dtype or self.dtype).requires_grad_()
+
+    def uniform(self, *sizes):
+        values = torch.rand(*sizes, generator=self.generator, dtype=torch.float64)
+        return values.to(self.device, self.dtype).requires_grad_()
+
+    def flags(self, *sizes, share):
+        return (torch.rand(*sizes, generator=self.generator) < share).to(self.device)
+
+
+def compare(names, operation, reference, inputs, tolerance, seed=1):
+    """Outputs and gradients of `operation(*inputs)` against `reference` on the same inputs in float64."""
+    exact = [x.detach().double().requires_grad_() if x is not None and x.requires_grad else x for x in inputs]
+    expected, upstream = _outputs_and_gradients(reference, exact, None, seed)
+    with poisoned_buffers():
+        found, _ = _outputs_and_gradients(operation, inputs, upstream, seed)
+    assert len(found) == len(expected)
+    for index, (x, y) in enumerate(zip(found, expected, strict=True)):
+        assert_near(x, y, tolerance, names[index] if index < len(names) else f"result {index}")
+
+
+def _outputs_and_gradients(function, inputs, upstream, seed):
+    outputs = [x for x in function(*inputs) if x is not None]
+    if upstream is None:
+        generator = torch.Generator().manual_seed(seed)
+        upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs]
+        upstream = [x.to(torch.bfloat16).to(outputs[0].device) for x in upstream]  # exact in every dtype
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    gradients = torch.autograd.grad(outputs, wanted, [u.to(x.dtype) for u, x in zip(upstream, outputs, strict=True)])
+    return [*(x.detach() for x in outputs), *gradients], upstream
+
+
+def check_context_scan(device, dtype, batch, time, dim, with_state=True, seed=0):
+    from newllm_lib.ops.context_scan import triton
+
+    draw = Draw(device, dtype, seed)
+    a = draw.uniform(batch, time, dim)
+    with torch.no_grad():
+        a[draw.flags(batch, time, share=0.1)] = 0.0
+    inputs = [a, draw.normal(batch, time, dim), draw.normal(batch, dim, dtype=torch.float32) if with_state else None]
+    names = ["c", "final", "da", "db", "dinitial"]
+    compare(names, triton.context_scan, scan_reference.context_scan, inputs, TOLERANCE[dtype])
+
+
+def check_gated_context(device, dtype, batch, time, dim, flags=True, with_state=True, seed=0):
+    from newllm_lib.ops.gated_scan import triton
+
+    draw = Draw(device, dtype, seed)
+    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.1, 0.8))
+    projection, bias = draw.normal(batch, time, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
+    weight = draw.normal(dim, dtype=torch.float32)
+    initial = draw.normal(batch, dim, dtype=torch.float32) if with_state else None
+    names = ["y", "c", "final", "dprojection", "dbias", "dweight", "dinitial"]
+
+    def with_flags(function):
+        return lambda p, bias, weight, initial: function(p, bias, weight, starts, valid, initial)
+
+    found, exact = with_flags(triton.gated_context), with_flags(gated_reference.gated_context)
+    compare(names, found, exact, [projection, bias, weight, initial], TOLERANCE[dtype])
+
+
+def check_gated_halves(device, dtype, batch, time, dim, seed=0):
+    """The scan and the read-out by themselves, reading strided thirds of one projection."""
+    from newllm_lib.ops.gated_scan import triton
+
+    draw = Draw(device, dtype, seed)
+    starts, valid = draw.flags(batch, time, share=0.1), draw.flags(batch, time, share=0.8)
+    projection, bias = draw.normal(batch, time, 3 * dim), draw.normal(dim, dtype=torch.float32)
+
+    def scan(module):
+        def function(p, bias):
+            input, forget, _ = p.chunk(3, -1)
+            return module.gated_scan(input, forget, bias, starts, valid, None)
+
+        return function
+
+    def readout(module):
+        return lambda c, p, weight: (module.gated_readout(c, p.chunk(3, -1)[2], weight, 1e-6),)
+
+    names = ["c", "final", "dprojection", "dbias"]
+    compare(names, scan(triton), scan(gated_reference), [projection, bias], TOLERANCE[dtype])
+    inputs = [draw.normal(batch, time, dim), projection, draw.normal(dim, dtype=torch.float32)]
+    compare(["y", "dc", "dz", "dweight"], readout(triton), readout(gated_reference), inputs, TOLERANCE[dtype])
+
+
+def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, seed=0):
+    from newllm_lib.ops.short_conv import triton
+
+    draw = Draw(device, dtype, seed)
+    starts = draw.flags(batch, time, share=0.2) if flags else None
+    tail = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
+    inputs = [draw.normal(batch, time, dim), draw.normal(dim, width, dtype=torch.float32), tail]
+
+    def with_flags(function):
+        return lambda x, weight, tail: (function(x, weight, starts, tail),)
+
+    names = ["u", "dx", "dweight", "dtail"]
+    compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
+
+
+def check_sequential_cell(device, dtype, rows, dim, seed=0):
+    """The cell's kernels, forward and backward, against the cell in plain torch at float64."""
+    from newllm_lib.ops.sequential_context import cell, triton
+
+    draw = Draw(device, dtype, seed)
+    with torch.no_grad():
+        gates, state = draw.normal(rows, 3 * dim), draw.normal(rows, dim)
+        norm = draw.normal(dim, dtype=torch.float32), draw.normal(dim, dtype=torch.float32)
+        grads = draw.normal(rows, dim, dtype=torch.float32), draw.normal(rows, dim)
+        tensors = [x.detach() for x in (gates, state, *norm, *grads)]
+    start, valid = draw.flags(rows, share=0.3), draw.flags(rows, share=0.7)
+    results = []
+    for module, exact in ((cell, True), (triton, False)):
+        gates, context, weight, bias, grad_state, grad_context = (x.double() if exact else x.clone() for x in tensors)
+        compute = torch.float64 if exact else torch.float32
+        state, grad_norm = context.to(compute, copy=True), module.norm_gradients(rows, dim, grad_state)
+        following, grad_gates = torch.full_like(context, torch.nan), torch.full_like(gates, torch.nan)
+        module.forward(gates, state, following, start, valid, weight, bias, 1e-5)
+        for _ in range(2):  # the norm's gradients add up
+            incoming = grad_state.clone()
+            module.backward(
+                gates, context, incoming, grad_context, start, valid, weight, bias, 1e-5, grad_gates, grad_norm
+            )
+        results.append([state, following, incoming, grad_gates, grad_norm.sum(0)])
+    for what, exact, found in zip(["state", "next", "dstate", "dgates", "dnorm"], *results, strict=True):
+        assert_near(found, exact, TOLERANCE[dtype], what)
+
+
+def run_interpreted(selection):
+    """Run the tests of `interpreted_kernels.py` that match, in a process whose Triton interprets its kernels on the
+    CPU.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file), "-k", selection]
+    done = subprocess.run(command, env=environment, cwd=file.parents[2], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout, done.stdout
