@@ -88,7 +88,8 @@ class Recipe:
     muon_learning_rate: float = _key(0.02, "Muon's peak learning rate (optimizer: muon)", "training", minimum=0.0)
     warmup_steps: float = _key(100, "steps of linear warm-up (below 1: a share of all steps)", "training", minimum=0.0)
     schedule: str = _key(
-        "cosine", "how the learning rate falls", "training", choices=("cosine", "linear", "constant")
+        "cosine", "how the learning rate falls (wsd: not before half of the steps, then linearly)", "training",
+        choices=("cosine", "linear", "wsd", "constant"),
     )
     min_learning_rate_ratio: float = _key(0.05, "last learning rate as a share of the peak", "training", minimum=0.0)
     weight_decay: float = _key(0.1, "weight decay of matrices", "training", minimum=0.0)

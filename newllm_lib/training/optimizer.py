@@ -80,7 +80,11 @@ def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:
     if recipe.schedule == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1.0, total - warmup))
-    fall = 1 - done if recipe.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    fall = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "wsd": min(1.0, 2 * (1 - done)),  # warm up, stay, decay (Hu et al., 2024, arXiv 2404.06395)
+    }[recipe.schedule]
     floor = recipe.min_learning_rate_ratio
     return floor + (1 - floor) * fall
 

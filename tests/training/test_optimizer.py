@@ -77,7 +77,7 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_happened(optimizer, tmp_path):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_the_learning_rate_warms_up_and_falls_to_its_floor(schedule):
     recipe, _ = setting(schedule=schedule, warmup_steps=10, min_learning_rate_ratio=0.1)
     factors = [learning_rate_factor(step, 100, recipe) for step in range(101)]

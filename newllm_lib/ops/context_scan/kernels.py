@@ -20,45 +20,48 @@ import triton
 import triton.language as tl
 
 
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) to 3e-7, as a squared reciprocal root: 5 instructions, where exp and a division take 12."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2_E))
+    return root * root
+
+
 @triton.jit
 def sigmoid_pair(x):
     """sigmoid(x) and 1 - sigmoid(x) to full relative precision: subtracting would lose the digits of a gate near 1."""
-    e = tl.exp(-tl.abs(x))
-    large = 1.0 / (1.0 + e)
-    small = e * large
-    return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
+    e = tl.exp2(tl.minimum(x * -LOG2_E, 126.0, propagate_nan=tl.PropagateNan.ALL))  # at 128 it would be infinite
+    root = tl.rsqrt(1.0 + e)
+    keep = root * root
+    return keep, e * keep
 
 
 @triton.jit
-def _mask(dims, dim, inside):
-    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
-    return dims < tl.where(inside, dim, 0)
-
-
-@triton.jit
-def _load_rows(row, stride_time, stride_dim, dims, dim, t, first, last, UNROLL: tl.constexpr, STEP: tl.constexpr):
-    """Rows t, t + STEP, ... (UNROLL of them) as a tuple of float32 vectors; zeros for those outside [first, last)."""
+def load_rows(row, stride_time, stride_dim, dims, mask, UNROLL: tl.constexpr, STEP: tl.constexpr):
+    """UNROLL rows from `row` on, forward or backward (STEP 1 or -1), as a tuple of float32 vectors."""
     rows = ()
     for u in tl.static_range(UNROLL):
-        mask = _mask(dims, dim, (t + u * STEP >= first) & (t + u * STEP < last))
         rows = rows + (tl.load(row + u * STEP * stride_time + dims * stride_dim, mask=mask, other=0.0).to(tl.float32),)
     return rows
 
 
 @triton.jit
-def _load_flags(flags, row, t, first, last, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
-    """For each of UNROLL steps: does it lie in [first, last) and, if there is such a tensor, is its byte set?"""
+def load_flags(flags, place, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
+    """The bytes at `place` and after (or before) it, for UNROLL steps: which are set? All, if there is no such tensor."""
     found = ()
     for u in tl.static_range(UNROLL):
-        inside = (t + u * STEP >= first) & (t + u * STEP < last)
         if STORED:
-            inside = inside & (tl.load(flags + row + t + u * STEP, mask=inside, other=0) != 0)
-        found = found + (inside,)
+            found = found + (tl.load(flags + place + u * STEP) != 0,)
+        else:
+            found = found + (True,)
     return found
 
 
 @triton.jit
-def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr):
+def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr):
     """(a, share): how much of the state is kept, how much is written; a step that does not count only keeps."""
     if GATED:
         keep, share = sigmoid_pair(x + bias)
@@ -68,7 +71,10 @@ def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr
     else:
         keep = x
         share = tl.full(x.shape, 1.0, tl.float32)
-    return tl.where(counts, keep, 1.0), tl.where(counts, share, 0.0)
+    if HAS_VALID:
+        keep = tl.where(counts, keep, 1.0)
+        share = tl.where(counts, share, 0.0)
+    return keep, share
 
 
 @triton.jit
@@ -80,6 +86,30 @@ def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunk
     elif HAS_OUTER:
         state = tl.load(outer + batch * dim + dims, mask=in_dim, other=0.0)
     return state
+
+
+@triton.jit
+def _forward_steps(
+    state, kept, x_row, y_row, c_row, shift, starts, valid, place, dim, dims, in_dim, x_time, x_dim, y_time, y_dim,
+    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, SUMMARY: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """UNROLL steps from the rows given, `place` among the flags; the state and the product of a after them."""
+    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
+    ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, 1)
+    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, 1)
+    counts = load_flags(valid, place, HAS_VALID, UNROLL, 1)
+    for u in tl.static_range(UNROLL):
+        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
+        written = ys[u]
+        if GATED:
+            written = written * sigmoid(written)
+        state = a * state + share * written
+        if SUMMARY:
+            kept = kept * a
+        else:
+            tl.store(c_row + u * dim + dims, state.to(c_row.dtype.element_ty), mask=in_dim)
+    return state, kept
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -103,34 +133,53 @@ def scan_forward(
     shift = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
-    if SUMMARY:
-        state = tl.zeros((BLOCK_DIM,), tl.float32)
-    else:
+    state = tl.zeros((BLOCK_DIM,), tl.float32)
+    if not SUMMARY:
         state = _entry_state(initial, exits, batch, dim, dims, in_dim, chunk, chunk - 1, chunks, HAS_INITIAL)
     kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
-    for t in range(first, last, UNROLL):
-        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, 1)
-        ys = _load_rows(y_row, y_time, y_dim, dims, dim, t, first, last, UNROLL, 1)
-        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, 1)
-        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, 1)
-        for u in tl.static_range(UNROLL):
-            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
-            written = ys[u]
-            if GATED:
-                written = written * sigmoid_pair(written)[0]
-            state = a * state + share * written
-            if SUMMARY:
-                kept = kept * a
-            else:
-                tl.store(c_row + u * dim + dims, state.to(c.dtype.element_ty), mask=_mask(dims, dim, t + u < last))
+    whole = last - (last - first) % UNROLL
+    for t in range(first, whole, UNROLL):
+        state, kept = _forward_steps(
+            state, kept, x_row, y_row, c_row, shift, starts, valid, batch * time + t, dim, dims, in_dim,
+            x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, UNROLL,
+        )  # fmt: skip
         x_row += UNROLL * x_time
         y_row += UNROLL * y_time
         c_row += UNROLL * dim
+    for t in range(whole, last):
+        state, kept = _forward_steps(
+            state, kept, x_row, y_row, c_row, shift, starts, valid, batch * time + t, dim, dims, in_dim,
+            x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, 1,
+        )  # fmt: skip
+        x_row += x_time
+        y_row += y_time
+        c_row += dim
     if SUMMARY:
         tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
         tl.store(final + (batch * chunks + chunk) * dim + dims, state, mask=in_dim)
     elif chunk == chunks - 1:
         tl.store(final + batch * dim + dims, state, mask=in_dim)
+
+
+@triton.jit
+def _summary_steps(
+    carried, kept, x_row, dc_row, shift, starts, valid, place, dims, in_dim, x_time, x_dim, dc_time, dc_dim,
+    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """UNROLL steps backward from the rows given; the gradient carried and the product of a after them."""
+    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
+    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
+    counts = load_flags(valid, place, HAS_VALID, UNROLL, -1)
+    if HAS_DC:
+        dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
+    for u in tl.static_range(UNROLL):
+        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
+        if HAS_DC:
+            carried += dcs[u]
+        carried = a * carried
+        kept = kept * a
+    return carried, kept
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -155,23 +204,72 @@ def scan_backward_summary(
         shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
     carried = tl.zeros((BLOCK_DIM,), tl.float32)
     kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
-    for back in range(0, last - first, UNROLL):
-        t = last - 1 - back
-        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, -1)
-        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, -1)
-        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, -1)
-        if HAS_DC:
-            dcs = _load_rows(dc_row, dc_time, dc_dim, dims, dim, t, first, last, UNROLL, -1)
-        for u in tl.static_range(UNROLL):
-            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
-            if HAS_DC:
-                carried += dcs[u]
-            carried = a * carried
-            kept = kept * a
+    whole = (last - first) // UNROLL * UNROLL
+    for back in range(0, whole, UNROLL):
+        carried, kept = _summary_steps(
+            carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
+            x_time, x_dim, dc_time, dc_dim, GATED, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
+        )  # fmt: skip
         x_row -= UNROLL * x_time
         dc_row -= UNROLL * dc_time
+    for back in range(whole, last - first):
+        carried, kept = _summary_steps(
+            carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
+            x_time, x_dim, dc_time, dc_dim, GATED, HAS_STARTS, HAS_VALID, HAS_DC, 1,
+        )  # fmt: skip
+        x_row -= x_time
+        dc_row -= dc_time
     tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
     tl.store(end + (batch * chunks + chunk) * dim + dims, carried, mask=in_dim)
+
+
+@triton.jit
+def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
+    """c_{t-1}, c_{t-2}, ... as float32 vectors, c_row being the row of c_t; before the first step, the initial state."""
+    rows = ()
+    for u in tl.static_range(UNROLL):
+        # (The mask in this form because Triton's interpreter can't AND a vector with a scalar bool.)
+        stored = dims < tl.where(t > u, dim, 0)
+        before = tl.load(c_row - (u + 1) * dim + dims, mask=stored, other=at_zero)
+        rows = rows + (before.to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def _backward_steps(
+    carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid, place,
+    t, dim, dims, in_dim, x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
+    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx after."""
+    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
+    before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
+    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
+    counts = load_flags(valid, place, HAS_VALID, UNROLL, -1)
+    if GATED:
+        ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, -1)
+    if HAS_DC:
+        dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
+    for u in tl.static_range(UNROLL):
+        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
+        if HAS_DC:
+            carried += dcs[u]
+        grad_x = carried * before[u]
+        grad_y = share * carried
+        if GATED:
+            gate = sigmoid(ys[u])
+            silu = ys[u] * gate
+            # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in padding.
+            grad_x = (grad_x - carried * silu) * (a * share)
+            grad_y = grad_y * (gate + silu * (1.0 - gate))
+            bias_sum += grad_x
+        elif HAS_VALID:
+            grad_x = tl.where(counts[u], grad_x, 0.0)
+        tl.store(dx_row - u * dx_time + dims * dx_dim, grad_x.to(dx_row.dtype.element_ty), mask=in_dim)
+        tl.store(dy_row - u * dy_time + dims * dy_dim, grad_y.to(dy_row.dtype.element_ty), mask=in_dim)
+        carried = a * carried
+    return carried, bias_sum
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -197,51 +295,46 @@ def scan_backward(
     end = (last - 1).to(tl.int64)
     x_row = x + batch * x_batch + end * x_time
     y_row = y + batch * y_batch + end * y_time
+    c_row = c + (batch * time + end) * dim
     dc_row = dc + batch * dc_batch + end * dc_time
     dx_row = dx + batch * dx_batch + end * dx_time
     dy_row = dy + batch * dy_batch + end * dy_time
-    before_row = c + (batch * time + end) * dim - dim  # c_{t-1}
     shift = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
     at_zero = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_INITIAL:
         at_zero = tl.load(initial + batch * dim + dims, mask=in_dim, other=0.0)
+    at_zero = at_zero.to(c.dtype.element_ty)
     carried = _entry_state(dfinal, exits, batch, dim, dims, in_dim, chunk, chunk + 1, chunks, HAS_DFINAL)
     bias_sum = tl.zeros((BLOCK_DIM,), tl.float32)
-    for back in range(0, last - first, UNROLL):
-        t = last - 1 - back
-        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, -1)
-        before = _load_rows(before_row, dim, 1, dims, dim, t, tl.maximum(first, 1), last, UNROLL, -1)
-        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, -1)
-        counts = _load_flags(valid, batch * time, t, first, last, HAS_VALID, UNROLL, -1)
-        if GATED:
-            ys = _load_rows(y_row, y_time, y_dim, dims, dim, t, first, last, UNROLL, -1)
-        if HAS_DC:
-            dcs = _load_rows(dc_row, dc_time, dc_dim, dims, dim, t, first, last, UNROLL, -1)
-        for u in tl.static_range(UNROLL):
-            a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS)
-            if HAS_DC:
-                carried += dcs[u]
-            previous = tl.where(t - u == 0, at_zero, before[u])
-            grad_x = tl.where(counts[u], carried * previous, 0.0)
-            grad_y = share * carried
-            if GATED:
-                gate, rest = sigmoid_pair(ys[u])
-                # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start.
-                grad_x = (grad_x - carried * ys[u] * gate) * a * share
-                grad_y = grad_y * gate * (1.0 + ys[u] * rest)
-                bias_sum += grad_x
-            store = _mask(dims, dim, t - u >= first)
-            tl.store(dx_row - u * dx_time + dims * dx_dim, grad_x.to(dx.dtype.element_ty), mask=store)
-            tl.store(dy_row - u * dy_time + dims * dy_dim, grad_y.to(dy.dtype.element_ty), mask=store)
-            carried = a * carried
+    whole = (last - first) // UNROLL * UNROLL
+    for back in range(0, whole, UNROLL):
+        carried, bias_sum = _backward_steps(
+            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
+            batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
+            x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
+            GATED, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
+        )  # fmt: skip
         x_row -= UNROLL * x_time
         y_row -= UNROLL * y_time
-        before_row -= UNROLL * dim
+        c_row -= UNROLL * dim
         dc_row -= UNROLL * dc_time
         dx_row -= UNROLL * dx_time
         dy_row -= UNROLL * dy_time
+    for back in range(whole, last - first):
+        carried, bias_sum = _backward_steps(
+            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
+            batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
+            x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
+            GATED, HAS_STARTS, HAS_VALID, HAS_DC, 1,
+        )  # fmt: skip
+        x_row -= x_time
+        y_row -= y_time
+        c_row -= dim
+        dc_row -= dc_time
+        dx_row -= dx_time
+        dy_row -= dy_time
     if HAS_BIAS:
         tl.store(dbias + (batch * chunks + chunk) * dim + dims, bias_sum, mask=in_dim)
     if chunk == 0:
