@@ -41,6 +41,8 @@ class ContextVector(nn.Module):
     def forward(self, x, state, starts, valid):
         """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
         batch = x.shape[0]
+        if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
         tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
         u, tail = short_conv(x, self.conv, starts, valid, tail)
@@ -57,7 +59,8 @@ class TokenMLP(nn.Module):
         self.down = nn.Linear(mlp_size, hidden_size, bias=False)
 
     def forward(self, x):
-        return self.down(F.relu(self.up(x)).square())
+        h = F.relu(self.up(x))
+        return self.down(h * h)  # not a power: autocast would compute that in float32
 
 
 class ContextBlock(nn.Module):

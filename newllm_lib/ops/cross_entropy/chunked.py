@@ -1,60 +1,25 @@
-"""Head and cross-entropy together, a chunk of tokens at a time, in plain torch.
+"""Head and cross-entropy together, a chunk of tokens at a time: the logits of a whole batch never exist.
 
 The gradient of a chunk's logits is softmax minus one-hot, known as soon as the logits are; so the forward pass forms the
 gradients of the hidden states and of the head at once and keeps only those. The idea is that of Liger-Kernel's fused linear
-cross-entropy (Hsu et al., 2024, arXiv 2410.10989).
+cross-entropy (Hsu et al., 2024, arXiv 2410.10989). On a GPU one kernel turns a chunk's logits into their gradient in place
+(`triton.py`); elsewhere plain torch does. A custom operator wraps it: one node for torch.compile.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from newllm_lib.ops.backend import runs_triton
 
 IGNORE = -100  # label of a position that is not predicted
-CHUNK_ELEMENTS = 1 << 25  # logits held at a time: 128 MiB in float32
+CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
+KERNEL_CHUNK_ELEMENTS = 1 << 27  # with the kernel, which needs them once and in half precision: 256 MiB
 
 
-def _autocast_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """The dtype the matrix products would have under autocast; custom functions are not autocast by themselves."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, compute_dtype):
-        tokens = hidden.shape[0]
-        head = weight.to(compute_dtype)
-        keep_gradients = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden) if keep_gradients else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if keep_gradients else None
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        step = max(1, CHUNK_ELEMENTS // weight.shape[0])
-        for start in range(0, tokens, step):
-            chunk, target = hidden[start : start + step].to(compute_dtype), labels[start : start + step]
-            log_probability = torch.log_softmax((chunk @ head.T).float(), -1)
-            total += F.nll_loss(log_probability, target, ignore_index=IGNORE, reduction="sum")
-            if keep_gradients:
-                grad_logits = log_probability.exp_()
-                counted = target != IGNORE
-                grad_logits[torch.arange(len(target), device=target.device), target.clamp_min(0)] -= 1.0
-                grad_logits *= counted.unsqueeze(1)
-                grad_logits = grad_logits.to(compute_dtype)
-                grad_hidden[start : start + step] = (grad_logits @ head).to(hidden.dtype)
-                grad_weight += grad_logits.T @ chunk
-        if keep_gradients:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
-
-
-def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor | int | None = None
-) -> torch.Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
     """Mean cross-entropy, in nats, of `hidden @ weight.T` against `labels`.
 
     Args:
@@ -62,6 +27,74 @@ def linear_cross_entropy(
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """
     labels = labels.reshape(-1)
-    total = _LinearCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, labels, _autocast_dtype(hidden))
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    total, _, _ = _summed(rows, weight, labels, _autocast_dtype(hidden), gradients)
     count = (labels != IGNORE).sum().clamp_min(1) if tokens is None else tokens
     return total / count
+
+
+def _autocast_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype the matrix products would have under autocast; custom operators are not autocast by themselves."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+@torch.library.custom_op("newllm::linear_cross_entropy", mutates_args=())
+def _summed(
+    hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss (float32), gradients of hidden (tokens, dim) and weight (vocabulary, dim), both empty without `gradients`."""
+    head = weight.to(dtype)
+    kernel = runs_triton(head) and head.shape[0] <= _max_vocabulary()
+    grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
+    total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+    step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
+    for start in range(0, hidden.shape[0], step):
+        chunk, target = hidden[start : start + step].to(dtype), labels[start : start + step]
+        losses, grad_logits = (_by_kernel if kernel else _by_torch)(chunk @ head.T, target)
+        total += losses
+        if gradients:
+            grad_hidden[start : start + step] = (grad_logits @ head).to(hidden.dtype)
+            grad_weight += grad_logits.T @ chunk
+    return total, grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _by_torch(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    log_probability = torch.log_softmax(logits.float(), -1)
+    loss = F.nll_loss(log_probability, target, ignore_index=IGNORE, reduction="sum")
+    gradient = log_probability.exp_()
+    gradient[torch.arange(len(target), device=target.device), target.clamp_min(0)] -= 1.0
+    gradient.masked_fill_((target == IGNORE).unsqueeze(1), 0.0)
+    return loss, gradient.to(logits.dtype)
+
+
+def _by_kernel(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    from newllm_lib.ops.cross_entropy.triton import softmax_gradient_
+
+    return softmax_gradient_(logits, target, IGNORE).sum(), logits
+
+
+def _max_vocabulary() -> int:
+    from newllm_lib.ops.cross_entropy.triton import MAX_VOCABULARY
+
+    return MAX_VOCABULARY
+
+
+@_summed.register_fake
+def _(hidden, weight, labels, dtype, gradients):
+    shapes = (hidden.shape, weight.shape) if gradients else ((0,), (0,))
+    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(shapes[0]), weight.new_empty(shapes[1])
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(output[1], output[2])
+
+
+def _backward(ctx, grad_total, _, __):
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), None, None, None
+
+
+_summed.register_autograd(_backward, setup_context=_keep)

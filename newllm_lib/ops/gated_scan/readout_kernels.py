@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from newllm_lib.ops.context_scan.kernels import sigmoid
+
 
 @triton.jit(do_not_specialize=["rows"])
 def readout_forward(
@@ -21,8 +23,8 @@ def readout_forward(
     x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
     scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
-    out = x * inverse * scale * gate / (1.0 + tl.exp(-gate))
+    inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
+    out = (x * inverse) * scale * (gate * sigmoid(gate))
     tl.store(y + row * dim + dims, out.to(y.dtype.element_ty), mask=mask)
 
 
@@ -42,12 +44,14 @@ def readout_backward(
         x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
         gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(dy + row * dy_row + dims * dy_dim, mask=mask, other=0.0).to(tl.float32)
-        inverse = 1.0 / tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
         normal = x * inverse
-        opened = 1.0 / (1.0 + tl.exp(-gate))
-        weight_sum += grad * normal * gate * opened
-        grad_gate = grad * normal * scale * opened * (1.0 + gate * (1.0 - opened))
-        grad_normal = grad * scale * gate * opened
+        opened = sigmoid(gate)
+        silu = gate * opened
+        along_normal = grad * normal
+        weight_sum += along_normal * silu
+        grad_gate = along_normal * scale * (opened + silu * (1.0 - opened))
+        grad_normal = grad * scale * silu
         grad_x = inverse * (grad_normal - normal * tl.sum(grad_normal * normal, axis=1, keep_dims=True) / dim)
         tl.store(dz + row * dz_row + dims * dz_dim, grad_gate.to(dz.dtype.element_ty), mask=mask)
         tl.store(dc + row * dim + dims, grad_x.to(dc.dtype.element_ty), mask=mask)

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from newllm_lib.ops.context_scan.kernels import sigmoid
+
 
 @triton.jit
 def _flag(flags, row, rows, HAS: tl.constexpr, DEFAULT: tl.constexpr):
@@ -20,8 +22,8 @@ def _mix(gates, before, row, dims, mask, dim):
     """The gates' sigmoids, delta, and the context before its norm, for rows x dims."""
     base = gates + row * 3 * dim + dims
     delta = tl.load(base, mask=mask, other=0.0).to(tl.float32)
-    keep = 1.0 / (1.0 + tl.exp(-tl.load(base + dim, mask=mask, other=0.0).to(tl.float32)))
-    share = 1.0 / (1.0 + tl.exp(-tl.load(base + 2 * dim, mask=mask, other=0.0).to(tl.float32)))
+    keep = sigmoid(tl.load(base + dim, mask=mask, other=0.0).to(tl.float32))
+    share = sigmoid(tl.load(base + 2 * dim, mask=mask, other=0.0).to(tl.float32))
     return delta, keep, share, keep * before + share * delta
 
 
@@ -29,7 +31,7 @@ def _mix(gates, before, row, dims, mask, dim):
 def _normalise(mixed, mask, dim, eps):
     mean = tl.sum(tl.where(mask, mixed, 0.0), axis=1, keep_dims=True) / dim
     centred = tl.where(mask, mixed - mean, 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / dim + eps)
+    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / dim + eps)
     return centred * inverse, inverse
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.context_scan.kernels import _load_flags, _load_rows, _mask
+from newllm_lib.ops.context_scan.kernels import load_flags, load_rows
 
 
 @triton.jit
@@ -43,22 +43,29 @@ def _empty_if(start, window, LENGTH: tl.constexpr):
 
 
 @triton.jit
+def _within(dims, dim, inside):
+    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
+    return dims < tl.where(inside, dim, 0)
+
+
+@triton.jit
 def _tokens_before(
     x_row, starts, tail, batch, time, t, dims, dim, x_time, x_dim,
     HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The window that step t finds: the tokens before it, from x (x_row is row t) and from the tail, newest first."""
-    window = _load_rows(x_row - x_time, x_time, x_dim, dims, dim, t - 1, 0, t, WIDTH - 1, -1)
-    tokens = window
-    is_start = _load_flags(starts, batch * time, t - 1, 0, t, HAS_STARTS, WIDTH - 1, -1)
-    for k in tl.static_range(WIDTH - 2, -1, -1):  # oldest first: a document start empties what lies behind it
-        token = tokens[k]
+    window = ()
+    for _ in tl.static_range(WIDTH - 1):
+        window = window + (tl.zeros(dims.shape, tl.float32),)
+    for back in tl.static_range(WIDTH - 1, 0, -1):  # oldest first: a document start empties what lies behind it
+        stored = _within(dims, dim, t >= back)
+        token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_TAIL:
-            place = t - 1 - k + WIDTH - 1  # its row in the tail, if it is there
-            in_tail = _mask(dims, dim, (place >= 0) & (place < WIDTH - 1))
-            token += tl.load(tail + (batch * (WIDTH - 1) + place) * dim + dims, mask=in_tail, other=0.0).to(tl.float32)
+            place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
+            token += tl.load(tail + place, mask=_within(dims, dim, t < back), other=0.0).to(tl.float32)
         if HAS_STARTS:
-            window = _empty_if(is_start[k], window, WIDTH - 1)
+            start = tl.load(starts + batch * time + t - back, mask=t >= back, other=0) != 0
+            window = _empty_if(start, window, WIDTH - 1)
         window = _push(window, token, WIDTH - 1)
     return window
 
@@ -68,13 +75,35 @@ def _gradients_after(
     du_row, starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest first."""
-    window = _load_rows(du_row, du_time, du_dim, dims, dim, t, t, time, WIDTH - 1, 1)
-    gradients = window
-    is_start = _load_flags(starts, batch * time, t, t, time, HAS_STARTS, WIDTH - 1, 1)
-    for k in tl.static_range(WIDTH - 2, -1, -1):  # latest first: nothing before a document start is read from it on
-        window = _push(window, gradients[k], WIDTH - 1)
+    window = ()
+    for _ in tl.static_range(WIDTH - 1):
+        window = window + (tl.zeros(dims.shape, tl.float32),)
+    for on in tl.static_range(WIDTH - 2, -1, -1):  # latest first: nothing before a document start is read from it on
+        stored = _within(dims, dim, t + on < time)
+        grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
+        window = _push(window, grad, WIDTH - 1)
         if HAS_STARTS:
-            window = _empty_if(is_start[k], window, WIDTH - 1)
+            start = tl.load(starts + batch * time + t + on, mask=t + on < time, other=0) != 0
+            window = _empty_if(start, window, WIDTH - 1)
+    return window
+
+
+@triton.jit
+def _forward_steps(
+    window, taps, x_row, u_row, starts, place, dim, dims, in_dim, x_time, x_dim,
+    HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """UNROLL steps from the rows given, `place` among the starts; the window after them."""
+    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
+    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, 1)
+    for step in tl.static_range(UNROLL):
+        if HAS_STARTS:
+            window = _empty_if(is_start[step], window, WIDTH - 1)
+        out = xs[step] * (1.0 + taps[0])
+        for k in tl.static_range(1, WIDTH):
+            out += window[k - 1] * taps[k]
+        tl.store(u_row + step * dim + dims, out.to(u_row.dtype.element_ty), mask=in_dim)
+        window = _push(window, xs[step], WIDTH - 1)
     return window
 
 
@@ -87,28 +116,30 @@ def conv_forward(
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = dims < dim
     first = tl.program_id(1) * chunk_length
     last = tl.minimum(first + chunk_length, time)
     taps = _taps(weight, dims, dim, WIDTH)
     x_row = x + batch * x_batch + first.to(tl.int64) * x_time
     u_row = u + (batch * time + first) * dim
     window = _tokens_before(
-        x_row, starts, tail, batch, time, first, dims, dim, x_time, x_dim,
-        HAS_STARTS, HAS_TAIL, WIDTH,
-    )  # fmt: skip
-    for t in range(first, last, UNROLL):
-        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, 1)
-        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, 1)
-        for step in tl.static_range(UNROLL):
-            if HAS_STARTS:
-                window = _empty_if(is_start[step], window, WIDTH - 1)
-            out = xs[step] * (1.0 + taps[0])
-            for k in tl.static_range(1, WIDTH):
-                out += window[k - 1] * taps[k]
-            tl.store(u_row + step * dim + dims, out.to(u.dtype.element_ty), mask=_mask(dims, dim, t + step < last))
-            window = _push(window, xs[step], WIDTH - 1)
+        x_row, starts, tail, batch, time, first, dims, dim, x_time, x_dim, HAS_STARTS, HAS_TAIL, WIDTH
+    )
+    whole = last - (last - first) % UNROLL
+    for t in range(first, whole, UNROLL):
+        window = _forward_steps(
+            window, taps, x_row, u_row, starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
+            HAS_STARTS, WIDTH, UNROLL,
+        )  # fmt: skip
         x_row += UNROLL * x_time
         u_row += UNROLL * dim
+    for t in range(whole, last):
+        window = _forward_steps(
+            window, taps, x_row, u_row, starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
+            HAS_STARTS, WIDTH, 1,
+        )  # fmt: skip
+        x_row += x_time
+        u_row += dim
 
 
 @triton.jit
@@ -118,6 +149,27 @@ def _add_to_weights(sums, token, grad, window, WIDTH: tl.constexpr):
     for k in tl.static_range(1, WIDTH):
         added = added + (sums[k] + token * window[k - 1],)
     return added
+
+
+@triton.jit
+def _backward_steps(
+    window, sums, taps, x_row, du_row, dx_row, starts, place, dim, dims, in_dim, x_time, x_dim, du_time, du_dim,
+    HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """UNROLL steps backward from the rows given; the window and the weight's gradient after them."""
+    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
+    dus = load_rows(du_row, du_time, du_dim, dims, in_dim, UNROLL, -1)
+    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
+    for step in tl.static_range(UNROLL):
+        grad = dus[step] * (1.0 + taps[0])
+        for k in tl.static_range(1, WIDTH):
+            grad += window[k - 1] * taps[k]
+        tl.store(dx_row - step * dim + dims, grad.to(dx_row.dtype.element_ty), mask=in_dim)
+        sums = _add_to_weights(sums, xs[step], dus[step], window, WIDTH)
+        window = _push(window, dus[step], WIDTH - 1)
+        if HAS_STARTS:
+            window = _empty_if(is_start[step], window, WIDTH - 1)
+    return window, sums
 
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
@@ -131,6 +183,7 @@ def conv_backward(
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     chunk = tl.program_id(1)
     dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = dims < dim
     first = chunk * chunk_length
     last = tl.minimum(first + chunk_length, time)
     end = (last - 1).to(tl.int64)
@@ -144,38 +197,35 @@ def conv_backward(
     sums = ()
     for _ in tl.static_range(WIDTH):
         sums = sums + (tl.zeros((BLOCK_DIM,), tl.float32),)
-    for back in range(0, last - first, UNROLL):
-        t = last - 1 - back
-        xs = _load_rows(x_row, x_time, x_dim, dims, dim, t, first, last, UNROLL, -1)
-        dus = _load_rows(du_row, du_time, du_dim, dims, dim, t, first, last, UNROLL, -1)
-        is_start = _load_flags(starts, batch * time, t, first, last, HAS_STARTS, UNROLL, -1)
-        for step in tl.static_range(UNROLL):
-            grad = dus[step] * (1.0 + taps[0])
-            for k in tl.static_range(1, WIDTH):
-                grad += window[k - 1] * taps[k]
-            tl.store(dx_row - step * dim + dims, grad.to(dx.dtype.element_ty), mask=_mask(dims, dim, t - step >= first))
-            sums = _add_to_weights(sums, xs[step], dus[step], window, WIDTH)
-            window = _push(window, dus[step], WIDTH - 1)
-            if HAS_STARTS:
-                window = _empty_if(is_start[step], window, WIDTH - 1)
+    whole = (last - first) // UNROLL * UNROLL
+    for back in range(0, whole, UNROLL):
+        window, sums = _backward_steps(
+            window, sums, taps, x_row, du_row, dx_row, starts, batch * time + last - 1 - back, dim, dims, in_dim,
+            x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, UNROLL,
+        )  # fmt: skip
         x_row -= UNROLL * x_time
         du_row -= UNROLL * du_time
         dx_row -= UNROLL * dim
+    for back in range(whole, last - first):
+        window, sums = _backward_steps(
+            window, sums, taps, x_row, du_row, dx_row, starts, batch * time + last - 1 - back, dim, dims, in_dim,
+            x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, 1,
+        )  # fmt: skip
+        x_row -= x_time
+        du_row -= du_time
+        dx_row -= dim
     if HAS_TAIL:
-        if chunk == 0:
-            window = _gradients_after(
-                du + batch * du_batch, starts, batch, 0, time, dims, dim, du_time, du_dim, HAS_STARTS, WIDTH
-            )  # fmt: skip
+        if chunk == 0:  # which ends at the first step: the window is what the tail's tokens find
             nothing = tl.zeros((BLOCK_DIM,), tl.float32)
             for before in tl.static_range(1, WIDTH):
                 tail_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
-                token = tl.load(tail + tail_row, mask=dims < dim, other=0.0).to(tl.float32)
+                token = tl.load(tail + tail_row, mask=in_dim, other=0.0).to(tl.float32)
                 tail_grad = nothing
                 for k in tl.static_range(1, WIDTH):
                     tail_grad += window[k - 1] * taps[k]
-                tl.store(dtail + tail_row, tail_grad.to(dtail.dtype.element_ty), mask=dims < dim)
+                tl.store(dtail + tail_row, tail_grad.to(dtail.dtype.element_ty), mask=in_dim)
                 sums = _add_to_weights(sums, token, nothing, window, WIDTH)
                 window = _push(window, nothing, WIDTH - 1)
     for k in tl.static_range(WIDTH):
         place = ((batch * tl.num_programs(1) + chunk) * WIDTH + k) * dim + dims
-        tl.store(dweight + place, sums[k], mask=dims < dim)
+        tl.store(dweight + place, sums[k], mask=in_dim)

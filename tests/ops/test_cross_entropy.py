@@ -1,0 +1,96 @@
+"""The chunked head and loss against torch's own cross-entropy on all logits, and the kernel in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from newllm_lib.ops.cross_entropy import IGNORE, chunked, linear_cross_entropy
+
+
+def inputs(tokens, dim, vocabulary, dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(tokens)
+    hidden = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, dim, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    labels[::3] = IGNORE
+    return [x.to(device, dtype).requires_grad_() for x in (hidden, weight)] + [labels.to(device)]
+
+
+def with_gradients(loss, *leaves):
+    return loss, *torch.autograd.grad(loss, leaves)
+
+
+def compare(found, expected, tolerance):
+    for x, y in zip(found, expected, strict=True):
+        assert ((x.double() - y).norm() / y.norm()) < tolerance
+
+
+@pytest.mark.parametrize(("tokens", "dim", "vocabulary"), [(2, 3, 5), (17, 8, 33), (100, 5, 7)])
+@pytest.mark.parametrize("chunk", [1, 64, 1 << 20])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(tokens, dim, vocabulary, chunk, monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", chunk)
+    hidden, weight, labels = inputs(tokens, dim, vocabulary)
+    expected = F.cross_entropy(hidden @ weight.T, labels, ignore_index=IGNORE)
+    found = linear_cross_entropy(hidden, weight, labels)
+    compare(with_gradients(found, hidden, weight), with_gradients(expected, hidden, weight), 1e-6)
+
+
+def test_a_given_count_divides_the_sum_and_no_label_gives_zero():
+    hidden, weight, labels = inputs(12, 4, 9)
+    counted = int((labels != IGNORE).sum())
+    by_hundred, mean = linear_cross_entropy(hidden, weight, labels, 100), linear_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(by_hundred * 100 / counted, mean)
+    assert linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE)) == 0
+    with torch.no_grad():
+        assert torch.isfinite(linear_cross_entropy(hidden, weight, labels))
+
+
+def test_it_traces_without_a_graph_break():
+    hidden, weight, labels = inputs(12, 4, 9, torch.float32)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    expected = linear_cross_entropy(hidden, weight, labels)
+    found = compiled(hidden, weight, labels)
+    compare(with_gradients(found, hidden, weight), with_gradients(expected, hidden, weight), 1e-6)
+
+
+KERNEL = """
+import torch, torch.nn.functional as F
+from newllm_lib.ops.cross_entropy.triton import softmax_gradient_
+sizes = ((3, 5, torch.float32, 1e-5), (4, 33, torch.float16, 2e-3), (2, 129, torch.float32, 1e-5))
+for rows, vocabulary, dtype, tolerance in sizes:
+    wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)  # what stands beside a row is never read
+    wide[:, :vocabulary] = torch.randn(rows, vocabulary)
+    logits, labels = wide[:, :vocabulary], torch.randint(0, vocabulary, (rows,))
+    labels[1] = -100
+    exact = logits.double().detach().clone().requires_grad_()
+    loss = F.cross_entropy(exact, labels, reduction="none", ignore_index=-100)
+    loss.sum().backward()
+    losses = softmax_gradient_(logits, labels, -100)
+    assert (losses.double() - loss.detach()).abs().max() < 10 * tolerance, (losses, loss)
+    assert (logits.double() - exact.grad).abs().max() < tolerance
+    assert wide[:, vocabulary:].isnan().all()
+print("equal")
+"""
+
+
+def test_the_kernel_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(("tokens", "dim", "vocabulary"), [(1, 16, 8192), (1000, 64, 50257), (5000, 32, 1000)])
+def test_on_a_gpu_against_float64(tokens, dim, vocabulary, dtype, tolerance):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    hidden, weight, labels = inputs(tokens + 1, dim, vocabulary, dtype, "cuda")
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, labels, ignore_index=IGNORE)
+    found = linear_cross_entropy(hidden, weight, labels)
+    compare(with_gradients(found, hidden, weight), with_gradients(expected, *exact), tolerance)
