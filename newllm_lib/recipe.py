@@ -104,7 +104,10 @@ class Recipe:
     )  # fmt: skip
     evals_per_epoch: int = _key(1, "evaluations on the validation split in each epoch", "training", minimum=1)
     dtype: str = _key("auto", "dtype of matrix products", "training", choices=("auto", "fp32", "fp16", "bf16"))
-    compile: str = _key("auto", "torch.compile", "training", choices=("auto", "on", "off"), identity=False)
+    compile: str = _key(
+        "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
+        "training", choices=("auto", "on", "off", "graphs"), identity=False,
+    )  # fmt: skip
 
     logging_steps: int = _key(50, "optimizer steps between two lines of the log", "run", identity=False, minimum=1)
     save_minutes: float = _key(
@@ -311,7 +314,7 @@ def _checked(f, value):
     if isinstance(value, float) and int in accepted and float not in accepted and value.is_integer():
         value = int(value)
     choices, minimum = f.metadata["choices"], f.metadata["minimum"]
-    if isinstance(value, bool) and choices == ("auto", "on", "off"):  # YAML 1.1 reads on/off as booleans
+    if isinstance(value, bool) and "on" in choices and "off" in choices:  # YAML 1.1 reads on/off as booleans
         value = "on" if value else "off"
     number_or_auto = accepted == (int, str)  # the only text such a key takes is "auto"
     if type(value) not in accepted or (number_or_auto and isinstance(value, str) and value != "auto"):

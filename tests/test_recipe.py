@@ -157,11 +157,13 @@ def test_arguments_reach_the_trainer(tmp_path):
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe():
-    from newllm_lib.training.run_recipe import _compiles, _dtype
+    from newllm_lib.training.run_recipe import _compilation, _dtype
 
     device = probe()
     assert _dtype(recipe(dtype="bf16"), device) == "bf16" and _dtype(recipe(), device) == device.dtype
-    assert [_compiles(recipe(compile=c), device) for c in ("on", "off", "auto")] == [True, False, device.compile]
+    found = [_compilation(recipe(compile=c), device) for c in ("on", "off", "graphs", "auto")]
+    assert found == ["on", "off", "graphs", "graphs" if device.compile else "off"]
+    assert recipe(compile=True).compile == "on"  # YAML 1.1 reads on and off as booleans
 
 
 def test_micro_batch_divides_the_batch_and_fits(monkeypatch):

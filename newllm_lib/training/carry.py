@@ -28,7 +28,7 @@ class CarriedState:
 
     def put(self, state: torch.Tensor) -> None:
         """Keep what this micro-batch ended with; the next one's turn comes."""
-        self.states[self.turn] = state.detach()
+        self.states[self.turn] = state.detach().clone()  # a CUDA graph's output is overwritten when it is replayed
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:

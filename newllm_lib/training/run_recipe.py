@@ -194,8 +194,9 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, micro) -> None:
     set_seed(recipe.seed)
     model = build_model(recipe, len(data.tokenizer), data.tokenizer)
-    if _compiles(recipe, device):
-        _compile_blocks(model)
+    how = _compilation(recipe, device)
+    if how != "off":
+        model.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
@@ -229,15 +230,11 @@ def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int)
     )  # fmt: skip
 
 
-def _compiles(recipe: Recipe, device: Device) -> bool:
-    return device.compile if recipe.compile == "auto" else recipe.compile == "on"
-
-
-def _compile_blocks(model) -> None:
-    """Compile block by block: all blocks share one compilation, which takes seconds where the whole model takes a minute."""
-    blocks = model.model.layers if hasattr(model, "model") else model.transformer.h
-    for block in blocks:
-        block.compile()
+def _compilation(recipe: Recipe, device: Device) -> str:
+    """"off", "on" or "graphs"."""
+    if recipe.compile != "auto":
+        return recipe.compile
+    return "graphs" if device.compile else "off"
 
 
 def _say_finished(run: Run) -> None:

@@ -139,7 +139,8 @@ class RunTrainer(Trainer):
         """Validation metrics by `evaluation.metrics`, the same as `newllm evaluate`'s; keeps the best model in `best/`."""
         started = time.monotonic()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        metrics = evaluate(model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype)
+        with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
+            metrics = evaluate(model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype)
         step = self.state.global_step
         best = self.progress.judge(metrics["bits_per_byte"], step)
         row = {"step": step, "epoch": round(self.state.epoch, 6)}

@@ -205,3 +205,19 @@ def test_trl_trains_on_preferences(kind, tmp_path):
     trainer.train()
     first = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     assert first == pytest.approx(0.6931, abs=1e-3)  # both sides equally likely before any learning
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("state", [False, True])
+def test_a_training_step_compiles_without_a_graph_break(kind, state):
+    if state and kind[0] == "tiny_gpt2":
+        pytest.skip("carries no state")
+    model, ids = build(*kind), text(2, 12, documents=True)
+    model.train()
+    carried = {"state": model.model.initial_state(2), "use_cache": True} if state else {}
+    expected = model(ids, shift_labels=ids, **carried).loss
+    found = torch.compile(model, backend="aot_eager", fullgraph=True)(ids, shift_labels=ids, **carried).loss
+    torch.testing.assert_close(found, expected)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

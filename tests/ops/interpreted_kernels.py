@@ -91,10 +91,13 @@ def test_short_conv_widths(width, flags, tail, chunks):
     checks.check_short_conv("cpu", torch.float32, 2, 7, 3, width=width, flags=flags, with_tail=tail)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sequential_cell(dtype):
-    """The cell's kernels against the cell in plain torch, with starts and padding."""
-    checks.check_sequential_cell("cpu", dtype, 5, 7)
+@pytest.mark.parametrize(("dtype", "layers", "flags"), [(torch.float32, 1, True), (torch.float32, 3, False)])
+def test_sequential_kernels(dtype, layers, flags):
+    checks.check_sequential_kernels("cpu", dtype, 3, 4, (2, 3, 5), layers, flags)
+
+
+def test_sequential_kernels_aligned_and_in_half_precision():
+    checks.check_sequential_kernels("cpu", torch.float16, 5, 3, (16, 16, 16))
 
 
 @pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])

@@ -149,32 +149,40 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
     compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
 
 
-def check_sequential_cell(device, dtype, rows, dim, seed=0):
-    """The cell's kernels, forward and backward, against the cell in plain torch at float64."""
-    from newllm_lib.ops.sequential_context import cell, triton
+def check_sequential_kernels(device, dtype, batch, time, sizes, layers=1, flags=True, seed=0):
+    """The loop with its Triton cell, every step launched by itself, against the reference in float64."""
+    from newllm_lib.ops.sequential_context import SequentialWeights, hoisted, reference
+    from newllm_lib.ops.sequential_context.triton import TritonCell
 
     draw = Draw(device, dtype, seed)
-    with torch.no_grad():
-        gates, state = draw.normal(rows, 3 * dim), draw.normal(rows, dim)
-        norm = draw.normal(dim, dtype=torch.float32), draw.normal(dim, dtype=torch.float32)
-        grads = draw.normal(rows, dim, dtype=torch.float32), draw.normal(rows, dim)
-        tensors = [x.detach() for x in (gates, state, *norm, *grads)]
-    start, valid = draw.flags(rows, share=0.3), draw.flags(rows, share=0.7)
-    results = []
-    for module, exact in ((cell, True), (triton, False)):
-        gates, context, weight, bias, grad_state, grad_context = (x.double() if exact else x.clone() for x in tensors)
-        compute = torch.float64 if exact else torch.float32
-        state, grad_norm = context.to(compute, copy=True), module.norm_gradients(rows, dim, grad_state)
-        following, grad_gates = torch.full_like(context, torch.nan), torch.full_like(gates, torch.nan)
-        module.forward(gates, state, following, start, valid, weight, bias, 1e-5)
-        for _ in range(2):  # the norm's gradients add up
-            incoming = grad_state.clone()
-            module.backward(
-                gates, context, incoming, grad_context, start, valid, weight, bias, 1e-5, grad_gates, grad_norm
-            )
-        results.append([state, following, incoming, grad_gates, grad_norm.sum(0)])
-    for what, exact, found in zip(["state", "next", "dstate", "dgates", "dnorm"], *results, strict=True):
-        assert_near(found, exact, TOLERANCE[dtype], what)
+    embedding, context, hidden = sizes
+    widths = [embedding + context] + [hidden] * layers
+    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
+    parameters = [
+        draw.normal(*size, scale=size[-1] ** -0.5)
+        for width in widths[:-1]
+        for size in ((hidden, width), (hidden,))
+    ]  # fmt: skip
+    parameters += [draw.normal(3 * context, hidden, scale=hidden**-0.5), draw.normal(3 * context)]
+    parameters += [draw.normal(context, dtype=torch.float32), draw.normal(context, dtype=torch.float32)]
+
+    def run(function):
+        def with_weights(embeddings, initial, *parameters):
+            pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+            weights = SequentialWeights(tuple(pairs[:-2]), pairs[-2], pairs[-1])
+            h, final = function(embeddings, weights, initial, starts, valid)
+            return h if valid is None else h * valid.unsqueeze(-1), final
+
+        return with_weights
+
+    inputs = [draw.normal(batch, time, embedding), draw.normal(batch, context, dtype=torch.float32), *parameters]
+    tolerance = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]  # errors grow from step to step
+    chosen = hoisted._cell_type
+    hoisted._cell_type = lambda x: TritonCell if x.dtype != torch.float64 else chosen(x)
+    try:
+        compare(["h", "final"], run(hoisted.sequential_context), run(reference.sequential_context), inputs, tolerance)
+    finally:
+        hoisted._cell_type = chosen
 
 
 def run_interpreted(selection):

@@ -14,7 +14,7 @@ from newllm_lib.ops.cross_entropy import IGNORE, chunked, linear_cross_entropy
 def inputs(tokens, dim, vocabulary, dtype=torch.float64, device="cpu"):
     generator = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
-    weight = torch.randn(vocabulary, dim, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, dim, generator=generator, dtype=torch.float64) / dim**0.5  # logits near 1, as in training
     labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
     labels[::3] = IGNORE
     return [x.to(device, dtype).requires_grad_() for x in (hidden, weight)] + [labels.to(device)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from newllm_lib.ops.sequential_context import SequentialWeights, reference, sequential_context
-from newllm_lib.ops.sequential_context.hoisted import STEPS
+from newllm_lib.ops.sequential_context.graph import STEPS
 from tests.ops import kernel_checks as checks
 
 
@@ -117,15 +117,15 @@ def test_compiles_without_graph_break():
         torch.testing.assert_close(found, eager)
 
 
-def test_cell_kernels_in_the_interpreter():
-    checks.run_interpreted("sequential_cell")
+def test_kernels_in_the_interpreter():
+    checks.run_interpreted("sequential_kernels")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sizes", [(1, 1), (37, 100), (2048, 256), (5, 513)])
-def test_cell_kernels_on_a_gpu(sizes, dtype):
-    checks.check_sequential_cell("cuda", dtype, *sizes)
+@pytest.mark.parametrize("sizes", [(7, 100, 33), (16, 256, 64), (24, 48, 1040)])
+def test_kernels_on_a_gpu(sizes, dtype):
+    checks.check_sequential_kernels("cuda", dtype, 37, 3, sizes, layers=2)
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ import math
 import torch
 
 
+@torch.library.custom_op("newllm::chunked_scan", mutates_args=())  # one node for torch.compile, whatever happens inside
 def _scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim) and state (batch, dim), all of one dtype. Returns c."""
     batch, time, dim = b.shape
@@ -33,7 +34,12 @@ def _scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor) -> torch.Tensor
         starts[:, k] = state
         state = torch.addcmul(context[:, k, -1], kept[:, k, -1], state)
     context.addcmul_(kept, starts.unsqueeze(2))
-    return context.reshape(batch, chunks * length, dim)[:, :time]
+    return context.reshape(batch, chunks * length, dim)[:, :time].contiguous()
+
+
+@_scan.register_fake
+def _(a, b, state):
+    return torch.empty_like(b, memory_format=torch.contiguous_format)
 
 
 class _ContextScan(torch.autograd.Function):

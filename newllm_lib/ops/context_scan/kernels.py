@@ -19,7 +19,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 

@@ -3,7 +3,7 @@
 Out of the loop: W_e e_t + b of the first layer, one matrix product over all tokens; and in the backward pass every
 weight's gradient, one product over all tokens in place of one for each step. The backward loop is written by hand and
 recomputes the cheap elementwise parts, so that what is kept is the layers' outputs, the gates' pre-activations and the
-contexts. The loop runs in segments of a few steps (`segment`), on a GPU replayed from a CUDA graph (`graph`). A custom
+contexts. The loop (`loop`) runs in pieces of a few steps, on a GPU replayed from a CUDA graph (`graph`). A custom
 operator wraps it: one node for torch.compile.
 """
 
@@ -14,82 +14,73 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm_lib.ops.backend import on_its_device, runs_triton
-from newllm_lib.ops.sequential_context import cell as torch_cell
 from newllm_lib.ops.sequential_context import graph
-from newllm_lib.ops.sequential_context.segment import BackwardSegment, ForwardSegment, LoopWeights, Shape
+from newllm_lib.ops.sequential_context.cell import TorchCell
+from newllm_lib.ops.sequential_context.loop import LoopWeights, Shape, Tape
 from newllm_lib.ops.sequential_context.weights import SequentialWeights
 
-STEPS = 16  # a segment: long enough to make a graph's launch cheap, short enough to keep its buffers small
 
-
-def _cell_for(x: Tensor):
+def _cell_type(x: Tensor) -> type:
     if not runs_triton(x):
-        return torch_cell
-    from newllm_lib.ops.sequential_context import triton
+        return TorchCell
+    from newllm_lib.ops.sequential_context.triton import TritonCell
 
-    return triton
-
-
-class _Pieces:
-    """The sequence in pieces of STEPS, and a segment to run each: captured for whole ones on a GPU, else plain."""
-
-    def __init__(self, kind: type, shape: Shape, weights: LoopWeights, cell):
-        self.kind, self.shape, self.weights, self.cell = kind, shape, weights, cell
-        self.ready = {}  # steps: (segment, the function that runs it)
-
-    def bounds(self, time: int) -> list[tuple[int, int]]:
-        return [(first, min(first + STEPS, time)) for first in range(0, time, STEPS)]
-
-    def segment(self, steps: int):
-        """A segment of so many steps and the function that runs it."""
-        if steps not in self.ready:
-            shape = self.shape._replace(steps=steps)
-            if steps == STEPS and graph.can_capture(shape.device):
-                captured = graph.captured(self.kind, shape, self.weights, self.cell)
-                self.ready[steps] = captured.use(self.weights), captured.run
-            else:
-                segment = self.kind(shape, self.weights, self.cell)
-                self.ready[steps] = segment, segment.run
-        return self.ready[steps]
+    return TritonCell
 
 
-def _flags(starts: Tensor | None, valid: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Does the first step start a document (batch,); does each step's successor; does each step count (time, batch)."""
-    first = next_start = None
-    if starts is not None:
-        starts = starts if valid is None else starts & valid  # padding starts nothing
-        first, next_start = starts[:, 0], F.pad(starts[:, 1:], (0, 1)).t()
-    return first, next_start, None if valid is None else valid.t()
+def _piece(direction: str, x: Tensor, weights: LoopWeights, starts, valid, eps: float) -> graph.Piece:
+    """The piece that walks along tensors like x (batch, time, hidden)."""
+    sizes = x.shape[0], x.shape[2], weights.recurrent.shape[1], weights.hidden.shape[0] + 1
+    shape = Shape(*sizes, x.dtype, x.device, starts is not None, valid is not None, eps)
+    return graph.piece(_cell_type(x), direction, shape, weights, runs_triton(x) and x.is_cuda)
 
 
-def _load_flags(segment, next_start: Tensor | None, counts: Tensor | None, first: int, last: int) -> None:
-    for own, given in ((segment.next_start, next_start), (segment.valid, counts)):
-        if own is not None:
-            own.copy_(given[first:last])
+def _aligned(x: Tensor | None) -> Tensor | None:
+    """Contiguous and, if its rows are, at an address that wide loads can take."""
+    if x is None or (x.is_contiguous() and (x.data_ptr() % 16 == 0 or x.shape[-1] % 16)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
-def _shape(pre: Tensor, weights: LoopWeights, starts: Tensor | None, valid: Tensor | None, eps: float) -> Shape:
-    batch, _, hidden = pre.shape
-    context, layers = weights.recurrent.shape[1], weights.hidden.shape[0] + 1
-    has = starts is not None, valid is not None
-    return Shape(STEPS, batch, hidden, context, layers, pre.dtype, pre.device, *has, eps)
+def _first_start(starts: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """(batch, 1) bool: does the sequence's first step start a document? (Padding starts nothing.)"""
+    if starts is None:
+        return None
+    return starts[:, :1] if valid is None else starts[:, :1] & valid[:, :1]
 
 
 @on_its_device
-def _walk_forward(pre, pieces: _Pieces, next_start, counts, state, layers, gates, contexts) -> None:
-    """Fill the outputs piece by piece; `state` (batch, context) enters as the first context and leaves as the last."""
-    for first, last in pieces.bounds(pre.shape[1]):
-        segment, run = pieces.segment(last - first)
-        segment.layers[0].copy_(pre[:, first:last].transpose(0, 1))
-        _load_flags(segment, next_start, counts, first, last)
-        segment.state.copy_(state)
-        segment.contexts[0].copy_(state)
-        run()
-        for output, own in zip(layers, segment.layers, strict=True):
-            output[:, first:last].copy_(own.transpose(0, 1))
-        gates[:, first:last].copy_(segment.gates.transpose(0, 1))
-        contexts[:, first:last].copy_(segment.contexts[:-1].transpose(0, 1))
-        state.copy_(segment.state)
+def _walk_forward(initial: Tensor, piece: graph.Piece, tape: Tape) -> Tensor:
+    """Fill the tape from the initial context (batch, context); returns the final one."""
+    cell, time = piece.cell, tape.gates.shape[1]
+    start = _first_start(tape.starts, tape.valid)
+    state = initial if start is None else initial.masked_fill(start, 0.0)
+    cell.bind(tape, 0)
+    for target in (cell.state, cell.through, tape.contexts[:, 0]):
+        target.copy_(state)
+    for _ in range(time // graph.STEPS):
+        piece()
+    if time % graph.STEPS:
+        cell.run_forward(time % graph.STEPS)
+    return cell.state.clone()
+
+
+@on_its_device
+def _walk_backward(h: Tensor, piece: graph.Piece, tape: Tape, grad_final: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Fill the tape's gradients; returns those of the initial context (batch, context) and of the norm (2, context)."""
+    cell, time = piece.cell, h.shape[1]
+    cell.bind(tape, time)
+    cell.through.zero_()
+    cell.state.zero_()
+    if grad_final is not None:
+        cell.state.copy_(grad_final)
+    if time % graph.STEPS:
+        cell.run_backward(time % graph.STEPS)
+    for _ in range(time // graph.STEPS):
+        piece()
+    initial = cell.state + cell.through
+    start = _first_start(tape.starts, tape.valid)
+    return initial if start is None else initial.masked_fill(start, 0.0), cell.norm_gradients()
 
 
 @torch.library.custom_op("newllm::sequential_loop", mutates_args=())
@@ -103,19 +94,15 @@ def _loop(
     time, 3 context), the contexts that the steps read (batch, time, context) and the final one (batch, context).
     """
     weights = LoopWeights(recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias)
-    shape = _shape(pre, weights, starts, valid, eps)
-    batch, time, _ = pre.shape
-    h = pre.new_empty(batch, time, shape.hidden)
-    inner = pre.new_empty(shape.layers - 1, batch, time, shape.hidden)
-    gates_out = pre.new_empty(batch, time, 3 * shape.context)
-    contexts = pre.new_empty(batch, time, shape.context)
-    first_start, next_start, counts = _flags(starts, valid)
-    state = initial.to(shape.compute, copy=True)
-    if first_start is not None:
-        state.masked_fill_(first_start.unsqueeze(-1), 0.0)
-    pieces = _Pieces(ForwardSegment, shape, weights, _cell_for(pre))
-    _walk_forward(pre, pieces, next_start, counts, state, (*inner, h), gates_out, contexts)
-    return h, inner, gates_out, contexts, state
+    batch, time, width = pre.shape
+    context = recurrent.shape[1]
+    h, inner = pre.new_empty(pre.shape), pre.new_empty(hidden.shape[0], batch, time, width)
+    tape = Tape(
+        _aligned(starts), _aligned(valid), (*inner, h), pre.new_empty(batch, time, 3 * context),
+        pre.new_empty(batch, time, context), pre=_aligned(pre),
+    )  # fmt: skip
+    final = _walk_forward(initial, _piece("forward", pre, weights, starts, valid, eps), tape)
+    return h, inner, tape.gates, tape.contexts, final
 
 
 @_loop.register_fake
@@ -127,41 +114,6 @@ def _(pre, recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias, i
     return pre.new_empty(pre.shape), inner, gates_out, pre.new_empty(batch, time, context), state
 
 
-@on_its_device
-def _walk_backward(h, pieces: _Pieces, next_start, counts, state, grad_h, saved, outputs) -> Tensor:
-    """Fill the gradients piece by piece, last first, from what was saved; returns that of the norm (2, context).
-
-    `state` (batch, context) enters as the gradient of the final context and leaves as that of the first step's.
-    """
-    layers, gates, contexts = saved
-    grad_layers, grad_gates = outputs
-    through = state.new_zeros(state.shape, dtype=h.dtype)
-    grad_norm = state.new_zeros(2, state.shape[1])
-    for first, last in reversed(pieces.bounds(h.shape[1])):
-        segment, run = pieces.segment(last - first)
-        for own, output in zip(segment.layers, layers, strict=True):
-            own.copy_(output[:, first:last].transpose(0, 1))
-        segment.gates.copy_(gates[:, first:last].transpose(0, 1))
-        segment.contexts[:-1].copy_(contexts[:, first:last].transpose(0, 1))
-        if grad_h is None:
-            segment.grads[-1].zero_()
-        else:
-            segment.grads[-1].copy_(grad_h[:, first:last].transpose(0, 1))
-        _load_flags(segment, next_start, counts, first, last)
-        segment.grad_state.copy_(state)
-        segment.grad_context.copy_(through)
-        segment.grad_norm.zero_()
-        run()
-        for output, own in zip(grad_layers, segment.grads, strict=True):
-            output[:, first:last].copy_(own.transpose(0, 1))
-        grad_gates[:, first:last].copy_(segment.grad_gates.transpose(0, 1))
-        grad_norm += segment.grad_norm.sum(0)
-        state.copy_(segment.grad_state)
-        through.copy_(segment.grad_context)
-    state += through
-    return grad_norm
-
-
 @torch.library.custom_op("newllm::sequential_loop_backward", mutates_args=())
 def _loop_backward(
     recurrent: Tensor, hidden: Tensor, hidden_bias: Tensor, gates: Tensor, gates_bias: Tensor,
@@ -170,21 +122,17 @@ def _loop_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of pre, of the seven weights in their order, and of the initial context."""
     weights = LoopWeights(recurrent, hidden, hidden_bias, gates, gates_bias, norm, norm_bias)
-    shape = _shape(h, weights, starts, valid, eps)
-    batch, time, _ = h.shape
-    grad_pre, grad_inner = torch.empty_like(h), torch.empty_like(inner)  # before each ReLU: the first layer's, others'
-    grad_gates = torch.empty_like(gates_out)
-    first_start, next_start, counts = _flags(starts, valid)
-    state = h.new_zeros(batch, shape.context, dtype=shape.compute)
-    if grad_final is not None:
-        state.copy_(grad_final)
-    pieces = _Pieces(BackwardSegment, shape, weights, _cell_for(h))
-    saved, outputs = ((*inner, h), gates_out, contexts), ((grad_pre, *grad_inner), grad_gates)
-    grad_norm = _walk_backward(h, pieces, next_start, counts, state, grad_h, saved, outputs)
-    if first_start is not None:
-        state.masked_fill_(first_start.unsqueeze(-1), 0.0)
+    # The gradients before each ReLU, first layer and others; without a gradient of h there is only that of the context.
+    grad_pre, grad_inner, grad_gates = torch.empty_like(h), torch.empty_like(inner), torch.empty_like(gates_out)
+    tape = Tape(
+        _aligned(starts), _aligned(valid), tuple(map(_aligned, (*inner, h))), _aligned(gates_out), _aligned(contexts),
+        grad_h=torch.zeros_like(h) if grad_h is None else _aligned(grad_h),
+        grads=(grad_pre, *grad_inner), grad_gates=grad_gates,
+    )  # fmt: skip
+    piece = _piece("backward", h, weights, starts, valid, eps)
+    grad_initial, grad_norm = _walk_backward(h, piece, tape, grad_final)
     to_weights = _weight_gradients(grad_pre, grad_inner, grad_gates, contexts, inner, h)
-    return grad_pre, *to_weights, grad_norm[0].clone(), grad_norm[1].clone(), state
+    return grad_pre, *to_weights, grad_norm[0].clone(), grad_norm[1].clone(), grad_initial
 
 
 def _weight_gradients(grad_pre, grad_inner, grad_gates, contexts, inner, h) -> tuple[Tensor, ...]:
