@@ -82,7 +82,8 @@ def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps
         "model": name, "compiled": how, "parameters": sum(p.numel() for p in model.parameters()), "batch": batch,
         "length": length, "vocabulary": vocabulary, "step_ms": round(1e3 * step, 3),
         "tokens_per_second": round(batch * length / step), "first_step_s": round(first, 1),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3), "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
     }  # fmt: skip
 
 

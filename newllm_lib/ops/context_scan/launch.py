@@ -15,7 +15,7 @@ from newllm_lib.ops.context_scan import kernels
 FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 BACKWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 MIN_CHUNK = 32  # time steps; shorter chunks cost more in summaries than they win
-FULL = 8  # programs a multiprocessor above which cutting time does not pay: it reads the inputs twice
+FULL = 16  # programs a multiprocessor above which cutting time does not pay: it reads the inputs twice
 
 
 @functools.cache

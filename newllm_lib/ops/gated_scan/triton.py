@@ -14,8 +14,8 @@ from newllm_lib.ops.backend import on_its_device
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.gated_scan import readout_kernels
 
-_FORWARD_TILE, _BACKWARD_TILE = 4096, 2048  # elements a program: what 4 warps hold in registers without spilling
-_PROGRAMS = 8  # programs a multiprocessor in the read-out's backward pass
+_FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program: few enough that many programs share a multiprocessor
+_PROGRAMS = 4  # programs a multiprocessor in the read-out's backward pass
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from newllm_lib.ops.short_conv import kernels
 
 # As in `context_scan.launch`.
 _FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
-_BACKWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
+_BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
 _FULL = 16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
 _MIN_CHUNK = 32
 
