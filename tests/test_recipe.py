@@ -119,7 +119,7 @@ def test_each_model_key_changes_the_model(key):
 
 OPTIMISER_KEYS = {
     "learning_rate": 1e-3, "learning_rate_batch_size": 32, "batch_size": 256, "warmup_steps": 10, "schedule": "linear",
-    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999, "optimizer": "muon",
+    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999, "optimizer": "adamw",
 }  # fmt: skip
 
 

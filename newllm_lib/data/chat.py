@@ -2,7 +2,7 @@
 
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
 `<|endoftext|>` stands before each and at the end. The template in the tokenizer writes the same for
-`apply_chat_template`, without the `<|endoftext|>`.
+`apply_chat_template`, beginning with the `<|endoftext|>` that begins every dialogue.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ UNKNOWN = "<unk>"
 TEMPLATE_VERSION = 1  # part of the key of everything packed
 # `generation` marks what the assistant says: what TRL's assistant_only_loss learns from
 CHAT_TEMPLATE = (
+    "{{ '<|endoftext|>' }}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
     "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
@@ -39,7 +40,8 @@ def encode_text(tokenizer, text: str) -> list[int]:
 def encode_messages(tokenizer, messages: Iterable[Message | dict], add_generation_prompt: bool = False) -> list[int]:
     """Token ids of a dialogue as it is packed.
 
-    The same as `tokenizer.apply_chat_template`, but for text that spells a control token, which stays text here.
+    The same as `tokenizer.apply_chat_template` after its `<|endoftext|>`, but for text that spells a control token, which stays
+    text here.
     """
     ids = []
     for message in messages:

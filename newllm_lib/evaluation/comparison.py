@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def _one(run, split, data_dir, samples, settings, speed, device, shared) -> tupl
     entry["samples"] = [complete(model, tokenizer, [ids], settings)[0] for ids in beginnings]
     if speed:
         entry |= measure_speed(model, length=recipe.max_seq_length, dtype=_training_dtype(model, recipe))
-    entry["curve"] = validation_curve(Run(_run_folder(run)))
+    trained = Run(_run_folder(run))
+    entry |= {"curve": validation_curve(trained), "trained_tokens_per_second": trained_speed(trained)}
     return entry, shared
 
 
@@ -136,6 +138,12 @@ def readable(tokenizer, ids: list[int]) -> str:
 def validation_curve(run: Run) -> list[tuple[float, float]]:
     """(epoch, bits per byte on the validation split) of each evaluation in the run's metrics.jsonl."""
     return [(r["epoch"], r["eval_bits_per_byte"]) for r in run.metrics() if "eval_bits_per_byte" in r]
+
+
+def trained_speed(run: Run) -> float | None:
+    """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training reached."""
+    speeds = [r["tokens_per_second"] for r in run.metrics() if "tokens_per_second" in r]
+    return statistics.median(speeds[1 + len(speeds) // 10 :] or speeds) if speeds else None
 
 
 def _name(run) -> str:

@@ -67,13 +67,13 @@ def test_chat_template_gives_the_packed_ids(request, which, tmp_path):
     tokenizer = auto(request.getfixturevalue(which), tmp_path)
     for messages in dialogues(20) + [[{"role": "system", "content": "be short"}, {"role": "user", "content": "hi"}]]:
         made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        assert made["input_ids"] == encode_messages(tokenizer, messages)
+        assert made["input_ids"] == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages)]
         answers = [i for i, counts in zip(made["input_ids"], made["assistant_masks"], strict=True) if counts]
         end = tokenizer.convert_tokens_to_ids("<|end|>")
         spoken = [m["content"] for m in messages if m["role"] == "assistant"]
         assert answers == sum(([*encode_text(tokenizer, text), end] for text in spoken), [])
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert prompt == encode_messages(tokenizer, messages, add_generation_prompt=True)
+        assert prompt == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt=True)]
         assert prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
 
 
@@ -133,7 +133,7 @@ def test_another_tokenizer_gets_our_control_tokens(tmp_path):
         assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text  # nothing is added
     messages = dialogues(1)[0]
     template = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    assert template == encode_messages(tokenizer, messages)
+    assert template == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages)]
 
 
 def test_a_runs_folder_is_a_tokenizer(tmp_path, bpe):
