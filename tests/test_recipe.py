@@ -156,13 +156,16 @@ def test_arguments_reach_the_trainer(tmp_path):
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == recipe().batch_size
 
 
-def test_dtype_and_compile_follow_the_recipe_or_the_probe():
+def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
     from newllm_lib.training.run_recipe import _compilation, _dtype
 
     device = probe()
     assert _dtype(recipe(dtype="bf16"), device) == "bf16" and _dtype(recipe(), device) == device.dtype
-    found = [_compilation(recipe(compile=c), device) for c in ("on", "off", "graphs", "auto")]
-    assert found == ["on", "off", "graphs", "graphs" if device.compile else "off"]
+    found = [_compilation(recipe(compile=c), device) for c in ("on", "off", "graphs")]
+    assert found == ["on", "off", "graphs"]
+    for kind, expected in (("cpu", "off"), ("t4", "on"), ("h100", "graphs")):
+        monkeypatch.setenv("NEWLLM_DEVICE", kind)
+        assert _compilation(recipe(), probe()) == expected
     assert recipe(compile=True).compile == "on"  # YAML 1.1 reads on and off as booleans
 
 

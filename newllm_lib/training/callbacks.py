@@ -94,10 +94,7 @@ class LogBlock(TrainerCallback):
     def __init__(self, epochs: float, steps_per_epoch: int, every_seconds: float = 10.0):
         self.epochs, self.steps_per_epoch, self.every_seconds = epochs, steps_per_epoch, every_seconds
         self.last_line = 0.0
-        self.started = self.first_step = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self.began: tuple[float, int] | None = None  # when and at which step the first line came
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         epoch = state.global_step // self.steps_per_epoch + 1
@@ -109,12 +106,13 @@ class LogBlock(TrainerCallback):
         if self.last_line and not final and now - self.last_line < self.every_seconds:
             return
         self.last_line = now
-        done = step - self.first_step
-        left = (now - self.started) / done * (total - step) if done else 0.0
-        console.say(
-            f"  Training... {100 * step / total:3.0f}% | step {step}/{total} | Loss: {row['loss']:.3f} | "
-            f"{console.count(row['tokens_per_second'])} tokens/s | {console.duration(left)} left"
-        )
+        line = f"  Training... {100 * step / total:3.0f}% | step {step}/{total} | Loss: {row['loss']:.3f} | "
+        line += f"{console.count(row['tokens_per_second'])} tokens/s"
+        if self.began is None:  # until here kernels were compiled: no measure of what is to come
+            self.began = now, step
+        elif step > self.began[1]:
+            line += f" | {console.duration((now - self.began[0]) / (step - self.began[1]) * (total - step))} left"
+        console.say(line)
 
     @staticmethod
     def validation_line(metrics: dict, best: bool) -> None:

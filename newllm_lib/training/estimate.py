@@ -7,7 +7,8 @@ from newllm_lib.recipe import Recipe
 
 # Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
 # for the others scaled from their data sheets by the H100's share.
-_TFLOPS = {"cpu": 0.025, "t4": 4.0, "v100": 8.0, "l4": 10.0, "a100": 30.0, "h100": 60.0, "other": 8.0}
+_TFLOPS = {"cpu": 0.03, "t4": 2.5, "v100": 5.0, "l4": 6.0, "a100": 18.0, "h100": 36.0, "other": 5.0}
+_GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
 # Bytes of text in the training splits of the sources that have a name; others are known only when they are read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6}
 _BYTES_PER_TOKEN = 4.0
@@ -66,5 +67,5 @@ def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | No
     if recipe.max_steps:
         by_steps = recipe.max_steps * recipe.batch_size * recipe.max_seq_length
         tokens = min(tokens, by_steps) if training_tokens else by_steps
-    cores = device.cores if device.torch_device == "cpu" else 1
-    return round(6 * count * tokens / (_TFLOPS[device.kind] * 1e12 * cores) / 3600, 3)
+    hours = 6 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
+    return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)

@@ -234,7 +234,9 @@ def _compilation(recipe: Recipe, device: Device) -> str:
     """"off", "on" or "graphs"."""
     if recipe.compile != "auto":
         return recipe.compile
-    return "graphs" if device.compile else "off"
+    if not device.compile:
+        return "off"
+    return "graphs" if device.dtype == "bf16" else "on"  # with loss scaling (fp16) graphs are not measured yet
 
 
 def _say_finished(run: Run) -> None:

@@ -157,6 +157,7 @@ class RunTrainer(Trainer):
             console.say(f"  No better validation in {patience} evaluations: stopping early")
         self._interval_pause += time.monotonic() - started
         found = {k: v for k, v in row.items() if k.startswith("eval_")}
+        super().log({k: v for k, v in found.items() if isinstance(v, float)})  # to what --report_to names
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 

@@ -159,7 +159,7 @@ def test_graphs_under_autocast_are_as_near_as_the_loop(dtype):
     loss = (h * valid.unsqueeze(-1)).square().mean() + final.square().mean()
     expected = [h * valid.unsqueeze(-1), final, *torch.autograd.grad(loss, [*exact, *layer.parameters()])]
     for run in runs:
-        errors.append([float((x.double() - y).norm() / y.norm()) for x, y in zip(run, expected, strict=True)])
+        errors.append([(x.double() - y).norm().item() / y.norm().item() for x, y in zip(run, expected, strict=True)])
     for by_loop, by_graph in zip(*errors, strict=True):
         assert by_graph < 1.5 * by_loop + 1e-3 and by_graph < 5e-2, errors
 

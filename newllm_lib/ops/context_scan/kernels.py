@@ -2,9 +2,10 @@
 
 One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The
 state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them
-is used: memory stays busy although the walk is sequential. Where batch x dim is too small to fill the GPU, time is cut
-into chunks as well: a first pass (`SUMMARY`) finds what each chunk does to any state that enters it (exit = product *
-entry + end), these summaries are scanned by the same kernel, and the main pass starts each chunk from the right state.
+is used: memory stays busy although the walk is sequential (what is left over goes one step at a time). Where batch x dim
+is too small to fill the GPU, time is cut into chunks as well: a first pass (`SUMMARY`) finds what each chunk does to any
+state that enters it (exit = product * entry + end), these summaries are scanned by the same kernel, and the main pass
+starts each chunk from the right state.
 
 `GATED` kernels make the coefficients themselves from pre-activations x (forget) and y (input), so that neither a nor b
 is ever stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. Otherwise x is a and y

@@ -11,9 +11,10 @@ from newllm_lib.ops.backend import on_its_device
 from newllm_lib.ops.context_scan import kernels
 
 # BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte words.
-# UNROLL: time steps whose inputs are in flight at once.
+# UNROLL: time steps whose inputs are in flight at once. The backward pass reads four tensors: with 8 steps of each, its
+# registers let too few programs run together.
 FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
-BACKWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
+BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
 MIN_CHUNK = 32  # time steps; shorter chunks cost more in summaries than they win
 FULL = 16  # programs a multiprocessor above which cutting time does not pay: it reads the inputs twice
 

@@ -199,12 +199,16 @@ class TritonCell(Cell):
         self.gates_buffer = self.through.new_zeros(shape.batch, 3 * shape.context)
         self.table = torch.zeros(_LAYERS.value + 2 * shape.layers, dtype=torch.int64, device=shape.device)
         block = triton.next_power_of_2(shape.context)
-        # Rows of a multiple of 16 elements keep the tape's alignment, so that the kernels may read it in wide words.
-        self.rows = dict(ROWS=max(1, min(16, 1024 // block)), BLOCK=block, ALIGNED=shape.context % 16 == 0)
+        # Rows of a multiple of 16 elements keep the tape's alignment, so that the kernels may read it in wide words. One
+        # warp has whole rows to itself: its sums over a row need no barrier.
+        self.rows = dict(
+            ROWS=max(1, min(16, 256 // block)), BLOCK=block, ALIGNED=shape.context % 16 == 0,
+            num_warps=max(1, min(8, block // 512)),
+        )  # fmt: skip
         self.programs = (triton.cdiv(shape.batch, self.rows["ROWS"]),)
         self.norm_sums = self.state.new_zeros(*self.programs, 2, shape.context)
         wide = min(1024, triton.next_power_of_2(shape.hidden))
-        self.tile = dict(ROWS=max(1, 4096 // wide), BLOCK=wide, ALIGNED=shape.hidden % 16 == 0)
+        self.tile = dict(ROWS=max(1, 2048 // wide), BLOCK=wide, ALIGNED=shape.hidden % 16 == 0)
         self.grid = triton.cdiv(shape.batch, self.tile["ROWS"]), triton.cdiv(shape.hidden, wide)
         self.flags = dict(HAS_STARTS=shape.has_starts, HAS_VALID=shape.has_valid)
 

@@ -1,0 +1,28 @@
+"""Every kernel compiles for the oldest GPU that we serve (T4) and for the newest, and none uses a tensor-core dot."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KERNELS = {
+    "scan_forward", "scan_backward", "scan_backward_summary", "readout_forward", "readout_backward", "conv_forward",
+    "conv_backward", "activate", "update", "gates_gradient", "deactivate",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("capability", [75, 90])
+def test_kernels_compile_without_a_gpu(capability):
+    file = Path(__file__).with_name("compiled_kernels.py")
+    environment = {**os.environ, "PYTHONPATH": str(file.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(file), str(capability)], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()} == KERNELS
