@@ -37,6 +37,8 @@ def train(recipe: Recipe) -> Run:
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
     run = Run(recipe.run_path())
     recipe = _settle(recipe, run)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model != "new_llm":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use new_llm.")
     with RunLock(run):
@@ -218,7 +220,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     dtype = _dtype(recipe, device)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
         bf16=dtype == "bf16" and device.torch_device == "cuda", fp16=dtype == "fp16" and device.torch_device == "cuda",
@@ -228,6 +230,9 @@ def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int)
         report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
         dataloader_pin_memory=False, remove_unused_columns=False,
     )  # fmt: skip
+    if arguments.n_gpu > 1:  # one process uses one GPU: the Trainer would split each batch by threads over all of them
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _compilation(recipe: Recipe, device: Device) -> str:

@@ -181,8 +181,6 @@ class RunTrainer(Trainer):
         self.progress.interval_loss = self._gather_mean(self._interval_loss) if self.progress.interval_steps else 0.0
         self._check_finite(self.progress.interval_loss)
         final = self.run.path / f"checkpoint-{step}"
-        if self.args.world_size > 1:
-            raise NewLLMError("Training on several GPUs is not there yet: start one process.")
         with staged_directory(final) as staging:
             self._staging = staging / "trainer"
             try:

@@ -244,3 +244,10 @@ def test_the_sequential_recurrence_and_the_seed_protocol_train_too(folder):
     run = train(recipe(folder, recurrence="sequential", protocol="seed", max_steps=6))
     row = evaluations(run)[-1]
     assert row["eval_lower_cased"] == "True" or row["eval_lower_cased"] is True
+
+
+def test_several_processes_are_refused_before_anything_is_made(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes"):
+        train(recipe(folder))
+    assert not (folder / "run").exists()
