@@ -27,8 +27,13 @@ def say(text: str = "") -> None:
     stream = sys.stderr if _to_stderr else sys.stdout
     print(text, file=stream, flush=True)
     if _log_path is not None:
-        with open(_log_path, "a", encoding="utf-8") as log:
-            log.write(text + "\n")
+        try:
+            with open(_log_path, "a", encoding="utf-8") as log:
+                log.write(text + "\n")
+        except OSError as error:  # a full disk must not end a run for a line of its log
+            path = _log_path
+            also_to(None)
+            print(f"{path} cannot be written ({error.strerror}): the log goes on here only.", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ are resolved when the recipe is loaded, so the record in a run is always flat:
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,9 +25,10 @@ from newllm_lib.errors import UsageError
 SHIPPED = Path(__file__).with_name("recipes")
 
 
-def _key(default, help: str, group: str, *, choices: tuple = (), identity: bool = True, minimum: float | None = None):
+def _key(default, help: str, group: str, *, choices: tuple = (), identity: bool = True, minimum: float | None = None,
+         maximum: float | None = None):  # fmt: skip
     """A recipe key. `identity`: two runs that differ in it are different runs (resume refuses to mix them)."""
-    metadata = {"help": help, "group": group, "choices": choices, "identity": identity, "minimum": minimum}
+    metadata = {"help": help, "group": group, "choices": choices, "identity": identity, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata=metadata)
 
 
@@ -59,6 +61,10 @@ class Recipe:
     separate_documents: bool = _key(
         True, "keep documents in one block apart: the state (or the attention) starts anew at each", "data"
     )
+    loss_on: str = _key(
+        "everything", "what is learned and measured of a dialogue: the assistant's answers, or everything", "data",
+        choices=("answers", "everything"),
+    )  # fmt: skip
 
     num_layers: int = _key(4, "blocks (sequential recurrence: depth of the per-token MLP)", "model", minimum=1)
     hidden_size: int = _key(256, "channels of the residual stream (New-LLM)", "model", minimum=1)
@@ -66,10 +72,10 @@ class Recipe:
     mlp_size: int = _key(1024, "inner channels of the token MLP", "model", minimum=1)
     conv_width: int = _key(4, "tokens seen by the short causal convolution (1: none)", "model", minimum=1)
     num_heads: int = _key(4, "attention heads (TinyGPT2)", "model", minimum=1)
-    dropout: float = _key(0.1, "dropout on the residual branches", "model", minimum=0.0)
+    dropout: float = _key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = _key(True, "use the embedding as the output layer too", "model")
 
-    epochs: float = _key(6.0, "passes over the training split", "training", minimum=0.0)
+    epochs: float = _key(6.0, "passes over the training split", "training", minimum=0.0001)
     max_steps: int | None = _key(None, "stop after this many optimizer steps", "training", minimum=1)
     batch_size: int = _key(128, "sequences per optimizer step, over all GPUs", "training", minimum=1)
     micro_batch_size: int | str = _key(
@@ -93,7 +99,7 @@ class Recipe:
     )
     min_learning_rate_ratio: float = _key(0.05, "last learning rate as a share of the peak", "training", minimum=0.0)
     weight_decay: float = _key(0.1, "weight decay of matrices", "training", minimum=0.0)
-    adam_beta2: float = _key(0.98, "AdamW's second beta", "training", minimum=0.0)
+    adam_beta2: float = _key(0.98, "AdamW's second beta", "training", minimum=0.0, maximum=0.9999)
     max_grad_norm: float = _key(1.0, "clip gradients to this norm (0: never)", "training", minimum=0.0)
     patience: int | None = _key(
         None, "stop after this many evaluations without a better one", "training", minimum=1
@@ -114,7 +120,9 @@ class Recipe:
         5.0, "save at least this often (also at each epoch's end)", "run", identity=False, minimum=0.0
     )
     keep_checkpoints: int = _key(2, "checkpoints kept (besides best and last)", "run", identity=False, minimum=1)
-    report_to: str = _key("none", "tensorboard, wandb or trackio", "run", identity=False)
+    report_to: str = _key(
+        "none", "also report to one of these", "run", identity=False, choices=("none", "tensorboard", "wandb", "trackio")
+    )
     output_dir: str | None = _key(None, "folder of this run (default: checkpoints/<name>)", "run", identity=False)
     run_name: str = _key("auto", "name of the run; made from what was chosen", "run", identity=False)
     resume: str = _key("auto", "auto (continue where it stopped), never, or a checkpoint", "run", identity=False)
@@ -134,13 +142,21 @@ class Recipe:
 
     def scaled_learning_rate(self) -> float:
         """The peak learning rate at this batch size, by square-root scaling (the guides' rule)."""
+        return self.learning_rate * self.batch_scale()
+
+    def batch_scale(self) -> float:
+        """Square root of how much larger the batch is than the one the learning rates were chosen for."""
         if self.learning_rate_batch_size is None:
-            return self.learning_rate
-        return self.learning_rate * (self.batch_size / self.learning_rate_batch_size) ** 0.5
+            return 1.0
+        return (self.batch_size / self.learning_rate_batch_size) ** 0.5
 
     def run_path(self) -> Path:
-        """The run's folder: `output_dir`, or `checkpoints/<run name>` below the current folder."""
-        return Path(self.output_dir) if self.output_dir else Path("checkpoints") / self.run_name
+        """The run's folder: `output_dir`, or `checkpoints/<run name>` below the current folder (on Colab: below the clone)."""
+        if self.output_dir:
+            return Path(self.output_dir)
+        clone = Path(__file__).resolve().parents[1]
+        on_colab = "COLAB_RELEASE_TAG" in os.environ and (clone / "colab_bootstrap.sh").is_file()
+        return (clone / "checkpoints" if on_colab else Path("checkpoints")) / self.run_name
 
     def to_yaml(self) -> str:
         import yaml
@@ -173,6 +189,8 @@ def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: s
     path = _find(name_or_path)
     values = _read(path)
     sections = values.pop("when", None) or {}
+    if not isinstance(sections, dict):
+        raise UsageError(f"`when:` in {path} must hold `condition: {{key: value}}` lines, such as `cpu: {{num_layers: 2}}`.")
     asked = dict(overrides or {})
     overrides = dict(asked)
     _check_keys(values, str(path))
@@ -183,7 +201,7 @@ def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: s
     if kind == "auto":
         kind = device_kind or _probe_kind()
     chosen = {**values, **overrides}
-    conditions = {kind, *(chosen.get(k, _default(k)) for k in ("model", "protocol", "recurrence"))}
+    conditions = {str(kind), *(str(chosen.get(k, _default(k))) for k in ("model", "protocol", "recurrence"))}
     for condition, part in sections.items():
         _check_condition(condition, path)
         _check_keys(part, f"{path}, when: {condition}")
@@ -194,10 +212,14 @@ def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: s
         overrides = _keep_learning_rate_meaning(base, overrides)
     recipe = replace(base, **{**overrides, "sized_for": kind})
     if recipe.protocol == "seed":
+        if overrides.get("tokenizer", "words") != "words":
+            raise UsageError(f"protocol seed is the original's 1,000 words: leave out tokenizer {overrides['tokenizer']}.")
         recipe = replace(recipe, **{"tokenizer": "words", "vocab_size": 1000} | _only(overrides, ("vocab_size",)))
         base = replace(base, tokenizer="words", vocab_size=1000)
     if recipe.run_name == "auto":
         recipe.run_name = _run_name(base, recipe)
+    if recipe.data_dir:  # the record must be true from any folder
+        recipe.data_dir = str(Path(recipe.data_dir).expanduser().absolute())
     recipe.origin = (name_or_path, asked)
     return recipe
 
@@ -227,12 +249,13 @@ def _run_name(base: Recipe, recipe: Recipe) -> str:
             parts.append(f"{label}{_short(getattr(recipe, key))}")
     if recipe.max_samples:
         parts.append(_short(recipe.max_samples))
-    return "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in p) if i else p for i, p in enumerate(parts))
+    return "_".join("".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts))
 
 
 _NAMED_KEYS = {
     "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp", "conv_width": "conv",
     "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "seed": "seed",
+    "loss_on": "loss-on-",
 }  # fmt: skip
 
 
@@ -327,6 +350,8 @@ def _checked(f, value):
         raise UsageError(f"{f.name} must be a finite number, not {value}.")
     if minimum is not None and number and value < minimum:
         raise UsageError(f"{f.name} must be at least {minimum:g}, not {value}.")
+    if f.metadata["maximum"] is not None and number and value > f.metadata["maximum"]:
+        raise UsageError(f"{f.name} must be at most {f.metadata['maximum']:g}, not {value}.")
     return value
 
 

@@ -160,7 +160,13 @@ def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
     from newllm_lib.training.run_recipe import _compilation, _dtype
 
     device = probe()
-    assert _dtype(recipe(dtype="bf16"), device) == "bf16" and _dtype(recipe(), device) == device.dtype
+    assert _dtype(recipe(), device) == device.dtype
+    for kind, refused in (("cpu", "fp16"), ("cpu", "bf16"), ("t4", "bf16")):
+        monkeypatch.setenv("NEWLLM_DEVICE", kind)
+        with pytest.raises(UsageError, match=f"--dtype {refused}"):
+            _dtype(recipe(dtype=refused), probe())
+    monkeypatch.setenv("NEWLLM_DEVICE", "a100")
+    assert [_dtype(recipe(dtype=d), probe()) for d in ("fp32", "fp16", "bf16")] == ["fp32", "fp16", "bf16"]
     found = [_compilation(recipe(compile=c), device) for c in ("on", "off", "graphs")]
     assert found == ["on", "off", "graphs"]
     for kind, expected in (("cpu", "off"), ("t4", "on"), ("h100", "graphs")):
@@ -205,7 +211,7 @@ def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
 
 ELSEWHERE = {
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
-    "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size",  # tests/data
+    "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
     "carry_state",  # tests/training
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import traceback
 
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Run one command; returns the exit code. Errors become one line on standard error (`--debug`: with traceback)."""
     debug = "--debug" in argv
     try:
-        arguments = parse(argv)
+        arguments = parse(_from_the_users_folder(argv))
         if arguments is None:  # help or version was asked for, and shown
             return 0
         return _run(arguments)
@@ -33,6 +34,26 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         return _failed(f"{type(error).__name__}: {line} (--debug shows where; please report it)", 1, debug)
+
+
+def _from_the_users_folder(argv: list[str]) -> list[str]:
+    """Paths as colab_bootstrap.sh's caller meant them: it changes to the clone before it calls this command."""
+    started_in = os.environ.get("NEWLLM_STARTED_IN")
+    if not started_in:
+        return argv
+    words, previous = [], ""
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if equals and flag.replace("-", "_") in _PATH_FLAGS:
+            word = f"{flag}={os.path.join(started_in, value)}"
+        elif previous.replace("-", "_") in _PATH_FLAGS or word.endswith((".yaml", ".yml")):
+            word = os.path.join(started_in, word)
+        words.append(word)
+        previous = flag if not equals else ""
+    return words
+
+
+_PATH_FLAGS = ("__data_dir", "__output_dir")  # as `--data_dir` and `--data-dir`
 
 
 def _run(arguments) -> int:

@@ -107,7 +107,7 @@ def list_runs(arguments):
         say(f"Next: {command('runs', 'status', rows[0]['run'])}   or   {command('runs', 'logs', rows[0]['run'])}")
     else:
         say(f"No runs in {runs.roots()[0].absolute()} yet. Next: {command('demo')}")
-    return rows if arguments.json else 0
+    return {"runs": rows} if arguments.json else 0
 
 
 def run_status(arguments):

@@ -95,8 +95,8 @@ def _result_commands(commands) -> None:
     _run_argument(evaluate)
     _flag(evaluate, "split", default="test", choices=("train", "validation", "test"), help="default: test")
     _flag(evaluate, "data_dir", help="take the data from this folder instead of where the run's came from")
-    _flag(evaluate, "batch_size", type=int, help="rows at a time (changes speed and memory, not the result)")
-    _flag(evaluate, "block_length", type=int, help="tokens at a time (changes speed and memory, not the result)")
+    _flag(evaluate, "batch_size", type=_positive, help="rows at a time (changes speed and memory, not the result)")
+    _flag(evaluate, "block_length", type=_positive, help="tokens at a time (changes speed and memory, not the result)")
     _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
     compare = _command(commands, "compare", results.compare, "set two runs side by side: quality, speed, memory")
     for which in ("RUN_A", "RUN_B"):
@@ -130,7 +130,7 @@ def _about_commands(commands) -> None:
     stop = _command(actions, "stop", about.stop_run, "ask a run to save and stop, and wait until it did")
     for parser in (status, logs, stop):
         parser.add_argument("run", metavar="RUN", help="a run's name or folder")
-    _flag(logs, "lines", type=int, default=40, help="how many lines (default: 40)")
+    _flag(logs, "lines", type=_positive, default=40, help="how many lines (default: 40)")
     _flag(logs, "follow", action="store_true", help="go on showing what is added, until the run ends or Ctrl-C")
     _flag(stop, "timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)")
 
@@ -149,6 +149,13 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
 
 def _metavar(kind: type) -> str:
     return {int: "N", float: "X", bool: "true|false", str: "TEXT", type(None): "none"}[kind]
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 def _flag(parser, name: str, **options) -> None:

@@ -31,14 +31,17 @@ def train(arguments):
     return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
 
 
+_BASELINE = {"model": "tiny_gpt2", "carry_state": False}  # attention carries no state, whatever the flags say of New-LLM
+
+
 def demo(arguments):
     """The main job: New-LLM and TinyGPT2 on the same data, then their comparison."""
     ours = _recipe(arguments, "demo")
-    baseline = _recipe(arguments, "demo", model="tiny_gpt2")
+    baseline = _recipe(arguments, "demo", **_BASELINE)
     job = Run(ours.output_dir or ours.run_path().with_name(ours.run_name.removeprefix("new_llm_")))
     if ours.output_dir:  # one folder for the whole demo, a run each inside
         ours = _recipe(arguments, "demo", output_dir=str(job.path / ours.run_name))
-        baseline = _recipe(arguments, "demo", model="tiny_gpt2", output_dir=str(job.path / baseline.run_name))
+        baseline = _recipe(arguments, "demo", output_dir=str(job.path / baseline.run_name), **_BASELINE)
     both = [Run(recipe.run_path()) for recipe in (ours, baseline)]
     say(f"Demo: trains {both[0].name} and {both[1].name} on real dialogues, then compares them in {job.path}")
     if arguments.background:

@@ -32,13 +32,13 @@ def prepare(recipe, cache_dir: str | Path | None = None) -> PreparedData:
     """Make (or find in the cache) everything that training on a recipe's data needs, saying what is done.
 
     Args:
-        recipe: a `Recipe`; its fields data, data_dir, max_samples, tokenizer, vocab_size and max_seq_length are used.
+        recipe: a `Recipe`; its fields data, data_dir, max_samples, tokenizer, vocab_size, max_seq_length and loss_on are used.
         cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
     Raises:
         NewLLMError: one line that says what is wrong with the data and how to mend it.
     """
     from newllm_lib.data.cache import cache_root, key_hash
-    from newllm_lib.data.packing import check_length, pack
+    from newllm_lib.data.packing import check_answers, check_length, pack
     from newllm_lib.data.sources import open_source
     from newllm_lib.data.splits import SPLITS, check_train
     from newllm_lib.data.tokenizer import load_tokenizer
@@ -47,15 +47,18 @@ def prepare(recipe, cache_dir: str | Path | None = None) -> PreparedData:
     source = open_source(recipe, cache)
     check_train(source, set(SPLITS))
     tokenizer = load_tokenizer(recipe, source, cache)
-    packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples)
+    answers_only = recipe.loss_on == "answers"
+    packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only)
     for split in packed.values():
         check_length(split, recipe.max_seq_length)
+        check_answers(split)
     train = packed["train"]
     description = (
         f"{source.title}: {train.documents:,} documents, {console.count(train.tokens)} tokens to train on "
         f"(validation {console.count(packed['validation'].tokens)}, test {console.count(packed['test'].tokens)}), "
         f"vocabulary {len(tokenizer):,}, <unk> {100 * train.unk_share:.1f} %"
         + (", text lower-cased" if train.lower_cased else "")
+        + (f", loss on the answers ({100 * train.loss_mask.mean():.0f} % of the tokens)" if answers_only else "")
     )
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
     return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint)
@@ -68,7 +71,7 @@ def load_split(recipe, tokenizer, split: str, cache_dir: str | Path | None = Non
         NewLLMError: as `prepare`.
     """
     from newllm_lib.data.cache import cache_root
-    from newllm_lib.data.packing import pack
+    from newllm_lib.data.packing import check_answers, pack
     from newllm_lib.data.sources import open_source
     from newllm_lib.data.splits import SPLITS, check_train
     from newllm_lib.errors import UsageError
@@ -78,4 +81,7 @@ def load_split(recipe, tokenizer, split: str, cache_dir: str | Path | None = Non
     cache = cache_root(cache_dir)
     source = open_source(recipe, cache)
     check_train(source, {split})
-    return pack(source, tokenizer, [split], cache, max_samples=recipe.max_samples)[split]
+    answers_only = recipe.loss_on == "answers"
+    packed = pack(source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only)[split]
+    check_answers(packed)
+    return packed

@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm_lib.data.jsonfiles import read_json_lines, read_json_values
-from newllm_lib.data.records import SCHEMAS, BadRecord, Record, Tally, parse_row
-from newllm_lib.data.textfiles import PIECE, open_data, read_documents
+from newllm_lib.data.records import BadRecord, Record, Tally
+from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_row
+from newllm_lib.data.textfiles import PIECE, open_data, read_documents, read_lines
 from newllm_lib.errors import NewLLMError, UsageError
 
-KINDS = (".txt", ".jsonl", ".json", ".parquet")
+KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
                "dev": "validation", "test": "test"}  # fmt: skip
 
 # [prefix.]split[-00000-of-00002].kind, e.g. train.txt, wikitext-2.valid.txt, train-00000-of-00002.parquet
 _FILE_NAME = re.compile(
-    rf"(?:(?P<prefix>.*)[._-])?(?P<split>{'|'.join(SPLIT_NAMES)})(?P<shard>-\d+-of-\d+)?(?P<kind>\.[a-z]+)",
+    rf"(?:(?P<prefix>.*)[._-])?(?P<split>{'|'.join(SPLIT_NAMES)})(?P<shard>-\d+-of-\d+)?(?P<kind>\.[a-z]+(?:\.gz)?)",
     re.IGNORECASE,
 )
 
@@ -71,14 +72,31 @@ def read_file(path: Path, tally: Tally) -> Iterator[Record]:
     Raises:
         NewLLMError: the file cannot be read at all.
     """
-    kind = path.suffix.lower()
-    if kind == ".txt":
+    kind = kind_of(path)
+    if kind == ".txt" and not _holds_utterances(path):
         for document in read_documents(path):
             tally.good += 1
             yield Record(document)
         return
-    rows = {".jsonl": read_json_lines, ".json": read_json_values, ".parquet": _read_parquet}[kind]
-    yield from parse_rows(rows(path), tally)
+    yield from parse_rows(_READERS[kind](path), tally)
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a data file's name, one of `KINDS`."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
+def _holds_utterances(path: Path) -> bool:
+    """Whether a text file is DailyDialog's: a dialogue a line."""
+    first = next((line for line in read_lines(path) if line.strip()), "")
+    return ends_utterance(first)
+
+
+def _read_utterances(path: Path) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            known = ends_utterance(line)
+            yield f"{path}, line {number}", {"text": line} if known else ValueError("a line that does not end in __eou__")
 
 
 def parse_rows(rows: Iterator[tuple[str, object]], tally: Tally) -> Iterator[Record]:
@@ -99,12 +117,12 @@ def parse_rows(rows: Iterator[tuple[str, object]], tally: Tally) -> Iterator[Rec
 
 def text_size(path: Path) -> int:
     """About how many bytes of text a file holds (parquet is compressed)."""
-    if path.suffix.lower() != ".parquet":
-        return path.stat().st_size
+    if kind_of(path) != ".parquet":
+        return path.stat().st_size * (3 if kind_of(path) == ".jsonl.gz" else 1)
     with _parquet_file(path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-        return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in SCHEMAS)
+        return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in COLUMNS)
 
 
 @contextlib.contextmanager
@@ -122,8 +140,14 @@ def _parquet_file(path: Path):
 def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
     number = 0
     with _parquet_file(path) as file:
-        wanted = [name for name in file.schema_arrow.names if name in SCHEMAS]
+        wanted = [name for name in file.schema_arrow.names if name in COLUMNS]
         for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
+
+
+_READERS = {
+    ".txt": _read_utterances, ".jsonl": read_json_lines, ".jsonl.gz": read_json_lines, ".json": read_json_values,
+    ".parquet": _read_parquet,
+}  # fmt: skip

@@ -23,6 +23,8 @@ from newllm_lib.data.cache import write_file
 from newllm_lib.data.folder import SPLIT_NAMES
 from newllm_lib.errors import NewLLMError, UsageError
 
+# what the hub's sets call their splits: also the halves for supervised fine-tuning of ultrachat_200k and its like
+HUB_SPLIT_NAMES = {**SPLIT_NAMES, "train_sft": "train", "test_sft": "test"}
 DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
 CONNECT_SECONDS = 5.0  # a hub that has not answered by then is not there
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
@@ -136,7 +138,7 @@ class HubDataset:
 
     def _splits(self, commit: str) -> dict[str, str]:
         names = list(self._load(commit))
-        splits = {SPLIT_NAMES[n.lower()]: n for n in reversed(names) if n.lower() in SPLIT_NAMES}
+        splits = {HUB_SPLIT_NAMES[n.lower()]: n for n in reversed(names) if n.lower() in HUB_SPLIT_NAMES}
         if "train" not in splits:
             raise UsageError(f"Data set {self.name} has no train split (it has {', '.join(names)}): name another id.")
         return splits

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +17,13 @@ LARGEST = 64 << 20  # characters in one value: more is no record, and must not f
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each line of a .jsonl file; a line that is not JSON comes as a `ValueError` instead of a value.
+    """(where, value) of each line of a .jsonl or .jsonl.gz file; a line that is not JSON comes as a `ValueError` instead.
 
     Raises:
-        NewLLMError: a line is not UTF-8, or longer than 64 MiB.
+        NewLLMError: a line is not UTF-8, or longer than 64 MiB; the file is not the gzip that its name says.
     """
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
-    with open_data(path) as file:
+    with _unpacked(path) as file:
         number = 0
         while line := file.readline(LARGEST):
             number += 1
@@ -34,6 +37,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
             if text.strip():
                 yield where, _loads(text)
         decode_piece(decoder, b"", position, path)
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path):
+    with open_data(path) as file:
+        if path.suffix.lower() != ".gz":
+            yield file
+            return
+        try:
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise NewLLMError(f"{path} cannot be unpacked ({error}): is it whole?") from error
 
 
 def _loads(text: str) -> object:

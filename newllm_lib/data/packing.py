@@ -26,7 +26,7 @@ from newllm_lib.data.splits import made_splits, read_splits
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
 
-VERSION = 1  # of everything that decides what is packed: change it when that changes
+VERSION = 2  # of everything that decides what is packed: change it when that changes
 BATCH_CHARACTERS = 1 << 20  # of text, tokenized in one call
 BATCH_RECORDS = 10_000
 
@@ -85,6 +85,17 @@ def check_length(split: PackedSplit, length: int) -> None:
         raise NewLLMError(
             f"The {split.path.name.split('-')[0]} split has {split.tokens:,} tokens, fewer than one block of {length} "
             f"and the token after it. Lower --max_seq_length to {max(1, split.tokens - 1)} or less, or give more data."
+        )
+
+
+def check_answers(split: PackedSplit) -> None:
+    """Raises:
+    NewLLMError: only answers count, and the split has none.
+    """
+    if split.loss_mask is not None and not split.bytes:
+        raise NewLLMError(
+            f"The {split.path.name.split('-')[0]} split holds no answers (no text of an assistant): "
+            "use --loss_on everything, or data with answers."
         )
 
 

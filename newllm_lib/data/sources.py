@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from newllm_lib.data.cache import key_hash
-from newllm_lib.data.folder import content_hash, find_files, parse_rows, read_file, text_size
+from newllm_lib.data.folder import content_hash, find_files, kind_of, parse_rows, read_file, text_size
 from newllm_lib.data.hub import HubDataset, HubName
 from newllm_lib.data.jsonfiles import read_json_members
 from newllm_lib.data.records import BadRecord, Message, Record, Tally
@@ -25,7 +26,10 @@ from newllm_lib.errors import NewLLMError, UsageError
 
 @dataclass(frozen=True)
 class Registered:
-    """A source known by name. `revision` is the commit it was written for; `fields` are the columns that are read."""
+    """A source known by name.
+
+    `revision` is the commit it was written for, or the branch that holds it; `fields` are the columns that are read.
+    """
 
     title: str
     home: str  # a PyPI package, or a hub id as `HubName` writes it
@@ -42,6 +46,32 @@ REGISTRY = {
     "wikitext": Registered(
         "WikiText-2", "Salesforce/wikitext:wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3", ("text",),
         "CC BY-SA 3.0 and GFDL", "article lines",
+    ),
+    "dolly": Registered(
+        "Dolly-15k", "databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
+        ("instruction", "context", "response"), "CC BY-SA 3.0", "records",
+    ),
+    "dailydialog": Registered(  # the set itself is a script; the hub keeps a converted copy on this branch
+        "DailyDialog", "li2017dailydialog/daily_dialog", "refs/convert/parquet", ("dialog",), "CC BY-NC-SA 4.0", "records",
+    ),
+    "hh_rlhf": Registered(
+        "HH-RLHF", "Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", ("chosen",), "MIT", "records",
+    ),
+    "ultrachat": Registered("UltraChat", "stingning/ultrachat", "main", ("data",), "MIT", "records"),
+    "ultrachat_200k": Registered(
+        "UltraChat 200k", "HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a", ("messages",), "MIT",
+        "records",
+    ),
+    "code_alpaca": Registered(
+        "CodeAlpaca-20k", "sahil2801/CodeAlpaca-20k", "main", ("instruction", "input", "output"), "CC BY 4.0", "records",
+    ),
+    "dolly_ja": Registered(
+        "Dolly-15k in Japanese", "kunishou/databricks-dolly-15k-ja", "main", ("instruction", "input", "output"), "CC BY-SA 3.0",
+        "records",
+    ),
+    "alpaca_ja": Registered(
+        "Alpaca in Japanese", "fujiki/japanese_alpaca_data", "main", ("instruction", "input", "output"), "CC BY-NC-SA 4.0",
+        "records",
     ),
 }  # fmt: skip
 
@@ -86,7 +116,9 @@ def open_source(recipe, cache: Path) -> Source:
         return HubSource(name, layout, cache)
     if known.layout == "chitchat":
         return ChitChatSource(known)
-    return HubSource(HubName.parse(f"{known.home}@{known.revision}"), known.layout, cache, or_newest=True)
+    # a commit may be gone where the set was copied to; a branch holds something else than the newest commit
+    is_commit = re.fullmatch("[0-9a-f]{40}", known.revision) is not None
+    return HubSource(HubName.parse(f"{known.home}@{known.revision}"), known.layout, cache, or_newest=is_commit)
 
 
 class FolderSource:
@@ -104,7 +136,7 @@ class FolderSource:
 
     def fingerprint(self, split: str) -> str:
         if split not in self._hashes:
-            kinds = [path.suffix.lower() for path in self.files[split]]
+            kinds = [kind_of(path) for path in self.files[split]]
             self._hashes[split] = key_hash({"files": content_hash(self.files[split]), "kinds": kinds})
         return self._hashes[split]
 

@@ -33,7 +33,7 @@ def compare(
 
     Args:
         run_a, run_b: as for `load_run`. Differences are run_a's, in % of run_b's.
-        output_dir: where the two files go (default: beside run_a's folder).
+        output_dir: where the two files go (default: run_a's folder).
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
     Returns:
@@ -61,7 +61,7 @@ def compare(
     }  # fmt: skip
     result["difference_percent"] = differences(*models)
     result["verdict"] = verdict(result)
-    folder = Path(output_dir) if output_dir else _run_folder(run_a).absolute().parent
+    folder = Path(output_dir) if output_dir else _run_folder(run_a).absolute()
     files = [folder / "comparison.md", folder / "comparison.png"]
     say(as_text(result))
     atomic_write_text(files[0], as_markdown(result))

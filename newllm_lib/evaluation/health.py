@@ -51,10 +51,10 @@ def vector_health(vectors: torch.Tensor) -> dict:
             2007).
         context_dead_share: share of the dimensions that hardly move.
         context_dim, and context_warning: one sentence if the vectors have collapsed, else None.
-        Each is of the layer where it is worst; all are NaN with fewer than two samples.
+        Each is of the layer where it is worst; all are NaN with fewer than two samples or vectors that are no numbers.
     """
     samples, _, dim = vectors.shape
-    if samples < 2:
+    if samples < 2 or not bool(torch.isfinite(vectors).all()):
         names = ("variance", "spread", "effective_rank", "dead_share")
         return {f"context_{n}": float("nan") for n in names} | {"context_dim": dim, "context_warning": None}
     layers = [_layer_health(v.double()) for v in vectors.unbind(1)]

@@ -51,6 +51,11 @@ def read_status(run: Run) -> dict:
     return status
 
 
+def read_status_file(run: Run) -> dict:
+    """status.json as it was written, for the holder of the lock, who knows that no other process trains the run."""
+    return _read(run)
+
+
 def last_line(run: Run) -> str:
     """The last line of the run's log that is not empty."""
     lines = tail(run, 20)

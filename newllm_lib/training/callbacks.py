@@ -53,7 +53,7 @@ class DataOrder(TrainerCallback):
 
 
 class Signals(TrainerCallback):
-    """SIGINT and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+    """SIGINT and SIGTERM: finish the step, save, stop. A Ctrl-C after that stops at once; further SIGTERMs change nothing."""
 
     def __init__(self):
         self.received: int | None = None
@@ -65,8 +65,10 @@ class Signals(TrainerCallback):
                 self._before[number] = signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
-        if self.received is not None:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is not None:  # `newllm runs stop` twice: the save goes on
+            return
         self.received = number
         console.say("\nStopping: saving a checkpoint first (press Ctrl-C again to stop at once)")
 

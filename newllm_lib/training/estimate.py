@@ -43,10 +43,14 @@ def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
     return next(n for n in range(wanted, 0, -1) if per_process % n == 0)
 
 
+def _dtype(recipe: Recipe, device: Device) -> str:
+    return device.dtype if recipe.dtype == "auto" else recipe.dtype
+
+
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     """Tensors kept for the backward pass: about 10 of the residual stream's and 3 of the MLP's width in each layer."""
     width = 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
-    value = 4 if device.dtype == "fp32" else 3  # bytes; half precision still keeps some tensors in float32
+    value = 4 if _dtype(recipe, device) == "fp32" else 3  # bytes; half precision still keeps some tensors in float32
     return sequences * recipe.max_seq_length * recipe.num_layers * width * value / 2**30
 
 
@@ -68,4 +72,8 @@ def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | No
         by_steps = recipe.max_steps * recipe.batch_size * recipe.max_seq_length
         tokens = min(tokens, by_steps) if training_tokens else by_steps
     hours = 6 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
+    if device.dtype != _dtype(recipe, device):  # float32 on a GPU
+        hours *= 4
+    if recipe.recurrence == "sequential" and recipe.model == "new_llm":
+        hours *= 3  # token by token
     return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)

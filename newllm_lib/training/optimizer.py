@@ -27,9 +27,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     adamw = torch.optim.AdamW(groups, lr=recipe.scaled_learning_rate(), betas=(0.9, recipe.adam_beta2), fused=True)
     if not matrices:
         return adamw
-    scale = recipe.scaled_learning_rate() / recipe.learning_rate  # by the batch size, as for AdamW
     muon = torch.optim.Muon(
-        matrices, lr=recipe.muon_learning_rate * scale, weight_decay=recipe.weight_decay, adjust_lr_fn="original"
+        matrices, lr=recipe.muon_learning_rate * recipe.batch_scale(), weight_decay=recipe.weight_decay, adjust_lr_fn="original"
     )
     return MuonWithAdamW(muon, adamw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import torch
 from transformers import TrainingArguments, set_seed
@@ -15,7 +16,18 @@ from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, parameters
 from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.runs import BACKGROUND, Run, RunLock, atomic_write_text, checkpoint_step, link_log, missing_files, write_status
+from newllm_lib.runs import (
+    BACKGROUND,
+    Run,
+    RunLock,
+    atomic_write_text,
+    checkpoint_step,
+    link_log,
+    missing_files,
+    read_status_file,
+    remove_directory,
+    write_status,
+)  # fmt: skip
 from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import estimate, micro_batch_size
@@ -37,6 +49,7 @@ def train(recipe: Recipe) -> Run:
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
     run = Run(recipe.run_path())
     recipe = _settle(recipe, run)
+    _dtype(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model != "new_llm":
@@ -45,14 +58,19 @@ def train(recipe: Recipe) -> Run:
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
         link_log(run)
+        before = read_status_file(run)
         try:
             write_status(run, state="running", message="preparing")
-            finished = _train_locked(recipe, run, device)
+            finished = _train_locked(recipe, run, device, was_finished=before["state"] == "done")
             write_status(run, state="done", message="finished")
             if finished:
                 _say_finished(run)
         except (Interrupted, KeyboardInterrupt) as stop:
-            write_status(run, state="interrupted", message=str(stop) or "interrupted before training began")
+            write_status(run, state="interrupted", message=str(stop) or "interrupted; what came after the last save is lost")
+            raise
+        except UsageError as error:  # nothing was changed: the run is what it was
+            known = before["state"] in ("done", "failed", "interrupted")
+            write_status(run, state=before["state"] if known else "failed", message=before["message"] if known else str(error))
             raise
         except BaseException as error:
             write_status(run, state="failed", message=str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -93,7 +111,7 @@ def _free_name(run: Run) -> str:
     return str(run.path.with_name(f"{run.name}_{number}"))
 
 
-def _train_locked(recipe: Recipe, run: Run, device: Device) -> bool:
+def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> bool:
     """Prepare the data and train until done; False if the run was finished before."""
     checkpoint = _checkpoint_to_resume(recipe, run)
     data = prepare(recipe)
@@ -106,10 +124,11 @@ def _train_locked(recipe: Recipe, run: Run, device: Device) -> bool:
     progress.data_fingerprint = data.fingerprint
     atomic_write_text(run.recipe_path, recipe.to_yaml())
     steps_per_epoch, total = _steps(recipe, data)
-    if checkpoint and checkpoint_step(checkpoint) >= total or (checkpoint and run.is_finished):
+    if checkpoint and recipe.resume == "auto" and (was_finished or checkpoint_step(checkpoint) >= total):
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
         return False
     _forget_rows_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+    _set_aside_after(run, checkpoint)
     _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint)
     _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint)
     return True
@@ -123,9 +142,12 @@ def _checkpoint_to_resume(recipe: Recipe, run: Run):
     """
     if recipe.resume in ("auto", "never"):
         return run.latest_checkpoint()
-    folder = run.path / os.path.basename(os.path.normpath(recipe.resume))
-    if not folder.is_dir():
-        raise UsageError(f"--resume {recipe.resume}: there is no such checkpoint in {run.path}.")
+    name = os.path.basename(os.path.normpath(recipe.resume))
+    folder, elsewhere = run.path / name, os.path.dirname(os.path.normpath(recipe.resume))
+    other_run = elsewhere and os.path.realpath(elsewhere) != os.path.realpath(run.path)
+    if not re.fullmatch(r"checkpoint-\d+", name) or other_run or not folder.is_dir():
+        there = ", ".join(p.name for p in run.checkpoints()) or "none"
+        raise UsageError(f"--resume {recipe.resume}: name a checkpoint of {run.path} ({there}), or use auto.")
     missing = missing_files(folder)
     if missing:
         raise NewLLMError(f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto.")
@@ -146,6 +168,17 @@ def _forget_rows_after(run: Run, step: int) -> None:
     """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
     rows = [row for row in run.metrics() if row["step"] <= step]
     atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _set_aside_after(run: Run, checkpoint) -> None:
+    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept under another name."""
+    for newer in run.checkpoints():
+        if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
+            aside = newer.with_name(f"superseded-{newer.name}")
+            if aside.exists():
+                remove_directory(aside)
+            newer.rename(aside)
+            console.say(f"  {newer.name} is newer than what is resumed: kept as {aside.name}")
 
 
 def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint) -> None:
@@ -170,7 +203,18 @@ def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint) -> 
 
 
 def _dtype(recipe: Recipe, device: Device) -> str:
-    return device.dtype if recipe.dtype == "auto" else recipe.dtype
+    """The dtype of matrix products.
+
+    Raises:
+        UsageError: this device does not compute in the recipe's.
+    """
+    if recipe.dtype in ("auto", "fp32"):
+        return device.dtype if recipe.dtype == "auto" else "fp32"
+    if device.torch_device == "cpu":
+        raise UsageError(f"--dtype {recipe.dtype} needs a GPU: leave it at auto, which is fp32 here.")
+    if recipe.dtype == "bf16" and (device.capability or (0, 0)) < (8, 0):
+        raise UsageError(f"--dtype bf16: {device.name} only emulates it, slowly. Leave it at auto, which is fp16 here.")
+    return recipe.dtype
 
 
 def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint) -> None:
@@ -241,7 +285,7 @@ def _compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    return "graphs" if device.dtype == "bf16" else "on"  # with loss scaling (fp16) graphs are not measured yet
+    return "graphs" if _dtype(recipe, device) == "bf16" else "on"  # with loss scaling (fp16) graphs are not measured yet
 
 
 def _say_finished(run: Run) -> None:

@@ -17,7 +17,7 @@ from newllm_lib.data.blocks import Blocks, BlockSampler, LaneSampler
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, checkpoint_step, remove_directory, staged_directory, write_status
+from newllm_lib.runs import Run, checkpoint_step, explained, remove_directory, staged_directory, write_status
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves
@@ -120,7 +120,7 @@ class RunTrainer(Trainer):
 
     def _append(self, row: dict) -> None:
         if self.is_world_process_zero():
-            with open(self.run.metrics_path, "a", encoding="utf-8") as file:
+            with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _check_finite(self, loss: float) -> None:
@@ -136,11 +136,12 @@ class RunTrainer(Trainer):
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args, **kwargs) -> dict:
-        """Validation metrics by `evaluation.metrics`, the same as `newllm evaluate`'s; keeps the best model in `best/`."""
+        """Validation metrics in training's dtype (`newllm evaluate` uses float32); keeps the best model in `best/`."""
         started = time.monotonic()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
             metrics = evaluate(model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype)
+        self._check_finite(metrics["loss"])
         step = self.state.global_step
         best = self.progress.judge(metrics["bits_per_byte"], step)
         row = {"step": step, "epoch": round(self.state.epoch, 6)}
@@ -160,6 +161,14 @@ class RunTrainer(Trainer):
         super().log({k: v for k, v in found.items() if isinstance(v, float)})  # to what --report_to names
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A tied head is not in the file: that is how it should be, and no reason to alarm anyone."""
+        tied = set(self.model.all_tied_weights_keys) if hasattr(self.model, "all_tied_weights_keys") else {"lm_head.weight"}
+        if set(load_result.missing_keys) <= tied and not load_result.unexpected_keys:
+            self.model.tie_weights()
+        else:
+            super()._issue_warnings_after_load(load_result)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 

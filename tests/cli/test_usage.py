@@ -106,7 +106,7 @@ def test_the_last_of_background_and_foreground_counts():
 def test_recipes_are_listed_and_shown_as_yaml_that_loads(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
     code, out, _ = run(capsys, "recipes")
-    assert code == 0 and out.startswith("demo ") and "\nwikitext " in out
+    assert code == 0 and "\ndemo " in "\n" + out and "\nwikitext " in out
     code, out, _ = run(capsys, "recipes", "show", "demo")
     assert code == 0
     saved = tmp_path / "mine.yaml"
@@ -125,3 +125,34 @@ def test_help_takes_less_than_a_second_and_loads_no_torch():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_paths_are_meant_from_where_the_bootstrap_was_started(monkeypatch, tmp_path):
+    from newllm_lib.cli import _from_the_users_folder
+
+    words = ["train", "mine.yaml", "--data_dir", "texts", "--output-dir=out", "--num_layers", "2", "--data-dir", "/absolute"]
+    assert _from_the_users_folder(words) == words
+    monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path))
+    assert _from_the_users_folder(words) == [
+        "train", str(tmp_path / "mine.yaml"), "--data_dir", str(tmp_path / "texts"), f"--output-dir={tmp_path / 'out'}",
+        "--num_layers", "2", "--data-dir", "/absolute",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "a", "--block_length", "-5"], "from 1 on"), (["runs", "logs", "a", "--lines", "0"], "from 1 on"),
+        (["train", "demo", "--dropout", "1.5"], "dropout must be at most 0.9"),
+        (["train", "demo", "--report_to", "foo"], "report_to must be one of none, tensorboard"),
+        (["train", "demo", "--epochs", "0"], "epochs must be at least"),
+        (["train", "demo", "--protocol", "seed", "--tokenizer", "gpt2"], "1,000 words"),
+        (["train", "demo", "--dtype", "fp16"], "needs a GPU"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_before_anything_is_made(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    code, _, err = run(capsys, *words)
+    assert code == 2 and expected in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

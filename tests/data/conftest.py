@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +55,35 @@ def byte_level_bpe(vocab_size: int, special_tokens: list[str]):
     return backend
 
 
+@contextlib.contextmanager
+def hub_worker(hub, tmp_path_factory):
+    """A process that knows `hub`: gives a function that prepares data there, see `hub_worker.py`."""
+    blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    errors = tmp_path_factory.mktemp("worker") / "stderr"
+    with open(errors, "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.data.hub_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=stderr, text=True, env=environment, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+
+    def ask(cache, **fields):
+        recipe = {
+            "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 300, "max_seq_length": 16,
+            "loss_on": "everything",
+        }  # fmt: skip
+        process.stdin.write(json.dumps({**recipe, **fields, "cache": str(cache)}) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, errors.read_text()
+        return json.loads(line)
+
+    yield ask
+    process.stdin.close()
+    process.wait(20)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """Makes recipes: the demo's fields, with what is given changed."""
@@ -58,7 +91,7 @@ def recipe(tmp_path):
     def make(**changes) -> SimpleNamespace:
         fields = {
             "data": "demo", "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 400,
-            "max_seq_length": 16,
+            "max_seq_length": 16, "loss_on": "everything",
         }  # fmt: skip
         return SimpleNamespace(**{**fields, **{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}})
 

@@ -1,10 +1,6 @@
 """The real loading code against a server that speaks the hub's protocol, and against no server at all."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,7 @@ from newllm_lib.data import hub as hub_module
 from newllm_lib.data.hub import Asked, HubDataset, HubName, HubUnreachable, explain
 from newllm_lib.data.sources import REGISTRY
 from newllm_lib.errors import NewLLMError
-from tests.data.conftest import byte_level_bpe, dialogues, paragraphs, write_jsonl
+from tests.data.conftest import byte_level_bpe, dialogues, hub_worker, paragraphs, write_jsonl
 from tests.hub_server import HubServer
 
 ARTICLE = " = Title {0} = \n \n Über the river {0} . \n \n = = Part = = \n \n {1} \n \n"
@@ -76,27 +72,8 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def worker(hub, tmp_path_factory):
     """Sends recipes to a worker that knows `hub`."""
-    blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    errors = tmp_path_factory.mktemp("worker") / "stderr"
-    with open(errors, "w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.data.hub_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=stderr, text=True, env=environment, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-
-    def ask(cache, **fields):
-        recipe = {"data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 300, "max_seq_length": 16}
-        process.stdin.write(json.dumps({**recipe, **fields, "cache": str(cache)}) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, errors.read_text()
-        return json.loads(line)
-
-    yield ask
-    process.stdin.close()
-    process.wait(20)
+    with hub_worker(hub, tmp_path_factory) as ask:
+        yield ask
 
 
 @pytest.fixture(autouse=True)

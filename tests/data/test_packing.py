@@ -93,7 +93,7 @@ def test_whatever_decides_the_content_is_in_the_key(folder, bpe, cache, tmp_path
     packs_anew(answers_only=True)
     monkeypatch.setattr("newllm_lib.data.packing.TEMPLATE_VERSION", 2)
     packs_anew()
-    monkeypatch.setattr("newllm_lib.data.packing.VERSION", 2)
+    monkeypatch.setattr("newllm_lib.data.packing.VERSION", 99)
     packs_anew()
     text = (folder / "train.txt").read_text()
     times = os.stat(folder / "train.txt")

@@ -44,7 +44,8 @@ def test_a_given_count_divides_the_sum_and_no_label_gives_zero():
     counted = int((labels != IGNORE).sum())
     by_hundred, mean = linear_cross_entropy(hidden, weight, labels, 100), linear_cross_entropy(hidden, weight, labels)
     torch.testing.assert_close(by_hundred * 100 / counted, mean)
-    assert linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE)) == 0
+    for tokens in (None, 0, torch.tensor(0)):
+        assert linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE), tokens) == 0
     with torch.no_grad():
         assert torch.isfinite(linear_cross_entropy(hidden, weight, labels))
 

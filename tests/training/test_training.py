@@ -251,3 +251,51 @@ def test_several_processes_are_refused_before_anything_is_made(folder, monkeypat
     with pytest.raises(UsageError, match="several processes"):
         train(recipe(folder))
     assert not (folder / "run").exists()
+
+
+def test_a_run_that_patience_ended_stays_ended_and_a_refused_command_changes_nothing(folder, capsys):
+    choices = {"epochs": 30, "learning_rate": 0.5, "warmup_steps": 1, "patience": 1, "dropout": 0.0}
+    run = train(recipe(folder, **choices))
+    before = run.metrics_path.read_bytes()
+    train(recipe(folder, **choices))
+    assert "finished already" in capsys.readouterr().out and run.metrics_path.read_bytes() == before
+    for wrong in ("best", "checkpoint-1", f"other/{run.latest_checkpoint().name}"):
+        with pytest.raises(UsageError, match="name a checkpoint of"):
+            train(recipe(folder, **choices, resume=wrong))
+        assert read_status(run)["state"] == "done"
+
+
+def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
+    monkeypatch.setattr(trainer, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")})
+    with pytest.raises(NewLLMError, match="loss became nan"):
+        train(recipe(folder))
+    run = Run(folder / "run")
+    assert not run.best.exists() and not run.checkpoints() and "NaN" not in run.metrics_path.read_text()
+
+
+def test_a_second_sigterm_does_not_lose_the_save(folder, monkeypatch):
+    import signal
+
+    step = trainer.RunTrainer.training_step
+
+    def twice(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", twice)
+    with pytest.raises(Interrupted):
+        train(recipe(folder))
+    assert Run(folder / "run").latest_checkpoint().name == "checkpoint-5"
+
+
+def test_resuming_an_older_checkpoint_sets_the_newer_ones_aside(folder):
+    choices = {"save_minutes": 0, "max_steps": 9, "keep_checkpoints": 3}
+    run = train(recipe(folder, **choices))
+    rows_before = run.metrics_path.read_text()
+    train(recipe(folder, **choices, resume="checkpoint-7"))
+    assert (run.path / "superseded-checkpoint-9").is_dir()
+    assert [p.name for p in run.checkpoints()][-2:] == ["checkpoint-8", "checkpoint-9"]
+    steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in (rows_before, run.metrics_path.read_text())]
+    assert steps[0] == steps[1]

@@ -18,6 +18,8 @@ IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
 KERNEL_CHUNK_ELEMENTS = 1 << 27  # with the kernel, which needs them once and in half precision: 256 MiB
 
+FP16_ROWS = 2048  # rows summed in one fp16 product for the head's gradient: more could overflow, where no loss scale reaches
+
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
     """Mean cross-entropy, in nats, of `hidden @ weight.T` against `labels`.
@@ -30,8 +32,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens:
     rows = hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, _, _ = _summed(rows, weight, labels, _autocast_dtype(hidden), gradients)
-    count = (labels != IGNORE).sum().clamp_min(1) if tokens is None else tokens
-    return total / count
+    count = (labels != IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
+    return total / count.clamp_min(1)  # a batch in which nothing is predicted has loss 0
 
 
 def _autocast_dtype(hidden: Tensor) -> torch.dtype:
@@ -50,6 +52,7 @@ def _summed(
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
     total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+    rows = FP16_ROWS if dtype == torch.float16 else hidden.shape[0] or 1
     step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
     for start in range(0, hidden.shape[0], step):
         chunk, target = hidden[start : start + step].to(dtype), labels[start : start + step]
@@ -57,7 +60,8 @@ def _summed(
         total += losses
         if gradients:
             grad_hidden[start : start + step] = (grad_logits @ head).to(hidden.dtype)
-            grad_weight += grad_logits.T @ chunk
+            for part, inputs in zip(grad_logits.split(rows), chunk.split(rows), strict=True):
+                grad_weight += part.T @ inputs
     return total, grad_hidden, grad_weight.to(weight.dtype)
 
 
