@@ -221,3 +221,18 @@ def test_a_training_step_compiles_without_a_graph_break(kind, state):
     weights = [p for p in model.parameters() if p.requires_grad]
     for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causality_and_carried_state_hold_for_random_lengths(kind):
+    model, random = build(*kind), torch.Generator().manual_seed(5)
+    for trial in range(12):
+        time = int(torch.randint(2, 60, (), generator=random))
+        cut = int(torch.randint(1, time, (), generator=random))
+        ids = text(2, time, seed=trial, documents=kind[0] == "new_llm")
+        whole = model(ids).logits
+        # What follows changes nothing:
+        torch.testing.assert_close(model(ids[:, :cut]).logits, whole[:, :cut], rtol=1e-5, atol=1e-5)
+        if kind[0] == "new_llm":
+            rest = model(ids[:, cut:], state=model(ids[:, :cut], use_cache=True).state).logits
+            torch.testing.assert_close(rest, whole[:, cut:], rtol=1e-5, atol=1e-5)
