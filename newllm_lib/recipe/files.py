@@ -1,0 +1,39 @@
+"""Reading recipe files."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from newllm_lib.errors import UsageError
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file of `key: value` lines.
+
+    Raises:
+        UsageError: unreadable, or something else than such lines (names the line).
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
+        raise UsageError(f"{path} is not readable as YAML{line}: mend it, or start from `newllm recipes show demo`.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold `key: value` lines; start from `newllm recipes show demo`.")
+    return values
+
+
+def check_keys(values: dict, where: str, known: list[str]) -> None:
+    """Raises: UsageError for a key that is not among `known`, with the nearest one."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} must hold `key: value` lines.")
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else "`newllm recipes show demo` lists all keys"
+            raise UsageError(f"Unknown key {key!r} in {where}: {hint}")

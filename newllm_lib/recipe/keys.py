@@ -1,0 +1,124 @@
+"""The keys of a recipe, a dataclass for each subject. `Recipe` is all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from newllm_lib.device import KINDS
+
+
+def key(default, help: str, group: str, *, choices: tuple = (), identity: bool = True, minimum: float | None = None,
+         maximum: float | None = None):  # fmt: skip
+    """A recipe key. `identity`: two runs that differ in it are different runs (resume refuses to mix them)."""
+    metadata = {"help": help, "group": group, "choices": choices, "identity": identity, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunKeys:
+    """What a run is called, where it lies, how often it speaks and saves."""
+
+    recipe: str = key("custom", "the recipe's name", "run")
+    sized_for: str = key("auto", "device kind whose preset is used", "run", choices=("auto", *KINDS))
+    logging_steps: int = key(50, "optimizer steps between two lines of the log", "run", identity=False, minimum=1)
+    save_minutes: float = key(
+        5.0, "save at least this often (also at each epoch's end)", "run", identity=False, minimum=0.0
+    )
+    keep_checkpoints: int = key(2, "checkpoints kept (besides best and last)", "run", identity=False, minimum=1)
+    report_to: str = key(
+        "none", "also report to one of these", "run", identity=False, choices=("none", "tensorboard", "wandb", "trackio")
+    )
+    output_dir: str | None = key(None, "folder of this run (default: checkpoints/<name>)", "run", identity=False)
+    run_name: str = key("auto", "name of the run; made from what was chosen", "run", identity=False)
+    resume: str = key("auto", "auto (continue where it stopped), never, or a checkpoint", "run", identity=False)
+
+
+@dataclass
+class DataKeys:
+    """What is read, and how it becomes tokens."""
+
+    data: str = key("demo", "a source by name (demo, wikitext), or a Hugging Face data set id", "data")
+    data_dir: str | None = key(
+        None, "folder with train.*, validation.*, test.* (.txt .jsonl .json .parquet) to use instead", "data",
+        identity=False,  # a folder may move; what it holds is compared by content
+    )  # fmt: skip
+    max_samples: int | None = key(None, "use only this many documents of the training split", "data", minimum=1)
+    protocol: str = key(
+        "standard", "seed: the original's 1,000-word vocabulary and metric, to compare with its figures", "data",
+        choices=("standard", "seed"),
+    )  # fmt: skip
+    tokenizer: str = key("bpe", "bpe (trained on the data), words, gpt2, or a folder or hub id of a tokenizer", "data")
+    vocab_size: int = key(4096, "vocabulary of a tokenizer that is trained here", "data", minimum=300)
+    max_seq_length: int = key(128, "tokens in a training block", "data", minimum=2)
+    separate_documents: bool = key(
+        True, "keep documents in one block apart: the state (or the attention) starts anew at each", "data"
+    )
+    loss_on: str = key(
+        "everything", "what is learned and measured of a dialogue: the assistant's answers, or everything", "data",
+        choices=("answers", "everything"),
+    )  # fmt: skip
+
+
+@dataclass
+class ModelKeys:
+    """Which model, and its sizes in channels."""
+
+    model: str = key("new_llm", "which model", "model", choices=("new_llm", "tiny_gpt2"))
+    recurrence: str = key(
+        "parallel", "New-LLM's recurrence: parallel over time, or the original's sequential one", "model",
+        choices=("parallel", "sequential"),
+    )  # fmt: skip
+    num_layers: int = key(4, "blocks (sequential recurrence: depth of the per-token MLP)", "model", minimum=1)
+    hidden_size: int = key(256, "channels of the residual stream (New-LLM)", "model", minimum=1)
+    context_dim: int = key(256, "size of the context vector each block carries", "model", minimum=1)
+    mlp_size: int = key(1024, "inner channels of the token MLP", "model", minimum=1)
+    conv_width: int = key(4, "tokens seen by the short causal convolution (1: none)", "model", minimum=1)
+    num_heads: int = key(4, "attention heads (TinyGPT2)", "model", minimum=1)
+    dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
+    tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")
+
+
+@dataclass
+class TrainingKeys:
+    """How it is trained. Batch sizes are in sequences per optimizer step."""
+
+    seed: int = key(0, "random seed: weights, dropout and data order", "training", minimum=0)
+    epochs: float = key(6.0, "passes over the training split", "training", minimum=0.0001)
+    max_steps: int | None = key(None, "stop after this many optimizer steps", "training", minimum=1)
+    batch_size: int = key(128, "sequences per optimizer step, over all GPUs", "training", minimum=1)
+    micro_batch_size: int | str = key(
+        "auto", "sequences at a time on one GPU; the rest of the batch is accumulated", "training", identity=False,
+        minimum=1,
+    )  # fmt: skip
+    optimizer: str = key(
+        "adamw", "adamw, or muon for the matrices inside the blocks (AdamW for the rest)", "training",
+        choices=("adamw", "muon"),
+    )  # fmt: skip
+    learning_rate: float = key(6e-3, "peak learning rate", "training", minimum=0.0)
+    learning_rate_batch_size: int | None = key(
+        None, "batch size the learning rate was chosen for: another batch size scales it by the square root", "training",
+        minimum=1,
+    )  # fmt: skip
+    muon_learning_rate: float = key(0.02, "Muon's peak learning rate (optimizer: muon)", "training", minimum=0.0)
+    warmup_steps: float = key(100, "steps of linear warm-up (below 1: a share of all steps)", "training", minimum=0.0)
+    schedule: str = key(
+        "cosine", "how the learning rate falls (wsd: not before half of the steps, then linearly)", "training",
+        choices=("cosine", "linear", "wsd", "constant"),
+    )
+    min_learning_rate_ratio: float = key(0.05, "last learning rate as a share of the peak", "training", minimum=0.0)
+    weight_decay: float = key(0.1, "weight decay of matrices", "training", minimum=0.0)
+    adam_beta2: float = key(0.98, "AdamW's second beta", "training", minimum=0.0, maximum=0.9999)
+    max_grad_norm: float = key(1.0, "clip gradients to this norm (0: never)", "training", minimum=0.0)
+    patience: int | None = key(
+        None, "stop after this many evaluations without a better one", "training", minimum=1
+    )
+    carry_state: bool = key(
+        False, "New-LLM: start each block with the state the same text's last block ended with (blocks are then read in order)",
+        "training",
+    )  # fmt: skip
+    evals_per_epoch: int = key(1, "evaluations on the validation split in each epoch", "training", minimum=1)
+    dtype: str = key("auto", "dtype of matrix products", "training", choices=("auto", "fp32", "fp16", "bf16"))
+    compile: str = key(
+        "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
+        "training", choices=("auto", "on", "off", "graphs"), identity=False,
+    )  # fmt: skip
