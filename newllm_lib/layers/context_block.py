@@ -20,6 +20,7 @@ from torch import nn
 
 from newllm_lib.ops.gated_scan import gated_context
 from newllm_lib.ops.short_conv import short_conv
+from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
 
 
 class ContextVector(nn.Module):
@@ -59,6 +60,8 @@ class TokenMLP(nn.Module):
         self.down = nn.Linear(mlp_size, hidden_size, bias=False)
 
     def forward(self, x):
+        if type(self.up) is nn.Linear and type(self.down) is nn.Linear:  # not wrapped, as by an adapter
+            return squared_relu_mlp(x, self.up.weight, self.down.weight)
         h = F.relu(self.up(x))
         return self.down(h * h)  # not a power: autocast would compute that in float32
 

@@ -166,6 +166,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
         valid = _padding(attention_mask, x.shape[1])
         if state is None:
             state = self.initial_state(x.shape[0])
+        if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self.dropout(x), []
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:

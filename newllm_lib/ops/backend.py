@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 
 import torch
+
+from newllm_lib.device import probe
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -14,6 +17,22 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def runs_triton(x: torch.Tensor) -> bool:
     """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can accumulate."""
     return _HAS_TRITON and x.is_cuda and x.dtype in _KERNEL_DTYPES
+
+
+def runs_triton_dot(x: torch.Tensor) -> bool:
+    """Whether kernels that multiply matrices take it: half precision, and Triton has this GPU's tensor cores (from sm80 on)."""
+    return runs_triton(x) and x.dtype != torch.float32 and _tensor_core_dot()
+
+
+@torch.compiler.assume_constant_result  # asks the system, which can't be traced
+def _tensor_core_dot() -> bool:
+    return _tensor_core_dot_of(os.environ.get("NEWLLM_DEVICE"))
+
+
+@functools.cache
+def _tensor_core_dot_of(named: str | None) -> bool:
+    """`named`: the device that NEWLLM_DEVICE names, which `probe` reads."""
+    return probe().tensor_core_dot
 
 
 def on_its_device(function):

@@ -138,3 +138,12 @@ def test_compiles_without_graph_break():
     found = torch.autograd.grad([z.square().sum() for z in compiled(x, weight, taps)], [x, weight, taps])
     for a, b in zip(found, eager, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_relu_mlp(dtype, monkeypatch):
+    from newllm_lib.ops.squared_relu_mlp import triton
+
+    for key in ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_INNER"):
+        monkeypatch.setitem(triton._TILE, key, 16)
+    checks.check_squared_relu_mlp("cpu", dtype, 19, 35, 21)

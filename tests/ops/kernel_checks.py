@@ -150,6 +150,18 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
     compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
 
 
+def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
+    from newllm_lib.ops.squared_relu_mlp import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    inputs = [draw.normal(rows, dim), draw.normal(inner, dim, scale=dim**-0.5), draw.normal(dim, inner, scale=inner**-0.5)]
+
+    def alone(module):
+        return lambda *inputs: (module.squared_relu_mlp(*inputs),)
+
+    compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
+
+
 def check_sequential_kernels(device, dtype, batch, time, sizes, layers=1, flags=True, seed=0):
     """The loop with its Triton cell against the reference in float64: the outputs, and gradients as near as in torch."""
     from newllm_lib.ops.sequential_context import SequentialWeights, hoisted, reference

@@ -18,8 +18,6 @@ IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
 KERNEL_CHUNK_ELEMENTS = 1 << 27  # with the kernel, which needs them once and in half precision: 256 MiB
 
-FP16_ROWS = 2048  # rows summed in one fp16 product for the head's gradient: more could overflow, where no loss scale reaches
-
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
     """Mean cross-entropy, in nats, of `hidden @ weight.T` against `labels`.
@@ -31,7 +29,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens:
     labels = labels.reshape(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total, _, _ = _summed(rows, weight, labels, _autocast_dtype(hidden), gradients)
+    dtype = _autocast_dtype(hidden)
+    total, _, _ = _summed(rows.to(dtype), weight, labels, dtype, gradients)
     count = (labels != IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
     return total / count.clamp_min(1)  # a batch in which nothing is predicted has loss 0
 
@@ -46,38 +45,46 @@ def _autocast_dtype(hidden: Tensor) -> torch.dtype:
 def _summed(
     hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss (float32), gradients of hidden (tokens, dim) and weight (vocabulary, dim), both empty without `gradients`."""
+    """Summed loss (float32), gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both empty without
+    `gradients`."""
     head = weight.to(dtype)
     kernel = runs_triton(head) and head.shape[0] <= _max_vocabulary()
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
-    total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-    rows = FP16_ROWS if dtype == torch.float16 else hidden.shape[0] or 1
+    losses = torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32)
     step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
     for start in range(0, hidden.shape[0], step):
-        chunk, target = hidden[start : start + step].to(dtype), labels[start : start + step]
-        losses, grad_logits = (_by_kernel if kernel else _by_torch)(chunk @ head.T, target)
-        total += losses
+        chunk, target = hidden[start : start + step], labels[start : start + step]
+        grad_logits = (_by_kernel if kernel else _by_torch)(chunk @ head.T, target, losses[start : start + step])
         if gradients:
-            grad_hidden[start : start + step] = (grad_logits @ head).to(hidden.dtype)
-            for part, inputs in zip(grad_logits.split(rows), chunk.split(rows), strict=True):
-                grad_weight += part.T @ inputs
-    return total, grad_hidden, grad_weight.to(weight.dtype)
+            torch.mm(grad_logits, head, out=grad_hidden[start : start + step])
+            _add_product_(grad_weight, grad_logits.T, chunk)
+    return losses.sum(), grad_hidden, grad_weight.to(weight.dtype)
 
 
-def _by_torch(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in total's float32 whatever the factors' dtype: a sum over a batch in fp16 could overflow."""
+    if total.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
+def _by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
+    """The gradient of the summed loss by the logits (rows, vocabulary); fills `losses` (rows,)."""
     log_probability = torch.log_softmax(logits.float(), -1)
-    loss = F.nll_loss(log_probability, target, ignore_index=IGNORE, reduction="sum")
+    losses.copy_(F.nll_loss(log_probability, target, ignore_index=IGNORE, reduction="none"))
     gradient = log_probability.exp_()
     gradient[torch.arange(len(target), device=target.device), target.clamp_min(0)] -= 1.0
     gradient.masked_fill_((target == IGNORE).unsqueeze(1), 0.0)
-    return loss, gradient.to(logits.dtype)
+    return gradient.to(logits.dtype)
 
 
-def _by_kernel(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _by_kernel(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
     from newllm_lib.ops.cross_entropy.triton import softmax_gradient_
 
-    return softmax_gradient_(logits, target, IGNORE).sum(), logits
+    softmax_gradient_(logits, target, IGNORE, losses)
+    return logits
 
 
 def _max_vocabulary() -> int:
@@ -98,7 +105,8 @@ def _keep(ctx, inputs, output):
 
 def _backward(ctx, grad_total, _, __):
     grad_hidden, grad_weight = ctx.saved_tensors
-    return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), None, None, None
+    by_hidden = (grad_hidden.float() * grad_total).to(grad_hidden.dtype)  # a loss scale may be too large for fp16
+    return by_hidden, grad_weight * grad_total.to(grad_weight.dtype), None, None, None
 
 
 _summed.register_autograd(_backward, setup_context=_keep)

@@ -31,14 +31,12 @@ def _softmax_gradient(logits, labels, losses, vocabulary, stride, IGNORE: tl.con
     tl.store(place, tl.where(counted, gradient, 0.0).to(logits.dtype.element_ty), mask=inside)
 
 
-def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
-    """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy; the losses (rows,) in float32.
+def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int, losses: torch.Tensor) -> None:
+    """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy, and fill losses (rows,), float32.
 
     Rows whose label (rows,) is `ignore` get a loss and a gradient of 0.
     """
     rows, vocabulary = logits.shape
-    losses = torch.empty(rows, device=logits.device, dtype=torch.float32)
     block = triton.next_power_of_2(vocabulary)
     warps = min(32, max(4, block // 512)) if block <= 8192 else 16 if block <= 32768 else 32
     _softmax_gradient[(rows,)](logits, labels, losses, vocabulary, logits.stride(0), IGNORE=ignore, BLOCK=block, num_warps=warps)
-    return losses

@@ -1,0 +1,31 @@
+"""y = relu(x U^T)^2 D^T: the token MLP with squared ReLU (So et al., 2021, arXiv 2109.08668) as one operation.
+
+Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four times as wide as x.
+On GPUs where Triton has the tensor cores they happen inside the products, and only the squares are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.squared_relu_mlp import reference
+
+
+def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The MLP of each token; under autocast in its dtype, as torch's own matrix products.
+
+    Args:
+        x: (..., dim). up: (inner, dim). down: (dim, inner).
+    Returns:
+        (..., dim), in the dtype of the products.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
+    if runs_triton_dot(x) and x.dtype == up.dtype == down.dtype:
+        from newllm_lib.ops.squared_relu_mlp import triton
+
+        return triton.squared_relu_mlp(x, up, down)
+    return reference.squared_relu_mlp(x, up, down)
