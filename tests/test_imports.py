@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 FLOORS = (
     ("errors",),
     ("console", "device"),
-    ("recipe", "runs"),
+    ("runs",),
+    ("recipe",),
     ("ops",),
     ("layers",),
     ("models", "data"),

@@ -84,7 +84,7 @@ def list_recipes(arguments):
 
 def show_recipe(arguments):
     """A recipe as YAML that can be saved, changed and trained; each key with its meaning."""
-    recipe = load_recipe(arguments.name)
+    recipe = load_recipe(arguments.name, resolve_start=False)
     values = asdict(recipe) | {"run_name": "auto"}  # a changed copy gets a name of its own
     if not arguments.json:
         import yaml

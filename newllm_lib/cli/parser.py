@@ -10,8 +10,10 @@ from newllm_lib import __version__
 from newllm_lib.cli import about, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, value_types
+from newllm_lib.recipe.keys import StartKeys
 
-GROUPS = {"run": "the run", "data": "the data", "model": "the model", "training": "the training"}
+_START = tuple(f.name for f in fields(StartKeys))  # the demo trains two models, and each from scratch
+GROUPS = {"run": "the run", "data": "the data", "model": "the model", "start": "the start", "training": "the training"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +81,7 @@ def _training_commands(commands) -> None:
     train = _command(commands, "train", training.train, "train a recipe; the same command continues a stopped run")
     train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
     demo = _command(commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them")
-    for parser, left_out in ((train, ("recipe",)), (demo, ("recipe", "model", "run_name"))):
+    for parser, left_out in ((train, ("recipe",)), (demo, ("recipe", "model", "run_name", *_START))):
         # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
         _flag(
             parser, "background", action="store_true", default=False, help="go on after this command; a log to follow"
@@ -144,7 +146,8 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
         metavar = "|".join(choices) if choices else "|".join(_metavar(t) for t in value_types(f))
         default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
         help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
-        _flag(groups[f.metadata["group"]], f.name, dest=f"set_{f.name}", metavar=metavar, help=help)
+        names = [n for n in (f.metadata["flag"], f.name) if n]
+        _flag(groups[f.metadata["group"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
 
 
 def _metavar(kind: type) -> str:
@@ -158,9 +161,9 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _flag(parser, name: str, **options) -> None:
+def _flag(parser, *names: str, **options) -> None:
     """A flag in both spellings: `--num_layers` and `--num-layers`."""
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    spellings = dict.fromkeys(s for name in names for s in (f"--{name}", f"--{name.replace('_', '-')}"))
     options["help"] = options["help"].replace("%", "%%")  # argparse formats help texts
     parser.add_argument(*spellings, **options)
 

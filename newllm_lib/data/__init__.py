@@ -28,12 +28,13 @@ class PreparedData:
     fingerprint: str  # the same if and only if tokenizer and tokens of all splits are: for exact resume
 
 
-def prepare(recipe, cache_dir: str | Path | None = None) -> PreparedData:
+def prepare(recipe, cache_dir: str | Path | None = None, tokenizer=None) -> PreparedData:
     """Make (or find in the cache) everything that training on a recipe's data needs, saying what is done.
 
     Args:
         recipe: a `Recipe`; its fields data, data_dir, max_samples, tokenizer, vocab_size, max_seq_length and loss_on are used.
         cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
+        tokenizer: another run's, to use instead of the recipe's.
     Raises:
         NewLLMError: one line that says what is wrong with the data and how to mend it.
     """
@@ -46,7 +47,7 @@ def prepare(recipe, cache_dir: str | Path | None = None) -> PreparedData:
     cache = cache_root(cache_dir)
     source = open_source(recipe, cache)
     check_train(source, set(SPLITS))
-    tokenizer = load_tokenizer(recipe, source, cache)
+    tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
     answers_only = recipe.loss_on == "answers"
     packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only)
     for split in packed.values():

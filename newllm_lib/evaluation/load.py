@@ -31,8 +31,7 @@ def load_run(run: str | Path | Run, which: str = "best", device: str | None = No
     Raises:
         UsageError: there is no such run or folder. NewLLMError: it is not whole or cannot be read.
     """
-    folder = model_folder(run, which)
-    _check_whole(folder)
+    folder = whole_model_folder(run, which)
     model, tokenizer = _load(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise NewLLMError(
@@ -41,6 +40,17 @@ def load_run(run: str | Path | Run, which: str = "best", device: str | None = No
         )
     model.eval()
     return model.to(device) if device else model, tokenizer, _recipe(folder)
+
+
+def whole_model_folder(run: str | Path | Run, which: str = "best") -> Path:
+    """`model_folder`, with every file of the model there at its size.
+
+    Raises:
+        UsageError: no such run, or it has no such checkpoint. NewLLMError: it is not whole.
+    """
+    folder = model_folder(run, which)
+    _check_whole(folder)
+    return folder
 
 
 def model_folder(run: str | Path | Run, which: str = "best") -> Path:

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from newllm_lib.models.build import build_model, count_parameters, matched_tiny_gpt2, model_config, parameters
+from newllm_lib.models.build import build_model, count_parameters, load_model, matched_tiny_gpt2, model_config, parameters
 from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM, NewLLMModel
 from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
 
@@ -14,5 +14,5 @@ AutoModelForCausalLM.register(TinyGPT2Config, TinyGPT2ForCausalLM, exist_ok=True
 
 __all__ = [
     "NewLLMConfig", "NewLLMForCausalLM", "NewLLMModel", "TinyGPT2Config", "TinyGPT2ForCausalLM", "build_model",
-    "count_parameters", "matched_tiny_gpt2", "model_config", "parameters",
+    "count_parameters", "load_model", "matched_tiny_gpt2", "model_config", "parameters",
 ]  # fmt: skip

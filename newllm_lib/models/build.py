@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -34,6 +36,16 @@ def build_model(recipe: Recipe, vocab_size: int, tokenizer=None) -> PreTrainedMo
     if tokenizer is not None:
         model.generation_config = _generation_config(tokenizer)
     return model
+
+
+def load_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
+    """The model saved in `folder`, to be trained on: on the CPU, float32, with the recipe's dropout."""
+    if recipe.model == "new_llm":
+        kind, changes = NewLLMForCausalLM, {"dropout": recipe.dropout}
+    else:
+        kind, changes = TinyGPT2ForCausalLM, {"resid_pdrop": recipe.dropout, "embd_pdrop": recipe.dropout}
+        changes["attn_implementation"] = "sdpa"
+    return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, **changes)
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> NewLLMConfig | TinyGPT2Config:

@@ -8,9 +8,13 @@ from newllm_lib.device import KINDS
 
 
 def key(default, help: str, group: str, *, choices: tuple = (), identity: bool = True, minimum: float | None = None,
-         maximum: float | None = None):  # fmt: skip
-    """A recipe key. `identity`: two runs that differ in it are different runs (resume refuses to mix them)."""
+         maximum: float | None = None, flag: str | None = None):  # fmt: skip
+    """A recipe key. `identity`: two runs that differ in it are different runs (resume refuses to mix them).
+
+    `flag`: another name of its flag, where the key's own would be clumsy or is no Python name (`--from`).
+    """
     metadata = {"help": help, "group": group, "choices": choices, "identity": identity, "minimum": minimum, "maximum": maximum}
+    metadata["flag"] = flag
     return field(default=default, metadata=metadata)
 
 
@@ -76,6 +80,16 @@ class ModelKeys:
     num_heads: int = key(4, "attention heads (TinyGPT2)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")
+
+
+@dataclass
+class StartKeys:
+    """Which weights training starts from."""
+
+    from_run: str | None = key(
+        None, "start from this run's best weights, with its tokenizer and its sizes: a run, its folder, or a recipe whose "
+        "run is taken (none: from scratch)", "start", flag="from",
+    )  # fmt: skip
 
 
 @dataclass

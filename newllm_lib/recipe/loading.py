@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from newllm_lib.device import KINDS
@@ -11,6 +13,8 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe.files import check_keys, read_yaml
 from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
+from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_name, word_for_start
+from newllm_lib.runs import Run
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 _KNOWN = [f.name for f in fields(Recipe)]
@@ -23,25 +27,76 @@ def shipped_recipes() -> dict[str, str]:
     }
 
 
-def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: str | None = None) -> Recipe:
+def load_recipe(
+    name_or_path: str, overrides: dict | None = None, device_kind: str | None = None, resolve_start: bool = True
+) -> Recipe:
     """A recipe by shipped name or YAML file, resolved for this device, with `overrides` (from flags or a form) on top.
 
     Args:
         device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()` finds.
+        resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is left as it stands).
     Raises:
-        UsageError: unknown recipe, unknown key (with the nearest one), or a value of the wrong type or range.
+        UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a start that is
+            not there, or one that does not fit what is asked for.
     """
     path = _find(name_or_path)
     values = read_yaml(path)
+    values.setdefault("recipe", path.stem)
+    asked = dict(overrides or {})
+    check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
+    check_keys(asked, "the command line", _KNOWN)
+    assemble = partial(_assembled, path, values, asked, device_kind)
+    wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
+    recipe = assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
+    recipe.origin = (name_or_path, asked)
+    return recipe
+
+
+def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict) -> Recipe:
+    """The recipe with its start's keys. A start that the recipe's file means (not the command line) may be missing until
+    training begins: until then the recipe's own sizes stand."""
+    recipe = assemble({}, wanted)
+    try:
+        start = start_run(wanted, recipe.model)
+    except UsageError:
+        recorded = _record_of_what_came_from(wanted, assemble, recipe.model if "model" in asked else None)
+        if recorded is not None:
+            return assemble(keys_of_start(recorded, recorded.from_run, asked), recorded.from_run)
+        if "from_run" in asked:
+            raise
+        return recipe
+    if not start.recipe_path.is_file():
+        raise UsageError(f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm train`.")
+    name = word_for_start(start)
+    return assemble(keys_of_start(Recipe.from_yaml(start.recipe_path), name, asked), name)
+
+
+def _record_of_what_came_from(wanted: str, assemble: Callable[[dict, str], Recipe], model: str | None) -> Recipe | None:
+    """Where the start is not here (any more), the run that came from it says the same: it can be continued without it."""
+    for kind in (model,) if model else MODELS:
+        own = Run(assemble({"model": kind}, wanted).run_path())
+        recorded = Recipe.from_yaml(own.recipe_path) if own.recipe_path.is_file() else None
+        if recorded is not None and recorded.from_run and wanted in (recorded.from_run, short_name(recorded.from_run)):
+            return recorded
+    return None
+
+
+def start_run(wanted: str, model: str) -> Run:
+    """The run that `from_run: wanted` means for this model.
+
+    Raises:
+        UsageError: there is none; says how to get one.
+    """
+    return find_start(wanted, model, shipped_recipes())
+
+
+def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, decided: dict, from_run: str | None) -> Recipe:
+    """The recipe of a file's `values`, with the sections under `when:` that apply, what is asked for, and the keys that its
+    start has decided."""
+    values, overrides = dict(values), {**asked, **decided}
     sections = values.pop("when", None) or {}
     if not isinstance(sections, dict):
         raise UsageError(f"`when:` in {path} must hold `condition: {{key: value}}` lines, such as `cpu: {{num_layers: 2}}`.")
-    asked = dict(overrides or {})
-    overrides = dict(asked)
-    check_keys(values, str(path), _KNOWN)
-    check_keys(overrides, "the command line", _KNOWN)
-    values.setdefault("recipe", path.stem)
-
     kind = overrides.get("sized_for") or values.get("sized_for") or "auto"
     if kind == "auto":
         kind = device_kind or _probe_kind()
@@ -55,7 +110,7 @@ def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: s
     base = Recipe(**{**values, "sized_for": kind})
     if "learning_rate" in overrides or "batch_size" in overrides:
         overrides = _keep_learning_rate_meaning(base, overrides)
-    recipe = replace(base, **{**overrides, "sized_for": kind})
+    recipe = replace(base, **{**overrides, "sized_for": kind, "from_run": from_run})
     if recipe.protocol == "seed":
         if overrides.get("tokenizer", "words") != "words":
             raise UsageError(f"protocol seed is the original's 1,000 words: leave out tokenizer {overrides['tokenizer']}.")
@@ -65,7 +120,6 @@ def load_recipe(name_or_path: str, overrides: dict | None = None, device_kind: s
         recipe.run_name = run_name(base, recipe)
     if recipe.data_dir:  # the record must be true from any folder
         recipe.data_dir = str(Path(recipe.data_dir).expanduser().absolute())
-    recipe.origin = (name_or_path, asked)
     return recipe
 
 
@@ -76,8 +130,6 @@ def _keep_learning_rate_meaning(base: Recipe, overrides: dict) -> dict:
     if "learning_rate" in overrides:
         return {**overrides, "learning_rate_batch_size": overrides.get("batch_size", base.batch_size)}
     return {**overrides, "learning_rate_batch_size": base.learning_rate_batch_size or base.batch_size}
-
-
 
 
 def _find(name_or_path: str) -> Path:

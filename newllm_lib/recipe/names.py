@@ -5,21 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.recipe.recipe import Recipe
+from newllm_lib.recipe.start import MODELS, decided_by_start, short_name
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
     """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture in them."""
-    parts = [{"new_llm": "new_llm", "tiny_gpt2": "tinygpt2"}[recipe.model], recipe.recipe]
-    if recipe.recurrence != "parallel":
+    parts = [MODELS[recipe.model], recipe.recipe]
+    decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
+    if recipe.recurrence != "parallel" and "recurrence" not in decided:
         parts.append(recipe.recurrence)
-    if recipe.protocol != "standard":
+    if recipe.protocol != "standard" and "protocol" not in decided:
         parts.append(f"protocol-{recipe.protocol}")
     if recipe.data_dir:
         parts.append(Path(recipe.data_dir).resolve().name)
     elif recipe.data != base.data:
         parts.append(recipe.data.rsplit("/", 1)[-1])
+    if base.from_run and not recipe.from_run:
+        parts.append("scratch")
+    if recipe.from_run and base.from_run not in (recipe.from_run, start := short_name(recipe.from_run)):
+        parts.append(f"from-{start}")
     for key, label in _NAMED_KEYS.items():
-        if getattr(recipe, key) != getattr(base, key):
+        if key not in decided and getattr(recipe, key) != getattr(base, key):
             parts.append(f"{label}{_short(getattr(recipe, key))}")
     if recipe.max_samples:
         parts.append(_short(recipe.max_samples))

@@ -14,7 +14,7 @@ from newllm_lib import console
 from newllm_lib.data import prepare
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.models import build_model, parameters
+from newllm_lib.models import build_model, load_model, parameters
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import (
     BACKGROUND,
@@ -32,6 +32,7 @@ from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import estimate, micro_batch_size
 from newllm_lib.training.progress import Progress
+from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
 
 
@@ -54,6 +55,8 @@ def train(recipe: Recipe) -> Run:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model != "new_llm":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use new_llm.")
+    if not run.checkpoints():
+        find_start(recipe)  # refuses what is not there before anything is made
     with RunLock(run):
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
@@ -114,8 +117,9 @@ def _free_name(run: Run) -> str:
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> bool:
     """Prepare the data and train until done; False if the run was finished before."""
     checkpoint = _checkpoint_to_resume(recipe, run)
-    data = prepare(recipe)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
+    start = _start(recipe, run, checkpoint, progress)
+    data = prepare(recipe, tokenizer=tokenizer_for(start, checkpoint if recipe.from_run else None))
     if progress.data_fingerprint not in ("", data.fingerprint):
         raise UsageError(
             f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
@@ -127,11 +131,24 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
     if checkpoint and recipe.resume == "auto" and (was_finished or checkpoint_step(checkpoint) >= total):
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
         return False
-    _forget_rows_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+    _forget_rows_after(run, checkpoint)
     _set_aside_after(run, checkpoint)
-    _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint)
-    _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint)
+    _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start)
+    _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start)
     return True
+
+
+def _start(recipe: Recipe, run: Run, checkpoint, progress: Progress) -> Start | None:
+    """What this run starts, or was started, from; None: from scratch, or gone by now and not needed any more.
+
+    Raises:
+        UsageError: it is not what the run was started from.
+    """
+    if checkpoint is not None:
+        return start_to_resume(recipe, run, progress.start_fingerprint) if recipe.from_run else None
+    start = find_start(recipe)
+    progress.start_fingerprint = start.fingerprint if start else ""
+    return start
 
 
 def _checkpoint_to_resume(recipe: Recipe, run: Run):
@@ -164,8 +181,9 @@ def _steps(recipe: Recipe, data) -> tuple[int, int]:
     return per_epoch, min(total, recipe.max_steps) if recipe.max_steps else total
 
 
-def _forget_rows_after(run: Run, step: int) -> None:
+def _forget_rows_after(run: Run, checkpoint) -> None:
     """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
+    step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
     rows = [row for row in run.metrics() if row["step"] <= step]
     atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -181,10 +199,12 @@ def _set_aside_after(run: Run, checkpoint) -> None:
             console.say(f"  {newer.name} is newer than what is resumed: kept as {aside.name}")
 
 
-def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint) -> None:
+def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start) -> None:
     need = estimate(recipe, device, len(data.train.ids))
     tokens = total * recipe.batch_size * recipe.max_seq_length
     console.say(f"Run {run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for {recipe.sized_for})")
+    if start:
+        console.say(f"  starts from {start.name}: its best weights ({start.folder}, {start.fingerprint}) and its tokenizer")
     console.say(f"  data: {data.description}")
     console.say(
         f"  {total:,} steps of {recipe.batch_size} x {recipe.max_seq_length} tokens ({console.count(tokens)}, "
@@ -217,12 +237,12 @@ def _dtype(recipe: Recipe, device: Device) -> str:
     return recipe.dtype
 
 
-def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint) -> None:
+def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start) -> None:
     """Train; when the GPU's memory is short, halve the micro-batch (not the batch) and go on from the last save."""
     micro = micro_batch_size(recipe, device, int(os.environ.get("WORLD_SIZE", 1)))
     while True:
         try:
-            return _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, micro)
+            return _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro)
         except torch.OutOfMemoryError as error:
             if micro == 1:
                 raise NewLLMError(
@@ -233,13 +253,14 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
         console.say(f"  Out of GPU memory: going on with {micro} sequences at a time (the batch stays {recipe.batch_size})")
         torch.cuda.empty_cache()
         checkpoint = run.latest_checkpoint()
-        progress = Progress.load(checkpoint) if checkpoint else Progress(data_fingerprint=progress.data_fingerprint)
-        _forget_rows_after(run, checkpoint_step(checkpoint) if checkpoint else 0)
+        fresh = Progress(data_fingerprint=progress.data_fingerprint, start_fingerprint=progress.start_fingerprint)
+        progress = Progress.load(checkpoint) if checkpoint else fresh
+        _forget_rows_after(run, checkpoint)
 
 
-def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, micro) -> None:
+def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
     set_seed(recipe.seed)
-    model = build_model(recipe, len(data.tokenizer), data.tokenizer)
+    model = _model(recipe, data, checkpoint, start)
     how = _compilation(recipe, device)
     if how != "off":
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
@@ -252,6 +273,9 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     write_status(run, total_steps=total, message=f"training {parameters(model):,} parameters")
+    if start and not checkpoint:
+        console.say(f"Before training: {start.name} on this data")
+        trainer.evaluate()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -259,6 +283,13 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     plot_curves(run)
     if signals.received is not None:
         raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
+
+
+def _model(recipe: Recipe, data, checkpoint, start: Start | None):
+    """The model to train: fresh, the start's, or (to be filled by the Trainer) of the sizes that the checkpoint has."""
+    if recipe.from_run is None:
+        return build_model(recipe, len(data.tokenizer), data.tokenizer)
+    return load_model(checkpoint or start.folder, recipe)
 
 
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:

@@ -144,7 +144,7 @@ class RunTrainer(Trainer):
         self._check_finite(metrics["loss"])
         step = self.state.global_step
         best = self.progress.judge(metrics["bits_per_byte"], step)
-        row = {"step": step, "epoch": round(self.state.epoch, 6)}
+        row = {"step": step, "epoch": round(self.state.epoch or 0.0, 6)}  # none yet: a start is measured before training
         row |= {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None}
         self._append({**row, "best": best, "time": round(time.time(), 3)})
         if self.is_world_process_zero():

@@ -1,0 +1,188 @@
+"""Fine-tuning: a run that starts from another's weights with its tokenizer, and is never taken for one from scratch."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.evaluation.load import load_run
+from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.runs import Run, RunLock
+from newllm_lib.training import train
+from tests.training.test_resume import write_text
+
+TINY = {
+    "sized_for": "cpu", "vocab_size": 300, "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2,
+    "max_seq_length": 16, "batch_size": 8, "epochs": 1, "logging_steps": 5,
+}  # fmt: skip
+SHORT = {"batch_size": "8", "max_steps": "6", "logging_steps": "3", "epochs": "2", "evals_per_epoch": "2"}
+
+
+def write_talks(folder):
+    words = random.Random(1)
+    vocabulary = ["hello", "how", "are", "you", "the", "cat", "is", "red", "water", "fine"]
+    turn = lambda: " ".join(words.choices(vocabulary, k=words.randint(2, 9))) + " . __eou__"  # noqa: E731
+    (folder / "talks").mkdir()
+    lines = (" ".join(turn() for _ in range(words.randint(2, 6))) for _ in range(80))
+    (folder / "talks" / "train.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A folder in which both models have been trained on WikiText's recipe."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    write_text(folder)
+    write_talks(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for model in ("new_llm", "tiny_gpt2"):
+            text = {"data_dir": str(folder / "text"), "run_name": f"{'tinygpt2' if model == 'tiny_gpt2' else model}_wikitext"}
+            train(load_recipe("wikitext", {**TINY, **text, "model": model}))
+    return folder
+
+
+@pytest.fixture
+def folder(pretrained, tmp_path, monkeypatch):
+    shutil.copytree(pretrained, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def tuned(folder, **changes):
+    """DailyDialog's recipe on the small talks, as it is asked for on a command line."""
+    return load_recipe("dailydialog", {"data_dir": str(folder / "talks"), "sized_for": "cpu", **SHORT, **changes})
+
+
+def rows(run):
+    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
+def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer(folder, model, capsys):
+    recipe = tuned(folder, model=model)
+    name = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2"}[model]
+    assert (recipe.from_run, recipe.run_name) == (f"{name}_wikitext", f"{name}_dailydialog_talks")
+    run = train(recipe)
+    said = capsys.readouterr().out
+    assert f"starts from {name}_wikitext: its best weights" in said
+    start, start_tokenizer, _ = load_run(f"{name}_wikitext")
+    first = next(row for row in rows(run) if "eval_loss" in row)
+    assert first["step"] == 0 and first["best"]  # the start itself, measured on the new data
+    ours, tokenizer, recorded = load_run(run.path, which="last")
+    assert tokenizer.get_vocab() == start_tokenizer.get_vocab() and recorded.from_run == f"{name}_wikitext"
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in start.state_dict().items()}
+    before, after = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours))
+    assert 0 < (after - before).norm() < 0.5 * before.norm()  # moved, but from there
+    chosen_anew = dict.fromkeys(("dropout", "resid_pdrop", "embd_pdrop", "_name_or_path"))
+    assert ours.config.to_dict() | chosen_anew == start.config.to_dict() | chosen_anew
+
+
+def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
+    from newllm_lib.data import load_split
+    from newllm_lib.evaluation import evaluate
+
+    run = train(tuned(folder))
+    model, tokenizer, _ = load_run("new_llm_wikitext")
+    found = evaluate(model, load_split(Recipe.from_yaml(run.recipe_path), tokenizer, "validation"), tokenizer)
+    assert rows(run)[0]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-5)
+
+
+def test_names_tell_a_start_from_another_and_from_none(folder):
+    shutil.copytree("checkpoints/new_llm_wikitext", "checkpoints/mine")
+    asked = [{}, {"from_run": "none"}, {"from_run": "mine"}, {"from_run": "new_llm_wikitext", "max_samples": "20"}]
+    assert [tuned(folder, **a).run_name for a in asked] == [
+        "new_llm_dailydialog_talks", "new_llm_dailydialog_talks_scratch", "new_llm_dailydialog_talks_from-mine",
+        "new_llm_dailydialog_talks_20",
+    ]  # fmt: skip
+    assert load_recipe("dolly", {"from_run": "new_llm_wikitext"}, "cpu").run_name == "new_llm_dolly_from-wikitext"
+    assert load_recipe("dolly", {"from_run": "tinygpt2_wikitext"}, "cpu").run_name == "tinygpt2_dolly_from-wikitext"
+    assert load_recipe("dolly", {"from_run": str(folder / "checkpoints/mine")}, "cpu").from_run == "mine"
+
+
+def test_a_size_asked_for_that_the_start_has_not_is_an_error_that_names_it(folder):
+    with pytest.raises(UsageError, match=r"num_layers 4 \(it has 1\), vocab_size 500 \(it has 300\).*--from none") as error:
+        tuned(folder, num_layers="4", vocab_size="500", context_dim="16")
+    assert "\n" not in str(error.value) and "context_dim" not in str(error.value)
+    with pytest.raises(UsageError, match=r"model new_llm \(it has tiny_gpt2\)"):
+        tuned(folder, model="new_llm", from_run="tinygpt2_wikitext")
+    with pytest.raises(UsageError, match=r"max_seq_length 32 \(it has 16\)"):  # TinyGPT2's window is learned
+        tuned(folder, model="tiny_gpt2", max_seq_length="32")
+    assert tuned(folder, max_seq_length="32").max_seq_length == 32
+
+
+def test_no_start_there_is_one_clear_line_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_talks(tmp_path)
+    with pytest.raises(UsageError, match="a run of recipe wikitext .*`newllm train wikitext`.*--from none") as error:
+        train(tuned(tmp_path))
+    assert "\n" not in str(error.value) and not (tmp_path / "checkpoints").exists()
+    with pytest.raises(UsageError, match="No run 'nobody'"):
+        tuned(tmp_path, from_run="nobody")
+    assert train(tuned(tmp_path, from_run="none", **{**TINY, **SHORT})).best.is_dir()
+
+
+def test_a_start_that_is_still_trained_is_refused(folder):
+    with RunLock(Run("checkpoints/new_llm_wikitext")), pytest.raises(UsageError, match="being trained now"):
+        train(tuned(folder))
+
+
+def test_a_fine_tuned_run_is_not_mixed_with_one_from_scratch_or_from_other_weights(folder):
+    run = train(tuned(folder, output_dir="here"))
+    with pytest.raises(UsageError, match="from_run: None | new_llm_wikitext"):
+        train(tuned(folder, output_dir="here", from_run="none"))
+    assert json.loads((run.latest_checkpoint() / "progress.json").read_text())["start_fingerprint"]
+    weights = folder / "checkpoints/new_llm_wikitext/best/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UsageError, match="other weights than new_llm_wikitext has now"):
+        train(tuned(folder, output_dir="here"))
+
+
+def test_it_resumes_exactly_also_where_its_start_is_gone(folder, monkeypatch):
+    from newllm_lib.errors import Interrupted
+    from newllm_lib.training import trainer
+
+    whole = train(tuned(folder, output_dir="whole"))
+    step = trainer.RunTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        train(tuned(folder))
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
+    shutil.rmtree("checkpoints/new_llm_wikitext")
+    run = train(tuned(folder))  # the same command
+    assert run.name == "new_llm_dailydialog_talks"
+    strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
+    assert strip[0] == strip[1]
+    for a, b in zip(load_run(run)[0].parameters(), load_run(whole)[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_torn_start_is_refused(folder):
+    weights = folder / "checkpoints/tinygpt2_wikitext/best/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(NewLLMError, match="not whole"):
+        train(tuned(folder, from_run="tinygpt2_wikitext"))
+
+
+def test_packed_data_of_another_tokenizer_is_never_taken(folder):
+    """The same data, packed for a tokenizer of its own and for the start's: two cache entries."""
+    from newllm_lib.data import prepare
+    from newllm_lib.training.start import find_start, tokenizer_for
+
+    recipe = tuned(folder)
+    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(find_start(recipe), None))
+    assert own.fingerprint != given.fingerprint and own.train.path != given.train.path
+    assert given.tokenizer.get_vocab() != own.tokenizer.get_vocab()
