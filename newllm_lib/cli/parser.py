@@ -7,13 +7,16 @@ import difflib
 from dataclasses import fields
 
 from newllm_lib import __version__
-from newllm_lib.cli import about, results, training
+from newllm_lib.cli import about, data, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, value_types
 from newllm_lib.recipe.keys import StartKeys
 
 _START = tuple(f.name for f in fields(StartKeys))  # the demo trains two models, and each from scratch
-GROUPS = {"run": "the run", "data": "the data", "model": "the model", "start": "the start", "training": "the training"}
+GROUPS = {
+    "run": "the run", "data": "the data", "model": "the model", "start": "the start", "training": "the training",
+    "preference": "preference training", "lora": "LoRA adapters",
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +68,7 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _training_commands(commands)
     _result_commands(commands)
+    _data_commands(commands)
     _about_commands(commands)
     return parser, dict(commands.choices)
 
@@ -113,6 +117,15 @@ def _result_commands(commands) -> None:
 def _run_argument(parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
     _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
+
+
+def _data_commands(commands) -> None:
+    sets = commands.add_parser("data", help="make data", description="Make data.")
+    actions = sets.add_subparsers(dest="action", metavar="preferences", required=True)
+    made = _command(actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`")
+    _flag(made, "count", type=_positive, help="how many (default: as many as there are different questions)")
+    _flag(made, "seed", type=int, default=0, help="another seed, other pairs (default: 0)")
+    _flag(made, "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)")
 
 
 def _about_commands(commands) -> None:

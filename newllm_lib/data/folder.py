@@ -81,6 +81,18 @@ def read_file(path: Path, tally: Tally) -> Iterator[Record]:
     yield from parse_rows(_READERS[kind](path), tally)
 
 
+def read_table(path: Path) -> Iterator[tuple[str, object]]:
+    """(where, row) of a file of rows, with all their columns; a row that cannot be read comes as a `ValueError`.
+
+    Raises:
+        NewLLMError: the file cannot be read, or is plain text.
+    """
+    kind = kind_of(path)
+    if kind not in KINDS[1:]:
+        raise UsageError(f"{path} holds no rows: use {', '.join(KINDS[1:])}.")
+    yield from _read_parquet(path, None) if kind == ".parquet" else _READERS[kind](path)
+
+
 def kind_of(path: Path) -> str:
     """The ending of a data file's name, one of `KINDS`."""
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
@@ -137,10 +149,10 @@ def _parquet_file(path: Path):
         raise NewLLMError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): is it whole?") from error
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
+def _read_parquet(path: Path, columns: frozenset[str] | None = COLUMNS) -> Iterator[tuple[str, object]]:
     number = 0
     with _parquet_file(path) as file:
-        wanted = [name for name in file.schema_arrow.names if name in COLUMNS]
+        wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
         for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
             for row in batch.to_pylist():
                 number += 1

@@ -79,10 +79,11 @@ class HubDataset:
 
     Args:
         or_newest: take the newest commit, and say so, if the hub has no such revision (any more).
+        split_names: what the set may call its splits, and what they are; of two names for one split the first here counts.
     """
 
-    def __init__(self, name: HubName, memo: Path, or_newest: bool = False):
-        self.name, self.memo, self.or_newest = name, memo, or_newest
+    def __init__(self, name: HubName, memo: Path, or_newest: bool = False, split_names: dict[str, str] = HUB_SPLIT_NAMES):
+        self.name, self.memo, self.or_newest, self.split_names = name, memo, or_newest, split_names
         self._loaded = None
         self.commit, self.splits = self._describe()
 
@@ -138,7 +139,9 @@ class HubDataset:
 
     def _splits(self, commit: str) -> dict[str, str]:
         names = list(self._load(commit))
-        splits = {HUB_SPLIT_NAMES[n.lower()]: n for n in reversed(names) if n.lower() in HUB_SPLIT_NAMES}
+        known = list(self.split_names)
+        ours = sorted((n for n in names if n.lower() in known), key=lambda n: known.index(n.lower()), reverse=True)
+        splits = {self.split_names[n.lower()]: n for n in ours}
         if "train" not in splits:
             raise UsageError(f"Data set {self.name} has no train split (it has {', '.join(names)}): name another id.")
         return splits

@@ -136,3 +136,36 @@ class TrainingKeys:
         "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
         "training", choices=("auto", "on", "off", "graphs"), identity=False,
     )  # fmt: skip
+
+
+@dataclass
+class PreferenceKeys:
+    """Preference training (task: dpo): from which model, on which pairs, how strongly; data and training as for the rest."""
+
+    task: str = key(
+        "train", "train (predict the next token), or dpo (prefer one answer to another: Rafailov et al., 2023)", "preference",
+        choices=("train", "dpo"),
+    )  # fmt: skip
+    base: str = key(
+        "microsoft/DialoGPT-small", "dpo: the model to start from: a hub id, a folder, or one of our runs", "preference"
+    )
+    beta: float = key(0.1, "dpo: how dear it is to move away from the base model", "preference", minimum=0.0001)
+    loss_type: str = key("sigmoid", "dpo: TRL's name of the loss, or several with + between them", "preference")
+    precompute_ref_log_probs: bool = key(
+        True, "dpo: read all pairs with the base model once before training, not in every step", "preference"
+    )
+    eval_pairs: int = key(500, "dpo: at most so many held-out pairs are measured", "preference", minimum=2)
+    sft_warm_start: float = key(
+        0.0, "dpo: first learn the preferred answers for so many epochs (the whole model, which then is the base)", "preference",
+        minimum=0.0,
+    )  # fmt: skip
+    sft_learning_rate: float = key(5e-5, "dpo: peak learning rate of that warm start", "preference", minimum=0.0)
+
+
+@dataclass
+class LoraKeys:
+    """Training small matrices beside the weights instead of the weights (Hu et al., 2021, arXiv 2106.09685)."""
+
+    lora_rank: int = key(0, "rank of the adapters that are trained (0: all weights are trained)", "lora", minimum=0)
+    lora_alpha: float = key(32.0, "the adapters' product is scaled by lora_alpha / lora_rank", "lora", minimum=0.0)
+    lora_dropout: float = key(0.0, "dropout on the adapters' input", "lora", minimum=0.0, maximum=0.9)

@@ -11,6 +11,8 @@ from newllm_lib.recipe.start import MODELS, decided_by_start, short_name
 def run_name(base: Recipe, recipe: Recipe) -> str:
     """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture in them."""
     parts = [MODELS[recipe.model], recipe.recipe]
+    if recipe.task == "dpo":
+        parts = [recipe.recipe, Path(recipe.base).name.lower()]
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
     if recipe.recurrence != "parallel" and "recurrence" not in decided:
         parts.append(recipe.recurrence)
@@ -19,7 +21,7 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     if recipe.data_dir:
         parts.append(Path(recipe.data_dir).resolve().name)
     elif recipe.data != base.data:
-        parts.append(recipe.data.rsplit("/", 1)[-1])
+        parts.append(Path(recipe.data).name)
     if base.from_run and not recipe.from_run:
         parts.append("scratch")
     if recipe.from_run and base.from_run not in (recipe.from_run, start := short_name(recipe.from_run)):
@@ -27,7 +29,9 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     for key, label in _NAMED_KEYS.items():
         if key not in decided and getattr(recipe, key) != getattr(base, key):
             parts.append(f"{label}{_short(getattr(recipe, key))}")
-    if recipe.max_samples:
+    if recipe.task == "dpo" and recipe.learning_rate != base.learning_rate:
+        parts.append(f"lr{recipe.learning_rate:g}")
+    if recipe.max_samples and (recipe.task != "dpo" or recipe.max_samples != base.max_samples):
         parts.append(_short(recipe.max_samples))
     return "_".join("".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts))
 
@@ -35,7 +39,7 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
 _NAMED_KEYS = {
     "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp", "conv_width": "conv",
     "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "seed": "seed",
-    "loss_on": "loss-on-",
+    "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
 }  # fmt: skip
 
 

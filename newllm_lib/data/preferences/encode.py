@@ -1,0 +1,121 @@
+"""Pairs as token ids, in the words that the model will be asked in: our control tokens, its chat template, or plain turns.
+
+What does not fit is counted: a pair whose prompt alone reaches the limit is left out (there would be nothing to learn from), an
+answer that goes beyond it is cut at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
+from newllm_lib.data.preferences.pairs import Pair
+from newllm_lib.data.records import Message
+from newllm_lib.errors import NewLLMError
+
+# For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the end of text.
+PLAIN_TURNS = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+)
+
+
+@dataclass
+class EncodedPairs:
+    """`rows`: prompt_ids, chosen_ids, rejected_ids of each of `pairs`, as TRL's collator takes them."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    long_prompts: int = 0  # pairs left out: the prompt alone reaches the limit
+    cut_answers: int = 0  # answers that lost their end
+    alike: int = 0  # pairs left out: equal once they were cut
+
+    def summary(self) -> str:
+        """What did not fit, or nothing."""
+        found = (
+            (self.long_prompts, "pairs left out for a prompt as long as the limit"),
+            (self.alike, "pairs left out whose answers are equal once they are cut"),
+            (self.cut_answers, "answers cut at their end"),
+        )  # fmt: skip
+        return ", ".join(f"{count:,} {what}" for count, what in found if count)
+
+
+def with_template(tokenizer):
+    """The tokenizer, with a chat template and a padding token if it brings none.
+
+    Raises:
+        NewLLMError: it has no token that ends a text.
+    """
+    if tokenizer.eos_token is None:
+        raise NewLLMError(f"The tokenizer of {tokenizer.name_or_path} has no end-of-text token: name another base model.")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TURNS
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode_pairs(pairs: Iterable[Pair], tokenizer, max_length: int) -> EncodedPairs:
+    """Token ids of pairs, at most `max_length` for prompt and answer together.
+
+    Raises:
+        NewLLMError: no pair fits.
+    """
+    encoded = EncodedPairs()
+    for pair in pairs:
+        prompt = encode_prompt(tokenizer, pair.prompt)
+        room = max_length - len(prompt)
+        if room < 1:
+            encoded.long_prompts += 1
+            continue
+        answers = [encode_answer(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+        kept = [ids[:room] for ids in answers]
+        if kept[0] == kept[1]:
+            encoded.alike += 1
+            continue
+        encoded.cut_answers += sum(len(ids) > room for ids in answers)
+        encoded.pairs.append(pair)
+        encoded.rows.append({"prompt_ids": prompt, "chosen_ids": kept[0], "rejected_ids": kept[1]})
+    if not encoded.pairs:
+        raise NewLLMError(
+            f"No pair fits into {max_length} tokens ({encoded.summary() or 'there are none'}): raise --max_seq_length, or give "
+            "pairs with shorter prompts."
+        )
+    return encoded
+
+
+def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation up to where the assistant begins to speak."""
+    if _ours(tokenizer):
+        return [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt=True)]
+    return _ids(tokenizer, prompt_text(tokenizer, messages))
+
+
+def encode_answer(tokenizer, messages: Sequence[Message], answer: str) -> list[int]:
+    """Token ids of what the assistant says then, with the token that ends its turn."""
+    if _ours(tokenizer):
+        return [*encode_text(tokenizer, answer), tokenizer.convert_tokens_to_ids(END_OF_TURN)]
+    prompt = prompt_text(tokenizer, messages)
+    whole = _rendered(tokenizer, [*messages, Message("assistant", answer)])
+    end = tokenizer.eos_token
+    text = whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer + end
+    return _ids(tokenizer, text.rstrip("\n") if text.rstrip("\n").endswith(end) else text)
+
+
+def prompt_text(tokenizer, messages: Sequence[Message]) -> str:
+    """The conversation as the tokenizer's chat template writes it, ready for the assistant."""
+    return _rendered(tokenizer, messages, add_generation_prompt=True)
+
+
+def _ours(tokenizer) -> bool:
+    known = tokenizer.get_added_vocab()
+    return all(token in known for token in (*ROLE_TOKENS.values(), END_OF_TURN))
+
+
+def _rendered(tokenizer, messages: Sequence[Message], **options) -> str:
+    return tokenizer.apply_chat_template([m._asdict() for m in messages], tokenize=False, **options)
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
