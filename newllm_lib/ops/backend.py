@@ -44,3 +44,11 @@ def on_its_device(function):
             return function(x, *args, **kwargs)
 
     return run
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's interpreter: an H100's)."""
+    if device.type != "cuda":
+        return 232_448
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -12,12 +12,16 @@ from triton.runtime import driver, jit
 
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.context_scan import triton as scan
+from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
 from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
+from newllm_lib.ops.squared_relu_mlp import triton as mlp
 
 CAPABILITY = int(sys.argv[1])
+SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
+WITH_DOT = {"product", "exponentials"}  # launched only where Triton has the tensor cores
 
 
 class NoDriver:
@@ -39,8 +43,11 @@ class NoDriver:
 def compile_instead(kernel, grid):
     def compile_it(*arguments, **constants):
         compiled = kernel.warmup(*arguments, grid=grid, **constants)
-        assert not re.search(r"\b(wg)?mma\b", compiled.asm["ptx"]), f"{kernel.fn.__name__} uses a tensor-core dot"
-        print(kernel.fn.__name__, len(compiled.asm["cubin"]))
+        name = kernel.fn.__name__
+        uses_dot = bool(re.search(r"\b(wg)?mma\b", compiled.asm["ptx"]))
+        assert uses_dot == (name in WITH_DOT), f"{name}: tensor-core dot {uses_dot}"
+        assert compiled.metadata.shared <= SHARED_MEMORY[CAPABILITY], f"{name} needs {compiled.metadata.shared} bytes"
+        print(name, len(compiled.asm["cubin"]))
 
     return compile_it
 
@@ -69,8 +76,21 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     (h * 2).sum().backward()
 
 
+def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
+    def normal(*size):
+        return torch.randn(*size, dtype=torch.bfloat16, requires_grad=True)
+
+    for module in (exponentials, mlp):
+        module.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
+    (mlp.squared_relu_mlp(normal(rows, dim), normal(inner, dim), normal(dim, inner)) * 2).sum().backward()
+    losses, factors = torch.empty(2, rows)
+    labels = torch.zeros(rows, dtype=torch.long)
+    exponentials.softmax_factors(normal(rows, dim).detach(), normal(words, dim).detach(), labels, -100, losses, factors)
+
+
 driver.set_active(NoDriver())
 jit.JITFunction.__getitem__ = compile_instead
 run_everything(torch.float16)
 if CAPABILITY >= 80:
     run_everything(torch.bfloat16)
+    run_with_dot()

@@ -42,7 +42,7 @@ def test_in_the_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (63, 100, 513), (1000, 256, 1024), (130, 513, 100)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (63, 100, 513), (1000, 256, 1024), (20_000, 130, 100)])
 def test_on_a_gpu(sizes, dtype):
     checks.check_squared_relu_mlp("cuda", dtype, *sizes)
 

@@ -89,9 +89,9 @@ def forward(x, y, bias, starts, valid, initial, gated: bool):
 
 @on_its_device
 def backward(x, y, bias, starts, valid, initial, c, dc, dfinal, dx, dy, gated: bool):
-    """Fills dx, dy (batch, time, dim, any strides); returns d bias (dim,) or None and d initial (batch, dim), float32.
+    """Fills dx, dy (batch, time, dim, any strides); returns (float32) d bias in partial sums (any, dim) or None, and d initial.
 
-    dc, dfinal: gradients of c and of the final state, None where there is none.
+    dc, dfinal: gradients of c and of the final state, None where there is none. d initial: (batch, dim).
     """
     plan = _Plan(x, bias, starts, valid, gated, BACKWARD)
     starts, valid = flag_bytes(starts), flag_bytes(valid)
@@ -115,4 +115,4 @@ def backward(x, y, bias, starts, valid, initial, c, dc, dfinal, dx, dy, gated: b
         *plan.sizes, *strides(x), *strides(y), *strides(dc_), *strides(dx), *strides(dy),
         HAS_INITIAL=initial is not None, HAS_DC=dc is not None, HAS_DFINAL=dfinal is not None, **plan.constants,
     )  # fmt: skip
-    return None if dbias is None else dbias.sum((0, 1)), dinitial
+    return None if dbias is None else dbias.flatten(0, 1), dinitial

@@ -2,7 +2,8 @@
 
 The gradient of a chunk's logits is softmax minus one-hot, known as soon as the logits are; so the forward pass forms the
 gradients of the hidden states and of the head at once and keeps only those. The idea is that of Liger-Kernel's fused linear
-cross-entropy (Hsu et al., 2024, arXiv 2410.10989). On a GPU one kernel turns a chunk's logits into their gradient in place
+cross-entropy (Hsu et al., 2024, arXiv 2410.10989). Where Triton has the tensor cores, and the model is small, the logits leave
+their product as exponentials (`exponentials.py`); on other GPUs one kernel turns a chunk's logits into their gradient in place
 (`triton.py`); elsewhere plain torch does. A custom operator wraps it: one node for torch.compile.
 """
 
@@ -12,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.backend import runs_triton, runs_triton_dot
 
 IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
-KERNEL_CHUNK_ELEMENTS = 1 << 27  # with the kernel, which needs them once and in half precision: 256 MiB
+KERNEL_CHUNK_ELEMENTS = 1 << 27  # with a kernel, which needs them once and in half precision: 256 MiB
+EXPONENTIALS_MAX_DIM = 256  # channels of some rows and of some words that lie in shared memory together
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
@@ -30,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens:
     rows = hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     dtype = _autocast_dtype(hidden)
-    total, _, _ = _summed(rows.to(dtype), weight, labels, dtype, gradients)
+    total, *_ = _summed(rows.to(dtype), weight, labels, dtype, gradients)
     count = (labels != IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
     return total / count.clamp_min(1)  # a batch in which nothing is predicted has loss 0
 
@@ -44,22 +46,37 @@ def _autocast_dtype(hidden: Tensor) -> torch.dtype:
 @torch.library.custom_op("newllm::linear_cross_entropy", mutates_args=())
 def _summed(
     hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss (float32), gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both empty without
-    `gradients`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss (float32); gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both empty without
+    `gradients`; factors (tokens,) that the rows of the first are still to be multiplied by, empty if there are none."""
     head = weight.to(dtype)
-    kernel = runs_triton(head) and head.shape[0] <= _max_vocabulary()
+    by_exponentials = gradients and _takes_exponentials(head)
+    losses, factors = (torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32) for _ in range(2))
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
-    losses = torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32)
+    kernel = runs_triton(head) and head.shape[0] <= _max_vocabulary()
     step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
     for start in range(0, hidden.shape[0], step):
-        chunk, target = hidden[start : start + step], labels[start : start + step]
-        grad_logits = (_by_kernel if kernel else _by_torch)(chunk @ head.T, target, losses[start : start + step])
+        part = slice(start, start + step)
+        if by_exponentials:
+            grad_logits, inputs = _by_exponentials(hidden[part], head, labels[part], losses[part], factors[part])
+        else:
+            grad_logits = (_by_kernel if kernel else _by_torch)(hidden[part] @ head.T, labels[part], losses[part])
+            inputs = hidden[part]
         if gradients:
-            torch.mm(grad_logits, head, out=grad_hidden[start : start + step])
-            _add_product_(grad_weight, grad_logits.T, chunk)
-    return losses.sum(), grad_hidden, grad_weight.to(weight.dtype)
+            torch.mm(grad_logits, head, out=grad_hidden[part])
+            _add_product_(grad_weight, grad_logits.T, inputs)
+    return losses.sum(), grad_hidden, grad_weight.to(weight.dtype), factors if by_exponentials else factors[:0].clone()
+
+
+def _takes_exponentials(head: Tensor) -> bool:
+    return runs_triton_dot(head) and head.dtype == torch.bfloat16 and head.shape[1] <= EXPONENTIALS_MAX_DIM
+
+
+def _by_exponentials(hidden: Tensor, head: Tensor, labels: Tensor, losses: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    from newllm_lib.ops.cross_entropy.exponentials import softmax_factors
+
+    return softmax_factors(hidden, head, labels, IGNORE, losses, factors)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -96,16 +113,19 @@ def _max_vocabulary() -> int:
 @_summed.register_fake
 def _(hidden, weight, labels, dtype, gradients):
     shapes = (hidden.shape, weight.shape) if gradients else ((0,), (0,))
-    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(shapes[0]), weight.new_empty(shapes[1])
+    rows = hidden.shape[0] if gradients and _takes_exponentials(weight.to(dtype)) else 0
+    factors = hidden.new_empty(rows, dtype=torch.float32)
+    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(shapes[0]), weight.new_empty(shapes[1]), factors
 
 
 def _keep(ctx, inputs, output):
-    ctx.save_for_backward(output[1], output[2])
+    ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx, grad_total, _, __):
-    grad_hidden, grad_weight = ctx.saved_tensors
-    by_hidden = (grad_hidden.float() * grad_total).to(grad_hidden.dtype)  # a loss scale may be too large for fp16
+def _backward(ctx, grad_total, *_):
+    grad_hidden, grad_weight, factors = ctx.saved_tensors
+    factors = grad_total * factors.unsqueeze(1) if len(factors) else grad_total
+    by_hidden = (grad_hidden.float() * factors).to(grad_hidden.dtype)  # in float32: a loss scale may be too large for fp16
     return by_hidden, grad_weight * grad_total.to(grad_weight.dtype), None, None, None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from newllm_lib.ops.backend import on_its_device
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.gated_scan import readout_kernels
+from newllm_lib.ops.partial_sums import sum_rows
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program: few enough that many programs share a multiprocessor
 _PROGRAMS = 4  # programs a multiprocessor in the read-out's backward pass
@@ -54,11 +55,11 @@ def _readout_backward(
         c, z, weight.contiguous(), dy, dc, dz, dweight, *z.shape, eps,
         c_row, z_row, z_dim, dy_row, dy_dim, *dz.stride(), **tile,
     )  # fmt: skip
-    return dc, dweight.sum(0).to(weight.dtype)
+    return dc, sum_rows(dweight, weight)
 
 
 def _bias_gradient(dbias: Tensor | None, bias: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if bias is None else dbias.to(bias.dtype)  # an operator can't return None
+    return like.new_empty(0) if bias is None else sum_rows(dbias, bias)  # an operator can't return None
 
 
 # ---- the scan alone

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from newllm_lib.ops.context_scan import launch
+from newllm_lib.ops.partial_sums import sum_rows
 from newllm_lib.ops.short_conv import kernels
 
 # As in `context_scan.launch`.
@@ -61,7 +62,7 @@ def _conv_backward(
             x, weight.contiguous(), launch.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
             length, *launch.strides(x), *launch.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
         )  # fmt: skip
-    return dx, dweight.sum((0, 1)).t().to(weight.dtype).contiguous(), dtail
+    return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dtail
 
 
 @_conv_backward.register_fake

@@ -2,6 +2,7 @@
 
 Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four times as wide as x.
 On GPUs where Triton has the tensor cores they happen inside the products, and only the squares are kept for the backward pass.
+That pays up to `MAX_DIM` channels; beyond, the products' own time counts, and the vendor's are better.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import torch
 
 from newllm_lib.ops.backend import runs_triton_dot
 from newllm_lib.ops.squared_relu_mlp import reference
+
+MAX_DIM = 256  # all channels of some rows of x and of some columns of a weight lie in shared memory together
 
 
 def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -24,7 +27,7 @@ def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> t
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
-    if runs_triton_dot(x) and x.dtype == up.dtype == down.dtype:
+    if runs_triton_dot(x) and x.dtype == up.dtype == down.dtype and x.shape[-1] <= MAX_DIM:
         from newllm_lib.ops.squared_relu_mlp import triton
 
         return triton.squared_relu_mlp(x, up, down)

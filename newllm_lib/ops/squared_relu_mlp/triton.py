@@ -10,20 +10,34 @@ import torch
 import triton
 from torch import Tensor
 
+from newllm_lib.ops.backend import on_its_device, shared_memory
+from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.squared_relu_mlp import kernels
 
-_TILE = dict(BLOCK_ROWS=128, BLOCK_COLUMNS=128, BLOCK_INNER=64, num_warps=8, num_stages=3)
+# Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less shared memory.
+_TILES = [(64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 16, 4)]
+_STAGES = 3
 
 
+def _tile(device: torch.device, inner: int) -> dict[str, int]:
+    padded, limit = max(16, triton.next_power_of_2(inner)), shared_memory(device)
+    # Bytes: w and x on its way; the result and its squares.
+    fitting = (t for t in _TILES if 2 * padded * (t[1] + _STAGES * t[0]) + 4 * t[0] * t[1] <= limit)
+    rows, columns, warps = next(fitting, _TILES[-1])
+    return dict(BLOCK_ROWS=rows, BLOCK_COLUMNS=columns, BLOCK_INNER=padded, STAGES=_STAGES, num_warps=warps)
+
+
+@on_its_device
 def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
     """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the square."""
     out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(x.shape[0], _TILE["BLOCK_ROWS"]) * triton.cdiv(w.shape[1], _TILE["BLOCK_COLUMNS"]),)
-    with torch.cuda.device_of(x):
-        kernels.product[grid](
-            x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
-            INNER=x.shape[1], GRADIENT=squares is not None, **_TILE,
-        )  # fmt: skip
+    tile = _tile(x.device, x.shape[1])
+    columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])
+    walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), launch.multiprocessors(x.device) // columns))
+    kernels.product[(columns * walkers,)](
+        x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
+        INNER=x.shape[1], GRADIENT=squares is not None, **tile,
+    )  # fmt: skip
     return out
 
 
@@ -65,6 +79,6 @@ _mlp.register_autograd(_backward, setup_context=_keep)
 
 
 def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Sizes as in `squared_relu_mlp.squared_relu_mlp`, all three of one dtype."""
+    """Sizes as in `squared_relu_mlp.squared_relu_mlp`, all three of one dtype; dim at most 256."""
     y, _ = _mlp(x.reshape(-1, x.shape[-1]), up, down)
     return y.reshape(*x.shape[:-1], down.shape[0])

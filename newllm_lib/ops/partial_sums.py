@@ -1,0 +1,30 @@
+"""The last step of a parameter's gradient: partial sums, a row from each program, added up (torch is slow at many short rows)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from newllm_lib.ops.backend import on_its_device
+
+
+@triton.jit
+def sum_partials(partials, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for start in range(0, rows, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        total += tl.load(partials + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
+    tl.store(out + column, tl.sum(total, 0), mask=column < columns)
+
+
+@on_its_device
+def sum_rows(partials: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) float32 -> (columns,) in the dtype of `like`, always in the same order."""
+    out = torch.empty(partials.shape[1], dtype=like.dtype, device=partials.device)
+    block_rows, block_columns = (128, 16) if partials.shape[0] >= 128 else (16, 64)
+    grid = (triton.cdiv(partials.shape[1], block_columns),)
+    sum_partials[grid](partials.contiguous(), out, *partials.shape, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns)
+    return out
