@@ -53,7 +53,7 @@ def _from_the_users_folder(argv: list[str]) -> list[str]:
     return words
 
 
-_PATH_FLAGS = ("__data_dir", "__output_dir")  # as `--data_dir` and `--data-dir`
+_PATH_FLAGS = ("__data_dir", "__output_dir", "__mirror_dir")  # as `--data_dir` and `--data-dir`
 
 
 def _run(arguments) -> int:

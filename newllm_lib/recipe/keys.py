@@ -38,6 +38,17 @@ class RunKeys:
 
 
 @dataclass
+class KeepingKeys:
+    """Where a run is kept besides its folder, and what it may share."""
+
+    mirror_dir: str | None = key(
+        None, "copy the run to this folder (Drive, say) while it trains; a run that is there already is brought back and continued",
+        "run", identity=False,
+    )  # fmt: skip
+    force: bool = key(False, "train although another run uses this GPU", "run", identity=False)
+
+
+@dataclass
 class DataKeys:
     """What is read, and how it becomes tokens."""
 

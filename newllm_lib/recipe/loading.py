@@ -118,8 +118,9 @@ def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, d
         base = replace(base, tokenizer="words", vocab_size=1000)
     if recipe.run_name == "auto":
         recipe.run_name = run_name(base, recipe)
-    if recipe.data_dir:  # the record must be true from any folder
-        recipe.data_dir = str(Path(recipe.data_dir).expanduser().absolute())
+    for key in ("data_dir", "mirror_dir"):  # the record must be true from any folder
+        if getattr(recipe, key):
+            setattr(recipe, key, str(Path(getattr(recipe, key)).expanduser().absolute()))
     return recipe
 
 

@@ -7,12 +7,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from newllm_lib.recipe.files import check_keys, read_yaml
-from newllm_lib.recipe.keys import DataKeys, LoraKeys, ModelKeys, PreferenceKeys, RunKeys, StartKeys, TrainingKeys
+from newllm_lib.recipe.keys import (
+    DataKeys,
+    KeepingKeys,
+    LoraKeys,
+    ModelKeys,
+    PreferenceKeys,
+    RunKeys,
+    StartKeys,
+    TrainingKeys,
+)
 from newllm_lib.recipe.values import checked
 
 
-@dataclass
-class Recipe(LoraKeys, PreferenceKeys, TrainingKeys, StartKeys, ModelKeys, DataKeys, RunKeys):  # listed from the last on
+@dataclass  # lists its fields from the last base to the first
+class Recipe(LoraKeys, PreferenceKeys, TrainingKeys, StartKeys, ModelKeys, DataKeys, KeepingKeys, RunKeys):
     """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
 
     def __post_init__(self):

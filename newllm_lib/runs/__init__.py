@@ -1,4 +1,4 @@
-"""Runs as files and processes: folders written whole, locks, status, background training. Knows nothing of torch."""
+"""Runs as files and processes: folders written whole, locks, status, background training, mirrors. Knows nothing of torch."""
 
 from newllm_lib.runs.background import BACKGROUND, exit_code, follow, link_log, start_background, stop
 from newllm_lib.runs.files import (
@@ -13,13 +13,17 @@ from newllm_lib.runs.files import (
     staged_directory,
 )
 from newllm_lib.runs.lock import AlreadyRunning, RunLock, is_locked, lock_holder
-from newllm_lib.runs.run import Run, checkpoint_step, find_run, list_runs, roots
+from newllm_lib.runs.mirror import Mirror
+from newllm_lib.runs.mirroring import mirror_status, start_mirror, wait_for_mirror
+from newllm_lib.runs.restore import bring_back, is_ahead, restore, saved
+from newllm_lib.runs.run import Run, checkpoint_step, find_run, link_model, list_runs, roots
 from newllm_lib.runs.status import last_line, read_status, read_status_file, tail, write_status
+from newllm_lib.runs.trust import check_folder, tensors
 
 __all__ = [
-    "BACKGROUND", "WHOLE", "AlreadyRunning", "Run", "RunLock", "atomic_write_bytes", "atomic_write_text",
-    "checkpoint_step", "clean_leftovers", "exit_code", "explained", "find_run", "follow", "is_locked", "is_whole",
-    "last_line", "link_log", "list_runs", "lock_holder", "missing_files", "read_status",
-    "read_status_file", "remove_directory", "roots",
-    "staged_directory", "start_background", "stop", "tail", "write_status",
+    "BACKGROUND", "WHOLE", "AlreadyRunning", "Mirror", "Run", "RunLock", "atomic_write_bytes", "atomic_write_text",
+    "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "exit_code", "explained", "find_run", "follow",
+    "is_ahead", "is_locked", "is_whole", "last_line", "link_log", "link_model", "list_runs", "lock_holder",
+    "mirror_status", "missing_files", "read_status", "read_status_file", "remove_directory", "restore", "roots", "saved",
+    "staged_directory", "start_background", "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip

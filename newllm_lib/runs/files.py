@@ -34,11 +34,12 @@ def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
     atomic_write_bytes(path, text.encode("utf-8"), durable)
 
 
-def atomic_write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def atomic_write_bytes(path: Path, data: bytes, durable: bool = True, parents: bool = True) -> None:
     """Replace `path` by `data` in one step; its folder is made if missing.
 
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
+        parents: make missing folders (False below a place that may be unmounted: they would come to lie beneath it).
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched.
     """
@@ -46,7 +47,8 @@ def atomic_write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     temporary = _beside(path, "tmp")
     try:
         with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -62,11 +64,11 @@ def atomic_write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 @contextmanager
-def staged_directory(final: Path) -> Iterator[Path]:
+def staged_directory(final: Path, parents: bool = True) -> Iterator[Path]:
     """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as `run/best`.
 
     Until then `run/best` is what it was. An error in the block leaves nothing behind; a killed process leaves a hidden
-    folder, which `clean_leftovers` removes.
+    folder, which `clean_leftovers` removes. `parents` as for `atomic_write_bytes`.
 
     Raises:
         NewLLMError: full or read-only disk, no permission; what stood at `final` is untouched.
@@ -75,7 +77,7 @@ def staged_directory(final: Path) -> Iterator[Path]:
     temporary = _beside(final, "tmp")
     try:
         with explained(final):
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=parents)
             yield temporary
             _seal(temporary)
             _put_in_place(temporary, final)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm_lib.errors import UsageError
-from newllm_lib.runs.files import is_whole
+from newllm_lib.runs.files import is_whole, staged_directory
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _MARKS = ("recipe.yaml", "status.json", "run.lock")  # a folder with one of these is a run
@@ -68,6 +68,20 @@ class Run:
 def checkpoint_step(path: Path) -> int:
     """The optimizer step of a `checkpoint-N` folder."""
     return int(_CHECKPOINT.match(Path(path).name)[1])
+
+
+_STATE_FILES = ("trainer_state", "progress", "carried_state", "WHOLE", "SUMS")  # of a checkpoint, beside the model
+
+
+def link_model(checkpoint: Path, folder: Path) -> None:
+    """Make `folder` a checkpoint's model as `from_pretrained` wants it, sharing its files where the disk has hard links."""
+    with staged_directory(folder) as staging:
+        for file in checkpoint.iterdir():
+            if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(_STATE_FILES):
+                try:
+                    os.link(file, staging / file.name)
+                except OSError:  # a file system without hard links, such as Drive's
+                    (staging / file.name).write_bytes(file.read_bytes())
 
 
 def roots() -> list[Path]:

@@ -17,7 +17,7 @@ from newllm_lib.data.blocks import Blocks, BlockSampler, LaneSampler
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, checkpoint_step, explained, remove_directory, staged_directory, write_status
+from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_directory, staged_directory, write_status
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves
@@ -206,24 +206,11 @@ class RunTrainer(Trainer):
             self.progress.save(staging)
             if self.carried is not None:
                 self.carried.save(staging)
-        self._link_last(final)
+        link_model(final, self.run.last)
         self._prune()
         console.say("  [Checkpoint saved]")
         self._interval_pause += time.monotonic() - started
 
-    def _link_last(self, checkpoint: Path) -> None:
-        """`last/`: the newest save as `from_pretrained` wants it, sharing its files with the checkpoint where links work."""
-        with staged_directory(self.run.last) as staging:
-            for file in checkpoint.iterdir():
-                if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(_STATE_FILES):
-                    try:
-                        os.link(file, staging / file.name)
-                    except OSError:  # a file system without hard links, such as Drive's
-                        (staging / file.name).write_bytes(file.read_bytes())
-
     def _prune(self) -> None:
         for old in self.run.checkpoints()[: -self.recipe.keep_checkpoints]:
             remove_directory(old)
-
-
-_STATE_FILES = ("trainer_state", "progress", "carried_state", "WHOLE")

@@ -1,0 +1,62 @@
+"""One run a GPU: two at once are slower than one after the other, and run out of memory together."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.run import Run
+
+
+class GpuBusy(NewLLMError):
+    """Another run uses this GPU."""
+
+
+@contextmanager
+def gpu_for(run: Run, index: int = 0, force: bool = False) -> Iterator[None]:
+    """Hold GPU `index` (as this process counts them) for `run` while the block runs.
+
+    Raises:
+        GpuBusy: another run holds it and `force` is not given; names that run.
+    """
+    with open(_place(index), "a+") as file:  # the lock is the system's: gone with the process, however that ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not force:
+                raise GpuBusy(_refusal(file, index, run)) from None
+            yield
+            return
+        file.truncate(0)
+        file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))
+        file.flush()
+        yield
+
+
+def _refusal(file, index: int, run: Run) -> str:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        name, by = holder["run"], f"{holder['run']} (pid {holder['pid']})"
+    except (ValueError, KeyError, TypeError):  # taken this instant
+        name, by = "RUN", "another run"
+    return (
+        f"GPU {index} trains {by}: wait until it ends, stop it with `newllm runs stop {name}`, or train {run.name} beside it "
+        "with --force true."
+    )
+
+
+def _place(index: int) -> Path:
+    """One file for each GPU of the machine and user, whatever this process calls it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    name = names[index] if index < len(names) else str(index)
+    folder = Path(tempfile.gettempdir()) / f"newllm-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"gpu-{''.join(c if c.isalnum() else '-' for c in name)}.lock"

@@ -1,0 +1,151 @@
+"""The process that keeps a run's mirror: started with a training, ends when that has ended and all is copied.
+
+It is a process of its own, so a slow, full or vanished Drive never holds up training, and a training that was killed still
+gets its last save copied. What it does stands in `mirror.json` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.files import atomic_write_bytes
+from newllm_lib.runs.lock import INHERITED, is_locked
+from newllm_lib.runs.mirror import STATUS, Mirror
+from newllm_lib.runs.processes import is_alive, started_at
+from newllm_lib.runs.run import Run
+
+SMALL_FILES_EVERY = 30.0  # seconds: log and metrics grow all the time
+FIRST_WAIT, LONGEST_WAIT = 2.0, 120.0  # seconds between two tries at a place that fails, doubled each time
+LONGEST_WAIT_AT_END = 10.0
+_PROGRAM = "import sys; from newllm_lib.runs.mirroring import main; sys.exit(main(*sys.argv[1:]))"
+STARTS_WITHIN = 60.0  # seconds; a mirror that said nothing by then never started
+GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
+
+
+def start_mirror(run: Run, folder: Path | str) -> None:
+    """Start the process that copies `run` to `folder` until training ends; at most one works at a time."""
+    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, start=None)
+    environment = {k: v for k, v in os.environ.items() if k != INHERITED}
+    package = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+    subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, str(run.path.absolute()), str(Path(folder).absolute())],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=environment,
+    )  # fmt: skip
+
+
+def mirror_status(run: Run) -> dict | None:
+    """`folder`, `state` (starting, current, trouble, done or failed), `message`, `step` (what is there to continue from),
+    `updated`; None for a run that is not mirrored. A mirror that died without a word has the state "dead"."""
+    try:
+        status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    working = status.get("state") in ("current", "trouble")
+    lost = status.get("state") == "starting" and time.time() - status["updated"] > STARTS_WITHIN
+    if lost or (working and not is_alive(status["pid"], status["start"])):
+        return {**status, "state": "dead", "message": "the copying process was killed; the next start goes on copying"}
+    return status
+
+
+def wait_for_mirror(run: Run, tell: Callable[[str], None], timeout: float = GIVE_UP_AFTER + 60) -> dict | None:
+    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is to be said."""
+    end, told = time.monotonic() + timeout, None
+    while (status := mirror_status(run)) is not None and time.monotonic() < end:
+        if status["state"] in ("done", "failed", "dead"):
+            break
+        if status["message"] != told and status["state"] == "trouble":
+            told = status["message"]
+            tell(told)
+        time.sleep(0.2)
+    if status is not None and status["state"] == "done":
+        tell(f"{run.name} is copied to {status['folder']}" + (f" (step {status['step']})" if status["step"] else ""))
+    elif status is not None:
+        tell(f"Not all of {run.name} is in {status['folder']}: {status['message'] or 'still copying'}")
+    return status
+
+
+def note(run: Run, **changes) -> None:
+    """Change fields of mirror.json."""
+    try:
+        status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        status = {"step": None}
+    text = json.dumps({**status, **changes, "updated": time.time()})
+    atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)  # a deleted run stays deleted
+
+
+def main(path: str, folder: str) -> int:
+    """Mirror until training ends, then bring over what is left."""
+    run = Run(path)
+    with open(run.path / "mirror.lock", "w") as lock:
+        while not _locks(lock):  # the mirror of the life before; it goes on, or ends and leaves the work to us
+            if not is_locked(run):
+                return 0
+            time.sleep(0.5)
+        os.nice(10)
+        return _Keeper(run, folder).keep()
+
+
+class _Keeper:
+    """Copies when something is due, waits longer and longer where it fails, and says so."""
+
+    def __init__(self, run: Run, folder: str):
+        self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
+        self.next_try, self.wait, self.ended_at = 0.0, None, None  # `wait`: seconds, while it fails
+        self.who = {"pid": os.getpid(), "start": started_at(os.getpid()), "folder": folder}
+
+    def keep(self) -> int:
+        """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be had (1)."""
+        while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
+            ended = not is_locked(self.run)  # looked at before copying: what was saved before the end is copied below
+            self.ended_at = (self.ended_at or time.monotonic()) if ended else None
+            if self._is_time(ended) and self._try() and ended:
+                note(self.run, **self.who, state="done")
+                return 0
+            if ended and time.monotonic() - self.ended_at > GIVE_UP_AFTER:
+                note(self.run, **self.who, state="failed")
+                return 1
+            time.sleep(0.5)
+        return 0
+
+    def _is_time(self, ended: bool) -> bool:
+        if self.wait is not None:  # failing
+            return time.monotonic() >= self.next_try - (max(0.0, self.wait - LONGEST_WAIT_AT_END) if ended else 0.0)
+        return ended or time.monotonic() >= self.next_try or self.mirror.is_due()
+
+    def _try(self) -> bool:
+        try:
+            self.mirror.copy()
+        except NewLLMError as error:
+            note(self.run, **self.who, state="trouble", message=str(error))
+            self.wait = min(2 * (self.wait or FIRST_WAIT / 2), LONGEST_WAIT)
+            self.next_try = time.monotonic() + self.wait
+            return False
+        note(self.run, **self.who, state="current", message="", step=self.mirror.newest_step())
+        self.next_try, self.wait = time.monotonic() + SMALL_FILES_EVERY, None
+        return True
+
+    def _wanted_folder(self) -> str | None:
+        try:
+            return json.loads((self.run.path / STATUS).read_text(encoding="utf-8"))["folder"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def _locks(lock) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
