@@ -120,9 +120,13 @@ def run_status(arguments):
     if status["state"] in ("running", "done"):
         latest = runs.last_line(run)
         say(f"  log: {latest}" if latest else f"  no log yet ({run.log})")
+    mirror = runs.mirror_status(run)
+    if mirror is not None:
+        reached = f"step {mirror['step']}" if mirror["step"] is not None else "no checkpoint yet"
+        say(f"  copy in {mirror['folder']}: {reached}, {mirror['state']} {mirror['message']}".rstrip())
     if status["state"] == "running":
         say(f"Next: {command('runs', 'logs', word_for(run), '--follow')}")
-    return {"run": run.name, "path": str(run.path), **status} if arguments.json else 0
+    return {"run": run.name, "path": str(run.path), **status, "mirror": mirror} if arguments.json else 0
 
 
 def run_logs(arguments):
@@ -163,6 +167,20 @@ def stop_run(arguments):
         status = before
         say(f"{run.name} is not running ({before['state']}): nothing to stop")
     return {"run": run.name, **status} if arguments.json else 0
+
+
+def restore_run(arguments):
+    """Bring a run back from the folder (or Drive) that it was copied to; the command that trained it continues it."""
+    folder = arguments.source or runs.drive_folder()
+    if folder is None:
+        raise UsageError("Say where the copy is: --from FOLDER (in Colab, mount Drive in a cell first: it is then found).")
+    if arguments.run is None:
+        there = runs.saved(folder)
+        say(f"In {folder}: {', '.join(there) or 'no run'}")
+        return {"folder": str(folder), "runs": there} if arguments.json else 0
+    run = runs.restore(arguments.run, folder, arguments.into)
+    say(f"Next: {command('runs', 'status', word_for(run))}   or   {command('train', '…', '--mirror_dir', str(folder))}")
+    return {"run": run.name, "path": str(run.path)} if arguments.json else 0
 
 
 def _progress(status: dict) -> str:

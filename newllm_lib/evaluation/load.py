@@ -13,7 +13,7 @@ from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, find_run, missing_files
+from newllm_lib.runs import WHOLE, Run, check_folder, find_run, missing_files
 
 _MODEL_FOLDER = re.compile(r"best|last|checkpoint-\d+")
 
@@ -32,6 +32,7 @@ def load_run(run: str | Path | Run, which: str = "best", device: str | None = No
         UsageError: there is no such run or folder. NewLLMError: it is not whole or cannot be read.
     """
     folder = whole_model_folder(run, which)
+    check_folder(folder)
     model, tokenizer = _load(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise NewLLMError(
@@ -108,16 +109,21 @@ def _missing_parts(folder: Path) -> list[str]:
 
 
 def _load(folder: Path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    import newllm_lib.models  # noqa: F401  registers our models with transformers
+    from newllm_lib.models.weights import check_weights  # and newllm_lib.models registers our models with transformers
 
     try:
         with _quiet():
+            with torch.device("meta"):
+                check_weights(folder, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except NewLLMError:
+        raise
     except Exception as error:  # whatever a damaged file makes transformers raise: the user needs the folder and cause
         cause = str(error).strip().split("\n")[0][:200]
         raise NewLLMError(f"{folder} cannot be loaded ({cause}). Copy it again, or take another checkpoint.") from error

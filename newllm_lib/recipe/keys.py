@@ -42,7 +42,7 @@ class KeepingKeys:
     """Where a run is kept besides its folder, and what it may share."""
 
     mirror_dir: str | None = key(
-        None, "copy the run to this folder (Drive, say) while it trains; a run that is there already is brought back and continued",
+        None, "copy the run to this folder (on Drive, say) while it trains; what is further there is brought back first",
         "run", identity=False,
     )  # fmt: skip
     force: bool = key(False, "train although another run uses this GPU", "run", identity=False)

@@ -12,17 +12,19 @@ from newllm_lib.runs.files import (
     remove_directory,
     staged_directory,
 )
+from newllm_lib.runs.gpu import GpuBusy, gpu_for
 from newllm_lib.runs.lock import AlreadyRunning, RunLock, is_locked, lock_holder
 from newllm_lib.runs.mirror import Mirror
 from newllm_lib.runs.mirroring import mirror_status, start_mirror, wait_for_mirror
 from newllm_lib.runs.restore import bring_back, is_ahead, restore, saved
-from newllm_lib.runs.run import Run, checkpoint_step, find_run, link_model, list_runs, roots
+from newllm_lib.runs.run import Run, checkpoint_step, drive_folder, find_run, link_model, list_runs, roots
 from newllm_lib.runs.status import last_line, read_status, read_status_file, tail, write_status
 from newllm_lib.runs.trust import check_folder, tensors
 
 __all__ = [
-    "BACKGROUND", "WHOLE", "AlreadyRunning", "Mirror", "Run", "RunLock", "atomic_write_bytes", "atomic_write_text",
-    "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "exit_code", "explained", "find_run", "follow",
+    "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "atomic_write_bytes", "atomic_write_text",
+    "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code", "explained", "find_run",
+    "follow", "gpu_for",
     "is_ahead", "is_locked", "is_whole", "last_line", "link_log", "link_model", "list_runs", "lock_holder",
     "mirror_status", "missing_files", "read_status", "read_status_file", "remove_directory", "restore", "roots", "saved",
     "staged_directory", "start_background", "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",

@@ -52,8 +52,8 @@ def copy_plain(source: Path, target: Path) -> None:
         data = source.read_bytes()
     except FileNotFoundError:
         raise Replaced(source) from None
-    atomic_write_bytes(target, data, parents=False)
-    _compare(target, hashlib.sha256(data).hexdigest())
+    expected = hashlib.sha256(data).hexdigest()
+    atomic_write_bytes(target, data, parents=False, check=lambda written: _compare(written, expected))
 
 
 def signature(folder: Path) -> tuple | None:

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,12 +34,15 @@ def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
     atomic_write_bytes(path, text.encode("utf-8"), durable)
 
 
-def atomic_write_bytes(path: Path, data: bytes, durable: bool = True, parents: bool = True) -> None:
+def atomic_write_bytes(
+    path: Path, data: bytes, durable: bool = True, parents: bool = True, check: Callable[[Path], None] | None = None
+) -> None:
     """Replace `path` by `data` in one step; its folder is made if missing.
 
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie beneath it).
+        check: called with the written file before it gets its name; what it raises leaves the old file there.
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched.
     """
@@ -54,6 +57,8 @@ def atomic_write_bytes(path: Path, data: bytes, durable: bool = True, parents: b
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             os.replace(temporary, path)
             if durable:
                 _sync(path.parent)

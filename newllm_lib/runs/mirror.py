@@ -45,9 +45,11 @@ class Mirror:
             self.target.path.mkdir(exist_ok=True)
             clean_leftovers(self.target.path)
             self._copy_small_files()
-            whole = all([self._copy_folder(folder) for folder in (*others, *checkpoints)])
-            if whole:
+            newest = all([self._copy_folder(folder) for folder in (*others, *checkpoints[:1])])
+            if newest:  # the older ones are a luxury
                 self._drop_all_but(checkpoints)
+                for folder in checkpoints[1:]:
+                    self._copy_if_it_fits(folder)
         except (OSError, NewLLMError) as error:
             raise NewLLMError(self._explain(error)) from error
 
@@ -104,22 +106,36 @@ class Mirror:
                     raise
 
     def _copy_folder(self, folder: Path) -> bool:
-        """Copy it unless it is there; False if training replaced it meanwhile."""
+        """Copy it unless it is there; False if training replaced or dropped it meanwhile."""
         copy, is_now = self.target.path / folder.name, signature(folder)
-        if is_now is None:
-            return False
         if self._copied.get(folder.name) == is_now and is_whole(copy):
             return True
-        if self._copied.get(folder.name) is None and is_whole(copy) and recorded_sums(copy) == sums_of(folder):
-            self._copied[folder.name] = is_now  # an earlier life of this run copied it
-            return True
-        self._make_room(folder)
         try:
-            copy_folder(folder, copy)
-        except Replaced:
+            known = folder.name in self._copied or not is_whole(copy)
+            if known or recorded_sums(copy) != sums_of(folder):  # equal: an earlier life of this run copied it
+                self._make_room(folder)
+                copy_folder(folder, copy)
+        except (Replaced, FileNotFoundError):
+            if not self.target.path.is_dir():
+                raise
             return False
         self._copied[folder.name] = is_now
         return True
+
+    def _copy_if_it_fits(self, folder: Path) -> None:
+        try:
+            if self._room_for(folder) >= 0 or is_whole(self.target.path / folder.name):
+                self._copy_folder(folder)
+        except FileNotFoundError:
+            if not self.target.path.is_dir():
+                raise
+        else:
+            self._copied[folder.name] = signature(folder)
+
+    def _room_for(self, folder: Path) -> int:
+        """Bytes that are left when `folder` is copied; negative if it does not fit."""
+        need = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return _free(self.folder) - need - _RESERVE
 
     def _make_room(self, folder: Path) -> None:
         """Drop old checkpoints there, never the newest, until `folder` fits.
@@ -127,14 +143,12 @@ class Mirror:
         Raises:
             OSError: it does not fit all the same.
         """
-        need = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) + _RESERVE
         for old in self.target.checkpoints()[:-1]:
-            if _free(self.folder) >= need:
+            if self._room_for(folder) >= 0:
                 return
             remove_directory(old)
-            self._copied.pop(old.name, None)
-        if _free(self.folder) < need:
-            raise OSError(errno.ENOSPC, f"{folder.name} needs {need / 2**20:,.1f} MiB")
+        if self._room_for(folder) < 0:
+            raise OSError(errno.ENOSPC, f"no room for {folder.name}")
 
     def _drop_all_but(self, checkpoints: list[Path]) -> None:
         kept = {folder.name for folder in checkpoints}

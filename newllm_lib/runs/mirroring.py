@@ -92,8 +92,13 @@ def main(path: str, folder: str) -> int:
             if not is_locked(run):
                 return 0
             time.sleep(0.5)
-        os.nice(10)
-        return _Keeper(run, folder).keep()
+        os.nice(5)
+        keeper = _Keeper(run, folder)
+        try:
+            return keeper.keep()
+        except Exception as error:  # nobody sees this process's output
+            note(run, **keeper.who, state="failed", message=f"copying failed: {type(error).__name__}: {error}")
+            raise
 
 
 class _Keeper:

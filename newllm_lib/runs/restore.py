@@ -40,8 +40,8 @@ def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> 
 
 def saved(folder: Path | str) -> list[str]:
     """Names of the runs in `folder` that can be brought back."""
-    found = sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith(".")) if Path(folder).is_dir() else []
-    return [p.name for p in found if Run(p).checkpoints() or is_whole(p / "best")]
+    found = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    return [p.name for p in found if not p.name.startswith(".") and (Run(p).checkpoints() or is_whole(p / "best"))]
 
 
 def is_ahead(copy: Run, run: Run) -> bool:

@@ -93,6 +93,12 @@ def roots() -> list[Path]:
     return [here]
 
 
+def drive_folder() -> Path | None:
+    """Where runs are copied to on a mounted Google Drive; None where none is mounted."""
+    drive = Path("/content/drive/MyDrive")
+    return drive / "new-llm" if drive.is_dir() else None
+
+
 def list_runs(root: Path | None = None) -> list[Run]:
     """All runs below `root` (default: below each of `roots()`), by name."""
     folders = [p for r in ([Path(root)] if root else roots()) for p in _entries(r) if _is_run(p)]

@@ -86,10 +86,10 @@ def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             math.prod(found[name][1]) * SIZES[found[name][0]] == entry["data_offsets"][1] - entry["data_offsets"][0]
             for name, entry in header.items() if found[name][0] in SIZES
         )  # fmt: skip
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError):
         raise NewLLMError(f"{path} has no readable safetensors header: refused. Copy it again.") from None
     ends = [0, *(end for _, end in spans)]
     gaps = any(begin != end for (begin, _), end in zip(spans, ends, strict=False))
     if not fits or gaps or ends[-1] != size - 8 - length:
-        raise NewLLMError(f"{path} holds {size - 8 - length:,} bytes of weights, not what its header says: refused. Copy it again.")
+        raise NewLLMError(f"{path} does not hold the weights that its header says: refused. Copy it again.")
     return found

@@ -30,40 +30,36 @@ def copy_of(recipe: Recipe, run: Run) -> Run | None:
     return Run(Path(recipe.mirror_dir) / run.name)
 
 
-def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> None:
-    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is.
+def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
+    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is; whether it was.
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """
-    if copy is not None and recipe.resume == "auto" and is_ahead(copy, run):
-        console.say(f"{run.name} is in {copy.path.parent} already, further than here: brought back and continued")
-        bring_back(copy, run)
+    if copy is None or recipe.resume != "auto" or not is_ahead(copy, run):
+        return False
+    console.say(f"{run.name} is in {copy.path.parent}, further than here: it is brought back and continued")
+    bring_back(copy, run)
+    return True
 
 
-@contextmanager
-def mirrored(recipe: Recipe, run: Run) -> Iterator[None]:
-    """Copy the run while the block runs; afterwards wait until all is there. Enter it before the run's lock is taken."""
-    if not recipe.mirror_dir:
-        yield
-        return
-    begun = _Begin(recipe, run)
-    try:
-        yield begun
-    finally:
-        if begun.started:
-            wait_for_mirror(run, console.say)
-
-
-class _Begin:
-    """Starts the mirror once the lock is held: it ends when it finds the run unlocked."""
+class Kept:
+    """`with Kept(recipe, run) as kept, RunLock(run): kept.begin()` the run is copied from then on; at the end of the block,
+    when the lock is free again, waits until all is there."""
 
     def __init__(self, recipe: Recipe, run: Run):
-        self.recipe, self.run, self.started = recipe, run, False
+        self.recipe, self.run, self.begun = recipe, run, False
 
-    def __call__(self) -> None:
-        start_mirror(self.run, self.recipe.mirror_dir)
-        self.started = True
-        console.say(f"  copied to {self.recipe.mirror_dir} while it trains")
+    def __enter__(self) -> Kept:
+        return self
+
+    def begin(self) -> None:
+        if self.recipe.mirror_dir:
+            start_mirror(self.run, self.recipe.mirror_dir)
+            self.begun = True
+
+    def __exit__(self, *error) -> None:
+        if self.begun:
+            wait_for_mirror(self.run, console.say)
 
 
 class MirrorNews(TrainerCallback):

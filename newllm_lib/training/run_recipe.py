@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import nullcontext
 
 import torch
 from transformers import TrainingArguments, set_seed
@@ -15,13 +16,16 @@ from newllm_lib.data import prepare
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, load_model, parameters
+from newllm_lib.models.weights import check_weights
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import (
     BACKGROUND,
     Run,
     RunLock,
     atomic_write_text,
+    check_folder,
     checkpoint_step,
+    gpu_for,
     link_log,
     missing_files,
     read_status_file,
@@ -31,6 +35,7 @@ from newllm_lib.runs import (
 from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import estimate, micro_batch_size
+from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
@@ -49,20 +54,25 @@ def train(recipe: Recipe) -> Run:
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
     run = Run(recipe.run_path())
-    recipe = _settle(recipe, run)
+    copy = copy_of(recipe, run)
+    for home in (run, copy):
+        recipe = _settle(recipe, home) if home is not None else recipe
     _dtype(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model != "new_llm":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use new_llm.")
-    if not run.checkpoints():
+    if not run.checkpoints() and not (copy and copy.checkpoints()):
         find_start(recipe)  # refuses what is not there before anything is made
-    with RunLock(run):
+    with Kept(recipe, run) as kept, RunLock(run), _gpu(recipe, run, device):
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
         link_log(run)
         before = read_status_file(run)
         try:
+            if continue_from_copy(copy, recipe, run):
+                before = read_status_file(run)
+            kept.begin()
             write_status(run, state="running", message="preparing")
             finished = _train_locked(recipe, run, device, was_finished=before["state"] == "done")
             write_status(run, state="done", message="finished")
@@ -81,6 +91,13 @@ def train(recipe: Recipe) -> Run:
         finally:
             console.also_to(None)
     return run
+
+
+def _gpu(recipe: Recipe, run: Run, device: Device):
+    """The GPU that this process trains on, held for this run (nothing to hold on a CPU)."""
+    if device.torch_device != "cuda":
+        return nullcontext()
+    return gpu_for(run, int(os.environ.get("LOCAL_RANK", 0)), recipe.force)
 
 
 def _settle(recipe: Recipe, run: Run) -> Recipe:
@@ -117,6 +134,8 @@ def _free_name(run: Run) -> str:
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> bool:
     """Prepare the data and train until done; False if the run was finished before."""
     checkpoint = _checkpoint_to_resume(recipe, run)
+    if checkpoint:
+        check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
     data = prepare(recipe, tokenizer=tokenizer_for(start, checkpoint if recipe.from_run else None))
@@ -261,13 +280,15 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
     set_seed(recipe.seed)
     model = _model(recipe, data, checkpoint, start)
+    if checkpoint:
+        check_weights(checkpoint, model)
     how = _compilation(recipe, device)
     if how != "off":
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, checkpoint=checkpoint, callbacks=[Timetable(recipe, steps_per_epoch), signals, log],
+        log=log, checkpoint=checkpoint, callbacks=[Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run)],
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)
@@ -277,7 +298,8 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         console.say(f"Before training: {start.name} on this data")
         trainer.evaluate()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with only_data_is_read(checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         signals.restore()
     plot_curves(run)

@@ -1,0 +1,38 @@
+"""A file of weights compared with the model they are for, before anything of it is read into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs import tensors
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+def check_weights(folder: Path, model) -> None:
+    """Refuse weights that are not this model's: another shape, or integers where it has floating point.
+
+    Args:
+        model: a built model; one on the meta device is enough.
+    Raises:
+        NewLLMError: names the tensor, what it is and what it should be.
+    """
+    expected = model.state_dict()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        for name, (dtype, shape) in tensors(file).items():
+            wanted = expected.get(name)
+            if wanted is None:
+                continue
+            if tuple(wanted.shape) != shape:
+                raise NewLLMError(_refusal(file, name, f"has the shape {_text(shape)}", _text(tuple(wanted.shape))))
+            if wanted.dtype.is_floating_point != (dtype in _FLOATS):
+                raise NewLLMError(_refusal(file, name, f"holds {dtype}", str(wanted.dtype).removeprefix("torch.")))
+
+
+def _refusal(file: Path, name: str, found: str, wanted: str) -> str:
+    return f"{file}: {name} {found}, this model needs {wanted}: refused. Copy the folder again from where it was trained."
+
+
+def _text(shape: tuple) -> str:
+    return "x".join(map(str, shape)) or "of a number"

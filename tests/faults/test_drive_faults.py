@@ -1,0 +1,163 @@
+"""A Drive that is full, read-only, gone, slow or lies: training goes on, what is there is whole, one line says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.runs import (
+    Run,
+    RunLock,
+    is_whole,
+    mirror_status,
+    remove_directory,
+    restore,
+    staged_directory,
+    start_mirror,
+    wait_for_mirror,
+    write_status,
+)
+from newllm_lib.runs.copying import recorded_sums, sums_of
+from tests.colab.fake_run import append
+
+SAYS = {
+    "full": "is full", "read-only": "is read-only", "gone": "mount it again", "partial": "other bytes",
+    "wrong": "other bytes",
+}  # fmt: skip
+
+
+class World:
+    """A run that trains (without a model), a Drive, and what is wrong with it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.drive, self.run = folder, folder / "drive", Run(folder / "run")
+        self.fault_file = folder / "fault"
+        self.drive.mkdir()
+        self.fault("")
+        self.step, self.slowest = 0, 0.0
+
+    def fault(self, what: str) -> None:
+        temporary = self.folder / "fault.new"
+        temporary.write_text(what)
+        os.replace(temporary, self.fault_file)
+
+    def train(self, steps: int = 1) -> None:
+        """A step: a row, a checkpoint, a better model; the older checkpoints go."""
+        for _ in range(steps):
+            began = time.monotonic()
+            self.step += 1
+            append(self.run, [{"step": self.step, "loss": 1 / self.step}])
+            for name in ("best", f"checkpoint-{self.step}"):
+                with staged_directory(self.run.path / name) as staging:
+                    (staging / "weights").write_bytes(f"{name} {self.step}".encode() * 2000)
+            for old in self.run.checkpoints()[:-2]:
+                remove_directory(old)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            time.sleep(0.05)
+
+    def train_until(self, condition, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, (mirror_status(self.run), self.step)
+            self.train()
+
+    def there(self) -> int | None:
+        """The step that the Drive could continue, everything there being whole."""
+        copy = Run(self.drive / "run")
+        for folder in copy.path.iterdir() if copy.path.is_dir() else ():
+            if folder.is_dir() and not folder.name.startswith("."):
+                try:
+                    assert is_whole(folder) and recorded_sums(folder) == sums_of(folder), folder
+                except FileNotFoundError:  # dropped or replaced while we looked
+                    continue
+        for line in (copy.metrics_path.read_text() if copy.metrics_path.exists() else "").splitlines():
+            json.loads(line)
+        newest = copy.latest_checkpoint()
+        return newest and int(newest.name.removeprefix("checkpoint-"))
+
+    def says(self, words: str) -> bool:
+        status = mirror_status(self.run)
+        return status["state"] == "trouble" and words in status["message"] and "\n" not in status["message"]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    disk = str(Path(__file__).with_name("disk"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((disk, os.environ["PYTHONPATH"])))
+    monkeypatch.setenv("FAULT", str(world.fault_file))
+    monkeypatch.setenv("FAULTY_FOLDER", str(world.drive))
+    yield world
+    shutil.rmtree(world.run.path, ignore_errors=True)  # a mirror that is left ends with it
+
+
+@pytest.mark.parametrize("what", ["full", "read-only", "gone", "slow", "partial", "wrong"])
+def test_training_goes_on_and_what_is_there_is_whole(world, what):
+    with RunLock(world.run):
+        write_status(world.run, state="running")
+        start_mirror(world.run, world.drive)
+        world.train_until(world.there)
+        world.fault(what)
+        if what in SAYS:
+            world.train_until(lambda: world.says(SAYS[what]))
+        before, step = world.there(), world.step
+        world.train(5)
+        assert world.step == step + 5 and (what == "slow" or world.there() == before)
+        world.fault("")
+        world.train_until(lambda: world.there() > before)
+        assert mirror_status(world.run)["state"] == "current"
+    said = []
+    assert wait_for_mirror(world.run, said.append, timeout=60)["state"] == "done"
+    assert world.there() == world.step and len(said) == 1 and "is copied to" in said[0]
+    assert restore("run", world.drive, world.folder / "new").metrics_path.read_bytes() == world.run.metrics_path.read_bytes()
+    assert not [p.name for p in (world.drive / "run").iterdir() if p.name.startswith(".")]
+
+
+def test_a_drive_that_is_unmounted_is_not_made_on_the_local_disk(world):
+    away = world.folder / "unmounted"
+    with RunLock(world.run):
+        write_status(world.run, state="running")
+        start_mirror(world.run, world.drive)
+        world.train_until(world.there)
+        world.drive.rename(away)
+        world.train_until(lambda: world.says("mount it again"))
+        world.train(3)
+        assert not world.drive.exists()
+        away.rename(world.drive)  # mounted again: copying goes on by itself
+        world.train_until(lambda: mirror_status(world.run)["state"] == "current")
+    assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done" and world.there() == world.step
+
+
+def test_a_training_that_is_killed_still_gets_its_last_save_copied(world):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with RunLock(world.run):
+                write_status(world.run, state="running")
+                start_mirror(world.run, world.drive)
+                world.train(10)
+                os.kill(os.getpid(), 9)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9
+    assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done"
+    assert world.there() == 10
+
+
+def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):
+    with RunLock(world.run):
+        write_status(world.run, state="running")
+        start_mirror(world.run, world.drive)
+        world.train_until(world.there)
+        os.kill(mirror_status(world.run)["pid"], 9)
+        world.train_until(lambda: mirror_status(world.run)["state"] == "dead")
+        world.there()
+        start_mirror(world.run, world.drive)
+        start_mirror(world.run, world.drive)  # two at once: one of them works
+        world.train(3)
+    assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done" and world.there() == world.step

@@ -1,0 +1,132 @@
+"""A real training whose machine goes away: continued on another one from the copy alone, with the curve it would have had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from newllm_lib.device import probe
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.recipe import load_recipe
+from newllm_lib.runs import GpuBusy, Run, gpu_for, mirror_status
+from newllm_lib.training import run_recipe, train
+from tests.training.test_resume import write_text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    (tmp_path / "drive").mkdir()
+    return tmp_path
+
+
+def recipe(folder, **changes):
+    return load_recipe(
+        "demo",
+        {
+            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
+            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
+            "evals_per_epoch": 1, "logging_steps": 1, "output_dir": str(folder / "run"), **changes,
+        },
+    )  # fmt: skip
+
+
+def curve(path) -> list:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
+
+
+def stopped_at(monkeypatch, step: int) -> None:
+    """The next training ends there as `newllm runs stop` ends it: saved, and copied."""
+    real = run_recipe.Signals.on_step_end
+
+    def ends(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            self.received = 15
+        return real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(run_recipe.Signals, "on_step_end", ends)
+
+
+def test_the_machine_goes_away_and_the_copy_is_continued_with_the_same_curve(folder, monkeypatch, capsys):
+    train(recipe(folder, output_dir=str(folder / "whole")))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopped_at(patch, 17)
+        train(recipe(folder, mirror_dir="drive"))
+    assert "is copied to" in capsys.readouterr().out and mirror_status(Run(folder / "run"))["step"] == 17
+    shutil.rmtree(folder / "run")  # all that is left is the Drive folder
+    run = train(recipe(folder, mirror_dir="drive"))
+    shown = capsys.readouterr().out
+    assert "brought back and continued" in shown and "Continuing from checkpoint-17" in shown
+    assert curve(run.path) == curve(folder / "whole") == curve(folder / "drive" / "run")
+    shutil.rmtree(folder / "run")
+    assert train(recipe(folder, mirror_dir="drive")).is_finished and "is finished already" in capsys.readouterr().out
+
+
+def test_another_run_in_the_same_place_is_not_overwritten(folder):
+    train(recipe(folder, mirror_dir="drive", max_steps=2))
+    shutil.rmtree(folder / "run")
+    with pytest.raises(UsageError, match="drive/run holds a run with another recipe .*learning_rate"):
+        train(recipe(folder, mirror_dir="drive", max_steps=2, learning_rate=1e-3))
+    assert not (folder / "run").exists()
+
+
+def test_a_mirror_folder_that_is_not_there_or_is_the_runs_own_is_refused(folder):
+    with pytest.raises(UsageError, match="is no folder: make it, or mount Drive"):
+        train(recipe(folder, mirror_dir="nowhere"))
+    with pytest.raises(UsageError, match="where the run lies itself"):
+        train(recipe(folder, mirror_dir=str(folder)))
+
+
+class Program:
+    """What a pickle can do when it is read."""
+
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+@pytest.mark.parametrize("file", ["scheduler.pt", "optimizer.pt", "rng_state.pth"])
+def test_a_pickle_in_the_state_of_a_checkpoint_is_not_run(folder, monkeypatch, file):
+    import torch
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopped_at(patch, 3)
+        train(recipe(folder))
+    state = folder / "run" / "checkpoint-3" / file
+    torch.save(Program(), state)
+    whole = json.loads((state.parent / "WHOLE.json").read_text())
+    whole["files"][file] = state.stat().st_size
+    (state.parent / "WHOLE.json").write_text(json.dumps(whole))
+    with pytest.raises(NewLLMError, match="no plain data .*refused") as error:
+        train(recipe(folder))
+    assert "\n" not in str(error.value) and not (folder / "ran").exists()
+
+
+def test_one_run_a_gpu_unless_forced(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    one, other = Run("one"), Run("other")
+    with gpu_for(one, 0):
+        with pytest.raises(GpuBusy, match=r"GPU 0 trains one \(pid \d+\): .*runs stop one.*--force true"), gpu_for(other, 0):
+            pass
+        with gpu_for(other, 1), gpu_for(Run("third"), 0, force=True):
+            pass
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,0")
+        with pytest.raises(GpuBusy), gpu_for(other, 1):  # the same GPU by another number
+            pass
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with gpu_for(other, 0):
+        pass
+
+
+def test_training_on_a_gpu_asks_for_it_and_on_a_processor_does_not(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_recipe, "gpu_for", lambda *words: asked.append(words))
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    run_recipe._gpu(recipe(folder, force=True), Run("x"), probe())
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    with run_recipe._gpu(recipe(folder), Run("x"), probe()):
+        pass
+    assert [words[1:] for words in asked] == [(0, True)]
