@@ -216,11 +216,8 @@ ELSEWHERE = {
     "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
     "carry_state",  # tests/training
-<<<<<<< HEAD
     "from_run",  # tests/training/test_start.py
-=======
     "mirror_dir", "force",  # tests/training/test_keeping.py
->>>>>>> 171fb6f (A run's second place: mirrored while it trains, brought back, continued; what came from elsewhere is looked at first)
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip
 

@@ -32,7 +32,6 @@ def load_run(run: str | Path | Run, which: str = "best", device: str | None = No
         UsageError: there is no such run or folder. NewLLMError: it is not whole or cannot be read.
     """
     folder = whole_model_folder(run, which)
-    check_folder(folder)
     model, tokenizer = _load(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise NewLLMError(
@@ -44,13 +43,14 @@ def load_run(run: str | Path | Run, which: str = "best", device: str | None = No
 
 
 def whole_model_folder(run: str | Path | Run, which: str = "best") -> Path:
-    """`model_folder`, with every file of the model there at its size.
+    """`model_folder`, with every file of the model there at its size, and none that could run code or lead elsewhere.
 
     Raises:
-        UsageError: no such run, or it has no such checkpoint. NewLLMError: it is not whole.
+        UsageError: no such run, or it has no such checkpoint. NewLLMError: it is not whole, or not to be trusted.
     """
     folder = model_folder(run, which)
     _check_whole(folder)
+    check_folder(folder)
     return folder
 
 

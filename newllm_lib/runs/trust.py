@@ -31,14 +31,20 @@ def check_folder(folder: Path) -> None:
     """
     for path in sorted(Path(folder).rglob("*")):
         kind = path.lstat().st_mode
-        if stat.S_ISLNK(kind):
+        if stat.S_ISLNK(kind) and not _of_a_hubs_cache(path):
             raise NewLLMError(f"{path} is a link to {os.readlink(path)}: refused. Put the file itself there, or delete it.")
-        if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+        if not path.is_dir() and not path.is_file():
             raise NewLLMError(f"{path} is neither a file nor a folder: refused. Delete it.")
-        if stat.S_ISREG(kind):
+        if path.is_file():
             check_name(path)
         if path.suffix == ".safetensors":
             tensors(path)
+
+
+def _of_a_hubs_cache(link: Path) -> bool:
+    """Whether it is a link as huggingface_hub makes them: from `snapshots/<commit>/` into `blobs/` beside it."""
+    repository = next((p.parent for p in link.parents if p.name == "snapshots"), None)
+    return repository is not None and link.resolve().parent == (repository / "blobs").resolve()
 
 
 def check_name(path: Path | PurePosixPath) -> None:

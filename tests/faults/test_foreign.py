@@ -179,6 +179,18 @@ def test_headers_that_are_none(tmp_path, header):
         tensors(path)
 
 
+def test_links_of_a_hubs_cache_pass_and_no_others(tmp_path):
+    snapshot = tmp_path / "models--x" / "snapshots" / "abc"
+    (tmp_path / "models--x" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--x" / "blobs" / "1234").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/1234")
+    check_folder(snapshot)
+    (snapshot / "vocab.json").symlink_to("/etc/passwd")
+    with pytest.raises(NewLLMError, match="link to /etc/passwd"):
+        check_folder(snapshot)
+
+
 def test_our_own_checkpoints_pass(run):
     for folder in (run / "best", run / "last", *run.glob("checkpoint-*")):
         check_folder(folder)
