@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from newllm_lib.ops.context_step import conv_step, gate_step
 from newllm_lib.ops.gated_scan import gated_context
 from newllm_lib.ops.short_conv import short_conv
 from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
@@ -44,11 +45,21 @@ class ContextVector(nn.Module):
         batch = x.shape[0]
         if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.shape[1] == 1 and valid is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._step(x, state, starts)
         context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
         tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
         u, tail = short_conv(x, self.conv, starts, valid, tail)
         y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context)
         return self.out(y), torch.cat([context, tail.reshape(batch, -1).float()], -1)
+
+    def _step(self, x, state, starts):
+        """The same for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
+        new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
+        start = None if starts is None else starts[:, 0].contiguous()
+        u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
+        y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size])
+        return self.out(y).unsqueeze(1), new
 
 
 class TokenMLP(nn.Module):

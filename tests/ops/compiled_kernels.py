@@ -13,6 +13,7 @@ from triton.runtime import driver, jit
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.cross_entropy import exponentials
+from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
 from newllm_lib.ops.sequential_context.triton import TritonCell
@@ -69,6 +70,9 @@ def run_everything(dtype, batch=2, time=64, dim=64):
         )
         (y * 2).sum().backward()
     (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
+    state = torch.zeros(batch, 4 * dim)
+    step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
+    step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
     hoisted._cell_type = lambda x: TritonCell
     layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
     weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))

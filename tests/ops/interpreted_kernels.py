@@ -147,3 +147,12 @@ def test_squared_relu_mlp(dtype, monkeypatch):
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
     monkeypatch.setattr(triton.launch, "multiprocessors", lambda device: 4)
     checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
+
+
+@pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [
+    (torch.float32, 5, 4, True), (torch.float16, 3, 4, False), (torch.float32, 300, 2, True), (torch.float32, 7, 1, False),
+])  # fmt: skip
+def test_context_step(dtype, dim, width, flags):
+    from newllm_lib.ops.context_step import triton
+
+    checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)

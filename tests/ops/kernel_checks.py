@@ -150,6 +150,31 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
     compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
 
 
+def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):
+    """One token by `module` against a sequence of length 1 in float64: what is read, and the state afterwards."""
+    draw = Draw(device, dtype, seed)
+    x, taps = draw.normal(batch, dim), draw.normal(dim, width, dtype=torch.float32)
+    projection, bias = draw.normal(batch, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
+    weight, state = draw.normal(dim, dtype=torch.float32), draw.normal(batch, 2, width * dim, dtype=torch.float32)
+    start = draw.flags(batch, share=0.4) if flags else None
+    starts, exact = None if start is None else start.unsqueeze(1), [t.detach().double() for t in (x, taps, projection, bias, weight)]
+    one = state.detach()[:, 1].double()  # a layer's part of the state: its rows lie apart
+    tail = one[:, dim:].reshape(batch, width - 1, dim)
+    u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], starts, tail)
+    y, _, context = gated_reference.gated_context(exact[2].unsqueeze(1), exact[3], exact[4], starts, None, one[:, :dim])
+    kept = tail if start is None else tail.masked_fill(start[:, None, None], 0.0)
+    with poisoned_buffers(), torch.no_grad():
+        new = torch.empty(batch, width * dim, device=device)
+        found_u = module.conv_step(x, taps, start, state[:, 1, dim:], new[:, dim:])
+        found_y = module.gate_step(projection, bias, weight, start, state[:, 1, :dim], new[:, :dim])
+    assert_near(found_u, u[:, 0], TOLERANCE[dtype], "u")
+    assert_near(found_y, y[:, 0], TOLERANCE[dtype], "y")
+    assert_near(new[:, :dim], context, 1e-6 if dtype == torch.float32 else 1e-5, "context")
+    if width > 1:
+        expected = torch.cat([kept, exact[0].unsqueeze(1)], 1)[:, 1:].flatten(1)
+        assert_near(new[:, dim:], expected, 1e-6, "tail")
+
+
 def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     from newllm_lib.ops.squared_relu_mlp import reference, triton
 
