@@ -10,7 +10,7 @@ import pytest
 
 KERNELS = {
     "scan_forward", "scan_backward", "scan_backward_summary", "readout_forward", "readout_backward", "conv_forward",
-    "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials",
+    "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials", "_conv_step", "_gate_step",
 }  # fmt: skip
 FROM_SM80 = {"product", "exponentials", "finish"}
 
