@@ -115,6 +115,16 @@ class Reader:
         output = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: carried})
         return output.logits[0, -1], getattr(output, name)
 
+    @property
+    def carried(self):
+        """What the model carries now: the state (1, layers, size) or the keys and values; None before anything was read."""
+        return self._carried
+
+    @carried.setter
+    def carried(self, state: torch.Tensor) -> None:
+        """Go on from this state, however it was reached (a model with a state only: no token needs to be known)."""
+        self._carried = state
+
     def carried_bytes(self) -> int:
         """Bytes of memory that this text holds between two tokens: the state, or the keys and values."""
         if self._carried is None:

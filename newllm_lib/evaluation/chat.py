@@ -13,14 +13,14 @@ from newllm_lib.console import say
 from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_text
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import Reader, measuring
-from newllm_lib.evaluation.sampling import Sampler, Settings, reserved_tokens, stop_tokens, token_id
+from newllm_lib.evaluation.decoding import Text
+from newllm_lib.evaluation.sampling import Settings, reserved_tokens, stop_tokens, token_id
 
 COMMANDS = (
     "/reset  forget the conversation\n"
     "/settings  show the settings; change one with /temperature 0.7, /max_new_tokens 50, …\n"
     "/quit  leave (also Ctrl-D; Ctrl-C stops an answer, a second one leaves)"
 )
-_REMEMBERED = 256  # latest tokens that a repetition penalty looks at
 
 
 class ChatSession:
@@ -40,9 +40,7 @@ class ChatSession:
         self.settings = settings or Settings()
         self._control = {role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()}
         self._control["end"] = token_id(tokenizer, END_OF_TURN)
-        self._stop = set(stop_tokens(tokenizer))
-        self._reserved = reserved_tokens(tokenizer, model.config.vocab_size)
-        self._reader = Reader(model)
+        self._text = Text(model, stop_tokens(tokenizer), reserved_tokens(tokenizer, model.config.vocab_size))
         self.system = system
         self.dialogue = speaks_in_turns(model, tokenizer) if dialogue is None else dialogue
         if self.dialogue and None in self._control.values():
@@ -51,14 +49,13 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self._reader.reset()
-        self._sampler = Sampler(self.settings, self._reserved, self._reader.device)
-        self._recent: list[int] = []
+        self._text.reset()
+        self._text.use(self.settings)
         self.turns = 0
         bos = self.tokenizer.bos_token_id
-        self._unread = [] if bos is None else [bos]  # said, but not yet read by the model
+        self._text.unread += [] if bos is None else [bos]
         if self.dialogue and self.system:
-            self._unread += [self._control["system"], *self._encode(self.system), self._control["end"]]
+            self._text.unread += [self._control["system"], *self._encode(self.system), self._control["end"]]
 
     def reply(self, text: str) -> Iterator[str]:
         """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the conversation goes
@@ -66,43 +63,32 @@ class ChatSession:
 
         It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
         """
-        self._unread += self._turn(text)
+        self._text.unread += self._turn(text)
         self.turns += 1
-        if not self._unread:
+        if not self._text.unread:
             return
         pieces = _Pieces(self.tokenizer)
-        finished = False
+        tokens = self._text.write(self.settings.max_new_tokens)
         try:
-            for _ in range(self.settings.max_new_tokens):
-                token = self._next_token()
-                if token in self._stop:
-                    finished = True
-                    break
-                self._unread = [token]
-                self._recent = [*self._recent, token][-_REMEMBERED:]
+            for token in tokens:
                 if piece := pieces.add(token):
                     yield piece
             if piece := pieces.rest():
                 yield piece
         finally:
-            self._end_turn(finished)
-
-    def _next_token(self) -> int:
-        with measuring(self.model):
-            logits = self._reader.read(self._unread)
-        self._unread = []
-        return self._sampler(logits, self._recent)
+            tokens.close()
+            self._end_turn()
 
     def _turn(self, text: str) -> list[int]:
         if not self.dialogue:  # goes on where the model stopped
             return self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
         return [self._control["user"], *self._encode(text), self._control["end"], self._control["assistant"]]
 
-    def _end_turn(self, finished: bool) -> None:
+    def _end_turn(self) -> None:
         """Close the answer as training data does, whether the model, the length or the user ended it."""
         if self.dialogue:
-            self._unread = [*self._unread, self._control["end"]]
-        elif finished:  # the text is over: the next one starts anew
+            self._text.unread.append(self._control["end"])
+        elif self._text.stopped:  # the text is over: the next one starts anew
             self.reset()
 
     def _encode(self, text: str) -> list[int]:
@@ -129,7 +115,7 @@ class ChatSession:
         if not hasattr(self.settings, name):
             raise UsageError(f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7).")
         self.settings = self.settings.changed(name, value)
-        self._sampler = Sampler(self.settings, self._reserved, self._reader.device)
+        self._text.use(self.settings)
         return f"{name} is {getattr(self.settings, name)}."
 
 

@@ -1,4 +1,4 @@
-"""Completing prompts, many at once, with transformers' `generate`."""
+"""Completing prompts, many at once: a model with a state by our own decoding, any other by transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,34 @@ def complete(
     """
     import torch
 
-    from newllm_lib.evaluation.carry import measuring, model_device
+    from newllm_lib.evaluation.carry import carries_state
 
     settings = replace(settings or Settings(), **changes)
     single = isinstance(prompts, str)
     ids = [_prompt_ids(tokenizer, p) for p in ([prompts] if single else prompts)]
     if not ids:
         return []
-    ids, room = _fit(model, ids, settings.max_new_tokens)
+    continued = _by_state if carries_state(model) else _by_generate
+    answers = [_until_stop(tokenizer, row) for row in continued(model, tokenizer, ids, settings)]
+    return answers[0] if single else answers
+
+
+def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
+    from newllm_lib.evaluation.decoding import continue_texts
+
+    reserved = reserved_tokens(tokenizer, model.config.vocab_size)
+    return continue_texts(model, prompts, settings, stop_tokens(tokenizer), reserved)
+
+
+def _by_generate(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
+    import torch
+
+    from newllm_lib.evaluation.carry import measuring, model_device
+
+    prompts, room = _fit(model, prompts, settings.max_new_tokens)
     settings = replace(settings, max_new_tokens=room)
     device = model_device(model)
-    tokens, mask = _left_padded(tokenizer, ids, device)
+    tokens, mask = _left_padded(tokenizer, prompts, device)
     random_devices = [device] if device.type == "cuda" else []
     with measuring(model), torch.random.fork_rng(random_devices):
         if settings.seed is not None:
@@ -48,8 +65,7 @@ def complete(
         output = model.generate(
             input_ids=tokens, attention_mask=mask, generation_config=_generation_config(model, tokenizer, settings)
         )
-    answers = [_until_stop(tokenizer, row) for row in output[:, tokens.shape[1] :].tolist()]
-    return answers[0] if single else answers
+    return output[:, tokens.shape[1] :].tolist()
 
 
 def _prompt_ids(tokenizer, prompt: str | Sequence[int]) -> list[int]:

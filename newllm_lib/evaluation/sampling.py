@@ -68,41 +68,68 @@ class Settings:
 
 
 class Sampler:
-    """Chooses the next token from its logits with transformers' own warpers, in the order `generate` uses them."""
+    """Chooses next tokens from their logits: what transformers' warpers leave, in the order `generate` applies them.
+
+    Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA graph. Chance
+    comes in as uniform numbers, drawn on the processor: the same seed gives the same text on every device, up to rounding.
+    """
 
     def __init__(self, settings: Settings, reserved: Sequence[int], device):
         import torch
-        from transformers.generation import logits_process as warpers
 
-        self.greedy = settings.temperature == 0
-        self.random = torch.Generator(device)
+        self.settings, self.greedy, self.device = settings, settings.temperature == 0, device
+        self.reserved = torch.tensor(list(reserved), dtype=torch.long, device=device)
+        self.random = torch.Generator()
         if settings.seed is None:
             self.random.seed()
         else:
             self.random.manual_seed(settings.seed)
-        self.steps = []
+
+    def uniform(self, *size: int):
+        """Random numbers from 0 to 1, on the processor."""
+        import torch
+
+        return torch.rand(*size, generator=self.random)
+
+    def choose(self, logits, seen, uniform):
+        """Token ids (rows,).
+
+        Args:
+            logits: (rows, vocab). seen: (rows, vocab) bool, the tokens that a repetition penalty lowers; None where there is none.
+            uniform: (rows,) random numbers; unused, and None, where sampling is greedy.
+        """
+        import torch
+
+        settings, scores = self.settings, logits.float()
         if settings.repetition_penalty != 1:
-            self.steps.append(warpers.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-        if reserved:
-            self.steps.append(warpers.SuppressTokensLogitsProcessor(list(reserved), device=device))
-        if not self.greedy:
-            self.steps.append(warpers.TemperatureLogitsWarper(float(settings.temperature)))
-            if settings.top_k:
-                self.steps.append(warpers.TopKLogitsWarper(settings.top_k))
-            if settings.top_p < 1:
-                self.steps.append(warpers.TopPLogitsWarper(settings.top_p))
+            lowered = torch.where(scores < 0, scores * settings.repetition_penalty, scores / settings.repetition_penalty)
+            scores = torch.where(seen, lowered, scores)
+        if len(self.reserved):
+            scores = scores.index_fill(-1, self.reserved, -torch.inf)
+        if self.greedy:
+            return scores.argmax(-1)
+        scores, ids = scores / settings.temperature, None
+        if settings.top_k and settings.top_k < scores.shape[-1]:
+            scores, ids = scores.topk(settings.top_k)
+        elif settings.top_p < 1:
+            scores, ids = scores.sort(-1, descending=True)
+        probability = scores.softmax(-1)
+        if settings.top_p < 1:  # kept: whatever is needed until the more probable ones hold this much
+            before = probability.cumsum(-1) - probability
+            probability = probability.masked_fill(before >= settings.top_p, 0.0)
+        reached = probability.cumsum(-1)
+        threshold = uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)  # below the last that is kept, in spite of rounding
+        place = (reached <= threshold).sum(-1, keepdim=True)
+        return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 
     def __call__(self, logits, seen: Sequence[int]) -> int:
         """The token id chosen from logits (vocab,); `seen` are the ids that a repetition penalty looks at."""
         import torch
 
-        seen = torch.tensor([list(seen)], dtype=torch.long, device=logits.device)
-        scores = logits.float().unsqueeze(0)
-        for step in self.steps:
-            scores = step(seen, scores)
-        if self.greedy:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self.random))
+        known = torch.zeros(1, len(logits), dtype=torch.bool, device=logits.device)
+        known[0, list(seen)] = True
+        uniform = None if self.greedy else self.uniform(1).to(logits.device)
+        return int(self.choose(logits.unsqueeze(0), known, uniform))
 
 
 def stop_tokens(tokenizer) -> list[int]:

@@ -93,23 +93,39 @@ def _median_seconds(step: Callable[[], None], repeats: int, device: torch.device
 
 
 def _decode(model, ids: list[int], count: int, device, dtype) -> tuple[float, int]:
-    """Median seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)` tokens.
-
-    The text read before is short enough for the tokens that follow: no window is ever full in the timed part.
-    """
+    """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)` tokens."""
     reader = Reader(model)
-    room = max(1, (reader.window or len(ids) + count) - count)
-    times = []
     with measuring(model), precision(device, dtype):
-        logits = reader.read(ids[:room])
-        for _ in range(min(count, (reader.window or count + 1) - 1)):
-            start = time.perf_counter()
-            logits = reader.read([int(logits.argmax())])  # int() waits for the device
-            _wait(device)
-            times.append(time.perf_counter() - start)
-        reader.reset()
         reader.read(ids)
-    return statistics.median(times), reader.carried_bytes()
+        carried = reader.carried_bytes()
+        seconds = (_seconds_by_state if reader.has_state else _seconds_by_keys)(model, reader, ids, count, device)
+    return seconds, carried
+
+
+def _seconds_by_state(model, reader: Reader, ids: list[int], count: int, device) -> float:
+    from newllm_lib.evaluation.decoding import Steps
+    from newllm_lib.evaluation.sampling import Sampler, Settings
+
+    steps = Steps(model, 1, Sampler(Settings(temperature=0), [], device), [])
+    steps.begin(reader.carried, reader.read(ids[:1]).unsqueeze(0), [[]])
+    times = []
+    for _ in range(max(3, count // steps.at_once)):
+        start = time.perf_counter()
+        steps.run(steps.at_once)  # ends when the tokens are here
+        times.append((time.perf_counter() - start) / steps.at_once)
+    return statistics.median(times)
+
+
+def _seconds_by_keys(model, reader: Reader, ids: list[int], count: int, device) -> float:
+    """The text read before is short enough for the tokens that follow: no window is ever full in the timed part."""
+    reader.reset()
+    logits, times = reader.read(ids[: max(1, reader.window - count)]), []
+    for _ in range(min(count, reader.window - 1)):
+        start = time.perf_counter()
+        logits = reader.read([int(logits.argmax())])  # int() waits for the device
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _wait(device: torch.device) -> None:

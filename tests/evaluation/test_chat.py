@@ -54,8 +54,8 @@ def test_an_answer_equals_a_fresh_reading_of_the_whole_conversation(kind, bpe, m
         new = []
         for _ in range(6):
             scores = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
-            scores[session._reserved] = -torch.inf
-            if int(scores.argmax()) in session._stop:
+            scores[session._text.reserved] = -torch.inf
+            if int(scores.argmax()) in session._text.stop:
                 break
             new.append(int(scores.argmax()))
         assert bpe.decode(new) == answer

@@ -1,0 +1,176 @@
+"""The models that New-LLM is measured against, small and plain, sized to a number of parameters.
+
+Each maps token ids (batch, time) to hidden states (batch, time, width) whose product with `head` is the logits, and says with
+`step` what training needs: the mean loss, and a state for those that carry one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from newllm_lib.ops.cross_entropy import linear_cross_entropy
+
+
+class Attention(nn.Module):
+    """A modern decoder: rotary positions (Su et al., 2021, arXiv 2104.09864), RMSNorm, normalised queries and keys (Henry et
+    al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head."""
+
+    carries = False
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        _initialise(self, layers)
+
+    @property
+    def head(self) -> torch.Tensor:
+        return self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.dropout(self.embedding(ids))
+        turn = _rotation(ids.shape[1], self.blocks[0].size, ids.device)
+        for block in self.blocks:
+            x = block(x, turn)
+        return self.norm(x)
+
+    def step(self, ids, labels, state):
+        return linear_cross_entropy(self(ids), self.head, labels), state
+
+
+class _AttentionBlock(nn.Module):
+    def __init__(self, width: int, heads: int, inner: int, dropout: float):
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.norm, self.norm_mlp = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.project, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, turn):
+        batch, time, width = x.shape
+        parts = self.project(self.norm(x)).view(batch, time, 3, self.heads, self.size)
+        query, key, value = parts.transpose(1, 3).unbind(2)
+        query, key = (_turned(F.rms_norm(p, (self.size,)), turn).to(value.dtype) for p in (query, key))
+        read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.dropout(self.out(read.transpose(1, 2).reshape(batch, time, width)))
+        gate, inner = self.up(self.norm_mlp(x)).chunk(2, -1)
+        return x + self.dropout(self.down(F.silu(gate) * inner))
+
+
+def _rotation(time: int, size: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    speed = 10000.0 ** (-torch.arange(0, size, 2, device=device) / size)
+    angle = torch.arange(time, device=device)[:, None] * speed
+    return angle.cos(), angle.sin()
+
+
+def _turned(x, turn):
+    (first, second), (cos, sin) = x.chunk(2, -1), turn
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+class Lstm(nn.Module):
+    """Two layers of cuDNN's LSTM, tied head; its state is carried from block to block."""
+
+    carries = True
+
+    def __init__(self, vocabulary: int, width: int, layers: int, dropout: float):
+        super().__init__()
+        self.layers, self.width = layers, width
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+
+    @property
+    def head(self) -> torch.Tensor:
+        return self.embedding.weight
+
+    def forward(self, ids, state=None):
+        if state is not None:
+            state = tuple(part.contiguous() for part in state.transpose(0, 1).split(self.layers))
+        x, (h, c) = self.lstm(self.dropout(self.embedding(ids)), state)
+        return self.dropout(x), torch.cat([h, c]).transpose(0, 1).float()
+
+    def step(self, ids, labels, state):
+        x, state = self(ids, state)
+        return linear_cross_entropy(x, self.head, labels), state
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, 2 * self.layers, self.width, device=self.head.device)
+
+
+class Ours(nn.Module):
+    """One of this project's own models, or a transformers model that returns a loss, with the peers' `step`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.carries = hasattr(getattr(model, "model", None), "initial_state")
+        self.captured = getattr(model.config, "recurrence", "") != "sequential"  # that one replays graphs of its own
+
+    def step(self, ids, labels, state):
+        if not self.carries:
+            return self.model(input_ids=ids, shift_labels=labels, use_cache=False).loss, state
+        output = self.model(input_ids=ids, shift_labels=labels, state=state, use_cache=True)
+        return output.loss, output.state
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return self.model.model.initial_state(batch)
+
+
+SIZES = {"4M": 4_200_000, "10M": 10_000_000, "25M": 25_000_000}
+NAMES = ("new_llm", "attention", "tiny_gpt2", "lstm", "seed")
+
+
+def build(name: str, size: str, vocabulary: int, window: int, dropout: float, layers: int | None = None, **changes) -> nn.Module:
+    """A fresh model of about so many parameters (within 2 % of `SIZES`), from torch's random state.
+
+    Args:
+        window: positions of a model that stores them (TinyGPT2). layers: instead of the size's own.
+        changes: New-LLM's other recipe keys.
+    """
+    target, (width, depth) = SIZES[size], {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
+    depth = layers or depth
+    if name == "attention":
+        inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
+        return Attention(vocabulary, width, depth, width // 64, inner, dropout)
+    if name == "lstm":
+        width = round(math.sqrt((vocabulary / 32) ** 2 + target / 16) - vocabulary / 32)
+        return Lstm(vocabulary, width, 2, dropout)
+    return Ours(_of_the_project(name, target, vocabulary, width, depth, window, dropout, changes))
+
+
+def _of_the_project(name, target, vocabulary, width, depth, window, dropout, changes):
+    from newllm_lib.models import build_model, count_parameters, model_config
+    from newllm_lib.recipe import load_recipe
+
+    def recipe(mlp_size, **more):
+        keys = {"sized_for": "cpu", "hidden_size": width, "context_dim": width, "num_layers": depth, "mlp_size": mlp_size}
+        keys |= {"num_heads": width // 64, "max_seq_length": window, "dropout": dropout, "conv_width": 4}
+        return load_recipe("demo", {**keys, **changes, **more})
+
+    if name == "seed":  # embedding and head untied, one layer of the per-token MLP, as the original
+        width, one = 256, {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "tie_embeddings": False}
+        few, many = (count_parameters(model_config(recipe(n, **one), vocabulary)) for n in (256, 512))
+        model = build_model(recipe(256 + round((target - few) * 256 / (many - few)), **one), vocabulary)
+    else:
+        few, many = (count_parameters(model_config(recipe(n, model="new_llm"), vocabulary)) for n in (8, 16))
+        inner = 8 * round((8 + (target - few) * 8 / (many - few)) / 8)
+        model = build_model(recipe(inner, model=name), vocabulary)
+    model.config.bos_token_id = 0  # every document begins with token 0
+    return model
+
+
+def _initialise(model: nn.Module, layers: int) -> None:
+    """GPT-2's way: 0.02, less for what is added to the residual stream."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            residual = name.endswith(("out", "down"))
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
