@@ -1,0 +1,111 @@
+"""How fast single tokens come, and what memory holds, after short and after long histories.
+
+New-LLM by its captured step and by transformers' `generate`, and beside it transformers' GPT-2 of the same size with its
+key-value cache, whose window is made as long as the history. Untrained weights: neither speed nor memory depends on them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from newllm_lib.benchmarks import peers
+from newllm_lib.benchmarks.rows import Rows
+from newllm_lib.console import say
+from newllm_lib.evaluation.carry import Reader, measuring
+from newllm_lib.evaluation.decoding import Steps
+from newllm_lib.evaluation.sampling import Sampler, Settings
+
+VOCABULARY = 4096
+HISTORIES = (16, 65_536)
+WAYS = ("new_llm", "new_llm_sampling", "new_llm_generate", "gpt2_generate")
+
+
+def run(rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), tokens: int = 512, ways=WAYS) -> None:
+    """Measure and add rows: tokens a second of all texts together, MiB on the device while decoding."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for way in ways:
+        for batch in batches if way == "new_llm" else batches[:1]:
+            for history in histories:
+                torch.manual_seed(0)
+                found = _WAYS[way](size, history, batch, tokens, device)
+                name, note = way.replace("_generate", ", generate").replace("_sampling", ", sampling").replace("_", "-"), f"{size}, batch {batch}"
+                rows.add(name, f"decoding after {history:,} tokens, batch {batch}", found["tokens_per_second"], "tokens/s", note)
+                if found["mib"] is not None:
+                    rows.add(name, f"memory while decoding after {history:,} tokens, batch {batch}", found["mib"], "MiB", note)
+                memory = "" if found["mib"] is None else f", {found['mib']:.1f} MiB"
+                say(f"{name:<22} batch {batch:>3} after {history:>7,} tokens: {found['tokens_per_second']:>9,.0f} tokens/s{memory}")
+
+
+def _by_steps(size, history, batch, tokens, device, settings=Settings(temperature=0)) -> dict:
+    model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
+    steps = Steps(model, batch, Sampler(settings, [], device), [])
+    reader = Reader(model)
+    with measuring(model):
+        logits = reader.read(_history(history))
+    steps.begin(reader.carried.expand(batch, -1, -1), logits.expand(batch, -1), [[]] * batch)
+    times = []
+    for _ in range(max(4, tokens // steps.at_once)):
+        start = time.perf_counter()
+        steps.run(steps.at_once)
+        times.append(time.perf_counter() - start)
+    _peak_reset(device)
+    steps.run(steps.at_once)
+    return {"tokens_per_second": batch * steps.at_once / statistics.median(times), "mib": _peak(device)}
+
+
+def _by_generate(model, history, batch, tokens, device) -> dict:
+    """The time of more tokens less that of few: reading the history is in both."""
+    ids = torch.tensor([_history(history)] * batch, device=device)
+    few, more = 8, 8 + min(tokens, 128)
+
+    def seconds(count):
+        start = time.perf_counter()
+        with measuring(model):
+            model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=count, max_new_tokens=count,
+                pad_token_id=0,
+            )  # fmt: skip
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    seconds(few)
+    spent = statistics.median(seconds(more) for _ in range(2)) - statistics.median(seconds(few) for _ in range(2))
+    return {"tokens_per_second": batch * (more - few) / spent, "mib": None}
+
+
+def _new_llm_generate(size, history, batch, tokens, device) -> dict:
+    return _by_generate(peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval(), history, batch, tokens, device)
+
+
+def _gpt2_generate(size, history, batch, tokens, device) -> dict:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    width, layers = {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
+    sizes = {"n_positions": history + tokens + 16, "n_embd": width, "n_layer": layers, "n_head": width // 64}
+    config = GPT2Config(vocab_size=VOCABULARY, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, **sizes)
+    model = GPT2LMHeadModel(config).to(device).eval()
+    return _by_generate(model, history, batch, tokens, device)
+
+
+def _sampling(*arguments) -> dict:
+    return _by_steps(*arguments, settings=Settings(seed=0))
+
+
+_WAYS = {"new_llm": _by_steps, "new_llm_sampling": _sampling, "new_llm_generate": _new_llm_generate, "gpt2_generate": _gpt2_generate}
+
+
+def _history(length: int) -> list[int]:
+    return torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def _peak_reset(device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak(device) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
