@@ -21,6 +21,7 @@ FLOORS = (
     ("models", "data"),
     ("evaluation",),
     ("training",),
+    ("benchmarks",),
     ("colab", "cli"),
     ("__main__",),
 )

@@ -31,15 +31,24 @@ def run(rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), t
             for history in histories:
                 torch.manual_seed(0)
                 found = _WAYS[way](size, history, batch, tokens, device)
-                name, note = way.replace("_generate", ", generate").replace("_sampling", ", sampling").replace("_", "-"), f"{size}, batch {batch}"
-                rows.add(name, f"decoding after {history:,} tokens, batch {batch}", found["tokens_per_second"], "tokens/s", note)
+                name, note = way.replace("_", ", ").replace("new, llm", "new-llm"), f"{size} parameters"
+                after = f"after {history:,} tokens, batch {batch}"
+                rows.add(name, f"decoding {after}", found["tokens_per_second"], "tokens/s", note)
                 if found["mib"] is not None:
-                    rows.add(name, f"memory while decoding after {history:,} tokens, batch {batch}", found["mib"], "MiB", note)
+                    rows.add(name, f"memory {after}", found["mib"], "MiB", note)
                 memory = "" if found["mib"] is None else f", {found['mib']:.1f} MiB"
-                say(f"{name:<22} batch {batch:>3} after {history:>7,} tokens: {found['tokens_per_second']:>9,.0f} tokens/s{memory}")
+                say(f"{name:<18} {after:<36} {found['tokens_per_second']:>9,.0f} tokens/s{memory}")
 
 
-def _by_steps(size, history, batch, tokens, device, settings=Settings(temperature=0)) -> dict:
+def _greedy(*arguments) -> dict:
+    return _by_steps(Settings(temperature=0), *arguments)
+
+
+def _sampling(*arguments) -> dict:
+    return _by_steps(Settings(seed=0), *arguments)
+
+
+def _by_steps(settings, size, history, batch, tokens, device) -> dict:
     model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
     steps = Steps(model, batch, Sampler(settings, [], device), [])
     reader = Reader(model)
@@ -78,7 +87,8 @@ def _by_generate(model, history, batch, tokens, device) -> dict:
 
 
 def _new_llm_generate(size, history, batch, tokens, device) -> dict:
-    return _by_generate(peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval(), history, batch, tokens, device)
+    model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
+    return _by_generate(model, history, batch, tokens, device)
 
 
 def _gpt2_generate(size, history, batch, tokens, device) -> dict:
@@ -91,11 +101,9 @@ def _gpt2_generate(size, history, batch, tokens, device) -> dict:
     return _by_generate(model, history, batch, tokens, device)
 
 
-def _sampling(*arguments) -> dict:
-    return _by_steps(*arguments, settings=Settings(seed=0))
-
-
-_WAYS = {"new_llm": _by_steps, "new_llm_sampling": _sampling, "new_llm_generate": _new_llm_generate, "gpt2_generate": _gpt2_generate}
+_WAYS = {
+    "new_llm": _greedy, "new_llm_sampling": _sampling, "new_llm_generate": _new_llm_generate, "gpt2_generate": _gpt2_generate,
+}  # fmt: skip
 
 
 def _history(length: int) -> list[int]:

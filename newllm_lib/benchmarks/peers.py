@@ -157,7 +157,7 @@ def _of_the_project(name, target, vocabulary, width, depth, window, dropout, cha
         return load_recipe("demo", {**keys, **changes, **more})
 
     if name == "seed":  # embedding and head untied, one layer of the per-token MLP, as the original
-        width, one = 256, {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "tie_embeddings": False}
+        one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "tie_embeddings": False}
         few, many = (count_parameters(model_config(recipe(n, **one), vocabulary)) for n in (256, 512))
         model = build_model(recipe(256 + round((target - few) * 256 / (many - few)), **one), vocabulary)
     else:

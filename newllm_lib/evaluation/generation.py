@@ -28,8 +28,6 @@ def complete(
     Raises:
         UsageError: a setting out of its range.
     """
-    import torch
-
     from newllm_lib.evaluation.carry import carries_state
 
     settings = replace(settings or Settings(), **changes)

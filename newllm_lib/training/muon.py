@@ -1,7 +1,7 @@
-"""Muon for many small matrices: those of one shape are orthogonalised together, and the whole step can be captured in a CUDA graph.
+"""Muon for many small matrices: those of one shape are orthogonalised together, and a CUDA graph can hold a step.
 
-The update is that of `torch.optim.Muon` with its "original" scaling (Jordan et al., 2024, kellerjordan.github.io/posts/muon). There
-each matrix takes five rounds of three products by itself, which at a few hundred channels is launches, not work.
+The update is that of `torch.optim.Muon` with its "original" scaling (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+There each matrix takes five rounds of three products by itself, which at a few hundred channels is launches, not work.
 """
 
 from __future__ import annotations

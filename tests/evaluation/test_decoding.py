@@ -37,7 +37,8 @@ def test_greedy_tokens_are_those_of_generate(recurrence, penalty, bpe, make_mode
     prompts = [[0, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30], [0, 40], [0, 50, 51, 52, 53, 54]]
     settings = Settings(temperature=0, repetition_penalty=penalty, max_new_tokens=9)
     expected = generated(model, prompts, settings)
-    assert decoding.continue_texts(model, prompts, settings, [1], []) == [row[: row.index(1)] if 1 in row else row for row in expected]
+    expected = [row[: row.index(1)] if 1 in row else row for row in expected]
+    assert decoding.continue_texts(model, prompts, settings, [1], []) == expected
 
 
 @pytest.mark.parametrize("settings", [
@@ -48,7 +49,8 @@ def test_greedy_tokens_are_those_of_generate(recurrence, penalty, bpe, make_mode
 def test_chances_are_those_of_transformers_warpers(settings):
     torch.manual_seed(0)
     logits, reserved, said = torch.randn(1, 40) * 2, [3, 17], [5, 9]
-    chosen = [warpers.SuppressTokensLogitsProcessor(reserved, device="cpu"), warpers.TemperatureLogitsWarper(settings.temperature)]
+    chosen = [warpers.SuppressTokensLogitsProcessor(reserved, device="cpu")]
+    chosen.append(warpers.TemperatureLogitsWarper(settings.temperature))
     if settings.repetition_penalty != 1:
         chosen.insert(0, warpers.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
     if settings.top_k:

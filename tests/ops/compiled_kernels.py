@@ -12,8 +12,8 @@ from triton.runtime import driver, jit
 
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.context_scan import triton as scan
-from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.context_step import triton as step
+from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
 from newllm_lib.ops.sequential_context.triton import TritonCell

@@ -157,7 +157,8 @@ def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, s
     projection, bias = draw.normal(batch, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
     weight, state = draw.normal(dim, dtype=torch.float32), draw.normal(batch, 2, width * dim, dtype=torch.float32)
     start = draw.flags(batch, share=0.4) if flags else None
-    starts, exact = None if start is None else start.unsqueeze(1), [t.detach().double() for t in (x, taps, projection, bias, weight)]
+    starts = None if start is None else start.unsqueeze(1)
+    exact = [t.detach().double() for t in (x, taps, projection, bias, weight)]
     one = state.detach()[:, 1].double()  # a layer's part of the state: its rows lie apart
     tail = one[:, dim:].reshape(batch, width - 1, dim)
     u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], starts, tail)

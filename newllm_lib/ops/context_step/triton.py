@@ -17,7 +17,8 @@ _BLOCK = 256
 
 @triton.jit
 def _conv_step(
-    x, weight, start, tail, new_tail, u, dim, x_row, tail_row, new_row, WIDTH: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr
+    x, weight, start, tail, new_tail, u, dim, x_row, tail_row, new_row,
+    WIDTH: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -39,14 +40,16 @@ def _conv_step(
 
 @triton.jit
 def _gate_step(
-    projection, bias, weight, start, context, new_context, y, dim, eps, p_row, c_row, new_row, STARTS: tl.constexpr, BLOCK: tl.constexpr
+    projection, bias, weight, start, context, new_context, y, dim, eps, p_row, c_row, new_row,
+    STARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK)
     inside = dims < dim
     here = projection + row * p_row + dims
     value = tl.load(here, mask=inside, other=0.0).to(tl.float32)
-    forget = tl.load(here + dim, mask=inside, other=0.0).to(tl.float32) + tl.load(bias + dims, mask=inside, other=0.0).to(tl.float32)
+    forget = tl.load(here + dim, mask=inside, other=0.0).to(tl.float32)
+    forget += tl.load(bias + dims, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(here + 2 * dim, mask=inside, other=0.0).to(tl.float32)
     keep, share = sigmoid(forget), sigmoid(-forget)
     if STARTS:
