@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -12,11 +13,29 @@ from newllm_lib.device import probe
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_switched_off = False
 
 
 def runs_triton(x: torch.Tensor) -> bool:
     """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can accumulate."""
-    return _HAS_TRITON and x.is_cuda and x.dtype in _KERNEL_DTYPES
+    return _HAS_TRITON and not _switched_off and x.is_cuda and x.dtype in _KERNEL_DTYPES
+
+
+@contextlib.contextmanager
+def kernels(on: bool):
+    """Within it, no Triton kernel of ours runs unless `on`: plain torch everywhere (the recipe's `kernels: off`)."""
+    global _switched_off
+    before, _switched_off = _switched_off, not on
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that matrix products of x would have under autocast; custom operators are not autocast by themselves."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def runs_triton_dot(x: torch.Tensor) -> bool:

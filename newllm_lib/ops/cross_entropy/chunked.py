@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton, runs_triton_dot
+from newllm_lib.ops.backend import autocast_dtype, runs_triton, runs_triton_dot
 
 IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
@@ -31,16 +31,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens:
     labels = labels.reshape(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    dtype = _autocast_dtype(hidden)
+    dtype = autocast_dtype(hidden)
     total, *_ = _summed(rows.to(dtype), weight, labels, dtype, gradients)
     count = (labels != IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
     return total / count.clamp_min(1)  # a batch in which nothing is predicted has loss 0
-
-
-def _autocast_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype the matrix products would have under autocast; custom operators are not autocast by themselves."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 @torch.library.custom_op("newllm::linear_cross_entropy", mutates_args=())
@@ -54,18 +48,18 @@ def _summed(
     losses, factors = (torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32) for _ in range(2))
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
-    kernel = runs_triton(head) and head.shape[0] <= _max_vocabulary()
+    kernel = runs_triton(head) and head.shape[0] <= max_vocabulary()
     step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
     for start in range(0, hidden.shape[0], step):
         part = slice(start, start + step)
         if by_exponentials:
             grad_logits, inputs = _by_exponentials(hidden[part], head, labels[part], losses[part], factors[part])
         else:
-            grad_logits = (_by_kernel if kernel else _by_torch)(hidden[part] @ head.T, labels[part], losses[part])
+            grad_logits = (by_kernel if kernel else by_torch)(hidden[part] @ head.T, labels[part], losses[part])
             inputs = hidden[part]
         if gradients:
             torch.mm(grad_logits, head, out=grad_hidden[part])
-            _add_product_(grad_weight, grad_logits.T, inputs)
+            add_product_(grad_weight, grad_logits.T, inputs)
     return losses.sum(), grad_hidden, grad_weight.to(weight.dtype), factors if by_exponentials else factors[:0].clone()
 
 
@@ -79,7 +73,7 @@ def _by_exponentials(hidden: Tensor, head: Tensor, labels: Tensor, losses: Tenso
     return softmax_factors(hidden, head, labels, IGNORE, losses, factors)
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, in total's float32 whatever the factors' dtype: a sum over a batch in fp16 could overflow."""
     if total.is_cuda and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
@@ -87,9 +81,9 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def _by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
+def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
     """The gradient of the summed loss by the logits (rows, vocabulary); fills `losses` (rows,)."""
-    log_probability = torch.log_softmax(logits.float(), -1)
+    log_probability = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
     losses.copy_(F.nll_loss(log_probability, target, ignore_index=IGNORE, reduction="none"))
     gradient = log_probability.exp_()
     gradient[torch.arange(len(target), device=target.device), target.clamp_min(0)] -= 1.0
@@ -97,14 +91,16 @@ def _by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
     return gradient.to(logits.dtype)
 
 
-def _by_kernel(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
+def by_kernel(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
+    """As `by_torch`; the gradient overwrites the logits."""
     from newllm_lib.ops.cross_entropy.triton import softmax_gradient_
 
     softmax_gradient_(logits, target, IGNORE, losses)
     return logits
 
 
-def _max_vocabulary() -> int:
+def max_vocabulary() -> int:
+    """The widest rows that the kernel takes."""
     from newllm_lib.ops.cross_entropy.triton import MAX_VOCABULARY
 
     return MAX_VOCABULARY
