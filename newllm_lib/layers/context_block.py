@@ -42,6 +42,11 @@ class ContextVector(nn.Module):
 
     def forward(self, x, state, starts, valid):
         """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
+        _, y, state = self.read(x, state, starts, valid)
+        return self.out(y), state
+
+    def read(self, x, state, starts, valid):
+        """u (batch, time, hidden), y (batch, time, context_dim) and the new state: all but the output's matrix."""
         batch = x.shape[0]
         if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -51,7 +56,7 @@ class ContextVector(nn.Module):
         tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
         u, tail = short_conv(x, self.conv, starts, valid, tail)
         y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context)
-        return self.out(y), torch.cat([context, tail.reshape(batch, -1).float()], -1)
+        return u, y, torch.cat([context, tail.reshape(batch, -1).float()], -1)
 
     def _step(self, x, state, starts):
         """The same for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""

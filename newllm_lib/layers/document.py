@@ -14,3 +14,14 @@ def positions_in_document(starts: torch.Tensor) -> torch.Tensor:
     """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before it)."""
     index = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
     return index - (index * starts).cummax(1).values
+
+
+def padding(attention_mask: torch.Tensor | None, time: int) -> torch.Tensor | None:
+    """(batch, time) bool, False at padding; None where there is none, which spares the layers its treatment.
+
+    `generate`'s mask covers the whole text while the input is its last token, which is never padding that matters.
+    """
+    if attention_mask is None or (time == 1 and attention_mask.shape[1] > 1):
+        return None
+    valid = attention_mask[:, -time:].bool()
+    return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid

@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
-from newllm_lib.layers.document import document_starts
+from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
@@ -102,15 +102,20 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         if isinstance(module, ContextVector):
-            bound = 1 / math.sqrt(module.conv_width)
-            init.uniform_(module.conv, -bound, bound)
-            init.ones_(module.norm)
-            # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
-            init.copy_(module.forget_bias, torch.linspace(1.0, 5.0, module.context_dim))
+            init_context_vector(module)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
             init.normal_(module.mlp.down.weight, std=residual)
+
+
+def init_context_vector(module: ContextVector) -> None:
+    """The parameters of a context vector that are no linear layers."""
+    bound = 1 / math.sqrt(module.conv_width)
+    init.uniform_(module.conv, -bound, bound)
+    init.ones_(module.norm)
+    # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
+    init.copy_(module.forget_bias, torch.linspace(1.0, 5.0, module.context_dim))
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
@@ -163,7 +168,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         starts = None
         if input_ids is not None and self.config.reset_at_bos:
             starts = document_starts(input_ids, self.config.bos_token_id)
-        valid = _padding(attention_mask, x.shape[1])
+        valid = padding(attention_mask, x.shape[1])
         if state is None:
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
@@ -178,17 +183,6 @@ class NewLLMModel(NewLLMPreTrainedModel):
         x = self.norm(x)
         keep_state = use_cache if use_cache is not None else not self.training
         return NewLLMOutput(x, torch.stack(new_state, 1) if keep_state else None)
-
-
-def _padding(attention_mask: torch.Tensor | None, time: int) -> torch.Tensor | None:
-    """(batch, time) bool, False at padding; None where there is none, which spares the layers its treatment.
-
-    `generate`'s mask covers the whole text while the input is its last token, which is never padding that matters.
-    """
-    if attention_mask is None or (time == 1 and attention_mask.shape[1] > 1):
-        return None
-    valid = attention_mask[:, -time:].bool()
-    return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid
 
 
 class NewLLMForCausalLM(NewLLMPreTrainedModel, GenerationMixin):

@@ -1,0 +1,36 @@
+"""AR-SSM: a gated state-space branch that carries a text's whole past in O(1), and opens as much of it as a token needs.
+
+The state-space part is New-LLM's context vector (`layers.context_block`): a short causal convolution, a decay of its own for each
+channel and token, a gated, normalised read-out. On it stand rank gates: the state's channels are `ranks` groups, and each token
+opens each group by a number between 0 and 1,
+
+    y_t = W (rank_t * read-out(c_t)),   rank_t = sigmoid(R u_t + b)
+
+whose mean is what the token uses of the state. A recipe may put a price on it (`rank_cost`): easy tokens then learn to read
+little. It is a composition of `ops.short_conv` and `ops.gated_scan`, with no operation of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from newllm_lib.layers.context_block import ContextVector
+
+
+class ARSSM(ContextVector):
+    """(batch, time, hidden) -> (batch, time, hidden), and each token's share of opened ranks."""
+
+    def __init__(self, hidden_size: int, context_dim: int, conv_width: int, ranks: int):
+        super().__init__(hidden_size, context_dim, conv_width)
+        if context_dim % ranks:
+            raise ValueError(f"context_dim {context_dim} must be a multiple of ssm_ranks {ranks}: change one of them.")
+        self.ranks = nn.Linear(hidden_size, ranks)
+
+    def forward(self, x, state, starts, valid):
+        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns the output, the new state and
+        the share of ranks opened (batch, time), between 0 and 1."""
+        u, y, state = self.read(x, state, starts, valid)
+        opened = torch.sigmoid(self.ranks(u))
+        y = (y.unflatten(-1, (opened.shape[-1], -1)) * opened.unsqueeze(-1)).flatten(-2)
+        return self.out(y), state, opened.float().mean(-1)

@@ -1,0 +1,136 @@
+"""Attention to the last `window` tokens, by distance in hyperbolic space or by the usual product.
+
+Queries and keys are rotated by their position (Su et al., 2021, arXiv 2104.09864). A rotation moves the Poincaré ball into
+itself, so the distance of two rotated points depends on how far apart their tokens stand, not on where. Between two calls the
+last window - 1 keys and values are kept, unrotated: any stretch of text has positions of its own, however long the text is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
+from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
+
+
+class Past(NamedTuple):
+    """What attention still sees of the text before: keys, values (batch, window - 1, hidden); the last `count` (batch,) of them
+    are of the same document."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    count: torch.Tensor
+
+
+class LocalAttention(nn.Module):
+    """(batch, time, hidden) -> (batch, time, hidden), without the output's matrix.
+
+    A score is -beta d_c(q, k) ("hyperbolic": c and beta are learned, one of each for a head) or q k / sqrt(dim) ("dot").
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, window: int, kind: str, flash: bool):
+        super().__init__()
+        if hidden_size % num_heads or hidden_size // num_heads % 2:
+            raise ValueError(f"hidden_size {hidden_size} must be an even multiple of num_heads {num_heads}: change one of them.")
+        self.hidden_size, self.num_heads, self.window, self.kind, self.flash = hidden_size, num_heads, window, kind, flash
+        self.head_dim = hidden_size // num_heads
+        self.project = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        if kind == "hyperbolic":
+            self.log_beta = nn.Parameter(torch.full((num_heads,), 0.5 * math.log(self.head_dim)))
+            self.log_curvature = nn.Parameter(torch.zeros(num_heads))
+
+    @property
+    def state_size(self) -> int:
+        return 2 * (self.window - 1) * self.hidden_size + 1
+
+    def forward(self, x, past: Past | None, rotation, starts, lengths, curvature_factor, keep: bool):
+        """
+        Args:
+            rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
+            starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which stands at the end; or None.
+            curvature_factor: scalar on the learned curvatures. keep: also return the new past.
+        Returns:
+            (batch, time, hidden), and the new past or None.
+        """
+        q, k, v = self.project(x).chunk(3, -1)
+        history = _History.of(k, v, past, starts)
+        q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
+        # Tangent vectors of the ball: of about unit length, whatever the head's size.
+        scale = 1 / math.sqrt(self.head_dim) if self.kind == "hyperbolic" else 1.0
+        q, keys = rotated(q, rotation, scale), rotated(keys, rotation, scale)
+        y = self._attend(q, keys, values, history.starts, curvature_factor)
+        new = history.past(self.window - 1, lengths) if keep else None
+        return y.transpose(1, 2).flatten(2), new
+
+    def _attend(self, q, k, v, starts, curvature_factor):
+        if self.kind == "hyperbolic":
+            beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
+            backend = "auto" if self.flash else "reference"
+            return hyperbolic_attention(q, k, v, beta, curvature, window=self.window, starts=starts, backend=backend)
+        seen = self._seen(q.shape[2], k, starts)
+        if self.flash:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        scores = (q.float() @ k.float().transpose(-1, -2)) / math.sqrt(self.head_dim)
+        return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.float()).to(v.dtype)
+
+    def _seen(self, queries: int, k, starts):
+        """(batch, 1, queries, keys) bool: which keys each query sees."""
+        first = first_visible(k.shape[0], k.shape[2], self.window, starts, k.device)[:, -queries:]
+        key = torch.arange(k.shape[2], device=k.device)
+        position = key[k.shape[2] - queries :]
+        return ((key <= position[:, None]) & (key >= first.unsqueeze(-1))).unsqueeze(1)
+
+
+class _History(NamedTuple):
+    """Past and new keys and values as one stretch of text, (batch, behind + time, hidden), and where documents start in it."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    starts: torch.Tensor | None
+    behind: int
+    count: torch.Tensor | None
+
+    @classmethod
+    def of(cls, k, v, past: Past | None, starts) -> _History:
+        if past is None:
+            return cls(k, v, starts, 0, None)
+        behind = past.keys.shape[1]
+        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(1)  # first of what is seen
+        if starts is not None:
+            begins = begins | F.pad(starts, (behind, 0))
+        keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((past.keys, k), (past.values, v)))
+        return cls(keys, values, begins, behind, past.count)
+
+    def past(self, size: int, lengths) -> Past:
+        """The last `size` places before each row's padding."""
+        batch, places, hidden = self.keys.shape
+        if lengths is None:
+            lengths = self.keys.new_full((batch,), places - self.behind, dtype=torch.long)
+        ends = self.behind + lengths
+        place = ends.unsqueeze(1) - size + torch.arange(size, device=self.keys.device)
+        index = place.clamp_min(0).unsqueeze(-1).expand(-1, -1, hidden)
+        keys, values = (t.gather(1, index).float() * (place >= 0).unsqueeze(-1) for t in (self.keys, self.values))
+        first = torch.zeros_like(ends)  # where the last document, or what is known of it, begins
+        if self.starts is not None:
+            first = (torch.arange(places, device=ends.device) * self.starts).amax(1)
+        return Past(keys, values, (ends - first).clamp(max=size))
+
+
+def rotation(positions: int, dim: int, device, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (positions, dim / 2), float32, for `rotated`."""
+    frequencies = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    angles = torch.arange(positions, device=device, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: torch.Tensor, rotation, scale: float = 1.0) -> torch.Tensor:
+    """x (batch, heads, time, dim) at the last `time` of the rotation's positions, times `scale`: each pair (i, i + dim/2) is
+    turned by its angle."""
+    cos, sin = (scale * t[-x.shape[2] :] for t in rotation)
+    one, two = x.float().chunk(2, -1) if x.dtype != torch.float64 else x.chunk(2, -1)
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1).to(x.dtype)

@@ -1,0 +1,95 @@
+"""Phase 7's block: what is near by attention, what is far by a carried state, a gate between the two, then SwiGLU.
+
+    a = attention(norm(x)),  s = AR-SSM(norm(x)),  g = sigmoid(G norm(x))
+    x = x + W (g * a + (1 - g) * s)
+    x = x + down(silu(gate norm(x)) * up norm(x))          (Shazeer, 2020, arXiv 2002.05202)
+
+Everything a token reads, the gate too, depends on itself and the tokens before it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from newllm_lib.layers.ar_ssm import ARSSM
+from newllm_lib.layers.local_attention import LocalAttention, Past
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), applied to each token by itself."""
+
+    def __init__(self, hidden_size: int, mlp_size: int):
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * mlp_size, bias=False)
+        self.down = nn.Linear(mlp_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Phase7Block(nn.Module):
+    """x (batch, time, hidden), state (batch, state_size) -> the same shapes.
+
+    The state holds the AR-SSM's, then the window's keys, values and their count: all that later tokens may need of the past.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = config.hidden_size
+        self.norm_mixer = nn.RMSNorm(hidden, eps=1e-6)
+        self.attention = LocalAttention(
+            hidden, config.num_attention_heads, config.attention_window, config.attention, config.flash_attention
+        )
+        self.ssm = None
+        if config.ar_ssm:
+            self.ssm = ARSSM(hidden, config.context_dim, config.conv_width, config.ssm_ranks)
+            self.gate = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.norm_mlp = nn.RMSNorm(hidden, eps=1e-6)
+        self.mlp = SwiGLU(hidden, config.mlp_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def state_size(self) -> int:
+        return self.attention.state_size + (self.ssm.state_size if self.ssm is not None else 0)
+
+    def forward(self, x, state, rotation, starts, lengths, curvature_factor, keep: bool):
+        """
+        Args:
+            state: (batch, state_size) float32, or None at a text's beginning. keep: also return the new state.
+            starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which stands at the end), or None.
+        Returns:
+            x, the new state or None, and each token's share of opened ranks (batch, time), None without AR-SSM.
+        """
+        carried, past = self._split(state, x.shape[0])
+        h = self.norm_mixer(x)
+        y, past = self.attention(h, past, rotation, starts, lengths, curvature_factor, keep)
+        opened = None
+        if self.ssm is not None:
+            valid = None
+            if lengths is not None:
+                valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+            s, carried, opened = self.ssm(h, carried, starts, valid)
+            y = s + torch.sigmoid(self.gate(h)) * (y - s)
+        x = x + self.dropout(self.out(y))
+        x = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return x, _joined(carried, past) if keep else None, opened
+
+    def _split(self, state, batch: int):
+        """The AR-SSM's state (zeros at a text's beginning) and the window's past (None there)."""
+        size = self.ssm.state_size if self.ssm is not None else 0
+        if state is None:
+            device = self.out.weight.device
+            return torch.zeros(batch, size, device=device, dtype=torch.float32), None
+        half = (self.attention.window - 1) * self.attention.hidden_size
+        carried, keys, values, count = state.split([size, half, half, 1], -1)
+        shape = batch, self.attention.window - 1, self.attention.hidden_size
+        return carried, Past(keys.reshape(shape), values.reshape(shape), count[:, 0].long())
+
+
+def _joined(carried, past: Past):
+    parts = carried, past.keys.flatten(1), past.values.flatten(1), past.count.unsqueeze(1)
+    return torch.cat([part.float() for part in parts], -1)

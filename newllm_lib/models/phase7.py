@@ -1,0 +1,337 @@
+"""Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train embedding.
+
+`Phase7ForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it. Its state, the
+AR-SSM's and the last window of keys and values, is one tensor (batch, layers, state_size), the same size after ten tokens and
+after ten million, carried through `generate` in the output field `state`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from newllm_lib.layers.context_block import ContextVector
+from newllm_lib.layers.document import document_starts, padding
+from newllm_lib.layers.local_attention import LocalAttention, rotation
+from newllm_lib.layers.phase7_block import Phase7Block
+from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
+from newllm_lib.models.new_llm import init_context_vector
+from newllm_lib.ops.cross_entropy import linear_cross_entropy
+
+
+class Phase7Config(PreTrainedConfig):
+    """Sizes of a Phase 7 model, and which of its parts it has.
+
+    `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot". `flash_attention`: never hold all scores. `ar_ssm`: with
+    the state-space branch, of `context_dim` channels in `ssm_ranks` groups; `rank_cost` nats are added to the training loss for
+    each token that opens all of them. `embedding`: "htt" (a tensor train of rank 2 `htt_rank`) or "dense".
+    """
+
+    model_type = "phase7"
+    auto_map = {}  # trl reads it from every config
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 8,
+        mlp_size: int = 1152,
+        context_dim: int = 512,
+        conv_width: int = 4,
+        attention: str = "hyperbolic",
+        attention_window: int = 128,
+        flash_attention: bool = True,
+        ar_ssm: bool = True,
+        ssm_ranks: int = 16,
+        rank_cost: float = 0.0,
+        embedding: str = "htt",
+        htt_rank: int = 64,
+        dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        reset_at_bos: bool = True,
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.mlp_size = mlp_size
+        self.context_dim = context_dim if ar_ssm else 0
+        self.conv_width = conv_width
+        self.attention = attention
+        self.attention_window = attention_window
+        self.flash_attention = flash_attention
+        self.ar_ssm = ar_ssm
+        self.ssm_ranks = ssm_ranks
+        self.rank_cost = rank_cost
+        self.embedding = embedding
+        self.htt_rank = htt_rank
+        self.dropout = dropout
+        self.initializer_range = initializer_range
+        self.reset_at_bos = reset_at_bos
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+
+@dataclass
+class Phase7Output(ModelOutput):
+    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32; `opened` (batch, time): the
+    share of the AR-SSM's ranks that each token opens, mean over the layers."""
+
+    last_hidden_state: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    opened: torch.Tensor | None = None
+
+
+@dataclass
+class Phase7CausalLMOutput(ModelOutput):
+    """`loss` in nats a token (in training with the ranks' cost); `logits` (batch, time, vocabulary); `state` (batch, layers,
+    state_size)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class Phase7PreTrainedModel(PreTrainedModel):
+    config_class = Phase7Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Phase7Block"]
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, TensorTrainEmbedding):
+            for core in (module.first, module.second):
+                init.normal_(core, std=module.core_std(std))
+            for phase in (module.first_phase, module.second_phase):
+                init.uniform_(phase, -math.pi, math.pi)
+        elif isinstance(module, ContextVector):
+            init_context_vector(module)
+        elif isinstance(module, LocalAttention) and module.kind == "hyperbolic":
+            init.constant_(module.log_beta, 0.5 * math.log(module.head_dim))  # scores as spread as those of q k / sqrt(dim)
+            init.zeros_(module.log_curvature)
+        elif isinstance(module, Phase7Block):
+            self._init_block(module)
+
+    def _init_block(self, block: Phase7Block) -> None:
+        """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the root."""
+        std = self.config.initializer_range
+        init.normal_(block.attention.project.weight, std=self.config.hidden_size**-0.5)  # queries and keys of about unit length
+        if block.ssm is not None:
+            init.normal_(block.ssm.out.weight, std=self.config.context_dim**-0.5)
+            init.constant_(block.ssm.ranks.bias, 2.0)  # ranks are open at first
+        residual = std / math.sqrt(2 * self.config.num_hidden_layers)  # residual branches start small, as in GPT-2
+        init.normal_(block.out.weight, std=residual)
+        init.normal_(block.mlp.down.weight, std=residual)
+
+
+class Phase7Model(Phase7PreTrainedModel):
+    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, hidden_size) and the new state.
+
+    `curvature_factor` is what the curvature schedule has come to (1: the learned curvatures alone); it is saved with the weights.
+    """
+
+    def __init__(self, config: Phase7Config):
+        super().__init__(config)
+        if config.embedding == "htt":
+            self.embed_tokens = TensorTrainEmbedding(config.vocab_size, config.hidden_size, config.htt_rank)
+        else:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Phase7Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        self.register_buffer("curvature_factor", torch.ones(()))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def state_size(self) -> int:
+        return self.layers[0].state_size
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        """The state before the first token: zeros (batch, layers, state_size), float32."""
+        return torch.zeros(batch, len(self.layers), self.state_size, device=self.norm.weight.device, dtype=torch.float32)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Phase7Output:
+        """
+        Args:
+            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts are seen.
+            attention_mask: (batch, at least time): 0 marks padding, wherever it stands: it is as if it were not there.
+            state: (batch, layers, state_size) from an earlier call: the text goes on from there.
+            use_cache: return the new state (on by default outside training).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        starts = None
+        if input_ids is not None and self.config.reset_at_bos:
+            starts = document_starts(input_ids, self.config.bos_token_id)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
+        moved = _Moved.of(padding(attention_mask, x.shape[1]))
+        x, starts = moved.there(x), moved.starts(starts)
+        keep = use_cache if use_cache is not None else not self.training
+        x, state, opened = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
+        return Phase7Output(moved.back(self.norm(x)), state, opened if opened is None else moved.back(opened))
+
+    def _blocks(self, x, state, starts, lengths, keep: bool):
+        """All blocks: the new x, the new state (None without `keep`), the share of opened ranks (None without AR-SSM)."""
+        config = self.config
+        behind = 0 if state is None else config.attention_window - 1
+        turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
+        states, shares = [], []
+        for index, layer in enumerate(self.layers):
+            arguments = x, None if state is None else state[:, index], turn, starts, lengths, self.curvature_factor, keep
+            if self.gradient_checkpointing and self.training:
+                x, layer_state, opened = self._gradient_checkpointing_func(layer.__call__, *arguments)
+            else:
+                x, layer_state, opened = layer(*arguments)
+            states.append(layer_state)
+            shares.append(opened)
+        opened = torch.stack(shares).mean(0) if config.ar_ssm else None
+        return x, torch.stack(states, 1) if keep else None, opened
+
+
+@dataclass
+class _Moved:
+    """Each row's padding moved to its end, where causality makes it harmless, and results moved back."""
+
+    order: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, valid: torch.Tensor | None) -> _Moved:
+        """valid: (batch, time) bool, False at padding; None: nothing is moved."""
+        if valid is None:
+            return cls()
+        return cls(torch.argsort(~valid, dim=1, stable=True), valid, valid.sum(1))
+
+    def there(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.order is None else _gathered(x, self.order)
+
+    def back(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.order is None else _gathered(x, self.order.argsort(1))
+
+    def starts(self, starts: torch.Tensor | None) -> torch.Tensor | None:
+        """No document starts in padding."""
+        return starts if starts is None or self.order is None else (starts & self.valid).gather(1, self.order)
+
+
+def _gathered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return x.gather(1, order) if x.ndim == 2 else x.gather(1, order.unsqueeze(-1).expand_as(x))
+
+
+class Phase7ForCausalLM(Phase7PreTrainedModel, GenerationMixin):
+    """Phase 7 with its head, which is the embedding (or, untied, one of the same kind)."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: Phase7Config):
+        super().__init__(config)
+        self.model = Phase7Model(config)
+        if config.embedding == "htt":
+            self.lm_head = TensorTrainHead(self.model.embed_tokens, config.tie_word_embeddings)
+            self._tied_weights_keys = None  # a tied head has no parameters of its own
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.model.embed_tokens = value
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        if self.config.embedding != "htt":
+            return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if new_num_tokens not in (None, self.config.vocab_size):
+            raise ValueError("A tensor-train embedding keeps its vocabulary: train with embedding dense to resize it later.")
+        return self.model.embed_tokens
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the state is our own tensor, not a key-value cache
+
+    def _reorder_cache(self, state: torch.Tensor, beam_idx: torch.Tensor) -> torch.Tensor:
+        return state.index_select(0, beam_idx.to(state.device))
+
+    def prepare_inputs_for_generation(
+        self, input_ids, state=None, attention_mask=None, inputs_embeds=None, use_cache=True, **kwargs
+    ):
+        inputs = {"state": state, "attention_mask": attention_mask, "use_cache": use_cache}
+        if kwargs.get("logits_to_keep") is not None:
+            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
+        if state is not None:
+            return {**inputs, "input_ids": input_ids[:, -1:]}
+        if inputs_embeds is not None:
+            return {**inputs, "inputs_embeds": inputs_embeds}
+        return {**inputs, "input_ids": input_ids}
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        state: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> Phase7CausalLMOutput:
+        """As `NewLLMForCausalLM.forward`; in training the loss has the cost of the opened ranks in it (`rank_cost`)."""
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        if shift_labels is not None:
+            loss = self._loss(outputs, shift_labels, num_items_in_batch)
+        logits = None
+        if not (self.training and loss is not None):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        return Phase7CausalLMOutput(loss, logits, outputs.state)
+
+    def _loss(self, outputs: Phase7Output, labels: torch.Tensor, tokens) -> torch.Tensor:
+        hidden = outputs.last_hidden_state
+        if isinstance(self.lm_head, TensorTrainHead):
+            loss = self.lm_head.loss(hidden, labels, tokens)
+        else:
+            loss = linear_cross_entropy(hidden, self.lm_head.weight, labels, tokens)
+        if self.training and self.config.rank_cost and outputs.opened is not None:
+            counted = labels != -100
+            count = counted.sum() if tokens is None else torch.as_tensor(tokens, device=loss.device)
+            loss = loss + self.config.rank_cost * (outputs.opened * counted).sum() / count.clamp_min(1)
+        return loss
