@@ -9,13 +9,13 @@ from dataclasses import fields
 from newllm_lib import __version__
 from newllm_lib.cli import about, data, results, training
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, value_types
+from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
 from newllm_lib.recipe.keys import StartKeys
 
 _START = tuple(f.name for f in fields(StartKeys))  # the demo trains two models, and each from scratch
 GROUPS = {
-    "run": "the run", "data": "the data", "model": "the model", "start": "the start", "training": "the training",
-    "preference": "preference training", "lora": "LoRA adapters",
+    "run": "the run", "data": "the data", "model": "the model", "phase7": "Phase 7's parts", "start": "the start",
+    "training": "the training", "preference": "preference training", "lora": "LoRA adapters",
 }  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The recipe keys that the command line sets, as text: `Recipe` knows their types."""
-    return {f.name: value for f in fields(Recipe) if (value := getattr(arguments, f"set_{f.name}", None)) is not None}
+    keys = [*(f.name for f in fields(Recipe)), *GUIDES_KEYS]
+    return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
 
 
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
@@ -165,6 +166,9 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
         help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
         names = [n for n in (f.metadata["flag"], f.name) if n]
         _flag(groups[f.metadata["group"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
+    guides = parser.add_argument_group("the Phase 7 guide's names for the same")
+    for name, ours in GUIDES_KEYS.items():
+        _flag(guides, name, dest=f"set_{name}", metavar="VALUE", help=ours)
 
 
 def _metavar(kind: type) -> str:

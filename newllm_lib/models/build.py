@@ -1,14 +1,15 @@
-"""From a recipe and a tokenizer to a model: sizes, special tokens, and TinyGPT2 matched to New-LLM's stored parameters."""
+"""From a recipe and a tokenizer to a model: sizes, special tokens, and TinyGPT2 matched to another's stored parameters."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from newllm_lib.errors import UsageError
 from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM
+from newllm_lib.models.phase7 import Phase7Config, Phase7ForCausalLM
 from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.recipe import Recipe
 
@@ -18,21 +19,21 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def build_model(recipe: Recipe, vocab_size: int, tokenizer=None) -> PreTrainedModel:
-    """A freshly initialised model (from torch's global random state), on the CPU, float32.
+def build_model(recipe: Recipe, vocab_size: int, tokenizer=None, device: str | None = None) -> PreTrainedModel:
+    """A freshly initialised model, float32, from the global random state of the device where it is made.
 
     Args:
         vocab_size: the tokenizer's full size. tokenizer: for its special tokens and generation settings; None for counting.
+        device: where (default: the CPU). A large model is made on its GPU: the host may have less memory.
     """
     config = model_config(recipe, vocab_size)
     if tokenizer is not None:
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
-    if isinstance(config, NewLLMConfig):
-        model = NewLLMForCausalLM(config)
-    else:
+    if isinstance(config, TinyGPT2Config):
         config._attn_implementation = "sdpa"
-        model = TinyGPT2ForCausalLM(config)
+    with torch.device(device or "cpu"):
+        model = _CLASSES[type(config)](config)
     if tokenizer is not None:
         model.generation_config = _generation_config(tokenizer)
     return model
@@ -40,35 +41,59 @@ def build_model(recipe: Recipe, vocab_size: int, tokenizer=None) -> PreTrainedMo
 
 def load_model(folder: Path, recipe: Recipe) -> PreTrainedModel:
     """The model saved in `folder`, to be trained on: on the CPU, float32, with the recipe's dropout."""
-    if recipe.model == "new_llm":
-        kind, changes = NewLLMForCausalLM, {"dropout": recipe.dropout}
-    else:
-        kind, changes = TinyGPT2ForCausalLM, {"resid_pdrop": recipe.dropout, "embd_pdrop": recipe.dropout}
-        changes["attn_implementation"] = "sdpa"
+    changes = {"dropout": recipe.dropout}
+    if recipe.model == "tiny_gpt2":
+        changes = {"resid_pdrop": recipe.dropout, "embd_pdrop": recipe.dropout, "attn_implementation": "sdpa"}
+    kind = _CLASSES[_CONFIGS[recipe.model]]
     return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, **changes)
 
 
-def model_config(recipe: Recipe, vocab_size: int) -> NewLLMConfig | TinyGPT2Config:
+def model_config(recipe: Recipe, vocab_size: int) -> PreTrainedConfig:
     """The transformers config that a recipe describes."""
-    new_llm = NewLLMConfig(
+    if recipe.model == "tiny_gpt2":
+        return matched_tiny_gpt2(recipe, _SIZED[recipe.match](recipe, vocab_size))
+    return _SIZED[recipe.model](recipe, vocab_size)
+
+
+def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
+    return NewLLMConfig(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, context_dim=recipe.context_dim, mlp_size=recipe.mlp_size,
         num_hidden_layers=recipe.num_layers, conv_width=recipe.conv_width, recurrence=recipe.recurrence,
         dropout=recipe.dropout, reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    return new_llm if recipe.model == "new_llm" else matched_tiny_gpt2(recipe, new_llm)
 
 
-def matched_tiny_gpt2(recipe: Recipe, new_llm: NewLLMConfig) -> TinyGPT2Config:
-    """A TinyGPT2 with the stored parameters of `new_llm` (within 2 %), the recipe's layers, heads and block length.
+def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
+    if recipe.hidden_size % (2 * recipe.num_heads):
+        raise UsageError(
+            f"hidden_size {recipe.hidden_size} must be an even multiple of num_heads {recipe.num_heads}: change one of them."
+        )
+    if recipe.ar_ssm and recipe.context_dim % recipe.ssm_ranks:
+        raise UsageError(
+            f"context_dim {recipe.context_dim} must be a multiple of ssm_ranks {recipe.ssm_ranks}: change one of them."
+        )
+    return Phase7Config(
+        vocab_size=vocab_size, hidden_size=recipe.hidden_size, num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads, mlp_size=recipe.mlp_size, context_dim=recipe.context_dim,
+        conv_width=recipe.conv_width, attention=recipe.attention, attention_window=recipe.attention_window,
+        flash_attention=recipe.flash_attention, ar_ssm=recipe.ar_ssm, ssm_ranks=recipe.ssm_ranks,
+        rank_cost=recipe.rank_cost, embedding=recipe.embedding, htt_rank=recipe.htt_rank, dropout=recipe.dropout,
+        reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+
+
+def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config:
+    """A TinyGPT2 with the stored parameters of `other` (within 2 %), the recipe's layers, heads and block length.
 
     The width is the multiple of the heads whose usual MLP (4 x width) comes nearest; then the MLP's width makes up the rest.
 
     Raises:
         UsageError: the sizes leave no such TinyGPT2.
     """
-    target = count_parameters(new_llm)
-    vocab, window, layers, heads = new_llm.vocab_size, recipe.max_seq_length, recipe.num_layers, recipe.num_heads
+    target = count_parameters(other)
+    vocab, window, layers, heads = other.vocab_size, recipe.max_seq_length, recipe.num_layers, recipe.num_heads
     head = vocab if not recipe.tie_embeddings else 0
 
     def fixed(width):  # embeddings, attention, norms, and biases of the MLP's output
@@ -80,7 +105,7 @@ def matched_tiny_gpt2(recipe: Recipe, new_llm: NewLLMConfig) -> TinyGPT2Config:
     step = 2 * heads if heads % 2 else heads
     widths = [w for w in range(step, 16384, step) if fixed(w) < target]
     if not widths:
-        raise UsageError("New-LLM is too small to match with a TinyGPT2: raise hidden_size, or lower vocab_size.")
+        raise UsageError("The model is too small to match with a TinyGPT2: raise hidden_size, or lower vocab_size.")
     width = min(widths, key=lambda w: abs(total(w, 4 * w) - target))
     inner = round((target - fixed(width)) / (layers * (2 * width + 1)))
     config = TinyGPT2Config(
@@ -100,7 +125,7 @@ def matched_tiny_gpt2(recipe: Recipe, new_llm: NewLLMConfig) -> TinyGPT2Config:
 def count_parameters(config) -> int:
     """Stored parameters of the model that `config` describes, without allocating it."""
     with torch.device("meta"):
-        model = NewLLMForCausalLM(config) if isinstance(config, NewLLMConfig) else TinyGPT2ForCausalLM(config)
+        model = _CLASSES[type(config)](config)
     return parameters(model)
 
 
@@ -108,3 +133,8 @@ def _generation_config(tokenizer) -> GenerationConfig:
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     stop = [tokenizer.eos_token_id] + ([end] if end is not None and end != tokenizer.unk_token_id else [])
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id)
+
+
+_SIZED = {"new_llm": _new_llm, "phase7": _phase7}  # TinyGPT2's sizes come from one of these
+_CONFIGS = {"new_llm": NewLLMConfig, "tiny_gpt2": TinyGPT2Config, "phase7": Phase7Config}
+_CLASSES = {NewLLMConfig: NewLLMForCausalLM, TinyGPT2Config: TinyGPT2ForCausalLM, Phase7Config: Phase7ForCausalLM}

@@ -10,8 +10,9 @@ are resolved when the recipe is loaded, so the record in a run is always flat:
       tiny_gpt2: {learning_rate: 0.003}
 """
 
+from newllm_lib.recipe.guides_keys import GUIDES_KEYS
 from newllm_lib.recipe.loading import load_recipe, shipped_recipes, start_run
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import value_types
 
-__all__ = ["Recipe", "load_recipe", "shipped_recipes", "start_run", "value_types"]
+__all__ = ["GUIDES_KEYS", "Recipe", "load_recipe", "shipped_recipes", "start_run", "value_types"]

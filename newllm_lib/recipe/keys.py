@@ -78,19 +78,56 @@ class DataKeys:
 class ModelKeys:
     """Which model, and its sizes in channels."""
 
-    model: str = key("new_llm", "which model", "model", choices=("new_llm", "tiny_gpt2"))
+    model: str = key("new_llm", "which model", "model", choices=("new_llm", "tiny_gpt2", "phase7"))
+    match: str = key(
+        "new_llm", "TinyGPT2: the model whose stored parameters it gets, in the sizes given here", "model",
+        choices=("new_llm", "phase7"),
+    )  # fmt: skip
     recurrence: str = key(
         "parallel", "New-LLM's recurrence: parallel over time, or the original's sequential one", "model",
         choices=("parallel", "sequential"),
     )  # fmt: skip
     num_layers: int = key(4, "blocks (sequential recurrence: depth of the per-token MLP)", "model", minimum=1)
-    hidden_size: int = key(256, "channels of the residual stream (New-LLM)", "model", minimum=1)
+    hidden_size: int = key(256, "channels of the residual stream (TinyGPT2 chooses its own)", "model", minimum=1)
     context_dim: int = key(256, "size of the context vector each block carries", "model", minimum=1)
     mlp_size: int = key(1024, "inner channels of the token MLP", "model", minimum=1)
     conv_width: int = key(4, "tokens seen by the short causal convolution (1: none)", "model", minimum=1)
-    num_heads: int = key(4, "attention heads (TinyGPT2)", "model", minimum=1)
+    num_heads: int = key(4, "attention heads (TinyGPT2, Phase 7)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")
+
+
+@dataclass
+class Phase7Keys:
+    """Phase 7's parts. Its state-space branch has New-LLM's keys: context_dim, conv_width."""
+
+    attention: str = key(
+        "hyperbolic", "scores by distance in the Poincaré ball, or by the usual dot product", "phase7",
+        choices=("hyperbolic", "dot"),
+    )  # fmt: skip
+    attention_window: int = key(128, "tokens that attention sees, the token itself included", "phase7", minimum=1)
+    flash_attention: bool = key(
+        True, "never hold all attention scores (false: plain torch, time x time numbers for each head)", "phase7",
+        identity=False,
+    )  # fmt: skip
+    curvature_schedule: str = key(
+        "linear", "how a factor on the learned curvatures rises to 1 (off: it is 1 from the start)", "phase7",
+        choices=("linear", "cosine", "off"),
+    )  # fmt: skip
+    curvature_start: float = key(0.1, "that factor at the first step", "phase7", minimum=1e-6)
+    curvature_steps: float = key(0.5, "steps until it is 1 (at most 1: a share of all steps)", "phase7", minimum=0.0)
+    ar_ssm: bool = key(True, "the state-space branch, and the gate between it and attention", "phase7")
+    ssm_ranks: int = key(
+        16, "groups of its channels that each token opens by gates (must divide context_dim)", "phase7", minimum=1
+    )
+    rank_cost: float = key(
+        0.0, "added to the training loss for each token that opens all of them, in nats", "phase7", minimum=0.0
+    )
+    embedding: str = key(
+        "htt", "embedding and head: htt, two small cores with phases (a tensor train), or dense", "phase7",
+        choices=("htt", "dense"),
+    )  # fmt: skip
+    htt_rank: int = key(64, "rank of the cores (with their phases they have twice that)", "phase7", minimum=1)
 
 
 @dataclass
@@ -138,11 +175,22 @@ class TrainingKeys:
         None, "stop after this many evaluations without a better one", "training", minimum=1
     )
     carry_state: bool = key(
-        False, "New-LLM: start each block with the state the same text's last block ended with (blocks are then read in order)",
+        False, "New-LLM, Phase 7: start each block with the state that the text's last block ended with (blocks in order)",
         "training",
     )  # fmt: skip
     evals_per_epoch: int = key(1, "evaluations on the validation split in each epoch", "training", minimum=1)
     dtype: str = key("auto", "dtype of matrix products", "training", choices=("auto", "fp32", "fp16", "bf16"))
+    gradient_checkpointing: str = key(
+        "off", "compute each block's inner tensors again in the backward pass instead of keeping them", "training",
+        choices=("off", "on"), identity=False,
+    )  # fmt: skip
+    fused_optimizer: bool = key(
+        True, "one kernel steps all parameters (false: one operation after the other)", "training", identity=False
+    )
+    kernels: str = key(
+        "auto", "our Triton kernels, where the GPU has them (off: plain torch)", "training", choices=("auto", "off"),
+        identity=False,
+    )  # fmt: skip
     compile: str = key(
         "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
         "training", choices=("auto", "on", "off", "graphs"), identity=False,

@@ -11,6 +11,7 @@ from pathlib import Path
 from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.files import check_keys, read_yaml
+from newllm_lib.recipe.guides_keys import in_our_words
 from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_name, word_for_start
@@ -42,7 +43,8 @@ def load_recipe(
     path = _find(name_or_path)
     values = read_yaml(path)
     values.setdefault("recipe", path.stem)
-    asked = dict(overrides or {})
+    values = _file_in_our_words(values, path)
+    asked = in_our_words(overrides or {}, "the command line", values.get("micro_batch_size"))
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
     check_keys(asked, "the command line", _KNOWN)
     assemble = partial(_assembled, path, values, asked, device_kind)
@@ -50,6 +52,17 @@ def load_recipe(
     recipe = assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
     recipe.origin = (name_or_path, asked)
     return recipe
+
+
+def _file_in_our_words(values: dict, path: Path) -> dict:
+    """A file's values, those under `when:` too, with the guide's names replaced by ours."""
+    values = in_our_words(values, str(path))
+    if isinstance(values.get("when"), dict):
+        values["when"] = {
+            condition: in_our_words(part, f"{path}, when: {condition}", values.get("micro_batch_size"))
+            for condition, part in values["when"].items()
+        }
+    return values
 
 
 def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict) -> Recipe:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.recipe.recipe import Recipe
-from newllm_lib.recipe.start import MODELS, decided_by_start, short_name
+from newllm_lib.recipe.start import decided_by_start, plain_name, short_name
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
     """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture in them."""
-    parts = [MODELS[recipe.model], recipe.recipe]
+    parts = [plain_name(recipe.model, recipe.recipe)]
+    if recipe.kernels == "off":
+        parts = [parts[0].removesuffix("_triton")]
     if recipe.task == "dpo":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
@@ -40,6 +42,8 @@ _NAMED_KEYS = {
     "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp", "conv_width": "conv",
     "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "seed": "seed",
     "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
+    "attention": "", "attention_window": "window", "curvature_schedule": "curvature-", "ar_ssm": "ssm-",
+    "rank_cost": "rank-cost", "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
 }  # fmt: skip
 
 
@@ -48,4 +52,4 @@ def _short(value) -> str:
         for size, letter in ((10**6, "M"), (10**3, "k")):
             if value >= size and value % size == 0:
                 return f"{value // size}{letter}"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,6 +12,7 @@ from newllm_lib.recipe.keys import (
     KeepingKeys,
     LoraKeys,
     ModelKeys,
+    Phase7Keys,
     PreferenceKeys,
     RunKeys,
     StartKeys,
@@ -20,8 +21,10 @@ from newllm_lib.recipe.keys import (
 from newllm_lib.recipe.values import checked
 
 
-@dataclass  # lists its fields from the last base to the first
-class Recipe(LoraKeys, PreferenceKeys, TrainingKeys, StartKeys, ModelKeys, DataKeys, KeepingKeys, RunKeys):
+@dataclass
+class Recipe(  # its fields are listed from the last base to the first
+    LoraKeys, PreferenceKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys, RunKeys
+):  # fmt: skip
     """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
 
     def __post_init__(self):

@@ -18,9 +18,10 @@ from newllm_lib.runs import Run, find_run, is_whole, list_runs
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
     "model", "recurrence", "num_layers", "hidden_size", "context_dim", "mlp_size", "conv_width", "num_heads",
-    "tie_embeddings", "separate_documents",
+    "tie_embeddings", "separate_documents", "match", "attention", "attention_window", "ar_ssm", "ssm_ranks",
+    "embedding", "htt_rank",
 )  # fmt: skip
-MODELS = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2"}  # how they are called in the names of runs
+MODELS = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2", "phase7": "phase7"}  # how they are called in the names of runs
 
 
 def find_start(wanted: str, model: str, recipes: dict[str, str]) -> Run:
@@ -33,15 +34,21 @@ def find_start(wanted: str, model: str, recipes: dict[str, str]) -> Run:
     if wanted not in recipes:
         return find_run(wanted)
     found = [run for run in list_runs() if _is_trained(run, wanted, model)]
-    plain = [run for run in found if run.name == f"{MODELS[model]}_{wanted}"]
+    plain = [run for run in found if run.name == plain_name(model, wanted)]
     if not found:
         title = recipes[wanted].split(",")[0].split(":")[0]
         raise UsageError(
             f"This starts from a run of recipe {wanted} ({title}), and there is none of {model} here yet: train it first "
-            f"(`newllm train {wanted}{' --model tiny_gpt2' if model == 'tiny_gpt2' else ''}`), name another run with --from, "
+            f"(`newllm train {wanted}{f' --model {model}' if model != 'new_llm' else ''}`), name another run with --from, "
             "or start from scratch with --from none."
         )
     return max(plain or found, key=lambda run: run.best.stat().st_mtime)
+
+
+def plain_name(model: str, recipe: str) -> str:
+    """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`, `phase7_small_triton`."""
+    name = recipe if recipe.startswith(f"{MODELS[model]}_") else f"{MODELS[model]}_{recipe}"
+    return f"{name}_triton" if model == "phase7" else name
 
 
 def _is_trained(run: Run, recipe: str, model: str) -> bool:

@@ -31,8 +31,8 @@ def checked(f, value):
     if isinstance(value, float) and int in accepted and float not in accepted and value.is_integer():
         value = int(value)
     choices, minimum = f.metadata["choices"], f.metadata["minimum"]
-    if isinstance(value, bool) and "on" in choices and "off" in choices:  # YAML 1.1 reads on/off as booleans
-        value = "on" if value else "off"
+    if "on" in choices and "off" in choices:  # YAML 1.1 reads on/off as booleans
+        value = {True: "on", "true": "on", False: "off", "false": "off"}.get(value, value)
     number_or_auto = accepted == (int, str)  # the only text such a key takes is "auto"
     if type(value) not in accepted or (number_or_auto and isinstance(value, str) and value != "auto"):
         kinds = "int or auto" if number_or_auto else " or ".join(_TYPE_NAMES.get(t, t.__name__) for t in accepted)
