@@ -1,6 +1,6 @@
 """The recipe: one dataclass for YAML, flags, forms and the record; unknown keys named; every key has an effect."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
+from newllm_lib.recipe import GUIDES_KEYS, Recipe, load_recipe, shipped_recipes
 
 
 def recipe(**overrides):
@@ -17,7 +17,7 @@ def recipe(**overrides):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 @pytest.mark.parametrize("kind", ["cpu", "t4", "h100"])
-@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
+@pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2", "phase7"])
 def test_shipped_recipes_load_for_every_device_and_survive_their_own_yaml(name, kind, model, tmp_path):
     loaded = load_recipe(name, {"model": model}, device_kind=kind)
     (tmp_path / "recipe.yaml").write_text(loaded.to_yaml())
@@ -98,13 +98,85 @@ def test_batch_size_scales_the_learning_rate_by_its_square_root_and_a_given_rate
     assert guide.scaled_learning_rate() == pytest.approx(8e-4 / 2**0.5)
 
 
+# --- the Phase 7 guide's names -----------------------------------------------------------------------------------------
+
+GUIDE = """
+d_model: 64
+n_layers: 3
+n_seq: 32
+batch_size: 1
+gradient_accumulation_steps: 16
+learning_rate: 0.0003
+epochs: 10
+use_mixed_precision: false
+use_gradient_checkpointing: true
+use_flash_attention: false
+use_fused_optimizer: false
+use_compile: false
+"""
+
+
+def test_the_guides_yaml_is_read_key_by_key_and_recorded_in_our_words(tmp_path):
+    path = tmp_path / "guide.yaml"
+    path.write_text(GUIDE)
+    loaded = load_recipe(str(path), device_kind="h100")
+    assert (loaded.hidden_size, loaded.num_layers, loaded.max_seq_length) == (64, 3, 32)
+    assert (loaded.micro_batch_size, loaded.batch_size, loaded.learning_rate, loaded.epochs) == (1, 16, 3e-4, 10)
+    assert (loaded.dtype, loaded.gradient_checkpointing, loaded.flash_attention) == ("fp32", "on", False)
+    assert (loaded.fused_optimizer, loaded.compile) == (False, "off")
+    assert Recipe.from_yaml(write(tmp_path / "record.yaml", loaded.to_yaml())) == loaded
+    assert "d_model" not in loaded.to_yaml()
+
+
+def write(path, words):
+    path.write_text(words)
+    return path
+
+
+@pytest.mark.parametrize("name", GUIDES_KEYS)
+def test_each_of_the_guides_names_changes_the_recipe(name):
+    one, other = ({"d_model": 64, "n_layers": 3, "n_heads": 2, "n_seq": 32}.get(name, v) for v in ("true", "false"))
+    if name == "gradient_accumulation_steps":
+        one, other = 2, 4
+    elif one == other:
+        other = 2 * one
+    beside = {"batch_size": 4} if name == "gradient_accumulation_steps" else {}
+    assert asdict(recipe(**{name: one}, **beside)) != asdict(recipe(**{name: other}, **beside))
+
+
+def test_the_command_line_overrides_a_guides_yaml(tmp_path):
+    path = write(tmp_path / "guide.yaml", GUIDE)
+    asked = {"gradient_accumulation_steps": "4", "d_model": "32", "use_compile": "true"}
+    loaded = load_recipe(str(path), asked, device_kind="h100")
+    assert (loaded.micro_batch_size, loaded.batch_size, loaded.hidden_size, loaded.compile) == (1, 4, 32, "auto")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"d_model": 8, "hidden_size": 8}, "one key"), ({"use_compile": "perhaps"}, "true or false"),
+     ({"gradient_accumulation_steps": 4}, "batch_size"), ({"gradient_accumulation_steps": 0, "batch_size": 1}, "whole number"),
+     ({"gradient_accumulation_steps": 4, "batch_size": 1, "micro_batch_size": 1}, "leave one out"),
+     ({"use_compil": True}, "Unknown key")],
+)  # fmt: skip
+def test_a_guides_name_used_wrongly_is_one_line(values, words):
+    with pytest.raises(UsageError, match=words):
+        recipe(**values)
+
+
 # --- every key has an effect ------------------------------------------------------------------------------------------
 
 MODEL_KEYS = {  # another value of the key, and what must be set beside it for the key to count
     "model": ("tiny_gpt2", {}), "recurrence": ("sequential", {}), "num_layers": (2, {}), "hidden_size": (64, {}),
     "context_dim": (64, {}), "mlp_size": (64, {}), "conv_width": (2, {}), "num_heads": (8, {"model": "tiny_gpt2"}),
     "dropout": (0.3, {}), "tie_embeddings": (False, {}), "separate_documents": (False, {}),
-    "max_seq_length": (64, {"model": "tiny_gpt2"}),
+    "max_seq_length": (64, {"model": "tiny_gpt2"}), "match": ("phase7", {"model": "tiny_gpt2"}),
+    **{
+        key: (value, {"model": "phase7"})
+        for key, value in {
+            "attention": "dot", "attention_window": 7, "flash_attention": False, "ar_ssm": False, "ssm_ranks": 8,
+            "rank_cost": 0.1, "embedding": "dense", "htt_rank": 5,
+        }.items()
+    },
 }  # fmt: skip
 
 
@@ -216,6 +288,8 @@ ELSEWHERE = {
     "data", "data_dir", "max_samples", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
     "carry_state",  # tests/training
+    "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
+    "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
     "from_run",  # tests/training/test_start.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above

@@ -37,7 +37,7 @@ def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 6
         for t in range(length):
             state = model(input_ids=inputs[:, t : t + 1], state=state, use_cache=True).state
             kept = inputs[:, t] != tokenizer.bos_token_id
-            seen.append(state[kept][:, :, : model.config.context_dim].float().cpu())
+            seen.append(state[:, :, : model.config.context_dim][kept].float().cpu())
     return vector_health(torch.cat(seen))
 
 

@@ -54,7 +54,7 @@ def evaluate(
             done += int((offsets >= 0).sum())
             progress.update(done)
     result = figures(split, tokenizer, **counts.totals())
-    if health and carries_state(model):
+    if health and getattr(model.config, "context_dim", 0):
         from newllm_lib.evaluation.health import context_health
 
         result |= context_health(model, split, tokenizer, dtype=dtype)

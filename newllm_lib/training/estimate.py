@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from newllm_lib.device import Device
+from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
 
 # Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
@@ -22,13 +23,33 @@ def estimate(recipe: Recipe, device: Device, training_tokens: int | None = None)
     """
     from newllm_lib.models.build import count_parameters, model_config
 
-    vocabulary = recipe.vocab_size if recipe.tokenizer in ("bpe", "words") else 50_263
-    count = count_parameters(model_config(recipe, vocabulary))
+    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
     return {
         "parameters": count,
         "memory_estimate_gib": round(_memory_gib(recipe, device, count, micro_batch_size(recipe, device)), 2),
         "hours_estimate": _hours(recipe, device, count, training_tokens),
     }
+
+
+def check_memory(recipe: Recipe, device: Device) -> None:
+    """Refuse what cannot fit, before anything is allocated.
+
+    Raises:
+        NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys to turn.
+    """
+    from newllm_lib.models.build import count_parameters, model_config
+
+    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    need = _memory_gib(recipe, device, count, 1)
+    if need <= device.memory_gib:
+        return
+    held = f"{_weights_gib(count):.1f} of it for {count:,} parameters with gradients and optimizer"
+    keys = ["--gradient_checkpointing on"] if recipe.gradient_checkpointing == "off" else []
+    raise NewLLMError(
+        f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
+        f"{device.memory_gib:.1f}: {', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take "
+        f"a smaller recipe (`newllm recipes`)."
+    )
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
@@ -48,17 +69,42 @@ def _dtype(recipe: Recipe, device: Device) -> str:
 
 
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
-    """Tensors kept for the backward pass: about 10 of the residual stream's and 3 of the MLP's width in each layer."""
-    width = 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
+    """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one layer's tensors."""
     value = 4 if _dtype(recipe, device) == "fp32" else 3  # bytes; half precision still keeps some tensors in float32
-    return sequences * recipe.max_seq_length * recipe.num_layers * width * value / 2**30
+    layers, width = recipe.num_layers, _kept_channels(recipe)
+    channels = layers * width if recipe.gradient_checkpointing == "off" else layers * recipe.hidden_size + width
+    return sequences * recipe.max_seq_length * (channels * value + _scores(recipe, device) * 4) / 2**30
+
+
+def _kept_channels(recipe: Recipe) -> int:
+    """Channels of all the tensors that a layer keeps for a token."""
+    if recipe.model != "phase7":  # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+        return 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
+    branch = 6 * recipe.hidden_size + 9 * recipe.context_dim if recipe.ar_ssm else 0
+    return 18 * recipe.hidden_size + branch + 4 * recipe.mlp_size
+
+
+def _scores(recipe: Recipe, device: Device) -> int:
+    """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
+    flash = recipe.flash_attention and (recipe.kernels != "off" or recipe.attention == "dot")
+    if recipe.model != "phase7" or (flash and device.tensor_core_dot):
+        return 0
+    layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
+    return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 
 def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int) -> float:
-    weights = count * 16 / 2**30  # float32 weights, gradients and AdamW's two moments
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    return weights + logits + library + _activations_gib(recipe, device, sequences)
+    return _weights_gib(count) + logits + library + _activations_gib(recipe, device, sequences)
+
+
+def _weights_gib(count: int) -> float:
+    return count * 16 / 2**30  # float32 weights, gradients and AdamW's two moments
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    return recipe.vocab_size if recipe.tokenizer in ("bpe", "words") else 50_263
 
 
 def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | None) -> float | None:

@@ -16,7 +16,7 @@ from newllm_lib.recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters. AdamW is fused: one kernel for all parameters on a GPU."""
+    """The recipe's optimizer over the trainable parameters. Fused, AdamW is one kernel for all of them on a GPU."""
     matrices = block_matrices(model) if recipe.optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -24,7 +24,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},  # norms, biases, gates' biases
     ]
-    adamw = torch.optim.AdamW(groups, lr=recipe.scaled_learning_rate(), betas=(0.9, recipe.adam_beta2), fused=True)
+    rates = {"lr": recipe.scaled_learning_rate(), "betas": (0.9, recipe.adam_beta2)}
+    adamw = torch.optim.AdamW(groups, **rates, fused=recipe.fused_optimizer)
     if not matrices:
         return adamw
     muon = torch.optim.Muon(

@@ -15,8 +15,9 @@ from newllm_lib import console
 from newllm_lib.data import prepare
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.models import build_model, load_model, parameters
+from newllm_lib.models import build_model, count_parameters, load_model, model_config, parameters
 from newllm_lib.models.weights import check_weights
+from newllm_lib.ops.backend import kernels
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import (
     BACKGROUND,
@@ -33,8 +34,9 @@ from newllm_lib.runs import (
     write_status,
 )  # fmt: skip
 from newllm_lib.training.callbacks import LogBlock, Signals, Timetable
+from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves
-from newllm_lib.training.estimate import estimate, micro_batch_size
+from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
@@ -60,8 +62,9 @@ def train(recipe: Recipe) -> Run:
     _dtype(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
-    if recipe.carry_state and recipe.model != "new_llm":
-        raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use new_llm.")
+    if recipe.carry_state and recipe.model == "tiny_gpt2":
+        raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another.")
+    check_memory(recipe, device)
     if not run.checkpoints() and not (copy and copy.checkpoints()):
         find_start(recipe)  # refuses what is not there before anything is made
     with Kept(recipe, run) as kept, RunLock(run), _gpu(recipe, run, device):
@@ -74,7 +77,8 @@ def train(recipe: Recipe) -> Run:
                 before = read_status_file(run)
             kept.begin()
             write_status(run, state="running", message="preparing")
-            finished = _train_locked(recipe, run, device, was_finished=before["state"] == "done")
+            with kernels(recipe.kernels != "off"):
+                finished = _train_locked(recipe, run, device, was_finished=before["state"] == "done")
             write_status(run, state="done", message="finished")
             if finished:
                 _say_finished(run)
@@ -279,16 +283,19 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
 
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
     set_seed(recipe.seed)
-    model = _model(recipe, data, checkpoint, start)
+    model = _model(recipe, data, checkpoint, start, device)
     if checkpoint:
         check_weights(checkpoint, model)
     how = _compilation(recipe, device)
     if how != "off":
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
+    callbacks = [Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run)]
+    if has_curvature_schedule(recipe):
+        callbacks.append(CurvatureSchedule(recipe))
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, checkpoint=checkpoint, callbacks=[Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run)],
+        log=log, checkpoint=checkpoint, callbacks=callbacks,
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)
@@ -307,16 +314,22 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
 
 
-def _model(recipe: Recipe, data, checkpoint, start: Start | None):
+_LARGE = 200_000_000  # parameters from which on a model is made on its GPU: a small machine's host could not hold it
+
+
+def _model(recipe: Recipe, data, checkpoint, start: Start | None, device: Device):
     """The model to train: fresh, the start's, or (to be filled by the Trainer) of the sizes that the checkpoint has."""
     if recipe.from_run is None:
-        return build_model(recipe, len(data.tokenizer), data.tokenizer)
+        large = count_parameters(model_config(recipe, len(data.tokenizer))) > _LARGE
+        return build_model(recipe, len(data.tokenizer), data.tokenizer, device.torch_device if large else None)
     return load_model(checkpoint or start.folder, recipe)
 
 
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    dtype = _dtype(recipe, device)
+    dtype, checkpointing = _dtype(recipe, device), {}
+    if recipe.gradient_checkpointing == "on":
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
@@ -325,7 +338,7 @@ def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int)
         logging_nan_inf_filter=False,  # it would hide a NaN, and synchronise every step
         logging_strategy="no", eval_strategy="no", save_strategy="no",  # callbacks.Timetable decides
         report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
-        dataloader_pin_memory=False, remove_unused_columns=False,
+        dataloader_pin_memory=False, remove_unused_columns=False, **checkpointing,
     )  # fmt: skip
     if arguments.n_gpu > 1:  # one process uses one GPU: the Trainer would split each batch by threads over all of them
         arguments._n_gpu = 1

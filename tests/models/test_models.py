@@ -179,6 +179,12 @@ def test_peft_adapts_new_llm_and_the_adapter_alone_learns():
 @pytest.mark.parametrize("kind", KINDS)
 def test_trl_trains_on_preferences(kind, tmp_path):
     """TRL calls the backbone and the head by themselves; a recurrent model must survive that."""
+    first = first_preference_loss(build(*kind), tmp_path)
+    assert first == pytest.approx(0.6931, abs=1e-3)  # both sides equally likely before any learning
+
+
+def first_preference_loss(model, folder) -> float:
+    """Train two steps with TRL on small pairs of words."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -193,18 +199,16 @@ def test_trl_trains_on_preferences(kind, tmp_path):
     )
     rows = {"prompt": ["a b", "b a c"] * 4, "chosen": [" c", " c c"] * 4, "rejected": [" a", " a b"] * 4}
     args = DPOConfig(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to=[],
+        output_dir=str(folder), max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to=[],
         disable_tqdm=True, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
     )  # fmt: skip
-    model = build(*kind)
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(folder / "base")
     trainer = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), args=args, train_dataset=Dataset.from_dict(rows),
+        AutoModelForCausalLM.from_pretrained(folder / "base"), args=args, train_dataset=Dataset.from_dict(rows),
         processing_class=tokenizer,
     )  # fmt: skip
     trainer.train()
-    first = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
-    assert first == pytest.approx(0.6931, abs=1e-3)  # both sides equally likely before any learning
+    return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
 
 
 @pytest.mark.parametrize("kind", KINDS)

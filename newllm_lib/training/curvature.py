@@ -1,0 +1,39 @@
+"""The curvature schedule: space starts nearly flat, where gradients are those of ordinary distances, and bends while training.
+
+A factor on the learned curvatures rises from `curvature_start` to 1; what is learned is never overwritten. The model keeps the
+factor with its weights (`curvature_factor`), so a checkpoint from any moment is evaluated and continued as it was trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+from transformers import TrainerCallback
+
+from newllm_lib.recipe import Recipe
+
+
+def curvature_factor(step: int, total: int, recipe: Recipe) -> float:
+    """The factor on the learned curvatures at `step` of `total`."""
+    if recipe.curvature_schedule == "off":
+        return 1.0
+    steps = recipe.curvature_steps * total if recipe.curvature_steps <= 1 else recipe.curvature_steps
+    done = min(1.0, step / steps) if steps else 1.0
+    risen = done if recipe.curvature_schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+    return recipe.curvature_start + (1 - recipe.curvature_start) * risen
+
+
+def has_curvature_schedule(recipe: Recipe) -> bool:
+    """Whether training moves the factor: not where the weights come from a run that has bent its space already."""
+    scheduled = recipe.model == "phase7" and recipe.attention == "hyperbolic" and recipe.curvature_schedule != "off"
+    return scheduled and recipe.from_run is None
+
+
+class CurvatureSchedule(TrainerCallback):
+    """Sets the model's factor before each step; in place, so that a compiled step and its CUDA graph read it too."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        model.base_model.curvature_factor.fill_(curvature_factor(state.global_step, state.max_steps, self.recipe))
