@@ -7,6 +7,7 @@ processes or on timing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from newllm_lib.data.packing import PackedSplit, check_length
-from newllm_lib.errors import NewLLMError
+from newllm_lib.data.stream import StreamedSplit, Window
+from newllm_lib.errors import NewLLMError, UsageError
 
 IGNORED = -100  # a label that the loss leaves out
 
@@ -23,7 +25,7 @@ class Blocks(Dataset):
     """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its number.
 
     Args:
-        split: the packed tokens.
+        split: the packed tokens, or a window of a stream.
         length: tokens in a block.
         device: keep the whole split on this device (a GPU, for small splits); default: in the memory map.
     Raises:
@@ -31,7 +33,8 @@ class Blocks(Dataset):
     """
 
     def __init__(self, split: PackedSplit, length: int, device: torch.device | str | None = None):
-        check_length(split, length)
+        if not isinstance(split, Window):  # which may be shorter than a block
+            check_length(split, length)
         self.split, self.length = split, length
         self.device = torch.device(device) if device is not None else None
         self._ids = self._mask = None
@@ -52,16 +55,17 @@ class Blocks(Dataset):
     def __getitems__(self, starts: list[int]) -> dict[str, torch.Tensor]:
         """A whole batch in one gather: `input_ids` and `labels`, both (batch, length) int64.
 
-        Past the end of the stream the input repeats its last token and the labels are -100.
+        Past the end of the stream (and before its beginning) the input repeats its last (first) token and the labels are
+        -100.
         """
         return self._on_device(starts) if self.device is not None else self._from_map(starts)
 
     def _from_map(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
         positions = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(self.length + 1)
-        inside = np.minimum(positions, last)
+        inside = positions.clip(0, last)
         tokens = self.split.ids[inside].astype(np.int64)
-        ignored = positions[:, 1:] > last
+        ignored = (positions[:, 1:] > last) | (positions[:, 1:] < 1)
         if self.split.loss_mask is not None:
             ignored |= self.split.loss_mask[inside[:, 1:]] == 0
         labels = tokens[:, 1:].copy()
@@ -71,9 +75,9 @@ class Blocks(Dataset):
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
         positions = torch.tensor(starts, device=self.device)[:, None] + self._steps
-        inside = positions.clamp(max=last)
+        inside = positions.clamp(0, last)
         tokens = self._ids[inside].long()
-        ignored = positions[:, 1:] > last
+        ignored = (positions[:, 1:] > last) | (positions[:, 1:] < 1)
         if self._mask is not None:
             ignored |= ~self._mask[inside[:, 1:]]
         return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].masked_fill(ignored, IGNORED)}
@@ -114,6 +118,10 @@ class BlockSampler(Sampler[int]):
         """Which epoch the next iteration is (from 0)."""
         self.epoch = epoch
 
+    def seek(self, position: int) -> None:
+        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its beginning."""
+        self.set_epoch(position // len(self))
+
     def __len__(self) -> int:
         return self.blocks
 
@@ -147,6 +155,10 @@ class LaneSampler(Sampler[int]):
         """Which epoch the next iteration is (from 0)."""
         self.epoch = epoch
 
+    def seek(self, position: int) -> None:
+        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its beginning."""
+        self.set_epoch(position // len(self))
+
     def __len__(self) -> int:
         return len(self.plain)
 
@@ -160,3 +172,80 @@ class LaneSampler(Sampler[int]):
         lanes = np.arange(self.batch_size) * steps
         for step in range(steps):
             yield from (offset + (first + lanes + step) % blocks * self.length).tolist()
+
+
+SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
+
+
+class StreamedBlocks(Dataset):
+    """Blocks of a split that is prepared while training. A block is named by (pass, window, token it starts at)."""
+
+    def __init__(self, split: StreamedSplit, length: int, device: torch.device | str | None = None):
+        self.split, self.length, self.device = split, length, device
+        self._open: dict[tuple[int, int], Blocks] = {}
+
+    def __len__(self) -> int:
+        return self.split.tokens - 1
+
+    def __getitems__(self, starts: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+        """As `Blocks`."""
+        parts = [
+            self._window(*window).__getitems__([start for _, _, start in blocks])
+            for window, blocks in itertools.groupby(starts, key=lambda start: start[:2])
+        ]
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _window(self, turn: int, number: int) -> Blocks:
+        if (turn, number) not in self._open:
+            blocks = Blocks(self.split.window(turn, number), self.length, self.device)
+            self._open = dict([*list(self._open.items())[-1:], ((turn, number), blocks)])  # a batch may lie in two windows
+        return self._open[turn, number]
+
+
+class StreamSampler(Sampler[tuple[int, int, int]]):
+    """The starts of an epoch's blocks in a `StreamedSplit`: an epoch is as many blocks as were declared for a pass.
+
+    Raises:
+        NewLLMError: those are fewer than one batch.
+    """
+
+    def __init__(self, split: StreamedSplit, length: int, batch_size: int):
+        self.split, self.length = split, length
+        whole = (split.tokens - 1) // length
+        self.blocks = whole - whole % batch_size
+        self.position = 0
+        if not self.blocks:
+            raise NewLLMError(
+                f"The train split has about {split.tokens:,} tokens: {whole:,} blocks of {length}, fewer than one batch of "
+                f"{batch_size}. Lower --batch_size or --max_seq_length, or give more data."
+            )
+
+    def seek(self, position: int) -> None:
+        """How many blocks the run has seen before the next iteration's first new one."""
+        self.position = position
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        seen = self.position % self.blocks
+        yield from itertools.repeat(SEEN, seen)  # the Trainer passes over them
+        yield from itertools.islice(self.split.starts(self.position, self.length), self.blocks - seen)
+
+
+def training_blocks(split, recipe, device: torch.device | None = None) -> tuple[Dataset, Sampler]:
+    """The data set and the sampler that a recipe is trained with, on a packed or a streamed split.
+
+    Raises:
+        NewLLMError: the split holds fewer blocks than one batch.
+        UsageError: a state cannot be carried through streamed data.
+    """
+    length, batch_size, seed = recipe.max_seq_length, recipe.batch_size, recipe.seed
+    on_gpu = device is not None and device.type == "cuda"
+    if isinstance(split, StreamedSplit):
+        if recipe.carry_state:
+            raise UsageError("carry_state needs data that is packed before training: add --streaming off, or leave it out.")
+        return StreamedBlocks(split, length, device if on_gpu else None), StreamSampler(split, length, batch_size)
+    # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
+    blocks = Blocks(split, length, device if on_gpu and split.tokens < 200_000_000 else None)
+    return blocks, (LaneSampler if recipe.carry_state else BlockSampler)(split, length, batch_size, seed)

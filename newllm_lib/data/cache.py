@@ -93,7 +93,7 @@ def checksum(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(entry: Path) -> Iterator[bool]:
+def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
     """Hold the entry's lock, waiting for another process that has it. Gives False where there are no locks."""
     if fcntl is None:
         yield False
@@ -105,7 +105,8 @@ def locked(entry: Path) -> Iterator[bool]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.say("Another process is preparing this data; waiting for it.")
+            if not silent:
+                console.say("Another process is preparing this data; waiting for it.")
             fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:  # Drive and some network folders
         lock.close()

@@ -131,14 +131,15 @@ def text_size(path: Path) -> int:
     """About how many bytes of text a file holds (parquet is compressed)."""
     if kind_of(path) != ".parquet":
         return path.stat().st_size * (3 if kind_of(path) == ".jsonl.gz" else 1)
-    with _parquet_file(path) as file:
+    with open_parquet(path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in COLUMNS)
 
 
 @contextlib.contextmanager
-def _parquet_file(path: Path):
+def open_parquet(path: Path):
+    """A `pyarrow.parquet.ParquetFile`; a failure is one line for the user."""
     import pyarrow
     from pyarrow import parquet
 
@@ -151,7 +152,7 @@ def _parquet_file(path: Path):
 
 def _read_parquet(path: Path, columns: frozenset[str] | None = COLUMNS) -> Iterator[tuple[str, object]]:
     number = 0
-    with _parquet_file(path) as file:
+    with open_parquet(path) as file:
         wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
         for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
             for row in batch.to_pylist():

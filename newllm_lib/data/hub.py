@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from newllm_lib import console
 from newllm_lib.data.cache import write_file
 from newllm_lib.data.folder import SPLIT_NAMES
+from newllm_lib.data.segments import DataFile, Segment, groups_in, read_group
 from newllm_lib.errors import NewLLMError, UsageError
 
 # what the hub's sets call their splits: also the halves for supervised fine-tuning of ultrachat_200k and its like
@@ -80,20 +81,26 @@ class HubDataset:
     Args:
         or_newest: take the newest commit, and say so, if the hub has no such revision (any more).
         split_names: what the set may call its splits, and what they are; of two names for one split the first here counts.
+        commit: take this one, whatever the revision means by now.
     """
 
-    def __init__(self, name: HubName, memo: Path, or_newest: bool = False, split_names: dict[str, str] = HUB_SPLIT_NAMES):
-        self.name, self.memo, self.or_newest, self.split_names = name, memo, or_newest, split_names
+    def __init__(
+        self, name: HubName, memo: Path, or_newest: bool = False, split_names: dict[str, str] = HUB_SPLIT_NAMES,
+        commit: str = "",
+    ):  # fmt: skip
+        self.name, self.memo, self.split_names = name, memo, split_names
+        self.or_newest, self.revision = or_newest and not commit, commit or name.revision
         self._loaded = None
         self.commit, self.splits = self._describe()
+        self._files: dict[str, list[DataFile]] | None = None
 
     def _describe(self) -> tuple[str, dict[str, str]]:
         known = self._noted()
-        if known and known[0] == self.name.revision:  # a commit never comes to mean something else
+        if known and known[0] == self.revision:  # a commit never comes to mean something else
             return known
         try:
             commit = patiently(self._find_commit, self.name.asked)
-            if known and known[0] != commit:
+            if known and known[0] != commit and self.revision == self.name.revision:
                 console.say(f"Data set {self.name} has moved from commit {known[0][:8]} to {commit[:8]}.")
             splits = self._splits(commit)
         except HubUnreachable as problem:
@@ -111,11 +118,35 @@ class HubDataset:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def files(self, split: str) -> list[DataFile]:
+        """The files of a split in order; noted too, since what they hold at one commit never changes."""
+        if self._files is None:
+            memo = self.memo.with_suffix(f".{self.commit}.files.json")
+            try:
+                self._files = {s: [DataFile(*f) for f in part] for s, part in json.loads(memo.read_text()).items()}
+            except (OSError, ValueError, TypeError):
+                self._files = patiently(self._list_files, self.name.asked)
+                write_file(memo, json.dumps(self._files))
+        return self._files[split]
+
+    def _list_files(self) -> dict[str, list[DataFile]]:
+        import datasets
+        from huggingface_hub import HfFileSystem
+
+        datasets.disable_progress_bars()
+        hub = HfFileSystem()
+        builder = datasets.load_dataset_builder(self.name.repository, self.name.config, revision=self.commit)
+        places = builder.config.data_files or {}
+        return {
+            split: [DataFile(str(place), hub.info(str(place))["size"]) for place in places.get(name, [])]
+            for split, name in self.splits.items()
+        }
+
     def _find_commit(self) -> str:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RevisionNotFoundError
 
-        api, repository, revision = HfApi(), self.name.repository, self.name.revision
+        api, repository, revision = HfApi(), self.name.repository, self.revision
         try:
             return api.dataset_info(repository, revision=revision, timeout=30).sha
         except RevisionNotFoundError:
@@ -160,17 +191,51 @@ class HubDataset:
                 explained = explain(error, self.name.asked)
                 if failures == len(DELAYS) or not isinstance(explained, HubUnreachable):
                     raise explained from error
-            _wait(failures, explained)
+            _wait(DELAYS[failures], explained)
             failures += 1
 
 
-def patiently(action: Callable[[], T], asked: Asked) -> T:
-    """`action()`, tried again after failures that may pass.
+class HubReader:
+    """Reads pieces of the hub's files (`segments.Reader`); what fails is tried again."""
+
+    def __init__(self, asked: Asked):
+        self.asked, self.delays = asked, DELAYS
+
+    def read(self, place: str, begin: int, end: int) -> bytes:
+        from huggingface_hub import HfFileSystem
+
+        def action() -> bytes:
+            # without a cache exactly these bytes are asked for
+            with HfFileSystem().open(place, "rb", cache_type="none") as file:
+                file.seek(begin)
+                data = file.read(end - begin)
+                if len(data) < min(end, file.size) - begin:
+                    raise ConnectionError("the answer was cut short")
+                return data
+
+        return patiently(action, self.asked, self.delays)
+
+    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+        """A row group is held in memory as a whole."""
+        from huggingface_hub import HfFileSystem
+        from pyarrow.parquet import ParquetFile
+
+        def opened() -> ParquetFile:
+            return ParquetFile(HfFileSystem().open(segment.place, "rb"))
+
+        groups = patiently(lambda: groups_in(opened(), segment), self.asked, self.delays)
+        for group in groups:
+            yield patiently(lambda group=group: read_group(opened(), group, columns), self.asked, self.delays)
+
+
+def patiently(action: Callable[[], T], asked: Asked, delays: tuple[float, ...] = ()) -> T:
+    """`action()`, tried again after failures that may pass: `DELAYS` or `delays` seconds later.
 
     Raises:
         NewLLMError: one line that names what was asked for, the cause and the way on.
     """
-    for failures in range(len(DELAYS) + 1):
+    delays = delays or DELAYS
+    for delay in (*delays, None):
         try:
             check_reachable(asked)
             return action()
@@ -178,15 +243,15 @@ def patiently(action: Callable[[], T], asked: Asked) -> T:
             raise
         except Exception as error:
             explained = explain(error, asked)
-            if failures == len(DELAYS) or not isinstance(explained, HubUnreachable):
+            if delay is None or not isinstance(explained, HubUnreachable):
                 raise explained from error
-        _wait(failures, explained)
+        _wait(delay, explained)
     raise AssertionError("unreachable")
 
 
-def _wait(failures: int, problem: HubUnreachable) -> None:
-    console.say(f"  {problem.short}; trying again in {DELAYS[failures]:g} s")
-    time.sleep(DELAYS[failures])
+def _wait(delay: float, problem: HubUnreachable) -> None:
+    console.say(f"  {problem.short}; trying again in {delay:g} s")
+    time.sleep(delay)
 
 
 def check_reachable(asked: Asked) -> None:

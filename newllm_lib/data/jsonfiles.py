@@ -35,7 +35,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
             if number == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():
-                yield where, _loads(text)
+                yield where, parse_json(text)
         decode_piece(decoder, b"", position, path)
 
 
@@ -52,7 +52,8 @@ def _unpacked(path: Path):
             raise NewLLMError(f"{path} cannot be unpacked ({error}): is it whole?") from error
 
 
-def _loads(text: str) -> object:
+def parse_json(text: str) -> object:
+    """The value of a line, or a `ValueError` that says it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

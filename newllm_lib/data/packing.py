@@ -70,11 +70,16 @@ def open_packed(entry: Path) -> PackedSplit | None:
     mask = entry / "loss_mask.bin"
     return PackedSplit(
         path=entry,
-        ids=np.memmap(entry / "ids.bin", dtype=meta["dtype"], mode="r"),
-        document_starts=np.memmap(entry / "document_starts.bin", dtype=np.int64, mode="r"),
-        loss_mask=np.memmap(mask, dtype=np.uint8, mode="r") if mask.exists() else None,
+        ids=_mapped(entry / "ids.bin", meta["dtype"]),
+        document_starts=_mapped(entry / "document_starts.bin", np.int64),
+        loss_mask=_mapped(mask, np.uint8) if mask.exists() else None,
         **meta["counts"],
     )
+
+
+def _mapped(path: Path, dtype) -> np.ndarray:
+    # there is nothing to map in an empty file, as of a segment without documents
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def check_length(split: PackedSplit, length: int) -> None:
@@ -151,10 +156,10 @@ def _pack_now(source: Source, tokenizer, entries: dict, max_samples: int | None,
     console.say(f"Packing {source.title} ({', '.join(entries)})")
     encoder, tally = Encoder(tokenizer, answers_only), Tally()
     progress, done = console.Progress("packing", _text_size(source, set(entries)), "characters"), 0
-    writers: dict[str, _Writer] = {}
+    writers: dict[str, Writer] = {}
     try:
         for split, (entry, _) in entries.items():
-            writers[split] = _Writer(entry, encoder)
+            writers[split] = Writer(entry, encoder)
         for split, record in read_splits(source, set(entries), max_samples, tally):
             done += writers[split].add(record)
             progress.update(done)
@@ -184,7 +189,7 @@ def _no_text(source: Source, split: str) -> str:
     return f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more records."
 
 
-class _Writer:
+class Writer:
     """Writes one split into a staging folder, holding no more than `BATCH_CHARACTERS` of text."""
 
     def __init__(self, entry: Path, encoder: Encoder):
@@ -222,8 +227,8 @@ class _Writer:
         with plain_write_errors(self.staging.entry.parent):
             self.files[name].write(values.data)
 
-    def finish(self, key: dict, skipped: str) -> None:
-        """End the stream and make it the cache entry."""
+    def finish(self, key: dict, skipped: str, **more) -> None:
+        """End the stream and make it the cache entry; `more` goes to its meta."""
         self._flush()
         self._write("ids", np.array([self.encoder.end_of_text], dtype=self.encoder.dtype))
         if "loss_mask" in self.files:
@@ -234,7 +239,7 @@ class _Writer:
                 file.close()
         counts = dict(zip(("bytes", "lost_bytes", "words", "unk_tokens"), self.account.tolist(), strict=True))
         counts |= {"documents": self.documents, "lower_cased": self.encoder.lower_cased, "skipped": skipped}
-        self.staging.commit(key=key, dtype=self.encoder.dtype.name, counts=counts)
+        self.staging.commit(key=key, dtype=self.encoder.dtype.name, counts=counts, **more)
         self.finished = True
 
     def close(self) -> None:

@@ -49,9 +49,14 @@ class BadRecord(ValueError):
 
 
 class Tally:
-    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should be."""
+    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should be.
 
-    def __init__(self):
+    Args:
+        hopeless: so many bad rows and not one good stop it at once.
+    """
+
+    def __init__(self, hopeless: int = HOPELESS):
+        self.hopeless = hopeless
         self.good = 0
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
@@ -65,7 +70,7 @@ class Tally:
         if not self.bad:
             self.first_at, self.first_reason = where, reason
         self.reasons[reason] += 1
-        if not self.good and self.bad >= HOPELESS:
+        if not self.good and self.bad >= self.hopeless:
             self.finish()
 
     def finish(self) -> None:
@@ -81,6 +86,19 @@ class Tally:
                 '{"role": "user|assistant|system", "content": "..."}, or "instruction" and "response", or "prompt" and '
                 '"completion".'
             )
+
+    def counts(self) -> dict:
+        """All of it as plain values, for `add`."""
+        return {
+            "good": self.good, "reasons": dict(self.reasons), "first_at": self.first_at, "first_reason": self.first_reason
+        }  # fmt: skip
+
+    def add(self, counts: dict) -> None:
+        """Count what another pass found after this one."""
+        if not self.bad:
+            self.first_at, self.first_reason = counts["first_at"], counts["first_reason"]
+        self.good += counts["good"]
+        self.reasons.update(counts["reasons"])
 
     def summary(self) -> str:
         """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, or nothing when all were good."""

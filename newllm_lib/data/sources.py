@@ -17,9 +17,10 @@ from typing import Protocol
 
 from newllm_lib.data.cache import key_hash
 from newllm_lib.data.folder import content_hash, find_files, kind_of, parse_rows, read_file, text_size
-from newllm_lib.data.hub import HubDataset, HubName
+from newllm_lib.data.hub import HubDataset, HubName, HubReader
 from newllm_lib.data.jsonfiles import read_json_members
 from newllm_lib.data.records import BadRecord, Message, Record, Tally
+from newllm_lib.data.segments import DataFile, LocalReader, Reader, in_segments
 from newllm_lib.data.textfiles import group_lines
 from newllm_lib.errors import NewLLMError, UsageError
 
@@ -57,7 +58,9 @@ REGISTRY = {
     "hh_rlhf": Registered(
         "HH-RLHF", "Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", ("chosen",), "MIT", "records",
     ),
-    "ultrachat": Registered("UltraChat", "stingning/ultrachat", "main", ("data",), "MIT", "records"),
+    "ultrachat": Registered(
+        "UltraChat", "stingning/ultrachat", "f220fe796ce3ed62fbe1681b45ce6cbc9c6cabe0", ("data",), "MIT", "records",
+    ),
     "ultrachat_200k": Registered(
         "UltraChat 200k", "HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a", ("messages",), "MIT",
         "records",
@@ -66,12 +69,12 @@ REGISTRY = {
         "CodeAlpaca-20k", "sahil2801/CodeAlpaca-20k", "main", ("instruction", "input", "output"), "CC BY 4.0", "records",
     ),
     "dolly_ja": Registered(
-        "Dolly-15k in Japanese", "kunishou/databricks-dolly-15k-ja", "main", ("instruction", "input", "output"), "CC BY-SA 3.0",
-        "records",
+        "Dolly-15k in Japanese", "kunishou/databricks-dolly-15k-ja", "f2b1a9fa32dc019a7c960367b2896e31c9f83f8e",
+        ("instruction", "input", "output"), "CC BY-SA 3.0", "records",
     ),
     "alpaca_ja": Registered(
-        "Alpaca in Japanese", "fujiki/japanese_alpaca_data", "main", ("instruction", "input", "output"), "CC BY-NC-SA 4.0",
-        "records",
+        "Alpaca in Japanese", "fujiki/japanese_alpaca_data", "e6eaffc1b1e37df94808dc5473bb18873bf80eaa",
+        ("instruction", "input", "output"), "CC BY-NC-SA 4.0", "records",
     ),
 }  # fmt: skip
 
@@ -80,6 +83,8 @@ class Source(Protocol):
     """What the rest of the data room knows of a source."""
 
     title: str
+    commit: str  # of the hub; empty elsewhere
+    in_order: bool  # `max_samples` are the first records, not those with the smallest hashes
 
     @property
     def splits(self) -> set[str]:
@@ -94,10 +99,15 @@ class Source(Protocol):
     def records(self, split: str, tally: Tally) -> Iterator[Record]:
         """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too many."""
 
+    def files(self, split: str) -> list[DataFile] | None:
+        """The split's files, where all of them can be read in segments (see `segments`)."""
 
-def open_source(recipe, cache: Path) -> Source:
+
+def open_source(recipe, cache: Path, commit: str = "") -> Source:
     """The source that a recipe names by `data_dir` or `data`.
 
+    Args:
+        commit: of the hub, to use instead of the newest: what a run was started with.
     Raises:
         UsageError: an unknown name, a folder that is not there, or files that are missing or ambiguous.
         NewLLMError: the hub cannot be reached, or a package is not installed.
@@ -113,50 +123,61 @@ def open_source(recipe, cache: Path) -> Source:
                 "owner/name:config, or --data_dir FOLDER."
             )
         layout = "article lines" if name.repository == "Salesforce/wikitext" else "records"
-        return HubSource(name, layout, cache)
+        return HubSource(name, layout, cache, commit=commit)
     if known.layout == "chitchat":
         return ChitChatSource(known)
     # a commit may be gone where the set was copied to; a branch holds something else than the newest commit
     is_commit = re.fullmatch("[0-9a-f]{40}", known.revision) is not None
-    return HubSource(HubName.parse(f"{known.home}@{known.revision}"), known.layout, cache, or_newest=is_commit)
+    return HubSource(HubName.parse(f"{known.home}@{known.revision}"), known.layout, cache, or_newest=is_commit, commit=commit)
 
 
 class FolderSource:
     """`--data_dir FOLDER`: see `folder.find_files` for the names of the files."""
 
+    commit, in_order = "", False
+
     def __init__(self, folder: Path):
         self.folder = folder
         self.title = folder.resolve().name or str(folder)
-        self.files = find_files(folder)
+        self._paths = find_files(folder)
         self._hashes: dict[str, str] = {}
 
     @property
     def splits(self) -> set[str]:
-        return set(self.files)
+        return set(self._paths)
 
     def fingerprint(self, split: str) -> str:
         if split not in self._hashes:
-            kinds = [kind_of(path) for path in self.files[split]]
-            self._hashes[split] = key_hash({"files": content_hash(self.files[split]), "kinds": kinds})
+            kinds = [kind_of(path) for path in self._paths[split]]
+            self._hashes[split] = key_hash({"files": content_hash(self._paths[split]), "kinds": kinds})
         return self._hashes[split]
 
     def size(self, split: str) -> int | None:
-        return sum(text_size(path) for path in self.files[split])
+        return sum(text_size(path) for path in self._paths[split])
 
     def records(self, split: str, tally: Tally) -> Iterator[Record]:
-        for path in self.files[split]:
+        for path in self._paths[split]:
             yield from read_file(path, tally)
         tally.finish()
+
+    def files(self, split: str) -> list[DataFile] | None:
+        return in_segments([DataFile(str(path), path.stat().st_size) for path in self._paths[split]])
+
+    def reader(self) -> Reader:
+        return LocalReader()
 
 
 class HubSource:
     """A data set of the hub, streamed: nothing is kept but what is packed."""
 
-    def __init__(self, name: HubName, layout: str, cache: Path, or_newest: bool = False):
+    in_order = False
+
+    def __init__(self, name: HubName, layout: str, cache: Path, or_newest: bool = False, commit: str = ""):
         slug = str(name).replace("/", "--").replace(":", "--")
         memo = cache / "hub" / f"{slug}-{key_hash({'revision': name.revision})}.json"
-        self.dataset = HubDataset(name, memo, or_newest)
-        self.layout, self.title = layout, f"{name} (commit {self.dataset.commit[:8]})"
+        self.dataset = HubDataset(name, memo, or_newest, commit=commit)
+        self.commit = self.dataset.commit
+        self.layout, self.title = layout, f"{name} (commit {self.commit[:8]})"
 
     @property
     def splits(self) -> set[str]:
@@ -178,6 +199,12 @@ class HubSource:
             yield from parse_rows(((f"{self.dataset.name}, {split} row {i}", r) for i, r in enumerate(rows, 1)), tally)
         tally.finish()
 
+    def files(self, split: str) -> list[DataFile] | None:
+        return in_segments(self.dataset.files(split)) if self.layout == "records" else None
+
+    def reader(self) -> Reader:
+        return HubReader(self.dataset.name.asked)
+
     def _lines(self, rows: Iterator[dict]) -> Iterator[str]:
         """WikiText's rows are the lines of its files. Its blank lines, which hold a space there, became empty rows."""
         for row in rows:
@@ -192,6 +219,8 @@ class ChitChatSource:
 
     Read from the package's own JSON file, one conversation at a time (the package itself would load all of it).
     """
+
+    commit, in_order = "", False
 
     def __init__(self, known: Registered):
         spec = importlib.util.find_spec("chitchat_dataset")
@@ -213,6 +242,9 @@ class ChitChatSource:
 
     def size(self, split: str) -> int | None:
         return int(0.31 * self.path.stat().st_size)  # the rest is ids, dates and ratings
+
+    def files(self, split: str) -> list[DataFile] | None:
+        return None
 
     def records(self, split: str, tally: Tally) -> Iterator[Record]:
         for key, conversation in read_json_members(self.path):

@@ -2,7 +2,8 @@
 
 A split that the source lacks is made from its training split: 5 % of the records by hash for validation, another 5 %
 for test. Equal records go to the same split, so nothing leaks, and neither order nor number of the records plays a
-part. `max_samples` keeps the records with the smallest hashes in the same sense.
+part. `max_samples` keeps the records with the smallest hashes in the same sense; of a set too large to be read for that
+(`segments`), the first records in its fixed random order.
 """
 
 from __future__ import annotations
@@ -58,12 +59,16 @@ def read_splits(
     check_train(source, wanted)
     made = made_splits(source)
     if wanted & (made | {"train"}):
-        chosen = _smallest(max_samples, source, made) if max_samples and "train" in wanted else None
+        chosen = None
+        if max_samples and "train" in wanted:
+            chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source, made)
         for record in source.records("train", tally):
             digest = record.digest() if made or chosen else b""
             split = split_of(digest, made)
             if split in wanted and (split != "train" or chosen is None or chosen.takes(digest)):
                 yield split, record
+            if isinstance(chosen, _First) and not chosen.room and wanted == {"train"}:
+                return
     for split in sorted(wanted & source.splits - {"train"}):
         for record in source.records(split, tally):
             yield split, record
@@ -89,6 +94,18 @@ def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
 
 
 _BORDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: {count: (largest, room)}
+
+
+class _First:
+    """Takes the first records that there are."""
+
+    def __init__(self, count: int):
+        self.room = count
+
+    def takes(self, digest: bytes) -> bool:
+        taken = self.room > 0
+        self.room -= taken
+        return taken
 
 
 class _Smallest:

@@ -23,6 +23,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 
 VERSION = 1  # of how tokenizers are trained here
 TRAINING_BYTES = 50_000_000  # of text from the beginning of the training split: more would change very little
+SAMPLE_BYTES = 20_000_000  # of a set that is prepared while training, where the first step waits for it
 TRAINED = ("bpe", "words")
 
 
@@ -37,8 +38,9 @@ def load_tokenizer(recipe, source: Source, cache: Path):
     """
     if recipe.tokenizer not in TRAINED:
         return named_tokenizer(recipe.tokenizer)
+    most = SAMPLE_BYTES if source.in_order else TRAINING_BYTES
     parts = {
-        "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": TRAINING_BYTES,
+        "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
         "source": source.fingerprint("train"), "made": sorted(made_splits(source)), "max_samples": recipe.max_samples,
     }  # fmt: skip
     entry = cache / "tokenizers" / f"{recipe.tokenizer}-{key_hash(parts)}"
@@ -47,13 +49,13 @@ def load_tokenizer(recipe, source: Source, cache: Path):
             if read_meta(entry) is None:
                 if alone:
                     sweep(entry)
-                _train_into(entry, recipe, source, parts)
+                _train_into(entry, recipe, source, parts, most)
     return _from_folder(entry)
 
 
-def _train_into(entry: Path, recipe, source: Source, parts: dict) -> None:
+def _train_into(entry: Path, recipe, source: Source, parts: dict, most: int) -> None:
     console.say(f"Training the tokenizer ({recipe.tokenizer}, {recipe.vocab_size:,} entries) on {source.title}")
-    text = _TrainingText(source, recipe.max_samples)
+    text = _TrainingText(source, recipe.max_samples, most)
     progress = console.Progress("reading", unit="bytes of text")
     train = {"bpe": train_bpe, "words": train_words}[recipe.tokenizer]
     backend = train(text.batches(progress), recipe.vocab_size)
@@ -71,10 +73,10 @@ def _train_into(entry: Path, recipe, source: Source, parts: dict) -> None:
 
 
 class _TrainingText:
-    """The training split's text up to `TRAINING_BYTES`, counting what was read."""
+    """The training split's text up to `most` bytes, counting what was read."""
 
-    def __init__(self, source: Source, max_samples: int | None):
-        self.source, self.max_samples = source, max_samples
+    def __init__(self, source: Source, max_samples: int | None, most: int):
+        self.source, self.max_samples, self.most = source, max_samples, most
         self.records = self.bytes = 0
         self.whole = False
 
@@ -89,7 +91,7 @@ class _TrainingText:
                 yield batch
                 batch, size = [], 0
                 progress.update(self.bytes)
-            if self.bytes + size >= TRAINING_BYTES:
+            if self.bytes + size >= self.most:
                 break
         else:
             self.whole = True

@@ -58,6 +58,10 @@ class DataKeys:
         identity=False,  # a folder may move; what it holds is compared by content
     )  # fmt: skip
     max_samples: int | None = key(None, "use only this many documents of the training split", "data", minimum=1)
+    streaming: str = key(
+        "auto", "prepare the data while training: on, off, or by its size (300 MB of .jsonl or .parquet are large)", "data",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     protocol: str = key(
         "standard", "seed: the original's 1,000-word vocabulary and metric, to compare with its figures", "data",
         choices=("standard", "seed"),

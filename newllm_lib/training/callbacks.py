@@ -46,8 +46,9 @@ class DataOrder(TrainerCallback):
         self.sampler, self.carried = sampler, carried
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        steps = len(self.sampler) // (args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
-        self.sampler.set_epoch(state.global_step // steps)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = len(self.sampler) // batch
+        self.sampler.seek(state.global_step * batch)
         if self.carried is not None and state.global_step % steps == 0:
             self.carried.clear()
 

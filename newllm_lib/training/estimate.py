@@ -11,7 +11,7 @@ from newllm_lib.recipe import Recipe
 _TFLOPS = {"cpu": 0.03, "t4": 2.5, "v100": 5.0, "l4": 6.0, "a100": 18.0, "h100": 36.0, "other": 5.0}
 _GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
 # Bytes of text in the training splits of the sources that have a name; others are known only when they are read.
-_SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6}
+_SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
 _BYTES_PER_TOKEN = 4.0
 
 

@@ -22,6 +22,7 @@ class Progress:
     interval_loss: float = 0.0  # sum of the step losses since the last logged line
     interval_steps: int = 0
     data_fingerprint: str = ""
+    data_state: dict | None = None  # where the data stood, see `PreparedData.state`
     start_fingerprint: str = ""  # of the weights it started from; empty: from scratch
 
     def judge(self, bits_per_byte: float, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -142,7 +143,13 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
-    data = prepare(recipe, tokenizer=tokenizer_for(start, checkpoint if recipe.from_run else None))
+    tokenizer = tokenizer_for(start, checkpoint if recipe.from_run else None)
+    with contextlib.closing(prepare(recipe, tokenizer=tokenizer, saved=progress.data_state)) as data:
+        return _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
+
+
+def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> bool:
+    """Train on prepared data until done; False if the run was finished before."""
     if progress.data_fingerprint not in ("", data.fingerprint):
         raise UsageError(
             f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
@@ -196,9 +203,9 @@ def _checkpoint_to_resume(recipe: Recipe, run: Run):
 
 def _steps(recipe: Recipe, data) -> tuple[int, int]:
     """Optimizer steps in an epoch, and in all."""
-    from newllm_lib.data.blocks import BlockSampler
+    from newllm_lib.data.blocks import training_blocks
 
-    sampler = BlockSampler(data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+    _, sampler = training_blocks(data.train, recipe)
     per_epoch = len(sampler) // recipe.batch_size
     total = max(1, round(recipe.epochs * per_epoch))
     return per_epoch, min(total, recipe.max_steps) if recipe.max_steps else total
@@ -223,7 +230,7 @@ def _set_aside_after(run: Run, checkpoint) -> None:
 
 
 def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start) -> None:
-    need = estimate(recipe, device, len(data.train.ids))
+    need = estimate(recipe, device, data.train.tokens)
     tokens = total * recipe.batch_size * recipe.max_seq_length
     console.say(f"Run {run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for {recipe.sized_for})")
     if start:

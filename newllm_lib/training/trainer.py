@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from newllm_lib import console
-from newllm_lib.data.blocks import Blocks, BlockSampler, LaneSampler
+from newllm_lib.data.blocks import training_blocks
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
@@ -50,11 +50,7 @@ class RunTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         recipe = self.recipe
-        # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
-        on_gpu = self.args.device.type == "cuda" and len(self.data.train.ids) < 200_000_000
-        blocks = Blocks(self.data.train, recipe.max_seq_length, self.args.device if on_gpu else None)
-        kind = BlockSampler if self.carried is None else LaneSampler
-        sampler = kind(self.data.train, recipe.max_seq_length, recipe.batch_size, recipe.seed)
+        blocks, sampler = training_blocks(self.data.train, recipe, self.args.device)
         self.add_callback(DataOrder(sampler, self.carried))
         loader = DataLoader(
             blocks, batch_size=self.args.per_device_train_batch_size, sampler=sampler, collate_fn=_collate,
@@ -203,6 +199,7 @@ class RunTrainer(Trainer):
             written.parent.rmdir()
             (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads; the recipe says it all
             self.data.tokenizer.save_pretrained(staging)
+            self.progress.data_state = self.data.state()
             self.progress.save(staging)
             if self.carried is not None:
                 self.carried.save(staging)

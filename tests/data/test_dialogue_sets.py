@@ -12,7 +12,6 @@ from tests.data.conftest import hub_worker, paragraphs, write_jsonl
 from tests.hub_server import Handler, HubServer
 
 DIALOGUE_SETS = ("dolly", "dailydialog", "hh_rlhf", "ultrachat", "ultrachat_200k", "code_alpaca", "dolly_ja", "alpaca_ja")
-RECIPES = ("dolly", "dailydialog", "hh_rlhf", "ultrachat", "code_alpaca", "dolly_ja", "alpaca_ja")
 
 
 def talks(count: int, seed: int) -> list[list[str]]:
@@ -170,7 +169,7 @@ def test_answers_alone_count_if_asked(worker, cache, hub):
     assert everything["train"][2] == answers["train"][2] and everything["fingerprint"] != answers["fingerprint"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DIALOGUE_SETS)
 @pytest.mark.parametrize("kind", ["cpu", "t4"])
 def test_each_set_has_a_recipe_that_learns_its_answers(name, kind):
     recipe = load_recipe(name, device_kind=kind)

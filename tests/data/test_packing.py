@@ -165,8 +165,8 @@ def test_what_a_killed_process_leaves_is_never_used(folder, bpe, cache, packings
     """SIGKILL in the middle of writing: nothing under the final name; the next one packs and clears away."""
     killed = pack_in_script(
         folder, bpe, cache,
-        "packing.BATCH_CHARACTERS, real, n = 500, packing._Writer._flush, []\n"
-        "packing._Writer._flush = lambda w: (n.append(1), real(w), len(n) > 9 and os.kill(os.getpid(), 9))",
+        "packing.BATCH_CHARACTERS, real, n = 500, packing.Writer._flush, []\n"
+        "packing.Writer._flush = lambda w: (n.append(1), real(w), len(n) > 9 and os.kill(os.getpid(), 9))",
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     leftovers = list((cache / "packed").glob(".*.tmp"))

@@ -2,7 +2,7 @@
 
 Run as a script: imports cost seconds, so they are done once here and each training is a fork.
 
-    python kill_driver.py FOLDER KILLS SEED
+    python kill_driver.py FOLDER KILLS SEED [streamed]
 """
 
 import json
@@ -15,21 +15,27 @@ from pathlib import Path
 
 import torch
 
+from newllm_lib.data import segments, stream
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
 
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
 
 
+STREAMED = "streamed" in sys.argv
+segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 2000, 4, 1, 2
+
+
 def recipe(folder: Path, name: str):
-    """Everything that a checkpoint must remember is on: dropout, accumulation, Muon, a state carried from block to block."""
+    """Everything that a checkpoint must remember is on: dropout, accumulation, Muon, a state carried from block to block (or
+    data that is prepared while it is trained on)."""
     return load_recipe(
         "demo",
         {
             "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 4,
             "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "epochs": 2, "evals_per_epoch": 3,
             "logging_steps": 3, "save_minutes": 0.001, "dropout": 0.1, "micro_batch_size": 2, "output_dir": str(folder / name),
-            "keep_checkpoints": 1, "optimizer": "muon", "carry_state": True,
+            "keep_checkpoints": 1, "optimizer": "muon", "carry_state": not STREAMED, "streaming": "on" if STREAMED else "off",
         },
     )  # fmt: skip
 
@@ -42,6 +48,8 @@ def start(folder: Path, name: str) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         code = 1
+        if STREAMED:  # each run prepares for itself, and is killed doing so
+            os.environ["NEWLLM_CACHE"] = str(folder / f"cache-{name}")
         try:
             train(recipe(folder, name))
             code = 0

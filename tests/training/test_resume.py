@@ -19,10 +19,19 @@ def write_text(folder: Path, documents: int = 60) -> None:
     (folder / "text" / "train.txt").write_text(text)
 
 
-def killed(folder: Path, kills: int, seed: int) -> dict:
-    write_text(folder)
+def write_rows(folder: Path, documents: int = 100) -> None:
+    """The same in records, which can be streamed."""
+    write_text(folder, documents)
+    path = folder / "text" / "train.txt"
+    rows = [json.dumps({"text": text}) for text in path.read_text().split("\n\n")]
+    path.with_suffix(".jsonl").write_text("\n".join(rows))
+    path.unlink()
+
+
+def killed(folder: Path, kills: int, seed: int, *how: str) -> dict:
+    (write_rows if how else write_text)(folder)
     process = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder), str(kills), str(seed)], capture_output=True, text=True, timeout=900
+        [sys.executable, str(DRIVER), str(folder), str(kills), str(seed), *how], capture_output=True, text=True, timeout=900
     )
     logs = "\n".join(p.read_text()[-2000:] for p in folder.glob("*.out"))
     assert process.returncode == 0, process.stderr[-2000:] + logs
@@ -37,6 +46,21 @@ def check(result: dict, kills: int) -> None:
 
 def test_a_run_killed_three_times_equals_the_undisturbed_one(tmp_path):
     check(killed(tmp_path, 3, seed=1), 3)
+
+
+def test_a_run_on_data_prepared_meanwhile_equals_the_undisturbed_one(tmp_path):
+    """With caches of their own, so that the preparation is killed with the run."""
+    check(killed(tmp_path, 2, 1, "streamed"), 2)
+    packed = list(tmp_path.glob("cache-killed/streams/*/*/*.bin"))
+    assert len(packed) > 6 and all(
+        path.read_bytes() == (tmp_path / "cache-whole" / path.relative_to(tmp_path / "cache-killed")).read_bytes()
+        for path in packed
+    )
+
+
+@pytest.mark.slow
+def test_a_streamed_run_killed_twenty_times_equals_the_undisturbed_one(tmp_path):
+    check(killed(tmp_path, 20, 2, "streamed"), 20)
 
 
 @pytest.mark.slow

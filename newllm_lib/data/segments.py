@@ -1,0 +1,197 @@
+"""Large data sets in segments: pieces of files that can be read, and packed, each for itself and in any order.
+
+A segment is a range of bytes of one .jsonl or .parquet file; the records that begin in it are its records. All segments of a
+split are put in one order, shuffled by a fixed seed, so that the first few are a fair sample of all files. `LargeSource` is a
+source of which only this sample is read: the tokenizer is trained on it, and validation and test are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from newllm_lib.data.folder import open_parquet, parse_rows
+from newllm_lib.data.jsonfiles import LARGEST, parse_json
+from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.schemas import COLUMNS
+from newllm_lib.data.textfiles import open_data
+
+VERSION = 1  # of how files are cut and put in order
+SEGMENT_BYTES = 4 << 20
+ORDER_SEED = 0
+HEAD = 16  # segments of the training split that are the sample: about 64 MiB
+HELD_OUT_HEAD = 1  # segments of a validation or test split that the source has itself
+KINDS = (".jsonl", ".parquet")
+
+
+class DataFile(NamedTuple):
+    """A file by its path or URL."""
+
+    place: str
+    bytes: int
+
+
+class Segment(NamedTuple):
+    """What begins in the bytes from `begin` to before `end` of a file."""
+
+    place: str
+    begin: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.place.rsplit('/', 1)[-1]}, bytes {self.begin:,} to {self.end:,}"
+
+
+class Reader(Protocol):
+    """Reads bytes of files; goes to other processes."""
+
+    def read(self, place: str, begin: int, end: int) -> bytes:
+        """The bytes from `begin` to before `end`, or fewer at the file's end."""
+
+    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+        """The rows of each row group of a parquet file that begins in the segment."""
+
+
+def in_segments(files: list[DataFile]) -> list[DataFile] | None:
+    """The files themselves if each can be read in segments."""
+    return files if files and all(file.place.endswith(KINDS) for file in files) else None
+
+
+def cut(files: list[DataFile]) -> list[Segment]:
+    """All segments of these files, in the order in which they are used."""
+    segments = [
+        Segment(file.place, begin, min(begin + SEGMENT_BYTES, file.bytes))
+        for file in files
+        for begin in range(0, file.bytes, SEGMENT_BYTES)
+    ]
+    return [segments[i] for i in np.random.default_rng(ORDER_SEED).permutation(len(segments))]
+
+
+def read_rows(segment: Segment, reader: Reader, fetched: bytes | None = None) -> Iterator[tuple[str, object]]:
+    """(where, row) of every record of the segment; a row that cannot be parsed is a `ValueError` instead.
+
+    Args:
+        fetched: what `fetch` gave for it, where that was called before.
+    """
+    if segment.place.endswith(".parquet"):
+        number = 0
+        for rows in reader.row_groups(segment, COLUMNS):
+            for row in rows:
+                number += 1
+                yield f"{segment.place}, row {number} after byte {segment.begin:,}", row
+        return
+    data = fetch(segment, reader) if fetched is None else fetched
+    position = max(0, segment.begin - 1)
+    if segment.begin:  # the line that begins before the segment belongs to the one before
+        skipped = data.find(b"\n") + 1
+        if not skipped:
+            return
+        data, position = data[skipped:], position + skipped
+    for line in data.split(b"\n"):
+        if position < segment.end and line.strip():
+            yield f"{segment.place}, byte {position:,}", _row(line.removeprefix(b"\xef\xbb\xbf"))
+        position += len(line) + 1
+
+
+def _row(line: bytes) -> object:
+    try:
+        return parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return ValueError("not UTF-8")
+
+
+def fetch(segment: Segment, reader: Reader) -> bytes:
+    """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for parquet)."""
+    if segment.place.endswith(".parquet"):
+        return b""
+    data = reader.read(segment.place, max(0, segment.begin - 1), segment.end)
+    size = 1 << 16
+    while not data.endswith(b"\n") and len(data) < LARGEST:
+        more = reader.read(segment.place, max(0, segment.begin - 1) + len(data), max(0, segment.begin - 1) + len(data) + size)
+        line, newline, _ = more.partition(b"\n")
+        data += line + newline
+        if len(more) < size and not newline:
+            break  # the file ends without a line break
+        size *= 2
+    return data
+
+
+class LocalReader:
+    """Files of this machine."""
+
+    def read(self, place: str, begin: int, end: int) -> bytes:
+        with open_data(Path(place)) as file:
+            file.seek(begin)
+            return file.read(end - begin)
+
+    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+        with open_parquet(Path(segment.place)) as file:
+            yield from (read_group(file, group, columns) for group in groups_in(file, segment))
+
+
+def groups_in(parquet, segment: Segment) -> list[int]:
+    """The numbers of the row groups of a `ParquetFile` whose first column begins in the segment."""
+    found = []
+    for number in range(parquet.metadata.num_row_groups):
+        column = parquet.metadata.row_group(number).column(0)
+        if segment.begin <= min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset) < segment.end:
+            found.append(number)
+    return found
+
+
+def read_group(parquet, number: int, columns: frozenset[str]) -> list[dict]:
+    """The rows of one row group, with the columns among `columns` (all of them where there is none)."""
+    wanted = [name for name in parquet.schema_arrow.names if name in columns]
+    return parquet.read_row_group(number, columns=wanted or None).to_pylist()
+
+
+class LargeSource:
+    """A source whose training split is too large to be read before training begins; it answers as if its sample were all.
+
+    `max_samples` are the first records in order (`in_order`): to find those with the smallest hashes all would have to be read.
+    """
+
+    in_order = True
+
+    def __init__(self, source):
+        self.source, self.title = source, source.title
+        self.reader: Reader = source.reader()
+        self._segments: dict[str, list[Segment]] = {}
+
+    @property
+    def splits(self) -> set[str]:
+        return self.source.splits
+
+    @property
+    def commit(self) -> str:
+        return self.source.commit
+
+    def segments(self, split: str) -> list[Segment]:
+        """All segments of a split in order; none where its files cannot be read in segments."""
+        if split not in self._segments:
+            self._segments[split] = cut(self.source.files(split) or [])
+        return self._segments[split]
+
+    def sample(self, split: str) -> list[Segment]:
+        """The first segments: what is read before training."""
+        return self.segments(split)[: HEAD if split == "train" else HELD_OUT_HEAD]
+
+    def fingerprint(self, split: str) -> str:
+        how = f"{VERSION}/{SEGMENT_BYTES}/{ORDER_SEED}/{len(self.sample(split))}"
+        return f"{self.source.fingerprint(split)}/segments {how}"
+
+    def size(self, split: str) -> int | None:
+        if not self.sample(split):
+            return self.source.size(split)
+        return sum(segment.end - segment.begin for segment in self.sample(split))
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        if not self.sample(split):
+            yield from self.source.records(split, tally)
+            return
+        for segment in self.sample(split):
+            yield from parse_rows(read_rows(segment, self.reader), tally)
+        tally.finish()

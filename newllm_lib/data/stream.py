@@ -1,0 +1,253 @@
+"""Training on a large set while it is prepared: windows of segments, in an order that does not depend on how fast that goes.
+
+One pass after the other goes over all segments: the first in their fixed order (a window of `FIRST` segments, so that training
+begins soon, then windows of `WINDOW`), each later one in an order of its own. A window's segments are one stream of tokens; its
+blocks are cut at an offset, and taken in an order, from (seed, pass, window) alone. So what a step learns from is settled before
+anything is prepared; where it is not ready yet, training waits for it.
+
+How many tokens a pass has is known only when all is packed. An epoch, and the schedule with it, is therefore declared: estimated
+from the first window, which is the same on every machine. The passes go on regardless of where an epoch ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from newllm_lib import console
+from newllm_lib.data.cache import META, key_hash
+from newllm_lib.data.chat import TEMPLATE_VERSION
+from newllm_lib.data.encoder import Encoder
+from newllm_lib.data.packing import VERSION, PackedSplit, open_packed
+from newllm_lib.data.records import Tally
+from newllm_lib.data.segment_pool import SegmentPool
+from newllm_lib.data.segment_worker import Job
+from newllm_lib.data.segments import LargeSource
+from newllm_lib.data.splits import made_splits
+from newllm_lib.data.tokenizer import tokenizer_hash
+from newllm_lib.errors import NewLLMError
+
+FIRST = 4  # segments in the first window
+WINDOW = 16  # in every other: about 64 MiB of text, shuffled together
+LARGE = 300 << 20  # bytes of training files: from here on a set is prepared while training
+
+
+def _begin(number: int) -> int:
+    """The first segment of window `number` of the first pass."""
+    return FIRST + (number - 1) * WINDOW if number else 0
+
+
+class Window(NamedTuple):
+    """Some segments as one stream of tokens."""
+
+    path: Path
+    ids: np.ndarray  # (tokens,) uint16 or uint32
+    loss_mask: np.ndarray | None  # (tokens,) uint8
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+class Counts(NamedTuple):
+    """Of a segment's training records: what places in the stream depend on."""
+
+    tokens: int  # without the <|endoftext|> at its end, which the next segment begins with
+    documents: int
+
+
+class StreamedSplit:
+    """The training split of a large source. `start` begins its preparation, `close` ends it.
+
+    Args:
+        max_samples: only the first so many records, in the order of the segments.
+        seed: of the order in which blocks are taken.
+        known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go on.
+    """
+
+    def __init__(
+        self, source: LargeSource, tokenizer, cache: Path, *, answers_only: bool, max_samples: int | None, seed: int,
+        known: dict | None = None,
+    ):  # fmt: skip
+        made = tuple(sorted(made_splits(source)))
+        key = {
+            "packing": VERSION, "template": TEMPLATE_VERSION, "tokenizer": tokenizer_hash(tokenizer), "made": made,
+            "content": source.fingerprint("train"), "answers_only": answers_only,
+        }  # fmt: skip
+        self.path = cache / "streams" / f"train-{key_hash(key)}"
+        job = Job(self.path, key, source.segments("train"), source.reader, Encoder(tokenizer, answers_only), made)
+        self.title, self.max_samples, self.seed = source.title, max_samples, seed
+        self.job, self.pool = job, SegmentPool(job)
+        self.tally = Tally()
+        known = known or {"declared": 0, "segments": [], "last": None}
+        self.tokens: int = known["declared"]  # declared: of one pass
+        self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
+        self.last: int | None = known["last"]  # how many segments a pass has: fewer than there are, with max_samples
+        self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
+
+    def start(self) -> None:
+        """Begin to prepare, in the background: from the first window, or from the last one that is known."""
+        self.pool.plan(self._wanted(_begin((len(self.counts) - FIRST - 1) // WINDOW + 1 if len(self.counts) > FIRST else 0)))
+
+    def declare(self) -> None:
+        """Estimate how many tokens a pass has.
+
+        Raises:
+            NewLLMError: there is no text (or no answer, where only answers count), or it cannot be read.
+        """
+        if self.tokens:
+            return
+        first = min(FIRST, len(self.job.segments))
+        while len(self.counts) < first and self.last is None:
+            self._count_next()
+        tokens, documents = (sum(values) for values in zip(*self.counts, strict=True))
+        if not documents:
+            raise NewLLMError(f"{self.title}: the train split holds no text. Give it some, or name other data.")
+        if self.last is None:
+            segments = self.job.segments
+            share = sum(s.end - s.begin for s in segments) / sum(s.end - s.begin for s in segments[:first])
+            whole = tokens * share
+            tokens = int(min(whole, self.max_samples * tokens / documents) if self.max_samples else whole)
+        self.tokens = tokens + 1
+
+    @property
+    def documents(self) -> int:
+        """Of one pass, estimated like the tokens."""
+        tokens, documents = (sum(values) for values in zip(*self.counts, strict=True))
+        return min(round(documents * self.tokens / tokens), self.max_samples or documents * self.tokens)
+
+    def state(self) -> dict:
+        """All that is needed to go on, on another machine too."""
+        return {"declared": self.tokens, "segments": [list(pair) for pair in self.counts], "last": self.last}
+
+    def close(self) -> None:
+        """End the preparation; what is packed is kept."""
+        self.pool.close()
+
+    # --- windows ----------------------------------------------------------------------------------------------------
+
+    def members(self, turn: int, number: int) -> list[int]:
+        """The segments of window `number` of pass `turn`; none where the pass is over."""
+        if turn == 0:
+            begin, end = _begin(number), _begin(number + 1)
+            while len(self.counts) < end and self.last is None:
+                self._count_next()
+            return list(range(begin, min(end, self.last or end)))
+        return self._order(turn)[number * WINDOW : (number + 1) * WINDOW]
+
+    def blocks(self, turn: int, number: int, length: int) -> tuple[int, int]:
+        """(offset, blocks) of a window cut into blocks of `length`: the first begins `offset` before the window's first
+        token, the last may reach past its end; so every token but the first is predicted once."""
+        predicted = sum(self.counts[member].tokens for member in self.members(turn, number))
+        offset = int(np.random.default_rng([self.seed, turn, number]).integers(length))
+        return offset, -(-(predicted + offset) // length) if predicted else 0
+
+    def window(self, turn: int, number: int) -> Window:
+        """The tokens of a window; the last two asked for are kept.
+
+        Raises:
+            NewLLMError: they cannot be had, or too many rows are bad.
+        """
+        if (turn, number) not in self._windows:
+            parts = [self._open(member) for member in self.members(turn, number)]
+            closing = parts[-1][0][-1:]
+            ids = np.concatenate([ids[:-1] for ids, _ in parts] + [closing])
+            mask = None
+            if parts[0][1] is not None:
+                mask = np.concatenate([mask[:-1] for _, mask in parts] + [np.zeros(1, dtype=np.uint8)])
+            self._windows[turn, number] = Window(self.path, ids, mask)
+            while len(self._windows) > 2:
+                self._windows.popitem(last=False)
+        return self._windows[turn, number]
+
+    def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Where each block begins, as (pass, window, token), from block number `position` of the endless run of passes on."""
+        planned = -1  # the pass whose segments are being prepared in its order
+        for turn in itertools.count():
+            for number in itertools.count():
+                if not self.members(turn, number):
+                    break
+                offset, blocks = self.blocks(turn, number, length)
+                if position >= blocks:
+                    position -= blocks
+                    continue
+                if planned != turn:
+                    self.pool.plan(self._wanted(_begin(number)) if turn == 0 else self._order(turn)[number * WINDOW :])
+                    planned = turn
+                order = np.random.default_rng([self.seed, turn, number, 1]).permutation(blocks)[position:]
+                for part in np.array_split(order, max(1, len(order) // 65536)):
+                    yield from ((turn, number, start) for start in (part * length - offset).tolist())
+                position = 0
+
+    def _order(self, turn: int) -> list[int]:
+        """The segments of a later pass."""
+        return np.random.default_rng([self.seed, turn]).permutation(self.last).tolist()
+
+    # --- segments ---------------------------------------------------------------------------------------------------
+
+    def _wanted(self, begin: int) -> Iterator[int]:
+        """The segments that the first pass needs from `begin` on, then those before."""
+        for number in itertools.chain(range(begin, len(self.job.segments)), range(begin)):
+            if self.last is None and self._enough_before(number):
+                return
+            if self.last is None or number < self.last:
+                yield number
+
+    def _enough_before(self, number: int) -> bool:
+        """Whether the segments before this one, as far as they are packed, hold `max_samples` records."""
+        if not self.max_samples:
+            return False
+        found = sum(counts.documents for counts in self.counts)
+        found += sum(self.pool.documents.get(n, 0) for n in range(len(self.counts), number))
+        return found >= self.max_samples
+
+    def _count_next(self) -> None:
+        """Learn the size of the next segment of the first pass, and where the pass ends.
+
+        Raises:
+            NewLLMError: more than 5 % of the rows so far were bad.
+        """
+        number = len(self.counts)
+        packed = self._packed(number)
+        documents, before = packed.documents, sum(counts.documents for counts in self.counts)
+        if self.max_samples and before + documents >= self.max_samples:
+            documents = self.max_samples - before
+            self.last = number + 1
+        if number + 1 == len(self.job.segments):
+            self.last = number + 1
+        starts = np.append(packed.document_starts, packed.tokens - 1)
+        self.counts.append(Counts(int(starts[documents]), documents))
+        self.tally.add(json.loads((packed.path / META).read_text(encoding="utf-8"))["tally"])
+        window_ends = number + 1 == FIRST or (number + 1 - FIRST) % WINDOW == 0
+        if window_ends or self.last:
+            self.tally.finish()
+        if self.tally.bad and (number + 1 == FIRST or self.last):
+            console.say(f"  {self.tally.summary()}")
+
+    def _open(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens and mask of a segment's part in a pass, with the closing <|endoftext|>."""
+        packed, counts = self._packed(number), self.counts[number]
+        end = counts.tokens
+        whole = packed.tokens - 1 == end
+        if end > packed.tokens - 1 or (not whole and end not in packed.document_starts):
+            raise NewLLMError(
+                f"{self.title}: {self.job.segments[number]} is not what this run was started with: bring that data back, or "
+                "start a new run with another --output_dir."
+            )
+        return packed.ids[: end + 1], None if packed.loss_mask is None else packed.loss_mask[: end + 1]
+
+    def _packed(self, number: int) -> PackedSplit:
+        for last_try in (False, True):
+            self.pool.wait(number)
+            packed = open_packed(self.job.entry(number))
+            if packed is not None:
+                return packed
+            if not last_try:
+                self.pool.forget(number)
+        raise NewLLMError(f"{self.job.entry(number)} is damaged, also when made anew: set NEWLLM_CACHE to another disk.")
