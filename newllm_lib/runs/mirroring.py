@@ -87,11 +87,14 @@ def note(run: Run, **changes) -> None:
 def main(path: str, folder: str) -> int:
     """Mirror until training ends, then bring over what is left."""
     run = Run(path)
-    with open(run.path / "mirror.lock", "w") as lock:
+    with open(run.path / "mirror.lock", "a+") as lock:
         while not _locks(lock):  # the mirror of the life before; it goes on, or ends and leaves the work to us
             if not is_locked(run):
                 return 0
             time.sleep(0.5)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         os.nice(5)
         keeper = _Keeper(run, folder)
         try:
