@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from newllm_lib.runs.run import Run
 from newllm_lib.runs.status import last_line, read_status
 
 BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
+LARGEST_LOG = 10 * 2**20  # bytes
 _children: dict[int, subprocess.Popen] = {}  # kept so that an ended child is noticed, and does not stay as a zombie
 
 
@@ -31,6 +33,7 @@ def start_background(command: list[str], run: Run) -> int:
     lock.acquire()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", BACKGROUND: "1", INHERITED: str(lock.descriptor)}
     try:
+        rotate_log(run.log)
         with explained(run.log), open(run.log, "ab") as log:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -43,6 +46,21 @@ def start_background(command: list[str], run: Run) -> int:
     lock.hand_over(child.pid)
     link_log(run)
     return child.pid
+
+
+def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
+    """Move what a log holds to `<log>.1` (which is replaced) when it has grown beyond `limit` bytes; whether it was.
+
+    The file itself stays and is emptied: processes that append to it go on.
+    """
+    try:
+        if log.stat().st_size <= limit:
+            return False
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def exit_code(pid: int) -> int | None:
@@ -118,6 +136,8 @@ def _read_from(path: Path, offset: int, whole_lines: bool) -> tuple[str, int]:
     """What stands in `path` from `offset` on (`whole_lines`: up to the last complete line), and the offset after."""
     try:
         with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) < offset:  # it was rotated
+                offset = 0
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from pathlib import Path
 
+from newllm_lib.console import duration
 from newllm_lib.runs.files import atomic_write_text
 from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.run import Run
 
+QUIET = 600.0  # seconds without a step or a line after which a running run is said to be silent
+_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Killed|Interrupt)\b|^newllm: |[Oo]ut of memory|Segmentation fault")
 STATES = ("running", "done", "failed", "interrupted")
 _EMPTY = {"state": "new", "message": ""} | dict.fromkeys(("pid", "started", "updated", "step", "total_steps"))
 
@@ -41,11 +46,14 @@ def read_status(run: Run) -> dict:
     status = _read(run)
     if is_locked(run):
         message = status["message"] if status["state"] == "running" else "starting"
+        quiet = time.time() - max(status["updated"] or 0.0, _changed(run.log))
+        if status["updated"] and quiet > QUIET:
+            message += f"; no sign of life for {duration(quiet)} (`newllm runs stop {run.name}` saves it, if it still can)"
         return {**status, "state": "running", "message": message, "pid": lock_holder(run) or status["pid"]}
     if status["state"] == "running":
         status = _read(run)  # it may have ended between our two looks
     if status["state"] == "running":
-        last = last_line(run)
+        last = last_error(run)
         message = "ended without a word (killed, or out of memory)" + (f"; its log ends with: {last}" if last else "")
         return {**status, "state": "dead", "message": message}
     return status
@@ -60,6 +68,19 @@ def last_line(run: Run) -> str:
     """The last line of the run's log that is not empty."""
     lines = tail(run, 20)
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def last_error(run: Run) -> str:
+    """The last line of the run's log that speaks of an error, among its last 40; else its last line."""
+    lines = [line.strip() for line in tail(run, 40)]
+    return next((line for line in reversed(lines) if _ERROR.search(line)), "") or last_line(run)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def tail(run: Run, lines: int) -> list[str]:

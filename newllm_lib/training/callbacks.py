@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from newllm_lib import console
 from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, rotate_log, write_status
 
 
 class Timetable(TrainerCallback):
@@ -83,6 +84,19 @@ class Signals(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+class Heartbeat(TrainerCallback):
+    """Every few seconds of training: a sign of life in status.json, with the step, and a log that does not grow for ever."""
+
+    def __init__(self, run: Run, every_seconds: float = 10.0):
+        self.run, self.every_seconds, self.last = run, every_seconds, time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and time.monotonic() - self.last > self.every_seconds:
+            self.last = time.monotonic()
+            write_status(self.run, step=state.global_step, total_steps=state.max_steps)
+            rotate_log(self.run.log)
 
 
 class LogBlock(TrainerCallback):

@@ -158,3 +158,14 @@ def test_on_colab_the_log_is_linked(tmp_path, monkeypatch):
     (content / "mine.log").write_text("my own")
     assert link_log(Run(tmp_path / "mine"), content) is None
     assert (content / "mine.log").read_text() == "my own"
+
+
+def test_a_log_that_has_grown_large_is_moved_aside_and_following_goes_on(start, tmp_path):
+    from newllm_lib.runs import rotate_log, tail
+
+    run, _ = start("run", "--steps", "60")
+    wait_for(lambda: "step 5\n" in run.log.read_text())
+    assert not rotate_log(run.log) and rotate_log(run.log, limit=10)
+    assert "step 5\n" in run.log.with_name("train.log.1").read_text()
+    text = "".join(follow(run, offset=10**6))  # from where the old log ended
+    assert text.rstrip().endswith("step 60") and tail(run, 1) == ["step 60"]

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from newllm_lib.runs import Run, RunLock, last_line, read_status, tail, write_status
+from newllm_lib.runs import status as status_module
 
 
 @pytest.fixture
@@ -64,3 +65,21 @@ def test_the_end_of_a_long_log(run):
     run.path.mkdir()
     run.log.write_text("".join(f"line {i}\n" for i in range(100_000)) + "\n")
     assert tail(run, 3) == ["line 99998", "line 99999", ""] and last_line(run) == "line 99999"
+
+
+def test_a_dead_run_is_shown_with_its_last_error(run):
+    run.path.mkdir(exist_ok=True)
+    write_status(run, state="running", step=3)
+    run.log.write_text("step 3\nTraceback (most recent call last):\ntorch.OutOfMemoryError: 3 GiB\n  cleaning up\n\n")
+    assert read_status(run)["message"].endswith("its log ends with: torch.OutOfMemoryError: 3 GiB")
+
+
+def test_a_run_that_shows_no_sign_of_life_is_said_to(run, monkeypatch):
+    with RunLock(run):
+        write_status(run, state="running", message="training")
+        assert read_status(run)["message"] == "training"
+        monkeypatch.setattr(status_module.time, "time", lambda real=status_module.time.time: real() + 900)
+        assert "no sign of life for 15.0 min" in read_status(run)["message"]
+        run.log.touch()  # preparing writes no steps, but lines
+        os.utime(run.log, (status_module.time.time(),) * 2)
+        assert read_status(run)["message"] == "training"
