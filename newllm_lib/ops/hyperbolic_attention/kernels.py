@@ -1,0 +1,434 @@
+"""Triton kernels of hyperbolic attention: scores live in registers, a tile at a time, forward and backward.
+
+The notation is `geometry`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as they are given;
+everything else is float32 from a few numbers a row and a column ("numbers" below):
+
+    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: 1/|u| (0 where u is 0)
+    2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights, without the share
+       of a, which is the same for all keys and so changes no weight.
+
+y and h are held doubled here: it saves a product and moves every score by the same amount.
+
+A score costs three evaluations in the special-function unit, √ (or 1/√), log2 and exp2, both ways. The gradient of D is
+that of its logarithm's argument, dD/dy = 1/√(y(y+h)), and the rest is products: with g = dscore/√(y(y+h)),
+
+    dq_i = (β/√c) E_i Σ_j g_ij F_j k_j   across q_i, which is a matrix product, and
+         = -2β Σ_j g_ij ((β_j² - α_i²)/2 + (1+α_i²)/2 · B_j(1 - cos θ_ij))   along q_i,
+
+kept apart because the first, rounded for the matrix product, would drown the second. A score is a function of √c q and √c k
+over √c, so the gradient of c needs the lengths' gradients only: dc = (Σ q·dq + Σ k·dk - Σ score·dscore)/2c.
+
+Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but 1 for dim;
+numbers (3, batch·heads, time) and delta (batch·heads, queries) float32; first, last (batch, keys) int32 (`visibility`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _one_minus_exp(x):
+    """1 - e^-x for x >= 0, with its digits where x is small."""
+    series = x * (1.0 - x / 2.0 * (1.0 - x / 3.0 * (1.0 - x / 4.0 * (1.0 - x / 5.0))))
+    return tl.where(x < 0.1, series, 1.0 - tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def _numbers(tile, root):
+    """a, 1 - e^-a and 1/|u| of the rows u of a tile; root is √c."""
+    wide = tile.to(tl.float32)
+    norm = tl.sqrt(tl.sum(wide * wide, 1))
+    a = 2.0 * root * norm
+    delta = tl.maximum(_one_minus_exp(a), 1e-7)  # keeps y above 0 between two points at 0
+    return a, delta, tl.where(norm > 0.0, 1.0 / tl.maximum(norm, 1e-30), 0.0)
+
+
+@triton.jit
+def _scaled_cosh(products, row, column, LEAST: tl.constexpr):
+    """2y, 2h and 2AB(1 - cos θ) of a tile from its rows' and its columns' numbers."""
+    row_delta, delta = row[0], column[0]
+    angle = tl.maximum(1.0 - row[1][:, None] * (products * column[1][None, :]), LEAST)
+    spread = (row_delta * (2.0 - row_delta))[:, None] * (delta - 0.5 * delta * delta)[None, :] * angle
+    apart = row_delta[:, None] - delta[None, :]
+    return apart * apart + spread, (4.0 - 4.0 * row_delta)[:, None] * (1.0 - delta)[None, :], spread
+
+
+@triton.jit
+def _load(tile, rows, dims, row_stride, row_end, dim, CHECK_ROWS: tl.constexpr, CHECK_DIMS: tl.constexpr):
+    """Rows (BLOCK, BLOCK_D) of a matrix, 0 outside of it."""
+    place = tile + rows[:, None].to(tl.int64) * row_stride + dims[None, :]
+    if CHECK_ROWS and CHECK_DIMS:
+        return tl.load(place, mask=(rows[:, None] < row_end) & (dims[None, :] < dim), other=0.0)
+    elif CHECK_ROWS:
+        return tl.load(place, mask=rows[:, None] < row_end, other=0.0)
+    elif CHECK_DIMS:
+        return tl.load(place, mask=dims[None, :] < dim, other=0.0)
+    else:
+        return tl.load(place)
+
+
+@triton.jit
+def _store(tile, rows, dims, row_stride, row_end, dim, values):
+    place = tile + rows[:, None].to(tl.int64) * row_stride + dims[None, :]
+    tl.store(place, values.to(tile.dtype.element_ty), mask=(rows[:, None] < row_end) & (dims[None, :] < dim))
+
+
+@triton.jit
+def _load_numbers(numbers, plane, rows, row_end, CHECK: tl.constexpr):
+    """The first two numbers of each row; of a row outside, those of a vector at infinity (finite and harmless)."""
+    if CHECK:
+        mask = rows < row_end
+        return tl.load(numbers + rows, mask=mask, other=1.0), tl.load(numbers + plane + rows, mask=mask, other=0.0)
+    else:
+        return tl.load(numbers + rows), tl.load(numbers + plane + rows)
+
+
+@triton.jit
+def _load_number(numbers, rows, row_end, CHECK: tl.constexpr):
+    if CHECK:
+        return tl.load(numbers + rows, mask=rows < row_end, other=0.0)
+    else:
+        return tl.load(numbers + rows)
+
+
+@triton.jit
+def _within(value, low, high):
+    return tl.minimum(tl.maximum(value, low), high)
+
+
+@triton.jit(do_not_specialize=["keys"])
+def key_numbers(
+    k, numbers, beta, curvature, heads, keys, dim, k_batch, k_head, k_time,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(1).to(tl.int64)
+    head = lane % heads
+    rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, True)
+    root = tl.sqrt(tl.load(curvature + head))
+    a, delta, inverse = _numbers(tile, root)
+    plane = tl.num_programs(1).to(tl.int64) * keys
+    place, mask = numbers + lane * keys + rows, rows < keys
+    tl.store(place, delta, mask=mask)
+    tl.store(place + plane, inverse, mask=mask)
+    tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a, mask=mask)
+
+
+@triton.jit
+def _attend(
+    total, highest, weights, tile_q, row, slope, position, first, k, v, numbers, plane, dims,
+    n, k_time, v_time, keys, dim,
+    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys: the weighted sum of values, the highest score and the sum of weights after it."""
+    columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, not EVEN_D)
+    products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
+    column = _load_numbers(numbers, plane, columns, keys, MASKED)
+    y, h, _ = _scaled_cosh(products, row, column, LEAST)
+    argument = y + 0.5 * h + tl.sqrt(y * (y + h))
+    scores = slope * tl.log2(argument) + _load_number(numbers + 2 * plane, columns, keys, MASKED)[None, :]
+    if MASKED:
+        visible = columns[None, :] <= position[:, None]
+        if HAS_FIRST:
+            visible = visible & (columns[None, :] >= first[:, None])
+        scores = tl.where(visible, scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    share = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(highest - higher)
+    weights = weights * fade + tl.sum(share, 1)
+    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
+    total = tl.dot(share.to(tile_v.dtype), tile_v, total * fade[:, None], input_precision=PRECISION)
+    return total, higher, weights
+
+
+@triton.jit(do_not_specialize=["queries", "keys"])
+def forward(
+    q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
+    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time, out_batch, out_head, out_time,
+    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out and the queries' numbers."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    lane = tl.program_id(1).to(tl.int64)
+    batch, head = lane // heads, lane % heads
+    rows, dims = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    offset = keys - queries
+    position = rows + offset
+    root = tl.sqrt(tl.load(curvature + head))
+    slope = -tl.load(beta + head) / root
+    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, not EVEN_D)
+    _, delta, inverse = _numbers(tile_q, root)
+    row = (delta, inverse)
+
+    start = tile * BLOCK_M + offset
+    end = tl.minimum(start + BLOCK_M, keys)  # behind the last query's position
+    low, low_of_all, row_first = 0, 0, position
+    if HAS_FIRST:
+        row_first = tl.load(first + batch * keys + position, mask=position < keys, other=0)
+        low, low_of_all = tl.load(first + batch * keys + start), tl.load(first + batch * keys + end - 1)
+    begin, behind = low // BLOCK_N, tl.cdiv(end, BLOCK_N)  # tiles of keys that any query sees
+    whole = tl.cdiv(low_of_all, BLOCK_N)  # from here to whole_end all queries see all keys
+    whole_end = tl.maximum((start + 1) // BLOCK_N, whole)
+
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    plane = tl.num_programs(1).to(tl.int64) * keys
+    k_numbers += lane * keys
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    highest = tl.full((BLOCK_M,), -1e30, tl.float32)
+    weights = tl.zeros((BLOCK_M,), tl.float32)
+    for n in range(whole, whole_end):
+        total, highest, weights = _attend(
+            total, highest, weights, tile_q, row, slope, position, row_first, k, v, k_numbers, plane,
+            dims, n, k_time, v_time, keys, dim, False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
+        )  # fmt: skip
+    for step in range(whole - begin + behind - whole_end):
+        n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
+        total, highest, weights = _attend(
+            total, highest, weights, tile_q, row, slope, position, row_first, k, v, k_numbers, plane,
+            dims, n, k_time, v_time, keys, dim, True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
+        )  # fmt: skip
+
+    _store(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, total / weights[:, None])
+    q_plane = tl.num_programs(1).to(tl.int64) * queries
+    place, mask = q_numbers + lane * queries + rows, rows < queries
+    tl.store(place, delta, mask=mask)
+    tl.store(place + q_plane, inverse, mask=mask)
+    tl.store(place + 2 * q_plane, highest + tl.log2(weights), mask=mask)
+
+
+@triton.jit
+def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, column, visible,
+                     MASKED: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Of a tile: the weights, log2 of them, dscore, g/2 and what its sum along a vector takes times it.
+
+    delta is (rows, 1) or (1, columns).
+    """
+    y, h, spread = _scaled_cosh(products, row, column, LEAST)
+    square = y * (y + h)
+    inverse_root = tl.rsqrt(square)
+    log_weights = slope * tl.log2(y + 0.5 * h + square * inverse_root) + (row_logs[:, None] + logs[None, :])
+    weights = tl.exp2(log_weights)
+    if MASKED:
+        weights = tl.where(visible, weights, 0.0)
+    dscores = weights * (dweights - delta)
+    row_alpha, alpha = 1.0 - row[0], 1.0 - column[0]
+    ratio = (1.0 + row_alpha * row_alpha) / (row[0] * (2.0 - row[0]))
+    pulls = ratio[:, None] * spread + (alpha * alpha)[None, :] - (row_alpha * row_alpha)[:, None]
+    return weights, log_weights, dscores, dscores * inverse_root, pulls
+
+
+@triton.jit
+def _E(numbers):
+    return (numbers[0] - 0.5 * numbers[0] * numbers[0]) * numbers[1]
+
+
+@triton.jit
+def _to(values, like):
+    """Rounded to like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into NaN."""
+    if like.dtype == tl.float16:
+        values = _within(values, -65504.0, 65504.0)
+    return values.to(like.dtype)
+
+
+@triton.jit
+def _query_gradients(
+    across, along, entropy, tile_q, tile_dout, row, row_logs, delta, slope, position, first, k, v, numbers, plane, dims,
+    n, k_time, v_time, keys, dim,
+    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys: the sums that make the queries' gradients, and the scores times theirs, after it."""
+    columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, not EVEN_D)
+    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
+    products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
+    dweights = tl.dot(tile_dout, tl.trans(tile_v), input_precision=PRECISION)
+    column = _load_numbers(numbers, plane, columns, keys, MASKED)
+    logs = _load_number(numbers + 2 * plane, columns, keys, MASKED)
+    visible = columns[None, :] <= position[:, None]
+    if HAS_FIRST:
+        visible = visible & (columns[None, :] >= first[:, None])
+    _, log_weights, dscores, g, pulls = _score_gradients(
+        products, dweights, delta[:, None], row_logs, logs, slope, row, column, visible, MASKED, LEAST
+    )
+    entropy += tl.sum(dscores * log_weights, 1)
+    along += tl.sum(g * pulls, 1)
+    across = tl.dot(_to(g * _E(column)[None, :], tile_k), tile_k, across, input_precision=PRECISION)
+    return across, along, entropy
+
+
+@triton.jit
+def _length_gradient(across, along, tile, row, root, slope):
+    """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the columns."""
+    wide = tile.to(tl.float32)
+    inverse = row[1]
+    E = 2.0 * tl.where(inverse > 0.0, _E(row), 2.0 * root)  # across holds half of g
+    unit = wide * inverse[:, None]
+    radial = tl.sum(across * unit, 1)
+    pull = 2.0 * root * slope * along
+    norm = tl.where(inverse > 0.0, 1.0 / tl.maximum(inverse, 1e-30), 0.0)
+    return (-slope * E)[:, None] * across + (pull + slope * E * radial)[:, None] * unit, pull * norm
+
+
+@triton.jit(do_not_specialize=["queries", "keys"])
+def backward_queries(
+    q, k, v, out, dout, dq, q_numbers, k_numbers, delta, parts, first, beta, curvature, heads, queries, keys, dim,
+    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time, out_batch, out_head, out_time,
+    dout_batch, dout_head, dout_time, dq_batch, dq_head, dq_time,
+    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dq, delta = Σ out·dout, and a program's parts (2, batch·heads, tiles) of Σ score·dscore and of Σ q·dq."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    lane = tl.program_id(1).to(tl.int64)
+    batch, head = lane // heads, lane % heads
+    rows, dims = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    offset = keys - queries
+    position = rows + offset
+    root = tl.sqrt(tl.load(curvature + head))
+    slope = -tl.load(beta + head) / root
+    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, not EVEN_D)
+    tile_dout = _load(
+        dout + batch * dout_batch + head * dout_head, rows, dims, dout_time, queries, dim, True, not EVEN_D
+    )
+    tile_out = _load(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, not EVEN_D)
+    row_delta = tl.sum(tile_out.to(tl.float32) * tile_dout.to(tl.float32), 1)
+    tl.store(delta + lane * queries + rows, row_delta, mask=rows < queries)
+    q_plane = tl.num_programs(1).to(tl.int64) * queries
+    row = _load_numbers(q_numbers + lane * queries, q_plane, rows, queries, True)
+    row_logs = -_load_number(q_numbers + 2 * q_plane + lane * queries, rows, queries, True)
+    row_logs = tl.where(rows < queries, row_logs, -1e30)  # rows outside weigh nothing
+
+    start = tile * BLOCK_M + offset
+    end = tl.minimum(start + BLOCK_M, keys)
+    low, low_of_all, row_first = 0, 0, position
+    if HAS_FIRST:
+        row_first = tl.load(first + batch * keys + position, mask=position < keys, other=0)
+        low, low_of_all = tl.load(first + batch * keys + start), tl.load(first + batch * keys + end - 1)
+    begin, behind = low // BLOCK_N, tl.cdiv(end, BLOCK_N)
+    whole = tl.cdiv(low_of_all, BLOCK_N)
+    whole_end = tl.maximum((start + 1) // BLOCK_N, whole)
+
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    plane = tl.num_programs(1).to(tl.int64) * keys
+    k_numbers += lane * keys
+    across = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    along = tl.zeros((BLOCK_M,), tl.float32)
+    entropy = tl.zeros((BLOCK_M,), tl.float32)
+    for n in range(whole, whole_end):
+        across, along, entropy = _query_gradients(
+            across, along, entropy, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
+            k_numbers, plane, dims, n, k_time, v_time, keys, dim, False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
+        )  # fmt: skip
+    for step in range(whole - begin + behind - whole_end):
+        n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
+        across, along, entropy = _query_gradients(
+            across, along, entropy, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
+            k_numbers, plane, dims, n, k_time, v_time, keys, dim, True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
+        )  # fmt: skip
+
+    gradient, inner = _length_gradient(across, along, tile_q, row, root, slope)
+    _store(dq + batch * dq_batch + head * dq_head, rows, dims, dq_time, queries, dim, gradient)
+    part = parts + lane * tl.num_programs(0) + tile
+    tl.store(part, tl.sum(entropy, 0) / LOG2E)
+    tl.store(part + tl.num_programs(1).to(tl.int64) * tl.num_programs(0), tl.sum(inner, 0))
+
+
+@triton.jit
+def _key_gradients(
+    across, along, dvalues, tile_k, tile_v, row, row_logs, slope, row_position, q, dout, first, numbers, plane, delta,
+    dims, m, q_time, dout_time, offset, queries, dim,
+    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries (the columns here): the sums that make the gradients of keys and values, after it."""
+    columns = m * BLOCK_M + tl.arange(0, BLOCK_M)
+    tile_q = _load(q, columns, dims, q_time, queries, dim, MASKED, not EVEN_D)
+    tile_dout = _load(dout, columns, dims, dout_time, queries, dim, MASKED, not EVEN_D)
+    products = tl.dot(tile_k, tl.trans(tile_q), input_precision=PRECISION)
+    dweights = tl.dot(tile_v, tl.trans(tile_dout), input_precision=PRECISION)
+    column = _load_numbers(numbers, plane, columns, queries, MASKED)
+    logs = -_load_number(numbers + 2 * plane, columns, queries, MASKED)
+    deltas = _load_number(delta, columns, queries, MASKED)
+    position = columns + offset
+    visible = (position[None, :] >= row_position[:, None]) & (columns[None, :] < queries)
+    if HAS_FIRST and MASKED:
+        visible = visible & (tl.load(first + position, mask=columns < queries, other=0)[None, :] <= row_position[:, None])
+    weights, _, _, g, pulls = _score_gradients(
+        products, dweights, deltas[None, :], row_logs, logs, slope, row, column, visible, MASKED, LEAST
+    )
+    along += tl.sum(g * pulls, 1)
+    share = _to(g * _E(column)[None, :], tile_q)
+    dvalues = tl.dot(weights.to(tile_dout.dtype), tile_dout, dvalues, input_precision=PRECISION)
+    across = tl.dot(share, tile_q, across, input_precision=PRECISION)
+    return across, along, dvalues
+
+
+@triton.jit(do_not_specialize=["queries", "keys"])
+def backward_keys(
+    q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, parts, first, last, beta, curvature, heads, queries, keys, dim,
+    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time,
+    dout_batch, dout_head, dout_time, dk_batch, dk_head, dk_time, dv_batch, dv_head, dv_time,
+    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries`, which writes delta."""
+    tile = tl.program_id(0)
+    lane = tl.program_id(1).to(tl.int64)
+    batch, head = lane // heads, lane % heads
+    rows, dims = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    offset = keys - queries
+    root = tl.sqrt(tl.load(curvature + head))
+    slope = -tl.load(beta + head) / root
+    tile_k = _load(k + batch * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, not EVEN_D)
+    tile_v = _load(v + batch * v_batch + head * v_head, rows, dims, v_time, keys, dim, True, not EVEN_D)
+    plane = tl.num_programs(1).to(tl.int64) * keys
+    row = _load_numbers(k_numbers + lane * keys, plane, rows, keys, True)
+    row_logs = _load_number(k_numbers + 2 * plane + lane * keys, rows, keys, True)
+
+    start = tile * BLOCK_N
+    behind_row, behind_first = queries, queries  # behind the last query that sees any key, and that sees the first key
+    if HAS_FIRST:
+        first += batch * keys
+        behind_row = tl.load(last + batch * keys + tl.minimum(start + BLOCK_N, keys) - 1) + 1 - offset
+        behind_first = tl.load(last + batch * keys + start) + 1 - offset
+    begin = tl.maximum(start - offset, 0) // BLOCK_M
+    behind = tl.maximum(tl.cdiv(behind_row, BLOCK_M), begin)
+    whole = tl.minimum(tl.cdiv(tl.maximum(start + BLOCK_N - 1 - offset, 0), BLOCK_M), behind)
+    whole_end = _within(behind_first // BLOCK_M, whole, behind)
+
+    q += batch * q_batch + head * q_head
+    dout += batch * dout_batch + head * dout_head
+    q_plane = tl.num_programs(1).to(tl.int64) * queries
+    q_numbers += lane * queries
+    delta += lane * queries
+    across = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    along = tl.zeros((BLOCK_N,), tl.float32)
+    dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for step in range(whole - begin + behind - whole_end):
+        m = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
+        across, along, dvalues = _key_gradients(
+            across, along, dvalues, tile_k, tile_v, row, row_logs, slope, rows, q, dout, first, q_numbers, q_plane,
+            delta, dims, m, q_time, dout_time, offset, queries, dim,
+            True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_M,
+        )  # fmt: skip
+    for m in range(whole, whole_end):
+        across, along, dvalues = _key_gradients(
+            across, along, dvalues, tile_k, tile_v, row, row_logs, slope, rows, q, dout, first, q_numbers, q_plane,
+            delta, dims, m, q_time, dout_time, offset, queries, dim,
+            False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_M,
+        )  # fmt: skip
+
+    gradient, inner = _length_gradient(across, along, tile_k, row, root, slope)
+    _store(dk + batch * dk_batch + head * dk_head, rows, dims, dk_time, keys, dim, gradient)
+    _store(dv + batch * dv_batch + head * dv_head, rows, dims, dv_time, keys, dim, dvalues)
+    tl.store(parts + lane * tl.num_programs(0) + tile, tl.sum(inner, 0))

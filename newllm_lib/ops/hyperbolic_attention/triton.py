@@ -1,0 +1,108 @@
+"""Hyperbolic attention on a GPU with tensor-core dot in Triton (sm80 on): launches of `kernels`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from newllm_lib.ops.hyperbolic_attention import geometry, kernels
+from newllm_lib.ops.hyperbolic_attention.visibility import first_visible, last_seeing
+
+# The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
+_LEAST = {torch.float32: geometry.least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
+_KEY_ROWS = 64
+
+
+def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
+    """Tile sizes of each kernel: queries, keys, warps, and stages of the pipeline, measured on an H100 for head size 128."""
+    wide = x.shape[3] > 128
+    if x.dtype == torch.float32:
+        tile = dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1)
+        return dict(forward=tile, queries=tile, keys=tile)
+    if wide:
+        tile = dict(BLOCK_M=64, BLOCK_N=32, num_warps=4, num_stages=1)
+        return dict(forward=tile, queries=tile, keys=dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=1))
+    return dict(
+        forward=dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=3),
+        queries=dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
+        keys=dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
+    )
+
+
+def _constants(q: Tensor, first: Tensor | None) -> dict:
+    block = max(16, triton.next_power_of_2(q.shape[3]))
+    return dict(
+        HAS_FIRST=first is not None, EVEN_D=block == q.shape[3], LEAST=_LEAST[q.dtype],
+        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", BLOCK_D=block,
+    )  # fmt: skip
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _first(k: Tensor, window: int | None, starts: Tensor | None) -> Tensor | None:
+    """(batch, keys) int32, or None where every query sees everything before it."""
+    batch, _, time, _ = k.shape
+    if starts is None and (window is None or window >= time):
+        return None
+    return first_visible(batch, time, window, starts, k.device).contiguous()
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, and the numbers (3, batch, heads, time) of queries and keys that the backward pass reads."""
+    q, k, v = map(_rows_together, (q, k, v))
+    (batch, heads, queries, dim), keys = q.shape, k.shape[2]
+    out = torch.empty_like(q)
+    q_numbers, k_numbers = (
+        torch.empty(3, batch, heads, time, dtype=torch.float32, device=q.device) for time in (queries, keys)
+    )
+    first, constants, tile = _first(k, window, starts), _constants(q, _first(k, window, starts)), _tiles(q)["forward"]
+    with torch.cuda.device_of(q):
+        kernels.key_numbers[(triton.cdiv(keys, _KEY_ROWS), batch * heads)](
+            k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
+            BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
+        )  # fmt: skip
+        kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
+            q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
+            *_strides(q, k, v, out), **constants, **tile,
+        )  # fmt: skip
+    return out, q_numbers, k_numbers
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None,
+    out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, beta and curvature."""
+    like = q, k, v
+    q, k, v, dout = map(_rows_together, (q, k, v, dout))
+    (batch, heads, queries, dim), keys = q.shape, k.shape[2]
+    dq, dk, dv = map(torch.empty_like, like)
+    first, tiles = _first(k, window, starts), _tiles(q)
+    last = None if first is None else last_seeing(first)
+    constants = _constants(q, first)
+    q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
+    delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    q_parts = torch.empty(2, batch, heads, q_tiles, dtype=torch.float32, device=q.device)
+    k_parts = torch.empty(batch, heads, k_tiles, dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):
+        kernels.backward_queries[(q_tiles, batch * heads)](
+            q, k, v, out, dout, dq, q_numbers, k_numbers, delta, q_parts, first, beta, curvature,
+            heads, queries, keys, dim, *_strides(q, k, v, out, dout, dq),
+            **constants, **tiles["queries"],
+        )  # fmt: skip
+        kernels.backward_keys[(k_tiles, batch * heads)](
+            q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, k_parts, first, last, beta, curvature,
+            heads, queries, keys, dim, *_strides(q, k, v, dout, dk, dv), **constants, **tiles["keys"],
+        )  # fmt: skip
+    scores, lengths = q_parts.sum((1, 3))
+    dcurvature = (lengths + k_parts.sum((0, 2)) - scores) / (2 * curvature)
+    return dq, dk, dv, (scores / beta).to(beta.dtype), dcurvature.to(curvature.dtype)
