@@ -38,9 +38,11 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def runs_triton_dot(x: torch.Tensor) -> bool:
-    """Whether kernels that multiply matrices take it: half precision, and Triton has this GPU's tensor cores (from sm80 on)."""
-    return runs_triton(x) and x.dtype != torch.float32 and _tensor_core_dot()
+def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
+    """Whether kernels that multiply matrices take it: Triton has this GPU's tensor cores (from sm80 on), and x is in half
+    precision, or in float32 for kernels that multiply that in three parts.
+    """
+    return runs_triton(x) and (float32 or x.dtype != torch.float32) and _tensor_core_dot()
 
 
 @torch.compiler.assume_constant_result  # asks the system, which can't be traced

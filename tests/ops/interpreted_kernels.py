@@ -100,6 +100,30 @@ def test_sequential_kernels_aligned_and_in_half_precision():
     checks.check_sequential_kernels("cpu", torch.float16, 5, 3, (16, 16, 16))
 
 
+@pytest.mark.parametrize(
+    ("tile", "case"),
+    [
+        ((16, 16), (torch.float32, 1, 2, 37, 37, 5)),
+        ((16, 32), (torch.float32, 1, 1, 70, 70, 16, 20)),
+        ((32, 16), (torch.float32, 2, 1, 50, 50, 16, None, True)),
+        ((16, 16), (torch.float32, 1, 2, 60, 60, 3, 40, True)),
+        ((32, 16), (torch.float32, 2, 1, 5, 50, 16, 20, True)),
+        ((16, 32), (torch.float32, 2, 2, 1, 50, 4)),
+        ((16, 16), (torch.float16, 1, 1, 20, 20, 80)),
+        ((16, 16), (torch.float16, 1, 1, 20, 20, 112)),
+        ((32, 16), (torch.float16, 1, 1, 20, 20, 128)),
+    ],
+    ids=str,
+)
+def test_hyperbolic_attention(tile, case, monkeypatch):
+    """Tiles of few queries and keys, so that short inputs have whole tiles, edges on both sides and a ragged end."""
+    from newllm_lib.ops.hyperbolic_attention import triton
+
+    tile = dict(zip(("BLOCK_M", "BLOCK_N"), tile, strict=True), num_warps=4, num_stages=1)
+    monkeypatch.setattr(triton, "_tiles", lambda x: dict(forward=tile, queries=tile, keys=tile))
+    checks.check_hyperbolic_attention("cpu", *case)
+
+
 @pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""

@@ -188,6 +188,64 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
 
 
+def check_hyperbolic_attention(
+    device, dtype, batch, heads, queries, keys, dim, window=None, documents=False, backend="triton", scale=1.5, seed=0
+):
+    """Outputs and the gradients of q, k and v as near as elsewhere; those of beta and curvature against their own terms.
+
+    Both are sums over all queries of terms of either sign, which random gradients let cancel: the error is compared with
+    the norm of the queries' terms, of which the sum of random ones would be as large.
+    """
+    from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
+
+    draw = Draw(device, dtype, seed)
+    times = (queries, scale * dim**-0.5), (keys, scale * dim**-0.5), (keys, 1.0)
+    q, k, v = (draw.normal(batch, heads, time, dim, scale=size) for time, size in times)
+    beta = torch.linspace(0.5, 2.0, heads, device=device).requires_grad_()
+    curvature = torch.linspace(1.5, 0.3, heads, device=device).requires_grad_()
+    starts = draw.flags(batch, keys, share=0.05) if documents else None
+
+    def run(backend):
+        return lambda *inputs: (hyperbolic_attention(*inputs, window=window, starts=starts, backend=backend),)
+
+    inputs = [q, k, v, beta, curvature]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected, upstream = _outputs_and_gradients(run("reference"), exact, None, seed)
+    with poisoned_buffers():
+        found, _ = _outputs_and_gradients(run(backend), inputs, upstream, seed)
+    tolerance = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]
+    for name, x, y in zip(["out", "dq", "dk", "dv"], found, expected, strict=False):
+        assert_near(x, y, tolerance, name)
+    for index, name in ((3, "beta"), (4, "curvature")):
+        # Only a head's own output depends on its parameter: one derivative forward gives the terms of all queries.
+        tangents = [torch.ones_like(x) if place == index else torch.zeros_like(x) for place, x in enumerate(exact)]
+        (_, moved) = torch.func.jvp(run("reference"), tuple(x.detach() for x in exact), tuple(tangents))
+        terms = (moved[0] * upstream[0].double()).sum(-1)
+        error = (found[index + 1].double() - expected[index + 1]).abs() / terms.norm(dim=(0, 2))
+        assert error.max() < 3 * tolerance, f"d{name}: {error.tolist()}"
+
+
+def check_extreme_points(device, dtype, backend):
+    """Everything finite with points at the origin, at and far beyond the boundary's last digit, together and opposite."""
+    from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
+
+    draw = Draw(device, dtype)
+    u, v = draw.normal(1, 1, 40, 16).detach(), draw.normal(1, 1, 40, 16)
+    u = torch.nn.functional.normalize(u.float(), dim=-1) * torch.tensor([0.0, 1e-6, 1e-3, 1.0, 9.0, 30.0, 100.0, 500.0])[
+        torch.arange(40, device="cpu") % 8
+    ].to(device).unsqueeze(-1)
+    u[:, :, 16:24] = u[:, :, 8:16]
+    u[:, :, 24:32] = -u[:, :, 8:16]
+    q, k = (u.to(dtype).requires_grad_() for _ in "qk")
+    for beta, curvature in ((1.0, 1.0), (20.0, 1e-2), (0.1, 10.0)):
+        parameters = [torch.full((1,), x, device=device, requires_grad=True) for x in (beta, curvature)]
+        with poisoned_buffers():
+            out = hyperbolic_attention(q, k, v, *parameters, backend=backend)
+            gradients = torch.autograd.grad(out.float().sum(), [q, k, v, *parameters])
+        assert all(x.isfinite().all() for x in (out, *gradients)), (beta, curvature)
+        assert (out[:, :, 0] == v[:, :, 0]).all()  # the first token sees itself alone
+
+
 def check_sequential_kernels(device, dtype, batch, time, sizes, layers=1, flags=True, seed=0):
     """The loop with its Triton cell against the reference in float64: the outputs, and gradients as near as in torch."""
     from newllm_lib.ops.sequential_context import SequentialWeights, hoisted, reference

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.hyperbolic_attention import reference
+from newllm_lib.ops.hyperbolic_attention import operator, reference
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "triton", "chunked", "reference")
 
 
 def hyperbolic_attention(
@@ -32,14 +32,18 @@ def hyperbolic_attention(
         window: how many positions a query sees, itself included; None for all.
         starts: (batch, keys) bool, True where a document starts. Padding on the left is a document of its own if the
             first token behind it is a start.
-        backend: "auto" by device, or "reference" (plain torch, all scores at once).
+        backend: "triton" (tiles of scores in registers), "chunked" (plain torch, a chunk of the queries at a time),
+            "reference" (plain torch, all scores at once), or "auto": triton where Triton has a tensor-core dot, else chunked.
     Returns:
         (batch, heads, queries, dim) in v's dtype. Gradients for q, k, v, beta and curvature.
     Raises:
         ValueError: the sizes do not fit.
     """
     _check(q, k, v, beta, curvature, window, starts, backend)
-    return reference.hyperbolic_attention(q.to(v.dtype), k.to(v.dtype), v, beta, curvature, window, starts)
+    arguments = q.to(v.dtype), k.to(v.dtype), v, beta, curvature, window, starts
+    if backend == "reference":
+        return reference.hyperbolic_attention(*arguments)
+    return operator.hyperbolic_attention(*arguments, backend)
 
 
 def _check(q, k, v, beta, curvature, window, starts, backend) -> None:

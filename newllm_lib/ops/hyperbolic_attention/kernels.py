@@ -16,7 +16,9 @@ that of its logarithm's argument, dD/dy = 1/√(y(y+h)), and the rest is product
          = -2β Σ_j g_ij ((β_j² - α_i²)/2 + (1+α_i²)/2 · B_j(1 - cos θ_ij))   along q_i,
 
 kept apart because the first, rounded for the matrix product, would drown the second. A score is a function of √c q and √c k
-over √c, so the gradient of c needs the lengths' gradients only: dc = (Σ q·dq + Σ k·dk - Σ score·dscore)/2c.
+over √c, so the gradient of c needs the lengths' gradients only: dc = (Σ q·dq + Σ k·dk - Σ score·dscore)/2c. It and the
+gradient of β are small sums of large terms which only cancel if a query's dscores sum to 0. With delta = Σ out·dout, as
+attention computes it, they sum to out's rounding; `backward_queries` measures what is over and takes it out again.
 
 Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but 1 for dim;
 numbers (3, batch·heads, time) and delta (batch·heads, queries) float32; first, last (batch, keys) int32 (`visibility`).
@@ -207,7 +209,7 @@ def forward(
 @triton.jit
 def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, column, visible,
                      MASKED: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Of a tile: the weights, log2 of them, dscore, g/2 and what its sum along a vector takes times it.
+    """Of a tile: the weights, log2 of them, dscore, the factor that makes it g/2, and what g/2 pulls along a vector.
 
     delta is (rows, 1) or (1, columns).
     """
@@ -222,7 +224,7 @@ def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, colu
     row_alpha, alpha = 1.0 - row[0], 1.0 - column[0]
     ratio = (1.0 + row_alpha * row_alpha) / (row[0] * (2.0 - row[0]))
     pulls = ratio[:, None] * spread + (alpha * alpha)[None, :] - (row_alpha * row_alpha)[:, None]
-    return weights, log_weights, dscores, dscores * inverse_root, pulls
+    return weights, log_weights, dscores, inverse_root, pulls
 
 
 @triton.jit
@@ -240,12 +242,15 @@ def _to(values, like):
 
 @triton.jit
 def _query_gradients(
-    across, along, entropy, tile_q, tile_dout, row, row_logs, delta, slope, position, first, k, v, numbers, plane, dims,
+    across, sums, tile_q, tile_dout, row, row_logs, delta, slope, position, first, k, v, numbers, plane, dims,
     n, k_time, v_time, keys, dim,
     MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: the sums that make the queries' gradients, and the scores times theirs, after it."""
+    """One tile of keys: the sums after it that make the queries' gradients.
+
+    `sums`, each (rows,): of dscore, of dscore times score and times pull, and of the weights times score and times pull.
+    """
     columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
     tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, not EVEN_D)
     tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
@@ -256,13 +261,19 @@ def _query_gradients(
     visible = columns[None, :] <= position[:, None]
     if HAS_FIRST:
         visible = visible & (columns[None, :] >= first[:, None])
-    _, log_weights, dscores, g, pulls = _score_gradients(
+    weights, log_weights, dscores, inverse_root, pulls = _score_gradients(
         products, dweights, delta[:, None], row_logs, logs, slope, row, column, visible, MASKED, LEAST
     )
-    entropy += tl.sum(dscores * log_weights, 1)
-    along += tl.sum(g * pulls, 1)
+    g, pulled = dscores * inverse_root, inverse_root * pulls
+    sums = (
+        sums[0] + tl.sum(dscores, 1),
+        sums[1] + tl.sum(dscores * log_weights, 1),
+        sums[2] + tl.sum(dscores * pulled, 1),
+        sums[3] + tl.sum(weights * log_weights, 1),
+        sums[4] + tl.sum(weights * pulled, 1),
+    )
     across = tl.dot(_to(g * _E(column)[None, :], tile_k), tile_k, across, input_precision=PRECISION)
-    return across, along, entropy
+    return across, sums
 
 
 @triton.jit
@@ -286,7 +297,7 @@ def backward_queries(
     HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq, delta = Σ out·dout, and a program's parts (2, batch·heads, tiles) of Σ score·dscore and of Σ q·dq."""
+    """dq, delta (with which dscores sum to 0), and a program's parts (2, batch·heads, tiles): Σ score·dscore, Σ q·dq."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads
@@ -301,7 +312,6 @@ def backward_queries(
     )
     tile_out = _load(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, not EVEN_D)
     row_delta = tl.sum(tile_out.to(tl.float32) * tile_dout.to(tl.float32), 1)
-    tl.store(delta + lane * queries + rows, row_delta, mask=rows < queries)
     q_plane = tl.num_programs(1).to(tl.int64) * queries
     row = _load_numbers(q_numbers + lane * queries, q_plane, rows, queries, True)
     row_logs = -_load_number(q_numbers + 2 * q_plane + lane * queries, rows, queries, True)
@@ -322,24 +332,26 @@ def backward_queries(
     plane = tl.num_programs(1).to(tl.int64) * keys
     k_numbers += lane * keys
     across = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    along = tl.zeros((BLOCK_M,), tl.float32)
-    entropy = tl.zeros((BLOCK_M,), tl.float32)
+    nothing = tl.zeros((BLOCK_M,), tl.float32)
+    sums = (nothing, nothing, nothing, nothing, nothing)
     for n in range(whole, whole_end):
-        across, along, entropy = _query_gradients(
-            across, along, entropy, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
+        across, sums = _query_gradients(
+            across, sums, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
             k_numbers, plane, dims, n, k_time, v_time, keys, dim, False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
         )  # fmt: skip
     for step in range(whole - begin + behind - whole_end):
         n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
-        across, along, entropy = _query_gradients(
-            across, along, entropy, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
+        across, sums = _query_gradients(
+            across, sums, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
             k_numbers, plane, dims, n, k_time, v_time, keys, dim, True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
         )  # fmt: skip
 
-    gradient, inner = _length_gradient(across, along, tile_q, row, root, slope)
+    over, scores, along, mean_score, mean_pull = sums
+    tl.store(delta + lane * queries + rows, row_delta + over, mask=rows < queries)
+    gradient, inner = _length_gradient(across, along - over * mean_pull, tile_q, row, root, slope)
     _store(dq + batch * dq_batch + head * dq_head, rows, dims, dq_time, queries, dim, gradient)
     part = parts + lane * tl.num_programs(0) + tile
-    tl.store(part, tl.sum(entropy, 0) / LOG2E)
+    tl.store(part, tl.sum(scores - over * mean_score, 0) / LOG2E)
     tl.store(part + tl.num_programs(1).to(tl.int64) * tl.num_programs(0), tl.sum(inner, 0))
 
 
@@ -363,9 +375,10 @@ def _key_gradients(
     visible = (position[None, :] >= row_position[:, None]) & (columns[None, :] < queries)
     if HAS_FIRST and MASKED:
         visible = visible & (tl.load(first + position, mask=columns < queries, other=0)[None, :] <= row_position[:, None])
-    weights, _, _, g, pulls = _score_gradients(
+    weights, _, dscores, inverse_root, pulls = _score_gradients(
         products, dweights, deltas[None, :], row_logs, logs, slope, row, column, visible, MASKED, LEAST
     )
+    g = dscores * inverse_root
     along += tl.sum(g * pulls, 1)
     share = _to(g * _E(column)[None, :], tile_q)
     dvalues = tl.dot(weights.to(tile_dout.dtype), tile_dout, dvalues, input_precision=PRECISION)

@@ -1,12 +1,17 @@
-"""The custom operators of hyperbolic attention, which torch.compile leaves whole: forward and backward by device."""
+"""The custom operators of hyperbolic attention, which torch.compile leaves whole; inside, kernels or plain torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.hyperbolic_attention import chunked
 
-def _implementation(q: Tensor):
+
+def _implementation(q: Tensor, backend: str):
+    if backend == "chunked" or (backend == "auto" and not runs_triton_dot(q, float32=True)):
+        return chunked
     from newllm_lib.ops.hyperbolic_attention import triton
 
     return triton
@@ -14,13 +19,14 @@ def _implementation(q: Tensor):
 
 @torch.library.custom_op("newllm::hyperbolic_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _implementation(q).forward(q, k, v, beta, curvature, window, starts)
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _implementation(q, backend).forward(q, k, v, beta, curvature, window, starts)
 
 
 @_attention.register_fake
-def _(q, k, v, beta, curvature, starts, window):
+def _(q, k, v, beta, curvature, starts, window, backend):
     numbers = [q.new_empty(3, *x.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32)) for x in (q, k)]
     return torch.empty_like(q), *numbers
 
@@ -28,38 +34,35 @@ def _(q, k, v, beta, curvature, starts, window):
 @torch.library.custom_op("newllm::hyperbolic_attention_backward", mutates_args=())
 def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
-    out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
+    backend: str, out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _implementation(q).backward(
-        q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers, dout
-    )
+    implementation = _implementation(q, backend)
+    return implementation.backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers, dout)
 
 
 @_attention_backward.register_fake
-def _(q, k, v, beta, curvature, starts, window, out, q_numbers, k_numbers, dout):
+def _(q, k, v, beta, curvature, starts, window, backend, out, q_numbers, k_numbers, dout):
     return tuple(torch.empty_like(x) for x in (q, k, v, beta, curvature))
 
 
 def _keep(ctx, inputs, output):
-    *tensors, ctx.window = inputs
+    *tensors, ctx.window, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output)
 
 
 def _gradient(ctx, dout, *_):
+    """The numbers' own gradients are left out: nobody but the backward pass gets to see the numbers."""
     if dout is None:
-        return (None,) * 7
-    q, k, v, beta, curvature, starts, out, q_numbers, k_numbers = ctx.saved_tensors
-    gradients = _attention_backward(
-        q, k, v, beta, curvature, starts, ctx.window, out, q_numbers, k_numbers, dout
-    )
-    return *gradients, None, None
+        return (None,) * 8
+    *inputs, out, q_numbers, k_numbers = ctx.saved_tensors
+    gradients = _attention_backward(*inputs, ctx.window, ctx.backend, out, q_numbers, k_numbers, dout)
+    return *gradients, None, None, None
 
 
 _attention.register_autograd(_gradient, setup_context=_keep)
 
 
-def hyperbolic_attention(q, k, v, beta, curvature, window=None, starts=None):
+def hyperbolic_attention(q, k, v, beta, curvature, window=None, starts=None, backend="auto"):
     """As `hyperbolic_attention.hyperbolic_attention`."""
-    return _attention(q, k, v, beta.contiguous(), curvature.contiguous(), starts, window)[0]
+    return _attention(q, k, v, beta.contiguous(), curvature.contiguous(), starts, window, backend)[0]
