@@ -11,6 +11,7 @@ holds its commit (else it is made from the files). By hand: `python tests/hub_se
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -24,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 NAME = r"([^/]+(?:/(?!revision/|tree/|paths-info/|resolve/)[^/]+)?)"  # OWNER/NAME, or an old name without owner
+UPLOAD = re.compile(r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/main)")
 API = re.compile(rf"/api/(models|datasets)/{NAME}(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?")
 RESOLVE = re.compile(rf"/(?:(datasets)/)?{NAME}/resolve/([^/]+)/(.+)")
 WHEN = "2026-01-01T00:00:00.000Z"
@@ -107,7 +109,33 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(int(fault), {"error": "made to fail"})
         return True
 
+    def answer_upload(self, what: str, name: str | None, step: str | None) -> None:
+        """A repository is made, or files are committed to it; only with the token that `HubServer.token` says."""
+        hub = self.server.hub
+        if what != "validate-yaml" and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            return self.refuse(401, "", "Invalid username or password.")
+        if what == "repos/create":
+            asked = json.loads(self.body)
+            folder = hub.root / "models" / asked.get("organization", "") / asked["name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            if asked.get("private") or asked.get("visibility") == "private":
+                (folder / ".private").touch()
+            return self.answer(200, {"url": f"{hub.url}/{folder.relative_to(hub.root / 'models')}", "id": asked["name"]})
+        if step == "preupload":
+            files = [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(self.body)["files"]]
+            return self.answer(200, {"files": files})
+        if step == "commit":
+            for line in map(json.loads, self.body.splitlines()):
+                if line["key"] == "file":
+                    path = hub.root / "models" / name / line["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            return self.answer(200, {"commitUrl": f"{hub.url}/{name}/commit/1", "commitOid": "1" * 40, "success": True})
+        self.answer(200, {"errors": [], "warnings": []})
+
     def answer_route(self) -> None:
+        if upload := UPLOAD.fullmatch(self.route):
+            return self.answer_upload(upload[1], upload[2], upload[3])
         api, resolve = API.fullmatch(self.route), RESOLVE.fullmatch(self.route)
         if not (api or resolve):
             return self.refuse(404, "", "Not found")
@@ -195,6 +223,7 @@ class HubServer:
     def __init__(self, root: Path, port: int = 0):
         self.root = Path(root).resolve()
         self.requests: list[str] = []
+        self.token = ""  # whoever has it may upload
         self.stopped = threading.Event()
         self._faults: list[list] = []
         self._lock = threading.Lock()

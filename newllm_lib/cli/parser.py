@@ -109,6 +109,12 @@ def _result_commands(commands) -> None:
     for which in ("RUN_A", "RUN_B"):
         compare.add_argument(which.lower(), metavar=which, help="a run's name or folder")
     _flag(compare, "output_dir", help="where the table (Markdown) and the picture go (default: the first run's folder)")
+    export = _command(commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card")
+    _run_argument(export)
+    _flag(export, "output_dir", help="where the folder goes (default: export/ in the run's)")
+    _flag(export, "push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub (needs HF_TOKEN)")
+    _flag(export, "public", action="store_true", help="the uploaded repository is for everyone (default: private)")
+    _flag(export, "gguf", action="store_true", help="also write a GGUF file for llama.cpp (TinyGPT2 only)")
     chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
     _run_argument(chat)
     for name in results.SETTINGS:

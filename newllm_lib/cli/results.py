@@ -29,6 +29,26 @@ def compare(arguments):
     return result if arguments.json else 0
 
 
+def export(arguments):
+    """A run as a folder for others, with a model card; with --push to the hub too."""
+    from newllm_lib.evaluation.export import export as export_run
+    from newllm_lib.evaluation.export import push
+    from newllm_lib.evaluation.gguf import write_gguf
+    from newllm_lib.runs import find_run
+
+    run = find_run(arguments.run)
+    folder = export_run(run, arguments.output_dir, arguments.checkpoint)
+    result = {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}
+    if arguments.gguf:
+        result["gguf"] = str(write_gguf(folder, run.name))
+    if arguments.push:
+        result["address"] = push(folder, arguments.push, private=not arguments.public)
+        say(f"It is at {result['address']}")
+    else:
+        say(f"Next: {command('export', arguments.run, '--push', 'OWNER/NAME')}   (needs HF_TOKEN)")
+    return result if arguments.json else 0
+
+
 def chat(arguments):
     """Talk with a run in the terminal."""
     say(f"Loading {arguments.run} ({arguments.checkpoint})")

@@ -1,0 +1,81 @@
+"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there to the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.evaluation.load import whole_model_folder
+from newllm_lib.evaluation.model_card import model_card, training_command
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import WHOLE, Run, find_run, staged_directory
+
+# Of a checkpoint, what is needed to continue training and by nobody else.
+_TRAINING_ONLY = (WHOLE, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
+
+
+def export(run: Run | str, output_dir: str | Path | None = None, which: str = "best") -> Path:
+    """Write the folder (default: `export/` in the run's) and return it; an export that is there is replaced.
+
+    Args:
+        which: "best", "last" or "checkpoint-N".
+    Raises:
+        UsageError: no such run, or the folder is in the way. NewLLMError: the run is damaged, or the disk is full.
+    """
+    run = run if isinstance(run, Run) else find_run(run)
+    source = whole_model_folder(run, which)
+    folder = Path(output_dir) if output_dir else run.path / "export"
+    if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
+        raise UsageError(f"{folder} holds something else than an export: choose another --output_dir.")
+    recipe = Recipe.from_yaml(run.recipe_path)
+    with staged_directory(folder) as staging:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
+                shutil.copyfile(file, staging / file.name)
+        # A folder of this machine means nothing elsewhere, and may name its user.
+        recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
+        (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        card = model_card(run, recipe, source, training_command(recipe))
+        (staging / "README.md").write_text(card, encoding="utf-8")
+    (folder / WHOLE).unlink()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    say(f"Exported {run.name} ({which}) to {folder} ({size / 2**20:,.1f} MiB)")
+    return folder
+
+
+def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:
+    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or kept.
+
+    Args:
+        token: default: HF_TOKEN, or what `hf auth login` stored.
+    Raises:
+        UsageError: no token, or a name that is none. NewLLMError: the hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    token = token or os.environ.get("HF_TOKEN") or get_token()
+    if not token:
+        raise UsageError("Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key icon).")
+    if repository.count("/") != 1:
+        raise UsageError(f"--push {repository}: give it as OWNER/NAME.")
+    say(f"Uploading {folder} to {repository} ({'private' if private else 'public'})")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload {folder.parent.name}")
+    except HFValidationError as error:
+        raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
+    except HfHubHTTPError as error:
+        raise NewLLMError(f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights.") from None
+    except OSError as error:
+        raise NewLLMError(f"The hub cannot be reached ({_first_line(error, token)}): try again later.") from None
+    return f"{api.endpoint}/{repository}"
+
+
+def _first_line(error: Exception, token: str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).replace(token, "***")[:200]
