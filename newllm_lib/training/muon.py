@@ -1,24 +1,20 @@
-"""Muon for many small matrices: those of one shape are orthogonalised together, and a CUDA graph can hold a step.
+"""Muon whose matrices of one shape are stepped together.
 
-The update is that of `torch.optim.Muon` with its "original" scaling (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
-There each matrix takes five rounds of three products by itself, which at a few hundred channels is launches, not work.
+torch.optim.Muon steps them one after the other, some 20 small kernels for each: for a small model that takes longer than its
+forward and backward pass. Here each shape is one batch of matrix products. Everything else, the saved state too, is torch's.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
-_COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
-
-class BatchedMuon(torch.optim.Optimizer):
-    """Args: params: matrices. lr: a number or a tensor on their device (read at each step, also of a captured one)."""
-
-    def __init__(self, params, lr: float | Tensor = 0.02, weight_decay: float = 0.1, momentum: float = 0.95, steps: int = 5):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps})
+class BatchedMuon(torch.optim.Muon):
+    """torch.optim.Muon with adjust_lr_fn="original" or None, computed in batches; same state, same update to rounding."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -27,34 +23,40 @@ class BatchedMuon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shapes = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes[p.shape].append(p)
-            for together in shapes.values():
-                self._step(together, group)
+            params: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, params, gradients, momenta)
+            if params:
+                _step(group, params, gradients, momenta)
         return loss
 
-    def _step(self, params: list[Tensor], group: dict) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        gradients, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's look ahead
-        rows, columns = params[0].shape
-        change = orthogonal(torch.stack(ahead), group["steps"]).to(params[0].dtype) * max(1, rows / columns) ** 0.5
-        for p, one in zip(params, change.mul_(group["lr"]), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(one)
+
+def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> None:
+    torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+    updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    alike = defaultdict(list)
+    for index, p in enumerate(params):
+        alike[min(p.shape), max(p.shape), p.device].append(index)
+    for indices in alike.values():
+        wide = torch.stack([_wide(updates[i]) for i in indices]).bfloat16()
+        made = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        for i, update in zip(indices, made, strict=True):
+            tall = params[i].shape[0] > params[i].shape[1]
+            rate = group["lr"] * math.sqrt(max(1, params[i].shape[0] / params[i].shape[1]))
+            params[i].add_(update.T if tall else update, alpha=-rate)
 
 
-def orthogonal(matrices: Tensor, steps: int) -> Tensor:
-    """(count, rows, columns) -> bfloat16 of that size: each matrix with its singular values brought near 1 (Newton-Schulz)."""
-    a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
-    wide = x if x.shape[-2] <= x.shape[-1] else x.mT
-    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Matrices (batch, rows, columns), rows <= columns, with all singular values near 1, by Newton and Schulz's iteration."""
+    a, b, c = coefficients
+    x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(eps)
     for _ in range(steps):
-        gram = wide @ wide.mT
-        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide if x.shape[-2] <= x.shape[-1] else wide.mT
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from newllm_lib.recipe import Recipe
+from newllm_lib.training.muon import BatchedMuon
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -28,7 +29,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     adamw = torch.optim.AdamW(groups, **rates, fused=recipe.fused_optimizer)
     if not matrices:
         return adamw
-    muon = torch.optim.Muon(
+    muon = BatchedMuon(
         matrices, lr=recipe.muon_learning_rate * recipe.batch_scale(), weight_decay=recipe.weight_decay, adjust_lr_fn="original"
     )
     return MuonWithAdamW(muon, adamw)

@@ -5,6 +5,7 @@ import torch
 
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.muon import BatchedMuon
 from newllm_lib.training.optimizer import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
 
 
@@ -49,6 +50,26 @@ def test_muon_makes_updates_whose_singular_values_are_alike():
     for p, old in zip(block_matrices(built), before, strict=True):
         values = torch.linalg.svdvals((p.detach() - old) / recipe.muon_learning_rate)
         assert values.max() / values.min() < 3  # a random gradient's own are far apart
+
+
+def test_muon_in_batches_is_torchs_muon():
+    """Matrices of several shapes, two steps: near to what torch does one by one, and the saved state fits both."""
+    torch.manual_seed(0)
+    sizes = [(8, 24), (24, 8), (8, 24), (16, 16)]
+    start = [torch.randn(size) for size in sizes]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "original"}
+    steppers = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(2):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+    for one, other, before in zip(ours, theirs, start, strict=True):
+        moved = (other - before).norm()
+        assert moved > 0.01 and (one - other).norm() < 0.02 * moved  # both compute in bfloat16
+    steppers[1].load_state_dict(steppers[0].state_dict())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
