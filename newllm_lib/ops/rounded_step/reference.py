@@ -1,0 +1,94 @@
+"""The step in plain torch: what the kernel computes, with random bits of torch's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # elements of the flattened tensor that share one scale
+_LEVELS = {4: 7, 8: 127}  # codes on each side of zero
+
+
+def rounded_step_(
+    parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
+    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int,
+) -> None:  # fmt: skip
+    """m = beta m + (1 - beta) u, parameter = parameter (1 - decay) - rate correction m, u = scale direction_ij row_i column_j.
+
+    Args:
+        parameter: any shape, float32 or bfloat16 (rounded stochastically). direction: its gradient, of the same shape.
+        momentum: what `new_momentum` made (empty with bits 0: then m = u). Rounded stochastically too.
+        factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for ones.
+        scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
+        seed: of the random bits, different in every step and tensor.
+    """
+    if not bool(torch.isfinite(scale)):
+        return
+    generator = torch.Generator(parameter.device).manual_seed(seed)
+    update = direction.float() * scale
+    if factors is not None:
+        rows, columns = factors
+        update = (update.reshape(len(rows), len(columns)) * rows[:, None] * columns).reshape(parameter.shape)
+    if bits:
+        update = read_momentum(momentum, parameter.shape, bits).lerp_(update, 1 - beta)
+        _write_momentum(momentum, update, bits, generator)
+    new = parameter.float() * (1 - decay) - rate * correction * update
+    parameter.copy_(stochastic_round(new, generator) if parameter.dtype == torch.bfloat16 else new)
+
+
+def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """float32 to bfloat16, up or down with probabilities that keep the expectation: add random low bits, then cut them off."""
+    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    return (x.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
+    """Zero momentum: () for 0 bits, float32 for 32, else codes (uint8, two to a byte for 4 bits) and a scale each `BLOCK`."""
+    if bits == 0:
+        return ()
+    if bits == 32:
+        return (torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format),)
+    blocks = -(-parameter.numel() // BLOCK)
+    codes = torch.full((blocks * BLOCK * bits // 8,), 0x88 if bits == 4 else 128, dtype=torch.uint8, device=parameter.device)
+    return codes, torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
+
+
+def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) -> Tensor:
+    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's scale: fine near zero."""
+    if bits == 32:
+        return momentum[0].clone()
+    codes, scales = momentum
+    if bits == 4:  # a byte holds elements i and i + BLOCK / 2 of its block
+        pairs = codes.view(-1, BLOCK // 2)
+        k = torch.cat([pairs & 15, pairs >> 4], 1).float() - 8
+    else:
+        k = codes.view(-1, BLOCK).float() - 128
+    values = k.sign() * (k / _LEVELS[bits]).square() * scales[:, None]
+    return values.flatten()[: shape.numel()].view(shape)
+
+
+def _write_momentum(momentum: tuple[Tensor, ...], values: Tensor, bits: int, generator: torch.Generator) -> None:
+    if bits == 32:
+        momentum[0].copy_(values)
+        return
+    codes, scales = momentum
+    padded = values.new_zeros(len(scales) * BLOCK)
+    padded[: values.numel()] = values.flatten()
+    blocks = padded.view(-1, BLOCK)
+    scales.copy_(blocks.abs().amax(1))
+    levels = _LEVELS[bits]
+    size = blocks.abs() / scales.clamp_min(1e-30)[:, None]
+    low = (size.sqrt() * levels).floor_()
+    up = (size * levels**2 - low.square()) / (2 * low + 1)  # share of the way to the next level
+    low += torch.rand(blocks.shape, generator=generator, device=values.device) < up
+    k = blocks.sign() * low.clamp_(max=levels)
+    if bits == 4:
+        first, second = (k + 8).to(torch.uint8).chunk(2, 1)
+        codes.copy_((first | (second << 4)).flatten())
+    else:
+        codes.copy_((k + 128).to(torch.uint8).flatten())
+
+
+def weighted_square_sum(x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+    rows, columns = factors
+    return (x.float().reshape(len(rows), len(columns)) * rows[:, None] * columns).square().sum().reshape(1)

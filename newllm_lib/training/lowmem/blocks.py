@@ -1,0 +1,193 @@
+"""Activation checkpointing, block by block, where the whole batch passes through one block before the next one is touched.
+
+A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept until the last of them.
+Here it is cut inside each block instead: the backward pass runs block L over all chunks of sequences, then block L - 1. So a block's
+gradient is whole as soon as that block is done, it can be used and freed at once, and accumulation is exact at no cost in memory.
+Between the passes only the blocks' inputs are kept, on the device or on the host.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.training.lowmem.host_store import HostStore, InPlace
+
+
+@dataclass
+class BlockPasses:
+    """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last ones."""
+
+    sequences: int | None
+    store: HostStore | InPlace
+    complete: bool = True
+    blocks: list[nn.Module] = field(default_factory=list)
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's blocks: of its module lists the one with the most parameters.
+
+    Raises:
+        NewLLMError: it has none.
+    """
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise NewLLMError(f"{type(model).__name__} has no list of blocks, so its activations cannot be recomputed block by block.")
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
+
+
+def checkpoint_blocks(model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False) -> BlockPasses:
+    """From now on a training step keeps only each block's input, and computes the rest again in the backward pass.
+
+    Args:
+        sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is the batch's (that of
+            its first argument) are cut, all others are given to each chunk whole.
+        offload: keep the inputs in the host's memory (pinned), fetched ahead of their use.
+        compiled: compile the blocks' forward with torch.compile, once for all of them.
+    """
+    device = next(model.parameters()).device
+    store = HostStore(device) if offload and device.type == "cuda" else InPlace()
+    passes = BlockPasses(sequences, store, blocks=find_blocks(model))
+    for block in passes.blocks:
+        inner = torch.compile(block.forward, dynamic=False) if compiled else block.forward
+        block.forward = _forward_of(block, inner, passes)
+    return passes
+
+
+def _forward_of(block: nn.Module, inner, passes: BlockPasses):
+    def forward(*args, **kwargs):
+        if not (block.training and torch.is_grad_enabled()):
+            return inner(*args, **kwargs)
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors, constants = _split(leaves)
+        call = _Call(inner, passes, tensors, constants, structure)
+        anchor = torch.zeros((), requires_grad=True)  # the parameters' gradients are wanted even where no input has one
+        outputs = _CheckpointedBlock.apply(call, anchor, *tensors)
+        return tree_unflatten(_joined(outputs, call.output_constants), call.output_structure)
+
+    return forward
+
+
+_TENSOR = object()  # stands where a tensor stood
+
+
+def _split(leaves: list) -> tuple[list[Tensor], list]:
+    """The tensors, and the leaves with a mark in each tensor's place."""
+    return [x for x in leaves if isinstance(x, Tensor)], [_TENSOR if isinstance(x, Tensor) else x for x in leaves]
+
+
+def _joined(tensors, constants: list) -> list:
+    found = iter(tensors)
+    return [next(found) if c is _TENSOR else c for c in constants]
+
+
+class _Call:
+    """One block's call: its function, its arguments taken apart, and what must be as it was when it runs again."""
+
+    def __init__(self, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure):
+        self.inner, self.passes, self.constants, self.structure = inner, passes, constants, structure
+        self.batch, self.device = tensors[0].shape[0], tensors[0].device
+        self.cut = [t.ndim > 0 and t.shape[0] == self.batch for t in tensors]
+        kind = self.device.type
+        self.autocast = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+        self.random = _random_state(self.device)
+
+    def chunks(self) -> list[slice]:
+        size = self.passes.sequences or self.batch
+        return [slice(start, min(start + size, self.batch)) for start in range(0, self.batch, size)]
+
+    def part(self, tensors: list[Tensor], rows: slice) -> list[Tensor]:
+        return [t[rows] if cut else t for t, cut in zip(tensors, self.cut, strict=True)]
+
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors that the block returns for these."""
+        args, kwargs = tree_unflatten(_joined(tensors, self.constants), self.structure)
+        with torch.autocast(**self.autocast):
+            leaves, self.output_structure = tree_flatten(self.inner(*args, **kwargs))
+        outputs, self.output_constants = _split(leaves)
+        return outputs
+
+
+class _CheckpointedBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, call: _Call, anchor: Tensor, *tensors: Tensor):
+        whole: list[Tensor] = []
+        for rows in call.chunks():
+            part = call.run(call.part(tensors, rows))
+            if not whole:
+                whole = part if len(call.chunks()) == 1 else [_whole(x, call.batch, rows) for x in part]
+            if len(call.chunks()) > 1:
+                for target, x in zip(whole, part, strict=True):
+                    target[rows] = x
+        ctx.call = call
+        ctx.wanted = ctx.needs_input_grad[2:]
+        kept = [i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]]  # large and needed once: may go to the host
+        ctx.handles = {i: call.passes.store.put(tensors[i]) for i in kept}
+        ctx.save_for_backward(*(None if i in ctx.handles else t for i, t in enumerate(tensors)))
+        ctx.mark_non_differentiable(*(x for x in whole if not x.is_floating_point()))
+        ctx.set_materialize_grads(False)
+        return tuple(whole)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        call, passes = ctx.call, ctx.call.passes
+        tensors = [passes.store.take(ctx.handles[i]) if i in ctx.handles else t for i, t in enumerate(ctx.saved_tensors)]
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        chunks, was_complete = call.chunks(), passes.complete
+        with _random_replay(call):
+            for number, rows in enumerate(chunks):
+                passes.complete = was_complete and number == len(chunks) - 1
+                inputs = [t.detach() for t in call.part(tensors, rows)]
+                for x, wanted in zip(inputs, ctx.wanted, strict=True):
+                    x.requires_grad_(wanted)
+                _backward_through(call, inputs, [None if g is None else g[rows] for g in upstream])
+                for i, x in enumerate(inputs):
+                    gradients[i] = _gathered(gradients[i], x.grad, tensors[i], rows if call.cut[i] else None, len(chunks))
+        passes.complete = was_complete
+        return None, None, *gradients
+
+
+def _whole(part: Tensor, batch: int, rows: slice) -> Tensor:
+    if part.ndim == 0 or part.shape[0] != rows.stop - rows.start:
+        raise NewLLMError("A block returned a tensor without a batch dimension: it cannot be run in chunks of sequences.")
+    return part.new_empty((batch, *part.shape[1:]))
+
+
+def _backward_through(call: _Call, inputs: list[Tensor], upstream: list[Tensor | None]) -> None:
+    """Compute the block again with gradients, and send `upstream` through it: into the inputs and the parameters."""
+    with torch.enable_grad():
+        outputs = call.run(inputs)
+    pairs = [(y, g) for y, g in zip(outputs, upstream, strict=True) if g is not None and y.requires_grad]
+    if pairs:
+        torch.autograd.backward(*zip(*pairs, strict=True))
+
+
+def _gathered(sofar: Tensor | None, new: Tensor | None, like: Tensor, rows: slice | None, chunks: int) -> Tensor | None:
+    """Gradients of a cut input are put beside each other, those of one that every chunk reads are summed."""
+    if new is None or chunks == 1:
+        return new
+    if rows is None:
+        return new.clone() if sofar is None else sofar.add_(new)
+    if sofar is None:
+        sofar = torch.zeros_like(like)
+    sofar[rows] = new
+    return sofar
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+@contextmanager
+def _random_replay(call: _Call):
+    """Random numbers as in the block's first run (dropout), and afterwards as if it had not run again."""
+    with torch.random.fork_rng([call.device] if call.device.type == "cuda" else []):
+        torch.set_rng_state(call.random[0])
+        if len(call.random) > 1:
+            torch.cuda.set_rng_state(call.random[1], call.device)
+        yield

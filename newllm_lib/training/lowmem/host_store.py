@@ -1,0 +1,71 @@
+"""Where activations wait between the forward and the backward pass: in the host's memory, or where they are."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+
+class InPlace:
+    """Activations stay on the device."""
+
+    def put(self, x: Tensor) -> Tensor:
+        return x
+
+    def take(self, handle: Tensor) -> Tensor:
+        return handle
+
+
+class HostStore:
+    """Activations in pinned host memory, copied by a stream of their own beside the computation.
+
+    What was put last is taken first, so taking one starts the fetch of the one put before it. Host buffers are used again in
+    every step.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.free: dict[tuple, list[Tensor]] = {}
+        self.waiting: list[weakref.ref[_Stored]] = []  # a graph that is thrown away takes its own with it
+
+    def put(self, x: Tensor) -> _Stored:
+        """Start the copy of `x` (on the GPU, not changed afterwards) to the host."""
+        key = (x.shape, x.dtype)
+        free = self.free.setdefault(key, [])
+        host = free.pop() if free else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            host.copy_(x, non_blocking=True)
+        x.record_stream(self.stream)  # its memory is not given to others before the copy is done
+        stored = _Stored(host, key)
+        self.waiting.append(weakref.ref(stored))
+        return stored
+
+    def take(self, stored: _Stored) -> Tensor:
+        """The tensor, on the GPU again."""
+        self._fetch(stored)
+        self.waiting = [ref for ref in self.waiting if ref() not in (None, stored)]
+        torch.cuda.current_stream(self.device).wait_event(stored.arrived)
+        self.free[stored.key].append(stored.host)  # the next copy into it comes after this one, in the same stream
+        x, stored.on_device = stored.on_device, None
+        if self.waiting:
+            self._fetch(self.waiting[-1]())
+        return x
+
+    def _fetch(self, stored: _Stored) -> None:
+        if stored.on_device is None:
+            stored.on_device = torch.empty(stored.host.shape, dtype=stored.host.dtype, device=self.device)
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # who had this memory before is done with it
+            with torch.cuda.stream(self.stream):
+                stored.on_device.copy_(stored.host, non_blocking=True)
+            stored.arrived = torch.cuda.Event()
+            stored.arrived.record(self.stream)
+
+
+class _Stored:
+    def __init__(self, host: Tensor, key: tuple):
+        self.host, self.key = host, key
+        self.on_device: Tensor | None = None
+        self.arrived: torch.cuda.Event | None = None
