@@ -1,10 +1,11 @@
-"""Full-parameter training of 1.4 to 1.5 billion parameters, 16 sequences of 1,024 tokens a step: memory, speed, MFU; ours and peers.
+"""Full-parameter training of 1.4 to 1.5 billion parameters, 16 sequences of 1,024 tokens a step: memory, speed, MFU; ours and
+peers.
 
     python benchmarks/train_1p5b.py [--rows lowest,speed,bnb] [--model llama] [--limit 8] [--steps 5] [--out results.csv]
 
 Each row is a process of its own: whole steps (forward, backward, optimizer) on random tokens, the median of the later ones. MFU
-counts 6 floating-point operations a parameter and token against 800 TFLOP/s, whatever is computed twice. `--limit` refuses the process
-more GPU memory than that many GiB. The rows of peers need bitsandbytes, torchao and liger-kernel.
+counts 6 floating-point operations a parameter and token against 800 TFLOP/s, whatever is computed twice. `--limit` refuses the
+process more GPU memory than that many GiB. The rows of peers need bitsandbytes, torchao and liger-kernel.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def llama():
     layers = os.environ.get("TRAIN_1P5B_LAYERS")  # to try the script on a small machine
     if layers:
         sizes |= dict(num_hidden_layers=int(layers), hidden_size=256, intermediate_size=512)
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=False, use_cache=False, **sizes)
+    sizes |= dict(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=False)
+    config = LlamaConfig(use_cache=False, **sizes)
     config._attn_implementation = "sdpa"
     return LlamaForCausalLM(config)
 

@@ -167,7 +167,7 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
         if f.name in left_out or "help" not in f.metadata:
             continue
         choices = f.metadata["choices"]
-        metavar = "|".join(choices) if choices else "|".join(_metavar(t) for t in value_types(f))
+        metavar = "|".join(map(str, choices)) if choices else "|".join(_metavar(t) for t in value_types(f))
         default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
         help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
         names = [n for n in (f.metadata["flag"], f.name) if n]

@@ -157,8 +157,9 @@ class TrainingKeys:
         minimum=1,
     )  # fmt: skip
     optimizer: str = key(
-        "adamw", "adamw, or muon for the matrices inside the blocks (AdamW for the rest)", "training",
-        choices=("adamw", "muon"),
+        "adamw", "adamw, or muon for the matrices inside the blocks (AdamW for the rest); adafactor (second moment factored, "
+        "momentum in few bits), adamw8bit and adamw4bit (torchao) need less memory", "training",
+        choices=("adamw", "muon", "adafactor", "adamw8bit", "adamw4bit"),
     )  # fmt: skip
     learning_rate: float = key(6e-3, "peak learning rate", "training", minimum=0.0)
     learning_rate_batch_size: int | None = key(
@@ -185,8 +186,8 @@ class TrainingKeys:
     evals_per_epoch: int = key(1, "evaluations on the validation split in each epoch", "training", minimum=1)
     dtype: str = key("auto", "dtype of matrix products", "training", choices=("auto", "fp32", "fp16", "bf16"))
     gradient_checkpointing: str = key(
-        "off", "compute each block's inner tensors again in the backward pass instead of keeping them", "training",
-        choices=("off", "on"), identity=False,
+        "off", "compute each block's inner tensors again in the backward pass instead of keeping them (offload: and keep its "
+        "input in the host's memory)", "training", choices=("off", "on", "offload"), identity=False,
     )  # fmt: skip
     fused_optimizer: bool = key(
         True, "one kernel steps all parameters (false: one operation after the other)", "training", identity=False
@@ -232,3 +233,21 @@ class LoraKeys:
     lora_rank: int = key(0, "rank of the adapters that are trained (0: all weights are trained)", "lora", minimum=0)
     lora_alpha: float = key(32.0, "the adapters' product is scaled by lora_alpha / lora_rank", "lora", minimum=0.0)
     lora_dropout: float = key(0.0, "dropout on the adapters' input", "lora", minimum=0.0, maximum=0.9)
+
+
+@dataclass
+class MemoryKeys:
+    """How little memory training takes."""
+
+    weights_dtype: str = key(
+        "fp32", "fp32, or bf16: matrices without a float32 copy, rounded stochastically so that small steps are not lost",
+        "training", choices=("fp32", "bf16"),
+    )  # fmt: skip
+    momentum_bits: int = key(
+        4, "bits of the momentum of adafactor, and of muon on bf16 weights: 0 (adafactor only: none), 4, 8 or 32", "training",
+        choices=(0, 4, 8, 32),
+    )  # fmt: skip
+    step_in_backward: bool = key(
+        False, "step each parameter in the backward pass, once its gradient is whole, and free the gradient; micro-batches are "
+        "then cut inside each block, and gradients are clipped by the norm as known at that moment", "training",
+    )  # fmt: skip

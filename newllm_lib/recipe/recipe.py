@@ -11,6 +11,7 @@ from newllm_lib.recipe.keys import (
     DataKeys,
     KeepingKeys,
     LoraKeys,
+    MemoryKeys,
     ModelKeys,
     Phase7Keys,
     PreferenceKeys,
@@ -23,7 +24,7 @@ from newllm_lib.recipe.values import checked
 
 @dataclass
 class Recipe(  # its fields are listed from the last base to the first
-    LoraKeys, PreferenceKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys, RunKeys
+    LoraKeys, PreferenceKeys, MemoryKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys, RunKeys
 ):  # fmt: skip
     """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
 

@@ -38,7 +38,7 @@ def checked(f, value):
         kinds = "int or auto" if number_or_auto else " or ".join(_TYPE_NAMES.get(t, t.__name__) for t in accepted)
         raise UsageError(f"{f.name} must be {kinds}, not {value!r}.")
     if choices and value not in choices:
-        raise UsageError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}.")
+        raise UsageError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and (value != value or value in (float("inf"), float("-inf"))):
         raise UsageError(f"{f.name} must be a finite number, not {value}.")

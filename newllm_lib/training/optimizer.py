@@ -2,22 +2,33 @@
 
 `adamw`: AdamW with decay on matrices only. `muon`: the matrices inside the blocks are stepped by Muon (Jordan et al., 2024,
 kellerjordan.github.io/posts/muon), which makes each update's singular values equal; embeddings, head and vectors by AdamW.
+Those that need less memory stand in `training.lowmem`: `adafactor`, `muon` on bfloat16 weights, and torchao's AdamW in 8 and 4
+bits.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
+from newllm_lib.training.lowmem.adafactor import RoundedAdafactor
+from newllm_lib.training.lowmem.muon import RoundedMuon
+from newllm_lib.training.lowmem.together import Together, one_for_each
 from newllm_lib.training.muon import BatchedMuon
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters. Fused, AdamW is one kernel for all of them on a GPU."""
+    """The recipe's optimizer over the trainable parameters. It has `step_parameter` where the recipe steps in the backward pass.
+
+    Raises:
+        UsageError: it needs a package that is not installed.
+    """
     matrices = block_matrices(model) if recipe.optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -25,14 +36,37 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},  # norms, biases, gates' biases
     ]
-    rates = {"lr": recipe.scaled_learning_rate(), "betas": (0.9, recipe.adam_beta2)}
-    adamw = torch.optim.AdamW(groups, **rates, fused=recipe.fused_optimizer)
+    light = recipe.weights_dtype == "bf16" or recipe.step_in_backward
+    rest = _for_the_rest(groups, recipe, light)
     if not matrices:
-        return adamw
-    muon = BatchedMuon(
-        matrices, lr=recipe.muon_learning_rate * recipe.batch_scale(), weight_decay=recipe.weight_decay, adjust_lr_fn="original"
-    )
-    return MuonWithAdamW(muon, adamw)
+        return rest
+    rates = {"lr": recipe.muon_learning_rate * recipe.batch_scale(), "weight_decay": recipe.weight_decay}
+    if light:
+        muon = RoundedMuon(matrices, **rates, momentum_bits=recipe.momentum_bits or 4, seed=recipe.seed)
+    else:
+        muon = BatchedMuon(matrices, **rates, adjust_lr_fn="original")
+    return Together({"muon": muon, "adamw": rest})
+
+
+def _for_the_rest(groups: list[dict], recipe: Recipe, light: bool) -> torch.optim.Optimizer:
+    """The optimizer of all that Muon does not take."""
+    common = {"lr": recipe.scaled_learning_rate(), "betas": (0.9, recipe.adam_beta2)}
+    if recipe.optimizer == "adafactor" or (recipe.optimizer == "muon" and light):
+        return RoundedAdafactor(groups, **common, momentum_bits=recipe.momentum_bits, seed=recipe.seed)
+    if recipe.optimizer in ("adamw8bit", "adamw4bit"):
+        kind = _torchao(recipe.optimizer)
+        return one_for_each(groups, partial(kind, **common, bf16_stochastic_round=recipe.weights_dtype == "bf16"))
+    if recipe.step_in_backward:
+        return one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
+    return torch.optim.AdamW(groups, **common, fused=recipe.fused_optimizer)  # fused: one kernel for all of them on a GPU
+
+
+def _torchao(name: str):
+    try:
+        from torchao.optim import AdamW4bit, AdamW8bit
+    except ImportError as error:
+        raise UsageError(f"--optimizer {name} needs torchao: `pip install torchao`, or use adafactor instead.") from error
+    return {"adamw8bit": AdamW8bit, "adamw4bit": AdamW4bit}[name]
 
 
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -40,36 +74,6 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
     return [m.weight for m in layers if m.weight.requires_grad]
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers that step as one: schedulers, gradient scalers and checkpoints see a single list of groups."""
-
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self.parts = {"muon": muon, "adamw": adamw}
-        self._share_groups()
-
-    def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts.values():
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share_groups()
 
 
 def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:

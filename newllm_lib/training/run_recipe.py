@@ -39,6 +39,7 @@ from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_sched
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
+from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
@@ -60,6 +61,7 @@ def train(recipe: Recipe) -> Run:
     copy = copy_of(recipe, run)
     for home in (run, copy):
         recipe = _settle(recipe, home) if home is not None else recipe
+    refuse(recipe, device)
     _dtype(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
@@ -258,6 +260,8 @@ def _dtype(recipe: Recipe, device: Device) -> str:
     Raises:
         UsageError: this device does not compute in the recipe's.
     """
+    if recipe.weights_dtype == "bf16":
+        return "bf16"
     if recipe.dtype in ("auto", "fp32"):
         return device.dtype if recipe.dtype == "auto" else "fp32"
     if device.torch_device == "cpu":
@@ -290,11 +294,12 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
 
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
     set_seed(recipe.seed)
-    model = _model(recipe, data, checkpoint, start, device)
+    model = make_model(recipe, torch.device(device.torch_device), lambda: _model(recipe, data, checkpoint, start, device))
     if checkpoint:
         check_weights(checkpoint, model)
     how = _compilation(recipe, device)
-    if how != "off":
+    blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
+    if how != "off" and blocks is None:
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
     callbacks = [Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run), Heartbeat(run)]
@@ -302,7 +307,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         callbacks.append(CurvatureSchedule(recipe))
     trainer = RunTrainer(
         model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, checkpoint=checkpoint, callbacks=callbacks,
+        log=log, checkpoint=checkpoint, blocks=blocks, callbacks=callbacks,
     )  # fmt: skip
     trainer.eval_dtype = _dtype(recipe, device)
     trainer.remove_callback(PrinterCallback)
@@ -335,12 +340,14 @@ def _model(recipe: Recipe, data, checkpoint, start: Start | None, device: Device
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     dtype, checkpointing = _dtype(recipe, device), {}
-    if recipe.gradient_checkpointing == "on":
+    if recipe.gradient_checkpointing == "on" and not recipe.step_in_backward:  # else lowmem.blocks does it
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    if recipe.step_in_backward:  # the blocks cut the batch
+        micro = recipe.batch_size // processes
     arguments = TrainingArguments(
         output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
-        bf16=dtype == "bf16" and device.torch_device == "cuda", fp16=dtype == "fp16" and device.torch_device == "cuda",
+        bf16=dtype == "bf16", fp16=dtype == "fp16" and device.torch_device == "cuda",
         use_cpu=device.torch_device == "cpu", seed=recipe.seed, data_seed=recipe.seed, disable_tqdm=True,
         logging_nan_inf_filter=False,  # it would hide a NaN, and synchronise every step
         logging_strategy="no", eval_strategy="no", save_strategy="no",  # callbacks.Timetable decides

@@ -21,6 +21,7 @@ from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves
+from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
 
@@ -33,8 +34,10 @@ def _collate(batch: dict) -> dict:
 class RunTrainer(Trainer):
     """Trains one run. Everything that makes two runs differ is in the recipe; everything on disk is in the run's folder."""
 
-    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, checkpoint: Path | None, **kwargs):
+    def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, checkpoint: Path | None, blocks=None,
+                 **kwargs):  # fmt: skip
         super().__init__(**kwargs)
+        self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
@@ -62,8 +65,20 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.recipe)
+            model = self.model if model is None else model
+            self.optimizer = build_optimizer(model, self.recipe)
+            if self.recipe.step_in_backward:
+                self.in_backward = StepInBackward(model, self.optimizer, self.recipe.max_grad_norm, self.blocks)
         return self.optimizer
+
+    def _clip_grad_norm(self, model):
+        """The gradients' norm before clipping. Stepped in the backward pass they were clipped there, and are gone by now."""
+        return super()._clip_grad_norm(model) if self.in_backward is None else self.in_backward.finish()
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if self.in_backward is not None and grad_norm is None:  # max_grad_norm 0: nothing is clipped, but the norm is logged
+            grad_norm = self.in_backward.finish()
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:

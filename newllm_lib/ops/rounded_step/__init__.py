@@ -1,8 +1,8 @@
 """One optimizer's step on one tensor, in place, in little memory: momentum in 4 or 8 bits, weights rounded stochastically.
 
-A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is rounded to the nearest
-value. Rounded up or down at random, in proportion to the distances, it arrives in expectation (Gupta et al., 2015,
-arXiv 1502.02551), and no float32 copy of the weights is needed.
+A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is rounded to the
+nearest value. Rounded up or down at random, in proportion to the distances, it arrives in expectation (Gupta et al., 2015, arXiv
+1502.02551), and no float32 copy of the weights is needed.
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
 
 
 def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) -> Tensor:
-    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's scale: fine near zero."""
+    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's scale: fine near
+    zero.
+    """
     if bits == 32:
         return momentum[0].clone()
     codes, scales = momentum

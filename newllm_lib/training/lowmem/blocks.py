@@ -1,9 +1,9 @@
 """Activation checkpointing, block by block, where the whole batch passes through one block before the next one is touched.
 
 A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept until the last of them.
-Here it is cut inside each block instead: the backward pass runs block L over all chunks of sequences, then block L - 1. So a block's
-gradient is whole as soon as that block is done, it can be used and freed at once, and accumulation is exact at no cost in memory.
-Between the passes only the blocks' inputs are kept, on the device or on the host.
+Here it is cut inside each block instead: the backward pass runs block L over all chunks of sequences, then block L - 1. So a
+block's gradient is whole as soon as that block is done, it can be used and freed at once, and accumulation is exact at no cost in
+memory. Between the passes only the blocks' inputs are kept, on the device or on the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from newllm_lib.training.lowmem.host_store import HostStore, InPlace
 
 @dataclass
 class BlockPasses:
-    """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last ones."""
+    """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last
+    ones.
+    """
 
     sequences: int | None
     store: HostStore | InPlace
@@ -37,15 +39,18 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     """
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
-        raise NewLLMError(f"{type(model).__name__} has no list of blocks, so its activations cannot be recomputed block by block.")
+        raise NewLLMError(f"{type(model).__name__} has no list of blocks: gradient_checkpointing must stay off.")
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
-def checkpoint_blocks(model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False) -> BlockPasses:
+def checkpoint_blocks(
+    model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False
+) -> BlockPasses:
     """From now on a training step keeps only each block's input, and computes the rest again in the backward pass.
 
     Args:
-        sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is the batch's (that of
+        sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is the batch's (that
+        of
             its first argument) are cut, all others are given to each chunk whole.
         offload: keep the inputs in the host's memory (pinned), fetched ahead of their use.
         compiled: compile the blocks' forward with torch.compile, once for all of them.

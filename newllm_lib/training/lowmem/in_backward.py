@@ -2,8 +2,8 @@
 
 Clipping by the global norm would need all gradients at once. Here every tensor's norm is remembered: while the backward pass goes
 on, the norms of the tensors already seen are this step's and the others are the last step's, and each gradient is scaled down by
-the global norm as it is known at that moment. When the pass ends all norms are this step's, so the norm that is logged is the true
-one, before clipping, in every mode.
+the global norm as it is known at that moment. When the pass ends all norms are this step's, so the norm that is logged is the
+true one, before clipping, in every mode.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class StepInBackward:
         return torch.where(norm.isfinite(), limit.clamp(max=1.0), norm * 0 + float("nan")).reshape(1)
 
     def finish(self) -> Tensor:
-        """End a step: the parameters that several blocks share are stepped. Returns the gradients' global norm before clipping."""
+        """End a step: the parameters that several blocks share are stepped. Returns the gradients' global norm before
+        clipping.
+        """
         for parameter in self.shared:
             if parameter.grad is not None:
                 self._step(parameter)

@@ -1,4 +1,6 @@
-"""Weights in bfloat16: matrices that are stepped with stochastic rounding; vectors, which are few and delicate, stay in float32."""
+"""Weights in bfloat16: matrices that are stepped with stochastic rounding; vectors, which are few and delicate, stay in
+float32.
+"""
 
 from __future__ import annotations
 
