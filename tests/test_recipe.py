@@ -258,6 +258,20 @@ def test_micro_batch_divides_the_batch_and_fits(monkeypatch):
     assert micro_batch_size(large, device) < 2048
 
 
+def test_the_memory_keys_lower_the_estimate(monkeypatch):
+    from newllm_lib.training.estimate import estimate
+
+    monkeypatch.setenv("NEWLLM_DEVICE", "h100")
+    sizes = {"hidden_size": 2048, "context_dim": 2048, "mlp_size": 8192, "num_layers": 16, "batch_size": 16}
+    sizes["max_seq_length"] = 1024
+    keys = {"gradient_checkpointing": "on", "weights_dtype": "bf16", "optimizer": "adafactor", "step_in_backward": True}
+    chosen, needed = {}, []
+    for key, value in [("micro_batch_size", 4), *keys.items(), ("gradient_checkpointing", "offload"), ("momentum_bits", 0)]:
+        chosen[key] = value
+        needed.append(estimate(recipe(**sizes, **chosen), probe())["memory_estimate_gib"])
+    assert needed == sorted(needed, reverse=True) and needed[-1] < 0.4 * needed[0]
+
+
 def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
     from transformers import TrainerControl
 
@@ -290,6 +304,7 @@ ELSEWHERE = {
     "carry_state",  # tests/training
     "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
+    "weights_dtype", "momentum_bits", "step_in_backward",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above

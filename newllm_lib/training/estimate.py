@@ -43,7 +43,7 @@ def check_memory(recipe: Recipe, device: Device) -> None:
     need = _memory_gib(recipe, device, count, 1)
     if need <= device.memory_gib:
         return
-    held = f"{_weights_gib(count):.1f} of it for {count:,} parameters with gradients and optimizer"
+    held = f"{_weights_gib(recipe, count):.1f} of it for {count:,} parameters with gradients and optimizer"
     keys = ["--gradient_checkpointing on"] if recipe.gradient_checkpointing == "off" else []
     raise NewLLMError(
         f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
@@ -72,8 +72,14 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one layer's tensors."""
     value = 4 if _dtype(recipe, device) == "fp32" else 3  # bytes; half precision still keeps some tensors in float32
     layers, width = recipe.num_layers, _kept_channels(recipe)
-    channels = layers * width if recipe.gradient_checkpointing == "off" else layers * recipe.hidden_size + width
-    return sequences * recipe.max_seq_length * (channels * value + _scores(recipe, device) * 4) / 2**30
+    if recipe.gradient_checkpointing == "off":
+        channels, inputs = layers * width, 0
+    else:
+        on_host = recipe.gradient_checkpointing == "offload" and device.torch_device == "cuda"
+        channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
+    # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input until then.
+    kept = inputs * (recipe.batch_size if recipe.step_in_backward else sequences) * value
+    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
 
 
 def _kept_channels(recipe: Recipe) -> int:
@@ -96,15 +102,26 @@ def _scores(recipe: Recipe, device: Device) -> int:
 def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int) -> float:
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    return _weights_gib(count) + logits + library + _activations_gib(recipe, device, sequences)
+    return _weights_gib(recipe, count) + logits + library + _activations_gib(recipe, device, sequences)
 
 
-def _weights_gib(count: int) -> float:
-    return count * 16 / 2**30  # float32 weights, gradients and AdamW's two moments
+def _weights_gib(recipe: Recipe, count: int) -> float:
+    return count * _bytes_a_parameter(recipe) / 2**30
 
 
 def _vocabulary(recipe: Recipe) -> int:
     return recipe.vocab_size if recipe.tokenizer in ("bpe", "words") else 50_263
+
+
+def _bytes_a_parameter(recipe: Recipe) -> float:
+    """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there at a time."""
+    weight = 2 if recipe.weights_dtype == "bf16" else 4
+    gradient = weight / recipe.num_layers if recipe.step_in_backward else weight
+    light = recipe.weights_dtype == "bf16" or recipe.step_in_backward
+    momentum = recipe.momentum_bits / 8 * 33 / 32  # each 128 share a scale
+    adamw = 8 if recipe.weights_dtype == "fp32" else 4
+    state = {"adamw": adamw, "muon": momentum if light else 8, "adafactor": momentum, "adamw8bit": 2.1, "adamw4bit": 1.1}
+    return weight + gradient + state[recipe.optimizer]
 
 
 def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | None) -> float | None:

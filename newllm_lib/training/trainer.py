@@ -38,6 +38,7 @@ class RunTrainer(Trainer):
                  **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
+        self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
@@ -69,6 +70,8 @@ class RunTrainer(Trainer):
             self.optimizer = build_optimizer(model, self.recipe)
             if self.recipe.step_in_backward:
                 self.in_backward = StepInBackward(model, self.optimizer, self.recipe.max_grad_norm, self.blocks)
+                if self.resumed_from:
+                    self.in_backward.load(self.resumed_from)
         return self.optimizer
 
     def _clip_grad_norm(self, model):
@@ -218,6 +221,8 @@ class RunTrainer(Trainer):
             self.progress.save(staging)
             if self.carried is not None:
                 self.carried.save(staging)
+            if self.in_backward is not None:
+                self.in_backward.save(staging)
         link_model(final, self.run.last)
         self._prune()
         console.say("  [Checkpoint saved]")

@@ -15,6 +15,8 @@ from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
+from newllm_lib.ops.rounded_step import new_momentum
+from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
 from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
@@ -73,6 +75,13 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     state = torch.zeros(batch, 4 * dim)
     step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
     step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
+    weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)
+    settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
+    factors = torch.ones(dim), torch.ones(time)
+    for bits in (0, 4, 8, 32):
+        rounded.rounded_step_(weight, weight, new_momentum(weight, bits), factors, one, bits=bits, **settings)
+    rounded.rounded_step_(weight, weight, (), None, one, bits=0, **settings)
+    rounded.weighted_square_sum(weight, factors)
     hoisted._cell_type = lambda x: TritonCell
     layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
     weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))

@@ -11,6 +11,7 @@ import pytest
 KERNELS = {
     "scan_forward", "scan_backward", "scan_backward_summary", "readout_forward", "readout_backward", "conv_forward",
     "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials", "_conv_step", "_gate_step",
+    "rounded_step", "weighted_squares",
 }  # fmt: skip
 FROM_SM80 = {"product", "exponentials", "finish"}
 

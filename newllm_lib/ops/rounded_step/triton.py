@@ -59,7 +59,7 @@ def _move(parameter, place, inside, m, random, step, keep, ROUND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["seed"])
-def _step(parameter, direction, first, scales, rows, columns, scale_at, numel, width, step, keep, beta, seed,
+def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, numel, width, step, keep, beta, seed,
           BITS: tl.constexpr, FACTORED: tl.constexpr, ROUND: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     HALF: tl.constexpr = BLOCK // 2
     LEVELS: tl.constexpr = 7 if BITS == 4 else 127
@@ -108,7 +108,7 @@ def rounded_step_(
     rows, columns = factors or (scale, scale)
     blocks = triton.cdiv(parameter.numel(), BLOCK)
     with torch.cuda.device_of(parameter):
-        _step[(triton.cdiv(blocks, _GROUP),)](
+        rounded_step[(triton.cdiv(blocks, _GROUP),)](
             parameter, direction, first, scales, rows, columns, scale, parameter.numel(), len(columns) if factors else 1,
             rate * correction, 1.0 - decay, beta, seed, BITS=bits, FACTORED=factors is not None,
             ROUND=parameter.dtype == torch.bfloat16, GROUP=_GROUP, BLOCK=BLOCK, num_warps=8,
@@ -116,7 +116,7 @@ def rounded_step_(
 
 
 @triton.jit
-def _weighted_squares(x, rows, columns, partial, numel, width, BLOCK: tl.constexpr):
+def weighted_squares(x, rows, columns, partial, numel, width, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < numel
     y = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * tl.load(rows + place // width, mask=inside, other=0.0)
@@ -130,5 +130,5 @@ def weighted_square_sum(x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
     programs = triton.cdiv(x.numel(), _SUM_BLOCK)
     partial = torch.empty(programs, device=x.device, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _weighted_squares[(programs,)](x, rows, columns, partial, x.numel(), len(columns), BLOCK=_SUM_BLOCK, num_warps=8)
+        weighted_squares[(programs,)](x, rows, columns, partial, x.numel(), len(columns), BLOCK=_SUM_BLOCK, num_warps=8)
     return partial.sum().reshape(1)

@@ -8,10 +8,15 @@ true one, before clipping, in every mode.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from newllm_lib.training.lowmem.blocks import BlockPasses
+
+FILE = "gradient_norms.safetensors"
 
 
 class StepInBackward:
@@ -53,9 +58,12 @@ class StepInBackward:
                 self._step(parameter)
         return self.squares.sum().sqrt()
 
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+    def save(self, folder: Path) -> None:
+        """The last step's norms, by which the next one is clipped."""
+        save_file({"squares": self.squares}, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        self.squares.copy_(load_file(folder / FILE)["squares"])
 
 
 def _in_several_blocks(parameters: list[Tensor], passes: BlockPasses | None) -> list[Tensor]:

@@ -1,0 +1,128 @@
+"""The optimizer's step in few bits: exact in float32, right on average in bfloat16, momentum near what was put in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from newllm_lib.ops.rounded_step import new_momentum, read_momentum, reference, stochastic_round
+
+SETTINGS = {"rate": 0.01, "decay": 0.001, "beta": 0.9, "correction": 1.3}
+
+
+def walk(step, bits, dtype, device="cpu", steps=4, rows=21, columns=37):
+    """(found, momentum) after some steps, and what they would be without any rounding."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(rows, columns, generator=draw).mul(0.1).to(dtype)
+    p = start.to(device, copy=True)
+    momentum = new_momentum(p, bits)
+    exact, average = start.double(), torch.zeros(rows, columns, dtype=torch.float64)
+    for seed in range(steps):
+        g = torch.randn(rows, columns, generator=draw).to(dtype)
+        factors = torch.rand(rows, generator=draw) + 0.5, torch.rand(columns, generator=draw) + 0.5
+        scale = torch.tensor([0.7])
+        update = 0.7 * g.double() * factors[0][:, None].double() * factors[1].double()
+        average = 0.9 * average + 0.1 * update if bits else update
+        exact = exact * (1 - 0.001) - 0.01 * 1.3 * average
+        step(p, g.to(device), momentum, tuple(f.to(device) for f in factors), scale.to(device), bits=bits, seed=seed, **SETTINGS)
+    held = read_momentum(momentum, p.shape, bits).cpu().double() if bits else None
+    return p.cpu().double(), held, exact, average
+
+
+def check(step, bits, dtype, device="cpu", **sizes):
+    """Errors as large as the bits allow, and without a bias."""
+    found, held, exact, average = walk(step, bits, dtype, device, **sizes)
+    momentum_error = {0: 0.0, 4: 0.15, 8: 0.01, 32: 1e-6}[bits]  # of a standard deviation
+    error = found - exact
+    allowed = 1e-6 + momentum_error * 0.013 + (0.002 if dtype == torch.bfloat16 else 0)
+    assert error.square().mean().sqrt() < allowed
+    assert error.mean().abs() < 4 * allowed / found.numel() ** 0.5 + 1e-7
+    if bits:
+        relative = (held - average).square().mean().sqrt() / average.square().mean().sqrt()
+        assert relative < 3 * momentum_error + 1e-6
+        assert bits != 4 or relative > 0.01  # it really is in few bits
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_adams_but_for_rounding(bits, dtype):
+    check(reference.rounded_step_, bits, dtype, rows=64, columns=150)
+
+
+def test_stochastic_rounding_keeps_the_expectation_where_the_nearest_value_keeps_nothing():
+    p = torch.full((40_000,), 0.02, dtype=torch.bfloat16)
+    nearest, start = p.clone(), float(p[0])
+    for seed in range(10):  # each step is a hundredth of the distance between neighbouring values
+        reference.rounded_step_(p, torch.ones_like(p), (), None, torch.ones(1), bits=0, seed=seed,
+                                rate=1e-6, decay=0.0, beta=0.0, correction=1.0)  # fmt: skip
+        nearest.sub_(1e-6)
+    assert float(nearest.float().mean()) == start
+    assert start - float(p.float().mean()) == pytest.approx(1e-5, rel=0.1)
+
+
+def test_rounding_takes_one_of_the_two_neighbours_and_leaves_exact_values_alone():
+    x = torch.randn(2000)
+    up = stochastic_round(x).float()
+    assert ((up - x).abs() <= x.abs() * 2**-7).all() and (up != x).any()
+    exact = x.bfloat16().float()
+    assert torch.equal(stochastic_round(exact).float(), exact)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_momentum_is_unbiased_and_as_small_as_it_says(bits):
+    values = torch.randn(5, 100)
+    sums = torch.zeros_like(values)
+    for seed in range(300):
+        momentum = new_momentum(values, bits)
+        reference._write_momentum(momentum, values, bits, torch.Generator().manual_seed(seed))
+        sums += read_momentum(momentum, values.shape, bits)
+    torch.testing.assert_close(sums / 300, values, rtol=0.0, atol=0.12 if bits == 4 else 0.01)
+    large = new_momentum(torch.zeros(1024, 1024, device="meta"), bits)
+    assert sum(t.nbytes for t in large) <= 1024 * 1024 * (bits / 8 + 4 / 128)
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8, 32])
+def test_a_gradient_that_is_no_number_changes_nothing(bits):
+    p = torch.randn(30, 20)
+    momentum = new_momentum(p, bits)
+    before = [t.clone() for t in (p, *momentum)]
+    reference.rounded_step_(p, torch.full_like(p, float("nan")), momentum, None, torch.tensor([float("nan")]), bits=bits, seed=0,
+                            **SETTINGS)  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum), strict=True))
+
+
+KERNEL = """
+import torch
+from newllm_lib.ops.rounded_step import new_momentum, reference, triton
+from tests.ops.test_rounded_step import SETTINGS, check
+for bits in (0, 4, 8, 32):
+    for dtype in (torch.float32, torch.bfloat16):
+        check(triton.rounded_step_, bits, dtype)
+    p = torch.randn(30, 20)
+    momentum = new_momentum(p, bits)
+    before = [t.clone() for t in (p, *momentum)]
+    nan = torch.tensor([float("nan")])
+    triton.rounded_step_(p, torch.randn(30, 20), momentum, None, nan, bits=bits, seed=0, **SETTINGS)
+    assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum)))
+x, factors = torch.randn(40, 130), (torch.rand(40), torch.rand(130))
+torch.testing.assert_close(triton.weighted_square_sum(x, factors), reference.weighted_square_sum(x, factors))
+print("equal")
+"""
+
+
+def test_the_kernel_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [0, 4, 8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_on_a_gpu(bits, dtype):
+    from newllm_lib.ops.rounded_step import triton
+
+    check(triton.rounded_step_, bits, dtype, "cuda", rows=513, columns=771)

@@ -1,0 +1,112 @@
+"""The recipe's memory keys, through a whole training: what they change, what they refuse, and that a run goes on exactly."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from newllm_lib.device import probe
+from newllm_lib.errors import Interrupted, UsageError
+from newllm_lib.evaluation.load import load_run
+from newllm_lib.recipe import load_recipe
+from newllm_lib.training import train, trainer
+from newllm_lib.training.lowmem.plan import refuse
+from tests.training.test_resume import write_text
+
+LIGHT = {
+    "weights_dtype": "bf16", "optimizer": "adafactor", "step_in_backward": True, "gradient_checkpointing": "offload",
+    "micro_batch_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    return tmp_path
+
+
+def recipe(folder, name="run", **changes):
+    return load_recipe(
+        "demo",
+        {
+            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 4,
+            "hidden_size": 128, "context_dim": 128, "mlp_size": 128, "num_layers": 1, "epochs": 1, "max_steps": 12,
+            "logging_steps": 1, "output_dir": str(folder / name), "dropout": 0.1, "carry_state": False, **changes,
+        },
+    )  # fmt: skip
+
+
+def curve(run):
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
+
+
+def losses(run):
+    return torch.tensor([row["loss"] for row in curve(run) if "loss" in row])
+
+
+def test_checkpointing_changes_nothing_but_memory(folder):
+    plain, again = (train(recipe(folder, how, gradient_checkpointing=how)) for how in ("off", "on"))
+    assert curve(plain) == curve(again)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_light_training_follows_the_heavy_one_and_saves_half_the_bytes(folder, optimizer):
+    heavy = train(recipe(folder, "heavy", dropout=0.0, optimizer="adamw" if optimizer == "adafactor" else optimizer))
+    light = train(recipe(folder, "light", dropout=0.0, **{**LIGHT, "optimizer": optimizer}))
+    torch.testing.assert_close(losses(light), losses(heavy), rtol=0.05, atol=0.0)
+    norms = [torch.tensor([row["grad_norm"] for row in curve(run) if "loss" in row]) for run in (heavy, light)]
+    assert (norms[1][0] / norms[0][0]) == pytest.approx(1.0, rel=0.02)
+    with safe_open(light.latest_checkpoint() / "model.safetensors", "pt") as weights:
+        kinds = {(len(weights.get_slice(k).get_shape()) > 1, weights.get_slice(k).get_dtype()) for k in weights.keys()}  # noqa: SIM118
+    assert kinds == {(True, "BF16"), (False, "F32")}
+    assert next(load_run(light)[0].parameters()).isfinite().all()
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_a_stopped_light_run_goes_on_bit_by_bit(folder, monkeypatch, optimizer):
+    """Rounding, quantised states, dropout and the norms that clip the next step: all as if nothing had happened."""
+    keys = {**LIGHT, "optimizer": optimizer, "max_grad_norm": 0.5}
+    whole = train(recipe(folder, "whole", **keys))
+    step = trainer.RunTrainer.training_step
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), 15)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", stop)
+    with pytest.raises(Interrupted):
+        train(recipe(folder, **keys))
+    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
+    run = train(recipe(folder, **keys))
+    assert curve(run) == curve(whole)
+
+
+def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    for changes, words in (
+        ({"weights_dtype": "bf16"}, "loses small steps with adamw"),
+        ({"step_in_backward": True, "micro_batch_size": 2}, "gradient_checkpointing on or offload"),
+        ({**LIGHT, "optimizer": "muon", "momentum_bits": 0}, "Muon is its momentum"),
+        ({"optimizer": "adamw8bit"}, "torchao"),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            train(recipe(folder, **changes))
+        assert "\n" not in str(error.value)
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    for changes, words in ((LIGHT, "has no bf16"), ({"step_in_backward": True}, "loss scaling")):
+        with pytest.raises(UsageError, match=words):
+            refuse(recipe(folder, **changes), probe())
+    refuse(recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe())  # what a T4 can have
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adamw4bit"])
+def test_torchaos_optimizers_train(folder, optimizer):
+    pytest.importorskip("torchao")
+    run = train(recipe(folder, **{**LIGHT, "optimizer": optimizer}))
+    assert losses(run)[-1] < losses(run)[0]
