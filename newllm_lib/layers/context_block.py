@@ -64,7 +64,7 @@ class ContextVector(nn.Module):
         start = None if starts is None else starts[:, 0].contiguous()
         u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
         y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size])
-        return self.out(y).unsqueeze(1), new
+        return u.unsqueeze(1), y.unsqueeze(1), new
 
 
 class TokenMLP(nn.Module):
