@@ -11,9 +11,9 @@ from torch import Tensor
 
 from newllm_lib.ops.rounded_step import new_momentum, rounded_step_
 from newllm_lib.training.lowmem.rounded import RoundedOptimizer
+from newllm_lib.training.muon import orthogonal
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration: steepest at zero, singular values end in 0.7 .. 1.2
-_ITERATIONS = 5
+_COEFFICIENTS, _ITERATIONS, _TINY = (3.4445, -4.7750, 2.0315), 5, 1e-7  # torch.optim.Muon's
 
 
 class RoundedMuon(RoundedOptimizer):
@@ -30,27 +30,17 @@ class RoundedMuon(RoundedOptimizer):
 
     def update(self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int) -> None:
         beta, bits = group["momentum"], group["momentum_bits"]
+        rows, columns = parameter.shape
         average = torch.zeros_like(parameter, dtype=torch.float32)  # becomes the new momentum: 0 (1 - 1) + 1 m
         rounded_step_(
             average, parameter.grad, state["momentum"], None, scale, rate=-1.0, decay=1.0, beta=beta, correction=1.0, bits=bits,
             seed=seed,
         )  # fmt: skip
         direction = average.mul_(beta).add_(parameter.grad * scale, alpha=1 - beta)  # Nesterov's
+        wide = direction.nan_to_num_().bfloat16() if rows <= columns else direction.nan_to_num_().bfloat16().T
+        made = orthogonal(wide[None], _COEFFICIENTS, _ITERATIONS, _TINY)[0]
         alive = torch.where(scale.isfinite(), 1.0, scale)
-        rows, columns = parameter.shape
         rounded_step_(
-            parameter, orthogonal(direction.nan_to_num_()), (), None, alive, rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
+            parameter, made if rows <= columns else made.T, (), None, alive, rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
             decay=group["lr"] * group["weight_decay"], beta=0.0, correction=1.0, bits=0, seed=seed ^ 0x2545F491,
         )  # fmt: skip
-
-
-def orthogonal(x: Tensor) -> Tensor:
-    """The matrix (rows, columns) with its singular values near one, in bfloat16, by Newton and Schulz's iteration."""
-    wide = x.shape[0] <= x.shape[1]
-    y = (x if wide else x.T).to(torch.bfloat16)
-    y = y / (y.norm() + 1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        gram = y @ y.T
-        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return y if wide else y.T
