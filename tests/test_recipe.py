@@ -302,6 +302,7 @@ ELSEWHERE = {
     "data", "data_dir", "max_samples", "streaming", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
     "carry_state",  # tests/training
+    "sample_tokens",  # tests/training/test_samples.py
     "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
     "weights_dtype", "momentum_bits", "step_in_backward",  # tests/training/lowmem

@@ -29,6 +29,9 @@ class RunKeys:
         5.0, "save at least this often (also at each epoch's end)", "run", identity=False, minimum=0.0
     )
     keep_checkpoints: int = key(2, "checkpoints kept (besides best and last)", "run", identity=False, minimum=1)
+    sample_tokens: int = key(
+        24, "tokens in each of the sample answers that are written at every evaluation (0: none)", "run", identity=False, minimum=0
+    )
     report_to: str = key(
         "none", "also report to one of these", "run", identity=False, choices=("none", "tensorboard", "wandb", "trackio")
     )

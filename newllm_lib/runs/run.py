@@ -26,6 +26,7 @@ class Run:
         self.last = self.path / "last"
         self.log = self.path / "train.log"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_path = self.path / "samples.jsonl"
         self.curves = self.path / "curves.png"
         self.status_path = self.path / "status.json"
         self.lock_path = self.path / "run.lock"

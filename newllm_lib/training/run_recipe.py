@@ -41,6 +41,7 @@ from newllm_lib.training.estimate import check_memory, estimate, micro_batch_siz
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
+from newllm_lib.training.samples import forget_after as forget_samples_after
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
 
@@ -216,6 +217,7 @@ def _steps(recipe: Recipe, data) -> tuple[int, int]:
 def _forget_rows_after(run: Run, checkpoint) -> None:
     """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
     step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
+    forget_samples_after(run, step)
     rows = [row for row in run.metrics() if row["step"] <= step]
     atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 

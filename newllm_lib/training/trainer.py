@@ -24,6 +24,7 @@ from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
+from newllm_lib.training.samples import Samples
 
 
 def _collate(batch: dict) -> dict:
@@ -40,6 +41,7 @@ class RunTrainer(Trainer):
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
+        self.samples = Samples(run, data, recipe.sample_tokens)
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
         self._interval_pause = 0.0  # seconds of evaluating and saving, which are not training time
@@ -163,6 +165,8 @@ class RunTrainer(Trainer):
         self._append({**row, "best": best, "time": round(time.time(), 3)})
         if self.is_world_process_zero():
             self.log_block.validation_line(metrics, best)
+            with torch.compiler.set_stance("force_eager"):
+                self.samples.take(model, step, row["epoch"], metrics["bits_per_byte"])
             if best:
                 self._save_for_use(self.run.best)
             plot_curves(self.run)

@@ -78,7 +78,7 @@ def main() -> None:
         ended_by_itself = os.WIFEXITED(os.waitpid(pid, 0)[1])
         if ended_by_itself:  # it was done before the kill came: a new run goes on being killed
             assert curve(folder, "killed") == curve(folder, "whole")
-            os.rename(folder / "killed", folder / f"finished-{done}")
+            os.rename(folder / "killed", folder / f"finished-{time.monotonic_ns()}")  # perhaps several in a row
             continue
         done += 1
     if os.waitpid(start(folder, "killed"), 0)[1]:

@@ -1,0 +1,48 @@
+"""Sample answers at each evaluation, kept in the run's folder: `samples.jsonl` (all) and `samples.md` (beside each other)."""
+
+from __future__ import annotations
+
+import json
+
+from newllm_lib import console
+from newllm_lib.evaluation.samples import Prompts, answer, as_markdown
+from newllm_lib.runs import Run, atomic_write_text
+
+_SHOWN = 60  # characters of an answer in the log
+
+
+class Samples:
+    """Asks the same prompts again and again."""
+
+    def __init__(self, run: Run, data, tokens: int):
+        self.run, self.tokenizer, self.tokens = run, data.tokenizer, tokens
+        self.prompts = Prompts(data.validation, data.tokenizer) if tokens else None
+
+    def take(self, model, step: int, epoch: float, bits_per_byte: float) -> None:
+        """Answer, write, and show the first answer in the log, with a warning if the answers are degenerate."""
+        if self.prompts is None:
+            return
+        row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}
+        row |= answer(model, self.tokenizer, self.prompts, self.tokens)
+        rows = [*rows_of(self.run), row]
+        atomic_write_text(self.run.samples_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), durable=False)
+        atomic_write_text(self.run.path / "samples.md", as_markdown(rows, self.run.name), durable=False)
+        first = " ".join(row["answers"][0].split()) or "(nothing)"
+        console.say(f'  "{self.prompts.texts[0]}" → {first[:_SHOWN]}{"…" if len(first) > _SHOWN else ""}')
+        if row["warning"] and step:
+            console.say(f"  {row['warning']} (samples.md shows them)")
+
+
+def rows_of(run: Run) -> list[dict]:
+    """The samples taken so far, oldest first."""
+    if not run.samples_path.is_file():
+        return []
+    return [json.loads(line) for line in run.samples_path.read_text(encoding="utf-8").splitlines()]
+
+
+def forget_after(run: Run, step: int) -> None:
+    """Drop samples past `step`: they are taken again."""
+    rows = rows_of(run)
+    kept = [row for row in rows if row["step"] <= step]
+    if len(kept) < len(rows):
+        atomic_write_text(run.samples_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), durable=False)
