@@ -29,7 +29,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         UsageError: it needs a package that is not installed.
     """
-    matrices = block_matrices(model) if recipe.optimizer == "muon" else []
+    # Muon makes all singular values of an update equal: adapters, of a rank chosen to be low, are AdamW's.
+    matrices = block_matrices(model) if recipe.optimizer == "muon" and not recipe.lora_rank else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [

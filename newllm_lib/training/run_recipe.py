@@ -34,6 +34,7 @@ from newllm_lib.runs import (
     remove_directory,
     write_status,
 )  # fmt: skip
+from newllm_lib.training.adapters import BASE, add_adapters, keep_base
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, Signals, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves
@@ -68,6 +69,8 @@ def train(recipe: Recipe) -> Run:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model == "tiny_gpt2":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another.")
+    if recipe.lora_rank and recipe.from_run is None:
+        raise UsageError("--lora_rank trains adapters beside weights that have learned something: name their run with --from.")
     check_memory(recipe, device)
     if not run.checkpoints() and not (copy and copy.checkpoints()):
         find_start(recipe)  # refuses what is not there before anything is made
@@ -296,7 +299,7 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
 
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
     set_seed(recipe.seed)
-    model = make_model(recipe, torch.device(device.torch_device), lambda: _model(recipe, data, checkpoint, start, device))
+    model = make_model(recipe, torch.device(device.torch_device), lambda: _model(recipe, run, data, checkpoint, start, device))
     if checkpoint:
         check_weights(checkpoint, model)
     how = _compilation(recipe, device)
@@ -331,12 +334,16 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
 _LARGE = 200_000_000  # parameters from which on a model is made on its GPU: a small machine's host could not hold it
 
 
-def _model(recipe: Recipe, data, checkpoint, start: Start | None, device: Device):
+def _model(recipe: Recipe, run: Run, data, checkpoint, start: Start | None, device: Device):
     """The model to train: fresh, the start's, or (to be filled by the Trainer) of the sizes that the checkpoint has."""
     if recipe.from_run is None:
         large = count_parameters(model_config(recipe, len(data.tokenizer))) > _LARGE
         return build_model(recipe, len(data.tokenizer), data.tokenizer, device.torch_device if large else None)
-    return load_model(checkpoint or start.folder, recipe)
+    if not recipe.lora_rank:
+        return load_model(checkpoint or start.folder, recipe)
+    if not checkpoint:
+        keep_base(run, start.folder)
+    return add_adapters(load_model(run.path / BASE, recipe), recipe, run.path / BASE)
 
 
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
@@ -367,7 +374,9 @@ def _compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    return "graphs" if _dtype(recipe, device) == "bf16" else "on"  # with loss scaling (fp16) graphs are not measured yet
+    if recipe.lora_rank:  # with adapters, and with loss scaling (fp16), graphs are not measured yet
+        return "on"
+    return "graphs" if _dtype(recipe, device) == "bf16" else "on"
 
 
 def _say_finished(run: Run) -> None:

@@ -18,6 +18,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_directory, staged_directory, write_status
+from newllm_lib.training.adapters import load_adapters, save_adapted
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves
@@ -193,9 +194,26 @@ class RunTrainer(Trainer):
     def _save_for_use(self, folder: Path) -> None:
         """Model and tokenizer, all that `from_pretrained` needs; whole or not there."""
         with staged_directory(folder) as staging:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(staging)
+            self._save_model(staging)
             self.data.tokenizer.save_pretrained(staging)
+
+    def _save_model(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.recipe.lora_rank:
+            save_adapted(model, folder)
+        else:
+            model.save_pretrained(folder)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        if not self.recipe.lora_rank:
+            return super()._save(output_dir, state_dict)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        self._save_model(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        if not self.recipe.lora_rank:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_adapters(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _get_output_dir(self, trial=None) -> str:
         """Where the Trainer writes a checkpoint: while saving, the temporary folder that is renamed when it is whole."""
