@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 FILES = {
-    "dailydialog": "dailydialog.validation.txt", "code_alpaca": "code_alpaca_2k.json", "hh_rlhf": "hh-rlhf.harmless.first-half.jsonl.gz",
+    "dailydialog": "dailydialog.validation.txt", "code_alpaca": "code_alpaca_2k.json",
+    "hh_rlhf": "hh-rlhf.harmless.first-half.jsonl.gz",
 }  # fmt: skip
 SMALL = {"batch_size": 32, "logging_steps": 20, "keep_checkpoints": 1, "save_minutes": 60}  # these pieces are small
 MUON = {"optimizer": "muon", "schedule": "wsd", "learning_rate": 6e-3, "learning_rate_batch_size": 128}
@@ -115,7 +116,8 @@ def answers_page(results: list[dict]) -> str:
     lines = []
     for result in results:
         ways = [("before", result["start"]), ("fine-tuned", result["from-chitchat"]), ("from scratch", result["scratch"])]
-        lines += [f"## {result['set']}, {result['model']}", "", "| prompt | " + " | ".join(w for w, _ in ways) + " |", "|---" * 4 + "|"]
+        lines += [f"## {result['set']}, {result['model']}", "", "| prompt | " + " | ".join(w for w, _ in ways) + " |"]
+        lines.append("|---" * 4 + "|")
         for i, prompt in enumerate(ways[0][1]["answers"]["prompts"]):
             cells = [prompt, *(w["answers"]["answers"][i] for _, w in ways)]
             lines.append("| " + " | ".join(" ".join(c.replace("|", "/").split()) or "(nothing)" for c in cells) + " |")

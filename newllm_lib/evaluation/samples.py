@@ -104,8 +104,8 @@ def as_markdown(rows: Sequence[dict], name: str, most: int = 12) -> str:
     """
     if len(rows) > most:
         rows = [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-    lines = [f"# What {name} says", "", "The most probable answers at each evaluation, cut at a fixed length. distinct-n: share of"]
-    lines += ["different n-tuples of tokens in all answers; low where a model repeats itself.", ""]
+    lines = [f"# What {name} says", "", "The most probable answers at each evaluation, cut at a fixed length."]
+    lines += ["distinct-n: share of different n-tuples of tokens in all answers; low where a model repeats itself.", ""]
     lines += ["| step | epoch | bits/byte | distinct-1 | distinct-2 | tokens | empty | repeating | |", "|---:" * 8 + "|---|"]
     for row in rows:
         figures = f"{row['epoch']:.3g} | {row['bits_per_byte']:.3f} | {row['distinct_1']:.2f} | {row['distinct_2']:.2f}"

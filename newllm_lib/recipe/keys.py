@@ -30,8 +30,9 @@ class RunKeys:
     )
     keep_checkpoints: int = key(2, "checkpoints kept (besides best and last)", "run", identity=False, minimum=1)
     sample_tokens: int = key(
-        24, "tokens in each of the sample answers that are written at every evaluation (0: none)", "run", identity=False, minimum=0
-    )
+        24, "tokens in each of the sample answers that are written at every evaluation (0: none)", "run", identity=False,
+        minimum=0,
+    )  # fmt: skip
     report_to: str = key(
         "none", "also report to one of these", "run", identity=False, choices=("none", "tensorboard", "wandb", "trackio")
     )

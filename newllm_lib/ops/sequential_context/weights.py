@@ -37,6 +37,6 @@ def adapted_weight(linear: nn.Module) -> torch.Tensor:
     weight = linear.get_base_layer().weight
     for name in linear.active_adapters:
         if linear.training and getattr(linear.lora_dropout[name], "p", 0.0):
-            raise UsageError("lora_dropout cannot be had with the sequential recurrence, which reads its weights whole: set it to 0.")
+            raise UsageError("lora_dropout cannot be had with the sequential recurrence (it reads weights whole): set it to 0.")
         weight = weight + linear.get_delta_weight(name)
     return weight
