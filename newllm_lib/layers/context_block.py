@@ -59,7 +59,7 @@ class ContextVector(nn.Module):
         return u, y, torch.cat([context, tail.reshape(batch, -1).float()], -1)
 
     def _step(self, x, state, starts):
-        """The same for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
+        """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if starts is None else starts[:, 0].contiguous()
         u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
