@@ -26,13 +26,13 @@ FILES = {
 }  # fmt: skip
 SMALL = {"batch_size": 32, "logging_steps": 20, "keep_checkpoints": 1, "save_minutes": 60}  # these pieces are small
 MUON = {"optimizer": "muon", "schedule": "wsd", "learning_rate": 6e-3, "learning_rate_batch_size": 128}
-FINE_TUNING = ({"learning_rate": 3e-4}, {"learning_rate": 1e-3}, {"learning_rate": 3e-3})
+FINE_TUNING = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 3e-4})
 START_SIZES = {"num_layers": 4, "hidden_size": 256, "context_dim": 256, "mlp_size": 1024}
 SCRATCH = (
-    {"learning_rate": 3e-3},  # the recipe's own sizes: one layer
-    {"learning_rate": 3e-3, "vocab_size": 1024},
     {**START_SIZES, "learning_rate": 3e-3, "vocab_size": 1024},
+    {"learning_rate": 3e-3, "vocab_size": 1024},  # the recipe's own size: one layer
     {**START_SIZES, **MUON, "vocab_size": 1024},
+    {"learning_rate": 3e-3},
     {**START_SIZES, **MUON},
 )
 
@@ -91,13 +91,15 @@ def tested(run: str, data: Path) -> dict:
     return figures | {"answers": answer(model, tokenizer, Prompts(split, tokenizer), 40)}
 
 
-def one_set(name: str, model: str, start: str, common: dict, quick: bool) -> dict:
+def one_set(name: str, model: str, start: str, common: dict, most: int) -> dict:
     """Start, fine-tuned and from scratch on one set; each way by its best trial on the validation split."""
     data = Path("sets") / name
-    tuning, scratch = (FINE_TUNING[:1], SCRATCH[:1]) if quick else (FINE_TUNING, SCRATCH)
     common = {**common, "model": model}
-    trials = [trial(name, "from-chitchat", i, data, common, {**c, "from_run": start}) for i, c in enumerate(tuning)]
-    trials += [trial(name, "scratch", i, data, common, {**c, "from_run": "none"}) for i, c in enumerate(scratch)]
+    ways = {"from-chitchat": (FINE_TUNING, {"from_run": start}), "scratch": (SCRATCH, {"from_run": "none", "sample_tokens": 0})}
+    trials = [
+        trial(name, label, number, data, common, {**choices, **way})
+        for label, (those, way) in ways.items() for number, choices in enumerate(those[:most])
+    ]  # fmt: skip
     result = {"set": name, "model": model, "trials": trials, "start": tested(start, data)}
     for label in ("from-chitchat", "scratch"):
         best = min((t for t in trials if t["label"] == label), key=lambda t: t["validation"])
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--compile", default="off", help="short runs: compiling takes longer than it gains")
     parser.add_argument("--work", type=Path, default=Path("dialogue_transfer"), help="runs and split data")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--trials", type=int, default=5, help="at most so many for each way")
     parser.add_argument("--start", help="a run that was pretrained already")
     parser.add_argument("--quick", action="store_true", help="a few steps only: to see that it works")
     arguments = parser.parse_args()
@@ -153,11 +156,11 @@ def main() -> None:
     results = []
     for model in arguments.models.split(","):
         began = time.monotonic()
-        pretraining = {"model": model, "compile": arguments.compile, **few, "output_dir": f"runs/{model}_demo"}
+        pretraining = {"model": model, **few, "output_dir": f"runs/{model}_demo"}
         start = arguments.start or str(train(load_recipe("demo", pretraining)).path)
         print(f"PRETRAINED {start} ({time.monotonic() - began:.1f} s)", flush=True)
         for name in sources:
-            results.append(one_set(name, model, start, common, arguments.quick))
+            results.append(one_set(name, model, start, common, 1 if arguments.quick else arguments.trials))
             (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
             (out / "answers.md").write_text(answers_page(results), encoding="utf-8")
 
