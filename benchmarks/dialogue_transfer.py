@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("dialogue_transfer"), help="runs and split data")
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--trials", type=int, default=5, help="at most so many for each way")
+    parser.add_argument("--force", action="store_true", help="beside other runs on the same GPU")
     parser.add_argument("--start", help="a run that was pretrained already")
     parser.add_argument("--quick", action="store_true", help="a few steps only: to see that it works")
     arguments = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> None:
     from newllm_lib.training import train
 
     few = {"max_steps": 6, "patience": 1} if arguments.quick else {}
-    common = {"compile": arguments.compile, "epochs": 16, "patience": 3, **few}
+    common = {"compile": arguments.compile, "epochs": 16, "patience": 3, "force": arguments.force, **few}
     results = []
     for model in arguments.models.split(","):
         began = time.monotonic()

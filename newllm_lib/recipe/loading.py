@@ -18,6 +18,7 @@ from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_nam
 from newllm_lib.runs import Run
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
+_PART = "max_samples"  # the condition that only a part of the data is used
 _KNOWN = [f.name for f in fields(Recipe)]
 
 
@@ -115,6 +116,8 @@ def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, d
         kind = device_kind or _probe_kind()
     chosen = {**values, **overrides}
     conditions = {str(kind), *(str(chosen.get(k, _default(k))) for k in ("model", "protocol", "recurrence"))}
+    if Recipe(max_samples=chosen.get("max_samples")).max_samples is not None:
+        conditions.add(_PART)
     for condition, part in sections.items():
         _check_condition(condition, path)
         check_keys(part, f"{path}, when: {condition}", _KNOWN)
@@ -162,7 +165,8 @@ def _find(name_or_path: str) -> Path:
 
 
 def _check_condition(condition: str, path: Path) -> None:
-    known = [*KINDS, *(c for f in fields(Recipe) if f.name in ("model", "protocol", "recurrence") for c in f.metadata["choices"])]
+    named = [f for f in fields(Recipe) if f.name in ("model", "protocol", "recurrence")]
+    known = [*KINDS, _PART, *(choice for f in named for choice in f.metadata["choices"])]
     if condition not in known:
         raise UsageError(f"Unknown condition {condition!r} under `when:` in {path}: use one of {', '.join(known)}.")
 

@@ -42,6 +42,7 @@ from newllm_lib.training.estimate import check_memory, estimate, micro_batch_siz
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
+from newllm_lib.training.report import report
 from newllm_lib.training.samples import forget_after as forget_samples_after
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
@@ -85,10 +86,8 @@ def train(recipe: Recipe) -> Run:
             kept.begin()
             write_status(run, state="running", message="preparing")
             with kernels(recipe.kernels != "off"):
-                finished = _train_locked(recipe, run, device, was_finished=before["state"] == "done")
+                _train_locked(recipe, run, device, was_finished=before["state"] == "done")
             write_status(run, state="done", message="finished")
-            if finished:
-                _say_finished(run)
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(run, state="interrupted", message=str(stop) or "interrupted; what came after the last save is lost")
             raise
@@ -142,8 +141,8 @@ def _free_name(run: Run) -> str:
     return str(run.path.with_name(f"{run.name}_{number}"))
 
 
-def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> bool:
-    """Prepare the data and train until done; False if the run was finished before."""
+def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
+    """Prepare the data and train until done."""
     checkpoint = _checkpoint_to_resume(recipe, run)
     if checkpoint:
         check_folder(checkpoint)
@@ -151,11 +150,11 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
     start = _start(recipe, run, checkpoint, progress)
     tokenizer = tokenizer_for(start, checkpoint if recipe.from_run else None)
     with contextlib.closing(prepare(recipe, tokenizer=tokenizer, saved=progress.data_state)) as data:
-        return _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
+        _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
 
 
-def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> bool:
-    """Train on prepared data until done; False if the run was finished before."""
+def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> None:
+    """Train on prepared data until done, and say what came out; nothing if the run was finished before."""
     if progress.data_fingerprint not in ("", data.fingerprint):
         raise UsageError(
             f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
@@ -166,12 +165,14 @@ def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finish
     steps_per_epoch, total = _steps(recipe, data)
     if checkpoint and recipe.resume == "auto" and (was_finished or checkpoint_step(checkpoint) >= total):
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
-        return False
+        return
     _forget_rows_after(run, checkpoint)
     _set_aside_after(run, checkpoint)
     _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start)
     _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start)
-    return True
+    write_status(run, state="done", message="finished")  # a report that is cut off must not make it train again
+    _say_finished(run)
+    report(recipe, run, data)
 
 
 def _start(recipe: Recipe, run: Run, checkpoint, progress: Progress) -> Start | None:
