@@ -84,3 +84,39 @@ def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, monkeypatch):
     whole, stopped = losses(tmp_path / "whole"), losses(tmp_path / "stopped")
     assert whole.keys() == stopped.keys()
     assert all(abs(whole[step] - stopped[step]) < 1e-3 for step in whole)
+
+
+def test_phase7_learns_on_a_gpu_with_kernels_and_without(tmp_path):
+    """The same losses, within what other sums round to, whether our kernels run or plain torch."""
+    write_text(tmp_path)
+    found = []
+    for kernels in ("auto", "off"):
+        sizes = {"num_heads": 2, "ssm_ranks": 8, "attention_window": 16, "htt_rank": 8, "dropout": 0.0}
+        path = str(tmp_path / kernels)
+        train(recipe(tmp_path, model="phase7", kernels=kernels, output_dir=path, dtype="fp32", optimizer="adamw", **sizes))
+        rows = [json.loads(line) for line in (tmp_path / kernels / "metrics.jsonl").read_text().splitlines()]
+        found.append([row["loss"] for row in rows if "loss" in row])
+    assert found[0][-1] < 0.7 * found[0][0]
+    assert found[0][:20] == pytest.approx(found[1][:20], rel=2e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False}])
+def test_phase7_on_gpu_and_cpu_agree(changes, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"num_heads": 2, "ssm_ranks": 8, "attention_window": 16, "htt_rank": 8, "dropout": 0.0}
+    model = build_model(recipe(tmp_path, model="phase7", **sizes, **changes), 300)
+    model.config.bos_token_id = 0
+    ids = torch.randint(0, 300, (3, 77))
+    mask = torch.ones(3, 77, dtype=torch.long)
+    mask[1, :9] = 0
+    on_cpu, on_gpu = [], []
+    for place, results in (("cpu", on_cpu), ("cuda", on_gpu)):
+        model.to(place).train()
+        model.zero_grad()
+        model(ids.to(place), labels=ids.to(place)).loss.backward()
+        results.extend(p.grad.cpu() for p in model.parameters())
+        output = model.eval()(ids.to(place), attention_mask=mask.to(place), use_cache=True)
+        step = model(ids[:, :1].to(place), state=output.state)
+        results.extend(x.cpu() for x in (output.logits[mask.bool().to(place)], output.state, step.logits))
+    for found, expected in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
