@@ -44,7 +44,8 @@ def check_memory(recipe: Recipe, device: Device) -> None:
     if need <= device.memory_gib:
         return
     held = f"{_weights_gib(recipe, count):.1f} of it for {count:,} parameters with gradients and optimizer"
-    keys = ["--gradient_checkpointing on"] if recipe.gradient_checkpointing == "off" else []
+    keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
+    keys += [] if recipe.weights_dtype == "bf16" else ["--weights_dtype bf16 --optimizer adafactor --step_in_backward true"]
     raise NewLLMError(
         f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
         f"{device.memory_gib:.1f}: {', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take "
@@ -79,7 +80,7 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
     # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input until then.
     kept = inputs * (recipe.batch_size if recipe.step_in_backward else sequences) * value
-    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
+    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe) * 4) + kept) / 2**30
 
 
 def _kept_channels(recipe: Recipe) -> int:
@@ -90,10 +91,9 @@ def _kept_channels(recipe: Recipe) -> int:
     return 18 * recipe.hidden_size + branch + 4 * recipe.mlp_size
 
 
-def _scores(recipe: Recipe, device: Device) -> int:
+def _scores(recipe: Recipe) -> int:
     """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
-    flash = recipe.flash_attention and (recipe.kernels != "off" or recipe.attention == "dot")
-    if recipe.model != "phase7" or (flash and device.tensor_core_dot):
+    if recipe.model != "phase7" or recipe.flash_attention:
         return 0
     layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
