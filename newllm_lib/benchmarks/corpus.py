@@ -1,7 +1,7 @@
 """Token ids for the quality benchmark: the same text, tokens and splits for every model, kept in one small folder.
 
-ChitChat: the conversations of the PyPI package, shuffled once; 250 to choose settings by, 250 others to report, the rest to
-train. Each conversation stands as lines "A: …" and "B: …"; a byte-level BPE of 4,096 is trained on the training part. WikiText-2:
+ChitChat: the conversations of the PyPI package, shuffled once; 500 to report, 250 others to choose settings by, the rest to
+train. Each conversation stands as lines "A: …" and "B: …"; a byte-level BPE of 4,096 is trained on all but the test part. WikiText-2:
 articles of text files in its format, cut 8 : 1 : 1. Every document begins with token 0, which is how a model knows.
 """
 
@@ -63,7 +63,7 @@ def open_corpus(name: str, folder: Path, text: Path | None = None) -> Corpus:
 
 
 def encode(name: str, parts: dict[str, list[str]], vocabulary: int = VOCABULARY) -> Corpus:
-    """Train the BPE on the training part and encode all three."""
+    """Train the BPE on all but the test part and encode all three."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -73,7 +73,7 @@ def encode(name: str, parts: dict[str, list[str]], vocabulary: int = VOCABULARY)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=["<start>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(parts["train"], trainer)
+    tokenizer.train_from_iterator(parts["train"] + parts["validation"], trainer)
     ids = {
         part: np.concatenate([np.array([0, *e.ids], dtype=np.uint16) for e in tokenizer.encode_batch(documents)])
         for part, documents in parts.items()
@@ -90,7 +90,7 @@ def _chitchat(text: Path | None) -> dict[str, list[str]]:
     names = sorted(conversations)
     random.Random(0).shuffle(names)
     documents = [_as_lines(conversations[name]["messages"]) for name in names]
-    return {"train": documents[250:500] + documents[750:], "validation": documents[:250], "test": documents[500:750]}
+    return {"train": documents[750:], "validation": documents[500:750], "test": documents[:500]}
 
 
 def _as_lines(turns: list) -> str:

@@ -6,6 +6,7 @@ key-value cache, whose window is made as long as the history. Untrained weights:
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 
@@ -49,6 +50,7 @@ def _sampling(*arguments) -> dict:
 
 
 def _by_steps(settings, size, history, batch, tokens, device) -> dict:
+    before = _allocated(device)
     model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
     steps = Steps(model, batch, Sampler(settings, [], device), [])
     reader = Reader(model)
@@ -60,9 +62,11 @@ def _by_steps(settings, size, history, batch, tokens, device) -> dict:
         start = time.perf_counter()
         steps.run(steps.at_once)
         times.append(time.perf_counter() - start)
-    _peak_reset(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     steps.run(steps.at_once)
-    return {"tokens_per_second": batch * steps.at_once / statistics.median(times), "mib": _peak(device)}
+    held = (torch.cuda.max_memory_allocated() - before) / 2**20 if device.type == "cuda" else None
+    return {"tokens_per_second": batch * steps.at_once / statistics.median(times), "mib": held}
 
 
 def _by_generate(model, history, batch, tokens, device) -> dict:
@@ -110,10 +114,7 @@ def _history(length: int) -> list[int]:
     return torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def _peak_reset(device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
+def _allocated(device) -> int:
+    """Bytes that others hold, garbage of the last measurement taken out."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if device.type == "cuda" else 0

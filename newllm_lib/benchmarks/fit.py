@@ -34,6 +34,7 @@ class Settings:
     epochs: float = 6.0
     warmup: int = 100
     decay: float = 0.5  # share of the steps over which the rates fall linearly to zero
+    train_on: tuple[str, ...] = ("train",)  # when settings are chosen, the validation part can be learned too
     carry: bool = True  # the state goes on from block to block (a model that has one)
     seed: int = 0
 
@@ -61,7 +62,8 @@ class Fit:
         self.model.train()
         began = time.monotonic()
         step = _Step(self.model, self.forward, settings, self.device)
-        per_epoch = (len(self.corpus.ids["train"]) - 1) // (settings.rows * settings.time)
+        text = np.concatenate([self.corpus.ids[part] for part in settings.train_on])
+        per_epoch = (len(text) - 1) // (settings.rows * settings.time)
         total = min(round(settings.epochs * per_epoch), limit_steps or 10**9)
         done, losses = 0, torch.zeros((), device=self.device)
         order = np.random.default_rng(settings.seed)
@@ -69,7 +71,7 @@ class Fit:
             losses.zero_()
             step.clear()
             count = min(per_epoch, total - done)
-            for ids, labels in self._epoch(settings, order, count, step.carries):
+            for ids, labels in self._epoch(text, settings, order, count, step.carries):
                 losses += step(ids, labels, _factor(done, total, settings))
                 done += 1
         if self.device.type == "cuda":
@@ -79,9 +81,9 @@ class Fit:
         result = {"train_loss": losses.item() / count, "seconds": seconds, "steps": total, "parameters": self.parameters}
         return result | {part: bits_per_byte(self.model, self.corpus, part, settings.time) for part in ("validation", "test")}
 
-    def _epoch(self, settings, order, count, carries):
+    def _epoch(self, ids, settings, order, count, carries):
         """Batches (rows, time) of one pass over the documents, in a new order."""
-        ids, rows, length = self.corpus.ids["train"], settings.rows, settings.time
+        rows, length = settings.rows, settings.time
         starts = np.append(np.flatnonzero(ids == 0), len(ids))
         stream = np.concatenate([ids[starts[i] : starts[i + 1]] for i in order.permutation(len(starts) - 1)])
         stream = torch.from_numpy(stream.astype(np.int64)).to(self.device)

@@ -1,0 +1,217 @@
+"""Who predicts best at the same parameters, tokens and tuning effort: New-LLM and its peers on the same text.
+
+Every model gets a grid of as many settings. The one that is best on the validation text is trained again, on that text too and with
+other seeds, and the test text, which shares no document with either, is reported. A trial is a line of a journal: the same command goes on where it
+stopped, and several may work on one journal at once (each group of trials that share a compiled model is locked by one of them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from newllm_lib.benchmarks.rows import Rows
+from newllm_lib.console import say
+from newllm_lib.errors import UsageError
+
+SEVERAL_SEEDS = ("new_llm", "attention")  # the comparison that counts; the others are trained once
+SEEDS = (0, 1, 2)
+SMOKE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a model of a size on a corpus, and how (`settings` of `fit.Settings`, `changes` of `peers.build`)."""
+
+    corpus: str
+    model: str
+    size: str
+    dropout: float
+    changes: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    smoke: bool = False  # a few steps only: the path, not the result
+
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def group(self) -> str:
+        """Trials of one group use the same compiled model."""
+        shape = {name: self.settings.get(name) for name in ("rows", "time")}
+        return json.dumps([self.corpus, self.model, self.size, self.dropout, self.changes, shape], sort_keys=True)
+
+    def contest(self) -> tuple[str, str, str]:
+        return self.corpus, self.model, self.size
+
+
+def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
+    """The settings that are tried: six at 4M parameters, three at the larger sizes, as many for each model.
+
+    Raises:
+        UsageError: no such model or size.
+    """
+    if model not in _GRID or size not in _RATES:
+        raise UsageError(f"No model {model!r} of size {size!r}: use {', '.join(_GRID)} and {', '.join(_RATES)}.")
+    tried = [
+        Trial(corpus, model, size, choice.get("dropout", 0.1), choice.get("changes", {}), {**_of(choice), "seed": 0}, smoke)
+        for choice in _GRID[model]
+    ]
+    if size == "4M":
+        return tried
+    factor = _RATES[size]
+    return [
+        replace(trial, settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]})
+        for trial in tried[:3]
+    ]
+
+
+def _of(choice: dict) -> dict:
+    return {name: value for name, value in choice.items() if name not in ("dropout", "changes")}
+
+
+_RATES = {"4M": 1.0, "10M": 0.7, "25M": 0.5}  # AdamW's rate falls with the width; Muon's does not
+_MUON = {"learning_rate": 6e-3, "muon_learning_rate": 0.02}
+_ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3}
+_GRID = {
+    "new_llm": [
+        _MUON, {**_MUON, "learning_rate": 1.2e-2}, {**_MUON, "dropout": 0.05}, {**_MUON, "muon_learning_rate": 0.01},
+        _ADAMW, {**_ADAMW, "learning_rate": 3e-3},
+    ],
+    "attention": [
+        {**_MUON, "rows": 32, "time": 512}, {**_MUON, "rows": 64, "time": 256}, {**_MUON, "rows": 32, "time": 512, "weight_decay": 0.3},
+        _MUON, {**_ADAMW, "rows": 32, "time": 512}, {**_MUON, "rows": 32, "time": 512, "muon_learning_rate": 0.01},
+    ],
+    "tiny_gpt2": [
+        {**_MUON, "learning_rate": 3e-3}, _MUON, {**_MUON, "learning_rate": 3e-3, "rows": 32, "time": 512},
+        {**_ADAMW, "learning_rate": 3e-3}, _ADAMW, {**_MUON, "learning_rate": 3e-3, "weight_decay": 0.3},
+    ],
+    "lstm": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.2) for rate in (3e-3, 6e-3, 1.5e-3)],
+    "seed": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.0) for rate in (1e-3, 2e-3, 5e-4)],
+}  # fmt: skip
+
+
+def run(
+    journal: Path, data: Path, *, corpora, models, sizes, seconds: float = float("inf"), device: str | None = None,
+    compile: bool = True, smoke: bool = False, text: Path | None = None,
+) -> None:  # fmt: skip
+    """Train what is missing in the journal, in order, until it is complete or the time is over (a trial is never broken off)."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    end = time.monotonic() + seconds
+    contests = [(c, m, s) for s in sizes for c in corpora for m in models]
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    tried: set[str] = set()
+    while time.monotonic() < end:
+        todo = [t for contest in contests for t in missing(journal, *contest, smoke) if t.key() not in tried]
+        for group in dict.fromkeys(t.group() for t in todo):
+            with _alone(journal, group) as mine:
+                if mine:
+                    trials = [t for t in todo if t.group() == group]
+                    tried.update(_train(journal, data, trials, end, device, compile, text))
+                    break
+        else:
+            return
+
+
+def _train(journal, data, trials: list[Trial], end: float, device: str, compile: bool, text) -> Iterator[str]:
+    """Train trials of one group; their keys."""
+    from newllm_lib.benchmarks import peers
+    from newllm_lib.benchmarks.corpus import open_corpus
+    from newllm_lib.benchmarks.fit import Fit, Settings
+
+    first = trials[0]
+    corpus = open_corpus(first.corpus, data, text)
+    window = first.settings.get("time", Settings().time)
+    fit = Fit(
+        lambda: peers.build(first.model, first.size, corpus.vocabulary, window, first.dropout, **first.changes),
+        corpus, device, compile and first.model not in ("lstm", "seed"),
+    )  # fmt: skip
+    for trial in trials:
+        if time.monotonic() > end:
+            return
+        result = fit.run(Settings(**trial.settings), SMOKE_STEPS if trial.smoke else None)
+        write(journal, trial, result)
+        say(
+            f"{trial.corpus} {trial.model} {trial.size} {trial.settings} dropout {trial.dropout} {trial.changes or ''}: "
+            f"validation {result['validation']:.4f}, test {result['test']:.4f} bits per byte, {result['seconds']:.1f} s"
+        )
+        yield trial.key()
+
+
+def missing(journal: Path, corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
+    """What has still to be trained for this contest: its grid, then the best of it with the other seeds."""
+    done = {trial.key() for trial, _ in read(journal)}
+    tried = grid(corpus, model, size, smoke)
+    left = [t for t in tried if t.key() not in done]
+    if left:
+        return left
+    best, _ = chosen(journal, corpus, model, size, smoke)
+    return [t for t in _seeds(best) if t.key() not in done]
+
+
+def chosen(journal: Path, corpus: str, model: str, size: str, smoke: bool = False) -> tuple[Trial, dict]:
+    """The trial of the grid that predicts the validation text best, and its result."""
+    keys = {t.key() for t in grid(corpus, model, size, smoke)}
+    return min(((t, r) for t, r in read(journal) if t.key() in keys), key=lambda pair: pair[1]["validation"])
+
+
+def _seeds(best: Trial) -> list[Trial]:
+    """The chosen settings with other seeds, trained on the validation text too, which has done its work."""
+    seeds = SEEDS if best.model in SEVERAL_SEEDS else SEEDS[:1]
+    return [replace(best, settings={**best.settings, "train_on": ["train", "validation"], "seed": seed}) for seed in seeds]
+
+
+def report(journal: Path, rows: Rows, *, corpora, models, sizes, smoke: bool = False) -> list[dict]:
+    """Rows and a summary of every contest that is complete: the test text's bits per byte, mean and deviation over seeds."""
+    found = []
+    for corpus, model, size in ((c, m, s) for s in sizes for c in corpora for m in models):
+        if missing(journal, corpus, model, size, smoke):
+            continue
+        best, result = chosen(journal, corpus, model, size, smoke)
+        keys = {t.key() for t in _seeds(best)}
+        results = [r for t, r in read(journal) if t.key() in keys]
+        test = [r["test"] for r in results]
+        how = ", ".join(f"{name} {value}" for name, value in {**best.settings, "dropout": best.dropout, **best.changes}.items())
+        note = f"{result['parameters']:,} parameters; {len(test)} seeds; best of {len(grid(corpus, model, size))} settings: {how}"
+        rows.add(model, f"bits per byte, {corpus} test, {size}", statistics.mean(test), "bit/byte", note)
+        if len(test) > 1:
+            rows.add(model, f"deviation over seeds, {corpus} test, {size}", statistics.stdev(test), "bit/byte", note)
+        summary = {"corpus": corpus, "model": model, "size": size, "parameters": result["parameters"], "test": statistics.mean(test)}
+        found.append({**summary, "seeds": len(test), "validation": result["validation"], "settings": how})
+    return found
+
+
+def read(journal: Path) -> list[tuple[Trial, dict]]:
+    """Every trial that was trained, with its result."""
+    if not journal.is_file():
+        return []
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    return [(Trial(**line["trial"]), line["result"]) for line in lines]
+
+
+def write(journal: Path, trial: Trial, result: dict) -> None:
+    """Append one trial."""
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"trial": asdict(trial), "result": result}) + "\n")
+
+
+@contextlib.contextmanager
+def _alone(journal: Path, group: str):
+    """Whether no other process trains this group; the lock goes with the process, however it ends."""
+    import hashlib
+
+    name = f".{journal.name}.{hashlib.sha256(group.encode()).hexdigest()[:12]}.lock"
+    with open(journal.with_name(name), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

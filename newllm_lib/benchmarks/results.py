@@ -1,0 +1,148 @@
+"""What stands in `results.csv`, as a table of the README and as pictures: nothing is typed twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from newllm_lib.benchmarks.rows import read
+from newllm_lib.errors import NewLLMError
+
+_BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
+_NAMES = {"new_llm": "New-LLM", "attention": "modern attention", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence"}
+
+
+def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
+    """The newest row of each model whose metric begins so, in the file's order."""
+    found: dict[tuple[str, str], dict] = {}
+    for row in rows:
+        if row["benchmark"] == benchmark and row["metric"].startswith(metric):
+            found[row["model"], row["metric"]] = row
+    return list(found.values())
+
+
+def write_tables(results: Path, readme: Path) -> bool:
+    """Put the tables of `results` between the README's marks; whether that changed it.
+
+    Raises:
+        NewLLMError: a file is missing, or the README has no mark for a table.
+    """
+    for file in (results, readme):
+        if not file.is_file():
+            raise NewLLMError(f"There is no {file}: run this in the clone's folder.")
+    rows, before = read(results), readme.read_text(encoding="utf-8")
+    after = before
+    for name, table in (("speed", speed_table(rows)), ("quality", quality_table(rows)), ("decode", decode_table(rows))):
+        begin, end = _BEGIN.format(name=name), _END.format(name=name)
+        part = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not part.search(after):
+            raise NewLLMError(f"{readme} has no place for the table {name}: put in {begin} and {end}.")
+        after = part.sub(lambda _, text=f"{begin}\n{table}\n{end}": text, after)
+    if after != before:
+        readme.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def speed_table(rows: list[dict]) -> str:
+    """Training steps, the slowest first."""
+    memory = {row["model"]: row["value"] for row in newest(rows, "speed", "peak memory")}
+    steps = sorted(newest(rows, "speed", "training step"), key=lambda row: float(row["value"]))
+    lines = [f"| {r['model']} | {float(r['value']) / 1e6:.2f} M | {_number(memory.get(r['model']), '.2f')} |" for r in steps]
+    return "\n".join(["| training step | tokens/s | GiB |", "|---|---:|---:|", *lines])
+
+
+def decode_table(rows: list[dict]) -> str:
+    """Tokens a second after a short and a long history."""
+    found = newest(rows, "decode", "decoding after")
+    histories = sorted({_history(r) for r in found})
+    heads = " | ".join(f"after {h:,} tokens" for h in histories)
+    lines = ["| one text, tokens/s | " + heads + " |", "|---" + "|---:" * len(histories) + "|"]
+    for model in dict.fromkeys(r["model"] for r in found):
+        speeds = {_history(r): r["value"] for r in found if r["model"] == model and r["metric"].endswith("batch 1")}
+        lines.append(f"| {model} | " + " | ".join(_number(speeds.get(h), ",.0f") for h in histories) + " |")
+    return "\n".join(lines)
+
+
+def quality_table(rows: list[dict]) -> str:
+    """Bits per byte of the test text, with the deviation over seeds where there is one."""
+    found = newest(rows, "quality", "bits per byte")
+    spread = {(r["model"], _what(r)): r["value"] for r in newest(rows, "quality", "deviation")}
+    columns = sorted({_what(r) for r in found}, key=lambda what: (what.split(",")[0], float(what.split()[-1].rstrip("M"))))
+    lines = ["| bits per byte | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    for model in [m for m in _NAMES if any(r["model"] == m for r in found)]:
+        cells = []
+        for what in columns:
+            value = next((r["value"] for r in found if r["model"] == model and _what(r) == what), None)
+            deviation = spread.get((model, what))
+            cells.append(_number(value, ".3f") + (f" ± {float(deviation):.3f}" if deviation else ""))
+        lines.append(f"| {_NAMES[model]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _what(row: dict) -> str:
+    """ "bits per byte, chitchat test, 4M" -> "chitchat test, 4M"."""
+    return row["metric"].split(", ", 1)[1]
+
+
+def _history(row: dict) -> int:
+    return int(re.search(r"after ([\d,]+) tokens", row["metric"])[1].replace(",", ""))
+
+
+def _number(value: str | None, how: str) -> str:
+    return "–" if value is None else format(float(value), how)
+
+
+def draw(results: Path, benchmark: str, path: Path) -> None:
+    """A picture of the newest figures of `speed`, `decode` or `quality`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read(results)
+    figure, axis = pyplot.subplots(figsize=(9, 4.5))
+    _DRAWN[benchmark](axis, rows)
+    about = next((r for r in reversed(rows) if r["benchmark"] == benchmark), None)
+    if about:
+        axis.set_title(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_speed(axis, rows) -> None:
+    steps = sorted(newest(rows, "speed", "training step"), key=lambda row: float(row["value"]))
+    colours = ["tab:orange" if r["model"].startswith("New-LLM") else "tab:gray" for r in steps]
+    bars = axis.barh([r["model"] for r in steps], [float(r["value"]) / 1e6 for r in steps], color=colours)
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    axis.set_xlabel("training, million tokens a second")
+
+
+def _draw_decode(axis, rows) -> None:
+    found = [r for r in newest(rows, "decode", "decoding after") if r["metric"].endswith("batch 1")]
+    for model in dict.fromkeys(r["model"] for r in found):
+        mine = sorted((r for r in found if r["model"] == model), key=_history)
+        axis.plot([_history(r) for r in mine], [float(r["value"]) for r in mine], marker="o", label=model)
+    axis.set(xscale="log", yscale="log", xlabel="tokens of history", ylabel="decoding, tokens a second")
+    axis.legend()
+
+
+def _draw_quality(axis, rows) -> None:
+    found = newest(rows, "quality", "bits per byte")
+    spread = {(r["model"], _what(r)): float(r["value"]) for r in newest(rows, "quality", "deviation")}
+    places = sorted({_what(r) for r in found}, key=lambda what: (what.split(",")[0], float(what.split()[-1].rstrip("M"))))
+    models = [m for m in _NAMES if any(r["model"] == m for r in found)]
+    for number, model in enumerate(models):
+        mine = {_what(r): float(r["value"]) for r in found if r["model"] == model}
+        at = [i + (number - len(models) / 2) * 0.15 for i, what in enumerate(places) if what in mine]
+        errors = [spread.get((model, what), 0.0) for what in places if what in mine]
+        axis.bar(at, [mine[what] for what in places if what in mine], 0.14, yerr=errors, label=_NAMES[model])
+    axis.set_xticks(range(len(places)), places)
+    if found:
+        axis.set_ylim(bottom=0.9 * min(float(r["value"]) for r in found))
+    axis.set_ylabel("bits per byte of the test text")
+    axis.legend()
+
+
+_DRAWN = {"speed": _draw_speed, "decode": _draw_decode, "quality": _draw_quality}

@@ -1,0 +1,111 @@
+"""`newllm bench`: our models and their peers measured in one run, each figure a row of a CSV."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError, UsageError
+
+
+def speed(arguments):
+    """Training steps of everyone."""
+    from newllm_lib.benchmarks import speed as bench
+
+    ways = _some(arguments.ways, bench.WAYS, "way")
+    setting = {name: getattr(arguments, name) for name in bench.SETTING if getattr(arguments, name)}
+    say("Timing training steps, each way in a process of its own: " + ", ".join(ways))
+    return _recorded(arguments, "speed", lambda rows: bench.run(rows, ways, steps=arguments.steps, **setting))
+
+
+def decode(arguments):
+    """Single tokens after short and long histories."""
+    from newllm_lib.benchmarks import decode as bench
+
+    ways = _some(arguments.ways, bench.WAYS, "way")
+    histories = arguments.histories or bench.HISTORIES
+    say("Timing single tokens after " + " and ".join(f"{h:,}" for h in histories) + " tokens of history")
+    options = {"histories": histories, "batches": arguments.batches or (1, 64), "tokens": arguments.tokens, "ways": ways}
+    return _recorded(arguments, "decode", lambda rows: bench.run(rows, **options))
+
+
+def quality(arguments):
+    """Everyone trained on the same tokens; goes on where it stopped."""
+    from newllm_lib.benchmarks import peers
+    from newllm_lib.benchmarks import quality as bench
+
+    where = {
+        "corpora": arguments.corpora or ["chitchat"], "models": _some(arguments.models, peers.NAMES, "model"),
+        "sizes": _some(arguments.sizes or ["4M"], peers.SIZES, "size"),
+    }  # fmt: skip
+    journal, data, text = Path(arguments.journal), Path(arguments.data), arguments.text and Path(arguments.text)
+    say(f"Training {', '.join(where['models'])} at {', '.join(where['sizes'])} on {', '.join(where['corpora'])}; journal: {journal}")
+    others = [_another() for _ in range(arguments.jobs - 1)]
+    try:
+        seconds = float("inf") if arguments.minutes is None else 60 * arguments.minutes
+        bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, compile=not arguments.eager, **where)
+    finally:
+        failed = [p for p in others if p.wait()]
+    if failed:
+        raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed (their messages are above): run the same command again.")
+    if arguments.no_record:
+        return 0
+    left = [contest for contest in _contests(where) if bench.missing(journal, *contest, arguments.smoke)]
+    if left:
+        say(f"Not complete yet: {', '.join(' '.join(c) for c in left)}. The same command goes on.")
+    return _recorded(arguments, "quality", lambda rows: bench.report(journal, rows, smoke=arguments.smoke, **where))
+
+
+def table(arguments):
+    """The README's tables from the CSV."""
+    from newllm_lib.benchmarks.results import write_tables
+
+    changed = write_tables(Path(arguments.out), Path(arguments.readme))
+    say(f"{arguments.readme} {'has the figures of' if changed else 'already had the figures of'} {arguments.out}")
+    return {"changed": changed} if arguments.json else 0
+
+
+def _recorded(arguments, name: str, measure):
+    """Run `measure(rows)`, append its rows, draw the picture."""
+    from newllm_lib.benchmarks.results import draw
+    from newllm_lib.benchmarks.rows import Rows
+
+    rows, out = Rows(name), Path(arguments.out)
+    measure(rows)
+    if not rows.rows:
+        say("Nothing to record.")
+        return {"rows": []} if arguments.json else 0
+    rows.append_to(out)
+    picture = Path(arguments.picture or f"docs/{name}.png")
+    draw(out, name, picture)
+    say(f"{len(rows.rows)} rows appended to {out}; picture: {picture}. Next: newllm bench table")
+    return {"rows": rows.rows} if arguments.json else 0
+
+
+def _some(chosen, known, what: str) -> list[str]:
+    """The names that were chosen, all where none was.
+
+    Raises:
+        UsageError: one that is not known.
+    """
+    for name in chosen or ():
+        if name not in known:
+            raise UsageError(f"There is no {what} {name!r}: use {', '.join(known)}.")
+    return list(chosen or known)
+
+
+def _another() -> subprocess.Popen:
+    """The same command as one more process on the same journal, which records nothing itself."""
+    words = list(sys.argv[1:])
+    for number, word in enumerate(words):
+        if word == "--jobs":
+            words[number + 1] = "1"
+        elif word.startswith("--jobs="):
+            words[number] = "--jobs=1"
+    return subprocess.Popen([sys.executable, "-m", "newllm_lib", *words, "--no_record"])
+
+
+def _contests(where: dict):
+    return [(c, m, s) for s in where["sizes"] for c in where["corpora"] for m in where["models"]]
