@@ -1,8 +1,8 @@
 """Token ids for the quality benchmark: the same text, tokens and splits for every model, kept in one small folder.
 
 ChitChat: the conversations of the PyPI package, shuffled once; 500 to report, 250 others to choose settings by, the rest to
-train. Each conversation stands as lines "A: …" and "B: …"; a byte-level BPE of 4,096 is trained on all but the test part. WikiText-2:
-articles of text files in its format, cut 8 : 1 : 1. Every document begins with token 0, which is how a model knows.
+train. Each conversation stands as lines "A: …" and "B: …". WikiText-2: articles of text files in its format, cut 8 : 1 : 1. A
+byte-level BPE of 4,096 is trained on all but the test part. Every document begins with token 0, which is how a model knows.
 """
 
 from __future__ import annotations

@@ -21,7 +21,11 @@ from newllm_lib.evaluation.sampling import Sampler, Settings
 
 VOCABULARY = 4096
 HISTORIES = (16, 65_536)
-WAYS = ("new_llm", "new_llm_sampling", "new_llm_generate", "gpt2_generate")
+_TITLES = {
+    "new_llm": "New-LLM, captured step", "new_llm_sampling": "New-LLM, captured step, sampling",
+    "new_llm_generate": "New-LLM, transformers' generate", "gpt2_generate": "GPT-2, transformers' generate",
+}  # fmt: skip
+WAYS = tuple(_TITLES)
 
 
 def run(rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), tokens: int = 512, ways=WAYS) -> None:
@@ -32,13 +36,13 @@ def run(rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), t
             for history in histories:
                 torch.manual_seed(0)
                 found = _WAYS[way](size, history, batch, tokens, device)
-                name, note = way.replace("_", ", ").replace("new, llm", "new-llm"), f"{size} parameters"
+                name, note = _TITLES[way], f"{size} parameters"
                 after = f"after {history:,} tokens, batch {batch}"
                 rows.add(name, f"decoding {after}", found["tokens_per_second"], "tokens/s", note)
                 if found["mib"] is not None:
                     rows.add(name, f"memory {after}", found["mib"], "MiB", note)
                 memory = "" if found["mib"] is None else f", {found['mib']:.1f} MiB"
-                say(f"{name:<18} {after:<36} {found['tokens_per_second']:>9,.0f} tokens/s{memory}")
+                say(f"{name:<34}{after:<36} {found['tokens_per_second']:>9,.0f} tokens/s{memory}")
 
 
 def _greedy(*arguments) -> dict:

@@ -1,8 +1,9 @@
 """Who predicts best at the same parameters, tokens and tuning effort: New-LLM and its peers on the same text.
 
-Every model gets a grid of as many settings. The one that is best on the validation text is trained again, on that text too and with
-other seeds, and the test text, which shares no document with either, is reported. A trial is a line of a journal: the same command goes on where it
-stopped, and several may work on one journal at once (each group of trials that share a compiled model is locked by one of them).
+Every model gets a grid of as many settings. The one that is best on the validation text is trained again, on that text too and
+with other seeds, and the test text, which shares no document with either, is reported. A trial is a line of a journal: the same
+command goes on where it stopped, and several may work on one journal at once (each group of trials that share a compiled model is
+locked by one of them).
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ _GRID = {
         _ADAMW, {**_ADAMW, "learning_rate": 3e-3},
     ],
     "attention": [
-        {**_MUON, "rows": 32, "time": 512}, {**_MUON, "rows": 64, "time": 256}, {**_MUON, "rows": 32, "time": 512, "weight_decay": 0.3},
-        _MUON, {**_ADAMW, "rows": 32, "time": 512}, {**_MUON, "rows": 32, "time": 512, "muon_learning_rate": 0.01},
+        {**_MUON, "rows": 32, "time": 512}, {**_MUON, "rows": 64, "time": 256},
+        {**_MUON, "rows": 32, "time": 512, "weight_decay": 0.3}, _MUON,
+        {**_ADAMW, "rows": 32, "time": 512}, {**_MUON, "rows": 32, "time": 512, "muon_learning_rate": 0.01},
     ],
     "tiny_gpt2": [
         {**_MUON, "learning_rate": 3e-3}, _MUON, {**_MUON, "learning_rate": 3e-3, "rows": 32, "time": 512},
@@ -183,8 +185,8 @@ def report(journal: Path, rows: Rows, *, corpora, models, sizes, smoke: bool = F
         rows.add(model, f"bits per byte, {corpus} test, {size}", statistics.mean(test), "bit/byte", note)
         if len(test) > 1:
             rows.add(model, f"deviation over seeds, {corpus} test, {size}", statistics.stdev(test), "bit/byte", note)
-        summary = {"corpus": corpus, "model": model, "size": size, "parameters": result["parameters"], "test": statistics.mean(test)}
-        found.append({**summary, "seeds": len(test), "validation": result["validation"], "settings": how})
+        summary = {"corpus": corpus, "model": model, "size": size, "parameters": result["parameters"], "settings": how}
+        found.append({**summary, "test": statistics.mean(test), "seeds": len(test), "validation": result["validation"]})
     return found
 
 

@@ -9,7 +9,9 @@ from newllm_lib.benchmarks.rows import read
 from newllm_lib.errors import NewLLMError
 
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
-_NAMES = {"new_llm": "New-LLM", "attention": "modern attention", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence"}
+_NAMES = {
+    "new_llm": "New-LLM", "attention": "modern attention", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
+}  # fmt: skip
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
@@ -32,12 +34,17 @@ def write_tables(results: Path, readme: Path) -> bool:
             raise NewLLMError(f"There is no {file}: run this in the clone's folder.")
     rows, before = read(results), readme.read_text(encoding="utf-8")
     after = before
-    for name, table in (("speed", speed_table(rows)), ("quality", quality_table(rows)), ("decode", decode_table(rows))):
+    tables = {"speed": speed_table, "quality": quality_table, "decode": decode_table}
+    for name, make in tables.items():
+        table = make(rows) if any(row["benchmark"] == name for row in rows) else "Not measured yet."
         begin, end = _BEGIN.format(name=name), _END.format(name=name)
         part = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not part.search(after):
             raise NewLLMError(f"{readme} has no place for the table {name}: put in {begin} and {end}.")
-        after = part.sub(lambda _, text=f"{begin}\n{table}\n{end}": text, after)
+        picture = f"docs/{name}.png"
+        shown = f"\n\n![{name}, measured]({picture})" if readme.with_name("docs").joinpath(f"{name}.png").is_file() else ""
+        text = f"{begin}\n{table}{shown}\n{end}"
+        after = part.sub(lambda _, text=text: text, after)
     if after != before:
         readme.write_text(after, encoding="utf-8")
     return after != before

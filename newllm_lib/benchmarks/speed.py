@@ -1,7 +1,7 @@
 """Training tokens a second and memory: whole steps of New-LLM and its peers on random tokens, each in a process of its own.
 
-The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, AdamW (fused there), no dropout. Ways to run a step:
-eager, compiled by torch, or the compiled step replayed from CUDA graphs.
+The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, fused AdamW, no dropout. Ways to run a step: eager,
+compiled by torch, or the compiled step replayed from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ WAYS = (
 )  # fmt: skip
 SETTING = {"batch": 512, "length": 128, "vocabulary": 8192}
 _TITLES = {
-    "seed_loop": "seed recurrence as a Python loop", "seed": "seed recurrence", "gpt2": "GPT-2 (transformers)", "tiny_gpt2": "TinyGPT2",
-    "attention": "modern attention", "lstm": "LSTM (cuDNN)", "new_llm": "New-LLM",
+    "seed_loop": "seed recurrence as a Python loop", "seed": "seed recurrence", "gpt2": "GPT-2 (transformers)",
+    "tiny_gpt2": "TinyGPT2", "attention": "modern attention", "lstm": "LSTM (cuDNN)", "new_llm": "New-LLM",
 }  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def run(rows: Rows, ways=WAYS, *, steps: int = 20, **setting) -> None:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         name, how = way.split(":")
         title = f"{_TITLES[name]}, {how}"
-        note = f"{found['parameters']:,} parameters, {setting['batch']} x {setting['length']}, vocabulary {setting['vocabulary']:,}"
+        shape = f"{setting['batch']} x {setting['length']}, vocabulary {setting['vocabulary']:,}"
+        note = f"{found['parameters']:,} parameters, {shape}"
         rows.add(title, "training step", found["tokens_per_second"], "tokens/s", note)
         if found["gib"] is not None:
             rows.add(title, "peak memory of a training step", found["gib"], "GiB", note)
@@ -81,7 +82,8 @@ def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps
         first = first or time.monotonic() - began
     return {
         "tokens_per_second": batch * length / statistics.median(times[6:]), "first_step": first,
-        "gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None, "parameters": sum(p.numel() for p in model.parameters()),
+        "gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
+        "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
 
 

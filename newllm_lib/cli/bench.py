@@ -41,7 +41,8 @@ def quality(arguments):
         "sizes": _some(arguments.sizes or ["4M"], peers.SIZES, "size"),
     }  # fmt: skip
     journal, data, text = Path(arguments.journal), Path(arguments.data), arguments.text and Path(arguments.text)
-    say(f"Training {', '.join(where['models'])} at {', '.join(where['sizes'])} on {', '.join(where['corpora'])}; journal: {journal}")
+    who, sizes, corpora = (", ".join(where[name]) for name in ("models", "sizes", "corpora"))
+    say(f"Training {who} at {sizes} on {corpora}; journal: {journal}")
     others = [_another() for _ in range(arguments.jobs - 1)]
     try:
         seconds = float("inf") if arguments.minutes is None else 60 * arguments.minutes
@@ -49,7 +50,9 @@ def quality(arguments):
     finally:
         failed = [p for p in others if p.wait()]
     if failed:
-        raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed (their messages are above): run the same command again.")
+        raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed, as said above: the same command goes on.")
+    if arguments.no_record:
+        return 0
     if arguments.no_record:
         return 0
     left = [contest for contest in _contests(where) if bench.missing(journal, *contest, arguments.smoke)]

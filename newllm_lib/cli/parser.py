@@ -7,7 +7,7 @@ import difflib
 from dataclasses import fields
 
 from newllm_lib import __version__
-from newllm_lib.cli import about, data, results, training
+from newllm_lib.cli import about, bench_flags, data, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
 from newllm_lib.recipe.keys import StartKeys
@@ -70,6 +70,7 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _training_commands(commands)
     _result_commands(commands)
     _data_commands(commands)
+    bench_flags.add(commands, _command, _flag, _positive)
     _about_commands(commands)
     return parser, dict(commands.choices)
 

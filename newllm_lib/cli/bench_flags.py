@@ -1,0 +1,43 @@
+"""The flags of `newllm bench`."""
+
+from __future__ import annotations
+
+from newllm_lib.cli import bench
+
+
+def add(commands, command, flag, positive) -> None:
+    """Add `bench` and its actions. `command`, `flag` and `positive` are the parser's own ways to make them."""
+    parent = commands.add_parser("bench", help="measure training speed, decoding or quality beside the peers")
+    parent.set_defaults(json=False, debug=False)
+    actions = parent.add_subparsers(dest="action", metavar="speed | decode | quality | table", required=True)
+    speed = command(actions, "speed", bench.speed, "time training steps of New-LLM and its peers")
+    decode = command(actions, "decode", bench.decode, "time single tokens after short and long histories")
+    quality = command(actions, "quality", bench.quality, "train everyone on the same tokens and report a test text")
+    table = command(actions, "table", bench.table, "write the README's tables from the CSV")
+    for parser, name in ((speed, "speed"), (decode, "decode"), (quality, "quality"), (table, "table")):
+        flag(parser, "out", default="benchmarks/results.csv", help="the CSV of all figures (default: benchmarks/results.csv)")
+        if name != "table":
+            flag(parser, "picture", help=f"where the picture goes (default: docs/{name}.png)")
+    for parser in (speed, decode):
+        flag(parser, "ways", nargs="+", metavar="WAY", help="only these (default: all)")
+    flag(speed, "steps", type=positive, default=20, help="timed steps (default: 20)")
+    for name, default in (("batch", 512), ("length", 128), ("vocabulary", 8192)):
+        flag(speed, name, type=positive, help=f"of the training step (default: {default:,})")
+    flag(decode, "histories", nargs="+", type=positive, metavar="N", help="tokens read before (default: 16 65536)")
+    flag(decode, "batches", nargs="+", type=positive, metavar="N", help="texts at a time (default: 1 64)")
+    flag(decode, "tokens", type=positive, default=512, help="tokens timed (default: 512)")
+    flag(table, "readme", default="README.md", help="the file whose tables are written (default: README.md)")
+    _quality(quality, flag, positive)
+
+
+def _quality(parser, flag, positive) -> None:
+    for name, what in (("models", "new_llm attention …"), ("sizes", "4M 10M 25M"), ("corpora", "chitchat wikitext2")):
+        flag(parser, name, nargs="+", metavar="NAME", help=f"some of {what}")
+    flag(parser, "minutes", type=float, help="begin no training after this time; the same command goes on later")
+    flag(parser, "jobs", type=positive, default=1, help="processes side by side on one GPU (default: 1)")
+    flag(parser, "journal", default="benchmarks/quality.jsonl", help="what was trained (default: benchmarks/quality.jsonl)")
+    flag(parser, "data", default="benchmarks/.data", help="folder of token ids, made when missing (default: benchmarks/.data)")
+    flag(parser, "text", help="folder with WikiText-2's files (for --corpora wikitext2)")
+    flag(parser, "smoke", action="store_true", help="three steps of everything: whether it runs, not how good it is")
+    flag(parser, "eager", action="store_true", help="without torch.compile")
+    flag(parser, "no_record", action="store_true", help="train only; another process writes the rows")
