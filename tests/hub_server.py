@@ -12,6 +12,7 @@ holds its commit (else it is made from the files). By hand: `python tests/hub_se
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -72,6 +73,12 @@ class Repository:
 
 def blob_id(path: Path) -> str:
     """The id git gives a file's content, which the hub uses as the ETag of a small file."""
+    stat = path.stat()
+    return _blob_id(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1000)
+def _blob_id(path: Path, changed: int, size: int) -> str:
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -171,16 +178,18 @@ class Handler(BaseHTTPRequestHandler):
         commit = {"X-Repo-Commit": repository.commit}
         if not path.is_file():
             return self.refuse(404, "EntryNotFound", "Entry not found", commit)
-        content = path.read_bytes()
+        size = path.stat().st_size
         headers = {**commit, "ETag": f'"{blob_id(path)}"', "Accept-Ranges": "bytes", "Content-Type": "x/x"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:
-            return self.answer(200, content, headers)
-        first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+            return self.answer(200, path.read_bytes(), headers)
+        first, last = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
         if first > last:
-            return self.answer(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self.answer(206, content[first : last + 1], headers)
+            return self.answer(416, b"", {**headers, "Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        with open(path, "rb") as file:
+            file.seek(first)
+            self.answer(206, file.read(last + 1 - first), headers)
 
     def refuse(self, status: int, code: str, message: str, headers: dict | None = None) -> None:
         self.answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})

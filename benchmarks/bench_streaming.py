@@ -1,0 +1,238 @@
+"""A large dialogue set from the hub to packed tokens: memory, speed, and the wait for the first batch.
+
+    python benchmarks/bench_streaming.py [--dialogues 150000] [--processes 2] [--no-map] [--out benchmarks/results.csv]
+
+Synthetic dialogues of UltraChat's length (about 6 KB, words by Zipf's law), as ten shards from a local server that speaks the
+hub's protocol. `newllm`: the first batch and then every window of the pass, as training would ask for them, with that many
+preparing processes. `datasets.map`: the same shards downloaded by `load_dataset` and tokenized with the same tokenizer by as many
+processes; only the map itself is timed. Memory is anonymous memory (Pss, /proc/PID/smaps_rollup), summed over all processes of
+each, sampled five times a second; the server's is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARDS, NAME, WORDS = 10, "synthetic/dialogues", 50_000
+
+
+def write_set(root: Path, dialogues: int) -> int:
+    """The shards, in UltraChat's columns; gives their bytes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+    words = np.array(["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 11, size=WORDS)], dtype=object)
+    share = 1 / np.arange(1, WORDS + 1)
+    cumulative = np.cumsum(share / share.sum())
+    folder = root / "datasets" / NAME
+    folder.mkdir(parents=True)
+    for shard in range(SHARDS):
+        with open(folder / f"train_{shard}.jsonl", "w", encoding="utf-8") as file:
+            for i in range(shard, dialogues, SHARDS):
+                turns = [words[cumulative.searchsorted(rng.random(n))] for n in rng.integers(20, 300, size=6)]
+                file.write(json.dumps({"id": str(i), "data": [" ".join(turn) for turn in turns]}) + "\n")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def recipe():
+    return SimpleNamespace(
+        data=NAME, data_dir=None, max_samples=None, tokenizer="bpe", vocab_size=8192, max_seq_length=128, loss_on="answers",
+        streaming="on", carry_state=False, seed=0, batch_size=256,
+    )  # fmt: skip
+
+
+def stream(began: float, cache: str, processes: int) -> dict:
+    """The whole set through `newllm`, in a process of its own; `began`: when that was started."""
+    from newllm_lib.data import prepare, segment_pool
+    from newllm_lib.data.blocks import training_blocks
+
+    segment_pool.cores = lambda: processes
+    data = prepare(recipe(), cache)
+    blocks, sampler = training_blocks(data.train, recipe())
+    batch = [start for start, _ in zip(sampler, range(recipe().batch_size), strict=False)]
+    assert blocks.__getitems__(batch)["input_ids"].shape == (len(batch), 128)
+    first, prepared = time.time() - began, time.monotonic()
+    number, tokens = 0, 0
+    while data.train.members(0, number):
+        tokens += data.train.window(0, number).tokens
+        number += 1
+    seconds, after = time.time() - began, time.monotonic() - prepared
+    data.tokenizer.save_pretrained(Path(cache) / "tokenizer")
+    data.close()
+    return {
+        "first_batch": first, "seconds": seconds, "after_first_batch": after, "cpu_seconds": cpu_seconds(), "tokens": tokens
+    }  # fmt: skip
+
+
+def map_with_datasets(cache: str, processes: int) -> dict:
+    """The same with `datasets.map`."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(Path(cache) / "tokenizer")
+    rows = datasets.load_dataset(NAME, split="train", cache_dir=str(Path(cache) / "datasets"))
+
+    def tokenize(batch):
+        labels = ("<|user|>", "<|assistant|>")
+        texts = ["".join(labels[i % 2] + turn + "<|end|>" for i, turn in enumerate(talk)) for talk in batch["data"]]
+        return {"input_ids": tokenizer(texts)["input_ids"]}
+
+    began, cpu = time.monotonic(), cpu_seconds()
+    done = rows.map(tokenize, batched=True, num_proc=processes, remove_columns=rows.column_names)
+    seconds = time.monotonic() - began
+    tokens = sum(len(ids) for ids in done[:100]["input_ids"]) * len(done) // 100
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds() - cpu, "tokens": tokens}
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those it started that have ended."""
+    return sum(os.times()[:4])
+
+
+class Watcher:
+    """Samples the anonymous memory of a process and all its descendants until it ends."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.process, self.samples = process, []
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            self.samples.append(sum(map(anonymous, descendants(self.process.pid))) / 2**20)
+            time.sleep(0.2)
+
+    def figures(self) -> dict:
+        """MiB: the most, and the most in the second and in the last quarter of the time."""
+        quarter = max(1, len(self.samples) // 4)
+        return {
+            "peak_mib": max(self.samples), "second_quarter_mib": max(self.samples[quarter : 2 * quarter]),
+            "last_quarter_mib": max(self.samples[-quarter:]),
+        }  # fmt: skip
+
+
+def descendants(pid: int) -> list[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+        except OSError:  # it ended meanwhile
+            continue
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += parents.get(found[-1], [])
+    return found
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of a process's own memory, shared pages by their share; 0 once it has ended."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return int(rollup.split("Pss_Anon:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return 0
+
+
+def run_part(part: str, work: Path, url: str, processes: int) -> dict:
+    environment = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "hf_hub_offline")}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    told = ["--part", part, "--work", str(work), "--processes", str(processes), "--began", str(time.time())]
+    process = subprocess.Popen([sys.executable, __file__, *told], stdout=subprocess.PIPE, text=True, env=environment)
+    watcher = Watcher(process)
+    lines = process.communicate()[0].splitlines()
+    watcher.thread.join()
+    if process.returncode:
+        raise SystemExit(f"{part} ended with exit code {process.returncode}")
+    return {**json.loads(lines[-1]), **watcher.figures()}
+
+
+def measure(dialogues: int, processes: int, with_map: bool, folder: Path | None = None) -> dict:
+    """Figures of both ways by name, and the set's size in bytes."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        work = Path(temporary)
+        size = write_set(work / "hub", dialogues)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(work / "hub"), str(port)], stdout=subprocess.PIPE
+        )
+        try:
+            server.stdout.readline()
+            found = {"bytes": size, "newllm": run_part("newllm", work, f"http://127.0.0.1:{port}", processes)}
+            if with_map:
+                found["datasets.map"] = run_part("map", work, f"http://127.0.0.1:{port}", processes)
+        finally:
+            server.terminate()
+            server.wait()
+    return found
+
+
+METRICS = {
+    "seconds": "s", "cpu_seconds": "s", "first_batch": "s", "after_first_batch": "s", "peak_mib": "MiB",
+    "second_quarter_mib": "MiB", "last_quarter_mib": "MiB",
+}  # fmt: skip
+
+
+def rows(found: dict, arguments) -> list[dict]:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "datasets", "tokenizers"))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
+    common = {
+        "hardware": f"{arguments.processes} CPU cores", "commit": commit.stdout.strip(),
+        "versions": versions,
+        "command": "python benchmarks/bench_streaming.py " + " ".join(sys.argv[1:]),
+        "note": f"{arguments.dialogues:,} dialogues, {found['bytes'] / 1e6:.0f} MB in {SHARDS} shards" + arguments.note,
+    }  # fmt: skip
+    made = []
+    for name in ("newllm", "datasets.map"):
+        for metric, unit in METRICS.items():
+            if metric in found.get(name, {}):
+                row = {"date": str(date.today()), "benchmark": "streaming", "model": name, "metric": metric.replace("_", " ")}
+                made.append({**row, "value": round(found[name][metric], 1), "unit": unit, **common})
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dialogues", type=int, default=150_000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--no-map", action="store_true")
+    parser.add_argument("--out", help="append the figures to this CSV")
+    parser.add_argument("--note", default="", help="what else the CSV should say")
+    parser.add_argument("--work", type=Path, help="where the temporary files go")
+    parser.add_argument("--part", choices=("newllm", "map"), help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        cache = str(arguments.work / "cache")
+        newllm = arguments.part == "newllm"
+        found = stream(arguments.began, cache, arguments.processes) if newllm else map_with_datasets(cache, arguments.processes)
+        print(json.dumps(found))
+        return
+    found = measure(arguments.dialogues, arguments.processes, not arguments.no_map, arguments.work)
+    print(json.dumps(found, indent=1))
+    if arguments.out:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from measuring import append_rows
+
+        append_rows(arguments.out, rows(found, arguments))
+
+
+if __name__ == "__main__":
+    main()
