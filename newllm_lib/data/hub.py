@@ -199,7 +199,8 @@ class HubReader:
     """Reads pieces of the hub's files (`segments.Reader`); what fails is tried again."""
 
     def __init__(self, asked: Asked):
-        self.asked, self.delays = asked, DELAYS
+        self.asked = asked
+        self.delays = DELAYS[:2]  # the hub's file system already tries again for half a minute
 
     def read(self, place: str, begin: int, end: int) -> bytes:
         from huggingface_hub import HfFileSystem

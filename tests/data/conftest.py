@@ -60,7 +60,7 @@ def hub_worker(hub, tmp_path_factory):
     """A process that knows `hub`: gives a function that prepares data there, see `hub_worker.py`."""
     blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
     errors = tmp_path_factory.mktemp("worker") / "stderr"
     with open(errors, "w") as stderr:
         process = subprocess.Popen(
