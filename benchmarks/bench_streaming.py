@@ -51,7 +51,7 @@ def write_set(root: Path, dialogues: int) -> int:
 def recipe():
     return SimpleNamespace(
         data=NAME, data_dir=None, max_samples=None, tokenizer="bpe", vocab_size=8192, max_seq_length=128, loss_on="answers",
-        streaming="on", carry_state=False, seed=0, batch_size=256,
+        streaming="on", template="chat", carry_state=False, seed=0, batch_size=256,
     )  # fmt: skip
 
 

@@ -299,7 +299,7 @@ ELSEWHERE = {
     "task", "base", "beta", "loss_type", "precompute_ref_log_probs", "sft_warm_start", "sft_learning_rate",  # tests/training
     "lora_rank", "lora_alpha", "lora_dropout", "eval_pairs",  # tests/training, tests/data/preferences
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
-    "data", "data_dir", "max_samples", "streaming", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
+    "data", "data_dir", "max_samples", "streaming", "template", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
     "carry_state",  # tests/training
     "sample_tokens",  # tests/training/test_samples.py

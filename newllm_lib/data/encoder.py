@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS
+from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, spoken, template_of
 from newllm_lib.data.records import Record
 
 # Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
@@ -34,6 +34,14 @@ class Encoded(NamedTuple):
     starts: np.ndarray  # (documents,) int64: where in `ids` the documents begin
     mask: np.ndarray | None  # (tokens,) uint8: 1 where a token counts as a target; None: all do
     account: np.ndarray  # int64: bytes, lost bytes, words, unknown tokens
+
+
+class _Piece(NamedTuple):
+    """A text that is tokenized by itself."""
+
+    text: str
+    counted: str  # of it, what the account counts
+    answer: bool  # what assistants say, or a document: the targets where only answers count
 
 
 class Encoder:
@@ -56,13 +64,15 @@ class Encoder:
         self.end_of_text, self.unk_id = tokenizer.bos_token_id, tokenizer.unk_token_id
         self._lower = tokenizers.normalizers.Lowercase()
         self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
+        self.template = template_of(tokenizer)
+        self._answer_lead = bool(spoken(self.template, "assistant", "")[0])
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
 
     def encode(self, records: list[Record]) -> Encoded:
         """The records' documents in order. All texts of all records are tokenized in one call."""
-        texts = [text for record in records for text in record.texts()]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        pieces = [piece for record in records for piece in self._pieces(record)]
+        encodings = self.backend.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
         remaining = iter(encodings)
         ids: list[int] = []
         starts, answers = [], []  # answers: from where to where in `ids`
@@ -74,6 +84,8 @@ class Encoder:
                 answers.append((starts[-1] + 1, len(ids)))
             for role, _ in record.messages:
                 ids.append(self._labels[role])
+                if role == "assistant" and self._answer_lead:
+                    ids += next(remaining).ids
                 begin = len(ids)
                 ids += next(remaining).ids
                 ids.append(self._end_of_turn)
@@ -84,16 +96,29 @@ class Encoder:
             mask = np.zeros(len(stream), dtype=np.uint8)
             for begin, end in answers:
                 mask[begin:end] = 1
-        account = self._account(records, texts, encodings, stream, mask)
+        account = self._account(pieces, encodings, stream, mask)
         return Encoded(stream, np.array(starts, dtype=np.int64), mask, account)
 
-    def _account(self, records, texts, encodings, stream, mask) -> np.ndarray:
+    def _pieces(self, record: Record) -> list[_Piece]:
+        """What of a record is tokenized at a time."""
+        if record.text is not None:
+            return [_Piece(record.text, record.text, True)]
+        pieces = []
+        for i, (role, content) in enumerate(record.messages):
+            lead, turn = spoken(self.template, role, content, "" if i else record.context)
+            if lead:
+                pieces.append(_Piece(lead, lead, False))
+            answer = role == "assistant"
+            pieces.append(_Piece(turn, content if answer else turn, answer))  # the space before an answer is not the author's
+        return pieces
+
+    def _account(self, pieces, encodings, stream, mask) -> np.ndarray:
         """(bytes, lost bytes, words, unknown tokens) of what counts."""
         if self.answers_only:
-            counts = [r.text is not None or m.role == "assistant" for r in records for m in (r.messages or (None,))]
-            texts = [text for text, c in zip(texts, counts, strict=True) if c]
-            encodings = [encoding for encoding, c in zip(encodings, counts, strict=True) if c]
+            encodings = [encoding for encoding, piece in zip(encodings, pieces, strict=True) if piece.answer]
+            pieces = [piece for piece in pieces if piece.answer]
             stream = stream[mask.astype(bool)]
+        texts = [piece.counted for piece in pieces]
         words = sum(len(text.split()) for text in texts)
         if self.lower_cased:
             texts = [self._lower.normalize_str(text) for text in texts]
@@ -105,7 +130,7 @@ class Encoder:
             lost = size - int(self._word_bytes[stream].sum()) - spaces
         elif self.loss == "other":
             decoded = self.backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
-            lost = sum(_differing_bytes(text, back) for text, back in zip(texts, decoded, strict=True))
+            lost = sum(_differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True))
         return np.array([size, lost, words, unknown], dtype=np.int64)
 
 

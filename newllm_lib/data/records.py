@@ -31,6 +31,7 @@ class Record(NamedTuple):
 
     text: str | None
     messages: tuple[Message, ...] = ()
+    context: str = ""  # what stands below the instruction in the first message, where the data keeps the two apart
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import cycle
 from typing import NamedTuple
 
+from newllm_lib.data.chat import below_instruction
 from newllm_lib.data.records import ROLES, BadRecord, Message, Record
 
 LONGEST_TURN = 1_000_000  # bytes in one turn of a dialogue: nobody said so much, a row went wrong
@@ -89,9 +90,9 @@ def _instruction(context: str, response: str) -> Callable[[dict], Record | None]
 
     def parse(row: dict) -> Record | None:
         task, below = _checked_turn(row["instruction"], "instruction"), row.get(context)
-        if below is not None and _checked_text(below, context).strip():
-            task = f"{task}\n\n{below.strip()}"
-        return _dialogue([("user", task), ("assistant", _checked_turn(row[response], response))])
+        below = "" if below is None else _checked_text(below, context).strip()
+        whole = below_instruction(task, below)
+        return _dialogue([("user", whole), ("assistant", _checked_turn(row[response], response))])._replace(context=below)
 
     return parse
 

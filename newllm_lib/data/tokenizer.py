@@ -14,7 +14,17 @@ from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.chat import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, END_OF_TURN, PAD, ROLE_TOKENS, UNKNOWN
+from newllm_lib.data.chat import (
+    CHAT_TEMPLATE,
+    CONTROL_TOKENS,
+    END_OF_TEXT,
+    END_OF_TURN,
+    PAD,
+    ROLE_TOKENS,
+    TEMPLATES,
+    UNKNOWN,
+    template_of,
+)
 from newllm_lib.data.hub import Asked, patiently
 from newllm_lib.data.records import Tally
 from newllm_lib.data.sources import Source
@@ -36,8 +46,13 @@ def load_tokenizer(recipe, source: Source, cache: Path):
         NewLLMError: not found, not reachable, or not a fast tokenizer.
         UsageError: a vocabulary too small for the tokenizer.
     """
-    if recipe.tokenizer not in TRAINED:
-        return named_tokenizer(recipe.tokenizer)
+    tokenizer = _trained(recipe, source, cache) if recipe.tokenizer in TRAINED else named_tokenizer(recipe.tokenizer)
+    if recipe.template != "chat" or recipe.tokenizer in TRAINED:  # a run's tokenizer keeps its own
+        tokenizer.chat_template = TEMPLATES[recipe.template]
+    return tokenizer
+
+
+def _trained(recipe, source: Source, cache: Path):
     most = SAMPLE_BYTES if source.in_order else TRAINING_BYTES
     parts = {
         "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
@@ -179,7 +194,9 @@ def tokenizer_hash(tokenizer) -> str:
     for volatile in ("truncation", "padding", "post_processor", "version"):
         parts.pop(volatile, None)
     parts["added_tokens"] = sorted((t["id"], t["content"]) for t in parts["added_tokens"])
-    return key_hash({"tokenizer": parts, "ends": tokenizer.bos_token_id})
+    template = template_of(tokenizer)
+    more = {} if template == "chat" else {"template": template}
+    return key_hash({"tokenizer": parts, "ends": tokenizer.bos_token_id, **more})
 
 
 def named_tokenizer(name: str):
@@ -225,7 +242,7 @@ def _ours(tokenizer):
     if not getattr(tokenizer, "is_fast", False):
         raise NewLLMError(f"Tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json): name another one.")
     ours = tokenizer.bos_token == tokenizer.eos_token == END_OF_TEXT and tokenizer.pad_token == PAD
-    if ours and tokenizer.chat_template == CHAT_TEMPLATE:
+    if ours and tokenizer.chat_template in TEMPLATES.values():
         return tokenizer
     unknown = tokenizer.unk_token if tokenizer.unk_token != tokenizer.eos_token else None  # GPT-2 has none
     return wrap(tokenizer.backend_tokenizer, unknown)

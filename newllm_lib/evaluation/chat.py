@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from newllm_lib.console import say
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_text
+from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text, spoken, template_of
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import Reader, measuring
 from newllm_lib.evaluation.decoding import Text
@@ -55,7 +55,7 @@ class ChatSession:
         bos = self.tokenizer.bos_token_id
         self._text.unread += [] if bos is None else [bos]
         if self.dialogue and self.system:
-            self._text.unread += [self._control["system"], *self._encode(self.system), self._control["end"]]
+            self._text.unread += encode_messages(self.tokenizer, [{"role": "system", "content": _whole(self.system)}])
 
     def reply(self, text: str) -> Iterator[str]:
         """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the conversation goes
@@ -67,7 +67,8 @@ class ChatSession:
         self.turns += 1
         if not self._text.unread:
             return
-        pieces = _Pieces(self.tokenizer)
+        _, beginning = spoken(template_of(self.tokenizer), "assistant", "")
+        pieces = _Pieces(self.tokenizer, beginning if self.dialogue else "")
         tokens = self._text.write(self.settings.max_new_tokens)
         try:
             for token in tokens:
@@ -82,7 +83,7 @@ class ChatSession:
     def _turn(self, text: str) -> list[int]:
         if not self.dialogue:  # goes on where the model stopped
             return self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
-        return [self._control["user"], *self._encode(text), self._control["end"], self._control["assistant"]]
+        return encode_messages(self.tokenizer, [{"role": "user", "content": _whole(text)}], add_generation_prompt=True)
 
     def _end_turn(self) -> None:
         """Close the answer as training data does, whether the model, the length or the user ended it."""
@@ -92,8 +93,7 @@ class ChatSession:
             self.reset()
 
     def _encode(self, text: str) -> list[int]:
-        whole = text.encode("utf-8", "ignore").decode()  # a terminal may give lone surrogates
-        return encode_text(self.tokenizer, whole)
+        return encode_text(self.tokenizer, _whole(text))
 
     def command(self, line: str) -> str:
         """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's business.
@@ -129,11 +129,15 @@ def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
     return float(logits.float().softmax(-1)[roles].sum()) >= at_least
 
 
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "ignore").decode()  # a terminal may give lone surrogates
+
+
 class _Pieces:
     """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next token."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, beginning: str = ""):
+        self.tokenizer, self.beginning = tokenizer, beginning  # the template's own, before the first word
         self.ids: list[int] = []
         self.context = self.shown = 0  # ids before `shown` are out; those from `context` on still shape what follows
 
@@ -143,12 +147,16 @@ class _Pieces:
         if now.endswith("\ufffd") or len(now) <= len(before):
             return ""
         self.context, self.shown = self.shown, len(self.ids)
-        return now[len(before) :]
+        return self._new(before, now)
 
     def rest(self) -> str:
         """What still waits when the answer is over."""
-        before, now = self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
-        return now[len(before) :]
+        return self._new(self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :]))
+
+    def _new(self, before: str, now: str) -> str:
+        text = now[len(before) :].removeprefix(self.beginning)
+        self.beginning = ""
+        return text
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -72,6 +72,10 @@ class DataKeys:
     )  # fmt: skip
     tokenizer: str = key("bpe", "bpe (trained on the data), words, gpt2, or a folder or hub id of a tokenizer", "data")
     vocab_size: int = key(4096, "vocabulary of a tokenizer that is trained here", "data", minimum=300)
+    template: str = key(
+        "chat", "how turns are written: chat, or instruction (the original's Instruction: … Context: … Response: …)", "data",
+        choices=("chat", "instruction"),
+    )  # fmt: skip
     max_seq_length: int = key(128, "tokens in a training block", "data", minimum=2)
     separate_documents: bool = key(
         True, "keep documents in one block apart: the state (or the attention) starts anew at each", "data"

@@ -71,7 +71,7 @@ def hub_worker(hub, tmp_path_factory):
     def ask(cache, **fields):
         recipe = {
             "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 300, "max_seq_length": 16,
-            "loss_on": "everything", "streaming": "auto", "carry_state": False, "seed": 0,
+            "loss_on": "everything", "streaming": "auto", "template": "chat", "carry_state": False, "seed": 0,
         }  # fmt: skip
         process.stdin.write(json.dumps({**recipe, **fields, "cache": str(cache)}) + "\n")
         process.stdin.flush()
@@ -91,7 +91,8 @@ def recipe(tmp_path):
     def make(**changes) -> SimpleNamespace:
         fields = {
             "data": "demo", "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 400,
-            "max_seq_length": 16, "loss_on": "everything", "streaming": "auto", "carry_state": False, "seed": 0,
+            "max_seq_length": 16, "loss_on": "everything", "streaming": "auto", "template": "chat", "carry_state": False,
+            "seed": 0,
         }  # fmt: skip
         return SimpleNamespace(**{**fields, **{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}})
 

@@ -42,7 +42,8 @@ def test_the_demo_needs_neither_hub_nor_datasets(tmp_path):
     script = (
         "import sys; from types import SimpleNamespace; from newllm_lib.data import prepare\n"
         "data = prepare(SimpleNamespace(data='demo', data_dir=None, max_samples=200, tokenizer='bpe', vocab_size=300,\n"
-        "               max_seq_length=16, loss_on='everything', streaming='auto', carry_state=False), sys.argv[1])\n"
+        "               max_seq_length=16, loss_on='everything', streaming='auto', template='chat', carry_state=False),\n"
+        "               sys.argv[1])\n"
         "print('datasets' in sys.modules, data.train.documents, data.tokenizer.decode(data.train.ids[-10:]))"
     )
     done = subprocess.run(
