@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from newllm_lib import runs
+from newllm_lib.colab import drive
+from newllm_lib.colab.environment import on_colab
 from newllm_lib.colab.forms import Settings
 from newllm_lib.colab.live import watch
 from newllm_lib.console import say
@@ -45,7 +48,7 @@ def start(settings: Settings, **more) -> Started:
     Raises:
         UsageError: the settings are not valid.
     """
-    run, more = place(settings, **more)
+    run, more = place(settings, **{**_second_place(settings), **more})
     if run.is_finished:
         say(f"{run.name} is finished already: shown as it is. Change the form for another run.")
         return Started(run)
@@ -58,6 +61,13 @@ def start(settings: Settings, **more) -> Started:
     return Started(run, pid)
 
 
+def _second_place(settings: Settings) -> dict:
+    """Drive, where the form asks for it and this is Colab: the run is copied there while it trains, and brought back."""
+    if not settings.extra.get("save_to_drive") or not on_colab() or "mirror_dir" in settings.overrides:
+        return {}
+    return {"mirror_dir": str(drive.mount())}
+
+
 def place(settings: Settings, **more) -> tuple[Run, dict]:
     """The run for these settings, and the recipe keys to start it with.
 
@@ -66,13 +76,20 @@ def place(settings: Settings, **more) -> tuple[Run, dict]:
     """
     path = settings.recipe(**more).run_path()
     number, candidate = 1, path
-    while differences := _differences(settings, more, Run(candidate)):
+    mirror = {**settings.overrides, **more}.get("mirror_dir")
+    while differences := _differences(settings, more, _known(Run(candidate), mirror)):
         say(f"{candidate} was trained with other settings ({'; '.join(differences)}: now | then).")
         number += 1
         candidate = path.with_name(f"{path.name}_{number}")
     if number > 1:
         more = {**more, "output_dir": str(candidate)}
     return Run(candidate), more
+
+
+def _known(run: Run, mirror: str | None) -> Run:
+    """The run here, or where there is none its copy in the second place."""
+    copy = Run(Path(mirror) / run.name) if mirror else run
+    return copy if copy.recipe_path.is_file() and not run.recipe_path.is_file() else run
 
 
 def _differences(settings: Settings, more: dict, run: Run) -> list[str]:

@@ -90,3 +90,19 @@ class History:
         if not paces or not total_steps:
             return None
         return max(0.0, (total_steps - self.step) * statistics.median(paces))
+
+
+def samples(path: Path) -> list[dict]:
+    """The sample texts of a run, each `step`, `epoch`, `prompt` and `text`, in order of steps; the later life counts."""
+    found: dict[int, dict] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    for line in lines[:-1]:  # what follows the last line end is still being written
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        found = {step: kept for step, kept in found.items() if step < row["step"]} | {row["step"]: row}
+    return list(found.values())

@@ -16,7 +16,8 @@ from pathlib import Path
 from newllm_lib import runs
 from newllm_lib.colab import buttons, curves
 from newllm_lib.colab.environment import shell, widgets_render
-from newllm_lib.colab.history import History
+from newllm_lib.colab.history import History, samples
+from newllm_lib.colab.machine_use import MachineUse
 from newllm_lib.console import count, duration, say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic_write_bytes
@@ -34,6 +35,7 @@ class View:
         labels = short_labels([run.name for run in self.runs])
         self.histories = [History(run.metrics_path, label) for run, label in zip(self.runs, labels, strict=True)]
         self.statuses = [runs.read_status(run) for run in self.runs]
+        self.use = MachineUse()
 
     def update(self) -> bool:
         """Read what is new; True if the picture changes."""
@@ -46,7 +48,20 @@ class View:
         return any(status["state"] == "running" for status in self.statuses)
 
     def lines(self) -> list[str]:
-        return [describe(*of_run) for of_run in zip(self.runs, self.histories, self.statuses, strict=True)]
+        """A line for each run; for those that train also how busy the machine is, and where their copy stands."""
+        shown = []
+        for run, history, status in zip(self.runs, self.histories, self.statuses, strict=True):
+            line = describe(run, history, status)
+            if status["state"] == "running" and (use := self.use.describe(status["pid"])):
+                line += f" | {use}"
+            shown.append(line)
+            shown += copy_line(run)
+        return shown
+
+    def samples(self) -> list[tuple[str, list[dict]]]:
+        """(label, sample texts) of each run that has some."""
+        found = [(h.label, samples(run.samples_path)) for run, h in zip(self.runs, self.histories, strict=True)]
+        return [(label, rows) for label, rows in found if rows]
 
     def png(self) -> bytes:
         return curves.png(curves.draw(self.histories, self.baselines))
@@ -84,6 +99,15 @@ def describe(run: Run, history: History, status: dict) -> str:
             f"best {history.best['eval_bits_per_byte']:.3f} bits per byte ✓ (epoch {history.best.get('epoch', 0):.3g})"
         )
     return " | ".join(parts)
+
+
+def copy_line(run: Run) -> list[str]:
+    """One line about the run's copy on Drive, if it has one."""
+    status = runs.mirror_status(run)
+    if status is None:
+        return []
+    reached = f"step {status['step']:,}" if status["step"] is not None else "nothing to continue from yet"
+    return [f"  copy in {status['folder']}: {reached}" + (f" | {status['message']}" if status["message"] else "")]
 
 
 def watch(
@@ -137,6 +161,8 @@ class TextScreen:
             self.last_text, self.last_time = text, now
         if last:
             atomic_write_bytes(self.picture, view.png(), durable=False)
+            for label, rows in view.samples():
+                say(f"{label}: {rows[-1]['prompt']} … {rows[-1]['text']}")
             say(f"Curves: {self.picture}")
         return last
 
@@ -154,6 +180,7 @@ class NotebookScreen:
         self.redraw_every, self.last_draw = redraw_every, -redraw_every
         self.buttons = StopButtons(runs_shown) if widgets_render() else None
         self.text = display(_text([]), display_id=True)
+        self.said = None
         self.picture = None
 
     def show(self, view: View, changed: bool, last: bool) -> bool:
@@ -169,8 +196,19 @@ class NotebookScreen:
             self.picture = display(image, display_id=True)
         else:
             self.picture.update(image)
+        self._show_samples(view.samples())
         self.last_draw = now
         return True
+
+    def _show_samples(self, found: list[tuple[str, list[dict]]]) -> None:
+        from IPython.display import display
+
+        if not found:
+            return
+        if self.said is None:
+            self.said = display(_samples(found), display_id=True)
+        else:
+            self.said.update(_samples(found))
 
     def close(self, running: bool) -> None:
         """When training is over the buttons go; when only the view was closed they stay and work."""
@@ -179,26 +217,35 @@ class NotebookScreen:
 
 
 class StopButtons:
-    """A button for each run that is being trained: asks that run, and no other, to save and stop."""
+    """Two buttons for each run that is being trained: ask that run, and no other, to save and stop, or to save and go on."""
 
     def __init__(self, runs_shown: Sequence[Run]):
         import ipywidgets
         from IPython.display import display
 
         self.note = ipywidgets.Label()
-        self.by_run = {}
+        self.by_run, self.save_by_run = {}, {}
         for run in runs_shown:
             if runs.read_status(run)["state"] == "running":
-                button = ipywidgets.Button(
-                    description=f"Stop {run.name} · 停止", tooltip="Saves first; the same cell continues it later",
-                    icon="stop", layout=ipywidgets.Layout(width="auto"),
+                self.by_run[run.name] = _button(
+                    f"Stop {run.name} · 停止", "stop", "Saves first; the same cell continues it later",
+                    lambda pressed, run=run: self.stop(run, pressed),
                 )  # fmt: skip
-                button.on_click(lambda pressed, run=run: self.stop(run, pressed))
-                buttons.answer_on_its_own_thread(button)
-                self.by_run[run.name] = button
-        self.box = ipywidgets.HBox([*self.by_run.values(), self.note])
+                self.save_by_run[run.name] = _button(
+                    "Save · 保存", "save", "A checkpoint now; training goes on", lambda pressed, run=run: self.save(run)
+                )
+        pairs = [button for name in self.by_run for button in (self.by_run[name], self.save_by_run[name])]
+        self.box = ipywidgets.HBox([*pairs, self.note])
         if self.by_run:
             display(self.box)
+
+    def save(self, run: Run) -> None:
+        try:
+            asked = runs.ask_to_save(run)
+        except NewLLMError as error:
+            self.note.value = str(error)
+        else:
+            self.note.value = f"{run.name}: saving after this step" if asked else f"{run.name} is not training now"
 
     def stop(self, run: Run, button) -> threading.Thread:
         """Ask in a thread, for saving takes a while and the view must go on."""
@@ -218,6 +265,33 @@ class StopButtons:
 
     def close(self) -> None:
         self.box.close()
+
+
+def _button(label: str, icon: str, tooltip: str, action):
+    import ipywidgets
+
+    button = ipywidgets.Button(description=label, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width="auto"))
+    button.on_click(action)
+    buttons.answer_on_its_own_thread(button)
+    return button
+
+
+def _samples(found: list[tuple[str, list[dict]]], shown: int = 6):
+    """The first, the newest, and some between, of each run's sample texts."""
+    from IPython.display import HTML
+
+    parts = []
+    for label, rows in found:
+        picked = rows if len(rows) <= shown else [rows[round(i * (len(rows) - 1) / (shown - 1))] for i in range(shown)]
+        lines = "".join(
+            f"<tr><td style='color:#6b7280; white-space:nowrap'>epoch {row['epoch']:.3g}</td>"
+            f"<td style='text-align:left'><span style='color:#6b7280'>{html.escape(row['prompt'])}</span> "
+            f"{html.escape(row['text'])}</td></tr>"
+            for row in picked
+        )
+        title = f"{html.escape(label)}: what it says · サンプル"
+        parts.append(f"<details open><summary>{title}</summary><table>{lines}</table></details>")
+    return HTML("".join(parts))
 
 
 def _text(lines: list[str]):

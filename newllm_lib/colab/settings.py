@@ -18,7 +18,10 @@ LABELS = {
     "seed": ("Random seed", "乱数シード"),
 }  # fmt: skip
 
-SAVE_TO_DRIVE = Field("save_to_drive", "Save the runs to Google Drive at the end", "最後に Google ドライブへ保存", True)
+SAVE_TO_DRIVE = Field(
+    "save_to_drive", "Keep a copy on Google Drive while training, and continue from it in a new session",
+    "学習中に Google ドライブへ複製し、次のセッションで続きから再開", True,
+)  # fmt: skip
 
 
 def _fields(*names: str) -> tuple[Field, ...]:

@@ -1,6 +1,6 @@
 """Runs as files and processes: folders written whole, locks, status, background training, mirrors. Knows nothing of torch."""
 
-from newllm_lib.runs.background import BACKGROUND, exit_code, follow, link_log, rotate_log, start_background, stop
+from newllm_lib.runs.background import BACKGROUND, ask_to_save, exit_code, follow, link_log, rotate_log, start_background, stop
 from newllm_lib.runs.files import (
     WHOLE,
     atomic_write_bytes,
@@ -22,7 +22,7 @@ from newllm_lib.runs.status import last_line, read_status, read_status_file, tai
 from newllm_lib.runs.trust import check_folder, tensors
 
 __all__ = [
-    "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "atomic_write_bytes",
+    "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "ask_to_save", "atomic_write_bytes",
     "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder",
     "exit_code", "explained", "find_run", "follow", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
     "link_log", "link_model", "list_runs", "lock_holder", "mirror_status", "missing_files", "read_status",

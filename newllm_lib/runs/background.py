@@ -111,6 +111,15 @@ def stop(run: Run, timeout: float = 180.0) -> dict:
     return read_status(run)
 
 
+def ask_to_save(run: Run) -> bool:
+    """Ask the process that trains `run` for a checkpoint after its present step; False if none trains it."""
+    if not _holds(run):
+        return False
+    with explained(run.save_request):
+        run.save_request.touch()
+    return True
+
+
 def link_log(run: Run, folder: Path = Path("/content")) -> Path | None:
     """On Colab, show the run's log as `/content/<run>.log`, where the file browser opens; returns the link.
 

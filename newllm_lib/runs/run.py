@@ -27,6 +27,7 @@ class Run:
         self.log = self.path / "train.log"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.jsonl"
+        self.save_request = self.path / "save.request"
         self.curves = self.path / "curves.png"
         self.status_path = self.path / "status.json"
         self.lock_path = self.path / "run.lock"

@@ -66,9 +66,10 @@ machine(settings);
 # %% [markdown]
 # ## 4 · Train New-LLM
 #
-# Training runs in a process of its own: it goes on if you close this tab, and the **Stop** button saves first. Run the
-# cell again to look again, or to continue a run that was stopped. Left is the loss of each step, right the bits per
-# byte on the validation text; ✓ marks the best evaluation, whose model is kept.
+# Training runs in a process of its own: it goes on if you close this tab. **Stop** saves first, **Save** writes a
+# checkpoint and trains on. Run the cell again to look again, or to continue a run that was stopped. Left is the loss of
+# each step, right the bits per byte on the validation text; ✓ marks the best evaluation, whose model is kept. Below
+# stands what the model makes of the same few words, evaluation after evaluation.
 #
 # *日本語: 学習はタブを閉じても続きます。停止ボタンは保存してから止まり、セルを再実行すると続きから再開します。*
 
@@ -135,10 +136,10 @@ conversation = chat(new_llm, first=first)
 # %% [markdown]
 # ## 8 · Keep it
 #
-# Copies both runs to Google Drive (`MyDrive/new-llm`), if the form says so, with all that is needed to continue them.
-# Outside Colab they simply stay in `checkpoints/`.
+# If the form says so, both runs were copied to Google Drive (`MyDrive/new-llm`) while they trained; this brings the copies
+# up to date, pictures of the comparison included. Outside Colab the runs simply stay in `checkpoints/`.
 #
-# *日本語: Google ドライブに保存します。*
+# *日本語: 学習中の複製を最新の状態にします。*
 
 # %%
 from newllm_lib.colab import drive, environment
@@ -159,8 +160,8 @@ download(new_llm, extra=comparison["files"]);
 # %% [markdown]
 # ## Next
 #
-# - **Another session**: after the install cell run `drive.restore("new_llm_wikitext")` (import `drive` as in section
-#   8), then the form and the training cells: training continues where the copy was made.
+# - **Another session**, or Colab took the machine away: run all cells again. A run that is on Drive is brought back and
+#   continued at its last save, with the same curve as if nothing had happened.
 # - **Larger or longer**: change *Size* or *Epochs* above and run again; every choice that changes the model gets a run
 #   of its own.
 # - **The old figures**: `protocol = seed` trains with the original's 1,000 words and its metric; the table then shows

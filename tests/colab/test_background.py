@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -130,3 +131,20 @@ def test_closing_the_view_stops_the_cells_below_but_not_the_training(settings, m
     monkeypatch.undo()
     for text in runs.follow(Run("checkpoints/new_llm_demo"), interval=0.05):
         assert "Traceback" not in text
+
+
+def test_on_colab_the_run_is_copied_to_drive_and_brought_back(settings, tmp_path, monkeypatch, colab):
+    """The form's field mounts Drive; a copy there with other settings is another run, one with these is continued."""
+    monkeypatch.setattr(background.drive.mount, "__defaults__", (tmp_path / "drive",))
+    folder = tmp_path / "drive" / "MyDrive" / "new-llm"
+    run = background.train(settings, every=0.05)
+    assert colab.mounted and run.recipe_path.read_text().count(f"mirror_dir: {folder}") == 1
+    (folder / run.name).mkdir()
+    (folder / run.name / "recipe.yaml").write_text(run.recipe_path.read_text().replace("epochs: 2", "epochs: 3"))
+    shutil.rmtree(run.path)  # a new machine
+    assert background.place(settings, mirror_dir=str(folder))[0].name == "new_llm_demo_2"
+    there = folder / run.name / "recipe.yaml"
+    there.write_text(there.read_text().replace("epochs: 3", "epochs: 2"))
+    assert background.place(settings, mirror_dir=str(folder))[0].name == "new_llm_demo"
+    without = PRETRAINING.read(recipe="demo", epochs=2, save_to_drive=False)
+    assert background._second_place(without) == {}

@@ -131,7 +131,7 @@ def test_parameters_follow_the_types():
     }  # fmt: skip
     for name, kind in keys.items():
         assert Field(name, "x", "あ").parameter() == f'{{type:"{kind}"}}'
-    assert Field("model", "x", "あ").parameter() == '["new_llm", "tiny_gpt2"]'
+    assert Field("schedule", "x", "あ").parameter() == '["cosine", "linear", "wsd", "constant"]'
 
 
 def test_labels_name_recipe_keys():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
 import threading
 
@@ -10,6 +13,7 @@ import pytest
 from newllm_lib import runs
 from newllm_lib.colab import buttons, curves, live
 from newllm_lib.colab.history import History
+from newllm_lib.colab.machine_use import MachineUse
 from newllm_lib.runs import Run, write_status
 from tests.colab.fake_run import append, finished, rows
 
@@ -144,3 +148,46 @@ def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
         thread.join(5)
     assert asked == ["two"] and panel.note.value == "two: interrupted. saved"
     panel.close()
+
+
+def test_samples_of_a_second_life_replace_the_first_ones(tmp_path):
+    run = finished(tmp_path / "run")
+    rows = [{"step": step, "epoch": step / 100, "prompt": "The cat", "text": f"says {step}"} for step in (100, 200, 150)]
+    run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1')
+    view = live.View([run])
+    assert [(label, [r["text"] for r in found]) for label, found in view.samples()] == [("run", ["says 100", "says 150"])]
+    pytest.importorskip("IPython")
+    shown = live._samples([("a<b", [{**rows[0], "step": n, "epoch": n} for n in range(50)])]).data
+    assert shown.count("<tr>") == 6 and "a&lt;b" in shown and "epoch 0<" in shown and "epoch 49<" in shown
+
+
+def test_a_running_run_shows_how_busy_its_machine_is_and_where_its_copy_stands(tmp_path, monkeypatch):
+    run = finished(tmp_path / "run")
+    view = live.View([run])
+    view.statuses[0] |= {"state": "running", "pid": os.getpid()}
+    assert re.search(r"\d\.\d GiB of host memory|GPU \d+ %", view.lines()[0])
+    status = {"folder": "/drive", "step": 200, "message": "/drive is full"}
+    monkeypatch.setattr(live.runs, "mirror_status", lambda run: status)
+    assert view.lines()[1] == "  copy in /drive: step 200 | /drive is full"
+
+
+def test_the_use_of_a_gpu_is_read_from_the_driver(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '97, 5222, 15053'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert MachineUse().describe(None) == "GPU 97 %, 5.1 of 14.7 GiB"
+    program.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert MachineUse().describe(None) == ""
+
+
+def test_the_save_button_asks_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("ipywidgets")
+    asked = []
+    monkeypatch.setattr(live.runs, "ask_to_save", lambda run: asked.append(run.name) or len(asked) < 2)
+    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
+    panel = live.StopButtons([Run(tmp_path / "one")])
+    panel.save_by_run["one"].click()
+    assert asked == ["one"] and panel.note.value == "one: saving after this step"
+    panel.save_by_run["one"].click()
+    assert panel.note.value == "one is not training now"

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
+from newllm_lib.colab.history import samples
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.runs import GpuBusy, Run, gpu_for, mirror_status
+from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, mirror_status
 from newllm_lib.training import run_recipe, train
 from tests.training.test_resume import write_text
 
@@ -130,3 +131,27 @@ def test_training_on_a_gpu_asks_for_it_and_on_a_processor_does_not(folder, monke
     with run_recipe._gpu(recipe(folder), Run("x"), probe()):
         pass
     assert [words[1:] for words in asked] == [(0, True)]
+
+
+def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(folder, monkeypatch):
+    run, asked = Run(folder / "run"), []
+    real = run_recipe.SaveRequests.on_step_end
+
+    def ask(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            asked.append(ask_to_save(run))
+        return real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(run_recipe.SaveRequests, "on_step_end", ask)
+    train(recipe(folder, keep_checkpoints=9))
+    assert asked == [True] and run.checkpoint(5).is_dir() and run.is_finished and not run.save_request.exists()
+    assert not ask_to_save(run)
+
+
+def test_sample_texts_are_written_at_each_evaluation_and_change_nothing(folder):
+    with_texts = train(recipe(folder, sample_tokens=6, dropout=0.1))
+    rows = samples(with_texts.samples_path)
+    evaluated = [row["step"] for row in with_texts.metrics() if "eval_loss" in row]
+    assert [row["step"] for row in rows] == evaluated and all(row["prompt"] for row in rows)
+    without = train(recipe(folder, sample_tokens=0, dropout=0.1, output_dir=str(folder / "other")))
+    assert not without.samples_path.exists() and curve(without.path) == curve(with_texts.path)
