@@ -307,7 +307,7 @@ ELSEWHERE = {
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
     "weights_dtype", "momentum_bits", "step_in_backward",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
-    "mirror_dir", "force", "sample_tokens",  # tests/training/test_keeping.py
+    "mirror_dir", "force",  # tests/training/test_keeping.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip
 

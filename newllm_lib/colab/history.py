@@ -93,16 +93,9 @@ class History:
 
 
 def samples(path: Path) -> list[dict]:
-    """The sample texts of a run, each `step`, `epoch`, `prompt` and `text`, in order of steps; the later life counts."""
-    found: dict[int, dict] = {}
+    """The sample answers of a run, each with `step`, `epoch`, `prompts` and `answers`, in order of steps."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    for line in lines[:-1]:  # what follows the last line end is still being written
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
-        found = {step: kept for step, kept in found.items() if step < row["step"]} | {row["step"]: row}
-    return list(found.values())
+    return [json.loads(line) for line in lines]

@@ -162,7 +162,7 @@ class TextScreen:
         if last:
             atomic_write_bytes(self.picture, view.png(), durable=False)
             for label, rows in view.samples():
-                say(f"{label}: {rows[-1]['prompt']} … {rows[-1]['text']}")
+                say(f"{label}: {rows[-1]['prompts'][0]} … {rows[-1]['answers'][0]}")
             say(f"Curves: {self.picture}")
         return last
 
@@ -285,8 +285,8 @@ def _samples(found: list[tuple[str, list[dict]]], shown: int = 6):
         picked = rows if len(rows) <= shown else [rows[round(i * (len(rows) - 1) / (shown - 1))] for i in range(shown)]
         lines = "".join(
             f"<tr><td style='color:#6b7280; white-space:nowrap'>epoch {row['epoch']:.3g}</td>"
-            f"<td style='text-align:left'><span style='color:#6b7280'>{html.escape(row['prompt'])}</span> "
-            f"{html.escape(row['text'])}</td></tr>"
+            f"<td style='text-align:left'><span style='color:#6b7280'>{html.escape(row['prompts'][0])}</span> "
+            f"{html.escape(row['answers'][0])}</td></tr>"
             for row in picked
         )
         title = f"{html.escape(label)}: what it says · サンプル"

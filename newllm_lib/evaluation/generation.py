@@ -40,13 +40,6 @@ def complete(
     return answers[0] if single else answers
 
 
-def complete_plainly(model, tokenizer, prompt: Sequence[int], new_tokens: int) -> str:
-    """The most probable continuation of token ids, by transformers' `generate`: nothing is captured or compiled for it, so it
-    may stand in the midst of a training."""
-    settings = Settings(temperature=0.0, max_new_tokens=new_tokens)
-    return _until_stop(tokenizer, _by_generate(model, tokenizer, [list(prompt)], settings)[0])
-
-
 def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
     from newllm_lib.evaluation.decoding import continue_texts
 

@@ -49,10 +49,6 @@ class KeepingKeys:
         None, "copy the run to this folder (on Drive, say) while it trains; what is further there is brought back first",
         "run", identity=False,
     )  # fmt: skip
-    sample_tokens: int = key(
-        32, "tokens of a sample text written at each evaluation, so that one sees it learn (0: none)", "run", identity=False,
-        minimum=0,
-    )  # fmt: skip
     force: bool = key(False, "train although another run uses this GPU", "run", identity=False)
 
 

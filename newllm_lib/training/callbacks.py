@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
 
-import torch
 from transformers import TrainerCallback
 
 from newllm_lib import console
-from newllm_lib.evaluation.generation import complete_plainly
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, explained, rotate_log, write_status
+from newllm_lib.runs import Run, rotate_log, write_status
 
 
 class Timetable(TrainerCallback):
@@ -114,29 +111,6 @@ class SaveRequests(TrainerCallback):
             self.run.save_request.unlink(missing_ok=True)
             control.should_save = True
         return control
-
-
-class Samples(TrainerCallback):
-    """At each evaluation the model continues the first validation text; `samples.jsonl` shows what it has learned to say."""
-
-    def __init__(self, recipe: Recipe, run: Run, data):
-        self.run, self.tokenizer, self.new_tokens = run, data.tokenizer, recipe.sample_tokens
-        self.prompt = [int(token) for token in data.validation.ids[:_PROMPT_TOKENS]]
-
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if not self.new_tokens or not state.is_world_process_zero:
-            return
-        training = model.training
-        with torch.compiler.set_stance("force_eager"):
-            text = complete_plainly(model, self.tokenizer, self.prompt, self.new_tokens)
-        model.train(training)
-        prompt = self.tokenizer.decode(self.prompt, skip_special_tokens=True)
-        row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 6), "prompt": prompt, "text": text}
-        with explained(self.run.samples_path), open(self.run.samples_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-_PROMPT_TOKENS = 13  # with the mark of a document's start
 
 
 class LogBlock(TrainerCallback):

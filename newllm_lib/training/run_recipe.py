@@ -35,7 +35,7 @@ from newllm_lib.runs import (
     write_status,
 )  # fmt: skip
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
-from newllm_lib.training.callbacks import Heartbeat, LogBlock, Samples, SaveRequests, Signals, Timetable
+from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
@@ -308,7 +308,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     if how != "off" and blocks is None:
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
-    callbacks = [Timetable(recipe, steps_per_epoch), signals, log, Samples(recipe, run, data)]
+    callbacks = [Timetable(recipe, steps_per_epoch), signals, log]
     callbacks += [MirrorNews(run), Heartbeat(run), SaveRequests(run)]
     if has_curvature_schedule(recipe):
         callbacks.append(CurvatureSchedule(recipe))

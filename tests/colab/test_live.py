@@ -150,15 +150,16 @@ def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
     panel.close()
 
 
-def test_samples_of_a_second_life_replace_the_first_ones(tmp_path):
+def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
     run = finished(tmp_path / "run")
-    rows = [{"step": step, "epoch": step / 100, "prompt": "The cat", "text": f"says {step}"} for step in (100, 200, 150)]
-    run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1')
-    view = live.View([run])
-    assert [(label, [r["text"] for r in found]) for label, found in view.samples()] == [("run", ["says 100", "says 150"])]
+    rows = [{"step": n, "epoch": n, "prompts": ["Hello <b>", "x"], "answers": [f"I am {n}", "y"]} for n in range(50)]
+    run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    live.watch(run)
+    assert "run: Hello <b> … I am 49" in capsys.readouterr().out
+    assert live.View([Run(tmp_path / "other")]).samples() == []
     pytest.importorskip("IPython")
-    shown = live._samples([("a<b", [{**rows[0], "step": n, "epoch": n} for n in range(50)])]).data
-    assert shown.count("<tr>") == 6 and "a&lt;b" in shown and "epoch 0<" in shown and "epoch 49<" in shown
+    shown = live._samples(live.View([run]).samples()).data
+    assert shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
 
 
 def test_a_running_run_shows_how_busy_its_machine_is_and_where_its_copy_stands(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 
-from newllm_lib.colab.history import samples
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
@@ -146,12 +145,3 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(folder, monkey
     train(recipe(folder, keep_checkpoints=9))
     assert asked == [True] and run.checkpoint(5).is_dir() and run.is_finished and not run.save_request.exists()
     assert not ask_to_save(run)
-
-
-def test_sample_texts_are_written_at_each_evaluation_and_change_nothing(folder):
-    with_texts = train(recipe(folder, sample_tokens=6, dropout=0.1))
-    rows = samples(with_texts.samples_path)
-    evaluated = [row["step"] for row in with_texts.metrics() if "eval_loss" in row]
-    assert [row["step"] for row in rows] == evaluated and all(row["prompt"] for row in rows)
-    without = train(recipe(folder, sample_tokens=0, dropout=0.1, output_dir=str(folder / "other")))
-    assert not without.samples_path.exists() and curve(without.path) == curve(with_texts.path)
