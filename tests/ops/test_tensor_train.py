@@ -39,7 +39,7 @@ def compare(found, expected, tolerance):
 
 
 def with_gradients(value, leaves):
-    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
+    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).to(value).view(value.shape)
     return value, *torch.autograd.grad((value * weight).sum(), leaves)
 
 

@@ -15,6 +15,8 @@ from newllm_lib.ops.backend import autocast_dtype, runs_triton
 from newllm_lib.ops.cross_entropy import chunked
 from newllm_lib.ops.tensor_train.pieces import Pieces
 
+KERNEL_BLOCK_ELEMENTS = 1 << 28  # logits of a block of tokens: 512 MiB in half precision, as each block forms the matrix anew
+
 
 def tensor_train_cross_entropy(
     hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, tokens: Tensor | int | None = None
@@ -37,13 +39,13 @@ def tensor_train_cross_entropy(
 def _summed(
     hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (empty without `gradients`)."""
+    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (float32); empty without `gradients`."""
     compute = torch.promote_types(dtype, torch.float32)
     pieces = Pieces(first, second, dtype)
     sums = _Gradients(pieces, hidden, compute) if gradients else None
     kernel = runs_triton(pieces.first) and vocabulary <= chunked.max_vocabulary()
     width = -(-first.shape[0] * second.shape[0] // 8) * 8  # rows of the buffer begin at 16 bytes
-    step = max(1, (chunked.KERNEL_CHUNK_ELEMENTS if kernel else chunked.CHUNK_ELEMENTS) // width)
+    step = _block(len(hidden), max(1, (KERNEL_BLOCK_ELEMENTS if kernel else chunked.CHUNK_ELEMENTS) // width))
     buffer = hidden.new_empty(min(step, len(hidden)), width, dtype=dtype)
     losses = torch.empty(len(hidden), device=hidden.device, dtype=compute)
     for start in range(0, len(hidden), step):
@@ -58,8 +60,15 @@ def _summed(
             scores[:, vocabulary:] = 0  # rows that no token has
             sums.add(scores, some, slice(start, start + len(some)))
     if sums is None:
-        return losses.sum(), hidden.new_empty(0), first.new_empty(0), second.new_empty(0)
-    return losses.sum(), sums.hidden, sums.first.to(first.dtype), pieces.unflatten(sums.flat).to(second.dtype)
+        return losses.sum(), hidden.new_empty(0), losses.new_empty(0), losses.new_empty(0)
+    return losses.sum(), sums.hidden, sums.first, pieces.unflatten(sums.flat)
+
+
+def _block(tokens: int, most: int) -> int:
+    """Tokens in a block: equal blocks of at most `most`, in whole tiles of a matrix product where they are large."""
+    blocks = -(-tokens // most) or 1
+    size = -(-tokens // blocks)
+    return min(most, -(-size // 128) * 128) if size > 1024 else max(1, size)
 
 
 class _Gradients:
@@ -96,17 +105,19 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _(hidden, first, second, labels, vocabulary, dtype, gradients):
     total = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
     shapes = [x.shape if gradients else (0,) for x in (hidden, first, second)]
-    return total, *(x.new_empty(shape) for x, shape in zip((hidden, first, second), shapes, strict=True))
+    return total, hidden.new_empty(shapes[0]), *(total.new_empty(shape) for shape in shapes[1:])
 
 
 def _keep(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
+    ctx.dtypes = [core.dtype for core in inputs[1:3]]
 
 
 def _backward(ctx, grad_total, *_):
     by_hidden, *by_cores = ctx.saved_tensors
     by_hidden = (by_hidden * grad_total).to(by_hidden.dtype)  # a loss scale may be too large for fp16
-    return by_hidden, *(g * grad_total.to(g.dtype) for g in by_cores), None, None, None, None
+    by_cores = [(g * grad_total).to(dtype) for g, dtype in zip(by_cores, ctx.dtypes, strict=True)]
+    return by_hidden, *by_cores, None, None, None, None
 
 
 _summed.register_autograd(_backward, setup_context=_keep)
