@@ -171,6 +171,7 @@ def test_squared_relu_mlp(dtype, monkeypatch):
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
     monkeypatch.setattr(triton.launch, "multiprocessors", lambda device: 4)
     checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
+    checks.check_squared_relu_mlp("cpu", dtype, 19, 32, 16)
 
 
 @pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [

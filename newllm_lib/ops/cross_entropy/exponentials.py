@@ -28,14 +28,15 @@ _ROWS = 16  # rows of a program in the small kernels
 @triton.jit
 def exponentials(
     hidden, head, labels, e, sums, rows, words, dim,
-    BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BLOCK_DIM: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BLOCK_DIM: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim) without gaps."""
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    k = tl.arange(0, BLOCK_DIM)
-    row_in, k_in = row < rows, k < dim
-    left = tl.load(hidden + row[:, None] * dim + k[None, :], mask=row_in[:, None] & k_in[None, :], other=0.0)
-    label = tl.load(labels + row, mask=row_in, other=-1)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_DIM)
+    row_in, k_in = local < rows - first, k < dim
+    left_in = row_in[:, None] & k_in[None, :]
+    left = tl.load(hidden + first * dim + (local[:, None] * dim + k[None, :]), mask=left_in, other=0.0)
+    label = tl.load(labels + first + local, mask=row_in, other=-1).to(tl.int32)
     known = tl.load(head + tl.maximum(label, 0)[:, None] * dim + k[None, :], mask=k_in[None, :], other=0.0)
     LOG2_E: tl.constexpr = 1.4426950408889634
     at_label = tl.sum(left.to(tl.float32) * known.to(tl.float32), 1) * LOG2_E
@@ -43,14 +44,21 @@ def exponentials(
     for start in tl.range(0, words, BLOCK_WORDS, num_stages=STAGES):
         word = start + tl.arange(0, BLOCK_WORDS)
         word_in = word < words
-        right = tl.load(head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0)
+        # EVEN: dim and the words fill their blocks; the masks would be a good part of the work on an element.
+        if EVEN:
+            right = tl.load(head + k[:, None] + word[None, :] * dim)
+        else:
+            right = tl.load(head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0)
         exponent = tl.dot(left, right, input_precision="ieee") * LOG2_E - at_label[:, None]
         value = tl.exp2(tl.minimum(exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
-        value = tl.where((word[None, :] == label[:, None]) | (word >= words)[None, :], 0.0, value)
+        value = tl.where(word[None, :] == label[:, None], 0.0, value)
+        inside = row_in[:, None]
+        if not EVEN:
+            value = tl.where(word_in[None, :], value, 0.0)
+            inside = inside & word_in[None, :]
         total += tl.sum(value, 1)
-        place = e + row[:, None] * words + word[None, :]
-        tl.store(place, value.to(e.dtype.element_ty), mask=row_in[:, None] & word_in[None, :])
-    tl.store(sums + row, total, mask=row_in)
+        tl.store(e + first * words + (local[:, None] * words + word[None, :]), value.to(e.dtype.element_ty), mask=inside)
+    tl.store(sums + first + local, total, mask=row_in)
 
 
 @triton.jit
@@ -100,7 +108,7 @@ def softmax_factors(
     block_rows, block_words, warps = _tile(hidden.device, padded)
     exponentials[(triton.cdiv(rows, block_rows),)](
         hidden, head, labels, e, sums, rows, words, dim, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, BLOCK_DIM=padded,
-        STAGES=_STAGES, num_warps=warps,
+        EVEN=dim == padded and words % block_words == 0, STAGES=_STAGES, num_warps=warps,
     )  # fmt: skip
     finish[(triton.cdiv(rows, _ROWS),)](
         hidden, labels, sums, e, losses, factors, scaled, rows, words, dim, IGNORE=ignore, BLOCK_ROWS=_ROWS, BLOCK_DIM=padded

@@ -36,7 +36,8 @@ def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
     walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), launch.multiprocessors(x.device) // columns))
     kernels.product[(columns * walkers,)](
         x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
-        INNER=x.shape[1], GRADIENT=squares is not None, **tile,
+        INNER=x.shape[1], GRADIENT=squares is not None,
+        EVEN=x.shape[1] == tile["BLOCK_INNER"] and w.shape[1] % tile["BLOCK_COLUMNS"] == 0, **tile,
     )  # fmt: skip
     return out
 
