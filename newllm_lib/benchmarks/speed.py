@@ -19,6 +19,7 @@ WAYS = (
     "seed_loop:eager", "seed:eager", "gpt2:eager", "gpt2:compiled", "attention:compiled", "lstm:eager", "tiny_gpt2:compiled",
     "new_llm:eager", "new_llm:compiled", "attention:graphs", "tiny_gpt2:graphs", "new_llm:graphs",
 )  # fmt: skip
+GROUP = 10  # steps between two waits for the GPU: training does not wait for each step either
 SETTING = {"batch": 512, "length": 128, "vocabulary": 8192}
 _TITLES = {
     "seed_loop": "seed recurrence as a Python loop", "seed": "seed recurrence", "gpt2": "GPT-2 (transformers)",
@@ -26,7 +27,7 @@ _TITLES = {
 }  # fmt: skip
 
 
-def run(rows: Rows, ways=WAYS, *, steps: int = 20, **setting) -> None:
+def run(rows: Rows, ways=WAYS, *, steps: int = 60, **setting) -> None:
     """Measure each way and add its rows; one that fails is said, and the others go on."""
     setting = {**SETTING, **setting}
     for way in ways:
@@ -49,7 +50,7 @@ def run(rows: Rows, ways=WAYS, *, steps: int = 20, **setting) -> None:
 
 
 def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps: int) -> dict:
-    """One way in this process: the median step's tokens/s, the peak memory (GPU), seconds to the first step's end."""
+    """One way in this process: tokens/s of the median group of steps, the peak memory (GPU), seconds to the first step's end."""
     began = time.monotonic()
     import torch
 
@@ -64,24 +65,25 @@ def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps
     tokens = torch.randint(1, vocabulary, (4, batch, length + 1), device=device)
     state = model.initial_state(batch) if model.carries else None
     times, first = [], None
-    for number in range(6 + steps):
-        inputs, labels = tokens[number % 4, :, :-1].contiguous(), tokens[number % 4, :, 1:].contiguous()
-        if gpu:
-            torch.cuda.synchronize()
-            if number == 6:
-                torch.cuda.reset_peak_memory_stats()
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    for group in range(1 + max(1, steps // GROUP)):  # the first warms up
         start = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
-            loss, _ = forward(inputs, labels, state)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if gpu:
-            torch.cuda.synchronize()
-        times.append(time.monotonic() - start)
-        first = first or time.monotonic() - began
+        for number in range(GROUP):
+            inputs, labels = tokens[number % 4, :, :-1].contiguous(), tokens[number % 4, :, 1:].contiguous()
+            with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+                loss, _ = forward(inputs, labels, state)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if first is None:
+                wait()
+                first = time.monotonic() - began
+        wait()
+        times.append((time.monotonic() - start) / GROUP)
+        if gpu and group == 0:
+            torch.cuda.reset_peak_memory_stats()
     return {
-        "tokens_per_second": batch * length / statistics.median(times[6:]), "first_step": first,
+        "tokens_per_second": batch * length / statistics.median(times[1:]), "first_step": first,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
         "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip

@@ -20,7 +20,7 @@ def add(commands, command, flag, positive) -> None:
             flag(parser, "picture", help=f"where the picture goes (default: docs/{name}.png)")
     for parser in (speed, decode):
         flag(parser, "ways", nargs="+", metavar="WAY", help="only these (default: all)")
-    flag(speed, "steps", type=positive, default=20, help="timed steps (default: 20)")
+    flag(speed, "steps", type=positive, default=60, help="timed steps (default: 60)")
     for name, default in (("batch", 512), ("length", 128), ("vocabulary", 8192)):
         flag(speed, name, type=positive, help=f"of the training step (default: {default:,})")
     flag(decode, "histories", nargs="+", type=positive, metavar="N", help="tokens read before (default: 16 65536)")
