@@ -55,12 +55,12 @@ def recipe():
     )  # fmt: skip
 
 
-def stream(began: float, cache: str, processes: int) -> dict:
+def stream(began: float, cache: str, processes: int, segment_kib: int) -> dict:
     """The whole set through `newllm`, in a process of its own; `began`: when that was started."""
-    from newllm_lib.data import prepare, segment_pool
+    from newllm_lib.data import prepare, segment_pool, segments
     from newllm_lib.data.blocks import training_blocks
 
-    segment_pool.cores = lambda: processes
+    segment_pool.cores, segments.SEGMENT_BYTES = lambda: processes, segment_kib << 10
     data = prepare(recipe(), cache)
     blocks, sampler = training_blocks(data.train, recipe())
     batch = [start for start, _ in zip(sampler, range(recipe().batch_size), strict=False)]
@@ -149,10 +149,11 @@ def anonymous(pid: int) -> int:
         return 0
 
 
-def run_part(part: str, work: Path, url: str, processes: int) -> dict:
+def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int) -> dict:
     environment = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "hf_hub_offline")}
     environment |= {"HF_ENDPOINT": url, "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    told = ["--part", part, "--work", str(work), "--processes", str(processes), "--began", str(time.time())]
+    told = ["--part", part, "--work", str(work), "--processes", str(processes), "--segment-kib", str(segment_kib)]
+    told += ["--began", str(time.time())]
     process = subprocess.Popen([sys.executable, __file__, *told], stdout=subprocess.PIPE, text=True, env=environment)
     watcher = Watcher(process)
     lines = process.communicate()[0].splitlines()
@@ -162,7 +163,9 @@ def run_part(part: str, work: Path, url: str, processes: int) -> dict:
     return {**json.loads(lines[-1]), **watcher.figures()}
 
 
-def measure(dialogues: int, processes: int, with_map: bool, folder: Path | None = None) -> dict:
+def measure(
+    dialogues: int, processes: int, with_map: bool, folder: Path | None = None, segment_kib: int = 4096
+) -> dict:  # fmt: skip
     """Figures of both ways by name, and the set's size in bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
@@ -175,9 +178,10 @@ def measure(dialogues: int, processes: int, with_map: bool, folder: Path | None 
         )
         try:
             server.stdout.readline()
-            found = {"bytes": size, "newllm": run_part("newllm", work, f"http://127.0.0.1:{port}", processes)}
+            common = (work, f"http://127.0.0.1:{port}", processes, segment_kib)
+            found = {"bytes": size, "newllm": run_part("newllm", *common)}
             if with_map:
-                found["datasets.map"] = run_part("map", work, f"http://127.0.0.1:{port}", processes)
+                found["datasets.map"] = run_part("map", *common)
         finally:
             server.terminate()
             server.wait()
@@ -194,9 +198,8 @@ def rows(found: dict, arguments) -> list[dict]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "datasets", "tokenizers"))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
     common = {
-        "hardware": f"{arguments.processes} CPU cores", "commit": commit.stdout.strip(),
-        "versions": versions,
-        "command": "python benchmarks/bench_streaming.py " + " ".join(sys.argv[1:]),
+        "hardware": f"{os.cpu_count()} CPU cores", "versions": versions, "commit": commit.stdout.strip(),
+        "command": f"python benchmarks/bench_streaming.py --dialogues {arguments.dialogues} --processes {arguments.processes}",
         "note": f"{arguments.dialogues:,} dialogues, {found['bytes'] / 1e6:.0f} MB in {SHARDS} shards" + arguments.note,
     }  # fmt: skip
     made = []
@@ -213,6 +216,7 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=150_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-map", action="store_true")
+    parser.add_argument("--segment-kib", type=int, default=4096, help="KiB of a file packed at a time")
     parser.add_argument("--out", help="append the figures to this CSV")
     parser.add_argument("--note", default="", help="what else the CSV should say")
     parser.add_argument("--work", type=Path, help="where the temporary files go")
@@ -221,11 +225,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part:
         cache = str(arguments.work / "cache")
-        newllm = arguments.part == "newllm"
-        found = stream(arguments.began, cache, arguments.processes) if newllm else map_with_datasets(cache, arguments.processes)
+        if arguments.part == "newllm":
+            found = stream(arguments.began, cache, arguments.processes, arguments.segment_kib)
+        else:
+            found = map_with_datasets(cache, arguments.processes)
         print(json.dumps(found))
         return
-    found = measure(arguments.dialogues, arguments.processes, not arguments.no_map, arguments.work)
+    found = measure(arguments.dialogues, arguments.processes, not arguments.no_map, arguments.work, arguments.segment_kib)
     print(json.dumps(found, indent=1))
     if arguments.out:
         sys.path.insert(0, str(ROOT / "benchmarks"))

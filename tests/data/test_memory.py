@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bench_streaming import measure
 from tests.data.conftest import dialogues, paragraphs
 
 # `peak(action)`: the most MiB of its own (anonymous) memory that the process has while `action` runs.
@@ -98,3 +99,20 @@ def run(folder):
 """
     grown = growth(code, write(tmp_path / "small", kind, 4), write(tmp_path / "large", kind, 30))
     assert grown < 40, f"{grown:.0f} MiB more for 26 MB more of data"
+
+
+def streamed(dialogues: int) -> dict:
+    """The benchmark of streaming, small: from a hub through tokenizing and packing with two processes."""
+    return measure(dialogues, 2, with_map=False, segment_kib=256)["newllm"]
+
+
+def test_streaming_stays_small():
+    figures = streamed(600)
+    assert figures["tokens"] > 500_000 and 100 < figures["peak_mib"] < 1000
+
+
+@pytest.mark.slow
+def test_streaming_is_flat():
+    small, large = streamed(1500), streamed(6000)
+    assert large["tokens"] > 3.5 * small["tokens"]
+    assert large["peak_mib"] - small["peak_mib"] < 60
