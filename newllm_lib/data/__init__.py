@@ -102,6 +102,7 @@ def _prepare_stream(recipe, source, tokenizer, cache: Path, known: dict | None) 
             check_length(split, recipe.max_seq_length)
             check_answers(split)
         train.declare()
+        train.check_disk()
     except BaseException:
         train.close()
         raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from newllm_lib import console
-from newllm_lib.data.cache import META, key_hash
+from newllm_lib.data.cache import META, key_hash, plain_write_errors
 from newllm_lib.data.chat import TEMPLATE_VERSION
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.packing import VERSION, PackedSplit, open_packed
@@ -115,6 +116,19 @@ class StreamedSplit:
             whole = tokens * share
             tokens = int(min(whole, self.max_samples * tokens / documents) if self.max_samples else whole)
         self.tokens = tokens + 1
+
+    def check_disk(self) -> None:
+        """Say early where the disk will be too small for what is not packed yet."""
+        size = self.job.encoder.dtype.itemsize + bool(self.job.encoder.answers_only)  # bytes of a token
+        there = sum(counts.tokens for counts in self.counts)
+        with plain_write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        need, free = (self.tokens - there) * size, shutil.disk_usage(self.path).free
+        if need > free:
+            console.say(
+                f"  All of it packed takes about {need / 1e9:.1f} GB, and {self.path.parent} has {free / 1e9:.1f} GB left: free "
+                "some space, set NEWLLM_CACHE to a folder on another disk, or take fewer with --max_samples."
+            )
 
     @property
     def documents(self) -> int:

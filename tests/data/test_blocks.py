@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from newllm_lib.data import prepare
 from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, LaneSampler, collate
 from newllm_lib.errors import NewLLMError
+from tests.data.conftest import dialogues, write_jsonl
 
 
 def stream(tokens: int, mask: np.ndarray | None = None, dtype="uint16") -> SimpleNamespace:
@@ -34,6 +36,24 @@ def test_in_order_every_token_but_the_first_is_predicted_once(tokens, batch_size
         assert (batch["labels"][counted] == batch["input_ids"][counted] + 1).all()  # shifted by one
         labels += batch["labels"][counted].tolist()
     assert labels == list(range(1, tokens))
+
+
+@pytest.mark.parametrize("length", [5, 16, 64, 1000])
+def test_every_turn_and_every_speaker_is_learned_whatever_the_blocks_length(tmp_path, recipe, cache, length):
+    chats = dialogues(300)
+    write_jsonl(tmp_path / "train.jsonl", [{"messages": m} for m in chats])
+    data = prepare(recipe(data_dir=tmp_path), cache)
+    turns = {role: sum(m["role"] == role for chat in chats for m in chat) for role in ("user", "assistant")}
+    learned = []
+    for split in (data.train, data.validation, data.test):
+        shorter = min(length, split.tokens - 1)
+        for start in BlockSampler(split, shorter, 1, seed=0, shuffle=False):
+            labels = Blocks(split, shorter)[start]["labels"]
+            learned += labels[labels >= 0].tolist()
+    text = data.tokenizer.decode(learned)
+    assert {role: text.count(f"<|{role}|>") for role in turns} == turns and min(turns.values()) > 400
+    assert text.count("<|end|>") == sum(turns.values()) and text.count("<|endoftext|>") == len(chats)
+    assert all(m["content"] in text for chat in chats for m in chat)
 
 
 def test_labels_are_shifted_and_batches_are_the_items():

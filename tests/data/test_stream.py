@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -298,6 +299,12 @@ def test_what_streaming_cannot_do_is_one_line(recipe, folder, chats, cache, prep
     with pytest.raises(NewLLMError, match="fewer than one batch of 1000000"):
         made.batch_size, made.carry_state = 1_000_000, False
         training_blocks(data.train, made)
+
+
+def test_a_disk_too_small_is_said_before_training(prepared, cache, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    prepared(cache)
+    assert "has 0.0 GB left: free some space, set NEWLLM_CACHE" in capsys.readouterr().out
 
 
 def test_large_sets_stream_by_themselves_and_small_ones_do_not(recipe, chats, cache, monkeypatch):
