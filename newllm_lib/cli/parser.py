@@ -103,6 +103,8 @@ def _result_commands(commands) -> None:
     _run_argument(evaluate)
     _flag(evaluate, "split", default="test", choices=("train", "validation", "test"), help="default: test")
     _flag(evaluate, "data_dir", help="take the data from this folder instead of where the run's came from")
+    _flag(evaluate, "data", help="other data by name, several with commas between them: dailydialog,dolly")
+    _flag(evaluate, "loss_on", choices=("answers", "everything"), help="what counts of a dialogue (default: as it is learned)")
     _flag(evaluate, "batch_size", type=_positive, help="rows at a time (changes speed and memory, not the result)")
     _flag(evaluate, "block_length", type=_positive, help="tokens at a time (changes speed and memory, not the result)")
     _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")

@@ -11,10 +11,19 @@ def evaluate(arguments):
     say(f"Evaluating {arguments.run} ({arguments.checkpoint}) on the {arguments.split} split of its data")
     from newllm_lib.evaluation.evaluate_run import evaluate_run
 
-    result = evaluate_run(
-        arguments.run, arguments.split, arguments.data_dir, which=arguments.checkpoint,
-        baselines=not arguments.no_baselines, batch_size=arguments.batch_size, block_length=arguments.block_length,
-    )  # fmt: skip
+    names = arguments.data.split(",") if arguments.data else [None]
+    results = {}
+    for name in names:
+        if len(names) > 1:
+            say(f"{name}:")
+        results[name] = evaluate_run(
+            arguments.run, arguments.split, arguments.data_dir, data=name, loss_on=arguments.loss_on,
+            which=arguments.checkpoint, baselines=not arguments.no_baselines, batch_size=arguments.batch_size,
+            block_length=arguments.block_length,
+        )  # fmt: skip
+    for name, found in results.items() if len(names) > 1 else ():
+        say(f"  {found['bits_per_byte']:.4f} bits per byte of the {_COUNTED[found['loss_on']]} of {name}")
+    result = results[names[0]] if len(names) == 1 else {"data": results}
     say(f"Next: {command('chat', arguments.run)}   or   {command('compare', arguments.run, 'ANOTHER_RUN')}")
     return result if arguments.json else 0
 
@@ -64,4 +73,5 @@ def chat(arguments):
     return {} if arguments.json else 0
 
 
+_COUNTED = {"answers": "answers", "everything": "text"}
 SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed")

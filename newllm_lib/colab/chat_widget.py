@@ -20,11 +20,9 @@ def chat(run, first: str | None = None, settings=None) -> Chat:
     Raises:
         UsageError, NewLLMError: the run cannot be loaded.
     """
-    from newllm_lib.device import probe
-    from newllm_lib.evaluation import ChatSession, load_run
+    from newllm_lib.evaluation.chat import open_session
 
-    model, tokenizer, _ = load_run(run, device=probe().torch_device)
-    conversation = Chat(ChatSession(model, tokenizer, settings))
+    conversation = Chat(open_session(run, settings))
     conversation.show()
     if first:
         conversation.ask(first)
@@ -94,12 +92,24 @@ class ChatWindow:
         self.line = ipywidgets.Text(placeholder="Write and press Enter · 入力して Enter", layout={"width": "70%"})
         self.send = ipywidgets.Button(description="Send · 送信", button_style="primary")
         self.reset = ipywidgets.Button(description="Reset · やり直し", tooltip="Forget the conversation")
+        self.sliders = [self._slider("temperature", 0.0, 2.0, 0.05), self._slider("max_new_tokens", 10, 400, 10)]
         self.line.continuous_update = False  # the value arrives with Enter
         self.line.observe(lambda change: self._say(), "value")
         self.send.on_click(lambda _: self._say())
         self.reset.on_click(lambda _: self.chat.ask("/reset"))
         head = ipywidgets.HTML(f"<b>Chat</b> <span style='color:#6b7280'>{html.escape(hint)}</span>")
-        display(ipywidgets.VBox([head, self.said, ipywidgets.HBox([self.line, self.send, self.reset])]))
+        rows = [ipywidgets.HBox([self.line, self.send, self.reset]), ipywidgets.HBox(self.sliders)]
+        display(ipywidgets.VBox([head, self.said, *rows]))
+
+    def _slider(self, name: str, lowest, highest, step):
+        """A setting of the conversation, changed as `/temperature 0.7` changes it."""
+        import ipywidgets
+
+        kind = ipywidgets.IntSlider if isinstance(lowest, int) else ipywidgets.FloatSlider
+        value = min(highest, getattr(self.chat.session.settings, name))
+        slider = kind(value, min=lowest, max=highest, step=step, description=name.split("_")[0], continuous_update=False)
+        slider.observe(lambda change: self.chat.session.command(f"/{name} {change['new']}"), "value")
+        return slider
 
     def _say(self) -> None:
         text = self.line.value.strip()

@@ -223,8 +223,20 @@ def chat(run, settings: Settings | None = None, which: str = "best", device: str
     Raises:
         UsageError, NewLLMError: the run cannot be loaded (see `load_run`).
     """
+    run_terminal(open_session(run, settings, which, device))
+
+
+def open_session(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> ChatSession:
+    """A conversation with a run: in turns where its record says that it learned answers.
+
+    A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`) says nothing.
+
+    Raises:
+        UsageError, NewLLMError: the run cannot be loaded (see `load_run`).
+    """
     from newllm_lib.device import probe
     from newllm_lib.evaluation.load import load_run
 
-    model, tokenizer, _ = load_run(run, which, device or probe().torch_device)
-    run_terminal(ChatSession(model, tokenizer, settings))
+    model, tokenizer, recipe = load_run(run, which, device or probe().torch_device)
+    answers = recipe is not None and recipe.loss_on == "answers"
+    return ChatSession(model, tokenizer, settings, dialogue=True if answers else None)

@@ -41,8 +41,18 @@ def test_evaluate(replaced, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"bits_per_byte": 1.5, "perplexity": None}
     assert "Evaluating my_run (best) on the validation split" in captured.err
-    named = {"which": "best", "baselines": True, "batch_size": None, "block_length": 64}
+    named = {"data": None, "loss_on": None, "which": "best", "baselines": True, "batch_size": None, "block_length": 64}
     assert calls == [(("my_run", "validation", None), named)]
+
+
+def test_evaluate_on_several_sets_ends_with_a_line_for_each(replaced, capsys):
+    found = {"bits_per_byte": 1.5, "loss_on": "answers"}
+    calls = replaced("newllm_lib.evaluation.evaluate_run", "evaluate_run", found)
+    assert main(["evaluate", "my_run", "--data", "dailydialog,dolly", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"data": {"dailydialog": found, "dolly": found}}
+    assert [named["data"] for _, named in calls] == ["dailydialog", "dolly"]
+    assert "1.5000 bits per byte of the answers of dolly" in captured.err
 
 
 def test_compare(replaced, capsys):

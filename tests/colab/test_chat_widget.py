@@ -7,6 +7,7 @@ import pytest
 from newllm_lib.colab import chat_widget
 from newllm_lib.colab.chat_widget import Chat, ChatWindow
 from newllm_lib.errors import UsageError
+from newllm_lib.evaluation.sampling import Settings
 
 
 class FakeSession:
@@ -16,12 +17,16 @@ class FakeSession:
 
     def __init__(self):
         self.forgotten = 0
+        self.settings = Settings(max_new_tokens=1000)
 
     def reply(self, text):
         for word in reversed(text.split()):
             yield f"{word} "
 
     def command(self, line):
+        if line.startswith("/temperature "):
+            self.settings = self.settings.changed("temperature", line.split()[1])
+            return "changed"
         if line != "/reset":
             raise UsageError(f"There is no {line}.")
         self.forgotten += 1
@@ -68,3 +73,6 @@ def test_the_window_talks(monkeypatch):
     assert len(chat.turns) == 2
     window.reset.click()
     assert chat.session.forgotten == 1 and "forgotten" in window.said.value
+    assert [slider.value for slider in window.sliders] == [0.8, 400]
+    window.sliders[0].value = 0.0
+    assert chat.session.settings.temperature == 0.0

@@ -9,7 +9,7 @@ import torch
 
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.load import load_run
-from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
 from tests.training.test_resume import write_text
@@ -81,13 +81,16 @@ def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer
 
 
 def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
-    from newllm_lib.data import load_split
-    from newllm_lib.evaluation import evaluate
+    from newllm_lib.evaluation.chat import open_session
+    from newllm_lib.evaluation.evaluate_run import evaluate_run
 
     run = train(tuned(folder))
-    model, tokenizer, _ = load_run("new_llm_wikitext")
-    found = evaluate(model, load_split(Recipe.from_yaml(run.recipe_path), tokenizer, "validation"), tokenizer)
+    found = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"), loss_on="answers")
     assert rows(run)[0]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-5)
+    everything = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"))
+    assert everything["loss_on"] == "everything" and everything["bytes"] > found["bytes"]
+    # Learning answers alone says nothing of who speaks first: the record says that it answers.
+    assert open_session(run).dialogue and not open_session("new_llm_wikitext").dialogue
 
 
 def test_names_tell_a_start_from_another_and_from_none(folder):
