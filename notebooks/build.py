@@ -2,7 +2,8 @@
 
 A code cell that holds a single line `#@build …` is filled in here, so that what all notebooks share is written once:
 
-    #@build install        the cell in src/cells/install.py
+    #@build install        the cell in src/cells/install.py, folded
+    #@build cell NAME      the cell in src/cells/NAME.py
     #@build form NAME      the settings cell of the form NAME in newllm_lib/colab/settings.py, rendered from its recipe
 
 The same source gives the same bytes: cell ids come from the cells' content.
@@ -48,11 +49,13 @@ def _filled(text: str) -> tuple[str, bool]:
     _, what, *name = text.split()
     if what == "install":
         return (SOURCES / "cells" / "install.py").read_text(encoding="utf-8").rstrip(), True
+    if what == "cell" and len(name) == 1:
+        return (SOURCES / "cells" / f"{name[0]}.py").read_text(encoding="utf-8").rstrip(), False
     if what == "form" and len(name) == 1:
         from newllm_lib.colab.settings import FORMS
 
         return FORMS[name[0]].render(), True
-    raise SystemExit(f"unknown line {text!r}: use `#@build install` or `#@build form NAME`")
+    raise SystemExit(f"unknown line {text!r}: use `#@build install`, `#@build cell NAME` or `#@build form NAME`")
 
 
 def _identity(text: str, taken: set[str]) -> str:

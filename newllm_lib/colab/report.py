@@ -26,5 +26,5 @@ def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2
         return device
     say(f"All epochs would take about {duration(3600 * sum(hours))} (an estimate; the live view soon knows better).")
     if sum(hours) > LONG:
-        say("That is long: choose a GPU (Runtime → Change runtime type), data `demo`, size `small`, or fewer epochs.")
+        say("That is long: choose a GPU (Runtime → Change runtime type), less or smaller data, a smaller model, or fewer epochs.")
     return device

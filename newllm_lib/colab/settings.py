@@ -16,6 +16,10 @@ LABELS = {
     "data_dir": ("Your own text: a folder with train.txt (empty: none)", "自分のデータのフォルダー（空ならなし）"),
     "protocol": ("seed: the original's 1,000-word vocabulary and metric", "seed は旧版の 1,000 語の語彙と指標"),
     "seed": ("Random seed", "乱数シード"),
+    "num_layers": ("Layers (only where nothing is started from)", "層の数（最初から学習する場合のみ）"),
+    "patience": ("Stop after so many evaluations without a better one", "改善がない評価が何回続いたら止めるか"),
+    "from_run": ("Start from this run (empty: as the recipe says; none: from scratch)", "続きから学習する実行の名前"),
+    "lora_rank": ("Rank of LoRA adapters (0: train all weights; needs a start)", "LoRA のランク（0 なら全重みを学習）"),
 }  # fmt: skip
 
 SAVE_TO_DRIVE = Field(
@@ -45,4 +49,33 @@ PRETRAINING = Form(
     },
 )  # fmt: skip
 
-FORMS = {form.name: form for form in (PRETRAINING,)}
+DIALOGUE = Form(
+    name="DIALOGUE",
+    recipe="dolly",
+    fields=(
+        Field("recipe", "Data: a step of the ladder", "学習データ", "dolly",
+              ("dolly", "dailydialog", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")),
+        *_fields("from_run", "lora_rank", "num_layers", "epochs", "patience", "batch_size", "max_seq_length", "max_samples",
+                 "data_dir", "seed"),
+        SAVE_TO_DRIVE,
+    ),
+)  # fmt: skip
+
+ULTRACHAT = Form(
+    name="ULTRACHAT",
+    recipe="ultrachat",
+    fields=(
+        Field("size", "Dialogues", "対話の数", "100k", ("10k", "100k", "all")),
+        Field("data", "The whole set, or its filtered part", "全体か、選別された 20 万件か", None,
+              ("ultrachat", "ultrachat_200k")),
+        *_fields("from_run", "num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed"),
+        SAVE_TO_DRIVE,
+    ),
+    presets={
+        "10k": {"max_samples": 10_000, "epochs": 4},
+        "100k": {"max_samples": 100_000, "epochs": 4},
+        "all": {},
+    },
+)  # fmt: skip
+
+FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT)}

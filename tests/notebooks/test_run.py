@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,7 +16,33 @@ TINY = {
         "recipe": "demo", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "num_heads": 2,
         "vocab_size": 512, "max_samples": 300, "max_steps": 30, "logging_steps": 5, "batch_size": 8,
     },
+    "02_dolly": {
+        "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "vocab_size": 400, "max_steps": 20,
+        "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "epochs": 1,
+    },
+    "03_ultrachat": {
+        "size": "10k", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "vocab_size": 400,
+        "max_samples": 150, "max_steps": 20, "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "epochs": 1,
+    },
 }  # fmt: skip
+_WORDS = "water house red tree seven people learn to write a good answer about small models in the morning".split()
+
+
+def write_data(name: str, folder: Path) -> dict:
+    """Rows as the notebook's data set has them, for it to train on; the fields that say where they are."""
+    random = Random(0)
+    text = lambda: " ".join(random.choices(_WORDS, k=random.randint(3, 20)))  # noqa: E731
+    rows = {
+        "02_dolly": lambda: {"instruction": text(), "context": random.choice(["", text()]), "response": text()},
+        "03_ultrachat": lambda: {"id": "x", "data": [text() for _ in range(4)]},
+    }.get(name)
+    if rows is None:
+        return {}
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(rows()) + "\n" for _ in range(200)), encoding="utf-8")
+    return {"data_dir": str(folder)}
+
+
 SLOWEST_CELL = 400  # seconds
 
 
@@ -27,7 +54,8 @@ def executed(request, tmp_path_factory):
     path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
     notebook = nbformat.read(path, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEWLLM_NOTEBOOK_OVERRIDES", json.dumps(TINY[path.stem]))
+        small = {**TINY[path.stem], **write_data(path.stem, folder / "data")}
+        patch.setenv("NEWLLM_NOTEBOOK_OVERRIDES", json.dumps(small))
         client = nbclient.NotebookClient(
             notebook, timeout=SLOWEST_CELL, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
         )
@@ -78,3 +106,16 @@ def test_pretraining_trains_compares_chats_and_packs(executed):
     assert len(outputs(notebook, "image/png")) >= 4  # two trainings, both together, the comparison
     assert (ours / "comparison.md").is_file() and (ours / "comparison.png").is_file()
     assert (ours.parent / f"{ours.name}.zip").is_file()
+
+
+def test_dialogue_trains_in_the_background_reads_its_result_chats_and_packs(executed):
+    notebook, folder = executed
+    trained = [p.parent for name in ("dolly", "ultrachat") for p in (folder / "checkpoints").glob(f"new_llm_{name}*/best")]
+    if not trained:
+        pytest.skip("not a dialogue notebook")
+    run, shown = trained[0], printed(notebook)
+    assert "training in the background (pid" in shown and "[Checkpoint saved]" in shown  # the log, from another cell
+    assert "What it means:" in shown and "bits per byte of held-out answers" in shown and "the bigram table" in shown
+    assert any("# What " in page and "Hello! How are you today?" in page for page in outputs(notebook, "text/markdown"))
+    assert "Hello! How are you today?" in widget_values(notebook)
+    assert (run.parent / f"{run.name}.zip").is_file() and (run / "samples.jsonl").is_file()
