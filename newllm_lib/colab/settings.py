@@ -66,7 +66,7 @@ ULTRACHAT = Form(
     recipe="ultrachat",
     fields=(
         Field("size", "Dialogues", "対話の数", "100k", ("10k", "100k", "all")),
-        Field("data", "The whole set, or its filtered part", "全体か、選別された 20 万件か", None,
+        Field("recipe", "The whole set, or its filtered part", "全体か、選別された 20 万件か", "ultrachat",
               ("ultrachat", "ultrachat_200k")),
         *_fields("from_run", "num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed"),
         SAVE_TO_DRIVE,
