@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import newllm_lib.models as models
 from newllm_lib.errors import UsageError
+from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding
 from newllm_lib.recipe import load_recipe
 from tests.models.test_models import BOS, PAD, VOCAB, first_preference_loss, text
@@ -219,6 +220,22 @@ def test_plain_attention_gives_what_flash_attention_gives(attention):
     flash, plain = (build(attention=attention, flash_attention=f) for f in (True, False))
     ids = text(2, 30, documents=True)
     near(plain(ids).logits, flash(ids).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_checkpointing_and_flash_attention_hold_less(kind):
+    """The most that one training step holds, beside the gradients, with and without the two."""
+
+    def held(checkpointing, **changes):
+        model, ids = build(num_layers=6, num_heads=4, **kind, **changes).train(), text(2, 160)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return peak_memory(lambda: torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())), ids.device)
+
+    plain = held(False)
+    assert held(True) < 0.5 * plain
+    if not kind:  # hyperbolic: torch's own attention hides what it holds
+        assert held(False, flash_attention=False) > 1.5 * plain
 
 
 def test_peft_adapts_it_and_the_adapter_alone_learns():
