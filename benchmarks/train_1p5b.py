@@ -29,7 +29,7 @@ OURS = {
     "8-bit momentum": dict(optimizer="adafactor", bits=8, sequences=4, offload=True),
     "8 at a time": dict(optimizer="adafactor", bits=4, sequences=8, offload=True),
     "on the device": dict(optimizer="adafactor", bits=4, sequences=8, offload=False),
-    "eager": dict(optimizer="adafactor", bits=4, sequences=4, offload=True, compiled=False),
+    "lowest, eager": dict(optimizer="adafactor", bits=4, sequences=4, offload=True, compiled=False),
     "speed": dict(optimizer="adafactor", bits=8, micro=4, in_backward=False),
     "speed, 8 at a time": dict(optimizer="adafactor", bits=8, micro=8, in_backward=False),
 }
@@ -53,14 +53,27 @@ def llama():
     return LlamaForCausalLM(config)
 
 
-def llama_loss(model, ids):
+def phase7():
+    """Phase 7's recipe of 1.51 billion parameters."""
+    from newllm_lib.models import build_model
+    from newllm_lib.recipe import load_recipe
+
+    small = dict(num_layers=2, hidden_size=256, context_dim=256, mlp_size=512, num_heads=2, htt_rank=16)
+    keys = small if os.environ.get("TRAIN_1P5B_LAYERS") else {}
+    return build_model(load_recipe("phase7_1.5b", {"sized_for": "h100", **keys}), VOCABULARY)
+
+
+def loss_of(model, ids):
+    """Mean cross-entropy of ids (sequences, LENGTH + 1), each token predicted from those before it."""
     from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
+    if not hasattr(model.model, "rotary_emb"):  # not the Llama, whose own loss would hold all logits
+        return model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
     hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
     return linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])
 
 
-def ours(device, optimizer: str, bits: int, sequences=None, offload=False, micro=None, in_backward=True, compiled=True):
+def ours(device, build, optimizer: str, bits: int, sequences=None, offload=False, micro=None, in_backward=True, compiled=True):
     """(model, one step on (batch, LENGTH + 1) ids)."""
     import torch
 
@@ -69,7 +82,7 @@ def ours(device, optimizer: str, bits: int, sequences=None, offload=False, micro
     from newllm_lib.training.lowmem.in_backward import StepInBackward
     from newllm_lib.training.lowmem.weights import build_light
 
-    model = build_light(llama, device).train()
+    model = build_light(build, device).train()
     groups = [{"params": [p for p in model.parameters() if (p.ndim < 2) == thin], "weight_decay": 0.0 if thin else 0.1}
               for thin in (False, True)]  # fmt: skip
     stepper = {"adafactor": RoundedAdafactor}[optimizer](groups, lr=1e-4, momentum_bits=bits)
@@ -86,7 +99,7 @@ def ours(device, optimizer: str, bits: int, sequences=None, offload=False, micro
         total = 0.0
         for part in ids.split(micro):
             with torch.autocast(device.type, torch.bfloat16):
-                loss = llama_loss(model, part) * (len(part) / len(ids))
+                loss = loss_of(model, part) * (len(part) / len(ids))
             loss.backward()
             total += loss.detach()
         if inside is None:
@@ -141,7 +154,7 @@ def peer(device, name: str):
     return model, step
 
 
-def measure(row: str, steps: int, limit: float | None, profiled: bool) -> dict:
+def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool) -> dict:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,13 +162,14 @@ def measure(row: str, steps: int, limit: float | None, profiled: bool) -> dict:
         torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     torch.manual_seed(0)
     began = time.monotonic()
-    model, step = ours(device, **OURS[row]) if row in OURS else peer(device, row)
+    model, step = ours(device, {"llama": llama, "phase7": phase7}[name], **OURS[row]) if row in OURS else peer(device, row)
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), device=device)
     times, losses, first = [], [], 0.0
     for _ in range(steps):
         start = time.monotonic()
         losses.append(round(float(step(ids)), 4))  # waits for the device
         times.append(time.monotonic() - start)
+        print(f"{row}: step of {times[-1]:.3f} s, loss {losses[-1]}", file=sys.stderr, flush=True)
         first = first or time.monotonic() - began
     if profiled:
         with torch.profiler.profile() as profile:
@@ -165,7 +179,7 @@ def measure(row: str, steps: int, limit: float | None, profiled: bool) -> dict:
     seconds = statistics.median(times[min(2, steps - 1) :])
     count = sum(p.numel() for p in model.parameters())
     found = {
-        "row": row, "parameters": count, "step_s": round(seconds, 4), "tokens_per_second": round(BATCH * LENGTH / seconds),
+        "row": row, "model": name if row in OURS else "llama", "parameters": count, "step_s": round(seconds, 4), "tokens_per_second": round(BATCH * LENGTH / seconds),
         "mfu": round(6 * count * BATCH * LENGTH / seconds / PEAK, 3), "first_step_s": round(first, 1), "losses": losses,
     }  # fmt: skip
     if device.type == "cuda":
@@ -179,17 +193,18 @@ def measure(row: str, steps: int, limit: float | None, profiled: bool) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default="lowest,speed,bnb,torchao", help=", ".join([*OURS, *PEERS]))
+    parser.add_argument("--model", default="llama", choices=("llama", "phase7"), help="of our rows; the peers have Llama")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--limit", type=float, help="GiB of GPU memory that the process may use at most")
     parser.add_argument("--profile", action="store_true", help="also print where one step's time goes")
     parser.add_argument("--one", help="internal: measure this row in this process")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments.steps, arguments.limit, arguments.profile)))
+        print(json.dumps(measure(arguments.one, arguments.model, arguments.steps, arguments.limit, arguments.profile)))
         return
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     for row in arguments.rows.split(","):
-        words = ["--one", row, "--steps", str(arguments.steps)] + (["--limit", str(arguments.limit)] if arguments.limit else [])
+        words = ["--one", row, "--model", arguments.model, "--steps", str(arguments.steps)] + (["--limit", str(arguments.limit)] if arguments.limit else [])
         words += ["--profile"] if arguments.profile else []
         done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environment)
         print(done.stdout.strip() if not done.returncode else f"{row} failed: {done.stderr[-1500:]}", flush=True)
