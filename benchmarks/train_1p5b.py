@@ -162,7 +162,8 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
         torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     torch.manual_seed(0)
     began = time.monotonic()
-    model, step = ours(device, {"llama": llama, "phase7": phase7}[name], **OURS[row]) if row in OURS else peer(device, row)
+    build = {"llama": llama, "phase7": phase7}[name]
+    model, step = ours(device, build, **OURS[row]) if row in OURS else peer(device, row)
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), device=device)
     times, losses, first = [], [], 0.0
     for _ in range(steps):
@@ -179,7 +180,8 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
     seconds = statistics.median(times[min(2, steps - 1) :])
     count = sum(p.numel() for p in model.parameters())
     found = {
-        "row": row, "model": name if row in OURS else "llama", "parameters": count, "step_s": round(seconds, 4), "tokens_per_second": round(BATCH * LENGTH / seconds),
+        "row": row, "model": name if row in OURS else "llama", "parameters": count, "step_s": round(seconds, 4),
+        "tokens_per_second": round(BATCH * LENGTH / seconds),
         "mfu": round(6 * count * BATCH * LENGTH / seconds / PEAK, 3), "first_step_s": round(first, 1), "losses": losses,
     }  # fmt: skip
     if device.type == "cuda":
@@ -200,11 +202,13 @@ def main() -> None:
     parser.add_argument("--one", help="internal: measure this row in this process")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments.model, arguments.steps, arguments.limit, arguments.profile)))
+        how = arguments.model, arguments.steps, arguments.limit, arguments.profile
+        print(json.dumps(measure(arguments.one, *how)))
         return
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     for row in arguments.rows.split(","):
-        words = ["--one", row, "--model", arguments.model, "--steps", str(arguments.steps)] + (["--limit", str(arguments.limit)] if arguments.limit else [])
+        words = ["--one", row, "--model", arguments.model, "--steps", str(arguments.steps)]
+        words += ["--limit", str(arguments.limit)] if arguments.limit else []
         words += ["--profile"] if arguments.profile else []
         done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environment)
         print(done.stdout.strip() if not done.returncode else f"{row} failed: {done.stderr[-1500:]}", flush=True)
