@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
 PEAK = 800e12  # a matrix product in bfloat16 on an H100
@@ -55,12 +56,15 @@ def llama():
 
 def phase7():
     """Phase 7's recipe of 1.51 billion parameters."""
+    import torch
+
     from newllm_lib.models import build_model
     from newllm_lib.recipe import load_recipe
 
     small = dict(num_layers=2, hidden_size=256, context_dim=256, mlp_size=512, num_heads=2, htt_rank=16)
     keys = small if os.environ.get("TRAIN_1P5B_LAYERS") else {}
-    return build_model(load_recipe("phase7_1.5b", {"sized_for": "h100", **keys}), VOCABULARY)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return build_model(load_recipe("phase7_1.5b", {"sized_for": "h100", **keys}), VOCABULARY, device=device)
 
 
 def loss_of(model, ids):
@@ -154,7 +158,20 @@ def peer(device, name: str):
     return model, step
 
 
-def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool) -> dict:
+def take_turns(folder: Path, row: str, others: int):
+    """Wait until all have warmed up, then for the turn: timings are taken one process after the other. Returns the lock."""
+    import fcntl
+
+    (folder / row.replace(" ", "_").replace(",", "")).touch()
+    waited = time.monotonic()
+    while len(list(folder.iterdir())) < others and time.monotonic() - waited < 40:
+        time.sleep(0.1)
+    lock = open(folder.with_suffix(".lock"), "w")  # held until it is closed
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool, together: str | None) -> dict:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,12 +183,17 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
     model, step = ours(device, build, **OURS[row]) if row in OURS else peer(device, row)
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), device=device)
     times, losses, first = [], [], 0.0
-    for _ in range(steps):
+    lock = None
+    for number in range(steps):
+        if number == 2 and together:
+            lock = take_turns(Path(together.split(":")[0]), row + name, int(together.split(":")[1]))
         start = time.monotonic()
         losses.append(round(float(step(ids)), 4))  # waits for the device
         times.append(time.monotonic() - start)
         print(f"{row}: step of {times[-1]:.3f} s, loss {losses[-1]}", file=sys.stderr, flush=True)
         first = first or time.monotonic() - began
+    if lock is not None:
+        lock.close()
     if profiled:
         with torch.profiler.profile() as profile:
             step(ids)
@@ -199,10 +221,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--limit", type=float, help="GiB of GPU memory that the process may use at most")
     parser.add_argument("--profile", action="store_true", help="also print where one step's time goes")
+    parser.add_argument("--together", metavar="FOLDER:N", help="N of these side by side: only the timed steps take turns")
     parser.add_argument("--one", help="internal: measure this row in this process")
     arguments = parser.parse_args()
     if arguments.one:
-        how = arguments.model, arguments.steps, arguments.limit, arguments.profile
+        how = arguments.model, arguments.steps, arguments.limit, arguments.profile, arguments.together
         print(json.dumps(measure(arguments.one, *how)))
         return
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}

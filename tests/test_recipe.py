@@ -293,6 +293,7 @@ def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
     assert sum(e for _, e, _ in days(evals_per_epoch=4)) == 8
     assert sum(log for log, _, _ in days(logging_steps=10)) == 21
     assert sum(s for _, _, s in base) == 2 and sum(s for _, _, s in days(save_minutes=1)) == 200
+    assert [i + 1 for i, (_, _, s) in enumerate(days(save_steps=80)) if s] == [80, 100, 160, 200]
 
 
 ELSEWHERE = {
@@ -301,11 +302,12 @@ ELSEWHERE = {
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
     "data", "data_dir", "max_samples", "streaming", "template", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
     "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
+    "save_steps",  # above
     "carry_state",  # tests/training
     "sample_tokens",  # tests/training/test_samples.py
     "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
-    "weights_dtype", "momentum_bits", "step_in_backward",  # tests/training/lowmem
+    "weights_dtype", "momentum_bits", "step_in_backward", "log_style",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above

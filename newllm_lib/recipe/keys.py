@@ -28,6 +28,11 @@ class RunKeys:
     save_minutes: float = key(
         5.0, "save at least this often (also at each epoch's end)", "run", identity=False, minimum=0.0
     )
+    save_steps: int | None = key(None, "also save every so many steps", "run", identity=False, minimum=1)
+    log_style: str = key(
+        "epochs", "epochs (progress and time left), or steps (the Phase 7 guide's line for each logged step)", "run",
+        choices=("epochs", "steps"), identity=False,
+    )  # fmt: skip
     keep_checkpoints: int = key(2, "checkpoints kept (besides best and last)", "run", identity=False, minimum=1)
     sample_tokens: int = key(
         24, "tokens in each of the sample answers that are written at every evaluation (0: none)", "run", identity=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from newllm_lib.runs import Run, rotate_log, write_status
 
 class Timetable(TrainerCallback):
     """Decides after each step: log every `logging_steps`; evaluate `evals_per_epoch` times an epoch, and at the end; save with
-    every evaluation and at least every `save_minutes`."""
+    every evaluation, every `save_steps`, and at least every `save_minutes`."""
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int):
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
@@ -31,7 +32,8 @@ class Timetable(TrainerCallback):
         control.should_evaluate = self.evaluates_at(step, total)
         # With several processes the clocks differ, so only steps decide there.
         due = args.world_size == 1 and time.monotonic() - self.last_save > self.recipe.save_minutes * 60
-        control.should_save = control.should_evaluate or due
+        by_steps = self.recipe.save_steps is not None and step % self.recipe.save_steps == 0
+        control.should_save = control.should_evaluate or by_steps or due
         if step >= total:
             control.should_training_stop = True
         return control
@@ -151,4 +153,22 @@ class LogBlock(TrainerCallback):
             f"  Val: Loss={metrics['loss']:.3f} PPL={metrics['perplexity']:.1f} (vocab {metrics['vocab_size']:,}, "
             f"<unk> {100 * metrics['unk_share']:.1f}%) Acc={100 * metrics['accuracy']:.1f}% "
             f"bits/byte={metrics['bits_per_byte']:.3f}{' ✓' if best else ''}"
+        )
+
+
+class StepLog(LogBlock):
+    """The Phase 7 guide's log: a line for each logged step, with the gradients' norm before clipping and the seconds of a step.
+
+    Step   1000 | Loss: 3.2145 | PPL: 24.87 | LR: 2.50e-04 | Grad: 0.823 | Time: 0.45s
+    """
+
+    def __init__(self, epochs: float, steps_per_epoch: int, tokens_per_step: int):
+        super().__init__(epochs, steps_per_epoch)
+        self.tokens_per_step = tokens_per_step
+
+    def training_line(self, row: dict, state, final: bool = False) -> None:
+        norm = f" | Grad: {row['grad_norm']:.3f}" if "grad_norm" in row else ""
+        console.say(
+            f"Step {row['step']:6d} | Loss: {row['loss']:.4f} | PPL: {math.exp(min(row['loss'], 700.0)):.2f} | "
+            f"LR: {row['learning_rate']:.2e}{norm} | Time: {self.tokens_per_step / row['tokens_per_second']:.2f}s"
         )

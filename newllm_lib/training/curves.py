@@ -1,8 +1,9 @@
-"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked."""
+"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked. And its rows as JSON."""
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 from newllm_lib.runs import atomic_write_bytes
@@ -42,3 +43,9 @@ def plot_curves(run) -> Path | None:
     figure.savefig(picture, format="png", dpi=110)
     atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
     return run.curves
+
+
+def write_training_log(run) -> None:
+    """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl`: one list, for readers of whole files."""
+    rows = ",\n".join(json.dumps(row) for row in run.metrics())
+    atomic_write_bytes(run.path / "training_log.json", f"[\n{rows}\n]\n".encode(), durable=False)

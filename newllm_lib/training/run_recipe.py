@@ -35,9 +35,9 @@ from newllm_lib.runs import (
     write_status,
 )  # fmt: skip
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
-from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, Timetable
+from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
-from newllm_lib.training.curves import plot_curves
+from newllm_lib.training.curves import plot_curves, write_training_log
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
@@ -307,7 +307,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
     if how != "off" and blocks is None:
         model.compile(mode="reduce-overhead" if how == "graphs" else None)
-    signals, log = Signals(), LogBlock(total / steps_per_epoch, steps_per_epoch)
+    signals, log = Signals(), _log(recipe, total / steps_per_epoch, steps_per_epoch)
     callbacks = [Timetable(recipe, steps_per_epoch), signals, log]
     callbacks += [MirrorNews(run), Heartbeat(run), SaveRequests(run)]
     if has_curvature_schedule(recipe):
@@ -328,12 +328,19 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         signals.restore()
+        write_training_log(run)
     plot_curves(run)
     if signals.received is not None:
         raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
 
 
 _LARGE = 200_000_000  # parameters from which on a model is made on its GPU: a small machine's host could not hold it
+
+
+def _log(recipe: Recipe, epochs: float, steps_per_epoch: int) -> LogBlock:
+    if recipe.log_style == "epochs":
+        return LogBlock(epochs, steps_per_epoch)
+    return StepLog(epochs, steps_per_epoch, recipe.batch_size * recipe.max_seq_length)
 
 
 def _model(recipe: Recipe, run: Run, data, checkpoint, start: Start | None, device: Device):

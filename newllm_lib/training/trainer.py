@@ -21,7 +21,7 @@ from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_
 from newllm_lib.training.adapters import load_adapters, save_adapted
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
-from newllm_lib.training.curves import plot_curves
+from newllm_lib.training.curves import plot_curves, write_training_log
 from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
@@ -247,6 +247,7 @@ class RunTrainer(Trainer):
                 self.in_backward.save(staging)
         link_model(final, self.run.last)
         self._prune()
+        write_training_log(self.run)
         console.say("  [Checkpoint saved]")
         self._interval_pause += time.monotonic() - started
 

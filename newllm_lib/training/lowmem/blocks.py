@@ -27,6 +27,7 @@ class BlockPasses:
 
     sequences: int | None
     store: HostStore | InPlace
+    compiled: bool = False
     complete: bool = True
     blocks: list[nn.Module] = field(default_factory=list)
 
@@ -57,7 +58,7 @@ def checkpoint_blocks(
     """
     device = next(model.parameters()).device
     store = HostStore(device) if offload and device.type == "cuda" else InPlace()
-    passes = BlockPasses(sequences, store, blocks=find_blocks(model))
+    passes = BlockPasses(sequences, store, compiled, blocks=find_blocks(model))
     for block in passes.blocks:
         inner = torch.compile(block.forward, dynamic=False) if compiled else block.forward
         block.forward = _forward_of(block, inner, passes)
@@ -122,15 +123,18 @@ class _CheckpointedBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: _Call, anchor: Tensor, *tensors: Tensor):
         whole: list[Tensor] = []
+        wanted = ctx.wanted = ctx.needs_input_grad[2:]
         for rows in call.chunks():
-            part = call.run(call.part(tensors, rows))
+            # Compiled, both runs are one graph with its gradients: another one without them would have to be compiled too.
+            with torch.set_grad_enabled(call.passes.compiled):
+                inputs = [t.detach().requires_grad_(w) for t, w in zip(call.part(tensors, rows), wanted, strict=True)]
+                part = [x.detach() for x in call.run(inputs)]
             if not whole:
                 whole = part if len(call.chunks()) == 1 else [_whole(x, call.batch, rows) for x in part]
             if len(call.chunks()) > 1:
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
         ctx.call = call
-        ctx.wanted = ctx.needs_input_grad[2:]
         kept = [i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]]  # large and needed once: may go to the host
         ctx.handles = {i: call.passes.store.put(tensors[i]) for i in kept}
         ctx.save_for_backward(*(None if i in ctx.handles else t for i, t in enumerate(tensors)))

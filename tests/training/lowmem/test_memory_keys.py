@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -110,3 +111,17 @@ def test_torchaos_optimizers_train(folder, optimizer):
     pytest.importorskip("torchao")
     run = train(recipe(folder, **{**LIGHT, "optimizer": optimizer}))
     assert losses(run)[-1] < losses(run)[0]
+
+
+def test_the_guides_log_line_and_file_in_every_mode(folder, capsys):
+    """The norm is the true one, before clipping, also where gradients never stood side by side."""
+    line = re.compile(
+        r"Step {1,6}\d+ \| Loss: \d+\.\d{4} \| PPL: \d+\.\d\d \| LR: \d\.\d\de-\d\d \| Grad: \d+\.\d{3} \| Time: \d+\.\d\ds"
+    )
+    for name, keys in (("heavy", {}), ("light", LIGHT)):
+        run = train(recipe(folder, name, log_style="steps", max_steps=4, max_grad_norm=0.01, **keys))
+        found = [text for text in run.log.read_text().splitlines() if text.startswith("Step ")]
+        assert len(found) == 4 and all(line.fullmatch(text) for text in found)
+        rows = json.loads((run.path / "training_log.json").read_text())
+        assert rows == [json.loads(text) for text in run.metrics_path.read_text().splitlines()]
+        assert all(row["grad_norm"] > 0.1 for row in rows if "loss" in row)
