@@ -12,7 +12,7 @@ from pathlib import Path
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
 
 PACKAGES = (
@@ -37,6 +37,8 @@ def doctor(arguments):
     for topic, reason in device.reasons.items():
         say(f"  {topic:<10} {reason}")
     say("  " + ", ".join(f"{name} {version or '(not installed)'}" for name, version in report["versions"].items()))
+    if arguments.kernels is not None:
+        report["kernels_checked"] = _check_kernels(device, arguments.kernels)
     if arguments.name:
         recipe = load_recipe(arguments.name, chosen)
         report |= {"recipe": arguments.name, "run": recipe.run_name, **_needs(recipe, device)}
@@ -44,6 +46,26 @@ def doctor(arguments):
     else:
         say(f"Next: {command('doctor', '--recipe', 'demo')}   or   {command('demo')}")
     return report if arguments.json else 0
+
+
+def _check_kernels(device, names: list[str]) -> dict[str, float]:
+    """Run each operation once on the GPU against its plain reference; the relative errors by name.
+
+    Raises:
+        NewLLMError: no GPU, no kernels for it, or one that computes something else.
+    """
+    if device.torch_device == "cpu" or device.kernels != "triton":
+        raise NewLLMError(f"No kernels to check here ({device.reasons['kernels']}): training runs in plain torch.")
+    import torch
+
+    from newllm_lib.ops.check import check_kernels, refuse_mismatch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[device.dtype]
+    found = check_kernels(torch.device(device.torch_device), dtype, names)
+    for one in found:
+        say(f"  {'✓' if one.passed else '✗'} {one.name:<21} {device.dtype}, off by {one.error:.1e} (allowed {one.tolerance:.0e})")
+    refuse_mismatch(found)
+    return {one.name: one.error for one in found}
 
 
 def _needs(recipe: Recipe, device) -> dict:

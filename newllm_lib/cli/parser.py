@@ -141,7 +141,9 @@ def _data_commands(commands) -> None:
 def _about_commands(commands) -> None:
     doctor = _command(commands, "doctor", about.doctor, "show what this machine is, what will be used on it, and why")
     doctor.add_argument("--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time")
-    _recipe_flags(doctor, ("recipe",))
+    help = "run each kernel once against its reference (or only the named ones); fails where there is no GPU"
+    doctor.add_argument("--kernels", dest="kernels", nargs="*", metavar="NAME", help=help)
+    _recipe_flags(doctor, ("recipe", "kernels"))
     recipes = _command(commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys")
     shown = recipes.add_subparsers(dest="action", metavar="list | show RECIPE")
     _command(shown, "list", about.list_recipes, "list the recipes")
