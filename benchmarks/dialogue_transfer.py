@@ -27,14 +27,14 @@ FILES = {
 SMALL = {"batch_size": 32, "logging_steps": 20, "keep_checkpoints": 1, "save_minutes": 60}  # these pieces are small
 MUON = {"optimizer": "muon", "schedule": "wsd", "learning_rate": 6e-3, "learning_rate_batch_size": 128}
 FINE_TUNING = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 3e-4})
-START_SIZES = {"num_layers": 4, "hidden_size": 256, "context_dim": 256, "mlp_size": 1024}
-SCRATCH = (
-    {**START_SIZES, "learning_rate": 3e-3, "vocab_size": 1024},
-    {"learning_rate": 3e-3, "vocab_size": 1024},  # the recipe's own size: one layer
-    {**START_SIZES, **MUON, "vocab_size": 1024},
+SCRATCH = (  # `start`: with the sizes of the pretrained model; else the set's own recipe, one layer
+    {"start": True, "learning_rate": 3e-3, "vocab_size": 1024},
+    {"learning_rate": 3e-3, "vocab_size": 1024},
     {"learning_rate": 3e-3},
-    {**START_SIZES, **MUON},
+    {"start": True, **MUON, "vocab_size": 1024},
+    {"start": True, **MUON},
 )
+SIZES = ("num_layers", "hidden_size", "context_dim", "mlp_size", "num_heads")
 
 
 def records(name: str, path: Path) -> list[str]:
@@ -60,11 +60,13 @@ def split_into(folder: Path, name: str, source: Path) -> None:
 
 
 def trial(recipe: str, label: str, number: int, folder: Path, common: dict, choices: dict) -> dict:
-    """One training run; its best validation and where it is."""
+    """One training run (of before, if it is finished); its best validation and where it is."""
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training import train
 
-    began = time.monotonic()
+    began, choices = time.monotonic(), dict(choices)
+    if choices.pop("start", False):
+        choices |= {key: getattr(load_recipe("demo", {"model": common["model"]}), key) for key in SIZES}
     place = Path("runs") / f"{common['model']}_{recipe}_{label}_{number}"
     run = train(load_recipe(recipe, {**SMALL, **common, **choices, "data_dir": str(folder), "output_dir": str(place)}))
     scores = [(row["eval_bits_per_byte"], row["epoch"]) for row in run.metrics() if "eval_bits_per_byte" in row]
@@ -91,15 +93,21 @@ def tested(run: str, data: Path) -> dict:
     return figures | {"answers": answer(model, tokenizer, Prompts(split, tokenizer), 40)}
 
 
+def all_trials(name: str, start: str | None, common: dict, most: int) -> list[dict]:
+    """Fine-tuning from `start` (none: left out) and from scratch."""
+    ways = {"scratch": (SCRATCH, {"from_run": "none", "sample_tokens": 0})}
+    if start is not None:
+        ways = {"from-chitchat": (FINE_TUNING, {"from_run": start}), **ways}
+    return [
+        trial(name, label, number, Path("sets") / name, common, {**choices, **way})
+        for label, (those, way) in ways.items() for number, choices in enumerate(those[:most])
+    ]  # fmt: skip
+
+
 def one_set(name: str, model: str, start: str, common: dict, most: int) -> dict:
     """Start, fine-tuned and from scratch on one set; each way by its best trial on the validation split."""
     data = Path("sets") / name
-    common = {**common, "model": model}
-    ways = {"from-chitchat": (FINE_TUNING, {"from_run": start}), "scratch": (SCRATCH, {"from_run": "none", "sample_tokens": 0})}
-    trials = [
-        trial(name, label, number, data, common, {**choices, **way})
-        for label, (those, way) in ways.items() for number, choices in enumerate(those[:most])
-    ]  # fmt: skip
+    trials = all_trials(name, start, {**common, "model": model}, most)
     result = {"set": name, "model": model, "trials": trials, "start": tested(start, data)}
     for label in ("from-chitchat", "scratch"):
         best = min((t for t in trials if t["label"] == label), key=lambda t: t["validation"])
@@ -135,6 +143,8 @@ def main() -> None:
     parser.add_argument("--compile", default="off", help="short runs: compiling takes longer than it gains")
     parser.add_argument("--work", type=Path, default=Path("dialogue_transfer"), help="runs and split data")
     parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--epochs", type=float, default=16, help="at most so many on a set")
+    parser.add_argument("--scratch-only", action="store_true", help="only these runs; a later call finds them finished")
     parser.add_argument("--trials", type=int, default=5, help="at most so many for each way")
     parser.add_argument("--force", action="store_true", help="beside other runs on the same GPU")
     parser.add_argument("--start", help="a run that was pretrained already")
@@ -153,15 +163,20 @@ def main() -> None:
     from newllm_lib.training import train
 
     few = {"max_steps": 6, "patience": 1} if arguments.quick else {}
-    common = {"compile": arguments.compile, "epochs": 16, "patience": 3, "force": arguments.force, **few}
+    common = {"compile": arguments.compile, "epochs": arguments.epochs, "patience": 3, "force": arguments.force, **few}
     results = []
     for model in arguments.models.split(","):
+        most = 1 if arguments.quick else arguments.trials
+        if arguments.scratch_only:
+            for name in sources:
+                all_trials(name, None, {**common, "model": model}, most)
+            continue
         began = time.monotonic()
-        pretraining = {"model": model, **few, "output_dir": f"runs/{model}_demo"}
+        pretraining = {"model": model, "evals_per_epoch": 1, **few, "output_dir": f"runs/{model}_demo"}
         start = arguments.start or str(train(load_recipe("demo", pretraining)).path)
         print(f"PRETRAINED {start} ({time.monotonic() - began:.1f} s)", flush=True)
         for name in sources:
-            results.append(one_set(name, model, start, common, 1 if arguments.quick else arguments.trials))
+            results.append(one_set(name, model, start, common, most))
             (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
             (out / "answers.md").write_text(answers_page(results), encoding="utf-8")
 
