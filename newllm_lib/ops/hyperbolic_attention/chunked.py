@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from newllm_lib.ops.hyperbolic_attention import geometry
@@ -29,12 +30,13 @@ def _product(a: Tensor, b: Tensor, compute: torch.dtype) -> Tensor:
 
 
 def _numbers(u: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """a, and [1 - e^-a, 1/|u|, room for one more] as (3, batch, heads, time)."""
+    """a, and [1 - e^-a, 1/|u|, room for one more] as (3, batch, heads, padded time)."""
     norm = torch.linalg.vector_norm(u, dim=-1, dtype=curvature.dtype)
     a = 2 * curvature.sqrt()[:, None] * norm
     delta = (-torch.expm1(-a)).clamp_min(torch.finfo(a.dtype).eps)
     inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(a.dtype).tiny), 0)
-    return a, torch.stack([delta, inverse, torch.empty_like(a)])
+    numbers = torch.stack([delta, inverse, torch.zeros_like(a)])
+    return a, F.pad(numbers, (0, geometry.padded(u.shape[2]) - u.shape[2]))
 
 
 def _A(delta: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def forward(q, k, v, beta, curvature, window, starts):
     beta, curvature = beta.to(compute), curvature.to(compute)
     (_, q_numbers), (b, k_numbers) = _numbers(q, curvature), _numbers(k, curvature)
     slope = _slope(beta, curvature)
-    k_numbers[2] = slope[..., 0] * b / math.log(2)
+    k_numbers[2, ..., : k.shape[2]] = slope[..., 0] * b / math.log(2)
     out = torch.empty_like(q)
     for rows, columns, hidden in _Chunks(q, k, window, starts):
         products = _product(q[:, :, rows], k[:, :, columns].mT, compute)
@@ -123,7 +125,7 @@ def backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers
         along[..., columns] += (g * (pull * spread - difference)).sum(-2)
         across[:, :, columns] += _product((g * row_E.unsqueeze(-1)).mT, part_q, compute)
         dv[:, :, columns] += _product(weights.mT, part_dout, compute)
-    gradient, inner = _length_gradient(across, along, k, k_numbers, root, slope)
+    gradient, inner = _length_gradient(across, along, k, k_numbers[..., : k.shape[2]], root, slope)
     dk = torch.empty_like(k).copy_(gradient)
     dcurvature = (lengths + inner.sum((0, 2)) - scores) / (2 * curvature)
     dbeta = (scores / beta).to(beta.dtype)

@@ -21,15 +21,47 @@ gradient of β are small sums of large terms which only cancel if a query's dsco
 attention computes it, they sum to out's rounding; `backward_queries` measures what is over and takes it out again.
 
 Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but 1 for dim;
-numbers (3, batch·heads, time) and delta (batch·heads, queries) float32; first, last (batch, keys) int32 (`visibility`).
+numbers (3, batch·heads, time) and delta (batch·heads, queries) float32, time padded to a multiple of 16; first and last
+(batch, keys) int32 (`visibility`).
 """
 
 from __future__ import annotations
+
+import os
 
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which knows no instructions
+
+
+@triton.jit
+def _special(x, INSTRUCTION: tl.constexpr):
+    """One evaluation in the special-function unit: Triton's own log2 is a polynomial of 20 instructions, its exp2 mends
+    results too small for anything here.
+    """
+    return tl.inline_asm_elementwise(INSTRUCTION + ".approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _log2(x):
+    return tl.log2(x) if INTERPRETED else _special(x, "lg2")
+
+
+@triton.jit
+def _exp2(x):
+    return tl.exp2(x) if INTERPRETED else _special(x, "ex2")
+
+
+@triton.jit
+def _sqrt(x):
+    return tl.sqrt(x) if INTERPRETED else _special(x, "sqrt")
+
+
+@triton.jit
+def _rsqrt(x):
+    return tl.rsqrt(x) if INTERPRETED else _special(x, "rsqrt")
 
 
 @triton.jit
@@ -102,6 +134,13 @@ def _within(value, low, high):
     return tl.minimum(tl.maximum(value, low), high)
 
 
+@triton.jit
+def _sizes(time):
+    """Of the numbers: places a lane and a plane, padded so that every lane is aligned."""
+    lane_size = tl.multiple_of((time + 15) // 16 * 16, 16)
+    return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 16)
+
+
 @triton.jit(do_not_specialize=["keys"])
 def key_numbers(
     k, numbers, beta, curvature, heads, keys, dim, k_batch, k_head, k_time,
@@ -113,8 +152,8 @@ def key_numbers(
     tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, True)
     root = tl.sqrt(tl.load(curvature + head))
     a, delta, inverse = _numbers(tile, root)
-    plane = tl.num_programs(1).to(tl.int64) * keys
-    place, mask = numbers + lane * keys + rows, rows < keys
+    lane_size, plane = _sizes(keys)
+    place, mask = numbers + lane * lane_size + rows, rows < keys
     tl.store(place, delta, mask=mask)
     tl.store(place + plane, inverse, mask=mask)
     tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a, mask=mask)
@@ -133,16 +172,16 @@ def _attend(
     products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
     column = _load_numbers(numbers, plane, columns, keys, MASKED)
     y, h, _ = _scaled_cosh(products, row, column, LEAST)
-    argument = y + 0.5 * h + tl.sqrt(y * (y + h))
-    scores = slope * tl.log2(argument) + _load_number(numbers + 2 * plane, columns, keys, MASKED)[None, :]
+    argument = y + 0.5 * h + _sqrt(y * (y + h))
+    scores = slope * _log2(argument) + _load_number(numbers + 2 * plane, columns, keys, MASKED)[None, :]
     if MASKED:
         visible = columns[None, :] <= position[:, None]
         if HAS_FIRST:
             visible = visible & (columns[None, :] >= first[:, None])
         scores = tl.where(visible, scores, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores, 1))
-    share = tl.exp2(scores - higher[:, None])
-    fade = tl.exp2(highest - higher)
+    share = _exp2(scores - higher[:, None])
+    fade = _exp2(highest - higher)
     weights = weights * fade + tl.sum(share, 1)
     tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
     total = tl.dot(share.to(tile_v.dtype), tile_v, total * fade[:, None], input_precision=PRECISION)
@@ -181,8 +220,8 @@ def forward(
 
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    plane = tl.num_programs(1).to(tl.int64) * keys
-    k_numbers += lane * keys
+    lane_size, plane = _sizes(keys)
+    k_numbers += lane * lane_size
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     highest = tl.full((BLOCK_M,), -1e30, tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float32)
@@ -199,8 +238,8 @@ def forward(
         )  # fmt: skip
 
     _store(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, total / weights[:, None])
-    q_plane = tl.num_programs(1).to(tl.int64) * queries
-    place, mask = q_numbers + lane * queries + rows, rows < queries
+    q_size, q_plane = _sizes(queries)
+    place, mask = q_numbers + lane * q_size + rows, rows < queries
     tl.store(place, delta, mask=mask)
     tl.store(place + q_plane, inverse, mask=mask)
     tl.store(place + 2 * q_plane, highest + tl.log2(weights), mask=mask)
@@ -215,9 +254,9 @@ def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, colu
     """
     y, h, spread = _scaled_cosh(products, row, column, LEAST)
     square = y * (y + h)
-    inverse_root = tl.rsqrt(square)
-    log_weights = slope * tl.log2(y + 0.5 * h + square * inverse_root) + (row_logs[:, None] + logs[None, :])
-    weights = tl.exp2(log_weights)
+    inverse_root = _rsqrt(square)
+    log_weights = slope * _log2(y + 0.5 * h + square * inverse_root) + (row_logs[:, None] + logs[None, :])
+    weights = _exp2(log_weights)
     if MASKED:
         weights = tl.where(visible, weights, 0.0)
     dscores = weights * (dweights - delta)
@@ -312,9 +351,9 @@ def backward_queries(
     )
     tile_out = _load(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, not EVEN_D)
     row_delta = tl.sum(tile_out.to(tl.float32) * tile_dout.to(tl.float32), 1)
-    q_plane = tl.num_programs(1).to(tl.int64) * queries
-    row = _load_numbers(q_numbers + lane * queries, q_plane, rows, queries, True)
-    row_logs = -_load_number(q_numbers + 2 * q_plane + lane * queries, rows, queries, True)
+    q_size, q_plane = _sizes(queries)
+    row = _load_numbers(q_numbers + lane * q_size, q_plane, rows, queries, True)
+    row_logs = -_load_number(q_numbers + 2 * q_plane + lane * q_size, rows, queries, True)
     row_logs = tl.where(rows < queries, row_logs, -1e30)  # rows outside weigh nothing
 
     start = tile * BLOCK_M + offset
@@ -329,8 +368,8 @@ def backward_queries(
 
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    plane = tl.num_programs(1).to(tl.int64) * keys
-    k_numbers += lane * keys
+    lane_size, plane = _sizes(keys)
+    k_numbers += lane * lane_size
     across = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     sums = (nothing, nothing, nothing, nothing, nothing)
@@ -347,7 +386,7 @@ def backward_queries(
         )  # fmt: skip
 
     over, scores, along, mean_score, mean_pull = sums
-    tl.store(delta + lane * queries + rows, row_delta + over, mask=rows < queries)
+    tl.store(delta + lane * q_size + rows, row_delta + over, mask=rows < queries)
     gradient, inner = _length_gradient(across, along - over * mean_pull, tile_q, row, root, slope)
     _store(dq + batch * dq_batch + head * dq_head, rows, dims, dq_time, queries, dim, gradient)
     part = parts + lane * tl.num_programs(0) + tile
@@ -404,9 +443,9 @@ def backward_keys(
     slope = -tl.load(beta + head) / root
     tile_k = _load(k + batch * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, not EVEN_D)
     tile_v = _load(v + batch * v_batch + head * v_head, rows, dims, v_time, keys, dim, True, not EVEN_D)
-    plane = tl.num_programs(1).to(tl.int64) * keys
-    row = _load_numbers(k_numbers + lane * keys, plane, rows, keys, True)
-    row_logs = _load_number(k_numbers + 2 * plane + lane * keys, rows, keys, True)
+    k_size, plane = _sizes(keys)
+    row = _load_numbers(k_numbers + lane * k_size, plane, rows, keys, True)
+    row_logs = _load_number(k_numbers + 2 * plane + lane * k_size, rows, keys, True)
 
     start = tile * BLOCK_N
     behind_row, behind_first = queries, queries  # behind the last query that sees any key, and that sees the first key
@@ -421,9 +460,9 @@ def backward_keys(
 
     q += batch * q_batch + head * q_head
     dout += batch * dout_batch + head * dout_head
-    q_plane = tl.num_programs(1).to(tl.int64) * queries
-    q_numbers += lane * queries
-    delta += lane * queries
+    q_size, q_plane = _sizes(queries)
+    q_numbers += lane * q_size
+    delta += lane * q_size
     across = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     along = tl.zeros((BLOCK_N,), tl.float32)
     dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)

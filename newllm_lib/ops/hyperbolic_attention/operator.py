@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from newllm_lib.ops.backend import runs_triton_dot
-from newllm_lib.ops.hyperbolic_attention import chunked
+from newllm_lib.ops.hyperbolic_attention import chunked, geometry
 
 
 def _implementation(q: Tensor, backend: str):
@@ -27,7 +27,8 @@ def _attention(
 
 @_attention.register_fake
 def _(q, k, v, beta, curvature, starts, window, backend):
-    numbers = [q.new_empty(3, *x.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32)) for x in (q, k)]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    numbers = [q.new_empty(3, *x.shape[:2], geometry.padded(x.shape[2]), dtype=dtype) for x in (q, k)]
     return torch.empty_like(q), *numbers
 
 

@@ -57,12 +57,13 @@ def _rows_together(x: Tensor) -> Tensor:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, and the numbers (3, batch, heads, time) of queries and keys that the backward pass reads."""
+    """out, and the numbers (3, batch, heads, padded time) of queries and keys that the backward pass reads."""
     q, k, v = map(_rows_together, (q, k, v))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     out = torch.empty_like(q)
     q_numbers, k_numbers = (
-        torch.empty(3, batch, heads, time, dtype=torch.float32, device=q.device) for time in (queries, keys)
+        torch.empty(3, batch, heads, geometry.padded(time), dtype=torch.float32, device=q.device)
+        for time in (queries, keys)
     )
     first, constants, tile = _first(k, window, starts), _constants(q, _first(k, window, starts)), _tiles(q)["forward"]
     with torch.cuda.device_of(q):
@@ -90,7 +91,7 @@ def backward(
     last = None if first is None else last_seeing(first)
     constants = _constants(q, first)
     q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
-    delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    delta = torch.empty(batch, heads, geometry.padded(queries), dtype=torch.float32, device=q.device)
     q_parts = torch.empty(2, batch, heads, q_tiles, dtype=torch.float32, device=q.device)
     k_parts = torch.empty(batch, heads, k_tiles, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
