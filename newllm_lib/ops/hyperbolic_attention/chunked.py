@@ -30,12 +30,12 @@ def _product(a: Tensor, b: Tensor, compute: torch.dtype) -> Tensor:
 
 
 def _numbers(u: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """a, and [1 - e^-a, 1/|u|, room for one more] as (3, batch, heads, padded time)."""
+    """a, and [1 - e^-a, E, room for one more] as (3, batch, heads, padded time)."""
     norm = torch.linalg.vector_norm(u, dim=-1, dtype=curvature.dtype)
     a = 2 * curvature.sqrt()[:, None] * norm
     delta = (-torch.expm1(-a)).clamp_min(torch.finfo(a.dtype).eps)
-    inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(a.dtype).tiny), 0)
-    numbers = torch.stack([delta, inverse, torch.zeros_like(a)])
+    E = torch.where(norm > 0, _A(delta) / norm.clamp_min(torch.finfo(a.dtype).tiny), 0)
+    numbers = torch.stack([delta, E, torch.zeros_like(a)])
     return a, F.pad(numbers, (0, geometry.padded(u.shape[2]) - u.shape[2]))
 
 
@@ -45,9 +45,10 @@ def _A(delta: Tensor) -> Tensor:
 
 def _scaled_cosh(products: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """2y, 2h and 2AB(1 - cos θ) of a chunk."""
-    (row_delta, row_inverse), (delta, inverse) = row[:2].unsqueeze(-1), column[:2].unsqueeze(-2)
-    angle = (1 - row_inverse * (products * inverse)).clamp_min(geometry.least_angle(products.dtype))
-    spread = 2 * _A(row_delta) * _A(delta) * angle
+    (row_delta, row_E), (delta, E) = row[:2].unsqueeze(-1), column[:2].unsqueeze(-2)
+    row_A, A = _A(row_delta), _A(delta)
+    angle = A - row_E / row_A * (products * E)
+    spread = 2 * row_A * torch.maximum(angle, geometry.least_angle(products.dtype) * A)
     return (row_delta - delta).square() + spread, 4 * (1 - row_delta) * (1 - delta), spread
 
 
@@ -114,16 +115,15 @@ def backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers
         dweights = _product(part_dout, part_v.mT, compute)
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
         g = dscores * square.rsqrt()
-        row_E, E = (_A(x[0]) * x[1] for x in (row, column))
         row_pull, pull = (_length_pull(x) for x in (row.unsqueeze(-1), column.unsqueeze(-2)))
-        difference = (1 - column[0]).square().unsqueeze(-2) - (1 - row[0]).square().unsqueeze(-1)
+        difference = 2 * _A(row[0]).unsqueeze(-1) - 2 * _A(column[0]).unsqueeze(-2)
         scores += (dscores * log_weights).sum((0, 2, 3)) * math.log(2)
         row_along = (g * (row_pull * spread + difference)).sum(-1)
-        row_across = _product(g * E.unsqueeze(-2), part_k, compute)
+        row_across = _product(g * column[1].unsqueeze(-2), part_k, compute)
         gradient, inner = _length_gradient(row_across, row_along, part_q, row, root, slope)
         dq[:, :, rows], lengths = gradient.to(dq.dtype), lengths + inner.sum((0, 2))
         along[..., columns] += (g * (pull * spread - difference)).sum(-2)
-        across[:, :, columns] += _product((g * row_E.unsqueeze(-1)).mT, part_q, compute)
+        across[:, :, columns] += _product((g * row[1].unsqueeze(-1)).mT, part_q, compute)
         dv[:, :, columns] += _product(weights.mT, part_dout, compute)
     gradient, inner = _length_gradient(across, along, k, k_numbers[..., : k.shape[2]], root, slope)
     dk = torch.empty_like(k).copy_(gradient)
@@ -133,15 +133,16 @@ def backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers
 
 
 def _length_pull(numbers: Tensor) -> Tensor:
-    return (1 + (1 - numbers[0]).square()) / (2 * _A(numbers[0]))
+    A = _A(numbers[0])
+    return (1 - A) / A
 
 
 def _length_gradient(across, along, u, numbers, root, slope) -> tuple[Tensor, Tensor]:
     """The vectors' gradients and u·du, from the sums over their partners."""
-    delta, inverse = numbers[0], numbers[1]
-    E = 2 * slope * torch.where(inverse > 0, _A(delta) * inverse, 2 * root).unsqueeze(-1)  # across holds half of g
-    unit = u.to(across.dtype) * inverse.unsqueeze(-1)
+    A, E = _A(numbers[0]), numbers[1]
+    slopes = 2 * slope * torch.where(E > 0, E, 2 * root).unsqueeze(-1)  # across holds half of g
+    unit = u.to(across.dtype) * (E / A).unsqueeze(-1)
     pull = 2 * root * slope[..., 0] * along
-    norm = torch.where(inverse > 0, 1 / inverse.clamp_min(torch.finfo(inverse.dtype).tiny), 0)
+    norm = torch.where(E > 0, A / E.clamp_min(torch.finfo(E.dtype).tiny), 0)
     radial = (across * unit).sum(-1, keepdim=True)
-    return (pull.unsqueeze(-1) + E * radial) * unit - E * across, pull * norm
+    return (pull.unsqueeze(-1) + slopes * radial) * unit - slopes * across, pull * norm

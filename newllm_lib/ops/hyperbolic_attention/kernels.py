@@ -3,7 +3,7 @@
 The notation is `geometry`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as they are given;
 everything else is float32 from a few numbers a row and a column ("numbers" below):
 
-    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: 1/|u| (0 where u is 0)
+    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: E = A/|u| (0 where u is 0)
     2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights, without the share
        of a, which is the same for all keys and so changes no weight.
 
@@ -72,23 +72,29 @@ def _one_minus_exp(x):
 
 
 @triton.jit
+def _A(delta):
+    return delta - 0.5 * delta * delta
+
+
+@triton.jit
 def _numbers(tile, root):
-    """a, 1 - e^-a and 1/|u| of the rows u of a tile; root is √c."""
+    """a, 1 - e^-a and E of the rows u of a tile; root is √c."""
     wide = tile.to(tl.float32)
     norm = tl.sqrt(tl.sum(wide * wide, 1))
     a = 2.0 * root * norm
     delta = tl.maximum(_one_minus_exp(a), 1e-7)  # keeps y above 0 between two points at 0
-    return a, delta, tl.where(norm > 0.0, 1.0 / tl.maximum(norm, 1e-30), 0.0)
+    return a, delta, tl.where(norm > 0.0, _A(delta) / tl.maximum(norm, 1e-30), 0.0)
 
 
 @triton.jit
 def _scaled_cosh(products, row, column, LEAST: tl.constexpr):
     """2y, 2h and 2AB(1 - cos θ) of a tile from its rows' and its columns' numbers."""
-    row_delta, delta = row[0], column[0]
-    angle = tl.maximum(1.0 - row[1][:, None] * (products * column[1][None, :]), LEAST)
-    spread = (row_delta * (2.0 - row_delta))[:, None] * (delta - 0.5 * delta * delta)[None, :] * angle
-    apart = row_delta[:, None] - delta[None, :]
-    return apart * apart + spread, (4.0 - 4.0 * row_delta)[:, None] * (1.0 - delta)[None, :], spread
+    row_A, A = _A(row[0]), _A(column[0])
+    angle = A[None, :] - (row[1] / row_A)[:, None] * (products * column[1][None, :])
+    spread = (2.0 * row_A)[:, None] * tl.maximum(angle, (LEAST * A)[None, :])
+    apart = row[0][:, None] - column[0][None, :]
+    four = 4.0 - 4.0 * row[0]
+    return apart * apart + spread, four[:, None] - four[:, None] * column[0][None, :], spread
 
 
 @triton.jit
@@ -151,11 +157,11 @@ def key_numbers(
     rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, True)
     root = tl.sqrt(tl.load(curvature + head))
-    a, delta, inverse = _numbers(tile, root)
+    a, delta, E = _numbers(tile, root)
     lane_size, plane = _sizes(keys)
     place, mask = numbers + lane * lane_size + rows, rows < keys
     tl.store(place, delta, mask=mask)
-    tl.store(place + plane, inverse, mask=mask)
+    tl.store(place + plane, E, mask=mask)
     tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a, mask=mask)
 
 
@@ -205,8 +211,8 @@ def forward(
     root = tl.sqrt(tl.load(curvature + head))
     slope = -tl.load(beta + head) / root
     tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, not EVEN_D)
-    _, delta, inverse = _numbers(tile_q, root)
-    row = (delta, inverse)
+    _, delta, E = _numbers(tile_q, root)
+    row = (delta, E)
 
     start = tile * BLOCK_M + offset
     end = tl.minimum(start + BLOCK_M, keys)  # behind the last query's position
@@ -241,7 +247,7 @@ def forward(
     q_size, q_plane = _sizes(queries)
     place, mask = q_numbers + lane * q_size + rows, rows < queries
     tl.store(place, delta, mask=mask)
-    tl.store(place + q_plane, inverse, mask=mask)
+    tl.store(place + q_plane, E, mask=mask)
     tl.store(place + 2 * q_plane, highest + tl.log2(weights), mask=mask)
 
 
@@ -260,15 +266,9 @@ def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, colu
     if MASKED:
         weights = tl.where(visible, weights, 0.0)
     dscores = weights * (dweights - delta)
-    row_alpha, alpha = 1.0 - row[0], 1.0 - column[0]
-    ratio = (1.0 + row_alpha * row_alpha) / (row[0] * (2.0 - row[0]))
-    pulls = ratio[:, None] * spread + (alpha * alpha)[None, :] - (row_alpha * row_alpha)[:, None]
+    row_A = _A(row[0])
+    pulls = ((1.0 - row_A) / row_A)[:, None] * spread + (2.0 * row_A)[:, None] - (2.0 * _A(column[0]))[None, :]
     return weights, log_weights, dscores, inverse_root, pulls
-
-
-@triton.jit
-def _E(numbers):
-    return (numbers[0] - 0.5 * numbers[0] * numbers[0]) * numbers[1]
 
 
 @triton.jit
@@ -311,7 +311,7 @@ def _query_gradients(
         sums[3] + tl.sum(weights * log_weights, 1),
         sums[4] + tl.sum(weights * pulled, 1),
     )
-    across = tl.dot(_to(g * _E(column)[None, :], tile_k), tile_k, across, input_precision=PRECISION)
+    across = tl.dot(_to(g * column[1][None, :], tile_k), tile_k, across, input_precision=PRECISION)
     return across, sums
 
 
@@ -319,12 +319,11 @@ def _query_gradients(
 def _length_gradient(across, along, tile, row, root, slope):
     """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the columns."""
     wide = tile.to(tl.float32)
-    inverse = row[1]
-    E = 2.0 * tl.where(inverse > 0.0, _E(row), 2.0 * root)  # across holds half of g
-    unit = wide * inverse[:, None]
+    E = 2.0 * tl.where(row[1] > 0.0, row[1], 2.0 * root)  # across holds half of g
+    unit = wide * (row[1] / _A(row[0]))[:, None]
     radial = tl.sum(across * unit, 1)
     pull = 2.0 * root * slope * along
-    norm = tl.where(inverse > 0.0, 1.0 / tl.maximum(inverse, 1e-30), 0.0)
+    norm = tl.where(row[1] > 0.0, _A(row[0]) / tl.maximum(row[1], 1e-30), 0.0)
     return (-slope * E)[:, None] * across + (pull + slope * E * radial)[:, None] * unit, pull * norm
 
 
@@ -419,7 +418,7 @@ def _key_gradients(
     )
     g = dscores * inverse_root
     along += tl.sum(g * pulls, 1)
-    share = _to(g * _E(column)[None, :], tile_q)
+    share = _to(g * column[1][None, :], tile_q)
     dvalues = tl.dot(weights.to(tile_dout.dtype), tile_dout, dvalues, input_precision=PRECISION)
     across = tl.dot(share, tile_q, across, input_precision=PRECISION)
     return across, along, dvalues
