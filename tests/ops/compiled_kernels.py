@@ -15,6 +15,7 @@ from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
+from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
@@ -99,6 +100,13 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
     losses, factors = torch.empty(2, rows)
     labels = torch.zeros(rows, dtype=torch.long)
     exponentials.softmax_factors(normal(rows, dim).detach(), normal(words, dim).detach(), labels, -100, losses, factors)
+
+
+def attend(dtype, head_size):
+    q, k, v = (torch.randn(1, 2, 64, head_size, dtype=dtype) for _ in "qkv")
+    parameters = torch.ones(2), torch.ones(2), 20, None
+    out, *numbers = attention.forward(q, k, v, *parameters)
+    attention.backward(q, k, v, *parameters, out, *numbers, out)
 
 
 driver.set_active(NoDriver())

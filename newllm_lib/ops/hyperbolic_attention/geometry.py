@@ -43,8 +43,8 @@ def polar(u: torch.Tensor, curvature: torch.Tensor) -> Polar:
 
 
 def padded(time: int) -> int:
-    """Room for the numbers that a pass keeps of `time` vectors: aligned for whoever reads four at once."""
-    return (time + 15) // 16 * 16
+    """Room for the numbers that a pass keeps of `time` vectors: whole tiles of up to 128."""
+    return (time + 127) // 128 * 128
 
 
 def least_angle(dtype: torch.dtype) -> float:

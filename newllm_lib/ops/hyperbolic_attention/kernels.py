@@ -21,8 +21,8 @@ gradient of β are small sums of large terms which only cancel if a query's dsco
 attention computes it, they sum to out's rounding; `backward_queries` measures what is over and takes it out again.
 
 Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but 1 for dim;
-numbers (3, batch·heads, time) and delta (batch·heads, queries) float32, time padded to a multiple of 16; first and last
-(batch, keys) int32 (`visibility`).
+numbers (3, batch·heads, time) and delta (batch·heads, queries) float32, time padded to a multiple of 128: rows behind the
+last are repetitions of it, finite and never seen. first, last (batch, keys) int32 (`visibility`).
 """
 
 from __future__ import annotations
@@ -98,17 +98,15 @@ def _scaled_cosh(products, row, column, LEAST: tl.constexpr):
 
 
 @triton.jit
-def _load(tile, rows, dims, row_stride, row_end, dim, CHECK_ROWS: tl.constexpr, CHECK_DIMS: tl.constexpr):
-    """Rows (BLOCK, BLOCK_D) of a matrix, 0 outside of it."""
+def _load(tile, rows, dims, row_stride, row_end, dim, CLAMP: tl.constexpr, EVEN_D: tl.constexpr):
+    """Rows (BLOCK, BLOCK_D) of a matrix; with CLAMP, its last row for those behind it."""
+    if CLAMP:
+        rows = tl.minimum(rows, row_end - 1)
     place = tile + rows[:, None].to(tl.int64) * row_stride + dims[None, :]
-    if CHECK_ROWS and CHECK_DIMS:
-        return tl.load(place, mask=(rows[:, None] < row_end) & (dims[None, :] < dim), other=0.0)
-    elif CHECK_ROWS:
-        return tl.load(place, mask=rows[:, None] < row_end, other=0.0)
-    elif CHECK_DIMS:
-        return tl.load(place, mask=dims[None, :] < dim, other=0.0)
-    else:
+    if EVEN_D:
         return tl.load(place)
+    else:
+        return tl.load(place, mask=dims[None, :] < dim, other=0.0)
 
 
 @triton.jit
@@ -118,21 +116,9 @@ def _store(tile, rows, dims, row_stride, row_end, dim, values):
 
 
 @triton.jit
-def _load_numbers(numbers, plane, rows, row_end, CHECK: tl.constexpr):
-    """The first two numbers of each row; of a row outside, those of a vector at infinity (finite and harmless)."""
-    if CHECK:
-        mask = rows < row_end
-        return tl.load(numbers + rows, mask=mask, other=1.0), tl.load(numbers + plane + rows, mask=mask, other=0.0)
-    else:
-        return tl.load(numbers + rows), tl.load(numbers + plane + rows)
-
-
-@triton.jit
-def _load_number(numbers, rows, row_end, CHECK: tl.constexpr):
-    if CHECK:
-        return tl.load(numbers + rows, mask=rows < row_end, other=0.0)
-    else:
-        return tl.load(numbers + rows)
+def _load_numbers(numbers, plane, rows):
+    """The first two numbers of each row: padded, so that there are some for rows behind the last."""
+    return tl.load(numbers + rows), tl.load(numbers + plane + rows)
 
 
 @triton.jit
@@ -142,27 +128,27 @@ def _within(value, low, high):
 
 @triton.jit
 def _sizes(time):
-    """Of the numbers: places a lane and a plane, padded so that every lane is aligned."""
-    lane_size = tl.multiple_of((time + 15) // 16 * 16, 16)
-    return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 16)
+    """Of the numbers: places a lane and a plane, padded so that every lane is aligned and every tile inside."""
+    lane_size = tl.multiple_of((time + 127) // 128 * 128, 128)
+    return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 128)
 
 
 @triton.jit(do_not_specialize=["keys"])
 def key_numbers(
     k, numbers, beta, curvature, heads, keys, dim, k_batch, k_head, k_time,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    EVEN_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(1).to(tl.int64)
     head = lane % heads
     rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, True)
+    tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, EVEN_D)
     root = tl.sqrt(tl.load(curvature + head))
     a, delta, E = _numbers(tile, root)
     lane_size, plane = _sizes(keys)
-    place, mask = numbers + lane * lane_size + rows, rows < keys
-    tl.store(place, delta, mask=mask)
-    tl.store(place + plane, E, mask=mask)
-    tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a, mask=mask)
+    place = numbers + lane * lane_size + rows
+    tl.store(place, delta)
+    tl.store(place + plane, E)
+    tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a)
 
 
 @triton.jit
@@ -174,12 +160,12 @@ def _attend(
 ):  # fmt: skip
     """One tile of keys: the weighted sum of values, the highest score and the sum of weights after it."""
     columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
-    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, not EVEN_D)
+    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, EVEN_D)
     products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
-    column = _load_numbers(numbers, plane, columns, keys, MASKED)
+    column = _load_numbers(numbers, plane, columns)
     y, h, _ = _scaled_cosh(products, row, column, LEAST)
     argument = y + 0.5 * h + _sqrt(y * (y + h))
-    scores = slope * _log2(argument) + _load_number(numbers + 2 * plane, columns, keys, MASKED)[None, :]
+    scores = slope * _log2(argument) + tl.load(numbers + 2 * plane + columns)[None, :]
     if MASKED:
         visible = columns[None, :] <= position[:, None]
         if HAS_FIRST:
@@ -189,7 +175,7 @@ def _attend(
     share = _exp2(scores - higher[:, None])
     fade = _exp2(highest - higher)
     weights = weights * fade + tl.sum(share, 1)
-    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
+    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, EVEN_D)
     total = tl.dot(share.to(tile_v.dtype), tile_v, total * fade[:, None], input_precision=PRECISION)
     return total, higher, weights
 
@@ -210,7 +196,7 @@ def forward(
     position = rows + offset
     root = tl.sqrt(tl.load(curvature + head))
     slope = -tl.load(beta + head) / root
-    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, not EVEN_D)
+    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, EVEN_D)
     _, delta, E = _numbers(tile_q, root)
     row = (delta, E)
 
@@ -245,10 +231,10 @@ def forward(
 
     _store(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, total / weights[:, None])
     q_size, q_plane = _sizes(queries)
-    place, mask = q_numbers + lane * q_size + rows, rows < queries
-    tl.store(place, delta, mask=mask)
-    tl.store(place + q_plane, E, mask=mask)
-    tl.store(place + 2 * q_plane, highest + tl.log2(weights), mask=mask)
+    place = q_numbers + lane * q_size + rows
+    tl.store(place, delta)
+    tl.store(place + q_plane, E)
+    tl.store(place + 2 * q_plane, highest + tl.log2(weights))
 
 
 @triton.jit
@@ -291,12 +277,12 @@ def _query_gradients(
     `sums`, each (rows,): of dscore, of dscore times score and times pull, and of the weights times score and times pull.
     """
     columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
-    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, not EVEN_D)
-    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, not EVEN_D)
+    tile_k = _load(k, columns, dims, k_time, keys, dim, MASKED, EVEN_D)
+    tile_v = _load(v, columns, dims, v_time, keys, dim, MASKED, EVEN_D)
     products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
     dweights = tl.dot(tile_dout, tl.trans(tile_v), input_precision=PRECISION)
-    column = _load_numbers(numbers, plane, columns, keys, MASKED)
-    logs = _load_number(numbers + 2 * plane, columns, keys, MASKED)
+    column = _load_numbers(numbers, plane, columns)
+    logs = tl.load(numbers + 2 * plane + columns)
     visible = columns[None, :] <= position[:, None]
     if HAS_FIRST:
         visible = visible & (columns[None, :] >= first[:, None])
@@ -344,16 +330,16 @@ def backward_queries(
     position = rows + offset
     root = tl.sqrt(tl.load(curvature + head))
     slope = -tl.load(beta + head) / root
-    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, not EVEN_D)
+    tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, EVEN_D)
     tile_dout = _load(
-        dout + batch * dout_batch + head * dout_head, rows, dims, dout_time, queries, dim, True, not EVEN_D
+        dout + batch * dout_batch + head * dout_head, rows, dims, dout_time, queries, dim, True, EVEN_D
     )
-    tile_out = _load(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, not EVEN_D)
+    tile_out = _load(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, EVEN_D)
     row_delta = tl.sum(tile_out.to(tl.float32) * tile_dout.to(tl.float32), 1)
     q_size, q_plane = _sizes(queries)
-    row = _load_numbers(q_numbers + lane * q_size, q_plane, rows, queries, True)
-    row_logs = -_load_number(q_numbers + 2 * q_plane + lane * q_size, rows, queries, True)
-    row_logs = tl.where(rows < queries, row_logs, -1e30)  # rows outside weigh nothing
+    row = _load_numbers(q_numbers + lane * q_size, q_plane, rows)
+    row_logs = -tl.load(q_numbers + 2 * q_plane + lane * q_size + rows)
+    row_logs = tl.where(rows < queries, row_logs, -1e30)  # repetitions weigh nothing
 
     start = tile * BLOCK_M + offset
     end = tl.minimum(start + BLOCK_M, keys)
@@ -385,7 +371,7 @@ def backward_queries(
         )  # fmt: skip
 
     over, scores, along, mean_score, mean_pull = sums
-    tl.store(delta + lane * q_size + rows, row_delta + over, mask=rows < queries)
+    tl.store(delta + lane * q_size + rows, row_delta + over)
     gradient, inner = _length_gradient(across, along - over * mean_pull, tile_q, row, root, slope)
     _store(dq + batch * dq_batch + head * dq_head, rows, dims, dq_time, queries, dim, gradient)
     part = parts + lane * tl.num_programs(0) + tile
@@ -402,13 +388,13 @@ def _key_gradients(
 ):  # fmt: skip
     """One tile of queries (the columns here): the sums that make the gradients of keys and values, after it."""
     columns = m * BLOCK_M + tl.arange(0, BLOCK_M)
-    tile_q = _load(q, columns, dims, q_time, queries, dim, MASKED, not EVEN_D)
-    tile_dout = _load(dout, columns, dims, dout_time, queries, dim, MASKED, not EVEN_D)
+    tile_q = _load(q, columns, dims, q_time, queries, dim, MASKED, EVEN_D)
+    tile_dout = _load(dout, columns, dims, dout_time, queries, dim, MASKED, EVEN_D)
     products = tl.dot(tile_k, tl.trans(tile_q), input_precision=PRECISION)
     dweights = tl.dot(tile_v, tl.trans(tile_dout), input_precision=PRECISION)
-    column = _load_numbers(numbers, plane, columns, queries, MASKED)
-    logs = -_load_number(numbers + 2 * plane, columns, queries, MASKED)
-    deltas = _load_number(delta, columns, queries, MASKED)
+    column = _load_numbers(numbers, plane, columns)
+    logs = -tl.load(numbers + 2 * plane + columns)
+    deltas = tl.load(delta + columns)
     position = columns + offset
     visible = (position[None, :] >= row_position[:, None]) & (columns[None, :] < queries)
     if HAS_FIRST and MASKED:
@@ -440,11 +426,11 @@ def backward_keys(
     offset = keys - queries
     root = tl.sqrt(tl.load(curvature + head))
     slope = -tl.load(beta + head) / root
-    tile_k = _load(k + batch * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, not EVEN_D)
-    tile_v = _load(v + batch * v_batch + head * v_head, rows, dims, v_time, keys, dim, True, not EVEN_D)
+    tile_k = _load(k + batch * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, EVEN_D)
+    tile_v = _load(v + batch * v_batch + head * v_head, rows, dims, v_time, keys, dim, True, EVEN_D)
     k_size, plane = _sizes(keys)
-    row = _load_numbers(k_numbers + lane * k_size, plane, rows, keys, True)
-    row_logs = _load_number(k_numbers + 2 * plane + lane * k_size, rows, keys, True)
+    row = _load_numbers(k_numbers + lane * k_size, plane, rows)
+    row_logs = tl.load(k_numbers + 2 * plane + lane * k_size + rows)
 
     start = tile * BLOCK_N
     behind_row, behind_first = queries, queries  # behind the last query that sees any key, and that sees the first key

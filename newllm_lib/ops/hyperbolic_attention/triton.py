@@ -11,7 +11,7 @@ from newllm_lib.ops.hyperbolic_attention.visibility import first_visible, last_s
 
 # The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
 _LEAST = {torch.float32: geometry.least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
-_KEY_ROWS = 64
+_KEY_ROWS = 32
 
 
 def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
@@ -67,9 +67,9 @@ def forward(
     )
     first, constants, tile = _first(k, window, starts), _constants(q, _first(k, window, starts)), _tiles(q)["forward"]
     with torch.cuda.device_of(q):
-        kernels.key_numbers[(triton.cdiv(keys, _KEY_ROWS), batch * heads)](
+        kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
             k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
-            BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
+            EVEN_D=constants["EVEN_D"], BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
         )  # fmt: skip
         kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
             q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
