@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from newllm_lib.ops.backend import shared_memory
 from newllm_lib.ops.hyperbolic_attention import geometry, kernels
 from newllm_lib.ops.hyperbolic_attention.visibility import first_visible, last_seeing
 
@@ -15,23 +16,27 @@ _KEY_ROWS = 32
 
 
 def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
-    """Tile sizes of each kernel: queries, keys, warps, and stages of the pipeline, measured on an H100 for head size 128."""
-    wide = x.shape[3] > 128
-    if x.dtype == torch.float32:
-        tile = dict(BLOCK_M=32, BLOCK_N=32, num_warps=4, num_stages=1)
-        return dict(forward=tile, queries=tile, keys=tile)
-    if wide:
+    """Of each kernel: queries and keys a tile, warps, stages of the pipeline. `forward` has no fewer queries than the rest,
+    as it writes their numbers. Two programs of 64 by 64 share a multiprocessor of an H100, which hides their waiting.
+    """
+    row = _block(x) * x.element_size()
+    if row <= 256:
+        tile = dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=2)
+    elif row == 512 and x.dtype != torch.float32 and shared_memory(x.device) > 2**17:
         tile = dict(BLOCK_M=64, BLOCK_N=32, num_warps=4, num_stages=1)
         return dict(forward=tile, queries=tile, keys=dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=1))
-    return dict(
-        forward=dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=3),
-        queries=dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=2),
-        keys=dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=2),
-    )
+    else:
+        edge = max(16, 2**14 // row)
+        tile = dict(BLOCK_M=edge, BLOCK_N=edge, num_warps=4, num_stages=1)
+    return dict(forward=tile, queries=tile, keys=tile)
+
+
+def _block(x: Tensor) -> int:
+    return max(16, triton.next_power_of_2(x.shape[3]))
 
 
 def _constants(q: Tensor, first: Tensor | None) -> dict:
-    block = max(16, triton.next_power_of_2(q.shape[3]))
+    block = _block(q)
     return dict(
         HAS_FIRST=first is not None, EVEN_D=block == q.shape[3], LEAST=_LEAST[q.dtype],
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", BLOCK_D=block,
