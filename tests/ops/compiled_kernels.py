@@ -25,7 +25,8 @@ from newllm_lib.ops.squared_relu_mlp import triton as mlp
 
 CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
-WITH_DOT = {"product", "exponentials"}  # launched only where Triton has the tensor cores
+# Launched only where Triton has the tensor cores.
+WITH_DOT = {"product", "exponentials", "forward", "backward_queries", "backward_keys"}
 
 
 class NoDriver:
@@ -94,7 +95,7 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
     def normal(*size):
         return torch.randn(*size, dtype=torch.bfloat16, requires_grad=True)
 
-    for module in (exponentials, mlp):
+    for module in (exponentials, mlp, attention):
         module.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
     (mlp.squared_relu_mlp(normal(rows, dim), normal(inner, dim), normal(dim, inner)) * 2).sum().backward()
     losses, factors = torch.empty(2, rows)
@@ -115,3 +116,5 @@ run_everything(torch.float16)
 if CAPABILITY >= 80:
     run_everything(torch.bfloat16)
     run_with_dot()
+    for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
+        attend(dtype, head_size)

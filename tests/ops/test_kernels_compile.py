@@ -13,7 +13,9 @@ KERNELS = {
     "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials", "_conv_step", "_gate_step",
     "rounded_step", "weighted_squares",
 }  # fmt: skip
-FROM_SM80 = {"product", "exponentials", "finish"}
+FROM_SM80 = {
+    "product", "exponentials", "finish", "key_numbers", "forward", "backward_queries", "backward_keys",
+}  # fmt: skip
 
 
 @pytest.mark.slow
