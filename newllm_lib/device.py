@@ -20,6 +20,7 @@ KNOWN_GPUS = {
     "a100": ((8, 0), 39.4),
     "h100": ((9, 0), 79.1),
 }
+CHECKED = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate", "trl", "safetensors", "huggingface_hub", "pyarrow")
 KINDS = ("cpu", *KNOWN_GPUS, "other")
 
 
@@ -91,6 +92,29 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
         kind, name, "cuda", dtype, "sdpa", "triton" if triton else "torch", triton and ampere, triton,
         memory_gib, _usable_cores(), capability, reasons,
     )  # fmt: skip
+
+
+def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
+    """One line for each package that this process has loaded in another version than the one that is installed.
+
+    That comes of installing into a running notebook: what was imported before stays, and the two do not fit together.
+    """
+    import sys
+    from importlib import metadata
+
+    lines = []
+    for name in names:
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if loaded and loaded.partition("+")[0] != installed.partition("+")[0]:
+            lines.append(
+                f"{name} {loaded} is loaded, but {installed} is installed: restart the session (Runtime → Restart session) and "
+                "run the cells again."
+            )
+    return lines
 
 
 def _kind_of(name: str) -> str:

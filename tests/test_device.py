@@ -31,3 +31,15 @@ def test_an_unknown_device_is_named_with_the_known_ones(monkeypatch):
 )  # fmt: skip
 def test_gpus_are_recognised_by_the_drivers_name(name, kind):
     assert _kind_of(name) == kind
+
+
+def test_a_package_that_was_replaced_under_a_running_process_is_named(monkeypatch):
+    import transformers
+
+    from newllm_lib.device import stale_packages
+
+    assert stale_packages() == []
+    installed = transformers.__version__
+    monkeypatch.setattr(transformers, "__version__", "5.0.0")
+    (line,) = stale_packages()
+    assert line.startswith(f"transformers 5.0.0 is loaded, but {installed} is installed: restart") and "\n" not in line

@@ -28,7 +28,7 @@ def doctor(arguments):
     chosen = overrides(arguments)
     if chosen and not arguments.name:
         raise UsageError(f"--{next(iter(chosen))} changes a recipe: name one, as in `newllm doctor --recipe demo`.")
-    from newllm_lib.device import probe
+    from newllm_lib.device import probe, stale_packages
 
     device = probe()
     report = {**asdict(device), "device": device.kind, "versions": _versions(), "disk_free_gib": _disk_free_gib()}
@@ -36,6 +36,9 @@ def doctor(arguments):
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores, {disk}")
     for topic, reason in device.reasons.items():
         say(f"  {topic:<10} {reason}")
+    report["stale_packages"] = stale_packages()
+    for line in report["stale_packages"]:
+        say(f"  {line}")
     say("  " + ", ".join(f"{name} {version or '(not installed)'}" for name, version in report["versions"].items()))
     if arguments.kernels is not None:
         report["kernels_checked"] = _check_kernels(device, arguments.kernels)

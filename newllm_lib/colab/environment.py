@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from newllm_lib.device import stale_packages
 from newllm_lib.errors import NewLLMError
 
 
@@ -56,6 +57,8 @@ def ready(clone: Path | None = None) -> None:
     root = clone or clone_root()
     if root is not None:
         os.chdir(root)
+    for line in stale_packages():
+        print(f"⚠ {line}")
     print(f"New-LLM is ready: Python {sys.version.split()[0]}, runs go to {Path.cwd() / 'checkpoints'}")
 
 
