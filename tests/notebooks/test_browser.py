@@ -69,6 +69,10 @@ def page(lab):
         page = browser.new_page(viewport={"width": 1280, "height": 1500})
         page.set_default_timeout(5 * MINUTES)
         page.goto(f"{lab[0]}/lab/tree/{NAME}.ipynb")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator")
+        time.sleep(5)
+        for button in page.locator(".jp-Dialog button.jp-mod-accept").all():  # "Select Kernel", where it asks
+            button.click()
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
         yield page
         browser.close()
