@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAME = "01_wikitext_pretraining"
+STEPS = 1500  # long enough for a click to come before the end
 MINUTES = 60_000  # in Playwright's milliseconds
 
 
@@ -37,8 +38,14 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    small = {**TINY[NAME], "max_steps": 400, "epochs": 100.0, "evals_per_epoch": 2, "max_samples": 800}
-    environment = {**os.environ, "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(small), "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    small = {**TINY[NAME], "max_steps": STEPS, "epochs": 100.0}
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # else only what is in view is drawn
+    environment = {
+        **os.environ, "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(small), "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+    }  # fmt: skip
     words = [
         "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
         "--expose-app-in-browser", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -109,12 +116,11 @@ def test_stop_stops_and_saves_and_the_rest_runs_to_the_chat(page, lab):
     stop.first.wait_for()
     until(lambda: any("eval_loss" in row for row in ours(folder).metrics()), 300, "no evaluation came")
     page.locator(".jp-OutputArea img").first.wait_for()
-    time.sleep(6)
-    shot(page, "dashboard", "img")
+    shot(page, "dashboard", "button.jupyter-button")
     stop.first.click()
     until(lambda: read_status(ours(folder))["state"] == "interrupted", 200, "Stop did not stop it")
     stopped_at = read_status(ours(folder))["step"]
-    assert is_whole(ours(folder).latest_checkpoint()) and stopped_at < 400
+    assert is_whole(ours(folder).latest_checkpoint()) and stopped_at < STEPS
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     run_all(page)  # the same cells again: it goes on where it stopped
     page.locator("input[placeholder*='press Enter']").wait_for(timeout=15 * MINUTES)
