@@ -81,6 +81,14 @@ def test_from_nothing_to_the_job(world):
     assert f"(started in {world.home})" in done.stdout.decode() and b"was not empty" not in done.stdout
 
 
+def test_the_guides_line_reaches_the_command_flag_for_flag(world):
+    flags = "--num_layers 4 --max_samples 100000 --max_seq_length 256 --epochs 100 --context_dim 256 --batch_size 1024"
+    done = world.piped("ultrachat", *flags.split(), "--learning_rate", "4e-4", "--patience", "20")
+    assert done.returncode == 0, done.stderr
+    (job,) = world.calls("newllm_lib")
+    assert job.endswith(f"-m newllm_lib train --background ultrachat {flags} --learning_rate 4e-4 --patience 20")
+
+
 def test_a_second_start_installs_nothing_and_takes_what_is_new(world):
     world.piped("demo")
     (world.repository / "news").write_text("new")

@@ -189,3 +189,15 @@ def test_packed_data_of_another_tokenizer_is_never_taken(folder):
     own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(find_start(recipe), None))
     assert own.fingerprint != given.fingerprint and own.train.path != given.train.path
     assert given.tokenizer.get_vocab() != own.tokenizer.get_vocab()
+
+
+def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
+    """The guide's third step: the two that continue from WikiText, side by side on DailyDialog's held-out answers."""
+    from newllm_lib.evaluation import compare
+
+    ours, theirs = (train(tuned(folder, model=model)) for model in ("new_llm", "tiny_gpt2"))
+    result = compare(ours, theirs, speed=False, samples=2)
+    assert [m["label"] for m in result["models"]] == ["New-LLM", "TinyGPT2"]
+    assert result["models"][0]["bytes"] == result["models"][1]["bytes"] > 0  # of the answers
+    assert "bigram" in result["baselines"] and all(p.endswith("assistant:") for p in result["prompts"])
+    assert (ours.path / "comparison.md").is_file()
