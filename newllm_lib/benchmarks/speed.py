@@ -80,8 +80,6 @@ def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps
                 first = time.monotonic() - began
         wait()
         times.append((time.monotonic() - start) / GROUP)
-        if gpu and group == 0:
-            torch.cuda.reset_peak_memory_stats()
     return {
         "tokens_per_second": batch * length / statistics.median(times[1:]), "first_step": first,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
