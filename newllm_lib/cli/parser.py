@@ -7,7 +7,7 @@ import difflib
 from dataclasses import fields
 
 from newllm_lib import __version__
-from newllm_lib.cli import about, bench_flags, data, results, training
+from newllm_lib.cli import about, bench_flags, data, expand, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
 from newllm_lib.recipe.keys import StartKeys
@@ -70,6 +70,7 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _training_commands(commands)
     _result_commands(commands)
     _data_commands(commands)
+    _expand_command(commands)
     bench_flags.add(commands, _command, _flag, _positive)
     _about_commands(commands)
     return parser, dict(commands.choices)
@@ -122,6 +123,13 @@ def _result_commands(commands) -> None:
     _run_argument(chat)
     for name in results.SETTINGS:
         _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
+
+
+def _expand_command(commands) -> None:
+    parser = _command(commands, "expand", expand.expand, "give a trained New-LLM a larger context, same predictions")
+    parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
+    _flag(parser, "context_dim", type=_positive, required=True, help="channels of the new context vector")
+    _flag(parser, "output_dir", help="folder of the expanded run (default: RUN_contextN beside RUN)")
 
 
 def _run_argument(parser) -> None:

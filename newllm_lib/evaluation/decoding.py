@@ -41,8 +41,8 @@ class Steps:
         self.said = torch.zeros(self.at_once, rows, dtype=torch.long, device=device)
         self.index = torch.zeros(1, dtype=torch.long, device=device)
         self.graph = None
-        # The original recurrence walks by graphs of its own, and a graph cannot be captured inside another.
-        if self.on_gpu and model.config.recurrence == "parallel":
+        # Only where nothing asks the device: the original recurrence, say, replays graphs of its own.
+        if self.on_gpu and getattr(model.config, "recurrence", None) == "parallel":
             self._capture()
 
     def begin(self, state: torch.Tensor, logits: torch.Tensor, seen: Sequence[Sequence[int]]) -> list[int]:

@@ -27,9 +27,9 @@ from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
 class ContextVector(nn.Module):
     """The token mixer: (batch, time, hidden) -> (batch, time, hidden), through a context vector of `context_dim`."""
 
-    def __init__(self, hidden_size: int, context_dim: int, conv_width: int):
+    def __init__(self, hidden_size: int, context_dim: int, conv_width: int, eps: float = 1e-6):
         super().__init__()
-        self.context_dim, self.hidden_size, self.conv_width = context_dim, hidden_size, conv_width
+        self.context_dim, self.hidden_size, self.conv_width, self.eps = context_dim, hidden_size, conv_width, eps
         self.conv = nn.Parameter(torch.zeros(hidden_size, conv_width))
         self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)  # input, forget gate, read-out gate
         self.forget_bias = nn.Parameter(torch.zeros(context_dim))
@@ -55,7 +55,7 @@ class ContextVector(nn.Module):
         context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
         tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
         u, tail = short_conv(x, self.conv, starts, valid, tail)
-        y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context)
+        y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
         return u, y, torch.cat([context, tail.reshape(batch, -1).float()], -1)
 
     def _step(self, x, state, starts):
@@ -63,7 +63,7 @@ class ContextVector(nn.Module):
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if starts is None else starts[:, 0].contiguous()
         u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
-        y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size])
+        y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
         return u.unsqueeze(1), y.unsqueeze(1), new
 
 
@@ -85,10 +85,10 @@ class TokenMLP(nn.Module):
 class ContextBlock(nn.Module):
     """Pre-norm residual block: the context vector, then the token MLP that reads what it said."""
 
-    def __init__(self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float):
+    def __init__(self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float, eps: float = 1e-6):
         super().__init__()
         self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.context = ContextVector(hidden_size, context_dim, conv_width)
+        self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
         self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
         self.mlp = TokenMLP(hidden_size, mlp_size)
         self.dropout = nn.Dropout(dropout)

@@ -24,7 +24,9 @@ from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 class NewLLMConfig(PreTrainedConfig):
     """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
-    where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width)."""
+    where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
+    a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
+    `context_eps`: of the norm that reads the context vector."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -38,6 +40,8 @@ class NewLLMConfig(PreTrainedConfig):
         num_hidden_layers: int = 4,
         conv_width: int = 4,
         recurrence: str = "parallel",
+        time_scales: str = "even",
+        context_eps: float = 1e-6,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -51,6 +55,8 @@ class NewLLMConfig(PreTrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.conv_width = conv_width
         self.recurrence = recurrence
+        self.time_scales = time_scales
+        self.context_eps = context_eps
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
@@ -102,20 +108,40 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         if isinstance(module, ContextVector):
-            init_context_vector(module)
+            init_context_vector(module, self.config.time_scales)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
             init.normal_(module.mlp.down.weight, std=residual)
 
 
-def init_context_vector(module: ContextVector) -> None:
+def init_context_vector(module: ContextVector, time_scales: str = "even") -> None:
     """The parameters of a context vector that are no linear layers."""
     bound = 1 / math.sqrt(module.conv_width)
     init.uniform_(module.conv, -bound, bound)
     init.ones_(module.norm)
     # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
-    init.copy_(module.forget_bias, torch.linspace(1.0, 5.0, module.context_dim))
+    bias = torch.linspace(1.0, 5.0, module.context_dim)
+    if time_scales == "multi":
+        bias, loudness = multi_scale(module.context_dim)
+        init.copy_(module.norm, loudness)
+    init.copy_(module.forget_bias, bias)
+
+
+TIME_SCALE_GROUPS = (1, 4), (8, 64), (64, 512), (512, 4096)  # tokens that a group's channels remember, from its first to its last
+
+
+def multi_scale(context_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forget biases (context_dim,) of groups with time scales from one to thousands of tokens, and read-out weights to match.
+
+    A channel with time scale t keeps exp(-1 / t) of itself each token. What it writes shrinks with 1 - that, so what a slow
+    channel holds is some sqrt(t) times quieter than a fast one's: the weights undo it, or the norm would drown it.
+    """
+    sizes = [len(part) for part in torch.arange(context_dim).tensor_split(len(TIME_SCALE_GROUPS))]
+    scales = [torch.logspace(math.log2(a), math.log2(b), n, base=2.0) for (a, b), n in zip(TIME_SCALE_GROUPS, sizes, strict=True)]
+    keep = torch.exp(-1 / torch.cat(scales).double())
+    spread = torch.sqrt((1 - keep) / (1 + keep))  # of a running mean of independent numbers
+    return torch.logit(keep).float(), (spread.square().mean().sqrt() / spread).float()
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
@@ -126,7 +152,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
-            sizes = config.hidden_size, config.context_dim, config.mlp_size, config.conv_width, config.dropout
+            sizes = config.hidden_size, config.context_dim, config.mlp_size, config.conv_width, config.dropout, config.context_eps
             self.layers = nn.ModuleList(ContextBlock(*sizes) for _ in range(config.num_hidden_layers))
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:

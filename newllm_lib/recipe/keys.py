@@ -104,6 +104,10 @@ class ModelKeys:
         "parallel", "New-LLM's recurrence: parallel over time, or the original's sequential one", "model",
         choices=("parallel", "sequential"),
     )  # fmt: skip
+    time_scales: str = key(
+        "even", "how long channels of New-LLM's context vector remember at first: even (4 to 150 tokens), or multi (groups from "
+        "one to thousands of tokens)", "model", choices=("even", "multi"),
+    )  # fmt: skip
     num_layers: int = key(4, "blocks (sequential recurrence: depth of the per-token MLP)", "model", minimum=1)
     hidden_size: int = key(256, "channels of the residual stream (TinyGPT2 chooses its own)", "model", minimum=1)
     context_dim: int = key(256, "size of the context vector each block carries", "model", minimum=1)
@@ -213,6 +217,15 @@ class TrainingKeys:
         "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
         "training", choices=("auto", "on", "off", "graphs"), identity=False,
     )  # fmt: skip
+
+
+@dataclass
+class DistillKeys:
+    """Learning from another model's distribution beside the text."""
+
+    teacher: str | None = key(None, "New-LLM: learn from this model too: a run, a model's folder or a hub id (gpt2)", "training")
+    distill_weight: float = key(0.5, "share of the teacher in the loss (0: only the text)", "training", minimum=0.0, maximum=1.0)
+    distill_temperature: float = key(2.0, "softens both distributions where they are compared", "training", minimum=0.1)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from newllm_lib.recipe.files import check_keys, read_yaml
 from newllm_lib.recipe.keys import (
     DataKeys,
+    DistillKeys,
     KeepingKeys,
     LoraKeys,
     MemoryKeys,
@@ -24,7 +25,8 @@ from newllm_lib.recipe.values import checked
 
 @dataclass
 class Recipe(  # its fields are listed from the last base to the first
-    LoraKeys, PreferenceKeys, MemoryKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys, RunKeys
+    LoraKeys, PreferenceKeys, DistillKeys, MemoryKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys,
+    RunKeys,
 ):  # fmt: skip
     """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
 

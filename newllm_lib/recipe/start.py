@@ -17,7 +17,7 @@ from newllm_lib.runs import Run, find_run, is_whole, list_runs
 
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
-    "model", "recurrence", "num_layers", "hidden_size", "context_dim", "mlp_size", "conv_width", "num_heads",
+    "model", "recurrence", "time_scales", "num_layers", "hidden_size", "context_dim", "mlp_size", "conv_width", "num_heads",
     "tie_embeddings", "separate_documents", "match", "attention", "attention_window", "ar_ssm", "ssm_ranks",
     "embedding", "htt_rank",
 )  # fmt: skip

@@ -38,6 +38,7 @@ from newllm_lib.training.adapters import BASE, add_adapters, keep_base
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
+from newllm_lib.training.distill import refuse_distillation
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
@@ -65,6 +66,7 @@ def train(recipe: Recipe) -> Run:
     for home in (run, copy):
         recipe = _settle(recipe, home) if home is not None else recipe
     refuse(recipe, device)
+    refuse_distillation(recipe)
     _dtype(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
@@ -306,7 +308,8 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     how = _compilation(recipe, device)
     blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
     if how != "off" and blocks is None:
-        model.compile(mode="reduce-overhead" if how == "graphs" else None)
+        body = model.model if recipe.teacher else model  # a distilled student's loss is computed outside the model
+        body.compile(mode="reduce-overhead" if how == "graphs" else None)
     signals, log = Signals(), _log(recipe, total / steps_per_epoch, steps_per_epoch)
     callbacks = [Timetable(recipe, steps_per_epoch), signals, log]
     callbacks += [MirrorNews(run), Heartbeat(run), SaveRequests(run)]
@@ -383,7 +386,7 @@ def _compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    if recipe.lora_rank:  # with adapters, and with loss scaling (fp16), graphs are not measured yet
+    if recipe.lora_rank or recipe.teacher:  # with these, and with loss scaling (fp16), graphs are not measured yet
         return "on"
     return "graphs" if _dtype(recipe, device) == "bf16" else "on"
 

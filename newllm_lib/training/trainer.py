@@ -22,6 +22,7 @@ from newllm_lib.training.adapters import load_adapters, save_adapted
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves, write_training_log
+from newllm_lib.training.distill import Teacher
 from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
@@ -42,6 +43,7 @@ class RunTrainer(Trainer):
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
+        self.teacher = Teacher(recipe, data.tokenizer, self.args.device) if recipe.teacher else None
         self.samples = Samples(run, data, recipe.sample_tokens)
         self._interval_loss = torch.tensor(progress.interval_loss, device=self.args.device)
         self._interval_start = time.monotonic()
@@ -94,12 +96,24 @@ class RunTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         inputs.pop("labels", None)
+        if self.teacher is not None:
+            return self._distilled_loss(model, inputs, kwargs.get("num_items_in_batch"))
         if self.carried is None:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         inputs |= {"state": self.carried.take(), "use_cache": True}
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         self.carried.put(outputs["state"])
         return (loss, outputs) if return_outputs else loss
+
+    def _distilled_loss(self, model, inputs, tokens):
+        ids, student = inputs["input_ids"], self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        state = None if self.carried is None else self.carried.take()
+        with self.accelerator.autocast():
+            outputs = student.model(input_ids=ids, state=state, use_cache=self.carried is not None)
+            loss = self.teacher.loss(student, outputs.last_hidden_state, ids, inputs["shift_labels"], tokens)
+        if self.carried is not None:
+            self.carried.put(outputs.state)
+        return loss
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
