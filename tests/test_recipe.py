@@ -309,6 +309,8 @@ ELSEWHERE = {
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
     "weights_dtype", "momentum_bits", "step_in_backward", "log_style",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
+    "teacher", "distill_weight", "distill_temperature",  # tests/training/test_distill.py
+    "time_scales",  # tests/models/test_expansion.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip

@@ -130,6 +130,8 @@ def _train(journal, data, trials: list[Trial], end: float, device: str, compile:
 
     first = trials[0]
     corpus = open_corpus(first.corpus, data, text)
+    if first.smoke:
+        corpus.ids = {part: ids[:20_000] for part, ids in corpus.ids.items()}
     window = first.settings.get("time", Settings().time)
     fit = Fit(
         lambda: peers.build(first.model, first.size, corpus.vocabulary, window, first.dropout, **first.changes),
