@@ -34,10 +34,9 @@ def test_training_goes_on_from_an_expanded_run(here, capsys):
     assert before == pytest.approx(trained, rel=1e-5)  # the same predictions at the start
     model, _, recipe = load_run(second)
     assert model.config.context_dim == recipe.context_dim == 24 and model.config.context_eps < 1e-6
-    for words, message in (
-        (["expand", "small", "--context_dim", "24"], "is there already"),
-        (["expand", "small", "--context_dim", "16"], "16 channels"), (["expand", "nobody", "--context_dim", "24"], "nobody"), (["expand", "small"], "context_dim"),
-    ):  # fmt: skip
-        assert main(words) == 2
+    wrong = {"24": "is there already", "16": "16 channels", "no": "whole number"}
+    for size, message in wrong.items():
+        assert main(["expand", "small", "--context_dim", size]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+    assert main(["expand", "nobody", "--context_dim", "24"]) == 2
