@@ -99,4 +99,5 @@ def keys_of_start(start: Recipe, name: str, asked: dict) -> dict:
             f"What starts from {name} has that run's sizes and tokenizer, so this cannot be: {', '.join(wrong)}. Leave "
             "it out, start from another run, or from scratch with --from none."
         )
-    return decided
+    # The template is words around the turns: the start's, but another may be learned.
+    return decided if "template" in asked else {**decided, "template": start.template}

@@ -150,7 +150,7 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
-    tokenizer = tokenizer_for(start, checkpoint if recipe.from_run else None)
+    tokenizer = tokenizer_for(recipe, start, checkpoint)
     with contextlib.closing(prepare(recipe, tokenizer=tokenizer, saved=progress.data_state)) as data:
         _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
 

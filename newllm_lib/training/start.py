@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from newllm_lib.data.chat import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.load import whole_model_folder
@@ -55,11 +56,14 @@ def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> Start | None:
     return start
 
 
-def tokenizer_for(start: Start | None, checkpoint: Path | None):
-    """The tokenizer that a start decides, from the run's own checkpoint if it has one; None: the recipe decides."""
-    if start is None and checkpoint is None:
+def tokenizer_for(recipe: Recipe, start: Start | None, checkpoint: Path | None):
+    """The tokenizer that a start decides, from the run's own checkpoint if it has one, with the recipe's template; None: there
+    is no start, and the recipe decides."""
+    if recipe.from_run is None:
         return None
-    return named_tokenizer(str(checkpoint or start.folder))
+    tokenizer = named_tokenizer(str(checkpoint or start.folder))
+    tokenizer.chat_template = TEMPLATES[recipe.template]
+    return tokenizer
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -180,13 +180,24 @@ def test_a_torn_start_is_refused(folder):
         train(tuned(folder, from_run="tinygpt2_wikitext"))
 
 
+def test_the_template_is_the_starts_unless_another_is_asked_for(folder):
+    from newllm_lib.data.chat import TEMPLATES
+    from newllm_lib.training.start import find_start, tokenizer_for
+
+    for asked, expected in (({}, "chat"), ({"template": "instruction"}, "instruction")):
+        recipe = tuned(folder, **asked)
+        tokenizer = tokenizer_for(recipe, find_start(recipe), None)
+        assert recipe.template == expected and tokenizer.chat_template == TEMPLATES[expected]
+    assert recipe.run_name == "new_llm_dailydialog_talks_instruction"
+
+
 def test_packed_data_of_another_tokenizer_is_never_taken(folder):
     """The same data, packed for a tokenizer of its own and for the start's: two cache entries."""
     from newllm_lib.data import prepare
     from newllm_lib.training.start import find_start, tokenizer_for
 
     recipe = tuned(folder)
-    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(find_start(recipe), None))
+    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(recipe, find_start(recipe), None))
     assert own.fingerprint != given.fingerprint and own.train.path != given.train.path
     assert given.tokenizer.get_vocab() != own.tokenizer.get_vocab()
 
