@@ -118,11 +118,12 @@ class Watcher:
             time.sleep(0.2)
 
     def figures(self) -> dict:
-        """MiB: the most, and the most in the second and in the last quarter of the time."""
-        quarter = max(1, len(self.samples) // 4)
+        """MiB: the most, the most in the second and in the last quarter of the time, and in each tenth of it."""
+        quarter, tenth = max(1, len(self.samples) // 4), max(1, len(self.samples) // 10)
         return {
             "peak_mib": max(self.samples), "second_quarter_mib": max(self.samples[quarter : 2 * quarter]),
             "last_quarter_mib": max(self.samples[-quarter:]),
+            "tenths_mib": [round(max(self.samples[i : i + tenth])) for i in range(0, len(self.samples), tenth)][:10],
         }  # fmt: skip
 
 

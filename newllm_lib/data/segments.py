@@ -22,7 +22,7 @@ from newllm_lib.data.textfiles import open_data
 VERSION = 1  # of how files are cut and put in order
 SEGMENT_BYTES = 4 << 20
 ORDER_SEED = 0
-HEAD = 16  # segments of the training split that are the sample: about 64 MiB
+HEAD = 8  # segments of the training split that are the sample: about 32 MiB
 HELD_OUT_HEAD = 1  # segments of a validation or test split that the source has itself
 KINDS = (".jsonl", ".parquet")
 

@@ -33,7 +33,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 
 VERSION = 1  # of how tokenizers are trained here
 TRAINING_BYTES = 50_000_000  # of text from the beginning of the training split: more would change very little
-SAMPLE_BYTES = 20_000_000  # of a set that is prepared while training, where the first step waits for it
+SAMPLE_BYTES = 10_000_000  # of a set that is prepared while training, where the first step waits for it
 TRAINED = ("bpe", "words")
 
 

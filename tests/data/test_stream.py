@@ -100,6 +100,19 @@ def test_every_turn_of_every_dialogue_is_learned_once_in_a_pass(prepared, chats,
     assert "".join(texts).count("<|user|>") == "".join(expected).count("<|user|>") > 1500
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_blocks_of_a_window_kept_on_a_device_are_the_same(prepared, cache, device):
+    from newllm_lib.data.blocks import StreamedBlocks
+
+    data, _ = prepared(cache)
+    mapped, kept = StreamedBlocks(data.train, LENGTH), StreamedBlocks(data.train, LENGTH, torch.device(device))
+    starts = list(itertools.islice(data.train.starts(300, LENGTH), 600))
+    assert len({start[:2] for start in starts}) > 1  # a batch may lie in two windows
+    for i in range(0, 600, 150):
+        one, other = mapped.__getitems__(starts[i : i + 150]), kept.__getitems__(starts[i : i + 150])
+        assert all(torch.equal(one[name], other[name].cpu()) for name in one) and other["labels"].device.type == device
+
+
 def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
     data, _ = prepared(cache)
     digests = {split: set() for split in SPLITS}
