@@ -61,6 +61,28 @@ def quality(arguments):
     return _recorded(arguments, "quality", lambda rows: bench.report(journal, rows, smoke=arguments.smoke, **where))
 
 
+def phase7(arguments):
+    """1.5 billion parameters: memory, speed, MFU of whole training steps, ours and the peers'."""
+    from newllm_lib.benchmarks import train_1p5b as bench
+    from newllm_lib.benchmarks.rows import Rows
+    from newllm_lib.device import probe
+
+    if probe().torch_device == "cpu":
+        raise NewLLMError("This measures training on a GPU, and torch sees none here (`newllm doctor`).")
+    ways = _some(arguments.ways or ["lowest", "speed", "bnb", "torchao"], [*bench.OURS, *bench.PEERS], "way")
+    say("Training steps of 1.5 billion parameters, each way in a process of its own: " + "; ".join(ways))
+    rows = Rows("phase7")
+    bench.run(rows, ways, arguments.steps, arguments.limit)
+    if arguments.largest:
+        layers, count = bench.largest()
+        rows.add(f"Phase 7, {layers} layers", "largest that fits", count, "parameters")
+    if not rows.rows:
+        raise NewLLMError("Nothing could be measured, as said above.")
+    rows.append_to(Path(arguments.out))
+    say(f"{len(rows.rows)} rows appended to {arguments.out}")
+    return {"rows": rows.rows} if arguments.json else 0
+
+
 def table(arguments):
     """The README's tables from the CSV."""
     from newllm_lib.benchmarks.results import write_tables

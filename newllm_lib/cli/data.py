@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
+from newllm_lib.errors import UsageError
 from newllm_lib.runs import atomic_write_text
 
 
@@ -29,3 +31,50 @@ def preferences(arguments):
     say(f"Next: {command('train', 'dpo', '--data', str(path))}")
     result = {"file": str(path), "pairs": len(pairs), "train": len(train), "evaluation": len(held_out), "kinds": dict(kinds)}
     return {**result, "shortcuts": found} if arguments.json else 0
+
+
+def get(arguments):
+    """Documents of one source, read and written once, in a folder that training takes."""
+    from newllm_lib.data.mixture import mix as write
+
+    folder = Path(arguments.output or f"data/{Path(arguments.source).name}")
+    say(f"Reading {arguments.source}")
+    found = write({arguments.source: 1.0}, arguments.max_samples or 10**12, folder)
+    return _said(arguments, folder, found)
+
+
+def mix(arguments):
+    """Several sources in chosen shares, as a folder that training takes."""
+    from newllm_lib.data.mixture import mix as write
+    from newllm_lib.data.mixture import parse_weights
+
+    weights = parse_weights(arguments.weights or _asked())
+    folder = Path(arguments.output)
+    say("Mixing " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in weights.items()))
+    return _said(arguments, folder, write(weights, arguments.documents, folder))
+
+
+def _said(arguments, folder: Path, found: dict):
+    total = {split: sum(counts[split] for counts in found.values()) for split in ("train", "validation", "test")}
+    say(f"{folder}: " + ", ".join(f"{split} {count:,}" for split, count in total.items()) + " documents")
+    say(f"Next: {command('train', 'phase7_small', '--data_dir', str(folder))}")
+    return {"folder": str(folder), "documents": total, "sources": found} if arguments.json else 0
+
+
+_OFFERED = ("demo", "wikitext", "dolly", "ultrachat_200k", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")
+
+
+def _asked() -> str:
+    """The weights, from the user at a terminal.
+
+    Raises:
+        UsageError: there is no terminal to ask, or nothing was chosen.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("There is no terminal to ask: say --weights, such as --weights demo=2,dolly=1.")
+    say("A weight for each source (Enter: none). demo needs no network, the others are on the Hugging Face hub.")
+    answers = {name: input(f"  {name}: ").strip() for name in _OFFERED}
+    chosen = ",".join(f"{name}={weight}" for name, weight in answers.items() if weight and weight != "0")
+    if not chosen:
+        raise UsageError("No source was given a weight: at least one is needed.")
+    return chosen

@@ -139,11 +139,21 @@ def _run_argument(parser) -> None:
 
 def _data_commands(commands) -> None:
     sets = commands.add_parser("data", help="make data", description="Make data.")
-    actions = sets.add_subparsers(dest="action", metavar="preferences", required=True)
+    actions = sets.add_subparsers(dest="action", metavar="preferences | get | mix", required=True)
     made = _command(actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`")
     _flag(made, "count", type=_positive, help="how many (default: as many as there are different questions)")
     _flag(made, "seed", type=int, default=0, help="another seed, other pairs (default: 0)")
     _flag(made, "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)")
+
+
+    got = _command(actions, "get", data.get, "download and prepare a source, so that training begins at once")
+    got.add_argument("source", metavar="SOURCE", help="a source by name (demo, wikitext, dolly …), a hub id or a folder")
+    _flag(got, "max_samples", type=_positive, help="only this many documents")
+    _flag(got, "output", help="also write them to this folder as train.jsonl, validation.jsonl and test.jsonl")
+    mixed = _command(actions, "mix", data.mix, "several sources as one folder of training data (asks, without --weights)")
+    _flag(mixed, "weights", metavar="NAME=X,NAME=Y", help="each source's share of the documents, such as demo=2,dolly=1")
+    _flag(mixed, "documents", type=_positive, default=20_000, help="documents to train on (default: 20,000)")
+    _flag(mixed, "output", default="data/mix", help="the folder (default: data/mix), for `newllm train … --data_dir`")
 
 
 def _about_commands(commands) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
+from newllm_lib.errors import UsageError
 
 
 def evaluate(arguments):
@@ -69,8 +70,26 @@ def chat(arguments):
         value = getattr(arguments, name)
         if value is not None:
             settings = settings.changed(name, value)
-    talk(arguments.run, settings, arguments.checkpoint)
+    talk(run_of(arguments.run), settings, arguments.checkpoint)
     return {} if arguments.json else 0
+
+
+def run_of(word: str) -> str:
+    """What a user calls a run: its name or folder, a guide's file name, or a recipe, whose newest run is meant.
+
+    Raises:
+        UsageError: that recipe has no run yet.
+    """
+    from newllm_lib.recipe import Recipe, shipped_recipes
+    from newllm_lib.runs import from_guides_name, list_runs
+
+    if word not in shipped_recipes() or any(run.name == word for run in list_runs()):
+        return from_guides_name(word)
+    trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
+    trained = [run for run in trained if Recipe.from_yaml(run.recipe_path).recipe == word]
+    if not trained:
+        raise UsageError(f"There is no run of recipe {word} here yet: train it first ({command('train', word)}).")
+    return str(max(trained, key=lambda run: run.best.stat().st_mtime).path)
 
 
 _COUNTED = {"answers": "answers", "everything": "text"}

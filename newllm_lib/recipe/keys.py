@@ -43,7 +43,9 @@ class RunKeys:
     )
     output_dir: str | None = key(None, "folder of this run (default: checkpoints/<name>)", "run", identity=False)
     run_name: str = key("auto", "name of the run; made from what was chosen", "run", identity=False)
-    resume: str = key("auto", "auto (continue where it stopped), never, or a checkpoint", "run", identity=False)
+    resume: str = key(
+        "auto", "auto (continue if it was stopped), last (only continue), never, or a checkpoint", "run", identity=False
+    )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from newllm_lib.runs.files import (
     staged_directory,
 )
 from newllm_lib.runs.gpu import GpuBusy, gpu_for
+from newllm_lib.runs.guides_names import from_guides_name
 from newllm_lib.runs.lock import AlreadyRunning, RunLock, is_locked, lock_holder
 from newllm_lib.runs.mirror import Mirror
 from newllm_lib.runs.mirroring import mirror_status, start_mirror, wait_for_mirror
@@ -23,9 +24,9 @@ from newllm_lib.runs.trust import check_folder, tensors
 
 __all__ = [
     "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "ask_to_save", "atomic_write_bytes",
-    "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder",
-    "exit_code", "explained", "find_run", "follow", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
-    "link_log", "link_model", "list_runs", "lock_holder", "mirror_status", "missing_files", "read_status",
-    "read_status_file", "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory",
-    "start_background", "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
+    "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code",
+    "explained", "find_run", "follow", "from_guides_name", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
+    "link_log", "link_model", "list_runs", "lock_holder", "mirror_status", "missing_files", "read_status", "read_status_file",
+    "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background", "start_mirror",
+    "stop", "tail", "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip

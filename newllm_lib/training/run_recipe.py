@@ -27,6 +27,7 @@ from newllm_lib.runs import (
     atomic_write_text,
     check_folder,
     checkpoint_step,
+    from_guides_name,
     gpu_for,
     link_log,
     missing_files,
@@ -198,8 +199,13 @@ def _checkpoint_to_resume(recipe: Recipe, run: Run):
     """
     if recipe.resume in ("auto", "never"):
         return run.latest_checkpoint()
-    name = os.path.basename(os.path.normpath(recipe.resume))
-    folder, elsewhere = run.path / name, os.path.dirname(os.path.normpath(recipe.resume))
+    wanted = os.path.normpath(from_guides_name(recipe.resume))
+    if wanted == "last":
+        if run.latest_checkpoint() is None:
+            raise UsageError(f"--resume last: {run.path} has no checkpoint yet. Train it first, without --resume.")
+        return run.latest_checkpoint()
+    name = os.path.basename(wanted)
+    folder, elsewhere = run.path / name, os.path.dirname(wanted)
     other_run = elsewhere and os.path.realpath(elsewhere) != os.path.realpath(run.path)
     if not re.fullmatch(r"checkpoint-\d+", name) or other_run or not folder.is_dir():
         there = ", ".join(p.name for p in run.checkpoints()) or "none"

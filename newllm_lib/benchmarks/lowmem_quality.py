@@ -1,6 +1,6 @@
 """What each way to save memory costs in learning: one model, one text, the same tokens in the same order, several optimizers.
 
-    python benchmarks/lowmem_quality.py [--steps 1000] [--parallel 3] [--rows "AdamW float32,Adafactor 4-bit"] [--folder runs]
+    python -m newllm_lib.benchmarks.lowmem_quality [--steps 1000] [--parallel 3] [--rows "AdamW float32,Adafactor 4-bit"]
 
 Each row is a training by `newllm_lib.training.train` on ChitChat (New-LLM of 104M parameters, batches of 16 x 128 tokens), and
 its validation loss at the end beside that of AdamW on float32 weights. `--small` takes a model of 0.9M parameters, for any
@@ -104,7 +104,7 @@ def main() -> None:
     words += ["--small"] if arguments.small else []
 
     def run(row: str) -> dict | None:
-        command = [sys.executable, __file__, "--one", row, *words]
+        command = [sys.executable, "-m", "newllm_lib.benchmarks.lowmem_quality", "--one", row, *words]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         print(done.stdout.splitlines()[-1] if not done.returncode else f"{row} failed: {done.stderr[-1500:]}", flush=True)
         return None if done.returncode else json.loads(done.stdout.splitlines()[-1])

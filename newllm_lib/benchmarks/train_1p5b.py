@@ -1,7 +1,8 @@
 """Full-parameter training of 1.4 to 1.5 billion parameters, 16 sequences of 1,024 tokens a step: memory, speed, MFU; ours and
 peers.
 
-    python benchmarks/train_1p5b.py [--rows lowest,speed,bnb] [--model llama] [--limit 8] [--steps 5] [--out results.csv]
+    newllm bench phase7 [--ways lowest speed bnb] [--limit 8] [--steps 6]
+    python -m newllm_lib.benchmarks.train_1p5b --model llama --rows "lowest;speed;bnb"
 
 Each row is a process of its own: whole steps (forward, backward, optimizer) on random tokens, the median of the later ones. MFU
 counts 6 floating-point operations a parameter and token against 800 TFLOP/s, whatever is computed twice. `--limit` refuses the
@@ -17,7 +18,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
 PEAK = 800e12  # a matrix product in bfloat16 on an H100
@@ -40,29 +46,26 @@ PEERS = {
 }
 
 
-def llama():
-    """The peers' model: 1.42 billion parameters in Llama's shape."""
+def llama(layers: int | None = None):
+    """The peers' model: 1.42 billion parameters in Llama's shape (or another depth)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16)
-    layers = os.environ.get("TRAIN_1P5B_LAYERS")  # to try the script on a small machine
-    if layers:
-        sizes |= dict(num_hidden_layers=int(layers), hidden_size=256, intermediate_size=512)
+    sizes |= dict(num_hidden_layers=layers) if layers else {}
     sizes |= dict(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=False)
     config = LlamaConfig(use_cache=False, **sizes)
     config._attn_implementation = "sdpa"
     return LlamaForCausalLM(config)
 
 
-def phase7():
-    """Phase 7's recipe of 1.51 billion parameters."""
+def phase7(layers: int | None = None):
+    """Phase 7's recipe of 1.51 billion parameters (or another depth)."""
     import torch
 
     from newllm_lib.models import build_model
     from newllm_lib.recipe import load_recipe
 
-    small = dict(num_layers=2, hidden_size=256, context_dim=256, mlp_size=512, num_heads=2, htt_rank=16)
-    keys = small if os.environ.get("TRAIN_1P5B_LAYERS") else {}
+    keys = {"num_layers": layers} if layers else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return build_model(load_recipe("phase7_1.5b", {"sized_for": "h100", **keys}), VOCABULARY, device=device)
 
@@ -171,7 +174,7 @@ def take_turns(folder: Path, row: str, others: int):
     return lock
 
 
-def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool, together: str | None) -> dict:
+def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool, together: str | None, layers=None) -> dict:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -179,7 +182,7 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
         torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     torch.manual_seed(0)
     began = time.monotonic()
-    build = {"llama": llama, "phase7": phase7}[name]
+    build = partial({"llama": llama, "phase7": phase7}[name], layers)
     model, step = ours(device, build, **OURS[row]) if row in OURS else peer(device, row)
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), device=device)
     times, losses, first = [], [], 0.0
@@ -216,7 +219,8 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default="lowest,speed,bnb,torchao", help=", ".join([*OURS, *PEERS]))
+    parser.add_argument("--rows", default="lowest;speed;bnb;torchao", help="; ".join([*OURS, *PEERS]))
+    parser.add_argument("--num_layers", type=int, help="another depth than the model's own")
     parser.add_argument("--model", default="llama", choices=("llama", "phase7"), help="of our rows; the peers have Llama")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--limit", type=float, help="GiB of GPU memory that the process may use at most")
@@ -225,16 +229,82 @@ def main() -> None:
     parser.add_argument("--one", help="internal: measure this row in this process")
     arguments = parser.parse_args()
     if arguments.one:
-        how = arguments.model, arguments.steps, arguments.limit, arguments.profile, arguments.together
+        how = arguments.model, arguments.steps, arguments.limit, arguments.profile, arguments.together, arguments.num_layers
         print(json.dumps(measure(arguments.one, *how)))
         return
+    for row in arguments.rows.split(";"):
+        try:
+            how = arguments.model, arguments.steps, arguments.limit, arguments.num_layers
+            print(json.dumps(in_a_process(row, *how)), flush=True)
+        except NewLLMError as error:
+            print(error, flush=True)
+
+
+def in_a_process(row: str, model: str, steps: int, limit: float | None = None, layers: int | None = None) -> dict:
+    """`measure` where nothing was allocated before.
+
+    Raises:
+        NewLLMError: it failed; says with what (out of memory, a package that is not there).
+    """
+    words = ["--one", row, "--model", model, "--steps", str(steps)]
+    words += ["--limit", str(limit)] if limit else []
+    words += ["--num_layers", str(layers)] if layers else []
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    for row in arguments.rows.split(","):
-        words = ["--one", row, "--model", arguments.model, "--steps", str(arguments.steps)]
-        words += ["--limit", str(arguments.limit)] if arguments.limit else []
-        words += ["--profile"] if arguments.profile else []
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environment)
-        print(done.stdout.strip() if not done.returncode else f"{row} failed: {done.stderr[-1500:]}", flush=True)
+    command = [sys.executable, "-m", "newllm_lib.benchmarks.train_1p5b", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise NewLLMError(f"{row} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(rows, ways: list[str], steps: int = 6, limit: float | None = None) -> None:
+    """Measure each way and add its figures to `rows` (benchmarks.rows.Rows). What fails is said, and the others go on."""
+    for way in ways:
+        try:
+            found = in_a_process(way, "llama" if way in PEERS else "phase7", steps, limit)
+        except NewLLMError as error:
+            say(f"  {error}")
+            continue
+        name = f"{PEERS.get(way, 'Phase 7, ' + way)} ({found['parameters'] / 1e9:.2f}B)"
+        note = f"whole steps of {BATCH} x {LENGTH} tokens, median of {steps - 2}" + (f", at most {limit:g} GiB" if limit else "")
+        say(f"  {name}: {found['peak_reserved_gib']:.2f} GiB, {found['tokens_per_second']:,} tokens/s, MFU {found['mfu']:.3f}")
+        rows.add(name, "peak memory reserved", found["peak_reserved_gib"], "GiB", note)
+        rows.add(name, "speed", found["tokens_per_second"], "tokens/s", note)
+        rows.add(name, "MFU", found["mfu"], "of 800 TFLOP/s", note)
+
+
+def largest(way: str = "lowest") -> tuple[int, int]:
+    """(layers, parameters) of the deepest Phase 7 of width 2,048 whose training step fits this GPU.
+
+    Raises:
+        NewLLMError: not even the smallest fits.
+    """
+    counts = {}
+
+    def fits(layers: int) -> bool:
+        try:
+            counts[layers] = in_a_process(way, "phase7", 2, layers=layers)["parameters"]
+        except NewLLMError:
+            say(f"  {layers} layers: too large")
+            return False
+        say(f"  {layers} layers, {counts[layers] / 1e9:.2f}B parameters: fits")
+        return True
+
+    found = deepest(fits)
+    if not found:
+        raise NewLLMError("Not even a few layers fit this GPU: is another process using its memory (`nvidia-smi`)?")
+    return found, counts[found]
+
+
+def deepest(fits: Callable[[int], bool], start: int = 12, precision: int = 4) -> int:
+    """The largest number (within `precision`) for which `fits`, which holds up to some number and not beyond; 0: for none."""
+    low, high = 0, start
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > precision:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Several sources as one folder of training data, in chosen shares."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+from newllm_lib import console
+from newllm_lib.data.cache import cache_root
+from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.sources import Source, open_source
+from newllm_lib.data.splits import SPLITS, read_splits
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import staged_directory
+
+HELD_OUT = 0.05  # documents of validation and of test for each one to train on
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`demo=2,dolly=1` as numbers that sum to 1. A source is a name, a hub id or a folder.
+
+    Raises:
+        UsageError: it does not look like that, or a weight is no number above 0.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        if not equals or not name or not re.fullmatch(r"\d*\.?\d+", number) or float(number) <= 0:
+            raise UsageError(f"--weights {text}: write it as `demo=2,dolly=1`, each weight a number above 0.")
+        if name in weights:
+            raise UsageError(f"--weights {text}: {name} stands there twice.")
+        weights[name] = float(number)
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, dict[str, int]]:
+    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`, whole or not at all; how many of each source.
+
+    Args:
+        weights: each source's share of the documents. Of a source its first records are taken, each at most once; where there
+            are fewer than its share all are, and it is said.
+    Raises:
+        UsageError: an unknown source. NewLLMError: it cannot be read.
+    """
+    cache = cache_root(None)
+    sources = {name: _open(name, cache) for name in weights}
+    found: dict[str, dict[str, int]] = {}
+    with staged_directory(folder) as staging:
+        files = {split: open(staging / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}
+        try:
+            for name, source in sources.items():
+                wanted = {s: math.ceil(weights[name] * documents * (1 if s == "train" else HELD_OUT)) for s in SPLITS}
+                found[name] = _copy(source, wanted, files)
+                short = found[name]["train"] < wanted["train"]
+                console.say(f"  {source.title}: {found[name]['train']:,} documents to train on"
+                            + (f" (all there are; its share would be {wanted['train']:,})" if short else ""))  # fmt: skip
+        finally:
+            for file in files.values():
+                file.close()
+        if not all(sum(counts[split] for counts in found.values()) for split in SPLITS):
+            raise NewLLMError(f"{documents} documents leave a split empty: mix more (--documents).")
+    return found
+
+
+def _open(name: str, cache: Path) -> Source:
+    is_folder = Path(name).expanduser().is_dir()
+    return open_source(Recipe(data_dir=name) if is_folder else Recipe(data=name), cache)
+
+
+def _copy(source: Source, wanted: dict[str, int], files: dict) -> dict[str, int]:
+    counts, tally = dict.fromkeys(SPLITS, 0), Tally()
+    for split, record in read_splits(source, set(SPLITS), None, tally):
+        if counts[split] < wanted[split]:
+            counts[split] += 1
+            files[split].write(json.dumps(_row(record), ensure_ascii=False) + "\n")
+        elif all(counts[s] >= wanted[s] for s in SPLITS):
+            break
+    return counts
+
+
+def _row(record: Record) -> dict:
+    if record.text is not None:
+        return {"text": record.text}
+    return {"messages": [{"role": m.role, "content": m.content} for m in record.messages]}
