@@ -276,6 +276,6 @@ class MemoryKeys:
         choices=(0, 4, 8, 32),
     )  # fmt: skip
     step_in_backward: bool = key(
-        False, "step each parameter in the backward pass, once its gradient is whole, and free the gradient; micro-batches are "
+        False, "step each parameter in the backward pass, once its gradient is whole, and free the gradient; the batch is "
         "then cut inside each block, and gradients are clipped by the norm as known at that moment", "training",
     )  # fmt: skip

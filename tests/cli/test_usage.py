@@ -12,6 +12,7 @@ import yaml
 from newllm_lib.cli import main
 from newllm_lib.cli.parser import build, overrides, parse
 from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.recipe.guides_keys import GUIDES_KEYS
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -68,7 +69,7 @@ def test_every_recipe_key_is_a_flag_in_both_spellings():
         words = [part for name, value in given.items() for part in (f"--{spelling(name)}", value)]
         assert overrides(parse(["train", "demo", *words])) == given
     known = {action.dest for action in build()[1]["train"]._actions if action.dest.startswith("set_")}
-    assert known == {f"set_{name}" for name in given}
+    assert known == {f"set_{name}" for name in [*given, *GUIDES_KEYS]}
 
 
 def test_help_of_train_shows_every_key_with_its_default(capsys):
