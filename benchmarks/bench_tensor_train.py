@@ -58,7 +58,10 @@ def cases(tokens: int, vocabulary: int, dim: int, ranks: list[int]) -> dict:
     labels = torch.randint(0, vocabulary, (tokens,), device="cuda", generator=random)
     weight = (0.02 * torch.randn(vocabulary, dim, device="cuda", generator=random)).requires_grad_()
     small = weight.detach().bfloat16().requires_grad_()
+    padded = torch.cat([small.detach(), small.detach()[: -vocabulary % 128]]).requires_grad_()  # whole tiles of a product
+    aligned = f"dense, fused, bf16 weight, {len(padded):,} words"
     found = {
+        aligned: gradients(lambda: linear_cross_entropy(hidden, padded, labels), hidden, padded),
         "dense, fused, fp32 weight": gradients(lambda: linear_cross_entropy(hidden, weight, labels), hidden, weight),
         "dense, fused, bf16 weight": gradients(lambda: linear_cross_entropy(hidden, small, labels), hidden, small),
         "dense, all logits": gradients(lambda: F.cross_entropy(hidden @ small.T, labels), hidden, small),
@@ -78,9 +81,6 @@ def cases(tokens: int, vocabulary: int, dim: int, ranks: list[int]) -> dict:
 
         found[f"tensor train, rank 2 x {rank}"] = gradients(head, hidden, *leaves)
         found[f"rows, rank 2 x {rank}"] = gradients(rows, *leaves)
-    padded = torch.cat([small.detach(), small.detach()[: -vocabulary % 128]]).requires_grad_()
-    name = f"dense, fused, bf16 weight, {len(padded):,} words"  # whole tiles of a matrix product
-    found[name] = gradients(lambda: linear_cross_entropy(hidden, padded, labels), hidden, padded)
     found["rows, dense"] = gradients(lambda: F.embedding(labels, weight).sum(), weight)
     return found
 

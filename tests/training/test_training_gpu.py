@@ -114,7 +114,7 @@ def test_phase7_on_gpu_and_cpu_agree(changes, tmp_path):
         model.to(place).train()
         model.zero_grad()
         model(ids.to(place), labels=ids.to(place)).loss.backward()
-        results.extend(p.grad.cpu() for p in model.parameters())
+        results.extend(p.grad.cpu().clone() for p in model.parameters())  # `to` moves gradients in place
         output = model.eval()(ids.to(place), attention_mask=mask.to(place), use_cache=True)
         step = model(ids[:, :1].to(place), state=output.state)
         results.extend(x.cpu() for x in (output.logits[mask.bool().to(place)], output.state, step.logits))
