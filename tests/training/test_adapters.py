@@ -12,7 +12,7 @@ from newllm_lib.errors import Interrupted, UsageError
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train, trainer
-from tests.training.test_start import TINY, folder, pretrained, rows, tuned  # noqa: F401  fixtures
+from tests.training.test_start import TINY, folder, rows, tuned  # noqa: F401  fixtures
 
 LORA = {"lora_rank": "2", "learning_rate": "0.05", "dropout": "0.1"}
 

@@ -12,7 +12,6 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
-from tests.training.test_resume import write_text
 
 TINY = {
     "sized_for": "cpu", "vocab_size": 300, "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2,
@@ -28,20 +27,6 @@ def write_talks(folder):
     (folder / "talks").mkdir()
     lines = (" ".join(turn() for _ in range(words.randint(2, 6))) for _ in range(80))
     (folder / "talks" / "train.txt").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A folder in which both models have been trained on WikiText's recipe."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    write_text(folder)
-    write_talks(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for model in ("new_llm", "tiny_gpt2"):
-            text = {"data_dir": str(folder / "text"), "run_name": f"{'tinygpt2' if model == 'tiny_gpt2' else model}_wikitext"}
-            train(load_recipe("wikitext", {**TINY, **text, "model": model}))
-    return folder
 
 
 @pytest.fixture
