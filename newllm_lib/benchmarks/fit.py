@@ -131,7 +131,7 @@ class _Step:
         adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, betas=(0.9, settings.beta2), **fast)
         if not matrices:
             return [adamw]
-        return [adamw, BatchedMuon(matrices, lr=self.muon_rate, weight_decay=settings.weight_decay)]
+        return [adamw, BatchedMuon(matrices, lr=self.muon_rate, weight_decay=settings.weight_decay, adjust_lr_fn="original")]
 
     def _vocabulary(self) -> int:
         return max(m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding))

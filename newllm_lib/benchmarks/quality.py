@@ -66,7 +66,7 @@ def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]
         return tried
     factor = _RATES[size]
     return [
-        replace(trial, settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]})
+        replace(trial, changes={}, settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]})
         for trial in tried[:3]
     ]
 
@@ -76,21 +76,23 @@ def _of(choice: dict) -> dict:
 
 
 _RATES = {"4M": 1.0, "10M": 0.7, "25M": 0.5}  # AdamW's rate falls with the width; Muon's does not
-_MUON = {"learning_rate": 6e-3, "muon_learning_rate": 0.02}
-_ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3}
+_MUON = {"learning_rate": 6e-3, "muon_learning_rate": 0.02, "rows": 64}
+_SLOWER = {**_MUON, "learning_rate": 4e-3, "muon_learning_rate": 0.014}
+_ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3, "rows": 64}
+_DEEPER = {"dropout": 0.05, "changes": {"layers": 6}}  # at 4M; the larger sizes have their own depth
+_LONG = {"rows": 16, "time": 512}  # as many tokens a step, for those who see no further than a block
 _GRID = {
     "new_llm": [
-        _MUON, {**_MUON, "learning_rate": 1.2e-2}, {**_MUON, "dropout": 0.05}, {**_MUON, "muon_learning_rate": 0.01},
-        _ADAMW, {**_ADAMW, "learning_rate": 3e-3},
+        {**_MUON, **_DEEPER}, {**_SLOWER, **_DEEPER}, _MUON, {**_MUON, **_DEEPER, "learning_rate": 1.2e-2},
+        {**_MUON, "rows": 128}, _ADAMW,
     ],
     "attention": [
-        {**_MUON, "rows": 32, "time": 512}, {**_MUON, "rows": 64, "time": 256},
-        {**_MUON, "rows": 32, "time": 512, "weight_decay": 0.3}, _MUON,
-        {**_ADAMW, "rows": 32, "time": 512}, {**_MUON, "rows": 32, "time": 512, "muon_learning_rate": 0.01},
+        {**_MUON, **_LONG}, {**_SLOWER, **_LONG}, {**_MUON, **_LONG, "weight_decay": 0.3}, {**_MUON, **_LONG, **_DEEPER},
+        _MUON, {**_ADAMW, **_LONG},
     ],
     "tiny_gpt2": [
-        {**_MUON, "learning_rate": 3e-3}, _MUON, {**_MUON, "learning_rate": 3e-3, "rows": 32, "time": 512},
-        {**_ADAMW, "learning_rate": 3e-3}, _ADAMW, {**_MUON, "learning_rate": 3e-3, "weight_decay": 0.3},
+        {**_SLOWER, **_LONG}, {**_MUON, **_LONG}, {**_SLOWER, **_LONG, "weight_decay": 0.3}, _SLOWER,
+        {**_ADAMW, **_LONG, "learning_rate": 3e-3}, {**_ADAMW, **_LONG},
     ],
     "lstm": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.2) for rate in (3e-3, 6e-3, 1.5e-3)],
     "seed": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.0) for rate in (1e-3, 2e-3, 5e-4)],

@@ -45,7 +45,11 @@ def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: l
         for i, update in zip(indices, made, strict=True):
             tall = params[i].shape[0] > params[i].shape[1]
             rate = group["lr"] * math.sqrt(max(1, params[i].shape[0] / params[i].shape[1]))
-            params[i].add_(update.T if tall else update, alpha=-rate)
+            change = update.T if tall else update
+            if isinstance(rate, Tensor):  # on the device, as in a captured step: a number's `alpha` would be asked for
+                params[i].sub_(change.to(params[i].dtype) * rate)
+            else:
+                params[i].add_(change, alpha=-rate)
 
 
 def _wide(matrix: Tensor) -> Tensor:

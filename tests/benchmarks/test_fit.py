@@ -91,12 +91,12 @@ def test_rates_warm_up_stay_and_fall_to_zero():
     assert rates[0] == 0.1 and rates[20] == rates[49] == 1.0 and rates[75] == 0.5 and rates[99] == pytest.approx(0.02)
 
 
-def test_batched_muon_is_torchs_muon():
+def test_muon_with_a_rate_on_the_device_is_torchs_muon():
     torch.manual_seed(0)
     shapes = [(6, 9), (6, 9), (9, 4), (5, 5)]
     ours = [torch.randn(shape).requires_grad_() for shape in shapes]
     theirs = [p.detach().clone().requires_grad_() for p in ours]
-    one = BatchedMuon(ours, lr=torch.tensor(0.02), weight_decay=0.1)
+    one = BatchedMuon(ours, lr=torch.tensor(0.02), weight_decay=0.1, adjust_lr_fn="original")
     other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="original")
     for _ in range(3):
         for p, q in zip(ours, theirs, strict=True):
