@@ -66,7 +66,7 @@ def measure(name: str, how: str, batch: int, length: int, vocabulary: int, steps
     state = model.initial_state(batch) if model.carries else None
     times, first = [], None
     wait = torch.cuda.synchronize if gpu else lambda: None
-    for group in range(1 + max(1, steps // GROUP)):  # the first warms up
+    for _ in range(1 + max(1, steps // GROUP)):  # the first warms up
         start = time.monotonic()
         for number in range(GROUP):
             inputs, labels = tokens[number % 4, :, :-1].contiguous(), tokens[number % 4, :, 1:].contiguous()
