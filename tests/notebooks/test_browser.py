@@ -77,12 +77,20 @@ def page(lab):
         page.set_default_timeout(5 * MINUTES)
         page.goto(f"{lab[0]}/lab/tree/{NAME}.ipynb")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator")
-        time.sleep(5)
-        for button in page.locator(".jp-Dialog button.jp-mod-accept").all():  # "Select Kernel", where it asks
-            button.click()
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        answer_questions(page)
         yield page
         browser.close()
+
+
+def answer_questions(page) -> None:
+    """JupyterLab may ask which kernel to take; wait until the kernel is idle and nothing has been asked for a while."""
+    quiet, idle = 0, page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    while quiet < 10:
+        accept = page.locator(".jp-Dialog button.jp-mod-accept")
+        quiet = quiet + 1 if not accept.count() and idle.count() else 0
+        if accept.count():
+            accept.first.click()
+        time.sleep(1)
 
 
 def run_all(page) -> None:
