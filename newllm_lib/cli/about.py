@@ -77,8 +77,12 @@ def _needs(recipe: Recipe, device) -> dict:
     need = estimate(recipe, device)
     hours = need["hours_estimate"]
     time_needed = f"about {duration(3600 * hours)}" if hours is not None else "time unknown until the data is read"
+    if need["parameters"] is None:
+        say(f"Recipe {recipe.recipe}: what it needs is known when its base {recipe.base} has been asked of the hub")
+        return need
+    what = recipe.base if recipe.task == "dpo" else recipe.model
     say(
-        f"Recipe {recipe.recipe} ({recipe.model}): {need['parameters']:,} parameters stored and trainable, "
+        f"Recipe {recipe.recipe} ({what}): {need['parameters']:,} parameters stored and trainable, "
         f"about {need['memory_estimate_gib']:.1f} GiB while training, {time_needed} (estimates)"
     )
     return need

@@ -34,6 +34,7 @@ class Field:
     japanese: str
     default: object = None
     choices: tuple[str, ...] = ()
+    free: bool = False  # the choices are proposals: anything else may be typed
 
     @property
     def is_recipe_key(self) -> bool:
@@ -50,7 +51,7 @@ class Field:
     def parameter(self) -> str:
         """Colab's annotation: a drop-down list for choices, else an input of the field's type."""
         if self.options():
-            return json.dumps(list(self.options()))
+            return json.dumps(list(self.options())) + (" {allow-input: true}" if self.free else "")
         return f'{{type:"{self._kind()}"}}'
 
     def _kind(self) -> str:
@@ -164,6 +165,13 @@ class Settings:
     def describe(self) -> str:
         """Two lines: what will be trained with which values, and the command that would do the same."""
         r = self.recipe()
+        if r.task == "dpo":
+            trained = f"adapters of rank {r.lora_rank}" if r.lora_rank else "all weights"
+            return (
+                f"{r.run_name}: DPO on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, {r.batch_size} pairs a step, "
+                f"peak learning rate {r.scaled_learning_rate():.2g}, beta {r.beta:g}\n"
+                f"the same as a command: newllm {shlex.join(self.arguments())}"
+            )
         length = f"{r.max_steps:,} steps" if r.max_steps else f"{r.epochs:g} epochs"
         return (
             f"{r.run_name}: {r.num_layers} layers, context vector of {r.context_dim}, {length}, "

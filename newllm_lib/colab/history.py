@@ -77,6 +77,11 @@ class History:
         marked = [step for step, row in self.evaluations.items() if row.get("best")]
         return self.evaluations[max(marked)] if marked else None
 
+    @property
+    def prefers(self) -> bool:
+        """Whether this is the history of a preference run."""
+        return any("eval_reward_margin" in row for row in self.evaluations.values())
+
     def tokens_per_second(self) -> float | None:
         """Median over the newest logged steps."""
         values = [row["tokens_per_second"] for _, row in sorted(self.steps.items()) if row.get("tokens_per_second")]

@@ -21,6 +21,7 @@ from newllm_lib.colab.machine_use import MachineUse
 from newllm_lib.console import count, duration, say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic_write_bytes
+from newllm_lib.training.preference_curves import preference_figure
 
 TEXT_EVERY = 10.0  # seconds between two lines where there is only text
 _SHOWN_STATES = {"new": "not started", "dead": "ended without a word"}
@@ -64,6 +65,8 @@ class View:
         return [(label, rows) for label, rows in found if rows]
 
     def png(self) -> bytes:
+        if len(self.runs) == 1 and self.histories[0].prefers:
+            return curves.png(preference_figure(self.runs[0]))
         return curves.png(curves.draw(self.histories, self.baselines))
 
 
@@ -94,10 +97,11 @@ def describe(run: Run, history: History, status: dict) -> str:
             parts.append(runs.last_line(run) or status["message"] or "starting")
     elif status["state"] in ("failed", "dead", "interrupted") and status["message"]:
         parts.append(status["message"])
-    if history.best:
-        parts.append(
-            f"best {history.best['eval_bits_per_byte']:.3f} bits per byte ✓ (epoch {history.best.get('epoch', 0):.3g})"
+    if best := history.best:
+        score = f"{best['eval_bits_per_byte']:.3f} bits per byte" if "eval_bits_per_byte" in best else (
+            f"held-out loss {best['eval_loss']:.3f}, accuracy {100 * best['eval_accuracy']:.1f} %"
         )
+        parts.append(f"best {score} ✓ (epoch {best.get('epoch', 0):.3g})")
     return " | ".join(parts)
 
 

@@ -49,6 +49,32 @@ PRETRAINING = Form(
     },
 )  # fmt: skip
 
+# Japanese models are small enough for a T4 and know the language of the pairs; what DialoGPT knows is English.
+BASES = (
+    "microsoft/DialoGPT-small", "rinna/japanese-gpt2-small", "rinna/japanese-gpt2-medium", "cyberagent/open-calm-small",
+    "sbintuitions/sarashina2.2-0.5b-instruct-v0.1",
+)  # fmt: skip
+
+DPO = Form(
+    name="DPO",
+    recipe="dpo",
+    fields=(
+        Field("base", "Base model: any causal language model, or one of your runs", "元のモデル（自分の run も可）",
+              choices=BASES, free=True),
+        Field("data", "Pairs: preferences_ja, hh_rlhf, ultrafeedback, a hub id, or your own .jsonl", "データ",
+              choices=("preferences_ja", "hh_rlhf", "ultrafeedback"), free=True),
+        *_fields("epochs"),
+        Field("max_samples", "Pairs to train on (None: all)", "学習に使うペアの数"),
+        Field("batch_size", "Pairs a step", "1 ステップのペア数"),
+        Field("learning_rate", "Learning rate", "学習率"),
+        Field("beta", "Beta: how dear it is to move away from the base", "beta（元のモデルから離れにくさ）"),
+        Field("lora_rank", "Rank of the LoRA adapters (0: train all weights)", "LoRA のランク"),
+        Field("sft_warm_start", "Epochs of learning the preferred answers first", "先に良い答えを学ぶエポック数"),
+        *_fields("max_seq_length", "seed"),
+        SAVE_TO_DRIVE,
+    ),
+)  # fmt: skip
+
 DIALOGUE = Form(
     name="DIALOGUE",
     recipe="dolly",
@@ -78,4 +104,4 @@ ULTRACHAT = Form(
     },
 )  # fmt: skip
 
-FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT)}
+FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT, DPO)}

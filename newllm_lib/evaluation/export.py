@@ -8,6 +8,7 @@ from pathlib import Path
 
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.evaluation.adapters import is_adapter, load_with_base
 from newllm_lib.evaluation.load import whole_model_folder
 from newllm_lib.evaluation.model_card import model_card, training_command
 from newllm_lib.recipe import Recipe
@@ -32,18 +33,37 @@ def export(run: Run | str, output_dir: str | Path | None = None, which: str = "b
         raise UsageError(f"{folder} holds something else than an export: choose another --output_dir.")
     recipe = Recipe.from_yaml(run.recipe_path)
     with staged_directory(folder) as staging:
-        for file in sorted(source.iterdir()):
+        if is_adapter(source):
+            _write_merged(source, staging)
+        for file in sorted(source.iterdir()) if not is_adapter(source) else ():
             if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
                 shutil.copyfile(file, staging / file.name)
         # A folder of this machine means nothing elsewhere, and may name its user.
+        if recipe.task == "dpo":
+            recipe.base, recipe.data = Path(recipe.base).name, Path(recipe.data).name
         recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
         (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        card = model_card(run, recipe, source, training_command(recipe))
+        own = run.path / "card.md"  # a preference run's, with what it measured
+        made = model_card(run, recipe, staging if is_adapter(source) else source, training_command(recipe))
+        card = _with_use_of(made, own.read_text(encoding="utf-8")) if own.is_file() else made
         (staging / "README.md").write_text(card, encoding="utf-8")
     (folder / WHOLE).unlink()
     size = sum(file.stat().st_size for file in folder.iterdir())
     say(f"Exported {run.name} ({which}) to {folder} ({size / 2**20:,.1f} MiB)")
     return folder
+
+
+def _write_merged(source: Path, folder: Path) -> None:
+    """The model of a folder of adapters as an ordinary one, the adapters added to its weights."""
+    model, tokenizer = load_with_base(source)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _with_use_of(card: str, own: str) -> str:
+    """A preference run's own card, with the front matter of a model's and how the exported folder is used."""
+    front, use = card.partition("\n# ")[0], card.partition("## Use\n")[2].partition("\n## ")[0]
+    return f"{front}\n{own.partition('## Use')[0].replace('![curves](curves.png)', '').rstrip()}\n\n## Use\n{use}\n"
 
 
 def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:

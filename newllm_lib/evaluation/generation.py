@@ -28,16 +28,21 @@ def complete(
     Raises:
         UsageError: a setting out of its range.
     """
-    from newllm_lib.evaluation.carry import carries_state
-
     settings = replace(settings or Settings(), **changes)
     single = isinstance(prompts, str)
     ids = [_prompt_ids(tokenizer, p) for p in ([prompts] if single else prompts)]
+    answers = [_until_stop(tokenizer, row) for row in continue_ids(model, tokenizer, ids, settings)]
+    return answers[0] if single else answers
+
+
+def continue_ids(model, tokenizer, ids: Sequence[list[int]], settings: Settings) -> list[list[int]]:
+    """The token ids that follow each prompt of token ids; what comes after a stop token means nothing."""
+    from newllm_lib.evaluation.carry import carries_state
+
     if not ids:
         return []
     continued = _by_state if carries_state(model) else _by_generate
-    answers = [_until_stop(tokenizer, row) for row in continued(model, tokenizer, ids, settings)]
-    return answers[0] if single else answers
+    return continued(model, tokenizer, ids, settings)
 
 
 def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.evaluation.adapters import CONFIG, is_adapter, load_with_base
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import WHOLE, Run, check_folder, find_run, missing_files
 
@@ -63,7 +64,7 @@ def model_folder(run: str | Path | Run, which: str = "best") -> Path:
     if isinstance(run, Run):
         return _inside(run, which)
     path = Path(run)
-    if _MODEL_FOLDER.fullmatch(path.name) or (path / "config.json").is_file():
+    if _MODEL_FOLDER.fullmatch(path.name) or (path / "config.json").is_file() or is_adapter(path):
         if not path.is_dir():
             raise UsageError(f"There is no folder {path}{_others(path.parent)}.")
         return path
@@ -103,8 +104,9 @@ def _check_whole(folder: Path) -> None:
 
 
 def _missing_parts(folder: Path) -> list[str]:
-    """What a plain transformers folder lacks."""
-    missing = [n for n in ("config.json", "tokenizer_config.json") if not (folder / n).is_file()]
+    """What a plain transformers folder (or one of adapters) lacks."""
+    config = CONFIG if is_adapter(folder) else "config.json"
+    missing = [n for n in (config, "tokenizer_config.json") if not (folder / n).is_file()]
     return missing + ([] if any(folder.glob("*.safetensors")) else ["model.safetensors"])
 
 
@@ -114,6 +116,8 @@ def _load(folder: Path):
 
     from newllm_lib.models.weights import check_weights  # and newllm_lib.models registers our models with transformers
 
+    if is_adapter(folder):
+        return load_with_base(folder)
     try:
         with _quiet():
             with torch.device("meta"):

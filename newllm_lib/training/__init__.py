@@ -5,10 +5,10 @@ from __future__ import annotations
 
 def train(recipe):
     """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run_recipe`."""
-    from newllm_lib.errors import UsageError
     from newllm_lib.training.run_recipe import train as run_training
 
     if recipe.task == "dpo":
-        raise UsageError("Preference training is not here yet, only its data: `newllm data preferences`.")
+        from newllm_lib.training.preferences import train_preferences
 
+        return run_training(recipe, train_preferences)
     return run_training(recipe)

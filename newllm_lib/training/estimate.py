@@ -23,6 +23,8 @@ def estimate(recipe: Recipe, device: Device, training_tokens: int | None = None)
     """
     from newllm_lib.models.build import count_parameters, model_config
 
+    if recipe.task == "dpo":
+        return _preference_estimate(recipe, device)
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
     return {
         "parameters": count,
@@ -63,6 +65,45 @@ def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
         fits = [n for n in range(1, per_process + 1) if _activations_gib(recipe, device, n) <= free]
         wanted = max(fits, default=1)
     return next(n for n in range(wanted, 0, -1) if per_process % n == 0)
+
+
+def _preference_estimate(recipe: Recipe, device: Device) -> dict:
+    """As `estimate`; all None where the base has to be asked of the hub first."""
+    from newllm_lib.evaluation.base_model import base_sizes
+
+    known = base_sizes(recipe.base)
+    if known is None:
+        return dict.fromkeys(("parameters", "memory_estimate_gib", "hours_estimate"))
+    config, count = known
+    need = preference_needs(recipe, device, config, count)
+    hours = None
+    if recipe.max_samples:  # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+        tokens = 2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
+        hours = 8 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
+        hours = round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
+    return {"parameters": count, "memory_estimate_gib": need["memory_estimate_gib"], "hours_estimate": hours}
+
+
+def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict:
+    """`parameters` of the base, `pairs_at_once` (the recipe's, or as many as fit), `memory_estimate_gib`.
+
+    Args:
+        config: the base's transformers config. count: its parameters.
+    """
+    config = config.get_text_config()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    # of a token: about 34 numbers of the residual stream's width in each layer, and the head's logits three times
+    kept = 2 * layers + 34 if recipe.gradient_checkpointing != "off" else 34 * layers
+    token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
+    pair = 2 * recipe.max_seq_length * token / 2**30
+    weights = count * (4 if recipe.lora_rank else 16) / 2**30
+    room = (0.7 if device.torch_device == "cuda" else 0.4) * device.memory_gib - weights
+    wanted = max(1, int(room / pair)) if recipe.micro_batch_size == "auto" else int(recipe.micro_batch_size)
+    at_once = next(n for n in range(min(wanted, recipe.batch_size), 0, -1) if recipe.batch_size % n == 0)
+    library = 0.4 if device.torch_device == "cpu" else 0.8
+    return {
+        "parameters": count, "pairs_at_once": at_once, "memory_estimate_gib": round(weights + at_once * pair + library, 2),
+    }  # fmt: skip
 
 
 def _dtype(recipe: Recipe, device: Device) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -50,9 +51,12 @@ from newllm_lib.training.start import Start, find_start, start_to_resume, tokeni
 from newllm_lib.training.trainer import RunTrainer
 
 
-def train(recipe: Recipe) -> Run:
+def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | None = None) -> Run:
     """Train what `recipe` describes in its run folder; an unfinished run continues where it was saved last.
 
+    Args:
+        job: prepares and trains, called with the recipe, the run (locked), the device and whether the run was finished before.
+            Default: learn to predict the next token.
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not there.
         NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
@@ -73,9 +77,10 @@ def train(recipe: Recipe) -> Run:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model == "tiny_gpt2":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another.")
-    if recipe.lora_rank and recipe.from_run is None:
+    if job is None and recipe.lora_rank and recipe.from_run is None:
         raise UsageError("--lora_rank trains adapters beside weights that have learned something: name their run with --from.")
-    check_memory(recipe, device)
+    if job is None:
+        check_memory(recipe, device)
     if not run.checkpoints() and not (copy and copy.checkpoints()):
         find_start(recipe)  # refuses what is not there before anything is made
     with Kept(recipe, run) as kept, RunLock(run), _gpu(recipe, run, device):
@@ -89,7 +94,7 @@ def train(recipe: Recipe) -> Run:
             kept.begin()
             write_status(run, state="running", message="preparing")
             with kernels(recipe.kernels != "off"):
-                _train_locked(recipe, run, device, was_finished=before["state"] == "done")
+                (job or _train_locked)(recipe, run, device, before["state"] == "done")
             write_status(run, state="done", message="finished")
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(run, state="interrupted", message=str(stop) or "interrupted; what came after the last save is lost")
@@ -365,13 +370,25 @@ def _model(recipe: Recipe, run: Run, data, checkpoint, start: Start | None, devi
 
 
 def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
+    return on_one_gpu(TrainingArguments(**_argument_values(recipe, run, device, total, micro)))
+
+
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """One process uses one GPU: the Trainer would split each batch by threads over all of them."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> dict:
+    """The Trainer's arguments, whatever is trained."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     dtype, checkpointing = _dtype(recipe, device), {}
     if recipe.gradient_checkpointing == "on" and not recipe.step_in_backward:  # else lowmem.blocks does it
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     if recipe.step_in_backward:  # the blocks cut the batch
         micro = recipe.batch_size // processes
-    arguments = TrainingArguments(
+    return dict(
         output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
         bf16=dtype == "bf16", fp16=dtype == "fp16" and device.torch_device == "cuda",
@@ -381,9 +398,6 @@ def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int)
         report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
         dataloader_pin_memory=False, remove_unused_columns=False, **checkpointing,
     )  # fmt: skip
-    if arguments.n_gpu > 1:  # one process uses one GPU: the Trainer would split each batch by threads over all of them
-        arguments._n_gpu = 1
-    return arguments
 
 
 def _compilation(recipe: Recipe, device: Device) -> str:

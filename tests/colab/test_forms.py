@@ -62,7 +62,7 @@ def test_lines_are_as_colab_reads_them(form):
     for line in form.render().splitlines():
         if "#@param" in line:
             kinds = "string|raw|boolean|integer|number"
-            assert re.fullmatch(rf'\w+ = .+  #@param (\[.+\]|\{{type:"({kinds})"\}})', line), line
+            assert re.fullmatch(rf'\w+ = .+  #@param (\[.+\]( \{{allow-input: true\}})?|\{{type:"({kinds})"\}})', line), line
 
 
 @forms

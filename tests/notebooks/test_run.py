@@ -8,6 +8,8 @@ from random import Random
 
 import pytest
 
+from tests.training.preference_bases import make_base
+
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What a notebook is told to be small: fields of its form and recipe keys.
@@ -24,12 +26,18 @@ TINY = {
         "size": "10k", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "vocab_size": 400,
         "max_samples": 150, "max_steps": 20, "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "epochs": 1,
     },
+    "04_dpo_lora": {
+        "max_samples": 24, "eval_pairs": 6, "max_steps": 2, "epochs": 1, "batch_size": 4, "lora_rank": 2, "max_seq_length": 96,
+        "evals_per_epoch": 1, "learning_rate": 1e-4,
+    },
 }  # fmt: skip
 _WORDS = "water house red tree seven people learn to write a good answer about small models in the morning".split()
 
 
 def write_data(name: str, folder: Path) -> dict:
     """Rows as the notebook's data set has them, for it to train on; the fields that say where they are."""
+    if name == "04_dpo_lora":
+        return {"base": str(make_base(folder / "base", "new_llm"))}
     random = Random(0)
     text = lambda: " ".join(random.choices(_WORDS, k=random.randint(3, 20)))  # noqa: E731
     rows = {
@@ -90,7 +98,7 @@ def test_a_notebook_runs_from_the_top(executed):
     """Run all ends without an error, pictures are shown, and the run folders hold what their texts promise."""
     notebook, folder = executed
     assert outputs(notebook, "image/png")
-    ended = list((folder / "checkpoints").glob("*/best/model.safetensors"))
+    ended = list((folder / "checkpoints").glob("*/best/*.safetensors"))
     assert ended, f"no run with a best model in {folder}"
     assert "Traceback" not in printed(notebook)
 
@@ -119,3 +127,17 @@ def test_dialogue_trains_in_the_background_reads_its_result_chats_and_packs(exec
     assert any("# What " in page and "Hello! How are you today?" in page for page in outputs(notebook, "text/markdown"))
     assert "Hello! How are you today?" in widget_values(notebook)
     assert (run.parent / f"{run.name}.zip").is_file() and (run / "samples.jsonl").is_file()
+
+
+def test_preferences_are_trained_shown_used_and_swept(executed):
+    notebook, folder = executed
+    if not (folder / "data" / "base").is_dir():
+        pytest.skip("not the preference notebook")
+    shown, cards = printed(notebook), "".join(outputs(notebook, "text/markdown"))
+    assert "a classifier that sees only the length" in shown and "trl 1." in shown
+    assert "held-out pairs" in cards and "| accuracy |" in cards and "| beta | learning rate |" in cards
+    assert "2 left out" in "".join(p.read_text(encoding="utf-8") for p in (folder / "checkpoints").glob("*my_pairs*/train.log"))
+    run = next((folder / "checkpoints").glob("*/export/model.safetensors")).parents[1]
+    assert (run / "best" / "adapter_model.safetensors").is_file() and run.name.startswith("dpo_base")
+    assert (run.parent / f"{run.name}.zip").is_file() and len(outputs(notebook, "image/png")) >= 5
+    assert len(list((folder / "checkpoints").glob("dpo_base*/preferences.json"))) == 5

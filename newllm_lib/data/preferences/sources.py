@@ -115,7 +115,9 @@ def _of_splits(rows: dict[str, Iterator], drops: Drops) -> list[Pair]:
 def _apart(pairs: list[Pair], drops: Drops) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
-        pairs = [pair._replace(split="evaluation" if _position(pair.key()) < HELD_OUT_SHARE else "train") for pair in pairs]
+        keys = sorted({_position(pair.key()) for pair in pairs})
+        share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])  # by content; of a few pairs at least a tenth
+        pairs = [pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs]
     evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], drops)
     held_out = {pair.key() for pair in evaluation}
     train = [pair for pair in pairs if pair.split != "evaluation"]

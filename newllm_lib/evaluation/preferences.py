@@ -1,0 +1,114 @@
+"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and after training.
+
+    margin     log p(chosen) - log p(rejected), in nats: the model's own preference
+    accuracy   share of the pairs whose margin is above 0 (at 0: half)
+    reward     beta times what training has added to a log-probability; the DPO loss is -log sigmoid(reward margin)
+
+Accuracy and margin mean the same before and after. (TRL's reward accuracy does not: before training all rewards are 0.)
+Intervals are of 95 %, by resampling groups of pairs (all pairs about one fact together): pairs about one fact err together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from newllm_lib.data.preferences import Pair
+from newllm_lib.evaluation.carry import measuring, model_device, precision
+
+_RESAMPLES = 1000
+_LOGITS = 32_000_000  # at most so many logits at once: 128 MB in float32
+
+
+def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torch.Tensor:
+    """Log-probabilities (pairs, 2) in nats of the chosen and the rejected answers, summed over their tokens, in float64.
+
+    Args:
+        rows: prompt_ids, chosen_ids, rejected_ids of each pair. dtype: of matrix products; default: as the weights are.
+    """
+    sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+    result = torch.empty(len(sequences), dtype=torch.float64)
+    by_length = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]) - len(sequences[i][1]))
+    width = len(sequences[by_length[0]][0]) + len(sequences[by_length[0]][1])
+    at_once = max(1, _LOGITS // (width * model.config.vocab_size))
+    with measuring(model), precision(model_device(model), dtype):
+        for start in range(0, len(by_length), at_once):
+            part = by_length[start : start + at_once]
+            result[part] = _answer_log_probs(model, [sequences[i] for i in part], pad_id).double().cpu()
+    return result.reshape(-1, 2)
+
+
+def _answer_log_probs(model, sequences: list[tuple[list[int], list[int]]], pad_id: int) -> torch.Tensor:
+    """(sequences,): log p(answer | prompt), padding on the right."""
+    width = max(len(prompt) + len(answer) for prompt, answer in sequences)
+    ids = torch.full((len(sequences), width), pad_id)
+    answer_mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for i, (prompt, answer) in enumerate(sequences):
+        end = len(prompt) + len(answer)
+        ids[i, :end] = torch.tensor(prompt + answer)
+        mask[i, :end] = 1
+        answer_mask[i, len(prompt) : end] = True
+    device = model_device(model)
+    ids, mask, answer_mask = ids.to(device), mask.to(device), answer_mask.to(device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    said = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return (said * answer_mask[:, 1:]).sum(-1)
+
+
+def preference_metrics(
+    log_probs: torch.Tensor, reference: torch.Tensor, pairs: Sequence[Pair], beta: float, per_kind: bool = True
+) -> dict:
+    """Figures of log-probabilities (pairs, 2) beside the base model's.
+
+    Returns:
+        pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of plain DPO), chosen and
+        rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with their intervals for each kind.
+    """
+    margins = (log_probs[:, 0] - log_probs[:, 1]).numpy()
+    rewards = beta * (log_probs - reference)
+    reward_margins = rewards[:, 0] - rewards[:, 1]
+    groups = [pair.group or str(i) for i, pair in enumerate(pairs)]
+    result = {"pairs": len(pairs), **_intervals(margins, groups)}
+    result |= {
+        "reward_accuracy": float(_right(reward_margins.numpy()).mean()), "reward_margin": float(reward_margins.mean()),
+        "loss": float(-torch.nn.functional.logsigmoid(reward_margins).mean()),
+        "chosen": float(log_probs[:, 0].mean()), "rejected": float(log_probs[:, 1].mean()),
+    }  # fmt: skip
+    kinds = sorted({pair.kind for pair in pairs} - {""}) if per_kind else []
+    if kinds:
+        result["kinds"] = {}
+    for kind in kinds:
+        here = [i for i, pair in enumerate(pairs) if pair.kind == kind]
+        result["kinds"][kind] = {"pairs": len(here), **_intervals(margins[here], [groups[i] for i in here])}
+    return result
+
+
+def _right(margins: np.ndarray) -> np.ndarray:
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def _intervals(margins: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    result = {}
+    for name, values in (("accuracy", _right(margins)), ("margin", margins)):
+        low, high = interval(values, groups)
+        result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def interval(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of the mean of `values`, by resampling whole groups (Efron's bootstrap, seeded)."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    member = np.array([names[g] for g in groups])
+    sums, sizes = np.bincount(member, values, len(names)), np.bincount(member, minlength=len(names))
+    drawn = np.random.default_rng(0).integers(len(names), size=(_RESAMPLES, len(names)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def clearly_better(before: dict, after: dict) -> bool:
+    """Whether accuracy and margin rose so far that their intervals do not touch."""
+    return all(after[f"{name}_low"] > before[f"{name}_high"] for name in ("accuracy", "margin"))

@@ -1,0 +1,75 @@
+"""The pictures of a preference run: loss, reward margin and accuracy, log-probabilities, distance from the base, GPU memory."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from newllm_lib.runs import Run, atomic_write_bytes
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+_PANELS = (  # title, unit, training series, held-out series, a line to compare with
+    ("loss", "nats", {"loss": _BLUE}, {"eval_loss": _ORANGE}, 0.6931),
+    ("reward margin", "beta x nats", {"rewards/margins": _BLUE}, {"eval_reward_margin": _ORANGE}, 0.0),
+    ("accuracy", "share of pairs", {"rewards/accuracies": _BLUE}, {"eval_accuracy": _ORANGE}, 0.5),
+    ("log-probability of the answers", "nats", {"logps/chosen": _GREEN, "logps/rejected": _GREY},
+     {"eval_chosen": _GREEN, "eval_rejected": _GREY}, None),
+    ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _ORANGE}, 0.0),
+    ("GPU memory", "GiB reserved", {"gpu_memory_gib": _BLUE}, {}, None),
+)  # fmt: skip
+
+
+def preference_figure(run: Run):
+    """A matplotlib figure of the run's `metrics.jsonl`; None while there is nothing to draw."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = list(run.metrics())
+    if not any("loss" in row or "eval_loss" in row for row in rows):
+        return None
+    panels = [panel for panel in _PANELS if any(name in row for row in rows for name in (*panel[2], *panel[3]))]
+    figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat)
+    for place, (title, unit, training, held_out, line) in zip(axes, panels, strict=False):
+        _draw(place, rows, training, held_out)
+        if line is not None:
+            place.axhline(line, color=_GREY, linewidth=0.8, linestyle=":")
+        place.set(title=title, xlabel="optimizer step", ylabel=unit)
+        place.grid(alpha=0.25)
+        place.spines[["top", "right"]].set_visible(False)
+        if place.get_legend_handles_labels()[0]:
+            place.legend(frameon=False, fontsize=8)
+    for place in axes[len(panels) :]:
+        place.set_visible(False)
+    figure.suptitle(run.name)
+    return figure
+
+
+def _draw(place, rows: list[dict], training: dict[str, str], held_out: dict[str, str]) -> None:
+    for name, colour in training.items():
+        found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if found:
+            label = name.rsplit("/", 1)[-1] if len(training) > 1 else "training"
+            place.plot(*zip(*found, strict=True), color=colour, linewidth=1, alpha=0.7, label=label)
+    for name, colour in held_out.items():
+        found = [row for row in rows if row.get(name) is not None]
+        steps, values = [row["step"] for row in found], [row[name] for row in found]
+        if not found:
+            continue
+        label = f"{name.removeprefix('eval_')}, held out" if len(held_out) > 1 else "held out"
+        place.plot(steps, values, "o-", color=colour, markersize=4, label=label)
+        if f"{name}_low" in found[0]:
+            band = ([row[f"{name}_{side}"] for row in found] for side in ("low", "high"))
+            place.fill_between(steps, *band, color=colour, alpha=0.15)
+
+
+def plot_preferences(run: Run) -> Path | None:
+    """Draw `curves.png` of a preference run; None while there is nothing to draw."""
+    figure = preference_figure(run)
+    if figure is None:
+        return None
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
+    return run.curves

@@ -1,0 +1,206 @@
+# %% [markdown]
+# # New-LLM 4 · DPO with LoRA: teaching a model to prefer
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/04_dpo_lora.ipynb)
+#
+# A language model says what is likely, not what is helpful. **Direct Preference Optimization** shows it pairs of answers
+# to the same question, a better and a worse one, and raises the probability of the better one relative to the worse
+# ([Rafailov et al., 2023](https://arxiv.org/abs/2305.18290)). **LoRA** trains small matrices beside the frozen weights,
+# so the whole thing fits a free T4, and the untouched model is its own reference.
+#
+# Sections 1 to 7 are the quick path: run them from the top (*Runtime → Change runtime type → T4 GPU*, then *Run all*).
+# Section 8 is the experiment path: a sweep, your own data, what to do when something goes wrong.
+#
+# *日本語: 1〜7 は上から実行するだけの短いコース、8 は実験コースです。ランタイムのタイプを GPU にして実行してください。*
+
+# %% [markdown]
+# ## What counts as success
+#
+# Everything is measured on **held-out pairs about facts that training never mentions**, before and after:
+#
+# - **accuracy**: share of the pairs whose better answer the model finds more probable; **margin**: by how much, in nats.
+#   Both with 95 % intervals: only where the intervals before and after stand apart was something learned.
+# - The **loss** starts at 0.693 (log 2: no preference yet) and falls. At the guide's learning rate of 5e-6 it hardly
+#   moves in one epoch, and that is shown as it is.
+# - **KL**: how far the answers have moved from the base's. A run whose answers become empty or repeat themselves is
+#   stopped and not called a success, whatever its accuracy.
+#
+# *日本語: 学習に使っていない事実についてのペアで、学習の前後を比べます。*
+
+# %% [markdown]
+# ## 1 · Install
+#
+# Gets the project and adds what this machine lacks (`trl` on Colab); torch and numpy stay as they are.
+#
+# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+
+# %%
+#@build install
+
+# %% [markdown]
+# What is loaded must be what is installed; if not, the next cell says what to do.
+
+# %%
+from newllm_lib.colab.preferences import answer, look, packages, report, sweep
+
+packages();
+
+# %% [markdown]
+# ## 2 · Settings
+#
+# The defaults are the guide's. DialoGPT was trained on English, and GPT-2's vocabulary spends about 1.5 tokens on a Japanese
+# character: 128 tokens hold some 85 characters. For the Japanese pairs a Japanese base (rinna, open-calm, sarashina) is
+# the better choice; a base that knows no Japanese cannot be preferred into knowing it, but *epochs of learning the
+# preferred answers first* can teach it some. One of your own runs (`new_llm_demo`) is a base like any other.
+#
+# *日本語: DialoGPT は英語のモデルです。日本語のペアには日本語のモデルを選ぶか、先に良い答えを学ばせてください。*
+
+# %%
+#@build form DPO
+
+# %% [markdown]
+# ## 3 · The pairs
+#
+# Made from 101 facts on AI, programming and data science and 21 question forms; rejected answers are vague, off topic,
+# wrong, curt or repetitive, and of the same length. Could they be told apart without understanding? Length and first
+# words should give about 50 %; single words tell vague and curt answers, but not a fact about another term.
+#
+# *日本語: 良い答えと悪い答えの例と、長さや最初の語だけで見分けられないことの確認です。*
+
+# %%
+pairs = look(settings)
+
+# %% [markdown]
+# ## 4 · Train
+#
+# In a process of its own: it goes on if you close this tab, the **Stop** button saves first, and running the cell again
+# continues. Blue is training, orange the held-out pairs with their intervals.
+#
+# *日本語: タブを閉じても続きます。停止ボタンは保存してから止まります。*
+
+# %%
+from newllm_lib.colab.background import train
+
+run = train(settings)
+
+# %% [markdown]
+# ## 5 · Result
+#
+# *日本語: 学習前後の比較です。区間が重ならなければ、学習の効果があったといえます。*
+
+# %%
+report(run)
+
+# %% [markdown]
+# ## 6 · Use it
+#
+# Ask it:
+
+# %%
+answer(run, "機械学習とは何ですか。", "Pythonの関数の利点は？");
+
+# %% [markdown]
+# Or as a conversation:
+
+# %%
+from newllm_lib.colab.chat_widget import chat
+
+conversation = chat(run, first="データサイエンスを学ぶと何の役に立ちますか。")
+
+# %% [markdown]
+# The folder `best` holds the adapter as PEFT saves it. This is all it takes elsewhere (`import newllm_lib.models` only
+# if the base is one of this library's models):
+
+# %%
+import newllm_lib.models  # noqa: F401
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+own_base = run.path / "base"
+base_model = AutoModelForCausalLM.from_pretrained(own_base if own_base.is_dir() else settings.recipe().base)
+tokenizer = AutoTokenizer.from_pretrained(run.best)
+model = PeftModel.from_pretrained(base_model, run.best) if settings.recipe().lora_rank else base_model
+turn = [{"role": "user", "content": "AIとは何ですか。"}]
+inputs = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_special_tokens=True))
+
+# %% [markdown]
+# One ordinary model with the adapter merged in, as safetensors, with a card:
+
+# %%
+from newllm_lib.evaluation.export import export
+
+merged = export(run)
+
+# %% [markdown]
+# ## 7 · Keep it
+#
+# *日本語: Google ドライブに保存し、zip をダウンロードします。*
+
+# %%
+from newllm_lib.colab import drive, environment
+from newllm_lib.colab.download import download
+
+if settings.extra["save_to_drive"] and environment.on_colab():
+    drive.save(run)
+download(run, extra=[run.path / "card.md", run.path / "preferences.json"]);
+
+# %% [markdown]
+# ## 8 · Experiments
+#
+# ### Beta and learning rate
+#
+# *Beta* is how dear it is to move away from the base: small means far, and perhaps into nonsense. Each pair of values is a
+# run of its own, kept and not repeated. Raise the numbers of values when you have the time.
+#
+# *日本語: beta と学習率を変えて比べます。*
+
+# %%
+rate = settings.recipe().learning_rate
+rows = sweep(settings, betas=(0.05, 0.3), learning_rates=(10 * rate,), eval_pairs=100)
+
+# %% [markdown]
+# ### Your own pairs
+#
+# A line each: `prompt`, `chosen`, `rejected` (texts, or lists of messages). Equal or empty answers are left out and counted,
+# and so is what does not fit; prompts are never in both splits. Here a file is written and read; use yours instead.
+#
+# *日本語: 自分のペアは 1 行に 1 つの JSON で書きます。*
+
+# %%
+import json
+from pathlib import Path
+
+mine = [{"prompt": f"{n}と{n}の和は？", "chosen": f"{2 * n}です。", "rejected": "数えてみてください。"} for n in range(60)]
+lines = [json.dumps(row, ensure_ascii=False) for row in [*mine, mine[0], {**mine[1], "rejected": mine[1]["chosen"]}]]
+Path("my_pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+own = train(settings, data="my_pairs.jsonl")
+
+# %% [markdown]
+# ### Short of memory
+#
+# Nothing to do: where memory runs out, fewer pairs are taken at a time, the batch stays. If even one pair does not fit:
+# recomputed activations and shorter sequences (fewer accumulated steps would save nothing). About how much each needs here:
+#
+# *日本語: メモリ不足は自動で調整されます。それでも足りなければ系列長を短くします。*
+
+# %%
+from newllm_lib.device import probe
+from newllm_lib.training.estimate import estimate
+
+less = {"micro_batch_size": 1}
+for more in ({}, less, {**less, "gradient_checkpointing": "on"}, {**less, "max_seq_length": 64}):
+    need = estimate(settings.recipe(**more), probe())["memory_estimate_gib"]
+    print(more or "as in the form", "about", need, "GiB; train(settings, **that) trains so")
+
+# %% [markdown]
+# ### It does not learn
+#
+# A margin that stays where it was: the learning rate is too low (1e-5 is *more* than 5e-6) or there are too few steps.
+# Answers that fall apart: too high, or beta too low. And a base without the language: teach it first.
+#
+# *日本語: 学習が進まないときは学習率を上げるか、先に良い答えを学ばせます。*
+
+# %%
+taught = train(settings, sft_warm_start=1, learning_rate=10 * rate)
+report(taught)

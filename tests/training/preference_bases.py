@@ -1,0 +1,37 @@
+"""Tiny bases for the tests of preference training: random weights, a tokenizer that knows the Japanese pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from newllm_lib.data.preferences import generate
+from newllm_lib.data.tokenizer import train_bpe, wrap
+from newllm_lib.models import build_model
+from newllm_lib.recipe import load_recipe
+
+SIZES = {
+    "sized_for": "cpu", "hidden_size": 32, "context_dim": 32, "mlp_size": 48, "num_layers": 1, "num_heads": 2,
+    "max_seq_length": 96,
+}  # fmt: skip
+
+
+def make_base(folder: Path, model: str, **changes) -> Path:
+    """Save a model with random weights and its tokenizer, as transformers does."""
+    texts = [text for pair in generate(400) for text in (pair.question(), pair.chosen, pair.rejected)]
+    tokenizer = wrap(train_bpe(iter([texts]), 900))
+    torch.manual_seed(0)
+    build_model(load_recipe("demo", {**SIZES, "model": model, **changes}), len(tokenizer), tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def recipe(folder: Path, base, name: str = "run", **changes):
+    """Two dozen steps of eight pairs, with everything on that a checkpoint must remember."""
+    small = {
+        "sized_for": "cpu", "base": str(base), "output_dir": str(folder / name), "max_seq_length": 96, "max_samples": 96,
+        "eval_pairs": 30, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "epochs": 2, "evals_per_epoch": 1,
+        "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.1, "logging_steps": 3, "beta": 0.1,
+    }  # fmt: skip
+    return load_recipe("dpo", small | changes)

@@ -1,0 +1,353 @@
+"""Preference training end to end on tiny models: TinyGPT2 and New-LLM, with adapters and without; results, faults, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from newllm_lib.data.preferences import encode_pairs, generate
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.evaluation.answers import collapsed
+from newllm_lib.evaluation.export import export
+from newllm_lib.evaluation.load import load_run
+from newllm_lib.runs import Run, is_whole, read_status
+from newllm_lib.training import train
+from tests.data.conftest import write_jsonl
+from tests.training.preference_bases import make_base, recipe
+
+MODELS = ("tiny_gpt2", "new_llm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_answers():
+    """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these tests' time."""
+    from newllm_lib.training import preferences
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences, "_WATCHED", 3)
+        patch.setattr(preferences, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
+        yield
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {model: make_base(folder / model, model) for model in MODELS}
+
+
+@pytest.fixture(scope="module")
+def runs(bases, tmp_path_factory):
+    """A finished run of each model with adapters."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {model: train(recipe(folder, bases[model], model)) for model in MODELS}
+
+
+def training_rows(run):
+    return [row for row in run.metrics() if "loss" in row]
+
+
+def evaluations(run):
+    return [row for row in run.metrics() if "eval_loss" in row]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_starts_at_log_two_and_learns(model, runs):
+    """0.693 with accumulation too: neither dropout nor the number of accumulated batches is in the loss."""
+    rows = training_rows(runs[model])
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["step"] == 1
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.02 and rows[-1]["rewards/margins"] > 0
+    first, *_, last = evaluations(runs[model])
+    assert first["step"] == 0 and first["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert last["eval_loss"] < first["eval_loss"] and last["eval_margin"] > first["eval_margin"]
+    assert first["eval_kl"] == pytest.approx(0, abs=1e-4) and any(abs(r["eval_kl"]) > 0.01 for r in evaluations(runs[model]))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_holds_all_that_is_needed(model, runs):
+    run = runs[model]
+    assert read_status(run)["state"] == "done"
+    assert all(is_whole(run.path / part) for part in ("best", "last", "base"))
+    assert run.curves.stat().st_size > 10_000
+    row = training_rows(run)[-1]
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+            "learning_rate", "grad_norm", "pairs_per_second"} <= row.keys()  # fmt: skip
+    assert {"eval_accuracy_low", "eval_margin_high", "eval_kl", "eval_empty", "eval_repeating", "eval_accuracy_vague"} <= (
+        evaluations(run)[-1].keys()
+    )
+    result = json.loads((run.path / "preferences.json").read_text(encoding="utf-8"))
+    assert result["before"]["figures"]["pairs"] == result["after"]["figures"]["pairs"] == 30
+    assert len(result["questions"]) == len(result["before"]["answers"]) == len(result["after"]["answers"]) == 3
+    card = (run.path / "card.md").read_text(encoding="utf-8")
+    for words in ("30 held-out pairs", "| accuracy |", "| vague |", "length of the model's answers", "PeftModel.from_pretrained"):
+        assert words in card
+    assert "Val: Loss=" in run.log.read_text(encoding="utf-8") and "Before:" in run.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_adapter_loads_with_transformers_and_peft_alone_and_merged_gives_the_same(model, runs, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import newllm_lib.models  # noqa: F401
+
+    run = runs[model]
+    monkeypatch.chdir(run.path)
+    tokenizer = AutoTokenizer.from_pretrained("best")
+    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "best").eval()
+    ids = tokenizer("機械学習とは、データから", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = apart(input_ids=ids).logits
+        with apart.disable_adapter():
+            assert (apart(input_ids=ids).logits - wanted).abs().max() > 1e-3  # it does something
+        ours, _, kept = load_run(run)
+        merged = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "merged"))
+        for model_here in (ours, merged):
+            assert (model_here(input_ids=ids).logits - wanted).abs().max() < 1e-4
+    assert kept.task == "dpo" and list((tmp_path / "merged").glob("*.safetensors"))
+    assert "held-out pairs" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_cards_snippet_runs(runs, monkeypatch):
+    run = runs["new_llm"]
+    monkeypatch.chdir(run.path)
+    snippet = (run.path / "card.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(snippet, names)
+    ids = names["tokenizer"]("機械学習とは", return_tensors="pt")["input_ids"]
+    assert names["model"].generate(input_ids=ids, max_new_tokens=4).shape[1] > ids.shape[1]
+
+
+def test_chat_talks_with_the_result(runs):
+    from newllm_lib.evaluation.chat import ChatSession
+
+    model, tokenizer, _ = load_run(runs["new_llm"])
+    session = ChatSession(model, tokenizer, dialogue=True)
+    session.settings = session.settings.changed("max_new_tokens", "5")
+    assert isinstance("".join(session.reply("機械学習とは何ですか。")), str)
+
+
+def test_a_run_that_was_interrupted_gives_the_rows_of_the_one_that_was_not(bases, tmp_path, monkeypatch):
+    from newllm_lib.training import callbacks
+
+    whole = train(recipe(tmp_path, bases["new_llm"], "whole", epochs=1))
+    original = callbacks.Signals.on_step_end
+
+    def stop_at_five(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            self.received = 15
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(callbacks.Signals, "on_step_end", stop_at_five)
+    stopped = recipe(tmp_path, bases["new_llm"], "stopped", epochs=1)
+    with pytest.raises(Interrupted, match="step 5"):
+        train(stopped)
+    monkeypatch.setattr(callbacks.Signals, "on_step_end", original)
+    again = train(stopped)
+
+    def figures(run):  # a row more at the save, so the one after it averages fewer steps
+        changing = ("time", "pairs_per_second")
+        return [{k: v for k, v in row.items() if k not in changing} for row in run.metrics() if row["step"] not in (5, 6)]
+
+    assert [r["step"] for r in training_rows(again)] == [1, 3, 5, 6, 9, 12]
+    assert figures(again) == figures(whole)
+    train(stopped)
+    assert "finished already" in again.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "precomputed"),
+    [("new_llm", True), pytest.param("new_llm", False, marks=pytest.mark.slow),
+     pytest.param("tiny_gpt2", True, marks=pytest.mark.slow), pytest.param("tiny_gpt2", False, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_without_adapters_and_with_the_reference_in_every_step(model, precomputed, bases, tmp_path):
+    chosen = {"lora_rank": 0, "precompute_ref_log_probs": precomputed, "learning_rate": 1e-3, "epochs": 1}
+    run = train(recipe(tmp_path, bases[model], **chosen))
+    rows = training_rows(run)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[-1]["loss"] < rows[0]["loss"]
+    assert (run.best / "config.json").is_file() and "eval_kl" not in evaluations(run)[-1]
+    assert "PeftModel" not in (run.path / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_reference_computed_before_is_the_one_of_every_step(bases, tmp_path):
+    curves = []
+    for precomputed in (True, False):
+        run = train(recipe(tmp_path, bases["new_llm"], f"run{precomputed}", precompute_ref_log_probs=precomputed, max_steps=8))
+        curves.append([row["loss"] for row in training_rows(run)])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_a_warm_start_teaches_the_preferred_answers_and_becomes_the_base(bases, tmp_path):
+    plain = train(recipe(tmp_path, bases["new_llm"], "plain", max_steps=1))
+    warm = train(recipe(tmp_path, bases["new_llm"], "warm", max_steps=1, sft_warm_start=3, sft_learning_rate=3e-3))
+    cold, start = evaluations(plain)[0], evaluations(warm)[0]
+    assert start["eval_chosen"] > cold["eval_chosen"] + 20
+    assert training_rows(warm)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    taught, _, _ = load_run(warm.path / "base")
+    before, _, _ = load_run(bases["new_llm"])
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(taught.parameters(), before.parameters(), strict=True))
+
+
+def test_a_foreign_base_without_a_template_gets_plain_turns(tmp_path):
+    """GPT-2's own class and a tokenizer with no control tokens, as DialoGPT has."""
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from tests.data.conftest import byte_level_bpe
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_bpe(400, ["<|endoftext|>"]), eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    sizes = {"n_positions": 256, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    run = train(recipe(tmp_path, tmp_path / "gpt2", max_seq_length=256, max_steps=3, max_samples=24, eval_pairs=8))
+    model, tokenizer, _ = load_run(run)
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    assert turn == "a<|endoftext|>" and model.config.model_type == "gpt2"
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def pairs_file(folder, rows):
+    return str(write_jsonl(folder / "pairs.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": "./nowhere"}, "There is no base model ./nowhere"),
+        ({"base": "no such model!"}, "There is no base model"),
+        ({"base": "owner/model"}, "Base model owner/model cannot be read from the Hugging Face hub"),
+        ({"max_seq_length": 97}, "reads at most 96 tokens"),
+        ({"max_seq_length": 5}, "No pair fits into 5 tokens"),
+        ({"batch_size": 97, "micro_batch_size": 1}, "fewer than one batch of 97"),
+        ({"loss_type": "nonsense"}, "loss_type nonsense"),
+    ],
+)
+def test_bad_input_is_one_line(changes, words, bases, tmp_path, monkeypatch):
+    from newllm_lib.data import hub
+
+    monkeypatch.setattr(hub, "DELAYS", (0.01,))
+    with pytest.raises(NewLLMError) as error:
+        train(recipe(tmp_path, changes.pop("base", bases["tiny_gpt2"]), **changes))
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_pairs_that_are_none_are_left_out_and_said(bases, tmp_path):
+    good = [{"prompt": f"問い{i}", "chosen": f"正しい答え{i}", "rejected": f"だめ{i}"} for i in range(60)]
+    bad = [{"prompt": "問い", "chosen": "同じ", "rejected": "同じ"}, {"prompt": "問い", "chosen": "", "rejected": "あ"},
+           {"prompt": "長い" * 200, "chosen": "あ", "rejected": "い"}]  # fmt: skip
+    run = train(recipe(tmp_path, bases["new_llm"], data=pairs_file(tmp_path, good + bad), max_samples="none", max_steps=2))
+    log = run.log.read_text(encoding="utf-8")
+    assert "1 × two equal answers" in log and "1 × an empty answer" in log and "1 pairs left out for a prompt" in log
+
+
+def test_the_sequential_recurrence_refuses_adapters(tmp_path):
+    base = make_base(tmp_path / "base", "new_llm", recurrence="sequential")
+    with pytest.raises(UsageError, match="--lora_rank 0"):
+        train(recipe(tmp_path, base, max_samples=24, eval_pairs=8))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):
+    with pytest.raises(NewLLMError, match="became nan|became inf"):
+        train(recipe(tmp_path, bases["tiny_gpt2"], learning_rate=1e18, max_grad_norm=0, lora_rank=0, warmup_steps=0))
+    assert read_status(Run(tmp_path / "run"))["state"] == "failed"
+
+
+def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr("newllm_lib.training.dpo.NO_LOSS", 1.0)
+    with pytest.raises(NewLLMError, match="The loss is 0 at step 1"):
+        train(recipe(tmp_path, bases["new_llm"]))
+
+
+@pytest.mark.parametrize(
+    ("said", "word"), [("", "empty"), pytest.param("が" * 16, "repeating", marks=pytest.mark.slow)]
+)
+def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, word, bases, tmp_path, monkeypatch):
+    from newllm_lib.training import preferences
+
+    asked: list = []
+
+    def answers(model, tokenizer, pairs, tokens):  # healthy before training, then not
+        asked.append(1)
+        return [f"答え{i}は、次のとおりです。" if len(asked) < 3 else said for i, _ in enumerate(pairs)]
+
+    monkeypatch.setattr(preferences, "answers", answers)
+    monkeypatch.setattr(preferences, "collapsed", collapsed)
+    with pytest.raises(NewLLMError, match=f"Not a success: .*{word}"):
+        train(recipe(tmp_path, bases["new_llm"], evals_per_epoch=4))
+    run = Run(tmp_path / "run")
+    assert read_status(run)["state"] == "failed" and "Flagged" in run.log.read_text(encoding="utf-8")
+    assert max(row["step"] for row in run.metrics()) < 24  # stopped at the second evaluation in a row
+    assert "Not a success" in (run.path / "card.md").read_text(encoding="utf-8")
+
+
+def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, monkeypatch):
+    from newllm_lib.training import preferences
+
+    original, tried = preferences._fit, []
+
+    def fit(*args):
+        tried.append(args[-1])
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("no")
+        return original(*args)
+
+    monkeypatch.setattr(preferences, "_fit", fit)
+    run = train(recipe(tmp_path, bases["new_llm"], max_steps=3, micro_batch_size=8))
+    assert tried == [8, 4, 2] and training_rows(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+# --- each key has an effect -------------------------------------------------------------------------------------------
+
+
+def test_keys_reach_trl_and_peft(bases):
+    from newllm_lib.models.lora import lora_config
+    from newllm_lib.training.dpo import dpo_config
+
+    def config(**changes):
+        values = {"output_dir": "x", "use_cpu": True, "bf16": False, "fp16": False}
+        return dpo_config(SimpleNamespace(**{"beta": 0.1, "loss_type": "sigmoid", "max_seq_length": 128,
+                                             "precompute_ref_log_probs": True,
+                                             "gradient_checkpointing": "off"} | changes), values)  # fmt: skip
+
+    assert config(beta=0.3).beta == 0.3 and config(loss_type="sigmoid+ipo").loss_type == ["sigmoid", "ipo"]
+    assert config(max_seq_length=64).max_length == 64
+    assert not config(precompute_ref_log_probs=False).precompute_ref_log_probs
+    model, _, _ = load_run(bases["tiny_gpt2"])
+    adapters = lora_config(model, 8, 16.0, 0.2)
+    assert (adapters.r, adapters.lora_alpha, adapters.lora_dropout) == (8, 16.0, 0.2)
+
+
+def test_the_task_decides_the_name(tmp_path):
+    from newllm_lib.recipe import load_recipe
+
+    names = [
+        load_recipe("dpo", {"sized_for": "t4", **changes}).run_name
+        for changes in ({}, {"beta": 0.3}, {"learning_rate": 1e-4}, {"base": "some/new_llm_demo"}, {"data": "hh_rlhf"},
+                        {"loss_type": "ipo"}, {"sft_warm_start": 1}, {"max_samples": 500}, {"lora_rank": 8})
+    ]  # fmt: skip
+    assert names[0] == "dpo_dialogpt-small" and names[3] == "dpo_new_llm_demo" and len(set(names)) == len(names)
+
+
+def test_the_shipped_recipe_is_the_guides():
+    from newllm_lib.recipe import load_recipe
+
+    dpo = load_recipe("dpo", {"sized_for": "t4"})
+    assert (dpo.base, dpo.epochs, dpo.batch_size, dpo.learning_rate, dpo.max_seq_length) == (
+        "microsoft/DialoGPT-small", 1.0, 4, 5e-6, 128,
+    )  # fmt: skip
+    assert dpo.lora_rank and dpo.max_samples == 1000 and dpo.max_grad_norm == 1.0
+
+
+def test_pairs_are_cut_to_the_length_of_the_recipe(bases):
+    _, tokenizer, _ = load_run(bases["new_llm"])
+    rows = encode_pairs(generate(30), tokenizer, 40).rows
+    assert max(len(r["prompt_ids"]) + len(r["chosen_ids"]) for r in rows) <= 40

@@ -1,0 +1,60 @@
+"""The names that we use of TRL, PEFT and the Trainer are there: in what is installed, and in the oldest that setup.py admits."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training import trl_names
+
+ROOT = Path(__file__).parents[2]
+# What those releases want besides, where the installed ones are too new for them.
+BESIDE_THE_OLDEST = (
+    "huggingface_hub<2", "httpx<1", "httpcore<2", "certifi", "dill<0.3.9", "multiprocess<0.70.17", "fsspec<=2025.3.0",
+    "tokenizers<0.23",
+)  # fmt: skip
+
+
+def test_every_name_is_there():
+    assert trl_names.missing() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("CONFIG", "beta_of_old"), ("TRAINER", "tokenizer"), ("METHODS", "get_batch_samples_of_old"), ("LORA", "rank"),
+     ("COLLATED", "labels")],
+)  # fmt: skip
+def test_a_name_that_disappears_is_named(place, name, monkeypatch):
+    monkeypatch.setattr(trl_names, place, getattr(trl_names, place) | {name})
+    assert len(trl_names.missing()) == 1 and name in trl_names.missing()[0]
+
+
+def oldest() -> list[str]:
+    """Requirements of the lowest versions in setup.py."""
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    names = ("transformers", "datasets", "peft", "trl")
+    lowest = {name: re.search(f'"{name}>=([0-9.]+)"', text)[1] for name in names}
+    return [f"{name}=={version}.*" for name, version in lowest.items()]
+
+
+@pytest.mark.slow
+def test_the_oldest_versions_that_are_admitted_have_them_too_and_train(tmp_path):
+    """Needs a package registry: skipped, with what pip said, where there is none."""
+    place = tmp_path / "oldest"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(place), "--no-deps", *oldest(), *BESIDE_THE_OLDEST]
+    ended = subprocess.run(install, capture_output=True, text=True)
+    if ended.returncode:
+        pytest.skip(f"the oldest versions cannot be installed here: {ended.stderr.strip().splitlines()[-1][:200]}")
+    environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}"}
+    names = subprocess.run([sys.executable, trl_names.__file__], env=environment, capture_output=True, text=True)
+    assert names.returncode == 0, names.stdout + names.stderr[-2000:]
+    assert "trl 0.29" in names.stdout
+    tests = [str(ROOT / "tests/training/test_dpo.py"), "-k", "log_two or alone_and_merged or without_adapters"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stdout[-3000:]

@@ -1,0 +1,64 @@
+"""Every name of TRL, PEFT and the Trainer that preference training relies on. Run as a script it prints what is missing.
+
+    python tests/training/trl_names.py          (exit code 1 if something is)
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import fields
+
+CONFIG = {  # of trl.DPOConfig: what `run_recipe._argument_values`, `dpo.dpo_config` and the benchmark give it
+    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16",
+    "use_cpu", "seed", "data_seed", "disable_tqdm", "logging_nan_inf_filter", "logging_strategy", "eval_strategy",
+    "save_strategy", "report_to",
+    "run_name", "dataloader_pin_memory", "remove_unused_columns", "beta", "loss_type", "max_length", "precompute_ref_log_probs",
+    "disable_dropout", "learning_rate", "warmup_steps", "logging_steps",
+}  # fmt: skip
+EITHER_OF_CONFIG = {("gradient_checkpointing", "activation_checkpointing")}
+TRAINER = {  # arguments of trl.DPOTrainer
+    "model", "ref_model", "args", "train_dataset", "processing_class", "callbacks", "peft_config",
+}  # fmt: skip
+METHODS = {  # of trl.DPOTrainer: called or replaced
+    "_prepare_dataset", "_precompute_ref_logps", "create_model_card", "compute_loss", "_save_checkpoint", "log", "evaluate",
+    "train", "get_train_dataloader", "create_optimizer", "create_scheduler", "training_step", "_get_output_dir", "_save",
+    "remove_callback", "add_callback", "_issue_warnings_after_load", "_load_from_checkpoint",
+}  # fmt: skip
+COLLATED = {"input_ids", "attention_mask", "completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out"}
+ADAPTED = {"disable_adapter", "merge_and_unload", "get_base_model", "save_pretrained", "from_pretrained"}
+
+
+def missing() -> list[str]:
+    """What is not there any more, each as `library.thing.name`."""
+    import peft
+    import trl
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    known = {f.name for f in fields(trl.DPOConfig)}
+    found = [f"trl.DPOConfig.{name}" for name in sorted(CONFIG - known)]
+    found += [f"trl.DPOConfig.{' or '.join(names)}" for names in EITHER_OF_CONFIG if not known & set(names)]
+    found += _lacking("trl.DPOTrainer(…)", trl.DPOTrainer.__init__, TRAINER)
+    found += [f"trl.DPOTrainer.{name}" for name in sorted(METHODS) if not hasattr(trl.DPOTrainer, name)]
+    found += [f"peft.LoraConfig.{name}" for name in sorted(LORA - {f.name for f in fields(peft.LoraConfig)})]
+    model = {*dir(peft.PeftModel), *dir(peft.LoraModel)}  # a PeftModel passes on what its tuner knows
+    found += [f"peft.PeftModel.{name}" for name in sorted(ADAPTED - model)]
+    found += _lacking("peft.PeftModel.save_pretrained(…)", peft.PeftModel.save_pretrained, {"save_embedding_layers"})
+    row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
+    batch = DataCollatorForPreference(pad_token_id=0)([row])
+    return found + [f"trl's collated {name}" for name in sorted(COLLATED - set(batch))]
+
+
+def _lacking(what: str, function, names: set[str]) -> list[str]:
+    parameters = inspect.signature(function).parameters
+    return [f"{what} {name}" for name in sorted(names - set(parameters))]
+
+
+if __name__ == "__main__":
+    from importlib import metadata
+
+    print(", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "peft", "transformers", "datasets")))
+    for name in (gone := missing()):
+        print(f"missing: {name}")
+    sys.exit(bool(gone))
