@@ -81,7 +81,7 @@ def test_the_same_runs_give_the_same_samples(pair, result, tmp_path, cache):
 
 
 def figures(kind, bits, **more):
-    label = {"new_llm": "New-LLM", "tiny_gpt2": "TinyGPT2"}[kind]
+    label = comparison._LABELS[kind]
     base = {"kind": kind, "label": label, "name": f"{kind}_x", "bits_per_byte": bits, "samples": [], "curve": [],
             "parameters": 1000, "vocab_size": 300, "tokens": 50, "bytes": 100, "words": 20, "lower_cased": False,
             "protocol": "standard", "unk_share": 0.0, "perplexity": 9.0, "accuracy": 0.5}  # fmt: skip
@@ -112,6 +112,16 @@ def test_the_sentence_is_true_in_either_order(ours, theirs, words):
 def test_two_of_a_kind_are_told_apart_by_name():
     pair = [figures("new_llm", 1.6, name="a"), figures("new_llm", 1.5, name="b")]
     assert comparison.verdict({"models": pair, "baselines": {}, "split": "test"}).startswith("b predicts better than a")
+
+
+def test_any_model_of_ours_is_held_against_the_baseline_model():
+    def sentence(*models):
+        return comparison.verdict({"models": list(models), "baselines": {}, "split": "test"})
+
+    ours, other, baseline = figures("phase7", 1.4), figures("new_llm", 1.3), figures("tiny_gpt2", 1.5)
+    for pair in ((ours, baseline), (baseline, ours)):
+        assert sentence(*pair).startswith("Phase 7 predicts better than TinyGPT2")
+    assert sentence(ours, other).startswith("New-LLM predicts better than Phase 7")
 
 
 def test_figures_that_cannot_be_compared_are_not():
