@@ -469,3 +469,26 @@ def backward_keys(
     _store(dk + batch * dk_batch + head * dk_head, rows, dims, dk_time, keys, dim, gradient)
     _store(dv + batch * dv_batch + head * dv_head, rows, dims, dv_time, keys, dim, dvalues)
     tl.store(parts + lane * tl.num_programs(0) + tile, tl.sum(inner, 0))
+
+
+@triton.jit(do_not_specialize=["batches", "q_tiles", "k_tiles"])
+def parameter_gradients(
+    q_parts, k_parts, beta, curvature, dbeta, dcurvature, batches, heads, q_tiles, k_tiles, BLOCK: tl.constexpr
+):
+    """The gradients of a head's beta and curvature from the programs' parts."""
+    head = tl.program_id(0)
+    scores, lengths = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for batch in range(batches):
+        lane = (batch * heads + head).to(tl.int64)
+        plane = (batches * heads).to(tl.int64) * q_tiles
+        for start in range(0, q_tiles, BLOCK):
+            tiles = start + tl.arange(0, BLOCK)
+            scores += tl.load(q_parts + lane * q_tiles + tiles, mask=tiles < q_tiles, other=0.0)
+            lengths += tl.load(q_parts + plane + lane * q_tiles + tiles, mask=tiles < q_tiles, other=0.0)
+        for start in range(0, k_tiles, BLOCK):
+            tiles = start + tl.arange(0, BLOCK)
+            lengths += tl.load(k_parts + lane * k_tiles + tiles, mask=tiles < k_tiles, other=0.0)
+    score = tl.sum(scores, 0)
+    gradient = (tl.sum(lengths, 0) - score) / (2.0 * tl.load(curvature + head))
+    tl.store(dbeta + head, (score / tl.load(beta + head)).to(dbeta.dtype.element_ty))
+    tl.store(dcurvature + head, gradient.to(dcurvature.dtype.element_ty))

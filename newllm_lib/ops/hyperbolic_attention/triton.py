@@ -88,10 +88,10 @@ def backward(
     out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, beta and curvature."""
-    like = q, k, v
+    like = q, k, v, beta, curvature
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    dq, dk, dv = map(torch.empty_like, like)
+    dq, dk, dv, dbeta, dcurvature = map(torch.empty_like, like)
     first, tiles = _first(k, window, starts), _tiles(q)
     last = None if first is None else last_seeing(first)
     constants = _constants(q, first)
@@ -109,6 +109,7 @@ def backward(
             q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, k_parts, first, last, beta, curvature,
             heads, queries, keys, dim, *_strides(q, k, v, dout, dk, dv), **constants, **tiles["keys"],
         )  # fmt: skip
-    scores, lengths = q_parts.sum((1, 3))
-    dcurvature = (lengths + k_parts.sum((0, 2)) - scores) / (2 * curvature)
-    return dq, dk, dv, (scores / beta).to(beta.dtype), dcurvature.to(curvature.dtype)
+        kernels.parameter_gradients[(heads,)](
+            q_parts, k_parts, beta, curvature, dbeta, dcurvature, batch, heads, q_tiles, k_tiles, BLOCK=64, num_warps=1
+        )
+    return dq, dk, dv, dbeta, dcurvature
