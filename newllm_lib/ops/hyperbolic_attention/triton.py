@@ -70,7 +70,8 @@ def forward(
         torch.empty(3, batch, heads, geometry.padded(time), dtype=torch.float32, device=q.device)
         for time in (queries, keys)
     )
-    first, constants, tile = _first(k, window, starts), _constants(q, _first(k, window, starts)), _tiles(q)["forward"]
+    first, tile = _first(k, window, starts), _tiles(q)["forward"]
+    constants = _constants(q, first)
     with torch.cuda.device_of(q):
         kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
             k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
