@@ -65,6 +65,11 @@ def _rsqrt(x):
 
 
 @triton.jit
+def _parameter(of_heads, head):
+    return tl.load(of_heads + head).to(tl.float32)
+
+
+@triton.jit
 def _one_minus_exp(x):
     """1 - e^-x for x >= 0, with its digits where x is small."""
     series = x * (1.0 - x / 2.0 * (1.0 - x / 3.0 * (1.0 - x / 4.0 * (1.0 - x / 5.0))))
@@ -142,13 +147,13 @@ def key_numbers(
     head = lane % heads
     rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     tile = _load(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, EVEN_D)
-    root = tl.sqrt(tl.load(curvature + head))
+    root = tl.sqrt(_parameter(curvature, head))
     a, delta, E = _numbers(tile, root)
     lane_size, plane = _sizes(keys)
     place = numbers + lane * lane_size + rows
     tl.store(place, delta)
     tl.store(place + plane, E)
-    tl.store(place + 2 * plane, -tl.load(beta + head) / root * LOG2E * a)
+    tl.store(place + 2 * plane, -_parameter(beta, head) / root * LOG2E * a)
 
 
 @triton.jit
@@ -194,8 +199,8 @@ def forward(
     rows, dims = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     offset = keys - queries
     position = rows + offset
-    root = tl.sqrt(tl.load(curvature + head))
-    slope = -tl.load(beta + head) / root
+    root = tl.sqrt(_parameter(curvature, head))
+    slope = -_parameter(beta, head) / root
     tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, EVEN_D)
     _, delta, E = _numbers(tile_q, root)
     row = (delta, E)
@@ -328,8 +333,8 @@ def backward_queries(
     rows, dims = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     offset = keys - queries
     position = rows + offset
-    root = tl.sqrt(tl.load(curvature + head))
-    slope = -tl.load(beta + head) / root
+    root = tl.sqrt(_parameter(curvature, head))
+    slope = -_parameter(beta, head) / root
     tile_q = _load(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, EVEN_D)
     tile_dout = _load(
         dout + batch * dout_batch + head * dout_head, rows, dims, dout_time, queries, dim, True, EVEN_D
@@ -424,8 +429,8 @@ def backward_keys(
     batch, head = lane // heads, lane % heads
     rows, dims = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     offset = keys - queries
-    root = tl.sqrt(tl.load(curvature + head))
-    slope = -tl.load(beta + head) / root
+    root = tl.sqrt(_parameter(curvature, head))
+    slope = -_parameter(beta, head) / root
     tile_k = _load(k + batch * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, EVEN_D)
     tile_v = _load(v + batch * v_batch + head * v_head, rows, dims, v_time, keys, dim, True, EVEN_D)
     k_size, plane = _sizes(keys)
@@ -489,6 +494,6 @@ def parameter_gradients(
             tiles = start + tl.arange(0, BLOCK)
             lengths += tl.load(k_parts + lane * k_tiles + tiles, mask=tiles < k_tiles, other=0.0)
     score = tl.sum(scores, 0)
-    gradient = (tl.sum(lengths, 0) - score) / (2.0 * tl.load(curvature + head))
-    tl.store(dbeta + head, (score / tl.load(beta + head)).to(dbeta.dtype.element_ty))
+    gradient = (tl.sum(lengths, 0) - score) / (2.0 * _parameter(curvature, head))
+    tl.store(dbeta + head, (score / _parameter(beta, head)).to(dbeta.dtype.element_ty))
     tl.store(dcurvature + head, gradient.to(dcurvature.dtype.element_ty))

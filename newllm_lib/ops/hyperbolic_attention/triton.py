@@ -21,14 +21,15 @@ def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
     """
     row = _block(x) * x.element_size()
     if row <= 256:
-        tile = dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=2)
+        tile, keys = (64, 64, 4, 2), (32, 64, 4, 3)
     elif row == 512 and x.dtype != torch.float32 and shared_memory(x.device) > 2**17:
-        tile = dict(BLOCK_M=64, BLOCK_N=32, num_warps=4, num_stages=1)
-        return dict(forward=tile, queries=tile, keys=dict(BLOCK_M=32, BLOCK_N=64, num_warps=8, num_stages=1))
+        tile, keys = (64, 32, 4, 1), (32, 64, 8, 1)
     else:
         edge = max(16, 2**14 // row)
-        tile = dict(BLOCK_M=edge, BLOCK_N=edge, num_warps=4, num_stages=1)
-    return dict(forward=tile, queries=tile, keys=tile)
+        tile = keys = (edge, edge, 4, 1)
+    names = "BLOCK_M", "BLOCK_N", "num_warps", "num_stages"
+    tile, keys = (dict(zip(names, sizes, strict=True)) for sizes in (tile, keys))
+    return dict(forward=tile, queries=tile, keys=keys)
 
 
 def _block(x: Tensor) -> int:
