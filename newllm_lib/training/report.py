@@ -30,6 +30,9 @@ _LADDER = {
 }  # fmt: skip
 
 
+_OTHER = {"new_llm": ("tiny_gpt2", "new_llm", "tinygpt2"), "tiny_gpt2": ("new_llm", "tinygpt2", "new_llm")}  # to compare with
+
+
 def report(recipe: Recipe, run: Run, data) -> dict:
     """Read the run's metrics, set them beside what there is to compare with, say it, and keep it.
 
@@ -154,7 +157,10 @@ def _next(recipe: Recipe, run: Run) -> str:
     """The step that the guides take next."""
     name = run.name if run.path.parent.name == "checkpoints" else str(run.path)
     if recipe.recipe == "dailydialog":
-        other = name.replace("new_llm", "tinygpt2", 1) if recipe.model == "new_llm" else name.replace("tinygpt2", "new_llm", 1)
-        return f"newllm compare {name} {other}" if other != name else ""
+        model, here, there = _OTHER.get(recipe.model, ("", "", ""))
+        other = run.path.with_name(run.name.replace(here, there, 1)) if model else run.path
+        if other != run.path and (other / "best").is_dir():
+            return f"newllm compare {name} {other.name if name == run.name else other}"
+        return f"newllm train dailydialog --model {model}, then compare the two" if model else ""
     following = _LADDER.get(recipe.recipe)
     return f"newllm train {following} --from {name}" if following else ""

@@ -10,7 +10,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import train
-from newllm_lib.training.report import _advice, lines, read_report
+from newllm_lib.training.report import _advice, _next, lines, read_report
 from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixtures
 
 
@@ -32,8 +32,11 @@ def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(fold
     scores = [json.loads(line) for line in run.metrics_path.read_text().splitlines() if "eval_loss" in line]
     assert found["beside"][1]["bits_per_byte"] == scores[0]["eval_bits_per_byte"]
     said = capsys.readouterr().out
-    assert "bits per byte of held-out answers" in said and f"Then: newllm compare {run.name} " in said
+    assert "bits per byte of held-out answers" in said and "Then: newllm train dailydialog --model tiny_gpt2" in said
     assert all(line in said for line in lines(found))
+    other = run.path.with_name("tinygpt2_dailydialog_talks") / "best"
+    other.mkdir(parents=True)
+    assert _next(recipe, run) == f"newllm compare {run.name} tinygpt2_dailydialog_talks"
     with pytest.raises(UsageError, match="no report yet"):
         read_report(Run("checkpoints/none"))
 
