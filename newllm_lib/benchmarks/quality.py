@@ -117,7 +117,8 @@ def run(
         for group in dict.fromkeys(t.group() for t in todo):
             with _alone(journal, group) as mine:
                 if mine:
-                    trials = [t for t in todo if t.group() == group]
+                    done = {t.key() for t, _ in read(journal)}  # another may have trained them before it let go of the lock
+                    trials = [t for t in todo if t.group() == group and t.key() not in done]
                     tried.update(_train(journal, data, trials, end, device, compile, text))
                     break
         else:
@@ -126,6 +127,8 @@ def run(
 
 def _train(journal, data, trials: list[Trial], end: float, device: str, compile: bool, text) -> Iterator[str]:
     """Train trials of one group; their keys."""
+    if not trials:
+        return
     from newllm_lib.benchmarks import peers
     from newllm_lib.benchmarks.corpus import open_corpus
     from newllm_lib.benchmarks.fit import Fit, Settings
