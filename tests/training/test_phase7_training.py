@@ -134,7 +134,8 @@ def test_switches_reach_what_they_switch(folder, monkeypatch):
 def test_what_cannot_fit_is_refused_before_anything_is_made(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    large = load_recipe("phase7_1.5b", {"output_dir": str(tmp_path / "run"), "gradient_checkpointing": "off"})
+    heavy = {"gradient_checkpointing": "off", "optimizer": "adamw", "weights_dtype": "fp32", "step_in_backward": False}
+    large = load_recipe("phase7_1.5b", {"output_dir": str(tmp_path / "run"), **heavy})
     with pytest.raises((NewLLMError, UsageError)) as error:
         train(large)
     words = str(error.value)
