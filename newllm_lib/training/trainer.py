@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from newllm_lib import console
 from newllm_lib.data.blocks import training_blocks
@@ -221,8 +221,7 @@ class RunTrainer(Trainer):
             model.save_pretrained(folder, max_shard_size=SHARD)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
-        if not self.recipe.lora_rank:
-            return super()._save(output_dir, state_dict)
+        """As the Trainer's, but a large model goes to the disk in files of `SHARD`: the host never holds more than one."""
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         self._save_model(Path(output_dir))
 
@@ -230,12 +229,6 @@ class RunTrainer(Trainer):
         if not self.recipe.lora_rank:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_adapters(self.model if model is None else model, Path(resume_from_checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As the Trainer's, but a large model goes to the disk in files of `SHARD`: the host never holds more than one."""
-        if not isinstance(self.model, PreTrainedModel):  # adapters
-            return super()._save(output_dir, state_dict)
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, max_shard_size=SHARD)
 
     def _get_output_dir(self, trial=None) -> str:
         """Where the Trainer writes a checkpoint: while saving, the temporary folder that is renamed when it is whole."""
