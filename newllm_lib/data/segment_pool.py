@@ -20,6 +20,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 
 AHEAD = 2  # segments a process has been told: one in work, one being read
 PAUSE = 30.0  # seconds after a failure before more is prepared that nobody waits for yet
+LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
 
 
@@ -110,8 +111,9 @@ class SegmentPool:
             self._threads.append(thread)
             thread.start()
 
-    def _next(self, wait: bool) -> int | None:
-        """The next segment to pack; None: there is none (now, or with `wait` any more)."""
+    def _next(self, wait: bool, linger: float = 0.0) -> int | None:
+        """The next segment to pack; None: there is none now, or with `wait` none any more, also `linger` seconds later."""
+        until = time.monotonic() + linger
         with self._state:
             while not self._closed:
                 while self._urgent:
@@ -119,15 +121,17 @@ class SegmentPool:
                     if number not in self._told and not self._is_there(number):
                         self._told.add(number)
                         return number
-                if time.monotonic() >= self._not_before:
+                now = time.monotonic()
+                if now >= self._not_before:
                     number = next((n for n in self._plan if n not in self._told and not self._is_there(n)), None)
                     if number is not None:
                         self._told.add(number)
                         return number
-                    return None
+                    if now >= until:
+                        return None
                 if not wait:
                     return None
-                self._state.wait(1.0)
+                self._state.wait(1.0 if now < self._not_before else until - now)
         return None
 
     def _serve(self) -> None:
@@ -148,7 +152,7 @@ class SegmentPool:
                         told.extend([] if number is None else [number])
                     self._take(self._answer(process))
                     told.popleft()
-                    number = self._next(wait=not told)
+                    number = self._next(wait=not told, linger=LINGER)
                     told.extend([] if number is None else [number])
         except (EOFError, OSError):
             self._lost(list(told), process.wait())
@@ -185,7 +189,6 @@ class SegmentPool:
                 self._failed.pop(number, None)
                 self.documents[number] = answer["documents"]
             self._state.notify_all()
-
 
     def _lost(self, numbers: list[int], exit_code: int) -> None:
         """A process ended before these were done."""

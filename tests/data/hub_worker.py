@@ -11,10 +11,11 @@ import time
 from types import SimpleNamespace
 
 from newllm_lib import console
-from newllm_lib.data import hub, prepare, segments, stream
+from newllm_lib.data import hub, prepare, segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError
 
 hub.DELAYS = (0.05, 0.05, 0.05, 0.05)
+segment_pool.cores = lambda: 1  # a process costs most of a second
 segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 12_000, 6, 2, 4
 
 

@@ -33,6 +33,7 @@ def small(monkeypatch):
     monkeypatch.setattr(segments, "HEAD", 6)
     monkeypatch.setattr(stream, "FIRST", 2)
     monkeypatch.setattr(stream, "WINDOW", 4)
+    monkeypatch.setattr(segment_pool, "cores", lambda: 1)  # a process costs most of a second
 
 
 @pytest.fixture
@@ -125,7 +126,6 @@ def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
 
 
 def test_the_order_does_not_depend_on_how_fast_the_data_was_prepared(prepared, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(segment_pool, "cores", lambda: 1)
     data, _ = prepared(cache)
     first = learned(data.train, 4000)
     assert first[1][0] == 1  # into the second pass, whose order is another
@@ -251,8 +251,7 @@ def test_a_damaged_segment_is_made_again(prepared, cache):
     assert learned(again.train, 100) == before
 
 
-def test_a_process_that_dies_is_said_and_replaced(prepared, cache, monkeypatch, capsys):
-    monkeypatch.setattr(segment_pool, "cores", lambda: 1)
+def test_a_process_that_dies_is_said_and_replaced(prepared, cache):
     data, _ = prepared(cache)
     pool = data.train.pool
     missing = next(n for n in range(24, 0, -1) if not (data.train.job.entry(n) / "meta.json").exists())

@@ -89,6 +89,7 @@ def test_faults_that_pass_while_packing(what, begun, whole, hub, worker):
     assert hub.next_fault("GET /train_0.jsonl") is None  # it was met
 
 
+@pytest.mark.slow
 def test_faults_that_pass_at_the_start(tmp_path, whole, hub, worker):
     hub.forgive()
     hub.fail("/api/datasets/me/talks", "reset")
