@@ -17,6 +17,7 @@ LIST = "colab-gpu-pip-freeze.2026-08.txt"
 OF_THE_IMAGE = (
     "transformers", "tokenizers", "datasets", "peft", "accelerate", "huggingface_hub", "pyarrow", "dill", "multiprocess",
     "fsspec", "ipywidgets", "matplotlib", "safetensors", "httpx", "httpcore", "h11", "anyio",
+    "certifi", "sniffio", "requests", "urllib3", "charset_normalizer", "idna",
 )  # fmt: skip
 ADDED = ("trl==0.29.1",)
 SUITE = (
