@@ -110,6 +110,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
     refuse(recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe())  # what a T4 can have
 
 
+@pytest.mark.slow  # torchao compiles its step: minutes on two cores
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adamw4bit"])
 def test_torchaos_optimizers_train(folder, optimizer):
     pytest.importorskip("torchao")
