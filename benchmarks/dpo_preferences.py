@@ -96,7 +96,7 @@ def train_base(model: str, folder: Path, steps: int, sizes: dict) -> Path:
 def prefer(model: str, base: Path, name: str, data: str, folder: Path, sizes: dict, arguments) -> dict:
     """DPO from `base` on `data`: what was measured before and after, the loss of the first step, and the shortcuts."""
     from newllm_lib.data.preferences import load_preferences, shortcuts
-    from newllm_lib.errors import NewLLMError
+    from newllm_lib.errors import Interrupted, NewLLMError
     from newllm_lib.recipe import load_recipe
     from newllm_lib.runs import Run
     from newllm_lib.training import train
@@ -111,6 +111,8 @@ def prefer(model: str, base: Path, name: str, data: str, folder: Path, sizes: di
     problem = None
     try:
         train(recipe)
+    except Interrupted:
+        raise
     except NewLLMError as error:  # a collapsed run is a result too
         problem = str(error)
     run = Run(recipe.run_path())

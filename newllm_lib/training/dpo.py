@@ -190,8 +190,14 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
 
     def evaluate(self, *args, **kwargs) -> dict:
         """Measure on the held-out pairs; keep the best model (by loss) in `best/`; stop where the answers have collapsed."""
-        started, step = time.monotonic(), self.state.global_step
-        found = self.measure()
+        started = time.monotonic()
+        figures = self.record(self.measure())
+        self._interval_pause += time.monotonic() - started
+        return figures
+
+    def record(self, found: dict) -> dict:
+        """Write down figures of the model as it is now (before training those of the base, which are known), as `evaluate`."""
+        step = self.state.global_step
         self._check_finite(found["loss"])
         best = self.progress.judge(found["loss"], step)
         row = {"step": step, "epoch": round(self.state.epoch or 0.0, 6), **row_of_evaluation(found), "best": best}
@@ -201,7 +207,6 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
             self._save_for_use(self.run.best)
         plot_preferences(self.run)
         self._stop_if_hopeless(found)
-        self._interval_pause += time.monotonic() - started
         figures = {k: v for k, v in row.items() if k.startswith("eval_")}
         super(DPOTrainer, self).log({k: v for k, v in figures.items() if isinstance(v, float)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)

@@ -210,7 +210,7 @@ def _fit(recipe, run, device, data, model, progress, steps_per_epoch, total, che
     write_status(run, total_steps=total, message=f"training {count:,} parameters")
     console.say(f"Training {count:,} parameters, {micro} pairs at a time")
     if not checkpoint:
-        trainer.evaluate()
+        trainer.record(data.before["figures"] | ({"kl": 0.0} if rank else {}))
     try:
         with only_data_is_read(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
