@@ -30,7 +30,7 @@ def test_the_guide_has_commands():
 @pytest.mark.parametrize("line", commands())
 def test_its_commands_parse(line):
     arguments = parse(shlex.split(line)[1:])
-    if arguments.command == "train":
+    if arguments.command == "train" and "…" not in line:  # a line with gaps to fill has no run of its own
         recipe = load_recipe(arguments.name, overrides(arguments), "t4", resolve_start=False)
         assert recipe.run_name in GUIDE, f"{recipe.run_name} is called otherwise in the guide"
 
