@@ -220,30 +220,30 @@ def test_muons_learning_rate_is_its_own():
 
 def test_arguments_reach_the_trainer(tmp_path):
     from newllm_lib.runs import Run
-    from newllm_lib.training.run_recipe import _arguments
+    from newllm_lib.training.arguments import training_arguments
 
-    arguments = _arguments(recipe(seed=7, max_grad_norm=0.5, report_to="tensorboard"), Run(tmp_path), probe(), 10, 4)
+    arguments = training_arguments(recipe(seed=7, max_grad_norm=0.5, report_to="tensorboard"), Run(tmp_path), probe(), 10, 4)
     assert (arguments.seed, arguments.max_grad_norm, arguments.max_steps) == (7, 0.5, 10)
     assert arguments.report_to == ["tensorboard"]
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == recipe().batch_size
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
-    from newllm_lib.training.run_recipe import _compilation, _dtype
+    from newllm_lib.training.arguments import compilation, dtype_of
 
     device = probe()
-    assert _dtype(recipe(), device) == device.dtype
+    assert dtype_of(recipe(), device) == device.dtype
     for kind, refused in (("cpu", "fp16"), ("cpu", "bf16"), ("t4", "bf16")):
         monkeypatch.setenv("NEWLLM_DEVICE", kind)
         with pytest.raises(UsageError, match=f"--dtype {refused}"):
-            _dtype(recipe(dtype=refused), probe())
+            dtype_of(recipe(dtype=refused), probe())
     monkeypatch.setenv("NEWLLM_DEVICE", "a100")
-    assert [_dtype(recipe(dtype=d), probe()) for d in ("fp32", "fp16", "bf16")] == ["fp32", "fp16", "bf16"]
-    found = [_compilation(recipe(compile=c), device) for c in ("on", "off", "graphs")]
+    assert [dtype_of(recipe(dtype=d), probe()) for d in ("fp32", "fp16", "bf16")] == ["fp32", "fp16", "bf16"]
+    found = [compilation(recipe(compile=c), device) for c in ("on", "off", "graphs")]
     assert found == ["on", "off", "graphs"]
     for kind, expected in (("cpu", "off"), ("t4", "on"), ("h100", "graphs")):
         monkeypatch.setenv("NEWLLM_DEVICE", kind)
-        assert _compilation(recipe(), probe()) == expected
+        assert compilation(recipe(), probe()) == expected
     assert recipe(compile=True).compile == "on"  # YAML 1.1 reads on and off as booleans
 
 

@@ -21,8 +21,8 @@ from newllm_lib.models import parameters
 from newllm_lib.models.lora import without_dropout
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, explained, is_whole, staged_directory
+from newllm_lib.training.arguments import argument_values, on_one_gpu
 from newllm_lib.training.callbacks import Signals
-from newllm_lib.training.run_recipe import _argument_values, on_one_gpu
 
 
 @dataclass
@@ -79,7 +79,7 @@ def _call(model, name: str) -> None:
 def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
     set_seed(recipe.seed)
     steps = max(1, round(recipe.sft_warm_start * len(rows) / recipe.batch_size))
-    values = _argument_values(recipe, run, device, steps, recipe.batch_size)
+    values = argument_values(recipe, run, device, steps, recipe.batch_size)
     console.say(
         f"Warm start: {steps:,} steps of {recipe.batch_size} preferred answers, all {parameters(model):,} parameters, "
         f"learning rate {recipe.sft_learning_rate:.1e}"

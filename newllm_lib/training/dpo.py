@@ -29,10 +29,10 @@ from newllm_lib.errors import NewLLMError, UsageError  # noqa: E402
 from newllm_lib.evaluation.preferences import pair_log_probs, preference_metrics  # noqa: E402
 from newllm_lib.recipe import Recipe  # noqa: E402
 from newllm_lib.runs import write_status  # noqa: E402
+from newllm_lib.training.arguments import on_one_gpu  # noqa: E402
 from newllm_lib.training.callbacks import DataOrder  # noqa: E402
 from newllm_lib.training.preference_curves import plot_preferences  # noqa: E402
 from newllm_lib.training.preference_log import row_of_evaluation  # noqa: E402
-from newllm_lib.training.run_recipe import on_one_gpu  # noqa: E402
 from newllm_lib.training.trainer import RunTrainer  # noqa: E402
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # TRL's and transformers' own use of it

@@ -25,6 +25,7 @@ from newllm_lib.evaluation.preferences import clearly_better, pair_log_probs, pr
 from newllm_lib.models.lora import lora_config, without_dropout
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, check_folder, checkpoint_step, write_status
+from newllm_lib.training.arguments import argument_values, dtype_of
 from newllm_lib.training.base import PreparedBase, prepare_base
 from newllm_lib.training.callbacks import Heartbeat, Signals, Timetable
 from newllm_lib.training.card import write_card
@@ -34,14 +35,7 @@ from newllm_lib.training.memory import with_smaller_micro_batches
 from newllm_lib.training.preference_curves import plot_preferences
 from newllm_lib.training.preference_log import LogBeforeSaving, PreferenceLog, in_words, say_result
 from newllm_lib.training.progress import Progress
-from newllm_lib.training.run_recipe import (
-    _argument_values,
-    _checkpoint_to_resume,
-    _dtype,
-    _forget_rows_after,
-    _free_name,
-    _set_aside_after,
-)  # fmt: skip
+from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after
 
 RESULT = "preferences.json"  # in the run: the figures and answers before training and after it
 _WATCHED = 12  # prompts that are answered at each evaluation
@@ -84,7 +78,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
             answers that became empty or repeat themselves.
     """
     _refuse(recipe)
-    checkpoint = _checkpoint_to_resume(recipe, run)
+    checkpoint = checkpoint_to_resume(recipe, run)
     pairs = load_preferences(recipe)
     if checkpoint:
         check_folder(checkpoint)
@@ -92,7 +86,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
     if progress.data_fingerprint not in ("", pairs.fingerprint):
         raise UsageError(
             f"The pairs are not what {run.path} was started with: bring those back, or start a new run with --output_dir "
-            f"{_free_name(run)}."
+            f"{free_name(run)}."
         )
     progress.data_fingerprint = pairs.fingerprint
     base = prepare_base(recipe, run)
@@ -104,8 +98,8 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
         return
     atomic_write_text(run.recipe_path, recipe.to_yaml())
-    _forget_rows_after(run, checkpoint)
-    _set_aside_after(run, checkpoint)
+    forget_rows_after(run, checkpoint)
+    set_aside_after(run, checkpoint)
     _announce(recipe, run, device, pairs, encoded, base, total, checkpoint)
     base.warm_start(recipe, run, device, encoded[0].rows)
     data = _prepare(recipe, run, device, encoded, base)
@@ -149,7 +143,7 @@ def _announce(recipe, run, device, pairs, encoded, base: PreparedBase, total, ch
             console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")
     console.say(
         f"  {total:,} steps of {recipe.batch_size} pairs, learning rate {recipe.scaled_learning_rate():.1e}, "
-        f"beta {recipe.beta:g}, on {device.name} in {_dtype(recipe, device)}; about "
+        f"beta {recipe.beta:g}, on {device.name} in {dtype_of(recipe, device)}; about "
         f"{need['memory_estimate_gib']:.1f} GiB (an estimate)"
     )
     if checkpoint:
@@ -159,7 +153,7 @@ def _announce(recipe, run, device, pairs, encoded, base: PreparedBase, total, ch
 def _prepare(recipe: Recipe, run: Run, device: Device, encoded: Sequence[EncodedPairs], base: PreparedBase) -> PreparedPairs:
     """What the base prefers and says: the reference that training is measured against."""
     model = base.model.to(device.torch_device)
-    dtype, pad = _dtype(recipe, device), base.tokenizer.pad_token_id
+    dtype, pad = dtype_of(recipe, device), base.tokenizer.pad_token_id
     console.say("Before training: what the base prefers")
     train_reference, started = None, time.monotonic()
     if recipe.precompute_ref_log_probs:
@@ -181,7 +175,7 @@ def _train_with_memory_left(recipe, run, device, data, base, progress, steps_per
     def attempt(micro: int, first: bool) -> None:
         latest = checkpoint if first else run.latest_checkpoint()
         if not first:
-            _forget_rows_after(run, latest)
+            forget_rows_after(run, latest)
         known = Progress.load(latest) if latest and not first else progress
         model = base.model if first else prepare_base(recipe, run).model
         _fit(recipe, run, device, data, model, known, steps_per_epoch, total, latest, micro)
@@ -199,11 +193,11 @@ def _fit(recipe, run, device, data, model, progress, steps_per_epoch, total, che
     adapters = lora_config(model, rank, recipe.lora_alpha, recipe.lora_dropout) if rank else None
     signals, log = Signals(), PreferenceLog(total / steps_per_epoch, steps_per_epoch)
     trainer = PreferenceTrainer(
-        model=without_dropout(model), args=dpo_config(recipe, _argument_values(recipe, run, device, total, micro)), recipe=recipe,
+        model=without_dropout(model), args=dpo_config(recipe, argument_values(recipe, run, device, total, micro)), recipe=recipe,
         run=run, data=data, peft_config=adapters, progress=progress, log=log, checkpoint=checkpoint,
         callbacks=[Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run), Heartbeat(run), LogBeforeSaving()],
     )  # fmt: skip
-    trainer.eval_dtype = _dtype(recipe, device)
+    trainer.eval_dtype = dtype_of(recipe, device)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -228,7 +222,7 @@ def _finish(recipe: Recipe, run: Run, device: Device, data: PreparedPairs, descr
         NewLLMError: the answers of what was kept are empty or repeat themselves.
     """
     model, tokenizer, _ = load_run(run, "best", device.torch_device)
-    dtype, pad = _dtype(recipe, device), tokenizer.pad_token_id
+    dtype, pad = dtype_of(recipe, device), tokenizer.pad_token_id
     log_probs = pair_log_probs(model, data.evaluation.rows, pad, dtype)
     figures = preference_metrics(log_probs, data.evaluation_reference, data.evaluation.pairs, recipe.beta)
     said = answers(model, tokenizer, data.watched(), data.before["answer_tokens"])

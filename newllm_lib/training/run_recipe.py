@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
@@ -20,7 +18,7 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, count_parameters, load_model, model_config, parameters
 from newllm_lib.models.weights import check_weights
 from newllm_lib.ops.backend import kernels
-from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.recipe import Recipe
 from newllm_lib.runs import (
     BACKGROUND,
     Run,
@@ -28,15 +26,13 @@ from newllm_lib.runs import (
     atomic_write_text,
     check_folder,
     checkpoint_step,
-    from_guides_name,
     gpu_for,
     link_log,
-    missing_files,
     read_status_file,
-    remove_directory,
     write_status,
 )  # fmt: skip
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
+from newllm_lib.training.arguments import compilation, dtype_of, training_arguments
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
@@ -46,7 +42,7 @@ from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, co
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
-from newllm_lib.training.samples import forget_after as forget_samples_after
+from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after, settle
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
 
@@ -69,10 +65,10 @@ def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | Non
     run = Run(recipe.run_path())
     copy = copy_of(recipe, run)
     for home in (run, copy):
-        recipe = _settle(recipe, home) if home is not None else recipe
+        recipe = settle(recipe, home) if home is not None else recipe
     refuse(recipe, device)
     refuse_distillation(recipe)
-    _dtype(recipe, device)  # refuses what the device cannot do before anything is made
+    dtype_of(recipe, device)  # refuses what the device cannot do before anything is made
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
     if recipe.carry_state and recipe.model == "tiny_gpt2":
@@ -118,40 +114,9 @@ def _gpu(recipe: Recipe, run: Run, device: Device):
     return gpu_for(run, int(os.environ.get("LOCAL_RANK", 0)), recipe.force)
 
 
-def _settle(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run records it. A run started on another kind of machine keeps that machine's preset.
-
-    Raises:
-        UsageError: the folder holds a run with another recipe.
-    """
-    if not run.recipe_path.is_file():
-        return recipe
-    recorded = Recipe.from_yaml(run.recipe_path)
-    if recorded.sized_for != recipe.sized_for and recipe.origin and "sized_for" not in recipe.origin[1]:
-        recipe = load_recipe(*recipe.origin, device_kind=recorded.sized_for)
-    different = recipe.differences(recorded)
-    if different:
-        raise UsageError(
-            f"{run.path} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours its own folder, "
-            f"e.g. --output_dir {_free_name(run)}."
-        )
-    if recipe.resume == "never" and run.latest_checkpoint():
-        raise UsageError(
-            f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. {_free_name(run)}."
-        )
-    return recipe
-
-
-def _free_name(run: Run) -> str:
-    number = 2
-    while run.path.with_name(f"{run.name}_{number}").exists():
-        number += 1
-    return str(run.path.with_name(f"{run.name}_{number}"))
-
-
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
     """Prepare the data and train until done."""
-    checkpoint = _checkpoint_to_resume(recipe, run)
+    checkpoint = checkpoint_to_resume(recipe, run)
     if checkpoint:
         check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
@@ -166,7 +131,7 @@ def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finish
     if progress.data_fingerprint not in ("", data.fingerprint):
         raise UsageError(
             f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
-            f"--output_dir {_free_name(run)}."
+            f"--output_dir {free_name(run)}."
         )
     progress.data_fingerprint = data.fingerprint
     atomic_write_text(run.recipe_path, recipe.to_yaml())
@@ -174,8 +139,8 @@ def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finish
     if checkpoint and recipe.resume == "auto" and (was_finished or checkpoint_step(checkpoint) >= total):
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
         return
-    _forget_rows_after(run, checkpoint)
-    _set_aside_after(run, checkpoint)
+    forget_rows_after(run, checkpoint)
+    set_aside_after(run, checkpoint)
     _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start)
     _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start)
     write_status(run, state="done", message="finished")  # a report that is cut off must not make it train again
@@ -196,31 +161,6 @@ def _start(recipe: Recipe, run: Run, checkpoint, progress: Progress) -> Start | 
     return start
 
 
-def _checkpoint_to_resume(recipe: Recipe, run: Run):
-    """The newest whole checkpoint of the run, or the one that --resume names.
-
-    Raises:
-        UsageError: --resume names none. NewLLMError: a file of it is missing or cut short.
-    """
-    if recipe.resume in ("auto", "never"):
-        return run.latest_checkpoint()
-    wanted = os.path.normpath(from_guides_name(recipe.resume))
-    if wanted == "last":
-        if run.latest_checkpoint() is None:
-            raise UsageError(f"--resume last: {run.path} has no checkpoint yet. Train it first, without --resume.")
-        return run.latest_checkpoint()
-    name = os.path.basename(wanted)
-    folder, elsewhere = run.path / name, os.path.dirname(wanted)
-    other_run = elsewhere and os.path.realpath(elsewhere) != os.path.realpath(run.path)
-    if not re.fullmatch(r"checkpoint-\d+", name) or other_run or not folder.is_dir():
-        there = ", ".join(p.name for p in run.checkpoints()) or "none"
-        raise UsageError(f"--resume {recipe.resume}: name a checkpoint of {run.path} ({there}), or use auto.")
-    missing = missing_files(folder)
-    if missing:
-        raise NewLLMError(f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto.")
-    return folder
-
-
 def _steps(recipe: Recipe, data) -> tuple[int, int]:
     """Optimizer steps in an epoch, and in all."""
     from newllm_lib.data.blocks import training_blocks
@@ -229,25 +169,6 @@ def _steps(recipe: Recipe, data) -> tuple[int, int]:
     per_epoch = len(sampler) // recipe.batch_size
     total = max(1, round(recipe.epochs * per_epoch))
     return per_epoch, min(total, recipe.max_steps) if recipe.max_steps else total
-
-
-def _forget_rows_after(run: Run, checkpoint) -> None:
-    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
-    step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
-    forget_samples_after(run, step)
-    rows = [row for row in run.metrics() if row["step"] <= step]
-    atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _set_aside_after(run: Run, checkpoint) -> None:
-    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept under another name."""
-    for newer in run.checkpoints():
-        if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
-            aside = newer.with_name(f"superseded-{newer.name}")
-            if aside.exists():
-                remove_directory(aside)
-            newer.rename(aside)
-            console.say(f"  {newer.name} is newer than what is resumed: kept as {aside.name}")
 
 
 def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start) -> None:
@@ -266,28 +187,11 @@ def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, sta
         )
     )  # fmt: skip
     console.say(
-        f"  on {device.name}, {_dtype(recipe, device)}; about {console.duration(3600 * need['hours_estimate'])} and "
+        f"  on {device.name}, {dtype_of(recipe, device)}; about {console.duration(3600 * need['hours_estimate'])} and "
         f"{need['memory_estimate_gib']:.1f} GiB (an estimate; the log soon knows better)"
     )
     if checkpoint:
         console.say(f"  Continuing from {checkpoint.name}")
-
-
-def _dtype(recipe: Recipe, device: Device) -> str:
-    """The dtype of matrix products.
-
-    Raises:
-        UsageError: this device does not compute in the recipe's.
-    """
-    if recipe.weights_dtype == "bf16":
-        return "bf16"
-    if recipe.dtype in ("auto", "fp32"):
-        return device.dtype if recipe.dtype == "auto" else "fp32"
-    if device.torch_device == "cpu":
-        raise UsageError(f"--dtype {recipe.dtype} needs a GPU: leave it at auto, which is fp32 here.")
-    if recipe.dtype == "bf16" and (device.capability or (0, 0)) < (8, 0):
-        raise UsageError(f"--dtype bf16: {device.name} only emulates it, slowly. Leave it at auto, which is fp16 here.")
-    return recipe.dtype
 
 
 def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start) -> None:
@@ -308,7 +212,7 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
         checkpoint = run.latest_checkpoint()
         fresh = Progress(data_fingerprint=progress.data_fingerprint, start_fingerprint=progress.start_fingerprint)
         progress = Progress.load(checkpoint) if checkpoint else fresh
-        _forget_rows_after(run, checkpoint)
+        forget_rows_after(run, checkpoint)
 
 
 def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro) -> None:
@@ -316,7 +220,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     model = make_model(recipe, torch.device(device.torch_device), lambda: _model(recipe, run, data, checkpoint, start, device))
     if checkpoint:
         check_weights(checkpoint, model)
-    how = _compilation(recipe, device)
+    how = compilation(recipe, device)
     blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
     if how != "off" and blocks is None:
         body = model.model if recipe.teacher else model  # a distilled student's loss is computed outside the model
@@ -327,10 +231,10 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     if has_curvature_schedule(recipe):
         callbacks.append(CurvatureSchedule(recipe))
     trainer = RunTrainer(
-        model=model, args=_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data, progress=progress,
-        log=log, checkpoint=checkpoint, blocks=blocks, callbacks=callbacks,
+        model=model, args=training_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data,
+        progress=progress, log=log, checkpoint=checkpoint, blocks=blocks, callbacks=callbacks,
     )  # fmt: skip
-    trainer.eval_dtype = _dtype(recipe, device)
+    trainer.eval_dtype = dtype_of(recipe, device)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     write_status(run, total_steps=total, message=f"training {parameters(model):,} parameters")
@@ -367,48 +271,6 @@ def _model(recipe: Recipe, run: Run, data, checkpoint, start: Start | None, devi
     if not checkpoint:
         keep_base(run, start.folder)
     return add_adapters(load_model(run.path / BASE, recipe), recipe, run.path / BASE)
-
-
-def _arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
-    return on_one_gpu(TrainingArguments(**_argument_values(recipe, run, device, total, micro)))
-
-
-def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
-    """One process uses one GPU: the Trainer would split each batch by threads over all of them."""
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> dict:
-    """The Trainer's arguments, whatever is trained."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    dtype, checkpointing = _dtype(recipe, device), {}
-    if recipe.gradient_checkpointing == "on" and not recipe.step_in_backward:  # else lowmem.blocks does it
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    if recipe.step_in_backward:  # the blocks cut the batch
-        micro = recipe.batch_size // processes
-    return dict(
-        output_dir=str(run.path), max_steps=total, per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // (micro * processes), max_grad_norm=recipe.max_grad_norm,
-        bf16=dtype == "bf16", fp16=dtype == "fp16" and device.torch_device == "cuda",
-        use_cpu=device.torch_device == "cpu", seed=recipe.seed, data_seed=recipe.seed, disable_tqdm=True,
-        logging_nan_inf_filter=False,  # it would hide a NaN, and synchronise every step
-        logging_strategy="no", eval_strategy="no", save_strategy="no",  # callbacks.Timetable decides
-        report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
-        dataloader_pin_memory=False, remove_unused_columns=False, **checkpointing,
-    )  # fmt: skip
-
-
-def _compilation(recipe: Recipe, device: Device) -> str:
-    """"off", "on" or "graphs"."""
-    if recipe.compile != "auto":
-        return recipe.compile
-    if not device.compile:
-        return "off"
-    if recipe.lora_rank or recipe.teacher:  # with these, and with loss scaling (fp16), graphs are not measured yet
-        return "on"
-    return "graphs" if _dtype(recipe, device) == "bf16" else "on"
 
 
 def _say_finished(run: Run) -> None:

@@ -15,7 +15,7 @@ from newllm_lib.evaluation.generation import complete
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.ops.backend import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import run_recipe, train, trainer
+from newllm_lib.training import arguments, run_recipe, train, trainer
 from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.optimizer import build_optimizer
 from tests.training.test_resume import write_text
@@ -114,7 +114,8 @@ def test_a_switch_of_the_mathematics_changes_the_losses_and_still_learns(folder,
 
 def test_switches_reach_what_they_switch(folder, monkeypatch):
     run = SimpleNamespace(path=folder, name="run")
-    on, off = (run_recipe._arguments(recipe(folder, gradient_checkpointing=c), run, probe(), 10, 4) for c in ("true", "false"))
+    both = (recipe(folder, gradient_checkpointing=choice) for choice in ("true", "false"))
+    on, off = (arguments.training_arguments(one, run, probe(), 10, 4) for one in both)
     assert on.gradient_checkpointing and not off.gradient_checkpointing
     for fused in (True, False):
         optimizer = build_optimizer(torch.nn.Linear(2, 2), recipe(folder, fused_optimizer=fused))

@@ -10,7 +10,7 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
-from newllm_lib.training import run_recipe, train, trainer
+from newllm_lib.training import resuming, train, trainer
 from tests.training.test_resume import write_text
 
 
@@ -207,7 +207,7 @@ def test_a_run_started_on_another_machine_keeps_its_preset(folder, monkeypatch):
     started = load_recipe("demo", {**choices, "sized_for": "cpu"})
     (folder / "run").mkdir()
     (folder / "run" / "recipe.yaml").write_text(started.to_yaml())
-    settled = run_recipe._settle(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
+    settled = resuming.settle(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
     assert settled.sized_for == "cpu" and not settled.differences(started)
 
 

@@ -9,7 +9,7 @@ import inspect
 import sys
 from dataclasses import fields
 
-CONFIG = {  # of trl.DPOConfig: what `run_recipe._argument_values`, `dpo.dpo_config` and the benchmark give it
+CONFIG = {  # of trl.DPOConfig: what `arguments.argument_values`, `dpo.dpo_config` and the benchmark give it
     "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16",
     "use_cpu", "seed", "data_seed", "disable_tqdm", "logging_nan_inf_filter", "logging_strategy", "eval_strategy",
     "save_strategy", "report_to",
