@@ -83,7 +83,8 @@ def run_of(word: str) -> str:
     from newllm_lib.recipe import Recipe, shipped_recipes
     from newllm_lib.runs import from_guides_name, list_runs
 
-    if word not in shipped_recipes() or any(run.name == word for run in list_runs()):
+    # The folder of `newllm demo` is named as a recipe is, but holds no model of its own.
+    if word not in shipped_recipes() or any(run.name == word and run.best.is_dir() for run in list_runs()):
         return from_guides_name(word)
     trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
     trained = [run for run in trained if Recipe.from_yaml(run.recipe_path).recipe == word]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from newllm_lib import runs
 from newllm_lib.benchmarks.train_1p5b import deepest
 from newllm_lib.cli import main
 from newllm_lib.cli.parser import parse
@@ -111,7 +112,7 @@ def test_the_test_target_trains_saves_and_goes_on(folder, capsys):
     assert code == 0 and "Continuing from checkpoint-5" in out
 
 
-def test_guides_names_and_recipes_lead_to_runs(folder):
+def test_guides_names_and_recipes_lead_to_runs(folder, monkeypatch):
     from newllm_lib.cli.results import run_of
 
     assert from_guides_name("a/b/phase7_step_2000.pt") == from_guides_name("a/b/step_2000") == "a/b/checkpoint-2000"
@@ -119,6 +120,10 @@ def test_guides_names_and_recipes_lead_to_runs(folder):
     keys = {"sized_for": "cpu", "data_dir": "text", "vocab_size": 300, "max_steps": 1, "hidden_size": 16, "context_dim": 16,
             "mlp_size": 16, "num_layers": 1, "max_seq_length": 16, "batch_size": 4}  # fmt: skip
     train(load_recipe("demo", {**keys, "output_dir": "checkpoints/mine"}))
+    Path("checkpoints/demo").mkdir()
+    Path("checkpoints/demo/status.json").write_text("{}")  # as `newllm demo` leaves one, without a model
+    here = runs.list_runs
+    monkeypatch.setattr(runs, "list_runs", lambda: [run for run in here() if run.path.resolve().is_relative_to(folder)])
     assert Path(run_of("demo")).name == "mine" and run_of("mine") == "mine"
 
 
