@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
-from newllm_lib.ops.cross_entropy import linear_cross_entropy
+from newllm_lib.models.causal_lm import CausalLMWithState
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -74,17 +74,6 @@ class NewLLMOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
-
-
-@dataclass
-class NewLLMCausalLMOutput(ModelOutput):
-    """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size) float32."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    state: torch.Tensor | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -211,7 +200,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         return NewLLMOutput(x, torch.stack(new_state, 1) if keep_state else None)
 
 
-class NewLLMForCausalLM(NewLLMPreTrainedModel, GenerationMixin):
+class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixin):
     """New-LLM with its head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -221,61 +210,3 @@ class NewLLMForCausalLM(NewLLMPreTrainedModel, GenerationMixin):
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.model.embed_tokens = value
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the state is our own tensor, not a key-value cache
-
-    def _reorder_cache(self, state: torch.Tensor, beam_idx: torch.Tensor) -> torch.Tensor:
-        return state.index_select(0, beam_idx.to(state.device))
-
-    def prepare_inputs_for_generation(
-        self, input_ids, state=None, attention_mask=None, inputs_embeds=None, use_cache=True, **kwargs
-    ):
-        inputs = {"state": state, "attention_mask": attention_mask, "use_cache": use_cache}
-        if kwargs.get("logits_to_keep") is not None:
-            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
-        if state is not None:
-            return {**inputs, "input_ids": input_ids[:, -1:]}
-        if inputs_embeds is not None:
-            return {**inputs, "inputs_embeds": inputs_embeds}
-        return {**inputs, "input_ids": input_ids}
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
-        state: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ) -> NewLLMCausalLMOutput:
-        """
-        Args:
-            labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted. -100: not predicted.
-            logits_to_keep: return logits of the last this many positions (0: all). In training with labels, none are returned:
-                the loss is computed without forming them.
-            num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
-        """
-        outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
-        hidden = outputs.last_hidden_state
-        loss = None
-        if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if shift_labels is not None:
-            loss = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels, num_items_in_batch)
-        logits = None
-        if not (self.training and loss is not None):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept])
-        return NewLLMCausalLMOutput(loss, logits, outputs.state)

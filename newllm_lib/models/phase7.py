@@ -21,8 +21,8 @@ from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.local_attention import LocalAttention, rotation
 from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
+from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.new_llm import init_context_vector
-from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 
 class Phase7Config(PreTrainedConfig):
@@ -88,18 +88,6 @@ class Phase7Output(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
     opened: torch.Tensor | None = None
-
-
-@dataclass
-class Phase7CausalLMOutput(ModelOutput):
-    """`loss` in nats a token (in training with the ranks' cost); `logits` (batch, time, vocabulary); `state` (batch, layers,
-    state_size)."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    state: torch.Tensor | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
 
 
 class Phase7PreTrainedModel(PreTrainedModel):
@@ -250,7 +238,7 @@ def _gathered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return x.gather(1, order) if x.ndim == 2 else x.gather(1, order.unsqueeze(-1).expand_as(x))
 
 
-class Phase7ForCausalLM(Phase7PreTrainedModel, GenerationMixin):
+class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixin):
     """Phase 7 with its head, which is the embedding (or, untied, one of the same kind)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -265,12 +253,6 @@ class Phase7ForCausalLM(Phase7PreTrainedModel, GenerationMixin):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.model.embed_tokens = value
-
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
         if self.config.embedding != "htt":
             return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -278,58 +260,12 @@ class Phase7ForCausalLM(Phase7PreTrainedModel, GenerationMixin):
             raise ValueError("A tensor-train embedding keeps its vocabulary: train with embedding dense to resize it later.")
         return self.model.embed_tokens
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the state is our own tensor, not a key-value cache
-
-    def _reorder_cache(self, state: torch.Tensor, beam_idx: torch.Tensor) -> torch.Tensor:
-        return state.index_select(0, beam_idx.to(state.device))
-
-    def prepare_inputs_for_generation(
-        self, input_ids, state=None, attention_mask=None, inputs_embeds=None, use_cache=True, **kwargs
-    ):
-        inputs = {"state": state, "attention_mask": attention_mask, "use_cache": use_cache}
-        if kwargs.get("logits_to_keep") is not None:
-            inputs["logits_to_keep"] = kwargs["logits_to_keep"]
-        if state is not None:
-            return {**inputs, "input_ids": input_ids[:, -1:]}
-        if inputs_embeds is not None:
-            return {**inputs, "inputs_embeds": inputs_embeds}
-        return {**inputs, "input_ids": input_ids}
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
-        state: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ) -> Phase7CausalLMOutput:
-        """As `NewLLMForCausalLM.forward`; in training the loss has the cost of the opened ranks in it (`rank_cost`)."""
-        outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
-        hidden = outputs.last_hidden_state
-        loss = None
-        if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if shift_labels is not None:
-            loss = self._loss(outputs, shift_labels, num_items_in_batch)
-        logits = None
-        if not (self.training and loss is not None):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept])
-        return Phase7CausalLMOutput(loss, logits, outputs.state)
-
-    def _loss(self, outputs: Phase7Output, labels: torch.Tensor, tokens) -> torch.Tensor:
-        hidden = outputs.last_hidden_state
+    def loss_of(self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
+        """In training with the cost of the opened ranks in it (`rank_cost`)."""
         if isinstance(self.lm_head, TensorTrainHead):
-            loss = self.lm_head.loss(hidden, labels, tokens)
+            loss = self.lm_head.loss(outputs.last_hidden_state, labels, tokens)
         else:
-            loss = linear_cross_entropy(hidden, self.lm_head.weight, labels, tokens)
+            loss = super().loss_of(outputs, labels, tokens)
         if self.training and self.config.rank_cost and outputs.opened is not None:
             counted = labels != -100
             count = counted.sum() if tokens is None else torch.as_tensor(tokens, device=loss.device)

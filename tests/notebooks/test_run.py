@@ -54,12 +54,12 @@ def write_data(name: str, folder: Path) -> dict:
 SLOWEST_CELL = 400  # seconds
 
 
-@pytest.fixture(params=sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem, scope="module")
+@pytest.fixture(params=sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")), scope="module")
 def executed(request, tmp_path_factory):
     """A notebook after Run all, and the folder it ran in."""
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("chitchat_dataset", reason="needs the demo data: pip install chitchat-dataset")
-    path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
+    path, folder = NOTEBOOKS / f"{request.param}.ipynb", tmp_path_factory.mktemp(request.param)
     notebook = nbformat.read(path, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         small = {**TINY[path.stem], **write_data(path.stem, folder / "data")}
@@ -103,10 +103,10 @@ def test_a_notebook_runs_from_the_top(executed):
     assert "Traceback" not in printed(notebook)
 
 
+@pytest.mark.parametrize("executed", ["01_wikitext_pretraining"], indirect=True)
 def test_pretraining_trains_compares_chats_and_packs(executed):
     notebook, folder = executed
-    if len(list((folder / "checkpoints").glob("tinygpt2_demo*/best"))) != 1:
-        pytest.skip("not the pretraining notebook")
+    assert len(list((folder / "checkpoints").glob("tinygpt2_demo*/best"))) == 1
     ours = next((folder / "checkpoints").glob("new_llm_demo*/best")).parent
     shown = printed(notebook)
     assert "bits per byte" in shown and "bigram" in shown and "New-LLM" in shown
@@ -116,11 +116,11 @@ def test_pretraining_trains_compares_chats_and_packs(executed):
     assert (ours.parent / f"{ours.name}.zip").is_file()
 
 
+@pytest.mark.parametrize("executed", ["02_dolly", "03_ultrachat"], indirect=True)
 def test_dialogue_trains_in_the_background_reads_its_result_chats_and_packs(executed):
     notebook, folder = executed
     trained = [p.parent for name in ("dolly", "ultrachat") for p in (folder / "checkpoints").glob(f"new_llm_{name}*/best")]
-    if not trained:
-        pytest.skip("not a dialogue notebook")
+    assert trained
     run, shown = trained[0], printed(notebook)
     assert "training in the background (pid" in shown and "[Checkpoint saved]" in shown  # the log, from another cell
     assert "What it means:" in shown and "bits per byte of held-out answers" in shown and "the bigram table" in shown
@@ -129,10 +129,9 @@ def test_dialogue_trains_in_the_background_reads_its_result_chats_and_packs(exec
     assert (run.parent / f"{run.name}.zip").is_file() and (run / "samples.jsonl").is_file()
 
 
+@pytest.mark.parametrize("executed", ["04_dpo_lora"], indirect=True)
 def test_preferences_are_trained_shown_used_and_swept(executed):
     notebook, folder = executed
-    if not (folder / "data" / "base").is_dir():
-        pytest.skip("not the preference notebook")
     shown, cards = printed(notebook), "".join(outputs(notebook, "text/markdown"))
     assert "a classifier that sees only the length" in shown and "trl 1." in shown
     assert "held-out pairs" in cards and "| accuracy |" in cards and "| beta | learning rate |" in cards

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -53,9 +54,15 @@ def start(folder: Path, name: str) -> int:
         try:
             train(recipe(folder, name))
             code = 0
+        except BaseException:
+            traceback.print_exc()  # into the child's log, before the exit that skips everything
         finally:
             os._exit(code)
     return pid
+
+
+def said(folder: Path, name: str) -> str:
+    return (folder / f"{name}.out").read_text(errors="replace")[-3000:]
 
 
 def curve(folder: Path, name: str) -> list:
@@ -68,7 +75,7 @@ def main() -> None:
     moment = random.Random(seed)
     began = time.monotonic()
     if os.waitpid(start(folder, "whole"), 0)[1]:
-        sys.exit("the undisturbed run failed")
+        sys.exit("the undisturbed run failed:\n" + said(folder, "whole"))
     duration = time.monotonic() - began
     done = 0
     while done < kills:
@@ -82,7 +89,7 @@ def main() -> None:
             continue
         done += 1
     if os.waitpid(start(folder, "killed"), 0)[1]:
-        sys.exit("the last start failed")
+        sys.exit("the last start failed:\n" + said(folder, "killed"))
     print(json.dumps({"whole": curve(folder, "whole"), "killed": curve(folder, "killed"), "kills": done}))
 
 

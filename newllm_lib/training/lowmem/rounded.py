@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 
-class RoundedOptimizer(torch.optim.Optimizer):
+class RoundedOptimizer(torch.optim.Optimizer, ABC):
     """What the optimizers here share: a step for one parameter, whole states in checkpoints, random bits that depend only on the
     seed, the parameter and the step (so a resumed run rounds as the undisturbed one)."""
 
@@ -43,11 +44,13 @@ class RoundedOptimizer(torch.optim.Optimizer):
         seed = zlib.crc32(f"{self.seed}/{index}/{state['step']}".encode()) & 0x7FFFFFFF
         self.update(parameter, state, group, scale, seed)
 
+    @abstractmethod
     def new_state(self, parameter: Tensor, group: dict) -> dict:
-        raise NotImplementedError
+        """What is kept of a parameter, before its first step; `step` is counted in it."""
 
+    @abstractmethod
     def update(self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int) -> None:
-        raise NotImplementedError
+        """Change the parameter, and its state, in place by one step with its gradient times `scale`."""
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but each state keeps its own dtype (torch would make them the parameter's)."""
