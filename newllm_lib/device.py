@@ -56,11 +56,15 @@ def probe() -> Device:
     if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
         return _cpu(forced=bool(wanted))
     if wanted in KNOWN_GPUS:
-        capability, memory = KNOWN_GPUS[wanted]
-        return _gpu(wanted, f"{wanted.upper()} (by NEWLLM_DEVICE)", capability, memory)
+        return known_gpu(wanted, f"{wanted.upper()} (by NEWLLM_DEVICE)")
     properties = torch.cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
     return _gpu(_kind_of(properties.name), properties.name, capability, properties.total_memory / 2**30)
+
+
+def known_gpu(kind: str, name: str = "") -> Device:
+    """What `probe` would answer on a GPU of `KNOWN_GPUS`, to plan for it elsewhere."""
+    return _gpu(kind, name or kind.upper(), *KNOWN_GPUS[kind])
 
 
 def _cpu(forced: bool) -> Device:

@@ -61,19 +61,18 @@ def _said(arguments, folder: Path, found: dict):
     return {"folder": str(folder), "documents": total, "sources": found} if arguments.json else 0
 
 
-_OFFERED = ("demo", "wikitext", "dolly", "ultrachat_200k", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")
-
-
 def _asked() -> str:
     """The weights, from the user at a terminal.
 
     Raises:
         UsageError: there is no terminal to ask, or nothing was chosen.
     """
+    from newllm_lib.data.mixture import OFFERED
+
     if not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask: say --weights, such as --weights demo=2,dolly=1.")
     say("A weight for each source (Enter: none). demo needs no network, the others are on the Hugging Face hub.")
-    answers = {name: input(f"  {name}: ").strip() for name in _OFFERED}
+    answers = {name: input(f"  {name}: ").strip() for name in OFFERED}
     chosen = ",".join(f"{name}={weight}" for name, weight in answers.items() if weight and weight != "0")
     if not chosen:
         raise UsageError("No source was given a weight: at least one is needed.")

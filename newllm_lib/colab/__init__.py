@@ -10,5 +10,6 @@ widgets.
 | `history`, `curves`, `live` | read a growing run, draw it, show it while it grows |
 | `buttons` | let a Stop button answer while a cell is busy |
 | `chat_widget` | talk to a run |
+| `phase7`, `mixture` | notebook 5: what fits and what hours buy; which data, by sliders |
 | `drive`, `download` | take a run home |
 """

@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 from newllm_lib.console import say
@@ -68,13 +69,15 @@ class Form:
     """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name to
     overrides).
 
-    Two field names are special: `recipe` chooses which shipped recipe is loaded, `size` one of `presets`.
+    Two field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose` says, given the values
+    of the fields), `size` one of `presets`.
     """
 
     name: str
     recipe: str
     fields: tuple[Field, ...]
     presets: dict[str, dict] = field(default_factory=dict)
+    choose: Callable[[dict], str] | None = None
 
     def defaults(self) -> dict:
         """What the fields show before anyone touches them."""
@@ -113,6 +116,8 @@ class Form:
         forced = _forced()
         values = {**defaults, **values, **{k: v for k, v in forced.items() if k in defaults}}
         name = values.pop("recipe", self.recipe)
+        if name == "auto" and self.choose:
+            name = self.choose(values)
         overrides = dict(self._preset(values.pop("size", None)))
         extra = {}
         for f in self.fields:

@@ -19,6 +19,7 @@ LABELS = {
     "num_layers": ("Layers (only where nothing is started from)", "層の数（最初から学習する場合のみ）"),
     "patience": ("Stop after so many evaluations without a better one", "改善がない評価が何回続いたら止めるか"),
     "from_run": ("Start from this run (empty: as the recipe says; none: from scratch)", "続きから学習する実行の名前"),
+    "max_steps": ("Stop after this many steps (None: all epochs)", "ステップ数の上限（None で全エポック）"),
     "lora_rank": ("Rank of LoRA adapters (0: train all weights; needs a start)", "LoRA のランク（0 なら全重みを学習）"),
 }  # fmt: skip
 
@@ -104,4 +105,28 @@ ULTRACHAT = Form(
     },
 )  # fmt: skip
 
-FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT, DPO)}
+
+def _preset_for_this_machine(values: dict) -> str:
+    from newllm_lib.colab.phase7 import for_this_machine  # estimates load torch, and a form is often only shown
+
+    return for_this_machine(values)
+
+
+PHASE7 = Form(
+    name="PHASE7",
+    recipe="phase7_small",
+    choose=_preset_for_this_machine,
+    fields=(
+        Field("recipe", "Preset: 25M to 1.5B parameters; auto: what makes the most of the hours on this GPU",
+              "モデルの大きさ（auto: この GPU と時間に合うもの）", "auto",
+              ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small")),
+        Field("hours", "Hours that you have, for the estimate", "使える時間（見積もり用）", 3.0),
+        Field("weights", "Data recipe, such as ultrachat_200k=2,dolly=1 (empty: the preset's own data, or the sliders below)",
+              "データの配合（空ならプリセットのデータか下のスライダー）", ""),
+        Field("documents", "Documents in that mix", "配合する文書数", 20_000),
+        *_fields("max_steps", "max_samples", "data_dir", "seed"),
+        SAVE_TO_DRIVE,
+    ),
+)  # fmt: skip
+
+FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT, DPO, PHASE7)}

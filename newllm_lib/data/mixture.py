@@ -17,6 +17,8 @@ from newllm_lib.recipe import Recipe
 from newllm_lib.runs import staged_directory
 
 HELD_OUT = 0.05  # documents of validation and of test for each one to train on
+OFFERED = ("demo", "wikitext", "dolly", "ultrachat_200k", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")
+RECORD = "mix.json"  # in the folder, beside the splits: what was asked for and what was found
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -34,6 +36,14 @@ def parse_weights(text: str) -> dict[str, float]:
             raise UsageError(f"--weights {text}: {name} stands there twice.")
         weights[name] = float(number)
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def read_record(folder: Path) -> dict | None:
+    """What `mix` wrote into `folder` with: `weights`, `documents`, and `sources`, its answer. None where it did not."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, dict[str, int]]:
@@ -62,6 +72,8 @@ def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, di
                 file.close()
         if not all(sum(counts[split] for counts in found.values()) for split in SPLITS):
             raise NewLLMError(f"{documents} documents leave a split empty: mix more (--documents).")
+        record = {"weights": weights, "documents": documents, "sources": found}
+        (staging / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
@@ -9,6 +11,10 @@ from newllm_lib.recipe import Recipe
 # Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
 # for the others scaled from their data sheets by the H100's share.
 _TFLOPS = {"cpu": 0.03, "t4": 2.5, "v100": 5.0, "l4": 6.0, "a100": 18.0, "h100": 36.0, "other": 5.0}
+# A large model keeps a GPU busier: an H100 gave 205 TFLOP/s at 1.42 billion parameters, 36 at 4 million. Between, by logarithm.
+_SMALL, _LARGE, _LARGE_GAIN = 4.2e6, 1.42e9, 205 / 36
+# Tokens a second of whole training steps, measured, by device and parameters.
+_MEASURED: dict[tuple[str, int], float] = {}
 _GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
 # Bytes of text in the training splits of the sources that have a name; others are known only when they are read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
@@ -42,7 +48,7 @@ def check_memory(recipe: Recipe, device: Device) -> None:
     from newllm_lib.models.build import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
-    need = _memory_gib(recipe, device, count, 1)
+    need = least_memory_gib(recipe, device, count)
     if need <= device.memory_gib:
         return
     held = f"{_weights_gib(recipe, count):.1f} of it for {count:,} parameters with gradients and optimizer"
@@ -53,6 +59,29 @@ def check_memory(recipe: Recipe, device: Device) -> None:
         f"{device.memory_gib:.1f}: {', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take "
         f"a smaller recipe (`newllm recipes`)."
     )
+
+
+def least_memory_gib(recipe: Recipe, device: Device, parameters: int) -> float:
+    """GiB that training needs with one sequence at a time."""
+    return _memory_gib(recipe, device, parameters, 1)
+
+
+def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[float, bool]:
+    """Tokens that training reads in a second on one device, and whether that was measured there (else it is computed)."""
+    measured = _MEASURED.get((device.kind, parameters))
+    if measured is not None:
+        return measured, True
+    teraflops = _TFLOPS[device.kind] * (device.cores if device.torch_device == "cpu" else _gain(parameters))
+    if device.dtype != _dtype(recipe, device):  # float32 on a GPU
+        teraflops /= 4
+    if recipe.recurrence == "sequential" and recipe.model == "new_llm":
+        teraflops /= 3  # token by token
+    return teraflops * 1e12 / (6 * parameters), False
+
+
+def _gain(parameters: int) -> float:
+    share = math.log(max(1.0, parameters / _SMALL)) / math.log(_LARGE / _SMALL)
+    return _LARGE_GAIN ** min(1.0, share)
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
@@ -176,9 +205,5 @@ def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | No
     if recipe.max_steps:
         by_steps = recipe.max_steps * recipe.batch_size * recipe.max_seq_length
         tokens = min(tokens, by_steps) if training_tokens else by_steps
-    hours = 6 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
-    if device.dtype != _dtype(recipe, device):  # float32 on a GPU
-        hours *= 4
-    if recipe.recurrence == "sequential" and recipe.model == "new_llm":
-        hours *= 3  # token by token
-    return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
+    hours = tokens / tokens_per_second(recipe, device, count)[0] / 3600
+    return round(hours if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)

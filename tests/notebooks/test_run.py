@@ -30,6 +30,10 @@ TINY = {
         "max_samples": 24, "eval_pairs": 6, "max_steps": 2, "epochs": 1, "batch_size": 4, "lora_rank": 2, "max_seq_length": 96,
         "evals_per_epoch": 1, "learning_rate": 1e-4,
     },
+    "05_phase7_1p5b": {
+        "num_layers": 1, "hidden_size": 32, "num_heads": 2, "context_dim": 32, "mlp_size": 64, "htt_rank": 4, "vocab_size": 400,
+        "attention_window": 16, "max_steps": 20, "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "documents": 120,
+    },
 }  # fmt: skip
 _WORDS = "water house red tree seven people learn to write a good answer about small models in the morning".split()
 
@@ -38,6 +42,10 @@ def write_data(name: str, folder: Path) -> dict:
     """Rows as the notebook's data set has them, for it to train on; the fields that say where they are."""
     if name == "04_dpo_lora":
         return {"base": str(make_base(folder / "base", "new_llm"))}
+    if name == "05_phase7_1p5b":
+        folder.mkdir()
+        (folder / "train.txt").write_text("".join(f"Sentence {i} of my own.\n\n" for i in range(200)), encoding="utf-8")
+        return {"weights": f"demo=3,{folder}=1"}
     random = Random(0)
     text = lambda: " ".join(random.choices(_WORDS, k=random.randint(3, 20)))  # noqa: E731
     rows = {
@@ -140,3 +148,18 @@ def test_preferences_are_trained_shown_used_and_swept(executed):
     assert (run / "best" / "adapter_model.safetensors").is_file() and run.name.startswith("dpo_base")
     assert (run.parent / f"{run.name}.zip").is_file() and len(outputs(notebook, "image/png")) >= 5
     assert len(list((folder / "checkpoints").glob("dpo_base*/preferences.json"))) == 5
+
+
+@pytest.mark.parametrize("executed", ["05_phase7_1p5b"], indirect=True)
+def test_phase7_is_planned_mixed_tried_trained_and_resumed(executed):
+    notebook, folder = executed
+    shown, tables = printed(notebook), "".join(outputs(notebook, "text/markdown"))
+    assert "computed" in tables and "phase7_1.5b" in tables and "H100" in tables and "tokens, " in shown
+    mixed = json.loads((folder / "data" / "mix" / "mix.json").read_text())
+    assert sorted(counts["train"] for counts in mixed["sources"].values()) == [30, 90]
+    assert "Data recipe" in widget_values(notebook) and "demo 75 %" in widget_values(notebook)
+    run = next((folder / "checkpoints").glob("phase7_small*/best")).parent
+    assert "_mix_" in run.name and f"data_dir: {folder / 'data' / 'mix'}" in (run / "recipe.yaml").read_text()
+    assert "Step     10 | Loss:" in shown  # the test run's log
+    assert f"{run.name} is finished already" in shown and (run.parent / f"{run.name}.zip").is_file()
+    assert "Hello! How are you today?" in widget_values(notebook)

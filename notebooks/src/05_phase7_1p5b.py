@@ -1,0 +1,178 @@
+# %% [markdown]
+# # New-LLM 5 · Phase 7: up to 1.5 billion parameters
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/05_phase7_1p5b.ipynb)
+#
+# **Phase 7** looks at the last 128 tokens by their distance in *hyperbolic space*, where there is room for trees of
+# meanings; it carries everything older in a **state-space branch** of fixed size; a gate chooses between the two.
+# Embedding and head are two small *tensor-train* cores instead of a table of 100 million numbers. It comes in four
+# presets, from 25 million to **1.5 billion parameters**, and the large ones train in a few GiB: weights rounded
+# stochastically in bfloat16, each parameter stepped inside the backward pass, activations kept on the host.
+#
+# Choose *Runtime → Change runtime type → GPU*, then *Runtime → Run all*. With *auto* in the form, the preset is the one
+# that learns most on your GPU in the time you have, so on a free T4 this is a matter of minutes; for 1.5B choose it by name.
+#
+# *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。auto のままなら、この GPU と時間に合う大きさが選ばれます。*
+
+# %% [markdown]
+# ## 1 · Install
+#
+# Gets the project and adds what this machine lacks; torch and numpy stay as they are.
+#
+# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+
+# %%
+#@build install
+
+# %% [markdown]
+# ## 2 · Settings
+#
+# To continue a run in another session, on another GPU perhaps, choose its preset by name.
+#
+# *日本語: 別のセッションで続けるときは、プリセットを名前で選んでください。*
+
+# %%
+#@build form PHASE7
+
+# %% [markdown]
+# ## 3 · Check
+#
+# What this machine is, what will be used on it and why. On a GPU each kernel is run once and compared with plain torch in
+# double precision, with all gradients: a driver that computes nonsense is found here and not after a night.
+#
+# *日本語: この機械の確認です。GPU ではカーネルを 1 回ずつ動かし、正しい値と比べます。*
+
+# %%
+from newllm_lib.colab.phase7 import check, plan
+
+check()
+
+# %% [markdown]
+# ## 4 · What fits, how long it takes, what it reaches
+#
+# *Computed* speeds follow from the GPU's data sheet and what other sizes reached, and may be off by a factor of two; the
+# live view soon knows better. The last columns matter most: a model is used well with about **20 tokens for each of its
+# parameters** ([Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556)); with far fewer, a smaller model
+# learns more in the same time. 1.5B parameters want 30 billion tokens, weeks on one H100: what a session buys is its
+# beginning.
+#
+# *日本語: どの大きさがどの GPU に入り、何時間で何が得られるかの見積もりです。15 億では 1 セッションは学習の始まりにすぎません。*
+
+# %%
+chosen = plan(settings)
+
+# %% [markdown]
+# ## 5 · The data recipe
+#
+# Move the sliders to mix sources; `demo` needs no network. With all at 0, the preset's own data is used (UltraChat,
+# ChitChat for the small one). *Mix* makes it at once; the next cell does it otherwise.
+#
+# *日本語: スライダーでデータの配合を決めます。全部 0 ならプリセットのデータを使います。*
+
+# %%
+from newllm_lib.colab.mixture import mix
+
+mixture = mix(settings)
+
+# %% [markdown]
+# What stands there now is what training reads (and `make train-phase7-1.5b` too):
+#
+# *日本語: いまの配合が学習に使われます。*
+
+# %%
+settings = mixture.settings()
+
+# %% [markdown]
+# ## 6 · Test run
+#
+# Ten steps at a size for any machine, the memory-saving way where the GPU can: training, evaluation, saving and loading are
+# tried before anything long begins. The log has the guide's line for each step.
+#
+# *日本語: 長い学習の前に、小さな 10 ステップで全体を試します。*
+
+# %%
+from newllm_lib.colab.background import train
+from newllm_lib.colab.forms import Settings
+from newllm_lib.runs import tail
+
+test = train(Settings("phase7_test", {"seed": settings.recipe().seed}))
+print(*tail(test, 14), sep="\n")
+
+# %% [markdown]
+# ## 7 · Train
+#
+# In the background: it goes on if you close this tab. The copy on Drive is kept while it trains, if the form says so.
+#
+# *日本語: バックグラウンドで学習します。タブを閉じても続きます。*
+
+# %%
+#@build cell start
+
+# %% [markdown]
+# ## 8 · Watch
+#
+# **Stop** saves first, **Save** writes a checkpoint and trains on. Left the loss of each step, right bits per byte on the
+# validation text; ✓ marks the best, whose model is kept. Closing the view (■) leaves the training alone.
+#
+# *日本語: 停止ボタンは保存してから止まります。表示を閉じても学習は続きます。*
+
+# %%
+#@build cell watch
+
+# %% [markdown]
+# ## 9 · Resume
+#
+# After Stop, a crash or a new session this continues the run at its last save, with the same data order and the same
+# curve (from Drive, if the machine is new). A finished run is only shown. From the command line: the line under the form
+# again, or `make train-phase7-1.5b-resume CHECKPOINT=…`.
+#
+# *日本語: 停止・切断のあとは、このセルで最後の保存から続きます。*
+
+# %%
+run = train(settings)
+
+# %% [markdown]
+# ## 10 · Result
+#
+# Bits per byte on the **test** text, beside tables that only count words: below *bigram*, the model uses more than the
+# last token.
+#
+# *日本語: 学習に使っていない文章での結果です。*
+
+# %%
+#@build cell test
+
+# %% [markdown]
+# What that means, and what the model made of the same beginnings as it learned:
+
+# %%
+#@build cell read
+
+# %% [markdown]
+# ## 11 · Talk with it
+#
+# The past is kept in the state and in a window of 128 tokens, so memory stays the same however long you talk. Small models
+# babble: the figures above say what was learnt.
+#
+# *日本語: 学習したモデルと会話します。*
+
+# %%
+from newllm_lib.colab.chat_widget import chat
+
+conversation = chat(run, first="Hello! How are you today?")
+
+# %% [markdown]
+# ## 12 · Keep it
+#
+# *日本語: 最良のモデル、曲線、ログを 1 つのファイルにします。*
+
+# %%
+#@build cell keep
+
+# %% [markdown]
+# ## Next
+#
+# - **1.5B**: choose `phase7_1.5b`, and `max_steps` for the hours you have (section 4 names a number): the learning rate then
+#   comes to its end in time. A checkpoint of 1.5B is about 4 GB: look at Drive's free space first.
+# - **The guide's commands** do the same: `make check-phase7-env`, `make recipe`, `make train-phase7-1.5b`, … See
+#   [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).
