@@ -173,8 +173,8 @@ MODEL_KEYS = {  # another value of the key, and what must be set beside it for t
     **{
         key: (value, {"model": "phase7"})
         for key, value in {
-            "attention": "dot", "attention_window": 7, "flash_attention": False, "ar_ssm": False, "ssm_ranks": 8,
-            "rank_cost": 0.1, "embedding": "dense", "htt_rank": 5,
+            "attention": "dot", "attention_window": 7, "linear_features": 9, "flash_attention": False, "ar_ssm": False,
+            "ssm_ranks": 8, "rank_cost": 0.1, "embedding": "dense", "htt_rank": 5,
         }.items()
     },
 }  # fmt: skip

@@ -26,6 +26,11 @@ class Past(NamedTuple):
     values: torch.Tensor
     count: torch.Tensor
 
+    def flat(self) -> torch.Tensor:
+        """As one tensor (batch, state_size), float32."""
+        parts = self.keys.flatten(1), self.values.flatten(1), self.count.unsqueeze(1)
+        return torch.cat([part.float() for part in parts], -1)
+
 
 class LocalAttention(nn.Module):
     """(batch, time, hidden) -> (batch, time, hidden), without the output's matrix.
@@ -48,15 +53,17 @@ class LocalAttention(nn.Module):
     def state_size(self) -> int:
         return 2 * (self.window - 1) * self.hidden_size + 1
 
-    def forward(self, x, past: Past | None, rotation, starts, lengths, curvature_factor, keep: bool):
+    def forward(self, x, state, rotation, starts, lengths, curvature_factor, keep: bool):
         """
         Args:
+            state: (batch, state_size) float32, or None at a text's beginning.
             rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
             starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which stands at the end; or None.
-            curvature_factor: scalar on the learned curvatures. keep: also return the new past.
+            curvature_factor: scalar on the learned curvatures. keep: also return the new state.
         Returns:
-            (batch, time, hidden), and the new past or None.
+            (batch, time, hidden), and the new state or None.
         """
+        past = None if state is None else self._past(state)
         q, k, v = self.project(x).chunk(3, -1)
         history = _History.of(k, v, past, starts)
         q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
@@ -64,8 +71,13 @@ class LocalAttention(nn.Module):
         scale = 1 / math.sqrt(self.head_dim) if self.kind == "hyperbolic" else 1.0
         q, keys = rotated(q, rotation, scale), rotated(keys, rotation, scale)
         y = self._attend(q, keys, values, history.starts, curvature_factor)
-        new = history.past(self.window - 1, lengths) if keep else None
+        new = history.past(self.window - 1, lengths).flat() if keep else None
         return y.transpose(1, 2).flatten(2), new
+
+    def _past(self, state) -> Past:
+        half, shape = (self.state_size - 1) // 2, (state.shape[0], self.window - 1, self.hidden_size)
+        keys, values, count = state.split([half, half, 1], -1)
+        return Past(keys.reshape(shape), values.reshape(shape), count[:, 0].long())
 
     def _attend(self, q, k, v, starts, curvature_factor):
         if self.kind == "hyperbolic":

@@ -1,10 +1,11 @@
-"""Phase 7's block: what is near by attention, what is far by a carried state, a gate between the two, then SwiGLU.
+"""The block of Phases 7 and 8: what is near by attention, what is far by a carried state, a gate between the two, then SwiGLU.
 
     a = attention(norm(x)),  s = AR-SSM(norm(x)),  g = sigmoid(G norm(x))
     x = x + W (g * a + (1 - g) * s)
     x = x + down(silu(gate norm(x)) * up norm(x))          (Shazeer, 2020, arXiv 2002.05202)
 
-Everything a token reads, the gate too, depends on itself and the tokens before it.
+Everything a token reads, the gate too, depends on itself and the tokens before it. In Phase 8 attention is linear, and sees all
+of the past.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.ar_ssm import ARSSM
-from newllm_lib.layers.local_attention import LocalAttention, Past
+from newllm_lib.layers.linear_attention import LinearAttention
+from newllm_lib.layers.local_attention import LocalAttention
 
 
 class SwiGLU(nn.Module):
@@ -33,16 +35,21 @@ class SwiGLU(nn.Module):
 class Phase7Block(nn.Module):
     """x (batch, time, hidden), state (batch, state_size) -> the same shapes.
 
-    The state holds the AR-SSM's, then the window's keys, values and their count: all that later tokens may need of the past.
+    The state holds the AR-SSM's, then attention's: all that later tokens may need of the past.
     """
 
     def __init__(self, config):
         super().__init__()
         hidden = config.hidden_size
         self.norm_mixer = nn.RMSNorm(hidden, eps=1e-6)
-        self.attention = LocalAttention(
-            hidden, config.num_attention_heads, config.attention_window, config.attention, config.flash_attention
-        )
+        if config.attention == "linear":
+            self.attention = LinearAttention(
+                hidden, config.num_attention_heads, config.linear_features, plain=not config.flash_attention
+            )
+        else:
+            self.attention = LocalAttention(
+                hidden, config.num_attention_heads, config.attention_window, config.attention, config.flash_attention
+            )
         self.ssm = None
         if config.ar_ssm:
             self.ssm = ARSSM(hidden, config.context_dim, config.conv_width, config.ssm_ranks)
@@ -76,20 +83,12 @@ class Phase7Block(nn.Module):
             y = s + torch.sigmoid(self.gate(h)) * (y - s)
         x = x + self.dropout(self.out(y))
         x = x + self.dropout(self.mlp(self.norm_mlp(x)))
-        return x, _joined(carried, past) if keep else None, opened
+        return x, torch.cat([carried.float(), past.float()], -1) if keep else None, opened
 
     def _split(self, state, batch: int):
-        """The AR-SSM's state (zeros at a text's beginning) and the window's past (None there)."""
+        """The AR-SSM's state (zeros at a text's beginning) and attention's (None there)."""
         size = self.ssm.state_size if self.ssm is not None else 0
         if state is None:
             device = self.out.weight.device
             return torch.zeros(batch, size, device=device, dtype=torch.float32), None
-        half = (self.attention.window - 1) * self.attention.hidden_size
-        carried, keys, values, count = state.split([size, half, half, 1], -1)
-        shape = batch, self.attention.window - 1, self.attention.hidden_size
-        return carried, Past(keys.reshape(shape), values.reshape(shape), count[:, 0].long())
-
-
-def _joined(carried, past: Past):
-    parts = carried, past.keys.flatten(1), past.values.flatten(1), past.count.unsqueeze(1)
-    return torch.cat([part.float() for part in parts], -1)
+        return state[:, :size], state[:, size:]

@@ -78,6 +78,7 @@ def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, num_hidden_layers=recipe.num_layers,
         num_attention_heads=recipe.num_heads, mlp_size=recipe.mlp_size, context_dim=recipe.context_dim,
         conv_width=recipe.conv_width, attention=recipe.attention, attention_window=recipe.attention_window,
+        linear_features=recipe.linear_features,
         flash_attention=recipe.flash_attention, ar_ssm=recipe.ar_ssm, ssm_ranks=recipe.ssm_ranks,
         rank_cost=recipe.rank_cost, embedding=recipe.embedding, htt_rank=recipe.htt_rank, dropout=recipe.dropout,
         reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,

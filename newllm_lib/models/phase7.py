@@ -1,8 +1,10 @@
 """Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train embedding.
 
+Phase 8 is the same model with linear attention, by hyperbolic features, to all of the past (`attention` "linear").
+
 `Phase7ForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it. Its state, the
-AR-SSM's and the last window of keys and values, is one tensor (batch, layers, state_size), the same size after ten tokens and
-after ten million, carried through `generate` in the output field `state`.
+AR-SSM's and attention's (the last window of keys and values, or a sum of their products), is one tensor (batch, layers,
+state_size), the same size after ten tokens and after ten million, carried through `generate` in the output field `state`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from newllm_lib.layers.context_block import ContextVector
 from newllm_lib.layers.document import document_starts, padding
+from newllm_lib.layers.linear_attention import LinearAttention
 from newllm_lib.layers.local_attention import LocalAttention, rotation
 from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
@@ -28,9 +31,10 @@ from newllm_lib.models.new_llm import init_context_vector
 class Phase7Config(PreTrainedConfig):
     """Sizes of a Phase 7 model, and which of its parts it has.
 
-    `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot". `flash_attention`: never hold all scores. `ar_ssm`: with
-    the state-space branch, of `context_dim` channels in `ssm_ranks` groups; `rank_cost` nats are added to the training loss for
-    each token that opens all of them. `embedding`: "htt" (a tensor train of rank 2 `htt_rank`) or "dense".
+    `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot", both to the last `attention_window` tokens, or "linear"
+    (products of `linear_features` hyperbolic features of each head, to all tokens before). `flash_attention`: never hold all
+    scores. `ar_ssm`: with the state-space branch, of `context_dim` channels in `ssm_ranks` groups; `rank_cost` nats are added to
+    the training loss for each token that opens all of them. `embedding`: "htt" (a tensor train of rank 2 `htt_rank`) or "dense".
     """
 
     model_type = "phase7"
@@ -47,6 +51,7 @@ class Phase7Config(PreTrainedConfig):
         conv_width: int = 4,
         attention: str = "hyperbolic",
         attention_window: int = 128,
+        linear_features: int = 64,
         flash_attention: bool = True,
         ar_ssm: bool = True,
         ssm_ranks: int = 16,
@@ -68,6 +73,7 @@ class Phase7Config(PreTrainedConfig):
         self.conv_width = conv_width
         self.attention = attention
         self.attention_window = attention_window
+        self.linear_features = linear_features
         self.flash_attention = flash_attention
         self.ar_ssm = ar_ssm
         self.ssm_ranks = ssm_ranks
@@ -118,6 +124,11 @@ class Phase7PreTrainedModel(PreTrainedModel):
         elif isinstance(module, LocalAttention) and module.kind == "hyperbolic":
             init.constant_(module.log_beta, 0.5 * math.log(module.head_dim))  # scores as spread as those of q k / sqrt(dim)
             init.zeros_(module.log_curvature)
+        elif isinstance(module, LinearAttention):
+            init.normal_(module.directions)  # evenly over the boundary
+            init.constant_(module.log_beta, math.log(2) + 0.5 * math.log(module.head_dim))
+            init.zeros_(module.log_curvature)
+            init.copy_(module.forget.bias, module.first_forget_bias())
         elif isinstance(module, Phase7Block):
             self._init_block(module)
 
@@ -193,8 +204,10 @@ class Phase7Model(Phase7PreTrainedModel):
     def _blocks(self, x, state, starts, lengths, keep: bool):
         """All blocks: the new x, the new state (None without `keep`), the share of opened ranks (None without AR-SSM)."""
         config = self.config
-        behind = 0 if state is None else config.attention_window - 1
-        turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
+        turn = None
+        if config.attention != "linear":
+            behind = 0 if state is None else config.attention_window - 1
+            turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
         states, shares = [], []
         for index, layer in enumerate(self.layers):
             arguments = x, None if state is None else state[:, index], turn, starts, lengths, self.curvature_factor, keep

@@ -113,6 +113,19 @@ def _hyperbolic_attention(draw: _Draw):
     return lambda *x: hyperbolic_attention(*x, window=128), plain, inputs
 
 
+def _linear_attention(draw: _Draw):
+    from newllm_lib.ops.linear_attention import linear_attention
+
+    q, k = (draw.normal(2, 4, 200, 64).detach().softmax(-1).requires_grad_() for _ in range(2))
+    log_decay = draw.positive(2, 4, 200).detach().mul(-0.1).requires_grad_()
+    inputs = [q, k, draw.normal(2, 4, 200, 64), log_decay]
+
+    def plain(*x):
+        return linear_attention(*x, backend="reference")
+
+    return linear_attention, plain, inputs
+
+
 def _cross_entropy(draw: _Draw):
     from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
@@ -127,6 +140,6 @@ def _cross_entropy(draw: _Draw):
 
 _OPERATIONS: dict[str, Callable] = {
     "gated_context": _gated_context, "short_conv": _short_conv, "squared_relu_mlp": _squared_relu_mlp,
-    "hyperbolic_attention": _hyperbolic_attention, "cross_entropy": _cross_entropy,
+    "hyperbolic_attention": _hyperbolic_attention, "linear_attention": _linear_attention, "cross_entropy": _cross_entropy,
 }  # fmt: skip
 OPERATIONS = tuple(_OPERATIONS)

@@ -125,10 +125,12 @@ class Phase7Keys:
     """Phase 7's parts. Its state-space branch has New-LLM's keys: context_dim, conv_width."""
 
     attention: str = key(
-        "hyperbolic", "scores by distance in the Poincaré ball, or by the usual dot product", "phase7",
-        choices=("hyperbolic", "dot"),
+        "hyperbolic", "to the last attention_window tokens by distance in the Poincaré ball (hyperbolic) or by the usual dot "
+        "product (dot); linear (Phase 8): to all tokens by products of hyperbolic features, in linear time", "phase7",
+        choices=("hyperbolic", "dot", "linear"),
     )  # fmt: skip
     attention_window: int = key(128, "tokens that attention sees, the token itself included", "phase7", minimum=1)
+    linear_features: int = key(64, "linear attention: features of each head's queries and keys", "phase7", minimum=1)
     flash_attention: bool = key(
         True, "never hold all attention scores (false: plain torch, time x time numbers for each head)", "phase7",
         identity=False,

@@ -42,7 +42,8 @@ _NAMED_KEYS = {
     "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp", "conv_width": "conv",
     "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "template": "", "seed": "seed",
     "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
-    "attention": "", "attention_window": "window", "curvature_schedule": "curvature-", "ar_ssm": "ssm-",
+    "attention": "", "attention_window": "window", "linear_features": "features", "curvature_schedule": "curvature-",
+    "ar_ssm": "ssm-",
     "rank_cost": "rank-cost", "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from newllm_lib.runs import Run, find_run, is_whole, list_runs
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
     "model", "recurrence", "time_scales", "num_layers", "hidden_size", "context_dim", "mlp_size", "conv_width", "num_heads",
-    "tie_embeddings", "separate_documents", "match", "attention", "attention_window", "ar_ssm", "ssm_ranks",
+    "tie_embeddings", "separate_documents", "match", "attention", "attention_window", "linear_features", "ar_ssm", "ssm_ranks",
     "embedding", "htt_rank",
 )  # fmt: skip
 MODELS = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2", "phase7": "phase7"}  # how they are called in the names of runs
@@ -47,7 +47,8 @@ def find_start(wanted: str, model: str, recipes: dict[str, str]) -> Run:
 
 def plain_name(model: str, recipe: str) -> str:
     """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`, `phase7_small_triton`."""
-    name = recipe if recipe.startswith(f"{MODELS[model]}_") else f"{MODELS[model]}_{recipe}"
+    own = ("phase7_", "phase8_") if model == "phase7" else (f"{MODELS[model]}_",)
+    name = recipe if recipe.startswith(own) else f"{MODELS[model]}_{recipe}"
     return f"{name}_triton" if model == "phase7" else name
 
 

@@ -25,7 +25,7 @@ def curvature_factor(step: int, total: int, recipe: Recipe) -> float:
 
 def has_curvature_schedule(recipe: Recipe) -> bool:
     """Whether training moves the factor: not where the weights come from a run that has bent its space already."""
-    scheduled = recipe.model == "phase7" and recipe.attention == "hyperbolic" and recipe.curvature_schedule != "off"
+    scheduled = recipe.model == "phase7" and recipe.attention != "dot" and recipe.curvature_schedule != "off"
     return scheduled and recipe.from_run is None
 
 

@@ -17,7 +17,8 @@ SMALL = {
     "sized_for": "cpu", "model": "phase7", "hidden_size": 24, "context_dim": 16, "mlp_size": 32, "num_layers": 2, "num_heads": 2,
     "dropout": 0.0, "max_seq_length": 64, "attention_window": 6, "ssm_ranks": 4, "htt_rank": 3,
 }  # fmt: skip
-KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_embeddings": False}]
+KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_embeddings": False},
+         {"attention": "linear", "linear_features": 10}, {"attention": "linear", "ar_ssm": False}]
 
 
 def build(**changes):
@@ -215,7 +216,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("attention", ["hyperbolic", "dot"])
+@pytest.mark.parametrize("attention", ["hyperbolic", "dot", "linear"])
 def test_plain_attention_gives_what_flash_attention_gives(attention):
     flash, plain = (build(attention=attention, flash_attention=f) for f in (True, False))
     ids = text(2, 30, documents=True)
@@ -254,7 +255,7 @@ def test_trl_trains_on_preferences(embedding, tmp_path):
     assert first_preference_loss(build(embedding=embedding), tmp_path) == pytest.approx(0.6931, abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "state"), [({}, True), (KINDS[1], False)])
+@pytest.mark.parametrize(("kind", "state"), [({}, True), (KINDS[1], False), (KINDS[3], True)])
 def test_a_training_step_compiles_without_a_graph_break(kind, state):
     model, ids = build(num_layers=1, **kind), text(2, 12, documents=True)
     model.train()

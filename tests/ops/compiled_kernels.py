@@ -16,6 +16,7 @@ from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.hyperbolic_attention import triton as attention
+from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
@@ -27,6 +28,7 @@ CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
 # Launched only where Triton has the tensor cores.
 WITH_DOT = {"product", "exponentials", "forward", "backward_queries", "backward_keys"}
+WITH_DOT |= {"collect", "read", "collect_gradients", "gradients"}
 
 
 class NoDriver:
@@ -110,6 +112,14 @@ def attend(dtype, head_size):
     attention.backward(q, k, v, *parameters, out, *numbers, out)
 
 
+def attend_linearly(dtype, features, head_size):
+    q, k = (torch.rand(1, 2, 100, features, dtype=dtype, requires_grad=True) for _ in "qk")
+    v, log_decay = torch.randn(1, 2, 100, head_size, dtype=dtype), torch.zeros(1, 2, 100)
+    starts = torch.zeros(1, 100, dtype=torch.bool)
+    out, state = linear.linear_attention(q, k, v, log_decay, starts, torch.zeros(1, 2, head_size + 1, features))
+    torch.autograd.grad(out.sum() + state.sum(), [q, k])
+
+
 driver.set_active(NoDriver())
 jit.JITFunction.__getitem__ = compile_instead
 run_everything(torch.float16)
@@ -118,3 +128,5 @@ if CAPABILITY >= 80:
     run_with_dot()
     for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
         attend(dtype, head_size)
+    for dtype, features, head_size in ((torch.bfloat16, 64, 64), (torch.bfloat16, 128, 128), (torch.float32, 64, 128)):
+        attend_linearly(dtype, features, head_size)

@@ -124,6 +124,31 @@ def test_hyperbolic_attention(tile, case, monkeypatch):
     checks.check_hyperbolic_attention("cpu", *case)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [(torch.float32, 1, 1, 1, 3, 5), (torch.float32, 1, 2, 37, 20, 9), (torch.float32, 2, 1, 35, 16, 16, True),
+     (torch.float16, 1, 1, 40, 8, 12, True), (torch.float32, 1, 1, 20, 4, 4, False, "triton", False)],
+    ids=str,
+)  # fmt: skip
+def test_linear_attention(case, monkeypatch):
+    from newllm_lib.ops.linear_attention import triton
+
+    monkeypatch.setattr(triton, "CHUNK", 16)
+    checks.check_linear_attention("cpu", *case)
+
+
+def test_linear_attention_is_a_well_formed_operator(monkeypatch):
+    from newllm_lib.ops.linear_attention import triton
+
+    monkeypatch.setattr(triton, "CHUNK", 16)
+    draw = checks.Draw("cpu", torch.float32)
+    q, k = (draw.normal(1, 2, 18, 4).detach().softmax(-1).requires_grad_() for _ in "qk")
+    log_decay = draw.uniform(1, 2, 18).detach().log().requires_grad_()
+    arguments = q, k, draw.normal(1, 2, 18, 3), log_decay, draw.flags(1, 18, share=0.1), draw.uniform(1, 2, 4, 4)
+    checks_of = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.newllm.linear_attention.default, arguments, test_utils=checks_of)
+
+
 @pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""

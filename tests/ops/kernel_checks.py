@@ -225,6 +225,31 @@ def check_hyperbolic_attention(
         assert error.max() < 3 * tolerance, f"d{name}: {error.tolist()}"
 
 
+def check_linear_attention(
+    device, dtype, batch, heads, time, features, dim, documents=False, backend="triton", loss_in_state=True, seed=0
+):
+    """Outputs, the new state, and the gradients of all that goes in."""
+    from newllm_lib.ops.linear_attention import linear_attention
+
+    draw = Draw(device, dtype, seed)
+    q, k = (draw.normal(batch, heads, time, features).detach().softmax(-1).requires_grad_() for _ in range(2))
+    v = draw.normal(batch, time, heads, dim).transpose(1, 2)  # as a projection gives it
+    log_decay = draw.normal(batch, heads, time, dtype=torch.float32).detach().sigmoid().mul(0.5).add(0.5).log().requires_grad_()
+    state = draw.normal(batch, heads, dim + 1, features, dtype=torch.float32).detach().abs().requires_grad_()
+    starts = draw.flags(batch, time, share=0.05) if documents else None
+
+    def run(backend):
+        def function(*x):
+            out, new = linear_attention(*x[:4], starts=starts, state=x[4], backend=backend)
+            return (out, new) if loss_in_state else (out,)
+
+        return function
+
+    names = ["out", "state"][: 1 + loss_in_state] + ["dq", "dk", "dv", "dlog_decay", "dstate"]
+    tolerance = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
+    compare(names, run(backend), run("reference"), [q, k, v.detach().requires_grad_(), log_decay, state], tolerance)
+
+
 def check_extreme_points(device, dtype, backend):
     """Everything finite with points at the origin, at and far beyond the boundary's last digit, together and opposite."""
     from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention

@@ -15,7 +15,7 @@ KERNELS = {
 }  # fmt: skip
 FROM_SM80 = {
     "product", "exponentials", "finish", "key_numbers", "forward", "backward_queries", "backward_keys",
-    "parameter_gradients",
+    "parameter_gradients", "collect", "walk", "read", "collect_gradients", "gradients",
 }  # fmt: skip
 
 

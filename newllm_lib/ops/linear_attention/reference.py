@@ -1,0 +1,27 @@
+"""Linear attention as its equation says: all (time, time) weights at once, gradients by autograd."""
+
+from __future__ import annotations
+
+import torch
+
+
+def linear_attention(q, k, v, log_decay, starts, state):
+    """As `linear_attention.linear_attention`; computed in float32 (float64 for float64 inputs)."""
+    compute = torch.promote_types(v.dtype, torch.float32)
+    queries, keys, values, state = (x.to(compute) for x in (q, k, v, state))
+    total = log_decay.to(compute).cumsum(-1)
+    time = q.shape[2]
+    document = torch.zeros(q.shape[0], time, device=q.device, dtype=torch.long) if starts is None else starts.cumsum(-1)
+    seen = (document.unsqueeze(-1) == document.unsqueeze(-2)).tril().unsqueeze(1)
+    decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~seen, float("-inf")).exp()
+    weights = queries @ keys.mT * decay
+    values = torch.cat([values, torch.ones_like(values[..., :1])], -1)
+    before = total.masked_fill((document > 0).unsqueeze(1), float("-inf")).exp().unsqueeze(-1)
+    sums = weights @ values + before * (queries @ state.mT)
+    new = (values * decay[..., -1:, :].mT).mT @ keys + before[..., -1:, :] * state
+    return (sums[..., :-1] / least(sums[..., -1:])).to(v.dtype), new
+
+
+def least(total: torch.Tensor) -> torch.Tensor:
+    """A sum of weights, never so small that its inverse overflows: a token that saw nothing at all gives 0."""
+    return total.clamp_min(1e-30)

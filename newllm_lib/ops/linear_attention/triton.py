@@ -1,0 +1,130 @@
+"""Linear attention on a GPU with tensor-core dot in Triton (sm80 on): launches of `kernels`, and the custom operators around
+them, which torch.compile leaves whole.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from newllm_lib.ops.linear_attention import kernels
+
+CHUNK = 64
+_WALK = 256
+
+
+def _sizes(q: Tensor, v: Tensor) -> tuple[int, ...]:
+    """heads, time, chunks, features, dim."""
+    return q.shape[1], q.shape[2], triton.cdiv(q.shape[2], CHUNK), q.shape[3], v.shape[3]
+
+
+def _constants(q: Tensor, v: Tensor, first: Tensor | None) -> dict:
+    features, dim = (max(16, triton.next_power_of_2(x.shape[3])) for x in (q, v))
+    return dict(
+        HAS_FIRST=first is not None, CHUNK=CHUNK, BLOCK_F=features, BLOCK_D=dim,
+        PRECISION="tf32x3" if v.dtype == torch.float32 else "tf32", num_warps=4 if features * dim <= 4096 else 8, num_stages=1,
+    )  # fmt: skip
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _first(starts: Tensor | None) -> Tensor | None:
+    """(batch, time) int32: where each token's document starts; -1: before the text."""
+    if starts is None:
+        return None
+    index = torch.arange(starts.shape[1], device=starts.device)
+    return torch.where(starts, index, -1).cummax(1).values.to(torch.int32).contiguous()
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _walk(states: Tensor, keeps: Tensor, reverse: bool) -> None:
+    rows, chunks, size = keeps.shape[0] * keeps.shape[1], keeps.shape[2], states.shape[3] * states.shape[4]
+    kernels.walk[(triton.cdiv(size, _WALK), rows)](states, keeps, chunks, size, REVERSE=reverse, BLOCK=_WALK, num_warps=2)
+
+
+@torch.library.custom_op("newllm::linear_attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, starts: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    first = _first(starts)
+    sizes, constants = _sizes(q, v), _constants(q, v, first)
+    heads, time, chunks, features, dim = sizes
+    out, counts, keeps, states = _buffers(q, v, chunks)
+    states[:, :, 0] = state
+    grid = chunks, q.shape[0] * heads
+    with torch.cuda.device_of(q):
+        kernels.collect[grid](k, v, log_decay, first, states, keeps, *sizes, *_strides(k, v), **constants)
+        _walk(states, keeps, reverse=False)
+        kernels.read[grid](q, k, v, log_decay, first, states, out, counts, *sizes, *_strides(q, k, v, out), **constants)
+    return out, states[:, :, -1].clone(), counts, keeps, states
+
+
+def _buffers(q: Tensor, v: Tensor, chunks: int) -> list[Tensor]:
+    """out; float32: sums of weights, what each chunk keeps of the state before it, states."""
+    (batch, heads, time, features), dim = q.shape, v.shape[3]
+    shapes = (time,), (chunks,), (chunks + 1, dim + 1, features)
+    return [torch.empty_like(v), *(v.new_empty(batch, heads, *shape, dtype=torch.float32) for shape in shapes)]
+
+
+@_attention.register_fake
+def _(q, k, v, log_decay, starts, state):
+    out, counts, keeps, states = _buffers(q, v, (q.shape[2] + CHUNK - 1) // CHUNK)
+    return out, torch.empty_like(state), counts, keeps, states
+
+
+@torch.library.custom_op("newllm::linear_attention_backward", mutates_args=())
+def _attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, starts: Tensor | None, out: Tensor, counts: Tensor, keeps: Tensor,
+    states: Tensor, dout: Tensor | None, dstate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(starts)
+    sizes, constants = _sizes(q, v), _constants(q, v, first)
+    dq, dk, dv = map(torch.empty_like, (q, k, v))
+    dlog_decay, dstates = torch.empty_like(log_decay), torch.empty_like(states)
+    dstates[:, :, -1] = 0 if dstate is None else dstate
+    grid = sizes[2], q.shape[0] * sizes[0]
+    with torch.cuda.device_of(q):
+        kernels.collect_gradients[grid](
+            q, log_decay, first, out, dout, counts, dstates, *sizes, *_strides(q, out, dout), **constants
+        )
+        _walk(dstates, keeps, reverse=True)
+        kernels.gradients[grid](
+            q, k, v, log_decay, first, states, dstates, out, dout, counts, dq, dk, dv, dlog_decay, *sizes,
+            *_strides(q, k, v, out, dout, dq, dk, dv), **constants,
+        )  # fmt: skip
+    return dq, dk, dv, dlog_decay, dstates[:, :, 0].clone()
+
+
+@_attention_backward.register_fake
+def _(q, k, v, log_decay, starts, out, counts, keeps, states, dout, dstate):
+    return *(torch.empty_like(x) for x in (q, k, v)), log_decay.new_empty(log_decay.shape), states[:, :, 0].clone()
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, log_decay, starts, _ = inputs
+    out, _, counts, keeps, states = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, log_decay, starts, out, counts, keeps, states)
+
+
+def _gradient(ctx, dout, dstate, *_):
+    """The sums' own gradients are left out: nobody but the backward pass gets to see them."""
+    if dout is None and dstate is None:
+        return (None,) * 6
+    *gradients, dinitial = _attention_backward(*ctx.saved_tensors, dout, dstate)
+    return *gradients, None, dinitial
+
+
+_attention.register_autograd(_gradient, setup_context=_keep)
+
+
+def linear_attention(q, k, v, log_decay, starts, state):
+    """As `linear_attention.linear_attention`."""
+    q, k, v = map(_rows_together, (q, k, v))
+    return _attention(q, k, v, log_decay.float().contiguous(), starts, state.float())[:2]
