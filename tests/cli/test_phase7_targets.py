@@ -17,7 +17,7 @@ from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, from_guides_name
 from newllm_lib.training import train
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from newllm_lib.cli import main
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 TINY = [
     "--sized_for", "cpu", "--vocab_size", "300", "--max_seq_length", "16", "--batch_size", "8", "--hidden_size", "16",

@@ -18,7 +18,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import WHOLE, check_folder, tensors
 from newllm_lib.runs.trust import check_member
 from tests.faults.test_bad_input import TINY, one_line
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 
 class Program:

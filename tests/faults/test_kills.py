@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kill_driver import STEPS
+from tests.training.small_runs import write_text
 from tests.training.test_resume import killed as killed_without_a_mirror
-from tests.training.test_resume import write_text
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
 

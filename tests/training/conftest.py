@@ -2,13 +2,22 @@
 
 import pytest
 
+from tests.training.small_runs import write_text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder that a test runs in, with a little text in `text/`."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    return tmp_path
+
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     """A folder in which both models have been trained on WikiText's recipe; to be copied, not changed."""
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training import train
-    from tests.training.test_resume import write_text
     from tests.training.test_start import TINY, write_talks
 
     folder = tmp_path_factory.mktemp("pretrained")

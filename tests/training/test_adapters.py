@@ -1,18 +1,17 @@
 """LoRA in fine-tuning: adapters alone learn, best/ loads like any model, and a stopped run goes on exactly."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 
-from newllm_lib.errors import Interrupted, UsageError
+from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train, trainer
-from tests.training.test_start import TINY, folder, rows, tuned  # noqa: F401  fixtures
+from newllm_lib.training import train
+from tests.training.small_runs import curve, rows, stopped_after
+from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixtures
 
 LORA = {"lora_rank": "2", "learning_rate": "0.05", "dropout": "0.1"}
 
@@ -84,21 +83,11 @@ def test_rank_scale_and_dropout_reach_the_adapters(folder):  # noqa: F811
 
 def test_a_stopped_run_with_adapters_goes_on_exactly_also_without_its_start(folder, monkeypatch):  # noqa: F811
     whole = train(adapted(folder, output_dir="whole"))
-    step = trainer.RunTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", interrupted)
-    with pytest.raises(Interrupted):
+    with stopped_after(3):
         train(adapted(folder))
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
     shutil.rmtree("checkpoints/new_llm_wikitext")
     run = train(adapted(folder))
-    strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
-    assert strip[0] == strip[1]
+    assert curve(run) == curve(whole)
     a, b = (load_run(x, which="last")[0] for x in (run, whole))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 

@@ -12,7 +12,7 @@ from newllm_lib.models import build_model
 from newllm_lib.ops import distillation
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import distill, train
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 TINY = {
     "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "vocab_size": 300, "max_seq_length": 16,

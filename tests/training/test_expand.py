@@ -7,7 +7,7 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import train
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 TINY = {
     "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "vocab_size": 300, "max_seq_length": 16,

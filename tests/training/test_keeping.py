@@ -12,7 +12,8 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, mirror_status
 from newllm_lib.training import run_recipe, train
-from tests.training.test_resume import write_text
+from tests.training.small_runs import curve as rows_of
+from tests.training.small_runs import write_text
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def recipe(folder, **changes):
 
 
 def curve(path) -> list:
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
+    return rows_of(Run(path))
 
 
 def stopped_at(monkeypatch, step: int) -> None:

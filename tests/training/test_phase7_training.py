@@ -1,31 +1,23 @@
 """Phase 7 on the common path: a run like any other; what each switch of its recipe changes, and that the result stays."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from newllm_lib.device import probe
-from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.carry import Reader
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.evaluation.generation import complete
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.ops.backend import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import arguments, run_recipe, train, trainer
+from newllm_lib.training import arguments, run_recipe, train
 from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.optimizer import build_optimizer
-from tests.training.test_resume import write_text
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path)
-    return tmp_path
+from tests.training.small_runs import losses, stopped_after, write_text
 
 
 def recipe(folder, name="run", **changes):
@@ -39,11 +31,6 @@ def recipe(folder, name="run", **changes):
         },
         device_kind="cpu",
     )  # fmt: skip
-
-
-def losses(run):
-    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
 
 
 def test_it_is_trained_evaluated_and_talked_to_like_any_other(folder):
@@ -64,17 +51,8 @@ def test_it_is_trained_evaluated_and_talked_to_like_any_other(folder):
 
 def test_a_stopped_run_goes_on_with_the_same_losses_and_curvature(folder, monkeypatch):
     whole = train(recipe(folder, "whole"))
-    log = trainer.RunTrainer.log
-
-    def stop_at_four(self, logs, *args):
-        log(self, logs, *args)
-        if self.state.global_step == 4:
-            next(c for c in self.callback_handler.callbacks if type(c).__name__ == "Signals").received = 15
-
-    monkeypatch.setattr(trainer.RunTrainer, "log", stop_at_four)
-    with pytest.raises(Interrupted):
+    with stopped_after(3):
         train(recipe(folder, "stopped"))
-    monkeypatch.setattr(trainer.RunTrainer, "log", log)
     stopped = train(recipe(folder, "stopped"))
     assert losses(stopped) == losses(whole)
 

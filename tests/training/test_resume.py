@@ -1,31 +1,15 @@
 """A run killed at any moment and started again gives, step by step, the numbers of the run that was never killed."""
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.training.small_runs import write_rows, write_text
+
 DRIVER = Path(__file__).with_name("kill_driver.py")
-
-
-def write_text(folder: Path, documents: int = 60) -> None:
-    words = random.Random(0)
-    vocabulary = ["the", "cat", "sees", "a", "red", "house", "and", "sleeps", "near", "water"]
-    text = "\n\n".join(" ".join(words.choices(vocabulary, k=words.randint(5, 60))) + "." for _ in range(documents))
-    (folder / "text").mkdir()
-    (folder / "text" / "train.txt").write_text(text)
-
-
-def write_rows(folder: Path, documents: int = 100) -> None:
-    """The same in records, which can be streamed."""
-    write_text(folder, documents)
-    path = folder / "text" / "train.txt"
-    rows = [json.dumps({"text": text}) for text in path.read_text().split("\n\n")]
-    path.with_suffix(".jsonl").write_text("\n".join(rows))
-    path.unlink()
 
 
 def killed(folder: Path, kills: int, seed: int, *how: str) -> dict:

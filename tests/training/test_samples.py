@@ -7,14 +7,14 @@ import pytest
 from newllm_lib.evaluation.samples import BEGINNINGS, QUESTIONS, QUESTIONS_JA, Prompts, as_markdown, variety
 from newllm_lib.training import train
 from tests.training.test_start import TINY, write_talks
-from tests.training.test_training import folder, recipe  # noqa: F401  a fixture
+from tests.training.test_training import recipe
 
 
 def samples(run):
     return [json.loads(line) for line in run.samples_path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_evaluation_answers_the_same_prompts_and_the_page_shows_them_side_by_side(folder, capsys):  # noqa: F811
+def test_each_evaluation_answers_the_same_prompts_and_the_page_shows_them_side_by_side(folder, capsys):
     write_talks(folder)
     run = train(recipe(folder, data_dir=str(folder / "talks"), evals_per_epoch=2, sample_tokens=5, epochs=2))
     found = samples(run)
@@ -27,12 +27,12 @@ def test_each_evaluation_answers_the_same_prompts_and_the_page_shows_them_side_b
     assert f'"{QUESTIONS[0]}" →' in capsys.readouterr().out
 
 
-def test_texts_are_continued_and_none_is_asked_for_with_zero_tokens(folder):  # noqa: F811
+def test_texts_are_continued_and_none_is_asked_for_with_zero_tokens(folder):
     assert samples(train(recipe(folder, max_steps=2)))[0]["prompts"] == list(BEGINNINGS)
     assert not train(recipe(folder, max_steps=2, sample_tokens=0, output_dir=str(folder / "none"))).samples_path.exists()
 
 
-def test_samples_change_nothing_of_the_training(folder):  # noqa: F811
+def test_samples_change_nothing_of_the_training(folder):
     curves = []
     for tokens in (0, 7):
         run = train(recipe(folder, sample_tokens=tokens, logging_steps=1, output_dir=str(folder / str(tokens))))
@@ -40,7 +40,7 @@ def test_samples_change_nothing_of_the_training(folder):  # noqa: F811
     assert curves[0] == curves[1]
 
 
-def test_samples_past_the_checkpoint_are_taken_again(folder):  # noqa: F811
+def test_samples_past_the_checkpoint_are_taken_again(folder):
     choices = {"save_minutes": 0, "max_steps": 9, "evals_per_epoch": 5, "keep_checkpoints": 3}
     run = train(recipe(folder, **choices))
     before = samples(run)
@@ -48,7 +48,7 @@ def test_samples_past_the_checkpoint_are_taken_again(folder):  # noqa: F811
     assert samples(run) == before and len({s["step"] for s in before}) == len(before) > 2
 
 
-def test_japanese_dialogues_are_asked_in_japanese(folder):  # noqa: F811
+def test_japanese_dialogues_are_asked_in_japanese(folder):
     from newllm_lib.data import prepare
 
     (folder / "ja").mkdir()

@@ -12,6 +12,7 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
+from tests.training.small_runs import curve, rows, stopped_after
 
 TINY = {
     "sized_for": "cpu", "vocab_size": 300, "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2,
@@ -39,10 +40,6 @@ def folder(pretrained, tmp_path, monkeypatch):
 def tuned(folder, **changes):
     """DailyDialog's recipe on the small talks, as it is asked for on a command line."""
     return load_recipe("dailydialog", {"data_dir": str(folder / "talks"), "sized_for": "cpu", **SHORT, **changes})
-
-
-def rows(run):
-    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
@@ -131,29 +128,13 @@ def test_a_fine_tuned_run_is_not_mixed_with_one_from_scratch_or_from_other_weigh
 
 
 def test_it_resumes_exactly_also_where_its_start_is_gone(folder, monkeypatch):
-    from newllm_lib.errors import Interrupted
-    from newllm_lib.training import trainer
-
     whole = train(tuned(folder, output_dir="whole"))
-    step = trainer.RunTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", interrupted)
-    with pytest.raises(Interrupted):
+    with stopped_after(3):
         train(tuned(folder))
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
     shutil.rmtree("checkpoints/new_llm_wikitext")
     run = train(tuned(folder))  # the same command
     assert run.name == "new_llm_dailydialog_talks"
-    strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
-    assert strip[0] == strip[1]
+    assert curve(run) == curve(whole)
     for a, b in zip(load_run(run)[0].parameters(), load_run(whole)[0].parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -11,14 +11,7 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import resuming, train, trainer
-from tests.training.test_resume import write_text
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path)
-    return tmp_path
+from tests.training.small_runs import rows, stopped_after
 
 
 def recipe(folder, **changes):
@@ -30,10 +23,6 @@ def recipe(folder, **changes):
             "evals_per_epoch": 1, "logging_steps": 5, "output_dir": str(folder / "run"), **changes,
         },
     )  # fmt: skip
-
-
-def rows(run):
-    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
 
 
 def evaluations(run):
@@ -166,22 +155,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folde
 
 
 def test_a_signal_saves_and_the_same_command_continues(folder, monkeypatch):
-    import signal
 
     whole = train(recipe(folder, logging_steps=3, output_dir=str(folder / "whole")))
-    step = trainer.RunTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", interrupted)
-    with pytest.raises(Interrupted, match="Stopped at step 5 .* saved"):
+    with stopped_after(4):
         train(recipe(folder, logging_steps=3))
     run = Run(folder / "run")
     assert run.latest_checkpoint().name == "checkpoint-5" and read_status(run)["state"] == "interrupted"
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
     train(recipe(folder, logging_steps=3))
     strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
     assert strip[0] == strip[1]

@@ -1,16 +1,14 @@
 """Training on a GPU: bf16, fp16 as a T4 would, kernels against plain torch, and resume."""
 
-import json
 
 import pytest
 import torch
 
 from newllm_lib.device import probe
-from newllm_lib.errors import Interrupted
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train, trainer
-from tests.training.test_resume import write_text
+from newllm_lib.training import train
+from tests.training.small_runs import losses, stopped_after, write_text
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -26,11 +24,6 @@ def recipe(folder, **changes):
     )  # fmt: skip
 
 
-def losses(folder):
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
 @pytest.mark.parametrize(
     ("model", "kind", "dtype", "compile"),
     [("new_llm", "h100", "bf16", "graphs"), ("tiny_gpt2", "h100", "bf16", "graphs"), ("new_llm", "h100", "bf16", "on"),
@@ -41,9 +34,10 @@ def test_it_learns_in_half_precision(tmp_path, monkeypatch, model, kind, dtype, 
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     assert probe().dtype == dtype
     write_text(tmp_path)
-    train(recipe(tmp_path, model=model, compile=compile, carry_state=model == "new_llm", optimizer="muon", num_heads=2))
-    found = losses(tmp_path)
-    assert found[max(found)] < 0.7 * found[1]
+    found = losses(
+        train(recipe(tmp_path, model=model, compile=compile, carry_state=model == "new_llm", optimizer="muon", num_heads=2))
+    )
+    assert found[-1] < 0.7 * found[0]
 
 
 @pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
@@ -69,22 +63,11 @@ def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, monkeypatch):
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         write_text(tmp_path / name)
-    train(recipe(tmp_path / "whole", epochs=2))
-    log = trainer.RunTrainer.log
-
-    def stop_at_ten(self, logs, *args):
-        log(self, logs, *args)
-        if self.state.global_step == 10:
-            next(c for c in self.callback_handler.callbacks if type(c).__name__ == "Signals").received = 15
-
-    monkeypatch.setattr(trainer.RunTrainer, "log", stop_at_ten)
-    with pytest.raises(Interrupted):
+    whole = losses(train(recipe(tmp_path / "whole", epochs=2)))
+    with stopped_after(9):
         train(recipe(tmp_path / "stopped", epochs=2))
-    monkeypatch.setattr(trainer.RunTrainer, "log", log)
-    train(recipe(tmp_path / "stopped", epochs=2))
-    whole, stopped = losses(tmp_path / "whole"), losses(tmp_path / "stopped")
-    assert whole.keys() == stopped.keys()
-    assert all(abs(whole[step] - stopped[step]) < 1e-3 for step in whole)
+    stopped = losses(train(recipe(tmp_path / "stopped", epochs=2)))
+    assert stopped == pytest.approx(whole, abs=1e-3)
 
 
 def test_phase7_learns_on_a_gpu_with_kernels_and_without(tmp_path):
@@ -94,9 +77,8 @@ def test_phase7_learns_on_a_gpu_with_kernels_and_without(tmp_path):
     for kernels in ("auto", "off"):
         sizes = {"num_heads": 2, "ssm_ranks": 8, "attention_window": 16, "htt_rank": 8, "dropout": 0.0}
         path = str(tmp_path / kernels)
-        train(recipe(tmp_path, model="phase7", kernels=kernels, output_dir=path, dtype="fp32", optimizer="adamw", **sizes))
-        rows = [json.loads(line) for line in (tmp_path / kernels / "metrics.jsonl").read_text().splitlines()]
-        found.append([row["loss"] for row in rows if "loss" in row])
+        changes = {"kernels": kernels, "output_dir": path, "dtype": "fp32", "optimizer": "adamw", **sizes}
+        found.append(losses(train(recipe(tmp_path, model="phase7", **changes))))
     assert found[0][-1] < 0.7 * found[0][0]
     assert found[0][:20] == pytest.approx(found[1][:20], rel=2e-3)
 

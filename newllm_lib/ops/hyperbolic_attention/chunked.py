@@ -1,7 +1,7 @@
 """Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot in Triton.
 
-The mathematics, the notation and the numbers kept for the backward pass are those of `kernels`; a chunk's scores, for all
-heads at once, are all that is ever in memory of (queries, keys).
+The mathematics, the notation and the numbers kept for the backward pass are those of `tiles` and `backward_kernels`; a
+chunk's scores, for all heads at once, are all that is ever in memory of (queries, keys).
 """
 
 from __future__ import annotations

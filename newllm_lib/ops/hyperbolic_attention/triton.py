@@ -1,4 +1,4 @@
-"""Hyperbolic attention on a GPU with tensor-core dot in Triton (sm80 on): launches of `kernels`."""
+"""Hyperbolic attention on a GPU with tensor-core dot in Triton (sm80 on): launches of its kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from newllm_lib.ops.backend import shared_memory
-from newllm_lib.ops.hyperbolic_attention import geometry, kernels
+from newllm_lib.ops.hyperbolic_attention import backward_kernels, forward_kernels, geometry
 from newllm_lib.ops.hyperbolic_attention.visibility import first_visible, last_seeing
 
 # The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
@@ -74,11 +74,11 @@ def forward(
     first, tile = _first(k, window, starts), _tiles(q)["forward"]
     constants = _constants(q, first)
     with torch.cuda.device_of(q):
-        kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
+        forward_kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
             k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
             EVEN_D=constants["EVEN_D"], BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
         )  # fmt: skip
-        kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
+        forward_kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
             q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
             *_strides(q, k, v, out), **constants, **tile,
         )  # fmt: skip
@@ -102,16 +102,16 @@ def backward(
     q_parts = torch.empty(2, batch, heads, q_tiles, dtype=torch.float32, device=q.device)
     k_parts = torch.empty(batch, heads, k_tiles, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
-        kernels.backward_queries[(q_tiles, batch * heads)](
+        backward_kernels.backward_queries[(q_tiles, batch * heads)](
             q, k, v, out, dout, dq, q_numbers, k_numbers, delta, q_parts, first, beta, curvature,
             heads, queries, keys, dim, *_strides(q, k, v, out, dout, dq),
             **constants, **tiles["queries"],
         )  # fmt: skip
-        kernels.backward_keys[(k_tiles, batch * heads)](
+        backward_kernels.backward_keys[(k_tiles, batch * heads)](
             q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, k_parts, first, last, beta, curvature,
             heads, queries, keys, dim, *_strides(q, k, v, dout, dk, dv), **constants, **tiles["keys"],
         )  # fmt: skip
-        kernels.parameter_gradients[(heads,)](
+        backward_kernels.parameter_gradients[(heads,)](
             q_parts, k_parts, beta, curvature, dbeta, dcurvature, batch, heads, q_tiles, k_tiles, BLOCK=64, num_warps=1
         )
     return dq, dk, dv, dbeta, dcurvature

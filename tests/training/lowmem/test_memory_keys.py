@@ -15,19 +15,12 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train, trainer
 from newllm_lib.training.lowmem.plan import refuse
-from tests.training.test_resume import write_text
+from tests.training.small_runs import curve
 
 LIGHT = {
     "weights_dtype": "bf16", "optimizer": "adafactor", "step_in_backward": True, "gradient_checkpointing": "offload",
     "micro_batch_size": 2,
 }  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path)
-    return tmp_path
 
 
 def recipe(folder, name="run", **changes):
@@ -39,11 +32,6 @@ def recipe(folder, name="run", **changes):
             "logging_steps": 1, "output_dir": str(folder / name), "dropout": 0.1, "carry_state": False, **changes,
         },
     )  # fmt: skip
-
-
-def curve(run):
-    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
 def losses(run):
