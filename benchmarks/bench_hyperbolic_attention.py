@@ -203,14 +203,15 @@ def main() -> None:
     peers, flex = set(arguments.peers.split(",")), {int(x) for x in arguments.flex_lengths.split(",")}
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16; columns: by, batch x heads x time x head size,")
     print("window, forward ms, forward + backward ms, the special-function units' limit of it, GiB beyond the inputs")
-    sizes = [*TARGETS, *((8192 // time, time, 128) for time in LENGTHS)]
+    sizes = [*((*size, None) for size in TARGETS), *((8192 // time, time, 128, None) for time in LENGTHS)]
+    sizes += [(1, time, 128, WINDOW) for time in WINDOWED]
     figures = []
-    for batch, time, dim in dict.fromkeys(sizes):
-        figures += run(peers if time in flex else peers - {"flex"}, batch, time, dim)
-    for time in WINDOWED:
-        figures += run(set(), 1, time, 128, WINDOW)
-    if arguments.out:
-        append_rows(arguments.out, results(figures))
+    for batch, time, dim, window in dict.fromkeys(sizes):
+        compiled = {"flex"} if time in flex and dim == 128 else set()
+        found = run(set() if window else peers - {"flex"} | peers & compiled, batch, time, dim, window)
+        figures += found
+        if arguments.out:  # at once: what is cut off keeps what it has
+            append_rows(arguments.out, results(found))
     if arguments.picture:
         draw(figures, torch.cuda.get_device_name(), arguments.picture)
 

@@ -45,7 +45,7 @@ def argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     dtype, checkpointing = dtype_of(recipe, device), {}
     if recipe.gradient_checkpointing == "on" and not recipe.step_in_backward:  # else lowmem.blocks does it
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        checkpointing = {"gradient_checkpointing": True}
     if recipe.step_in_backward:  # the blocks cut the batch
         micro = recipe.batch_size // processes
     return dict(
