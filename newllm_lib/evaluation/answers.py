@@ -8,7 +8,7 @@ import torch
 
 from newllm_lib.data.preferences import Pair
 from newllm_lib.data.preferences.encode import encode_prompt
-from newllm_lib.evaluation.generation import complete, continue_ids
+from newllm_lib.evaluation.generation import complete, continue_ids, fit_window
 from newllm_lib.evaluation.preferences import pair_log_probs
 from newllm_lib.evaluation.sampling import Settings, stop_tokens
 
@@ -62,8 +62,9 @@ def kl_from_base(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, s
     """
     if not hasattr(model, "disable_adapter"):
         return None
-    free = Settings(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed)
-    prompts, stop = [encode_prompt(tokenizer, pair.prompt) for pair in pairs], set(stop_tokens(tokenizer))
+    # prompts as the model will see them: what does not fit into its window is cut before it answers
+    prompts, room = fit_window(model, [encode_prompt(tokenizer, pair.prompt) for pair in pairs], max_new_tokens)
+    free, stop = Settings(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, seed=seed), set(stop_tokens(tokenizer))
     rows = []
     for prompt, said in zip(prompts, continue_ids(model, tokenizer, prompts, free), strict=True):
         end = next((i + 1 for i, token in enumerate(said) if token in stop), len(said))  # with the token that ends it

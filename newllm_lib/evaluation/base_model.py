@@ -42,6 +42,14 @@ def local_base(name: str) -> Path | None:
     return model_folder(name)
 
 
+def shown_name(place: str) -> str:
+    """How a base or a file is called where others read it: a folder of this machine by its name alone, a hub id as it is."""
+    path = Path(place).expanduser()
+    if not path.is_absolute() and not place.startswith(".") and not path.exists():
+        return place
+    return path.parent.name if re.fullmatch(r"best|last|checkpoint-\d+", path.name) else path.resolve().name
+
+
 def base_sizes(name: str):
     """The config of a base model and its number of parameters, without loading it; None where only the hub could tell."""
     import torch

@@ -9,6 +9,7 @@ from pathlib import Path
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.adapters import is_adapter, load_with_base
+from newllm_lib.evaluation.base_model import shown_name
 from newllm_lib.evaluation.load import whole_model_folder
 from newllm_lib.evaluation.model_card import model_card, training_command
 from newllm_lib.recipe import Recipe
@@ -40,7 +41,7 @@ def export(run: Run | str, output_dir: str | Path | None = None, which: str = "b
                 shutil.copyfile(file, staging / file.name)
         # A folder of this machine means nothing elsewhere, and may name its user.
         if recipe.task == "dpo":
-            recipe.base, recipe.data = Path(recipe.base).name, Path(recipe.data).name
+            recipe.base, recipe.data = shown_name(recipe.base), shown_name(recipe.data)
         recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
         (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         own = run.path / "card.md"  # a preference run's, with what it measured

@@ -45,6 +45,18 @@ def continue_ids(model, tokenizer, ids: Sequence[list[int]], settings: Settings)
     return continued(model, tokenizer, ids, settings)
 
 
+def fit_window(model, prompts: list[list[int]], new: int) -> tuple[list[list[int]], int]:
+    """Prompts cut at the left, and how many tokens may follow, so that both fit into the model's window."""
+    from newllm_lib.evaluation.carry import window
+
+    size = window(model)
+    if size is None:
+        return prompts, new
+    kept = max(size - new, size // 2)
+    prompts = [p[-kept:] for p in prompts]
+    return prompts, min(new, size - max(map(len, prompts)))
+
+
 def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
     from newllm_lib.evaluation.decoding import continue_texts
 
@@ -57,7 +69,7 @@ def _by_generate(model, tokenizer, prompts: list[list[int]], settings: Settings)
 
     from newllm_lib.evaluation.carry import measuring, model_device
 
-    prompts, room = _fit(model, prompts, settings.max_new_tokens)
+    prompts, room = fit_window(model, prompts, settings.max_new_tokens)
     settings = replace(settings, max_new_tokens=room)
     device = model_device(model)
     tokens, mask = _left_padded(tokenizer, prompts, device)
@@ -76,18 +88,6 @@ def _prompt_ids(tokenizer, prompt: str | Sequence[int]) -> list[int]:
         return [int(i) for i in prompt]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return start + encode_text(tokenizer, prompt)
-
-
-def _fit(model, prompts: list[list[int]], new: int) -> tuple[list[list[int]], int]:
-    """Prompts cut at the left, and how many tokens may follow, so that both fit into the model's window."""
-    from newllm_lib.evaluation.carry import window
-
-    size = window(model)
-    if size is None:
-        return prompts, new
-    kept = max(size - new, size // 2)
-    prompts = [p[-kept:] for p in prompts]
-    return prompts, min(new, size - max(map(len, prompts)))
 
 
 def _left_padded(tokenizer, prompts: list[list[int]], device):

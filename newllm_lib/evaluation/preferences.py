@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from newllm_lib.data.preferences import Pair
-from newllm_lib.evaluation.carry import measuring, model_device, precision
+from newllm_lib.evaluation.carry import measuring, model_device, precision, unwrapped
 
 _RESAMPLES = 1000
-_LOGITS = 32_000_000  # at most so many logits at once: 128 MB in float32
+_TOKENS = 8192  # read at once, at most
+_LOGITS = 16_000_000  # made at once, at most: 64 MB in float32
 
 
 def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torch.Tensor:
@@ -31,31 +32,58 @@ def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torc
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     result = torch.empty(len(sequences), dtype=torch.float64)
     by_length = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]) - len(sequences[i][1]))
-    width = len(sequences[by_length[0]][0]) + len(sequences[by_length[0]][1])
-    at_once = max(1, _LOGITS // (width * model.config.vocab_size))
     with measuring(model), precision(model_device(model), dtype):
-        for start in range(0, len(by_length), at_once):
-            part = by_length[start : start + at_once]
-            result[part] = _answer_log_probs(model, [sequences[i] for i in part], pad_id).double().cpu()
+        body, head = _body_and_head(model)
+        tokens = _TOKENS if head is not None else _LOGITS // model.config.vocab_size
+        while by_length:
+            longest = sequences[by_length[0]]
+            at_once = max(1, tokens // (len(longest[0]) + len(longest[1])))
+            part, by_length = by_length[:at_once], by_length[at_once:]
+            found = _answer_log_probs(body, head, [sequences[i] for i in part], pad_id, model_device(model))
+            result[part] = found.double().cpu()
     return result.reshape(-1, 2)
 
 
-def _answer_log_probs(model, sequences: list[tuple[list[int], list[int]]], pad_id: int) -> torch.Tensor:
-    """(sequences,): log p(answer | prompt), padding on the right."""
+def _body_and_head(model):
+    """The backbone and the head of a model, so that only answers need logits; the whole model and None where these are not the
+    head's as they are, but scaled or capped after it (tried on two tokens), or there are no such parts."""
+    whole = unwrapped(model)
+    body, head = whole.base_model, whole.get_output_embeddings()
+    if body is whole or not isinstance(head, torch.nn.Linear):
+        return whole, None
+    ids = torch.tensor([[0, 1]], device=model_device(model))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    apart = head(body(**inputs).last_hidden_state)
+    return (body, head) if torch.equal(apart.float(), whole(**inputs).logits.float()) else (whole, None)
+
+
+def _answer_log_probs(body, head, sequences: list[tuple[list[int], list[int]]], pad_id: int, device) -> torch.Tensor:
+    """(sequences,): log p(answer | prompt), padding on the right. Without a head, `body` gives logits."""
     width = max(len(prompt) + len(answer) for prompt, answer in sequences)
     ids = torch.full((len(sequences), width), pad_id)
-    answer_mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    is_answer = torch.zeros(len(sequences), width, dtype=torch.bool)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)
     for i, (prompt, answer) in enumerate(sequences):
         end = len(prompt) + len(answer)
         ids[i, :end] = torch.tensor(prompt + answer)
         mask[i, :end] = 1
-        answer_mask[i, len(prompt) : end] = True
-    device = model_device(model)
-    ids, mask, answer_mask = ids.to(device), mask.to(device), answer_mask.to(device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    said = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return (said * answer_mask[:, 1:]).sum(-1)
+        is_answer[i, len(prompt) : end] = True
+    ids, mask, is_answer = ids.to(device), mask.to(device), is_answer[:, 1:].to(device)
+    output = body(input_ids=ids, attention_mask=mask, use_cache=False)
+    read = output.logits if head is None else output.last_hidden_state
+    said = torch.zeros(is_answer.shape, device=device)
+    said[is_answer] = _token_log_probs(head, read[:, :-1][is_answer], ids[:, 1:][is_answer])
+    return said.sum(-1)
+
+
+def _token_log_probs(head, read: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(tokens,) in float32: log p of each token, by the head's logits (without a head `read` is them) in pieces."""
+    at_once = max(1, _LOGITS // (read.shape[-1] if head is None else head.weight.shape[0]))
+    found = []
+    for piece, wanted in zip(read.split(at_once), tokens.split(at_once), strict=True):
+        logits = (piece if head is None else head(piece)).float()
+        found.append(logits.gather(-1, wanted[:, None]).squeeze(-1) - logits.logsumexp(-1))
+    return torch.cat(found)
 
 
 def preference_metrics(

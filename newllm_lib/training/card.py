@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
+from newllm_lib.evaluation.base_model import shown_name
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.preference_log import verdict
@@ -19,8 +20,8 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     how = f"LoRA adapters of rank {recipe.lora_rank} (alpha {recipe.lora_alpha:g}, dropout {recipe.lora_dropout:g})"
     lines = [
         f"# {run.name}", "", verdict(result), "",
-        f"- base: `{result['base']}`" + (f", first taught the preferred answers for {recipe.sft_warm_start:g} epochs"
-                                         if recipe.sft_warm_start else ""),
+        f"- base: `{shown_name(result['base'])}`"
+        + (f", first taught the preferred answers for {recipe.sft_warm_start:g} epochs" if recipe.sft_warm_start else ""),
         f"- trained: {how if recipe.lora_rank else 'all weights'}",
         f"- data: {result['data']}",
         f"- DPO: {recipe.epochs:g} epochs, {recipe.batch_size} pairs a step, learning rate {recipe.learning_rate:g}, "

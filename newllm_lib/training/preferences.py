@@ -27,7 +27,7 @@ from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, check_folder, checkpoint_step, write_status
 from newllm_lib.training.arguments import argument_values, dtype_of
 from newllm_lib.training.base import PreparedBase, prepare_base
-from newllm_lib.training.callbacks import Heartbeat, Signals, Timetable
+from newllm_lib.training.callbacks import Heartbeat, SaveRequests, Signals, Timetable
 from newllm_lib.training.card import write_card
 from newllm_lib.training.estimate import preference_needs
 from newllm_lib.training.keeping import MirrorNews, only_data_is_read
@@ -195,7 +195,8 @@ def _fit(recipe, run, device, data, model, progress, steps_per_epoch, total, che
     trainer = PreferenceTrainer(
         model=without_dropout(model), args=dpo_config(recipe, argument_values(recipe, run, device, total, micro)), recipe=recipe,
         run=run, data=data, peft_config=adapters, progress=progress, log=log, checkpoint=checkpoint,
-        callbacks=[Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run), Heartbeat(run), LogBeforeSaving()],
+        callbacks=[Timetable(recipe, steps_per_epoch), signals, log, MirrorNews(run), Heartbeat(run), SaveRequests(run),
+                   LogBeforeSaving()],
     )  # fmt: skip
     trainer.eval_dtype = dtype_of(recipe, device)
     trainer.remove_callback(PrinterCallback)

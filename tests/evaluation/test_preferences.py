@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 
 from newllm_lib.data.preferences import Pair, generate
 from newllm_lib.data.records import Message
 from newllm_lib.evaluation import preferences as measured
-from newllm_lib.evaluation.answers import collapsed, health, is_empty, repeats, some_pairs
+from newllm_lib.evaluation.answers import collapsed, health, is_empty, kl_from_base, repeats, some_pairs
 from newllm_lib.evaluation.preferences import clearly_better, interval, pair_log_probs, preference_metrics
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
@@ -40,9 +41,34 @@ def one_by_one(model, prompt, answer):
     return sum(float(scores[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
 
 
+def capped():
+    """A model that does something after its head: log-probabilities from the head's logits would be wrong."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    config = Gemma2Config(vocab_size=300, num_key_value_heads=1, final_logit_softcapping=0.3, **sizes, **ends)
+    model = Gemma2ForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    return model
+
+
 @pytest.mark.parametrize("at_once", [1, 10**9])
 def test_log_probabilities_are_those_of_each_answer_alone(model, at_once, monkeypatch):
     monkeypatch.setattr(measured, "_LOGITS", at_once)
+    monkeypatch.setattr(measured, "_TOKENS", at_once)
+    assert_exact(model)
+    assert measured._body_and_head(model)[1] is not None  # only the answers' logits were made
+
+
+def test_what_comes_after_the_head_counts():
+    model = capped()
+    assert measured._body_and_head(model) == (model, None)
+    assert_exact(model)
+
+
+def assert_exact(model):
     found = pair_log_probs(model, rows(), pad_id=1)
     assert found.shape == (7, 2)
     for row, (chosen, rejected) in zip(rows(), found.tolist(), strict=True):
@@ -116,6 +142,17 @@ def test_a_collapse_is_measured_against_before():
     assert "80 % of its answers are empty (before training 0 %)" in collapsed(ill, fine)
     assert collapsed(ill, ill) is None and collapsed(fine, fine) is None  # the base was no better
     assert "repeating" in collapsed(health(["が" * 30] * 5), fine)
+
+
+def test_a_prompt_longer_than_the_window_is_cut_before_the_distance_is_measured():
+    from newllm_lib.data.tokenizer import train_bpe, wrap
+    from newllm_lib.models.lora import lora_config
+
+    tokenizer = wrap(train_bpe(iter([["問いと答え"]]), 300))
+    model = build_model(load_recipe("demo", {**SIZES, "model": "tiny_gpt2", "max_seq_length": 24}), len(tokenizer), tokenizer)
+    adapted = get_peft_model(model, lora_config(model, 2, 4.0, 0.0)).eval()
+    long = Pair((Message("user", "問いと答え" * 9),), "a", "b")
+    assert kl_from_base(adapted, tokenizer, [long, *pairs("x")], 12) == pytest.approx(0, abs=1e-4)
 
 
 def test_watched_prompts_are_different_and_spread():

@@ -72,7 +72,8 @@ def _read(recipe, drops: Drops) -> tuple[str, list[Pair]]:
     """The title and all pairs, with the split where the source has one."""
     if recipe.data_dir is not None:
         found = find_files(Path(recipe.data_dir))
-        return str(recipe.data_dir), _of_splits({split: _file_rows(paths) for split, paths in found.items()}, drops)
+        title = Path(recipe.data_dir).resolve().name
+        return title, _of_splits({split: _file_rows(paths) for split, paths in found.items()}, drops)
     path = Path(recipe.data).expanduser()
     if path.is_file():
         if kind_of(path) not in KINDS[1:]:
