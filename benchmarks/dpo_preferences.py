@@ -105,7 +105,7 @@ def train_base(model: str, folder: Path, steps: int, sizes: dict) -> Path:
 
     changes = {
         **sizes, "sized_for": "cpu", "model": model, "data_dir": str(folder / "texts"), "epochs": 50, "max_steps": steps,
-        "output_dir": str(folder / f"base_{model}"), "compile": "off",
+        "output_dir": str(folder / f"base_{model}"), "compile": "off", "force": True,
         "learning_rate": 6e-3 if model == "new_llm" else 3e-3,
     }  # fmt: skip
     return train(load_recipe("demo", changes)).path
@@ -122,7 +122,7 @@ def prefer(model: str, base: Path, name: str, changes: dict, folder: Path, argum
     recipe = load_recipe("dpo", {
         "sized_for": "cpu", "base": str(base), "output_dir": str(folder / f"dpo_{model}_{name}{arguments.tag}"),
         "max_samples": 1000, "eval_pairs": 700, "batch_size": 16, "epochs": arguments.epochs, "beta": arguments.beta,
-        "evals_per_epoch": 1, "logging_steps": 5, **changes,
+        "evals_per_epoch": 1, "logging_steps": 5, "force": True, **changes,
     })  # fmt: skip
     started = time.monotonic()
     problem = None

@@ -23,7 +23,8 @@ def train(arguments):
         run = Run(recipe.run_path())
         say(f"{run.name}: starting in the background; everything it says is in {run.log}")
         return _start_in_background(arguments, run, [run])
-    say(f"Training {recipe.model} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
+    what = recipe.base if recipe.task == "dpo" else recipe.model
+    say(f"Training {what} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
     from newllm_lib.training import train as run_training
 
     run = run_training(recipe)

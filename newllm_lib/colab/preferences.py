@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from newllm_lib.colab import background
 from newllm_lib.colab.environment import shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.console import say
+from newllm_lib.device import stale_packages
 from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.runs import Run, atomic_write_text
 
@@ -22,16 +22,11 @@ def packages() -> dict[str, str]:
     """Check that what this kernel has loaded is what is installed; returns the versions.
 
     Raises:
-        NewLLMError: a package was changed after it was loaded: names it, and what to do.
+        NewLLMError: a package was changed after it was loaded: names it, and says what to do.
     """
+    for line in stale_packages():
+        raise NewLLMError(line)
     versions = {name: metadata.version(name) for name in _PACKAGES}
-    for name, version in versions.items():
-        loaded = getattr(sys.modules.get(name), "__version__", version)
-        if loaded.split("+")[0] != version.split("+")[0]:
-            raise NewLLMError(
-                f"{name} {version} is installed, but this kernel still runs {loaded}: Runtime → Restart session, then run the "
-                "cells again (nothing has to be installed anew)."
-            )
     say("  ".join(f"{name} {version}" for name, version in versions.items()))
     return versions
 
@@ -45,7 +40,7 @@ def look(settings: Settings, shown: int = 4):
     for pair in pairs.train[:: max(1, len(pairs.train) // shown)][:shown]:
         say(f"\n  {pair.question()}\n    + {pair.chosen}\n    - {pair.rejected}" + (f"   ({pair.kind})" if pair.kind else ""))
     say()
-    for name, accuracy in shortcuts(pairs.train[:2000], pairs.evaluation[:1000]).items():
+    for name, accuracy in shortcuts(pairs.train, pairs.evaluation).items():
         say(f"a classifier that sees only the {name.replace('_', ' ')} is right in {100 * accuracy:.0f} % of the held-out pairs")
     return pairs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.baselines import bigram, unigram
+from newllm_lib.evaluation.evaluate_pairs import evaluate_pairs
 from newllm_lib.evaluation.load import load_run
 from newllm_lib.evaluation.metrics import describe, evaluate
 
@@ -28,7 +29,8 @@ def evaluate_run(
             (of the run's own data where `data_dir` has none).
         device: "cpu" or "cuda" (default: what `probe()` finds). dtype: default float32, in which metrics are exact.
     Returns:
-        the figures of `metrics.evaluate`, with run, split and protocol.
+        the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs those of
+        `evaluate_pairs`.
     Raises:
         UsageError: no such run or split. NewLLMError: the run is damaged, or its data cannot be had.
     """
@@ -37,6 +39,8 @@ def evaluate_run(
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     model, tokenizer, recipe = load_run(run, which, device or probe().torch_device)
+    if recipe is not None and recipe.task == "dpo" and not (data or data_dir):
+        return {"run": str(getattr(run, "name", run)), **evaluate_pairs(model, tokenizer, recipe, dtype)}
     own, recipe = recipe, data_recipe(recipe, run, data_dir, data, loss_on)
     packed = packed_split(recipe, tokenizer, split)
     result = {"run": str(getattr(run, "name", run)), "split": split, "protocol": recipe.protocol}

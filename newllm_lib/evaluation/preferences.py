@@ -137,6 +137,15 @@ def interval(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def in_words(found: dict) -> str:
+    """`accuracy 61.2 % (57.0–65.1), margin +1.32 nats (+0.90–+1.71)`."""
+    low, high = 100 * found["accuracy_low"], 100 * found["accuracy_high"]
+    return (
+        f"accuracy {100 * found['accuracy']:.1f} % ({low:.1f}–{high:.1f}), "
+        f"margin {found['margin']:+.2f} nats ({found['margin_low']:+.2f} to {found['margin_high']:+.2f})"
+    )
+
+
 def clearly_better(before: dict, after: dict) -> bool:
     """Whether accuracy and margin rose so far that their intervals do not touch."""
     return all(after[f"{name}_low"] > before[f"{name}_high"] for name in ("accuracy", "margin"))

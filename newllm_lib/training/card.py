@@ -32,7 +32,7 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
         "brackets 95 % intervals, by resampling all pairs about one thing together.", "",
         "| | before | after |", "|---|---:|---:|", *_figures(before, after), "",
     ]  # fmt: skip
-    lines += _kinds(before, after) + _answers(result) + _use(run, recipe)
+    lines += _kinds(before, after) + _shortcuts(result) + _answers(result) + _use(run, recipe)
     path = run.path / CARD
     atomic_write_text(path, "\n".join(lines) + "\n")
     return path
@@ -63,6 +63,12 @@ def _kinds(before: dict, after: dict) -> list[str]:
         old = before["kinds"][kind]
         lines.append(f"| {kind} | {now['pairs']} | {_accuracy(old)} | {_accuracy(now)} | {_margin(old)} | {_margin(now)} |")
     return [*lines, ""]
+
+
+def _shortcuts(result: dict) -> list[str]:
+    """What the model's accuracy is to be compared with."""
+    seen = ", ".join(f"{name.replace('_', ' ')} {100 * score:.1f} %" for name, score in result["shortcuts"].items())
+    return [f"Right on as many pairs without a model, by classifiers that see nothing of the answers but their: {seen}.", ""]
 
 
 def _answers(result: dict) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from newllm_lib import console
+from newllm_lib.evaluation.preferences import in_words
 from newllm_lib.training.callbacks import LogBlock
 
 
@@ -18,15 +19,6 @@ def row_of_evaluation(found: dict) -> dict:
     for kind, figures in found.get("kinds", {}).items():
         row |= {f"eval_{name}_{kind}": figures[name] for name in ("accuracy", "margin")}
     return row
-
-
-def in_words(found: dict) -> str:
-    """`accuracy 61.2 % (57.0–65.1), margin +1.32 nats (+0.90–+1.71)`."""
-    low, high = 100 * found["accuracy_low"], 100 * found["accuracy_high"]
-    return (
-        f"accuracy {100 * found['accuracy']:.1f} % ({low:.1f}–{high:.1f}), "
-        f"margin {found['margin']:+.2f} nats ({found['margin_low']:+.2f} to {found['margin_high']:+.2f})"
-    )
 
 
 class PreferenceLog(LogBlock):

@@ -15,13 +15,13 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
-from newllm_lib.data.preferences import EncodedPairs, Pair, encode_pairs, load_preferences
+from newllm_lib.data.preferences import EncodedPairs, Pair, encode_pairs, load_preferences, shortcuts
 from newllm_lib.device import Device
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.evaluation.answers import answers, collapsed, health, kl_from_base, some_pairs
 from newllm_lib.evaluation.carry import window
 from newllm_lib.evaluation.load import load_run
-from newllm_lib.evaluation.preferences import clearly_better, pair_log_probs, preference_metrics
+from newllm_lib.evaluation.preferences import clearly_better, in_words, pair_log_probs, preference_metrics
 from newllm_lib.models.lora import lora_config, without_dropout
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, check_folder, checkpoint_step, write_status
@@ -33,7 +33,7 @@ from newllm_lib.training.estimate import preference_needs
 from newllm_lib.training.keeping import MirrorNews, only_data_is_read
 from newllm_lib.training.memory import with_smaller_micro_batches
 from newllm_lib.training.preference_curves import plot_preferences
-from newllm_lib.training.preference_log import LogBeforeSaving, PreferenceLog, in_words, say_result
+from newllm_lib.training.preference_log import LogBeforeSaving, PreferenceLog, say_result
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after
 
@@ -236,6 +236,7 @@ def _finish(recipe: Recipe, run: Run, device: Device, data: PreparedPairs, descr
         "base": recipe.base, "data": description, "best_step": best["step"], "before": data.before, "after": after,
         "clearly_better": clearly_better(before, after["figures"]), "problem": problem,
         "questions": [pair.question() for pair in data.watched()], "preferred": [pair.chosen for pair in data.watched()],
+        "shortcuts": shortcuts(data.train.pairs, data.evaluation.pairs),
     }  # fmt: skip
     atomic_write_text(run.path / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
     card = write_card(run, recipe, result)

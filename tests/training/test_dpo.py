@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.evaluation.export import export
 from newllm_lib.evaluation.load import load_run
-from newllm_lib.runs import Run, is_whole, read_status
+from newllm_lib.runs import Run, ask_to_save, is_whole, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.training.preference_bases import make_base, recipe
@@ -85,7 +86,8 @@ def test_a_run_holds_all_that_is_needed(model, runs):
     assert result["before"]["figures"]["pairs"] == result["after"]["figures"]["pairs"] == 30
     assert len(result["questions"]) == len(result["before"]["answers"]) == len(result["after"]["answers"]) == 3
     card = (run.path / "card.md").read_text(encoding="utf-8")
-    for words in ("30 held-out pairs", "| accuracy |", "| vague |", "length of the model's answers", "PeftModel.from_pretrained"):
+    for words in ("30 held-out pairs", "| accuracy |", "| vague |", "length of the model's answers", "PeftModel.from_pretrained",
+                  "bag of words"):
         assert words in card
     assert "Val: Loss=" in run.log.read_text(encoding="utf-8") and "Before:" in run.log.read_text(encoding="utf-8")
 
@@ -121,6 +123,18 @@ def test_the_cards_snippet_runs(runs, monkeypatch):
     assert names["model"].generate(input_ids=ids, max_new_tokens=4).shape[1] > ids.shape[1]
 
 
+def test_evaluating_the_run_measures_its_held_out_pairs_again(runs, capsys):
+    from newllm_lib.cli import main
+
+    run = runs["tiny_gpt2"]
+    assert main(["evaluate", str(run.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    after = json.loads((run.path / "preferences.json").read_text(encoding="utf-8"))["after"]["figures"]
+    for name in ("pairs", "accuracy", "accuracy_low", "margin", "margin_high"):
+        assert found[name] == pytest.approx(after[name], abs=1e-3)
+    assert found["kinds"].keys() == after["kinds"].keys() and 0 < found["shortcuts"]["bag_of_words"] <= 1
+
+
 def test_chat_talks_with_the_result(runs):
     from newllm_lib.evaluation.chat import ChatSession
 
@@ -130,10 +144,12 @@ def test_chat_talks_with_the_result(runs):
     assert isinstance("".join(session.reply("機械学習とは何ですか。")), str)
 
 
-def test_a_run_that_was_interrupted_gives_the_rows_of_the_one_that_was_not(bases, tmp_path, monkeypatch):
+def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_same_rows(bases, tmp_path, monkeypatch):
     from newllm_lib.training import callbacks
 
-    whole = train(recipe(tmp_path, bases["new_llm"], "whole", epochs=1))
+    base, drive = shutil.copytree(bases["new_llm"], tmp_path / "base"), tmp_path / "drive"
+    drive.mkdir()
+    whole = train(recipe(tmp_path, base, "whole", epochs=1))
     original = callbacks.Signals.on_step_end
 
     def stop_at_five(self, args, state, control, **kwargs):
@@ -141,11 +157,12 @@ def test_a_run_that_was_interrupted_gives_the_rows_of_the_one_that_was_not(bases
             self.received = 15
         return original(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(callbacks.Signals, "on_step_end", stop_at_five)
-    stopped = recipe(tmp_path, bases["new_llm"], "stopped", epochs=1)
-    with pytest.raises(Interrupted, match="step 5"):
+    stopped = recipe(tmp_path, base, "stopped", epochs=1, mirror_dir=str(drive))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="step 5"):
+        patch.setattr(callbacks.Signals, "on_step_end", stop_at_five)
         train(stopped)
-    monkeypatch.setattr(callbacks.Signals, "on_step_end", original)
+    for gone in (stopped.run_path(), base):
+        shutil.rmtree(gone)
     again = train(stopped)
 
     def figures(run):  # a row more at the save, so the one after it averages fewer steps
@@ -153,9 +170,25 @@ def test_a_run_that_was_interrupted_gives_the_rows_of_the_one_that_was_not(bases
         return [{k: v for k, v in row.items() if k not in changing} for row in run.metrics() if row["step"] not in (5, 6)]
 
     assert [r["step"] for r in training_rows(again)] == [1, 3, 5, 6, 9, 12]
-    assert figures(again) == figures(whole)
+    assert figures(again) == figures(whole) == figures(Run(drive / "stopped"))
+    assert all(is_whole(drive / "stopped" / part) for part in ("best", "base")) and (drive / "stopped" / "card.md").is_file()
     train(stopped)
     assert "finished already" in again.log.read_text(encoding="utf-8")
+
+
+def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_path, monkeypatch):
+    from newllm_lib.training import callbacks
+
+    run, original = Run(tmp_path / "run"), callbacks.SaveRequests.on_step_end
+
+    def ask(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            assert ask_to_save(run)
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(callbacks.SaveRequests, "on_step_end", ask)
+    train(recipe(tmp_path, bases["new_llm"], max_steps=4))
+    assert run.checkpoint(2).is_dir() and run.is_finished
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_it_starts_at_log_two_and_learns_in_half_precision(model, kind, dtype, r
     monkeypatch.setattr(preferences, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
     assert probe().dtype == dtype
     base = make_base(tmp_path / "base", model)
-    run = train(recipe(tmp_path, base, lora_rank=rank, learning_rate=1e-2 if rank else 1e-3))
+    run = train(recipe(tmp_path, base, force=True, lora_rank=rank, learning_rate=1e-2 if rank else 1e-3))
     rows = [row for row in run.metrics() if "loss" in row]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=0.01) and rows[-1]["loss"] < rows[0]["loss"] - 0.02
     assert rows[-1]["gpu_memory_gib"] < 3

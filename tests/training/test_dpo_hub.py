@@ -43,13 +43,13 @@ def test_the_default_base_comes_from_the_hub_and_its_adapters_go_anywhere(tmp_pa
     dialogpt(tmp_path / "hub" / "models" / "microsoft" / "DialoGPT-small")
     command = [sys.executable, "-m", "newllm_lib", "train", "dpo", "--sized_for", "cpu", "--max_seq_length", "256",
                "--max_samples", "16", "--eval_pairs", "6", "--max_steps", "2", "--learning_rate", "0.01", "--lora_dropout", "0",
-               "--evals_per_epoch", "1"]  # fmt: skip
-    export = [sys.executable, "-m", "newllm_lib", "export", "dpo_dialogpt-small"]
+               "--evals_per_epoch", "1", "--output_dir", "run"]  # fmt: skip
+    export = [sys.executable, "-m", "newllm_lib", "export", "run"]
     home = os.environ | {"HF_HOME": str(tmp_path / "hf"), "NEWLLM_CACHE": str(tmp_path / "cache")}
     with HubServer(tmp_path / "hub") as hub:
         said = ended(command, tmp_path, home | {"HF_ENDPOINT": hub.url})
     assert "DPO on microsoft/DialoGPT-small" in said and "Before:" in said
-    run = Run(tmp_path / "checkpoints" / "dpo_dialogpt-small")
+    run = Run(tmp_path / "run")
     assert not (run.path / "base").exists()  # the hub has it
     first = next(row for row in run.metrics() if "loss" in row)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
