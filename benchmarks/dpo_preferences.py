@@ -106,7 +106,7 @@ def train_base(model: str, folder: Path, steps: int, sizes: dict) -> Path:
     changes = {
         **sizes, "sized_for": "cpu", "model": model, "data_dir": str(folder / "texts"), "epochs": 50, "max_steps": steps,
         "output_dir": str(folder / f"base_{model}"), "compile": "off", "force": True,
-        "learning_rate": 6e-3 if model == "new_llm" else 3e-3,
+        "learning_rate": 6e-3 if model == "new_llm" else 3e-3, "evals_per_epoch": 1, "sample_tokens": 0,
     }  # fmt: skip
     return train(load_recipe("demo", changes)).path
 

@@ -225,25 +225,6 @@ def test_a_warm_start_teaches_the_preferred_answers_and_becomes_the_base(bases, 
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(taught.parameters(), before.parameters(), strict=True))
 
 
-def test_a_foreign_base_without_a_template_gets_plain_turns(tmp_path):
-    """GPT-2's own class and a tokenizer with no control tokens, as DialoGPT has."""
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    from tests.data.conftest import byte_level_bpe
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_bpe(400, ["<|endoftext|>"]), eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    )
-    sizes = {"n_positions": 256, "n_embd": 32, "n_layer": 1, "n_head": 2}
-    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    run = train(recipe(tmp_path, tmp_path / "gpt2", max_seq_length=256, max_steps=3, max_samples=24, eval_pairs=8))
-    model, tokenizer, _ = load_run(run)
-    turn = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
-    assert turn == "a<|endoftext|>" and model.config.model_type == "gpt2"
-
-
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
