@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 MODELS = ("tiny_gpt2", "new_llm")
+SETS = ("preferences_ja", "hh_rlhf")  # the second needs --hh
 SIZES = {
     "vocab_size": 4096, "num_layers": 2, "hidden_size": 128, "context_dim": 128, "mlp_size": 384, "num_heads": 2,
     "max_seq_length": 256, "batch_size": 32,
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.02)
     parser.add_argument("--tag", default="", help="added to the names of the runs, for another try on the same bases")
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +51,9 @@ def main() -> None:
     sizes = SMALL if arguments.small else SIZES
     write_texts(folder / "texts", arguments.conversations)
     results = []
-    sets = {"preferences_ja": {"data": "preferences_ja"}}
-    sets |= {"hh_rlhf": {"data_dir": str(split_file(arguments.hh, folder / "hh"))}} if arguments.hh else {}
+    sets = {"preferences_ja": {"data": "preferences_ja"}} if "preferences_ja" in arguments.sets else {}
+    if "hh_rlhf" in arguments.sets and arguments.hh:
+        sets["hh_rlhf"] = {"data_dir": str(split_file(arguments.hh, folder / "hh"))}
     rates = arguments.learning_rate * (len(arguments.models) if len(arguments.learning_rate) == 1 else 1)
     for model, rate in zip(arguments.models, rates, strict=True):
         started = time.monotonic()

@@ -8,14 +8,17 @@ from pathlib import Path
 from newllm_lib.runs import Run, atomic_write_bytes
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-_PANELS = (  # title, unit, training series, held-out series, a line to compare with
-    ("loss", "nats", {"loss": _BLUE}, {"eval_loss": _ORANGE}, 0.6931),
-    ("reward margin", "beta x nats", {"rewards/margins": _BLUE}, {"eval_reward_margin": _ORANGE}, 0.0),
-    ("accuracy", "share of pairs", {"rewards/accuracies": _BLUE}, {"eval_accuracy": _ORANGE}, 0.5),
-    ("log-probability of the answers", "nats", {"logps/chosen": _GREEN, "logps/rejected": _GREY},
-     {"eval_chosen": _GREEN, "eval_rejected": _GREY}, None),
-    ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _ORANGE}, 0.0),
-    ("GPU memory", "GiB reserved", {"gpu_memory_gib": _BLUE}, {}, None),
+_TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
+_PANELS = (  # title, unit, training series, held-out series (each with colour and label), a line to compare with
+    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, 0.6931),
+    ("reward margin", "beta x nats", {"rewards/margins": _TRAINED}, {"eval_reward_margin": _HELD_OUT}, 0.0),
+    # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is the likelier one
+    ("accuracy", "share of pairs", {"rewards/accuracies": (_BLUE, "training, by reward")},
+     {"eval_accuracy": (_ORANGE, "held out, by probability"), "eval_reward_accuracy": (_GREY, "held out, by reward")}, 0.5),
+    ("log-probability of the answers", "nats", {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (_GREY, "rejected")},
+     {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (_GREY, "rejected, held out")}, None),
+    ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0),
+    ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, None),
 )  # fmt: skip
 
 
@@ -46,18 +49,16 @@ def preference_figure(run: Run):
     return figure
 
 
-def _draw(place, rows: list[dict], training: dict[str, str], held_out: dict[str, str]) -> None:
-    for name, colour in training.items():
+def _draw(place, rows: list[dict], training: dict[str, tuple], held_out: dict[str, tuple]) -> None:
+    for name, (colour, label) in training.items():
         found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if found:
-            label = name.rsplit("/", 1)[-1] if len(training) > 1 else "training"
             place.plot(*zip(*found, strict=True), color=colour, linewidth=1, alpha=0.7, label=label)
-    for name, colour in held_out.items():
+    for name, (colour, label) in held_out.items():
         found = [row for row in rows if row.get(name) is not None]
         steps, values = [row["step"] for row in found], [row[name] for row in found]
         if not found:
             continue
-        label = f"{name.removeprefix('eval_')}, held out" if len(held_out) > 1 else "held out"
         place.plot(steps, values, "o-", color=colour, markersize=4, label=label)
         if f"{name}_low" in found[0]:
             band = ([row[f"{name}_{side}"] for row in found] for side in ("low", "high"))
