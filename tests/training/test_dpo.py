@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from newllm_lib.data.preferences import encode_pairs, generate
-from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.evaluation.export import export
 from newllm_lib.evaluation.load import load_run
@@ -22,6 +22,7 @@ from newllm_lib.runs import Run, ask_to_save, is_whole, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.training.preference_bases import make_base, recipe
+from tests.training.small_runs import stopped_after
 
 MODELS = ("tiny_gpt2", "new_llm")
 
@@ -144,22 +145,12 @@ def test_chat_talks_with_the_result(runs):
     assert isinstance("".join(session.reply("機械学習とは何ですか。")), str)
 
 
-def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_same_rows(bases, tmp_path, monkeypatch):
-    from newllm_lib.training import callbacks
-
+def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_same_rows(bases, tmp_path):
     base, drive = shutil.copytree(bases["new_llm"], tmp_path / "base"), tmp_path / "drive"
     drive.mkdir()
     whole = train(recipe(tmp_path, base, "whole", epochs=1))
-    original = callbacks.Signals.on_step_end
-
-    def stop_at_five(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            self.received = 15
-        return original(self, args, state, control, **kwargs)
-
     stopped = recipe(tmp_path, base, "stopped", epochs=1, mirror_dir=str(drive))
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="step 5"):
-        patch.setattr(callbacks.Signals, "on_step_end", stop_at_five)
+    with stopped_after(4):
         train(stopped)
     for gone in (stopped.run_path(), base):
         shutil.rmtree(gone)
