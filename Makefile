@@ -11,7 +11,8 @@ export NEWLLM_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
 .PHONY: help setup test test-slow test-gpu lint demo notebooks clean check-phase7-env verify-phase7 triton-attn recipe data-lite \
-	train-phase7-1.5b train-phase7-1.5b-test train-phase7-1.5b-resume train-phase7-small chat-phase7-1.5b bench-phase7-1.5b
+	train-phase7-1.5b train-phase7-1.5b-test train-phase7-1.5b-resume train-phase7-small chat-phase7-1.5b bench-phase7-1.5b \
+	train-phase8 bench-phase8-vs-phase7
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/'
@@ -72,6 +73,12 @@ chat-phase7-1.5b: setup  ## talk with CHECKPOINT (default: the newest run)
 
 bench-phase7-1.5b: setup  ## whole training steps: memory, tokens/s, MFU, and the largest model that fits
 	$(NEWLLM) bench phase7 --largest $(ARGS)
+
+train-phase8: setup  ## linear attention: 25 million parameters on ChitChat
+	$(NEWLLM) train phase8_small $(ARGS)
+
+bench-phase8-vs-phase7: setup  ## quality at equal parameters and tokens; speed and memory from 512 to 65,536 tokens
+	$(NEWLLM) bench phase8 $(ARGS)
 
 clean:  ## remove caches (never runs, never the environment)
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

@@ -83,6 +83,42 @@ def phase7(arguments):
     return {"rows": rows.rows} if arguments.json else 0
 
 
+def phase8(arguments):
+    """Phase 8 beside Phase 7: quality, speed and memory over the length of the text."""
+    from newllm_lib.benchmarks import phase8 as bench
+    from newllm_lib.benchmarks.rows import Rows, read
+
+    parts, ways = _some(arguments.parts, bench.PARTS, "part"), _some(arguments.ways, bench.WAYS, "way")
+    changes, rows, out = _changes(arguments.set), Rows("phase8"), Path(arguments.out)
+    if "speed" in parts:
+        say("Timing training steps of " + "; ".join(ways))
+        bench.speed(rows, ways, arguments.lengths, arguments.steps, changes)
+    if "quality" in parts:
+        say("Training, then evaluating " + "; ".join(ways))
+        bench.quality(rows, ways, Path(arguments.work), changes)
+    if not rows.rows:
+        raise NewLLMError("Nothing could be measured, as said above.")
+    rows.append_to(out)
+    say(f"{len(rows.rows)} rows appended to {out}")
+    if "speed" in parts:
+        picture = Path(arguments.picture or "docs/phase8.png")
+        bench.draw([row for row in read(out) if row["benchmark"] == "phase8"], picture)
+        say(f"Picture: {picture}")
+    return {"rows": rows.rows} if arguments.json else 0
+
+
+def _changes(pairs) -> dict[str, str]:
+    """`KEY=VALUE` words as a dictionary.
+
+    Raises:
+        UsageError: one has no equals sign.
+    """
+    for pair in pairs or ():
+        if "=" not in pair:
+            raise UsageError(f"--set {pair}: write it as KEY=VALUE, such as epochs=2.")
+    return dict(pair.split("=", 1) for pair in pairs or ())
+
+
 def table(arguments):
     """The README's tables from the CSV."""
     from newllm_lib.benchmarks.results import write_tables

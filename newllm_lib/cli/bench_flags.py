@@ -9,13 +9,15 @@ def add(commands, command, flag, positive) -> None:
     """Add `bench` and its actions. `command`, `flag` and `positive` are the parser's own ways to make them."""
     parent = commands.add_parser("bench", help="measure training speed, decoding or quality beside the peers")
     parent.set_defaults(json=False, debug=False)
-    actions = parent.add_subparsers(dest="action", metavar="speed | decode | quality | phase7 | table", required=True)
+    actions = parent.add_subparsers(dest="action", metavar="speed | decode | quality | phase7 | phase8 | table", required=True)
     speed = command(actions, "speed", bench.speed, "time training steps of New-LLM and its peers")
     decode = command(actions, "decode", bench.decode, "time single tokens after short and long histories")
     quality = command(actions, "quality", bench.quality, "train everyone on the same tokens and report a test text")
     large = command(actions, "phase7", bench.phase7, "whole training steps of 1.5 billion parameters: memory, tokens/s, MFU")
+    linear = command(actions, "phase8", bench.phase8, "Phase 8 beside Phase 7: quality, speed and memory over the text's length")
     table = command(actions, "table", bench.table, "write the README's tables from the CSV")
-    for parser, name in ((speed, "speed"), (decode, "decode"), (quality, "quality"), (large, "phase7"), (table, "table")):
+    named = {"speed": speed, "decode": decode, "quality": quality, "phase7": large, "phase8": linear, "table": table}
+    for name, parser in named.items():
         flag(parser, "out", default="benchmarks/results.csv", help="the CSV of all figures (default: benchmarks/results.csv)")
         if name not in ("table", "phase7"):
             flag(parser, "picture", help=f"where the picture goes (default: docs/{name}.png)")
@@ -25,6 +27,12 @@ def add(commands, command, flag, positive) -> None:
     flag(large, "steps", type=positive, default=6, help="steps, of which the last four are timed (default: 6)")
     flag(large, "limit", type=float, metavar="GIB", help="refuse the process more GPU memory than this")
     flag(large, "largest", action="store_true", help="also find the largest model that fits this GPU (minutes)")
+    flag(linear, "parts", nargs="+", metavar="PART", help="speed, quality (default: both)")
+    flag(linear, "ways", nargs="+", metavar="WAY", help='only these of "Phase 8", "Phase 7, full attention", "Phase 7"')
+    flag(linear, "lengths", nargs="+", type=positive, metavar="N", help="tokens in a text (default: 512 to 65,536)")
+    flag(linear, "steps", type=positive, default=3, help="timed steps (default: 3)")
+    flag(linear, "work", default="checkpoints/phase8_quality", help="where the trained runs are kept")
+    flag(linear, "set", nargs="+", metavar="KEY=VALUE", help="recipe keys for all of them alike, such as epochs=2")
     flag(speed, "steps", type=positive, default=60, help="timed steps (default: 60)")
     for name, default in (("batch", 512), ("length", 128), ("vocabulary", 8192)):
         flag(speed, name, type=positive, help=f"of the training step (default: {default:,})")

@@ -79,7 +79,8 @@ def _one(run, split, data_dir, samples, settings, speed, device, shared) -> tupl
     own, recipe = recipe, data_recipe(recipe, run, data_dir)
     packed = packed_split(recipe, tokenizer, split)
     kind = model.config.model_type
-    entry = {"name": _name(run), "label": _LABELS.get(kind, kind), "kind": kind, "parameters": parameters(model)}
+    label = "Phase 8" if getattr(model.config, "attention", None) == "linear" else _LABELS.get(kind, kind)
+    entry = {"name": _name(run), "label": label, "kind": kind, "parameters": parameters(model)}
     entry["protocol"] = recipe.protocol
     entry |= evaluate(model, packed, tokenizer)
     say("  " + describe(entry))

@@ -13,6 +13,7 @@ _KINDS = {
     "new_llm": "New-LLM: no attention, a context vector of fixed size is carried from token to token",
     "tiny_gpt2": "TinyGPT2: GPT-2's architecture, sized to have as many parameters as a New-LLM",
     "phase7": "Phase 7: local hyperbolic attention gated with a state-space branch, a tensor-train embedding",
+    "phase8": "Phase 8: linear attention by hyperbolic features gated with a state-space branch, a tensor-train embedding",
 }
 _HUB_LICENCES = {"MIT": "mit", "CC BY-SA 3.0": "cc-by-sa-3.0", "CC BY 4.0": "cc-by-4.0", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 _DEFINITIONS = """\
@@ -30,9 +31,10 @@ def model_card(run: Run, recipe: Recipe, folder: Path, command: str) -> str:
     """
     title, home, licence = _data(recipe)
     best = _best(run)
+    kind = "phase8" if recipe.model == "phase7" and recipe.attention == "linear" else recipe.model
     parts = [
         _front_matter(recipe, home, licence),
-        f"# {run.name}\n\n{_KINDS.get(recipe.model, recipe.model)}. {_size(folder)}, trained on {title}.",
+        f"# {run.name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
         f"## Use\n\n{_use(folder)}",
         f"## Training\n\n```bash\n{command}\n```\n\n{_settings(recipe)}",
         f"## Data\n\n{title} ({home}), licence: {licence}. A model keeps traces of what it was trained on: the licence of the "

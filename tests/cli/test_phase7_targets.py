@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 TARGETS = (
     "check-phase7-env", "triton-attn", "recipe", "data-lite", "train-phase7-1.5b", "train-phase7-1.5b-test",
     "train-phase7-1.5b-resume", "train-phase7-small", "chat-phase7-1.5b", "bench-phase7-1.5b",
+    "train-phase8", "bench-phase8-vs-phase7",
 )  # fmt: skip
 
 

@@ -167,12 +167,20 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("features", "dim"), [(64, 64), (64, 128), (20, 40), (128, 128)])
+@pytest.mark.parametrize(
+    ("dtype", "features", "dim"),
+    [(torch.bfloat16, 64, 64), (torch.bfloat16, 64, 128), (torch.bfloat16, 20, 40), (torch.bfloat16, 128, 128),
+     (torch.float32, 64, 64), (torch.float16, 64, 64)],
+)  # fmt: skip
 def test_on_a_gpu(dtype, features, dim):
     checks.check_linear_attention("cuda", dtype, 2, 3, 333, features, dim, True)
-    checks.check_linear_attention("cuda", dtype, 1, 2, 64, features, dim)
+    checks.check_linear_attention("cuda", dtype, 1, 2, 1, features, dim, True)
     checks.check_linear_attention("cuda", dtype, 2, 2, 130, features, dim, backend="chunked")
+
+
+@pytest.mark.gpu
+def test_one_document_on_a_gpu():
+    checks.check_linear_attention("cuda", torch.bfloat16, 2, 3, 333, 64, 64)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,163 @@
+"""Phase 8 beside Phase 7 at equal parameters: quality after equal tokens, speed and memory from short to very long texts.
+
+    newllm bench phase8 [--parts speed quality] [--lengths 512 65536] [--set epochs=2]
+
+Phase 7 appears twice: with its window of 128 tokens, and with a window as long as the text, which is what linear attention stands
+for. A step of the speed part is forward, backward and AdamW on random tokens, not compiled, in texts of each length that are
+together as many tokens as the longest text has. The quality part is `newllm train` and `newllm evaluate` on ChitChat.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from pathlib import Path
+
+from newllm_lib.benchmarks.rows import Rows
+from newllm_lib.console import count, say
+from newllm_lib.recipe import Recipe, load_recipe
+
+WAYS = {  # recipe, and whether attention sees the whole text
+    "Phase 8": ("phase8_small", False),
+    "Phase 7, full attention": ("phase7_small", True),
+    "Phase 7": ("phase7_small", False),
+}
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+LENGTHS_WITHOUT_GPU = (128, 256, 512, 1024, 2048)
+PARTS = ("speed", "quality")
+_FASTER = "Phase 8", "Phase 7, full attention"  # whose crossover is looked for
+
+
+def recipe_of(way: str, length: int | None = None, changes: dict | None = None) -> Recipe:
+    """The recipe of one way; attention that sees everything has a window of `length` (None: the recipe's blocks)."""
+    name, full = WAYS[way]
+    changes = dict(changes or {})
+    window = length or load_recipe(name, changes).max_seq_length
+    return load_recipe(name, {**changes, "attention_window": window} if full else changes)
+
+
+def speed(rows: Rows, ways=tuple(WAYS), lengths=None, steps: int = 3, changes: dict | None = None) -> None:
+    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the crossover."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    lengths = sorted(lengths or (LENGTHS if gpu else LENGTHS_WITHOUT_GPU))
+    tokens = max(lengths)
+    for way in ways:
+        for length in lengths:
+            try:
+                found = _step(recipe_of(way, length, changes), length, max(1, tokens // length), steps)
+            except torch.cuda.OutOfMemoryError:
+                say(f"  {way}, {length:,} tokens: out of memory")
+                torch.cuda.empty_cache()
+                continue
+            note = f"{found['parameters']:,} parameters, {max(1, tokens // length)} texts a step, not compiled"
+            rows.add(way, f"training, texts of {length:,}", found["tokens_per_second"], "tokens/s", note)
+            rows.add(way, f"memory for a token, texts of {length:,}", found["kib"], "KiB", note)
+            fast = count(found["tokens_per_second"])
+            say(f"  {way:<24} {length:>7,} tokens: {fast:>6} tokens/s, {found['kib']:.1f} KiB a token")
+    crossing = crossover(*(speeds(rows.rows, way) for way in _FASTER))
+    if crossing:
+        say(f"  From about {crossing:,.0f} tokens on, {_FASTER[0]} is faster than {_FASTER[1]}.")
+        rows.add(_FASTER[0], f"faster than {_FASTER[1]} from", crossing, "tokens", "interpolated between the measured lengths")
+
+
+def _step(recipe: Recipe, length: int, texts: int, steps: int) -> dict:
+    import torch
+
+    from newllm_lib.evaluation.memory import peak_memory
+    from newllm_lib.models import build_model, parameters
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = build_model(recipe, recipe.vocab_size, device=device.type).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(0, recipe.vocab_size, (texts, length + 1), device=device)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()  # compiles kernels, makes the optimizer's state
+    peak, times = peak_memory(step, device), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return {
+        "tokens_per_second": ids[:, 1:].numel() / statistics.median(times), "kib": peak / ids[:, 1:].numel() / 1024,
+        "parameters": parameters(model),
+    }  # fmt: skip
+
+
+def quality(rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_quality"), changes: dict | None = None) -> None:
+    """Train each way and add its bits per byte of the test text. A run that is there is only evaluated."""
+    from newllm_lib.evaluation.evaluate_run import evaluate_run
+    from newllm_lib.models import count_parameters, model_config
+    from newllm_lib.training import train
+
+    for way in ways:
+        name = way.lower().replace(",", "").replace(" ", "_")
+        recipe = recipe_of(way, None, {**(changes or {}), "output_dir": str(work / name)})
+        result = evaluate_run(train(recipe), baselines=True)
+        size = count_parameters(model_config(recipe, result["vocab_size"]))
+        note = f"{size:,} parameters, {recipe.epochs:g} epochs, vocabulary {result['vocab_size']:,}, seed {recipe.seed}"
+        rows.add(way, "bits per byte, ChitChat test", result["bits_per_byte"], "bit/byte", note)
+        bigram = result["baselines"]["bigram"]["bits_per_byte"]
+        say(f"{way}: {result['bits_per_byte']:.4f} bits per byte (bigram table {bigram:.4f}), {size:,} parameters")
+
+
+def speeds(rows: list[dict], way: str, metric: str = "training, texts of ") -> dict[int, float]:
+    """Length to the newest figure of one way."""
+    return {
+        int(row["metric"].removeprefix(metric).replace(",", "")): float(row["value"])
+        for row in rows
+        if row["model"] == way and row["metric"].startswith(metric)
+    }
+
+
+def crossover(ours: dict[int, float], other: dict[int, float]) -> float | None:
+    """From which length on ours is faster, interpolated in logarithms; None where it never is, or from the first on."""
+    both = sorted(ours.keys() & other.keys())
+    gain = [math.log(ours[n] / other[n]) for n in both]
+    for i in range(len(both) - 1, 0, -1):
+        if gain[i] > 0 >= gain[i - 1]:
+            share = gain[i - 1] / (gain[i - 1] - gain[i])
+            return both[i - 1] * (both[i] / both[i - 1]) ** share
+    return None
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Speed and memory over the length of the texts, with the crossover."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (fast, small) = pyplot.subplots(1, 2, figsize=(10, 4))
+    for way in WAYS:
+        for axis, metric in ((fast, "training, texts of "), (small, "memory for a token, texts of ")):
+            line = sorted(speeds(rows, way, metric).items())
+            axis.plot([n for n, _ in line], [value for _, value in line], marker="o", label=way)
+    crossing = crossover(*(speeds(rows, way) for way in _FASTER))
+    if crossing:
+        fast.axvline(crossing, color="0.5", linestyle=":", label=f"crossover, {crossing:,.0f} tokens")
+    fast.set(yscale="log", ylabel="training, tokens/s", title="whole training steps, not compiled", ylim=(None, None))
+    small.set(ylabel="memory, KiB a token", title="most that a step holds", ylim=(0, None))
+    for axis in (fast, small):
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("tokens in a text")
+        axis.grid(alpha=0.3)
+    fast.legend()
+    about = next(row for row in reversed(rows) if row["metric"].startswith("training, "))
+    figure.suptitle(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
