@@ -37,15 +37,25 @@ def recipe_of(way: str, length: int | None = None, changes: dict | None = None) 
     return load_recipe(name, {**changes, "attention_window": window} if full else changes)
 
 
-def speed(rows: Rows, ways=tuple(WAYS), lengths=None, steps: int = 3, changes: dict | None = None) -> None:
-    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the crossover."""
+def speed(
+    rows: Rows, ways=tuple(WAYS), lengths=None, steps: int = 3, changes: dict | None = None, seconds: float = math.inf
+) -> None:  # fmt: skip
+    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the crossover.
+
+    Args:
+        seconds: begin no further length after so many; what is missing then is said.
+    """
     import torch
 
+    began = time.monotonic()
     gpu = torch.cuda.is_available()
     lengths = sorted(lengths or (LENGTHS if gpu else LENGTHS_WITHOUT_GPU))
     tokens = max(lengths)
     for way in ways:
         for length in lengths:
+            if time.monotonic() - began > seconds:
+                say(f"  {way}, {length:,} tokens: left out, the time is up")
+                continue
             try:
                 found = _step(recipe_of(way, length, changes), length, max(1, tokens // length), steps)
             except torch.cuda.OutOfMemoryError:

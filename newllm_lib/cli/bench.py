@@ -92,7 +92,8 @@ def phase8(arguments):
     changes, rows, out = _changes(arguments.set), Rows("phase8"), Path(arguments.out)
     if "speed" in parts:
         say("Timing training steps of " + "; ".join(ways))
-        bench.speed(rows, ways, arguments.lengths, arguments.steps, changes)
+        seconds = float("inf") if arguments.minutes is None else 60 * arguments.minutes
+        bench.speed(rows, ways, arguments.lengths, arguments.steps, changes, seconds)
     if "quality" in parts:
         say("Training, then evaluating " + "; ".join(ways))
         bench.quality(rows, ways, Path(arguments.work), changes)

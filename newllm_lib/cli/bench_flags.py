@@ -31,6 +31,7 @@ def add(commands, command, flag, positive) -> None:
     flag(linear, "ways", nargs="+", metavar="WAY", help='only these of "Phase 8", "Phase 7, full attention", "Phase 7"')
     flag(linear, "lengths", nargs="+", type=positive, metavar="N", help="tokens in a text (default: 512 to 65,536)")
     flag(linear, "steps", type=positive, default=3, help="timed steps (default: 3)")
+    flag(linear, "minutes", type=float, help="speed: begin no further measurement after this time")
     flag(linear, "work", default="checkpoints/phase8_quality", help="where the trained runs are kept")
     flag(linear, "set", nargs="+", metavar="KEY=VALUE", help="recipe keys for all of them alike, such as epochs=2")
     flag(speed, "steps", type=positive, default=60, help="timed steps (default: 60)")

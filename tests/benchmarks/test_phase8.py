@@ -51,6 +51,12 @@ def test_speed_is_measured_and_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "docs" / "phase8.png").stat().st_size > 10_000
 
 
+def test_what_there_is_no_time_for_is_said(capsys):
+    rows = Rows("phase8", "newllm bench phase8")
+    phase8.speed(rows, lengths=[16], steps=1, changes=TINY, seconds=-1)
+    assert not rows.rows and capsys.readouterr().out.count("left out, the time is up") == len(phase8.WAYS)
+
+
 def test_the_command_trains_evaluates_and_records(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
