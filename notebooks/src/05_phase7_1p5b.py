@@ -96,7 +96,7 @@ from newllm_lib.colab.forms import Settings
 from newllm_lib.runs import tail
 
 test = train(Settings("phase7_test", {"seed": settings.recipe().seed}))
-print(*tail(test, 14), sep="\n")
+print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 
 # %% [markdown]
 # ## 7 · Train
