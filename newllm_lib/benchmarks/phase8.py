@@ -47,63 +47,74 @@ def speed(
     """
     import torch
 
-    began = time.monotonic()
-    gpu = torch.cuda.is_available()
-    lengths = sorted(lengths or (LENGTHS if gpu else LENGTHS_WITHOUT_GPU))
-    tokens = max(lengths)
-    for way in ways:
-        for length in lengths:
+    began, gpu = time.monotonic(), torch.cuda.is_available()
+    lengths = list(lengths or (LENGTHS if gpu else LENGTHS_WITHOUT_GPU))
+    trained = {way: _Training(recipe_of(way, max(lengths), changes)) for way in ways}
+    for length in lengths:
+        for way, training in trained.items():
             if time.monotonic() - began > seconds:
                 say(f"  {way}, {length:,} tokens: left out, the time is up")
                 continue
+            texts = max(1, max(lengths) // length)
             try:
-                found = _step(recipe_of(way, length, changes), length, max(1, tokens // length), steps)
+                fast, kib = training.measure(texts, length, steps)
             except torch.cuda.OutOfMemoryError:
                 say(f"  {way}, {length:,} tokens: out of memory")
                 torch.cuda.empty_cache()
                 continue
-            note = f"{found['parameters']:,} parameters, {max(1, tokens // length)} texts a step, not compiled"
-            rows.add(way, f"training, texts of {length:,}", found["tokens_per_second"], "tokens/s", note)
-            rows.add(way, f"memory for a token, texts of {length:,}", found["kib"], "KiB", note)
-            fast = count(found["tokens_per_second"])
-            say(f"  {way:<24} {length:>7,} tokens: {fast:>6} tokens/s, {found['kib']:.1f} KiB a token")
+            note = f"{training.parameters:,} parameters, {texts} texts a step, not compiled"
+            rows.add(way, f"training, texts of {length:,}", fast, "tokens/s", note)
+            rows.add(way, f"memory for a token, texts of {length:,}", kib, "KiB", note)
+            passed = time.monotonic() - began
+            say(f"  {way:<24} {length:>7,} tokens: {count(fast):>6} tokens/s, {kib:.1f} KiB a token ({passed:.0f} s)")
     crossing = crossover(*(speeds(rows.rows, way) for way in _FASTER))
     if crossing:
         say(f"  From about {crossing:,.0f} tokens on, {_FASTER[0]} is faster than {_FASTER[1]}.")
         rows.add(_FASTER[0], f"faster than {_FASTER[1]} from", crossing, "tokens", "interpolated between the measured lengths")
 
 
-def _step(recipe: Recipe, length: int, texts: int, steps: int) -> dict:
-    import torch
+class _Training:
+    """A model and its optimizer, whose steps on random tokens are measured."""
 
-    from newllm_lib.evaluation.memory import peak_memory
-    from newllm_lib.models import build_model, parameters
+    def __init__(self, recipe: Recipe):
+        import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model = build_model(recipe, recipe.vocab_size, device=device.type).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids = torch.randint(0, recipe.vocab_size, (texts, length + 1), device=device)
+        from newllm_lib.models import build_model, parameters
 
-    def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        self.model = build_model(recipe, recipe.vocab_size, device=self.device.type).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.parameters, self.vocabulary = parameters(self.model), recipe.vocab_size
+        self._step(self._texts(1, 128))  # makes the optimizer's state
+
+    def measure(self, texts: int, length: int, steps: int) -> tuple[float, float]:
+        """Tokens a second (the median), and KiB for each token at the peak."""
+        from newllm_lib.evaluation.memory import peak_memory
+
+        ids, times = self._texts(texts, length), []
+        peak = peak_memory(lambda: self._step(ids), self.device)  # also compiles what is new
+        for _ in range(steps):
+            start = time.perf_counter()
+            self._step(ids)
+            times.append(time.perf_counter() - start)
+        return texts * length / statistics.median(times), peak / (texts * length) / 1024
+
+    def _texts(self, texts: int, length: int):
+        import torch
+
+        return torch.randint(0, self.vocabulary, (texts, length + 1), device=self.device)
+
+    def _step(self, ids) -> None:
+        import torch
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    step()  # compiles kernels, makes the optimizer's state
-    peak, times = peak_memory(step, device), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return {
-        "tokens_per_second": ids[:, 1:].numel() / statistics.median(times), "kib": peak / ids[:, 1:].numel() / 1024,
-        "parameters": parameters(model),
-    }  # fmt: skip
 
 
 def quality(rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_quality"), changes: dict | None = None) -> None:
