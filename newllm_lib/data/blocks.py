@@ -197,8 +197,8 @@ class StreamedBlocks(Dataset):
 
     def _window(self, turn: int, number: int) -> Blocks:
         if (turn, number) not in self._open:
-            blocks = Blocks(self.split.window(turn, number), self.length, self.device)
-            self._open = dict([*list(self._open.items())[-1:], ((turn, number), blocks)])  # a batch may lie in two windows
+            self._open = dict(list(self._open.items())[-1:])  # a batch may lie in two windows
+            self._open[turn, number] = Blocks(self.split.window(turn, number), self.length, self.device)
         return self._open[turn, number]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -54,6 +55,14 @@ class Window(NamedTuple):
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts as one array in memory of its own, which the system has back when the array is gone: malloc would keep some of it,
+    and more with every window."""
+    count, dtype = sum(map(len, parts)), parts[0].dtype
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.concatenate(parts, out=np.frombuffer(memory, dtype=dtype))
 
 
 class Counts(NamedTuple):
@@ -169,15 +178,14 @@ class StreamedSplit:
             NewLLMError: they cannot be had, or too many rows are bad.
         """
         if (turn, number) not in self._windows:
+            while len(self._windows) > 1:  # before the next is made: never three at a time
+                self._windows.popitem(last=False)
             parts = [self._open(member) for member in self.members(turn, number)]
-            closing = parts[-1][0][-1:]
-            ids = np.concatenate([ids[:-1] for ids, _ in parts] + [closing])
+            ids = _joined([ids[:-1] for ids, _ in parts] + [parts[-1][0][-1:]])
             mask = None
             if parts[0][1] is not None:
-                mask = np.concatenate([mask[:-1] for _, mask in parts] + [np.zeros(1, dtype=np.uint8)])
+                mask = _joined([mask[:-1] for _, mask in parts] + [np.zeros(1, dtype=np.uint8)])
             self._windows[turn, number] = Window(self.path, ids, mask)
-            while len(self._windows) > 2:
-                self._windows.popitem(last=False)
         return self._windows[turn, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:

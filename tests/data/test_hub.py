@@ -153,7 +153,7 @@ def test_a_wrong_schema_names_the_columns(worker, cache):
 
 
 @pytest.mark.parametrize("match", ["/api/datasets/me/lines", "GET .*jsonl"])
-@pytest.mark.parametrize("what", [503, "reset", "truncate"])
+@pytest.mark.parametrize("what", [503, 429, "reset", "truncate", ("hang", 1.5)])  # the worker waits a second for an answer
 def test_faults_that_pass(worker, hub, cache, match, what):
     hub.fail(match, what)
     assert sum(worker(cache, data="me/lines")[split][0] for split in SPLITS) == 400

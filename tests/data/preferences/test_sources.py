@@ -16,7 +16,7 @@ from newllm_lib.data.records import BadRecord
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from tests.data.conftest import write_jsonl
-from tests.data.test_dialogue_sets import write_parquet
+from tests.dialogue_sets import write_parquet
 from tests.hub_server import HubServer
 
 
