@@ -1,6 +1,7 @@
 """Figures: rows with all that is needed to measure them again, tables and pictures made from them."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,9 @@ def test_the_readmes_tables_hold_the_newest_figures(figures, tmp_path):
 def test_pictures_are_drawn(name, figures, tmp_path):
     results.draw(figures, name, tmp_path / "docs" / f"{name}.png")
     assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
+
+
+def test_no_figure_stands_twice():
+    """Of the project's own file."""
+    rows = [tuple(row.values()) for row in read(Path(__file__).parents[2] / "benchmarks" / "results.csv")]
+    assert len(rows) == len(set(rows))
