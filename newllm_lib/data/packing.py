@@ -22,7 +22,7 @@ from newllm_lib.data.chat import TEMPLATE_VERSION
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Record, Tally
 from newllm_lib.data.sources import Source
-from newllm_lib.data.splits import made_splits, read_splits
+from newllm_lib.data.splits import held_out_key, made_splits, read_splits
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
 
@@ -147,7 +147,7 @@ def _key(source: Source, tokenizer, split: str, max_samples: int | None, answers
     return {
         "packing": VERSION, "template": TEMPLATE_VERSION, "split": split, "tokenizer": tokenizer_hash(tokenizer),
         "content": source.fingerprint("train" if from_train else split),
-        "made": sorted(made) if from_train else [],
+        "made": sorted(made) if from_train else [], **(held_out_key(source) if from_train else {}),
         "max_samples": max_samples if split == "train" else None, "answers_only": answers_only,
     }  # fmt: skip
 
@@ -165,12 +165,12 @@ def _pack_now(source: Source, tokenizer, entries: dict, max_samples: int | None,
             progress.update(done)
         for split, (_, parts) in entries.items():
             if not writers[split].documents:
-                raise NewLLMError(_no_text(source, split))
+                raise NewLLMError(_no_text(source, split, tally))
             writers[split].finish(key=parts, skipped=tally.summary())
     finally:
         for writer in writers.values():
             writer.close()
-    if tally.bad:
+    if tally.summary():
         console.say(f"  {tally.summary()}")
     progress.close(f"packed {console.count(sum(writer.tokens for writer in writers.values()))} tokens")
 
@@ -183,7 +183,10 @@ def _text_size(source: Source, splits: set[str]) -> int | None:
     return sum(sizes) if all(sizes) else None
 
 
-def _no_text(source: Source, split: str) -> str:
+def _no_text(source: Source, split: str, tally: Tally) -> str:
+    if tally.held_out and (split == "train" or split not in source.splits):
+        own = " and ".join(sorted(source.splits - {"train"}))
+        return f"{source.title}: {own} hold {tally.held_out:,} of its train records too, and none is left for {split}: add others."
     if split in source.splits:
         return f"{source.title}: the {split} split holds no text."
     return f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more records."

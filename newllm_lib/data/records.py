@@ -59,6 +59,7 @@ class Tally:
     def __init__(self, hopeless: int = HOPELESS):
         self.hopeless = hopeless
         self.good = 0
+        self.held_out = 0  # training records that a validation or test split of the source holds too: not trained on
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
 
@@ -91,7 +92,8 @@ class Tally:
     def counts(self) -> dict:
         """All of it as plain values, for `add`."""
         return {
-            "good": self.good, "reasons": dict(self.reasons), "first_at": self.first_at, "first_reason": self.first_reason
+            "good": self.good, "held_out": self.held_out, "reasons": dict(self.reasons), "first_at": self.first_at,
+            "first_reason": self.first_reason,
         }  # fmt: skip
 
     def add(self, counts: dict) -> None:
@@ -99,11 +101,16 @@ class Tally:
         if not self.bad:
             self.first_at, self.first_reason = counts["first_at"], counts["first_reason"]
         self.good += counts["good"]
+        self.held_out += counts.get("held_out", 0)
         self.reasons.update(counts["reasons"])
 
     def summary(self) -> str:
-        """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, or nothing when all were good."""
-        if not self.bad:
-            return ""
-        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN))
-        return f"{self.bad:,} rows skipped ({reasons}; the first at {self.first_at})"
+        """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, and how many were held out; or nothing when all
+        were good."""
+        said = []
+        if self.bad:
+            reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN))
+            said.append(f"{self.bad:,} rows skipped ({reasons}; the first at {self.first_at})")
+        if self.held_out:
+            said.append(f"{self.held_out:,} records not trained on, because validation or test holds the same")
+        return "; ".join(said)

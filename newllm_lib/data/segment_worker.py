@@ -40,6 +40,7 @@ class Job(NamedTuple):
     reader: Reader
     encoder: Encoder
     made: tuple[str, ...]  # splits whose records are not packed here: they are held out by their hash
+    held_out: frozenset[bytes] = frozenset()  # digests of more that is not
 
     def entry(self, number: int) -> Path:
         """The cache entry of a packed segment: a packed split of the training records that begin in it."""
@@ -68,7 +69,10 @@ def _pack(job: Job, number: int, fetched: bytes | None) -> None:
     writer = Writer(job.entry(number), job.encoder)
     try:
         for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally):
-            if not job.made or split_of(record.digest(), job.made) == "train":
+            digest = record.digest() if job.made or job.held_out else b""
+            if digest in job.held_out:
+                tally.held_out += 1
+            elif split_of(digest, job.made) == "train":
                 writer.add(record)
         writer.finish(key=job.key, skipped=tally.summary(), tally=tally.counts())
     finally:

@@ -2,8 +2,9 @@
 
 A split that the source lacks is made from its training split: 5 % of the records by hash for validation, another 5 %
 for test. Equal records go to the same split, so nothing leaks, and neither order nor number of the records plays a
-part. `max_samples` keeps the records with the smallest hashes in the same sense; of a set too large to be read for that
-(`segments`), the first records in its fixed random order.
+part. Where the source has held-out splits itself, training records that one of them holds too are left out (DailyDialog's
+splits share dialogues). `max_samples` keeps the records with the smallest hashes in the same sense; of a set too large to
+be read for that (`segments`), the first records in its fixed random order.
 """
 
 from __future__ import annotations
@@ -23,6 +24,20 @@ HELD_OUT = {"validation": (0.00, 0.05), "test": (0.05, 0.10)}  # shares of the h
 def made_splits(source: Source) -> set[str]:
     """The splits that are made from the training split because the source has none."""
     return set(HELD_OUT) - source.splits
+
+
+def own_held_out(source: Source) -> frozenset[bytes]:
+    """Digests of what the source holds out itself, as far as it is read (of a large source, its sample)."""
+    if source not in _HELD:
+        own = sorted(source.splits - {"train"})
+        _HELD[source] = frozenset(record.digest() for split in own for record in source.records(split, Tally()))
+    return _HELD[source]
+
+
+def held_out_key(source: Source) -> dict:
+    """What the training records depend on beside the training split, for a cache's key."""
+    own = sorted(source.splits - {"train"})
+    return {"held_out": [source.fingerprint(split) for split in own]} if own else {}
 
 
 def check_train(source: Source, wanted: set[str]) -> None:
@@ -59,11 +74,14 @@ def read_splits(
     check_train(source, wanted)
     made = made_splits(source)
     if wanted & (made | {"train"}):
-        chosen = None
+        held, chosen = own_held_out(source), None
         if max_samples and "train" in wanted:
             chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source, made)
         for record in source.records("train", tally):
-            digest = record.digest() if made or chosen else b""
+            digest = record.digest() if made or chosen or held else b""
+            if digest in held:
+                tally.held_out += 1
+                continue
             split = split_of(digest, made)
             if split in wanted and (split != "train" or chosen is None or chosen.takes(digest)):
                 yield split, record
@@ -76,12 +94,12 @@ def read_splits(
 
 def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
     """What takes `count` records of the training split. The source is read once for it; `count` numbers are held."""
-    known = _BORDERS.setdefault(source, {})
+    known, held = _BORDERS.setdefault(source, {}), own_held_out(source)
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top
         for record in source.records("train", Tally()):
             digest = record.digest()
-            if split_of(digest, made) != "train":
+            if digest in held or split_of(digest, made) != "train":
                 continue
             order = -_order(digest)
             if len(heap) < count:
@@ -94,6 +112,7 @@ def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
 
 
 _BORDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: {count: (largest, room)}
+_HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: own_held_out
 
 
 class _First:

@@ -31,7 +31,7 @@ from newllm_lib.data.records import Tally
 from newllm_lib.data.segment_pool import SegmentPool
 from newllm_lib.data.segment_worker import Job
 from newllm_lib.data.segments import LargeSource
-from newllm_lib.data.splits import made_splits
+from newllm_lib.data.splits import held_out_key, made_splits, own_held_out
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
 
@@ -58,8 +58,8 @@ class Window(NamedTuple):
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts as one array in memory of its own, which the system has back when the array is gone: malloc would keep some of it,
-    and more with every window."""
+    """The parts as one array in memory of its own, which the system has back when the array is gone: malloc would keep some of
+    it, and more with every window."""
     count, dtype = sum(map(len, parts)), parts[0].dtype
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.concatenate(parts, out=np.frombuffer(memory, dtype=dtype))
@@ -88,10 +88,11 @@ class StreamedSplit:
         made = tuple(sorted(made_splits(source)))
         key = {
             "packing": VERSION, "template": TEMPLATE_VERSION, "tokenizer": tokenizer_hash(tokenizer), "made": made,
-            "content": source.fingerprint("train"), "answers_only": answers_only,
+            "content": source.fingerprint("train"), "answers_only": answers_only, **held_out_key(source),
         }  # fmt: skip
         self.path = cache / "streams" / f"train-{key_hash(key)}"
-        job = Job(self.path, key, source.segments("train"), source.reader, Encoder(tokenizer, answers_only), made)
+        encoder = Encoder(tokenizer, answers_only)
+        job = Job(self.path, key, source.segments("train"), source.reader, encoder, made, own_held_out(source))
         self.title, self.max_samples, self.seed = source.title, max_samples, seed
         self.job, self.pool = job, SegmentPool(job)
         self.tally = Tally()
@@ -249,7 +250,7 @@ class StreamedSplit:
         window_ends = number + 1 == FIRST or (number + 1 - FIRST) % WINDOW == 0
         if window_ends or self.last:
             self.tally.finish()
-        if self.tally.bad and (number + 1 == FIRST or self.last):
+        if self.tally.summary() and (number + 1 == FIRST or self.last):
             console.say(f"  {self.tally.summary()}")
 
     def _open(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:

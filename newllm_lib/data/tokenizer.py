@@ -28,7 +28,7 @@ from newllm_lib.data.chat import (
 from newllm_lib.data.hub import Asked, patiently
 from newllm_lib.data.records import Tally
 from newllm_lib.data.sources import Source
-from newllm_lib.data.splits import made_splits, read_splits
+from newllm_lib.data.splits import held_out_key, made_splits, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 
 VERSION = 1  # of how tokenizers are trained here
@@ -57,6 +57,7 @@ def _trained(recipe, source: Source, cache: Path):
     parts = {
         "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
         "source": source.fingerprint("train"), "made": sorted(made_splits(source)), "max_samples": recipe.max_samples,
+        **held_out_key(source),
     }  # fmt: skip
     entry = cache / "tokenizers" / f"{recipe.tokenizer}-{key_hash(parts)}"
     if read_meta(entry) is None:

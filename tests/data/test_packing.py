@@ -100,8 +100,14 @@ def test_whatever_decides_the_content_is_in_the_key(folder, bpe, cache, tmp_path
     (folder / "train.txt").write_text(text.replace("river", "liver", 1))  # same name, size and time
     os.utime(folder / "train.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
     packs_anew()
-    (folder / "test.txt").write_text(text)  # no test split is taken out of the training split any more
+    other_text = "\n\n".join(paragraphs(50, seed=9))
+    (folder / "test.txt").write_text(other_text)  # no test split is taken out of the training split any more
     packs_anew()
+    (folder / "test.txt").write_text(other_text + "\n\n" + text[: text.index("\n\n")])  # a document of the training split
+    packs_anew()
+    (folder / "test.txt").write_text(text)
+    with pytest.raises(NewLLMError, match="test hold 300 of its train records too, and none is left for"):
+        packs_anew()
 
 
 def damage_truncate(entry):

@@ -66,6 +66,18 @@ def test_a_split_of_the_source_stays_what_it_is(tmp_path):
     assert made_alone["test"] == splits["test"]
 
 
+def test_training_records_that_a_split_of_the_source_holds_too_are_not_trained_on(tmp_path):
+    texts = paragraphs(500)
+    folder = source(source(tmp_path, texts + texts[:3]), [*texts[:20], "new"], "test")
+    tally, found = Tally(), {split: [] for split in ALL}
+    for split, record in read_splits(FolderSource(folder), ALL, None, tally):
+        found[split].append(record.text)
+    assert found["test"] == [*texts[:20], "new"] and sorted(found["train"] + found["validation"]) == sorted(texts[20:])
+    assert tally.held_out == 23 and "23 records not trained on" in tally.summary() and not tally.bad
+    few = split_texts(folder, {"train"}, 30)["train"]
+    assert len(few) == 30 and set(few) <= set(found["train"])
+
+
 def test_max_samples_takes_exactly_so_many_wherever_they_stand(tmp_path):
     texts = paragraphs(500)
     shuffled = random.Random(1).sample(texts, len(texts))

@@ -125,6 +125,15 @@ def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
     assert made_splits(FolderSource(chats)) == {"validation", "test"}
 
 
+def test_dialogues_that_the_sets_own_test_split_holds_too_are_not_trained_on(prepared, chats, cache):
+    write_jsonl(chats / "test.jsonl", [{"messages": m} for m in dialogues(30, seed=0)])
+    data, _ = prepared(cache)
+    shared = {"".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in talk) for talk in dialogues(30, seed=0)}
+    texts = {text for window in windows(data.train) for text in data.tokenizer.decode(window.ids).split("<|endoftext|>")}
+    assert data.test.documents == 30 and len(texts) > 1000 and not texts & shared
+    assert data.train.tally.held_out == 30
+
+
 def test_the_order_does_not_depend_on_how_fast_the_data_was_prepared(prepared, cache, tmp_path, monkeypatch):
     data, _ = prepared(cache)
     first = learned(data.train, 4000)
