@@ -186,7 +186,7 @@ def _text_size(source: Source, splits: set[str]) -> int | None:
 def _no_text(source: Source, split: str, tally: Tally) -> str:
     if tally.held_out and (split == "train" or split not in source.splits):
         own = " and ".join(sorted(source.splits - {"train"}))
-        return f"{source.title}: {own} hold {tally.held_out:,} of its train records too, and none is left for {split}: add others."
+        return f"{source.title}: {own} also has {tally.held_out:,} of the train records, none is left for {split}: add others."
     if split in source.splits:
         return f"{source.title}: the {split} split holds no text."
     return f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more records."
