@@ -23,7 +23,8 @@ setup:  ## install everything for tests (once; at once afterwards)
 test: setup lint  ## everything that needs no GPU and no network
 	$(PYTEST) -n 2 -m "not slow and not gpu"
 
-test-slow: setup  ## browser, long faults, fresh environments
+test-slow:  ## browser (needs Chromium: apt-get install chromium), long faults, fresh environments
+	@bash colab_bootstrap.sh --setup-only demo,dev,browser
 	$(PYTEST) -m "slow and not gpu"
 
 test-gpu: setup  ## on a machine with a CUDA GPU

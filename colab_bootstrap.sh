@@ -86,8 +86,9 @@ except BlockingIOError:
 }
 
 release_lock() { exec 9<&-; }
+
 ensure_environment() { # ensure_environment EXTRAS: with all that is needed in it; python becomes its interpreter
-  local extras=$1 base="$python" place=.venv stamp have=
+  local extras=$1 base="$python" place=.venv began=$SECONDS stamp have=
   if on_colab; then place=.; fi
   hold_lock .
   if [ "$place" = .venv ]; then python=$clone/.venv/bin/python; fi
@@ -95,12 +96,13 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
   if [ "$(sed -n 1p "$place/.newllm-setup" 2>/dev/null)" = "$stamp" ]; then have=$(sed -n 2p "$place/.newllm-setup"); fi
   case ",$have," in *",$extras,"*) release_lock; return ;; esac
   if [ "$place" = .venv ] && ! "$python" -m pip --version >/dev/null 2>&1; then new_venv "$base"; fi
-  versions_to_keep "$place" >"$place/.newllm-setup-constraints"
+  "$python" -m newllm_lib.installing keep "$place" >"$place/.newllm-setup-constraints"
   tell "Installing what is missing (minutes the first time; output: $clone/$place/.newllm-setup-log)"
   "$python" -m pip install --disable-pip-version-check -c "$place/.newllm-setup-constraints" -e ".[$extras]" \
     </dev/null >"$place/.newllm-setup-log" 2>&1 ||
     die "installing failed: $(grep -m 1 '^ERROR' "$place/.newllm-setup-log" || tail -n 1 "$place/.newllm-setup-log")." \
       "Mend that (network, free space) and run this again; the whole output is in $clone/$place/.newllm-setup-log"
+  "$python" -m newllm_lib.installing report "$place" $((SECONDS - began))
   printf '%s\n' "$stamp" "${have:+$have,}$extras" >"$place/.newllm-setup"
   release_lock
 }
@@ -112,21 +114,6 @@ new_venv() { # new_venv PYTHON: .venv in the clone, on top of that Python's torc
   if "$1" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))'; then share=--system-site-packages; fi
   tell "Creating $clone/.venv${share:+ on top of the torch that is installed}"
   "$1" -m venv $share .venv || die "$clone/.venv could not be created: look at the free space and the permissions."
-}
-
-versions_to_keep() { # pip's constraints: Colab's whole image; a system torch and its companions; else the tested versions
-  "$python" - "$1" <<'PYTHON'
-import importlib.metadata, re, sys
-colab = sys.argv[1] == "."
-normal = lambda name: re.sub("[-_.]+", "-", name).lower()
-system = {normal(d.name): d.version for d in importlib.metadata.distributions()
-          if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix))}
-system.pop("newllm", None)
-fixed = ".*" if colab else "torch|torchvision|torchaudio|triton|numpy|nvidia-.*"
-tested = [] if colab else [line.strip() for line in open("constraints.txt") if "==" in line]
-print(*(line for line in tested if normal(line.split("==")[0]) not in system), sep="\n")
-print(*(f"{name}=={version}" for name, version in system.items() if re.fullmatch(fixed, name)), sep="\n")
-PYTHON
 }
 
 main() {

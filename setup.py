@@ -39,6 +39,7 @@ setup(
         "dev": [
             "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "jupytext", "nbclient", "nbformat", "ipykernel",
         ],
+        "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one
         "fast": ["liger-kernel", "flash-linear-attention"],
         "lowmem": ["torchao", "bitsandbytes"],
     },

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
-from newllm_lib.errors import Interrupted
+from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 
@@ -57,6 +57,8 @@ def demo(arguments):
         for recipe in (ours, baseline):
             run_training(recipe)
         result = compare(*both, output_dir=job.path)
+    if ours.mirror_dir:
+        _keep_comparison(job, ours.mirror_dir)
     say(f"Next: {command('chat', word_for(both[0]))}")
     return result if arguments.json else 0
 
@@ -94,6 +96,17 @@ def _recorded(job: Run) -> Iterator[None]:
             runs.write_status(job, state="failed", message=str(error).partition("\n")[0])
             raise
         runs.write_status(job, state="done", message="finished")
+
+
+def _keep_comparison(job: Run, folder: str) -> None:
+    """Copy the job's own files (its comparison, its log) beside its runs, which were copied while they trained."""
+    mirror = runs.Mirror(job, folder)
+    try:
+        mirror.copy()
+    except NewLLMError as error:  # what was asked for is done, and stands in the job's folder
+        say(f"The comparison was not copied: {error}")
+    else:
+        say(f"The comparison is copied to {mirror.target.path}")
 
 
 def _start_in_background(arguments, job: Run, trained: list[Run]) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe, value_types
+from newllm_lib.recipe.start import decided_by_start
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
 FORM_DEVICE = "t4"  # the defaults shown are those of Colab's free GPU
@@ -69,8 +70,9 @@ class Form:
     """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name to
     overrides).
 
-    Two field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose` says, given the values
-    of the fields), `size` one of `presets`.
+    Three field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose` says, given the values
+    of the fields), `size` one of `presets`, `gpu` one of `gpus`: what that GPU does in about the time a T4 takes for the recipe's
+    own sizes.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Form:
     fields: tuple[Field, ...]
     presets: dict[str, dict] = field(default_factory=dict)
     choose: Callable[[dict], str] | None = None
+    gpus: dict[str, dict] = field(default_factory=dict)
 
     def defaults(self) -> dict:
         """What the fields show before anyone touches them."""
@@ -118,26 +121,21 @@ class Form:
         name = values.pop("recipe", self.recipe)
         if name == "auto" and self.choose:
             name = self.choose(values)
-        overrides = dict(self._preset(values.pop("size", None)))
-        extra = {}
+        preset = _chosen(self.gpus, "gpu", values.pop("gpu", None)) | _chosen(self.presets, "size", values.pop("size", None))
+        own, extra = {}, {}
         for f in self.fields:
             if f.name not in values:
                 continue
             if not f.is_recipe_key:
                 extra[f.name] = values[f.name]
             elif values[f.name] != defaults[f.name]:
-                overrides[f.name] = values[f.name]
-        overrides.update({k: v for k, v in forced.items() if k not in extra and k not in ("recipe", "size")})
-        settings = Settings(name, overrides, extra)
+                own[f.name] = values[f.name]
+        own.update({k: v for k, v in forced.items() if k not in extra and k not in ("recipe", "size", "gpu")})
+        if load_recipe(name, own, FORM_DEVICE, resolve_start=False).from_run:  # then the start's sizes count
+            preset = {k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))}
+        settings = Settings(name, preset | own, extra)
         say(settings.describe())
         return settings
-
-    def _preset(self, size: str | None) -> dict:
-        if size is None:
-            return {}
-        if size not in self.presets:
-            raise UsageError(f"There is no size {size!r}: use one of {', '.join(self.presets)}.")
-        return self.presets[size]
 
 
 @dataclass(frozen=True)
@@ -191,6 +189,14 @@ _HELP = (
     "Run the cell after a change (▶).",
     "#@markdown<br>変更しない項目はレシピの値になります。変更したらセルを実行してください（▶）。",
 )
+
+
+def _chosen(presets: dict[str, dict], kind: str, name: str | None) -> dict:
+    if name is None:
+        return {}
+    if name not in presets:
+        raise UsageError(f"There is no {kind} {name!r}: use one of {', '.join(presets)}.")
+    return presets[name]
 
 
 def _literal(value) -> str:

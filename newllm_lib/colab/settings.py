@@ -23,6 +23,13 @@ LABELS = {
     "lora_rank": ("Rank of LoRA adapters (0: train all weights; needs a start)", "LoRA のランク（0 なら全重みを学習）"),
 }  # fmt: skip
 
+# The same text for every notebook: a run must not change its sizes because Colab hands out another GPU today, so the form
+# names one, and the T4's are the recipe's own.
+GPU = Field(
+    "gpu", "Sizes for this GPU (T4: the recipe's own; larger ones: more, in about the same time)",
+    "この GPU に合う大きさ（T4 はレシピのまま）", "T4", ("T4", "L4", "A100", "H100"),
+)  # fmt: skip
+
 SAVE_TO_DRIVE = Field(
     "save_to_drive", "Keep a copy on Google Drive while training, and continue from it in a new session",
     "学習中に Google ドライブへ複製し、次のセッションで続きから再開", True,
@@ -33,13 +40,21 @@ def _fields(*names: str) -> tuple[Field, ...]:
     return tuple(Field(name, *LABELS[name]) for name in names)
 
 
+_LAYERS = {
+    "T4": {},
+    "L4": {"num_layers": 2},
+    "A100": {"num_layers": 4},
+    "H100": {"num_layers": 4, "hidden_size": 384, "context_dim": 384, "mlp_size": 1536},
+}
+
 PRETRAINING = Form(
     name="PRETRAINING",
     recipe="wikitext",
     fields=(
         Field("recipe", "Data: WikiText-2, or demo (human chats, smaller and quicker)", "学習データ", "wikitext",
               ("wikitext", "demo")),
-        Field("size", "Size of both models", "モデルの大きさ", "standard", ("standard", "small", "large")),
+        GPU,
+        Field("size", "Size of both models (standard: the GPU's)", "モデルの大きさ", "standard", ("standard", "small", "large")),
         *_fields("epochs", "batch_size", "max_seq_length", "max_samples", "data_dir", "protocol", "seed"),
         SAVE_TO_DRIVE,
     ),
@@ -47,6 +62,12 @@ PRETRAINING = Form(
         "standard": {},
         "small": {"num_layers": 2, "hidden_size": 128, "context_dim": 128, "mlp_size": 384, "num_heads": 2},
         "large": {"num_layers": 6, "hidden_size": 384, "context_dim": 384, "mlp_size": 1536, "num_heads": 6},
+    },
+    gpus={
+        "T4": {},
+        "L4": {"num_layers": 6},
+        "A100": {"num_layers": 6, "hidden_size": 384, "context_dim": 384, "mlp_size": 1536, "num_heads": 6, "dropout": 0.3},
+        "H100": {"num_layers": 8, "hidden_size": 512, "context_dim": 512, "mlp_size": 2048, "num_heads": 8, "dropout": 0.3},
     },
 )  # fmt: skip
 
@@ -64,6 +85,7 @@ DPO = Form(
               choices=BASES, free=True),
         Field("data", "Pairs: preferences_ja, hh_rlhf, ultrafeedback, a hub id, or your own .jsonl", "データ",
               choices=("preferences_ja", "hh_rlhf", "ultrafeedback"), free=True),
+        GPU,
         *_fields("epochs"),
         Field("max_samples", "Pairs to train on (None: all)", "学習に使うペアの数"),
         Field("batch_size", "Pairs a step", "1 ステップのペア数"),
@@ -74,6 +96,12 @@ DPO = Form(
         *_fields("max_seq_length", "seed"),
         SAVE_TO_DRIVE,
     ),
+    gpus={
+        "T4": {},
+        "L4": {"max_seq_length": 256},
+        "A100": {"max_seq_length": 512, "epochs": 2},
+        "H100": {"max_seq_length": 512, "epochs": 3},
+    },
 )  # fmt: skip
 
 DIALOGUE = Form(
@@ -82,10 +110,12 @@ DIALOGUE = Form(
     fields=(
         Field("recipe", "Data: a step of the ladder", "学習データ", "dolly",
               ("dolly", "dailydialog", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")),
+        GPU,
         *_fields("from_run", "lora_rank", "num_layers", "epochs", "patience", "batch_size", "max_seq_length", "max_samples",
                  "data_dir", "seed"),
         SAVE_TO_DRIVE,
     ),
+    gpus=_LAYERS,
 )  # fmt: skip
 
 ULTRACHAT = Form(
@@ -95,6 +125,7 @@ ULTRACHAT = Form(
         Field("size", "Dialogues", "対話の数", "100k", ("10k", "100k", "all")),
         Field("recipe", "The whole set, or its filtered part", "全体か、選別された 20 万件か", "ultrachat",
               ("ultrachat", "ultrachat_200k")),
+        GPU,
         *_fields("from_run", "num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed"),
         SAVE_TO_DRIVE,
     ),
@@ -103,6 +134,7 @@ ULTRACHAT = Form(
         "100k": {"max_samples": 100_000, "epochs": 4},
         "all": {},
     },
+    gpus=_LAYERS,
 )  # fmt: skip
 
 

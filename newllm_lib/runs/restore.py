@@ -9,7 +9,7 @@ from pathlib import Path
 
 from newllm_lib.console import Progress, say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs.copying import SUMS, DamagedCopy, copy_folder, copy_plain, recorded_sums
+from newllm_lib.runs.copying import SUMS, DamagedCopy, Replaced, copy_folder, copy_plain, recorded_sums
 from newllm_lib.runs.files import WHOLE, clean_leftovers, explained, is_whole, missing_files, staged_directory
 from newllm_lib.runs.run import Run, checkpoint_step, link_model
 from newllm_lib.runs.trust import check_folder, check_member, check_name
@@ -85,6 +85,8 @@ def _bring_part(part: Path, run: Run) -> None:
         copy_folder(part, run.path / part.name, check=recorded_sums(part) or {})
     except DamagedCopy as error:  # an older checkpoint may still be good
         say(str(error))
+    except (Replaced, FileNotFoundError):  # a mirror that is still at work there has newer ones, and dropped it
+        say(f"{part} went while it was read: left out.")
     except OSError as error:
         raise NewLLMError(f"{part} could not be read ({error.strerror}): try again when the disk is back.") from error
 

@@ -21,13 +21,25 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
+def copy_working_tree(folder: Path) -> None:
+    """All files of this clone that are, or could be, in git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in filter(None, map(os.fsdecode, listed.stdout.split(b"\0"))):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
 @pytest.fixture
 def world(tmp_path):
     """A machine: `home` to work in, `repository` behind the owner's address, programs in `bin`."""
     for name in ("home", "repository/newllm_lib", "bin"):
         (tmp_path / name).mkdir(parents=True)
     repository, programs = tmp_path / "repository", tmp_path / "bin"
-    for name in ("colab_bootstrap.sh", "setup.py", "constraints.txt", "newllm_lib/__init__.py", ".gitignore"):
+    package = ("newllm_lib/__init__.py", "newllm_lib/installing.py")
+    for name in ("colab_bootstrap.sh", "setup.py", "constraints.txt", *package, ".gitignore"):
         shutil.copy(ROOT / name, repository / name)
     git(repository, "init", "--quiet", "--initial-branch=main")
     git(repository, "add", ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+from importlib import metadata
 
 import pytest
 
@@ -213,6 +214,27 @@ def test_on_colab_the_system_python_keeps_every_package_it_has(world):
     assert {line for line in versions if line.startswith(("torch==", "numpy==", "transformers=="))} <= set(kept)
     assert git(world.clone, "status", "--short") == ""
     assert not any(line.startswith("newllm") for line in kept)
+
+
+def test_an_installation_on_colab_says_five_lines(world):
+    """From nothing, before the job's own: what is fetched, where pip's words are, what came, what stayed, and no restart."""
+    colab = {"COLAB_RELEASE_TAG": "release-colab", "NEWLLM_DIR": str(world.clone)}
+    done = world.piped("demo", PIP_ADDS="not-here-1.2 nor-this-0.9.0", **colab)
+    lines = done.stdout.decode().partition("newllm says")[0].splitlines()
+    assert [line.split()[0] for line in lines] == ["Cloning", "Installing", "Added:", "Left", "Installed"], done
+    assert lines[2] == "Added: not-here 1.2, nor-this 0.9.0"
+    assert re.fullmatch(r"Left as they were: torch \d.*, numpy \d.* and \d+ more", lines[3])
+    assert re.fullmatch(r"Installed in \d+ s; nothing has to be restarted", lines[4])
+    assert b"Installing" not in world.piped("demo", **colab).stdout  # once is enough
+
+
+def test_a_package_that_was_moved_is_named_and_asks_for_a_restart(world):
+    """pip's constraints forbid it; should it come to pass, nobody must be left guessing."""
+    there = metadata.version("packaging")
+    done = world.piped(
+        "--setup-only", PIP_ADDS="packaging-1.0", COLAB_RELEASE_TAG="release-colab", NEWLLM_DIR=str(world.clone)
+    )
+    assert f"Moved: packaging {there} to 1.0\n" in done.stdout.decode() and b"restart the session" in done.stdout
 
 
 def test_setup_alone_for_the_makefile(world, in_clone):

@@ -1,6 +1,6 @@
-"""On Colab's image of August 2026 the installation adds trl and the demo data and moves nothing.
+"""On Colab's image of August 2026 the installation adds trl and the demo data and moves nothing; the newest releases fit too.
 
-pip resolves against the image's whole package list: a folder that says of each package, in its version, that it is installed.
+pip resolves against a folder that says of each package, in its version, that it is installed: the image's whole list, or torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import runpy
 import subprocess
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,18 +54,16 @@ def image(test_data) -> dict[str, str]:
     return {normal(name): version for name, version in found.items()}
 
 
-@pytest.fixture(scope="module")
-def plan(image, tmp_path_factory) -> dict[str, str]:
-    """What pip would install there, as colab_bootstrap.sh asks it to: name to version."""
-    installed = tmp_path_factory.mktemp("image")
-    for name, version in image.items():
+def plan(there: dict[str, str], installed: Path) -> dict[str, str]:
+    """What pip would install where `there` is installed and must stay, as colab_bootstrap.sh asks it to: name to version."""
+    for name, version in there.items():
         information = installed / f"{name.replace('-', '_')}-{version}.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (information / "INSTALLER").write_text("pip\n")
         (information / "RECORD").write_text("")
     constraints, report = installed / "constraints.txt", installed / "report.json"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in image.items()))
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
     words = [
         "install", "--dry-run", "--quiet", "--disable-pip-version-check", "--report", str(report), "-c", str(constraints),
         *requirements(),
@@ -82,6 +81,18 @@ def plan(image, tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_it_adds_trl_and_the_demo_data_and_moves_nothing(plan, image):
-    assert set(plan) == {"trl", "chitchat-dataset"}, plan
-    assert not {name: version for name, version in plan.items() if name in image}
+def test_it_adds_trl_and_the_demo_data_and_moves_nothing(image, tmp_path):
+    assert set(plan(image, tmp_path)) == {"trl", "chitchat-dataset"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_newest_releases_fit_together_and_torch_stays(tmp_path):
+    """All but torch at whatever is newest today: nothing has to step back far for another's sake."""
+    torch = {name: metadata.version(name).partition("+")[0] for name in ("torch", "numpy")}
+    chosen = plan({**torch, "triton": "3.6.0"}, tmp_path)
+    assert not set(chosen) & set(torch)
+    newest = {name: tuple(map(int, chosen[name].split(".")[:2])) for name in ("transformers", "datasets", "peft", "trl")}
+    print(newest)
+    assert newest["transformers"] >= (5, 23) and newest["datasets"] >= (5, 2), newest
+    assert newest["peft"] >= (0, 21) and newest["trl"] >= (1, 16), newest

@@ -1,4 +1,4 @@
-"""A part of the suite with the transformers, datasets, peft, accelerate and trl of Colab's August 2026 image, on CPU torch."""
+"""The suite once with the transformers, datasets, peft, accelerate and trl of Colab's August 2026 image, on CPU torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 ROOT = Path(__file__).parents[2]
 LIST = "colab-gpu-pip-freeze.2026-08.txt"
 # What the image has of ours, with what they load; trl is not in it: the version that pip chooses there.
@@ -20,7 +20,6 @@ OF_THE_IMAGE = (
     "certifi", "sniffio", "requests", "urllib3", "charset_normalizer", "idna",
 )  # fmt: skip
 ADDED = ("trl==0.29.1",)
-SUITE = ("tests/training/test_training.py", "tests/evaluation/test_load.py", "tests/data/test_prepare.py")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,8 @@ def test_the_suite_passes_with_the_images_versions(packages):
     )  # fmt: skip
     assert shown.stdout.split() == [wanted["transformers"], wanted["datasets"]], shown.stderr[-2000:]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", *SUITE],
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "tests"],
         capture_output=True, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 1500

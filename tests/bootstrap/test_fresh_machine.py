@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bootstrap.conftest import ROOT, git
+from tests.bootstrap.conftest import copy_working_tree, git
 
 TINY = (
     "--sized_for cpu --max_steps 4 --max_samples 200 --vocab_size 400 --num_layers 1 --hidden_size 16 --context_dim 16 "
@@ -22,17 +22,7 @@ def fresh(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("fresh")
     (folder / "home").mkdir()
     clone = folder / "new-llm"
-    clone.mkdir()
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    ).stdout.split(b"\0")
-    for name in filter(None, map(os.fsdecode, names)):
-        if (ROOT / name).exists():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            (clone / name).write_bytes((ROOT / name).read_bytes())
+    copy_working_tree(clone)
     git(clone, "init", "--quiet")
     own = ("HF_", "NEWLLM_", "PYTHONPATH", "VIRTUAL_ENV", "PYTEST_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bootstrap.conftest import ROOT, git
+from tests.bootstrap.conftest import ROOT, copy_working_tree, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = (
@@ -32,13 +32,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def web(tmp_path):
     """The address of a server that has the script, and this working tree as a repository that git can clone."""
     tree, served = tmp_path / "tree", tmp_path / "served"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
-    )
-    for name in filter(None, map(os.fsdecode, listed.stdout.split(b"\0"))):
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tree / name)
+    copy_working_tree(tree)
     git(tree, "init", "--quiet", "--initial-branch=main")
     git(tree, "add", ".")
     git(tree, "commit", "--quiet", "--message", "all")

@@ -150,6 +150,18 @@ def test_demo_in_a_folder_of_its_own(newllm):
     assert "chat here/new_llm_demo" in done.stdout and not (newllm.folder / "checkpoints").exists()
 
 
+def test_a_demo_with_a_second_place_keeps_its_comparison_there(newllm):
+    (newllm.folder / "drive").mkdir()
+    done = newllm("demo", "--sized_for", "cpu", "--mirror_dir", "drive")
+    assert done.returncode == 0 and "The comparison is copied to" in done.stdout, done.stderr
+    copy = newllm.folder / "drive" / "demo"
+    assert (copy / "comparison.md").read_text() == "New-LLM is below TinyGPT2"
+    assert json.loads((copy / "status.json").read_text())["state"] == "done"
+    (newllm.folder / "file").write_text("in the way of a folder")
+    done = newllm("demo", "--sized_for", "cpu", "--mirror_dir", "file")
+    assert done.returncode == 0 and "The comparison was not copied" in done.stdout, done.stderr
+
+
 def test_demo_in_the_background_has_one_log_for_all_and_one_for_each(newllm):
     done = newllm("demo", "--sized_for", "cpu", "--background", how="forever")
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,11 @@ import pytest
 from newllm_lib.cli.parser import overrides as flag_overrides
 from newllm_lib.cli.parser import parse
 from newllm_lib.colab.forms import FORM_DEVICE, OVERRIDES_VARIABLE, Field, Form
-from newllm_lib.colab.settings import FORMS, LABELS, PRETRAINING
+from newllm_lib.colab.settings import DIALOGUE, FORMS, LABELS, PRETRAINING
+from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.training.estimate import estimate
 
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -73,6 +75,37 @@ def test_every_preset_is_a_valid_recipe(form):
         settings = form.read(size=size)
         for model in ("new_llm", "tiny_gpt2"):
             assert settings.recipe(model=model).num_layers > 0
+
+
+@forms
+def test_every_gpu_has_sizes_that_fit_it_and_a_session(form, monkeypatch):
+    assert tuple(form.gpus) == ("T4", "L4", "A100", "H100") and form.gpus["T4"] == {} and form.defaults()["gpu"] == "T4"
+    for gpu in form.gpus:
+        monkeypatch.setenv("NEWLLM_DEVICE", gpu.lower())
+        device, settings = probe(), form.read(gpu=gpu)
+        for model in ("new_llm", "tiny_gpt2"):
+            recipe = settings.recipe(**({} if settings.recipe().task == "dpo" else {"model": model}))
+            need = estimate(recipe, device)
+            assert (need["memory_estimate_gib"] or 0) < device.memory_gib
+            assert (need["hours_estimate"] or 0) < 1.5, (gpu, need)
+
+
+def test_what_the_user_chooses_counts_more_than_the_gpus_sizes():
+    assert PRETRAINING.read(gpu="H100").recipe().hidden_size == 512
+    assert PRETRAINING.read(gpu="H100", size="small").recipe().hidden_size == 128
+    assert DIALOGUE.read(gpu="A100", num_layers=2).recipe().num_layers == 2
+    with pytest.raises(UsageError, match="no gpu 'T5'"):
+        PRETRAINING.read(gpu="T5")
+
+
+def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
+    """A start decides the sizes, and asking for others beside it is an error: the preset must not ask."""
+    run = tmp_path / "checkpoints" / "mine"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(load_recipe("demo", {"num_layers": 3}, "cpu").to_yaml(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    settings = DIALOGUE.read(gpu="H100", from_run="mine")
+    assert settings.recipe().num_layers == 3 and "hidden_size" not in settings.overrides
 
 
 def test_a_field_left_alone_follows_the_device():

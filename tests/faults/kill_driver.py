@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from newllm_lib.runs import (
@@ -53,19 +55,30 @@ def fake_training(run: Run, drive: Path) -> None:
             assert (checkpoint / "weights").read_bytes() == content(step), "a torn checkpoint was loaded"
         rows = [row for row in run.metrics() if row["step"] <= step]
         run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with open(run.path / "lives", "a") as lives:
-            lives.write(f"{step}\n")
+        note_a_life(run, step)
         while step < STEPS:
             step += 1
             time.sleep(0.04)
             with open(run.metrics_path, "a") as file:
                 file.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
+            with open(run.path.parent / "reached", "w") as file:
+                file.write(str(step))
             if step % SAVE_EVERY == 0:
                 with staged_directory(run.checkpoint(step)) as folder:
                     (folder / "weights").write_bytes(content(step))
                 for old in run.checkpoints()[:-2]:
                     remove_directory(old)
         write_status(run, state="done")
+
+
+def note_a_life(run: Run, step: int) -> None:
+    """From which step this life goes on, how far the lives before had come, and whether the machine was lost in between."""
+    outside = run.path.parent  # on no machine that is lost
+    reached = int((outside / "reached").read_text() or step) if (outside / "reached").exists() else 0
+    with open(outside / "lives", "a") as lives:
+        lives.write(json.dumps({"from": step, "repeats": max(0, reached - step), "lost": (outside / "lost").exists()}) + "\n")
+    (outside / "reached").write_text(str(step))
+    (outside / "lost").unlink(missing_ok=True)
 
 
 def real_training(run: Run, drive: Path) -> None:
@@ -87,8 +100,8 @@ def start(run: Run, drive: Path, training) -> int:
         try:
             training(run, drive)
             code = 0
-        except BaseException as error:
-            print(repr(error), flush=True)
+        except BaseException:
+            traceback.print_exc()  # into the child's log, before the exit that skips everything
         finally:
             os._exit(code)
     return pid
@@ -110,12 +123,26 @@ def kill_mirror(run: Run) -> bool:
 
 
 def lose_machine(run: Run) -> None:
-    """All but the Drive is gone, and every process that ran there."""
-    kill_mirror(run)
-    while run.path.exists():
-        shutil.rmtree(run.path, ignore_errors=True)  # a mirror that is just starting ends when it finds no run
-        time.sleep(0.6)
-        kill_mirror(run)
+    """All but the Drive is gone, and every process that ran there, also a mirror that had only just been started."""
+    time.sleep(0.1)  # one between fork and exec does not bear its name yet
+    while found := mirrors(run):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    shutil.rmtree(run.path)
+    (run.path.parent / "lost").touch()
+
+
+def mirrors(run: Run) -> list[int]:
+    """The processes that copy this run, or are about to."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(run.path.absolute()) in words and any(b"mirroring" in word for word in words):
+                found.append(int(folder.name))
+    return found
 
 
 def check_drive(drive: Path, run: Run) -> None:
@@ -152,15 +179,16 @@ def main() -> None:
             seen["finished"] += 1
             lose_machine(run)
             shutil.rmtree(drive / run.name)
+            (folder / "reached").unlink(missing_ok=True)
             continue
         seen["kills"] += 1
         if moment.random() < 0.35:
             lose_machine(run)
             seen["machines lost"] += 1
-    pid = start(run, drive, training)
+    pid = start(run, drive, training)  # nobody disturbs this one
     assert os.waitpid(pid, 0)[1] == 0, (folder / "out").read_text()[-2000:]
     mirroring.wait_for_mirror(run, lambda line: None)
-    lives = [int(line) for line in (run.path / "lives").read_text().split()] if (run.path / "lives").exists() else []
+    lives = [json.loads(line) for line in (folder / "lives").read_text().splitlines()] if (folder / "lives").exists() else []
     print(json.dumps({**seen, "lives": lives, "rows": list(run.metrics()), "copy": list(Run(drive / run.name).metrics())}))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_driver import STEPS
+from tests.faults.kill_driver import SAVE_EVERY, STEPS
 from tests.training.small_runs import write_text
 from tests.training.test_resume import killed as killed_without_a_mirror
 
@@ -28,6 +28,8 @@ def killed(folder: Path, kills: int, seed: int, kind: str, timeout: float = 300)
 
 def check_fake(result: dict) -> None:
     assert [row["step"] for row in result["rows"]] == list(range(1, STEPS + 1))  # none lost, none twice
+    repeated = [life["repeats"] for life in result["lives"] if not life["lost"]]
+    assert repeated and max(repeated) <= SAVE_EVERY  # of work at most one interval between two saves
 
 
 def test_killed_and_lost_with_a_mirror(tmp_path):
