@@ -130,7 +130,8 @@ def lose_machine(run: Run) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    shutil.rmtree(run.path)
+    if run.path.exists():  # else the kill came before the first thing was written
+        shutil.rmtree(run.path)
     (run.path.parent / "lost").touch()
 
 

@@ -108,7 +108,8 @@ class Tab:
             time.sleep(1)
 
     def run_all(self) -> None:
-        self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        """Begin; the command's promise, for which `evaluate` would wait, is kept only when the last cell has ended."""
+        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
 
     def wait_until_idle(self, minutes: float = 15) -> None:
         self.page.wait_for_selector(IDLE, timeout=minutes * MINUTES)
