@@ -107,7 +107,10 @@ class ChatWindow:
 
         kind = ipywidgets.IntSlider if isinstance(lowest, int) else ipywidgets.FloatSlider
         value = min(highest, getattr(self.chat.session.settings, name))
-        slider = kind(value, min=lowest, max=highest, step=step, description=name.split("_")[0], continuous_update=False)
+        slider = kind(
+            value, min=lowest, max=highest, step=step, description=name.split("_")[-1], continuous_update=False,
+            style={"description_width": "initial"},
+        )  # fmt: skip
         slider.observe(lambda change: self.chat.session.command(f"/{name} {change['new']}"), "value")
         return slider
 

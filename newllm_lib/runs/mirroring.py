@@ -18,7 +18,7 @@ from pathlib import Path
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.files import atomic_write_bytes
 from newllm_lib.runs.lock import INHERITED, is_locked
-from newllm_lib.runs.mirror import STATUS, Mirror
+from newllm_lib.runs.mirror import START, STATUS, Mirror
 from newllm_lib.runs.processes import is_alive, started_at
 from newllm_lib.runs.run import Run
 
@@ -30,17 +30,23 @@ STARTS_WITHIN = 60.0  # seconds; a mirror that said nothing by then never starte
 GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
 
 
-def start_mirror(run: Run, folder: Path | str) -> None:
-    """Start the process that copies `run` to `folder` until training ends; at most one works at a time."""
+def start_mirror(run: Run, folder: Path | str) -> float:
+    """Start the process that copies `run` to `folder` until training ends; at most one works at a time.
+
+    Call it with the run's lock held; returns what `wait_for_mirror` wants to know of this start.
+    """
+    since = time.time()
+    atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
     note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, start=None)
     environment = {k: v for k, v in os.environ.items() if k != INHERITED}
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
     subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(run.path.absolute()), str(Path(folder).absolute())],
+        [sys.executable, "-c", _PROGRAM, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         env=environment,
     )  # fmt: skip
+    return since
 
 
 def mirror_status(run: Run) -> dict | None:
@@ -57,11 +63,18 @@ def mirror_status(run: Run) -> dict | None:
     return status
 
 
-def wait_for_mirror(run: Run, tell: Callable[[str], None], timeout: float = GIVE_UP_AFTER + 60) -> dict | None:
-    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is to be said."""
+def wait_for_mirror(
+    run: Run, tell: Callable[[str], None], since: float = 0.0, timeout: float = GIVE_UP_AFTER + 60
+) -> dict | None:
+    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is to be said.
+
+    Args:
+        since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it found when the run's
+            lock was free is not what this life has written.
+    """
     end, told = time.monotonic() + timeout, None
     while (status := mirror_status(run)) is not None and time.monotonic() < end:
-        if status["state"] in ("done", "failed", "dead"):
+        if status["state"] == "dead" or (status["state"] in ("done", "failed") and status.get("ended", 0.0) > since):
             break
         if status["message"] != told and status["state"] == "trouble":
             told = status["message"]
@@ -84,12 +97,14 @@ def note(run: Run, **changes) -> None:
     atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)  # a deleted run stays deleted
 
 
-def main(path: str, folder: str) -> int:
-    """Mirror until training ends, then bring over what is left."""
+def main(path: str, folder: str, since: str) -> int:
+    """Mirror until training ends, then bring over what is left. `since`: which start this one belongs to."""
     run = Run(path)
     with open(run.path / "mirror.lock", "a+") as lock:
-        while not _locks(lock):  # the mirror of the life before; it goes on, or ends and leaves the work to us
-            if not is_locked(run):
+        # The mirror of the life before works: it goes on with this life, or, where it believes that all has ended, ends. In
+        # case it does, the one of the newest start waits for its turn.
+        while not _locks(lock):
+            if _newest_start(run) != since:
                 return 0
             time.sleep(0.5)
         lock.truncate(0)
@@ -100,7 +115,8 @@ def main(path: str, folder: str) -> int:
         try:
             return keeper.keep()
         except Exception as error:  # nobody sees this process's output
-            note(run, **keeper.who, state="failed", message=f"copying failed: {type(error).__name__}: {error}")
+            message = f"copying failed: {type(error).__name__}: {error}"
+            note(run, **keeper.who, state="failed", message=message, ended=time.time())
             raise
 
 
@@ -109,19 +125,20 @@ class _Keeper:
 
     def __init__(self, run: Run, folder: str):
         self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
-        self.next_try, self.wait, self.ended_at = 0.0, None, None  # `wait`: seconds, while it fails
+        self.next_try, self.wait = 0.0, None  # `wait`: seconds, while it fails
+        self.ended_at = None  # (monotonic, since 1970) when training was first seen to have ended
         self.who = {"pid": os.getpid(), "start": started_at(os.getpid()), "folder": folder}
 
     def keep(self) -> int:
         """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be had (1)."""
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
             ended = not is_locked(self.run)  # looked at before copying: what was saved before the end is copied below
-            self.ended_at = (self.ended_at or time.monotonic()) if ended else None
+            self.ended_at = (self.ended_at or (time.monotonic(), time.time())) if ended else None
             if self._is_time(ended) and self._try() and ended:
-                note(self.run, **self.who, state="done")
+                note(self.run, **self.who, state="done", ended=self.ended_at[1])
                 return 0
-            if ended and time.monotonic() - self.ended_at > GIVE_UP_AFTER:
-                note(self.run, **self.who, state="failed")
+            if ended and time.monotonic() - self.ended_at[0] > GIVE_UP_AFTER:
+                note(self.run, **self.who, state="failed", ended=self.ended_at[1])
                 return 1
             time.sleep(0.5)
         return 0
@@ -148,6 +165,13 @@ class _Keeper:
             return json.loads((self.run.path / STATUS).read_text(encoding="utf-8"))["folder"]
         except (OSError, ValueError, KeyError):
             return None
+
+
+def _newest_start(run: Run) -> str | None:
+    try:
+        return (run.path / START).read_text(encoding="utf-8")
+    except OSError:  # the run is gone
+        return None
 
 
 def _locks(lock) -> bool:

@@ -68,7 +68,10 @@ def bring_back(copy: Run, run: Run) -> None:
             raise NewLLMError(f"{file} is a link: refused. Delete it, and restore again.")
         if file.is_file() and not file.name.startswith(".") and file.name not in (WHOLE, SUMS, "run.lock"):
             check_name(file)
-            copy_plain(file, run.path / file.name)
+            if file.name == run.log.name and run.log.is_file():
+                _put_before(file, run.log)
+            else:
+                copy_plain(file, run.path / file.name)
     progress = Progress(f"restoring {run.name}", len(ordered), "folders")
     for number, part in enumerate(ordered):
         _bring_part(part, run)
@@ -78,6 +81,14 @@ def bring_back(copy: Run, run: Run) -> None:
     newest = run.latest_checkpoint()
     if newest and not is_whole(run.last):
         link_model(newest, run.last)
+
+
+def _put_before(earlier: Path, log: Path) -> None:
+    """What the log said before in front of what it says now, in place: a background run writes into this very file."""
+    then, now = earlier.read_bytes(), log.read_bytes()
+    if not now.startswith(then):  # else an attempt that was killed has done it
+        with explained(log), open(log, "r+b") as file:
+            file.write(then + now)
 
 
 def _bring_part(part: Path, run: Run) -> None:

@@ -47,19 +47,18 @@ class Kept:
     when the lock is free again, waits until all is there."""
 
     def __init__(self, recipe: Recipe, run: Run):
-        self.recipe, self.run, self.begun = recipe, run, False
+        self.recipe, self.run, self.since = recipe, run, None
 
     def __enter__(self) -> Kept:
         return self
 
     def begin(self) -> None:
         if self.recipe.mirror_dir:
-            start_mirror(self.run, self.recipe.mirror_dir)
-            self.begun = True
+            self.since = start_mirror(self.run, self.recipe.mirror_dir)
 
     def __exit__(self, *error) -> None:
-        if self.begun:
-            wait_for_mirror(self.run, console.say)
+        if self.since is not None:
+            wait_for_mirror(self.run, console.say, self.since)
 
 
 class MirrorNews(TrainerCallback):

@@ -16,6 +16,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training.estimate import estimate
 
+GPUS = ("T4", "L4", "A100", "H100")
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
@@ -79,10 +80,15 @@ def test_every_preset_is_a_valid_recipe(form):
 
 @forms
 def test_every_gpu_has_sizes_that_fit_it_and_a_session(form, monkeypatch):
-    assert tuple(form.gpus) == ("T4", "L4", "A100", "H100") and form.gpus["T4"] == {} and form.defaults()["gpu"] == "T4"
-    for gpu in form.gpus:
+    """By name, or (Phase 7) chosen on that GPU."""
+    if not form.choose:
+        assert tuple(form.gpus) == GPUS and form.gpus["T4"] == {} and form.defaults()["gpu"] == "T4"
+    for gpu in GPUS:
         monkeypatch.setenv("NEWLLM_DEVICE", gpu.lower())
-        device, settings = probe(), form.read(gpu=gpu)
+        device, settings = probe(), form.read(**({} if form.choose else {"gpu": gpu}))
+        if form.choose:
+            assert estimate(settings.recipe(), device)["memory_estimate_gib"] < device.memory_gib
+            continue
         for model in ("new_llm", "tiny_gpt2"):
             recipe = settings.recipe(**({} if settings.recipe().task == "dpo" else {"model": model}))
             need = estimate(recipe, device)

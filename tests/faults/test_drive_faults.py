@@ -109,8 +109,7 @@ def test_training_goes_on_and_what_is_there_is_whole(world, what):
         world.train(5)
         assert world.step == step + 5 and (what == "slow" or world.there() == before)
         world.fault("")
-        world.train_until(lambda: world.there() > before)
-        assert mirror_status(world.run)["state"] == "current"
+        world.train_until(lambda: world.there() > before and mirror_status(world.run)["state"] == "current")
     said = []
     assert wait_for_mirror(world.run, said.append, timeout=60)["state"] == "done"
     assert world.there() == world.step and len(said) == 1 and "is copied to" in said[0]
@@ -147,6 +146,28 @@ def test_a_training_that_is_killed_still_gets_its_last_save_copied(world):
     assert os.waitpid(pid, 0)[1] == 9
     assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done"
     assert world.there() == 10
+
+
+def test_what_a_short_life_wrote_is_copied_though_the_mirror_before_it_had_seen_the_end(world):
+    """The mirror of a killed life is at its last copy, on a slow Drive, while the next life comes and goes: what it finishes
+    is not the end, and is not taken for it."""
+    with RunLock(world.run):
+        write_status(world.run, state="running")
+        start_mirror(world.run, world.drive)
+        world.train_until(world.there)
+        world.fault("slow")
+        world.train(2)
+    copying = lambda: [p for p in (world.drive / "run").iterdir() if p.name.startswith(".checkpoint")]  # noqa: E731
+    end = time.monotonic() + 60
+    while not copying():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.6)  # it has seen that nobody trains
+    with RunLock(world.run):
+        since = start_mirror(world.run, world.drive)
+        world.train(1)
+    world.fault("")
+    assert wait_for_mirror(world.run, print, since, timeout=60)["state"] == "done" and world.there() == world.step
 
 
 def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):

@@ -189,6 +189,35 @@ def test_a_run_that_is_further_elsewhere_is_ahead(run, backup, tmp_path):
     assert here.latest_checkpoint().name == "checkpoint-200" and not is_ahead(copy, here)
 
 
+def test_the_log_of_a_run_brought_back_goes_on_where_a_background_process_writes(run, backup, tmp_path):
+    """Its output is this very file, open since before the run was brought back: another file of that name would never grow."""
+    run.log.write_text("the first machine's words\n")
+    Mirror(run, backup).copy()
+    here = Run(tmp_path / "here" / run.name)
+    here.path.mkdir(parents=True)
+    with open(here.log, "a") as output:
+        for words in ("starting", "bringing back"):
+            print(words, file=output, flush=True)
+            bring_back(Run(backup / run.name), here)  # the second time after a kill: nothing stands there twice
+        print("training", file=output, flush=True)
+    assert here.log.read_text() == "the first machine's words\nstarting\nbringing back\ntraining\n"
+
+
+def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(run, backup, tmp_path, monkeypatch, capsys):
+    """The mirror of a process that was killed may still be dropping old ones there."""
+    Mirror(run, backup).copy()
+
+    def drop_first(source, target, **options):
+        if source.name == "checkpoint-100":
+            shutil.rmtree(source)
+        return copying.copy_folder(source, target, **options)
+
+    monkeypatch.setattr("newllm_lib.runs.restore.copy_folder", drop_first)
+    here = Run(tmp_path / "here" / run.name)
+    bring_back(Run(backup / run.name), here)
+    assert [p.name for p in here.checkpoints()] == ["checkpoint-200"] and "left out" in capsys.readouterr().out
+
+
 def test_a_zip_of_a_run_is_unpacked_into_one_to_talk_to(run, backup, tmp_path):
     from newllm_lib.colab.download import bundle
 
