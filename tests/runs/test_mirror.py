@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
 
 import pytest
@@ -212,7 +213,7 @@ def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(run, backup
             shutil.rmtree(source)
         return copying.copy_folder(source, target, **options)
 
-    monkeypatch.setattr("newllm_lib.runs.restore.copy_folder", drop_first)
+    monkeypatch.setattr(sys.modules["newllm_lib.runs.restore"], "copy_folder", drop_first)
     here = Run(tmp_path / "here" / run.name)
     bring_back(Run(backup / run.name), here)
     assert [p.name for p in here.checkpoints()] == ["checkpoint-200"] and "left out" in capsys.readouterr().out
