@@ -1,8 +1,9 @@
-"""Training a small model fast, for comparisons: tokens on the device, each whole step replayed from one CUDA graph.
+"""Training small models fast, for comparisons: several at once on one GPU, each whole step replayed from a CUDA graph.
 
-The loop is the same for every model: shuffled documents, warm-up, then a fall to zero; blocks in random order, or for a model
-that carries a state in the text's order with the state carried on. What is timed is `newllm bench speed`; what a user trains
-with is `newllm train`.
+A small model's step is hundreds of kernels too short to fill a GPU, so trainings run beside each other on streams of their own.
+The host only replays: tokens, their order, rates and the step's number lie on the device. The loop is the same for every model:
+shuffled documents, warm-up, then a fall to zero; blocks in random order, or for a model that carries a state in the text's order
+with the state carried on. What is timed is `newllm bench speed`; what a user trains with is `newllm train`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from newllm_lib.benchmarks.corpus import Corpus
 from newllm_lib.training.muon import BatchedMuon
+
+WARM_UP_CALLS = 3  # before the capture: they compile kernels and allocate, and count as steps
+REPLAYS = 50  # in a chunk; the host keeps up to CHUNKS of them waiting, so that it may look after other trainings meanwhile
+CHUNKS = 3
 
 
 @dataclass(frozen=True)
@@ -39,82 +44,102 @@ class Settings:
     seed: int = 0
 
 
-class Fit:
-    """Trains one model by different settings, again and again from fresh weights: what was compiled is used again.
+class Training:
+    """One training: `begin`, then `advance` until it returns False, then `result`. On a processor `advance` does all of it.
 
     Args:
-        make: () -> model, drawing its weights from torch's random state.
+        model: with `step(ids, labels, state) -> loss, state`, and `carries` if it has a state. limit_steps: stop there.
     """
 
-    def __init__(self, make, corpus: Corpus, device: str = "cuda", compile: bool = True):
-        self.make, self.corpus, self.device = make, corpus, torch.device(device)
-        self.model: nn.Module = make().to(self.device)
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.forward = torch.compile(self.model.step, dynamic=False) if compile else self.model.step
-
-    def run(self, settings: Settings, limit_steps: int | None = None) -> dict:
-        """Train, then measure: bits per byte of validation and test, seconds, steps, the mean loss of the last epoch."""
-        torch.manual_seed(settings.seed)
-        with torch.no_grad():
-            for p, fresh in zip(self.model.parameters(), self.make().parameters(), strict=True):
-                p.copy_(fresh)
-        torch.manual_seed(settings.seed + 1)
-        self.model.train()
-        began = time.monotonic()
-        step = _Step(self.model, self.forward, settings, self.device)
-        text = np.concatenate([self.corpus.ids[part] for part in settings.train_on])
-        per_epoch = (len(text) - 1) // (settings.rows * settings.time)
-        total = min(round(settings.epochs * per_epoch), limit_steps or 10**9)
-        done, losses = 0, torch.zeros((), device=self.device)
-        order = np.random.default_rng(settings.seed)
-        while done < total:
-            losses.zero_()
-            step.clear()
-            count = min(per_epoch, total - done)
-            for ids, labels in self._epoch(text, settings, order, count, step.carries):
-                losses += step(ids, labels, _factor(done, total, settings))
-                done += 1
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-        del step
-        result = {"train_loss": losses.item() / count, "seconds": seconds, "steps": total, "parameters": self.parameters}
-        return result | {part: bits_per_byte(self.model, self.corpus, part, settings.time) for part in ("validation", "test")}
-
-    def _epoch(self, ids, settings, order, count, carries):
-        """Batches (rows, time) of one pass over the documents, in a new order."""
-        rows, length = settings.rows, settings.time
-        starts = np.append(np.flatnonzero(ids == 0), len(ids))
-        stream = np.concatenate([ids[starts[i] : starts[i + 1]] for i in order.permutation(len(starts) - 1)])
-        stream = torch.from_numpy(stream.astype(np.int64)).to(self.device)
-        if carries:  # each row reads its own part of the text from beginning to end
-            lane = (len(stream) - 1) // rows
-            inputs, labels = (stream[i : i + lane * rows].view(rows, lane) for i in (0, 1))
-            for b in range(count):
-                yield inputs[:, b * length : (b + 1) * length], labels[:, b * length : (b + 1) * length]
-            return
-        blocks = (len(stream) - 1) // length
-        inputs, labels = (stream[i : i + blocks * length].view(blocks, length) for i in (0, 1))
-        shuffled = torch.from_numpy(order.permutation(blocks)).to(self.device)
-        for b in range(count):
-            chosen = shuffled[b * rows : (b + 1) * rows]
-            yield inputs[chosen], labels[chosen]
-
-
-class _Step:
-    """One optimizer step from buffers that stay where they are; on a GPU captured after three warm-up calls."""
-
-    def __init__(self, model, forward, settings: Settings, device):
-        self.model, self.forward, self.settings, self.device = model, forward, settings, device
-        shape = settings.rows, settings.time
-        self.ids, self.labels = (torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2))
-        self.carries = bool(getattr(model, "carries", False)) and settings.carry
-        has_state = bool(getattr(model, "carries", False))
-        self.state = model.initial_state(settings.rows) if has_state else torch.zeros(1, device=device)
-        self.loss = torch.zeros((), device=device)
-        self.rate, self.muon_rate = torch.zeros((), device=device), torch.zeros((), device=device)
+    def __init__(self, model: nn.Module, corpus: Corpus, settings: Settings, device="cuda", limit_steps: int | None = None):
+        self.model, self.corpus, self.settings, self.device = model.to(device), corpus, settings, torch.device(device)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        text = np.concatenate([corpus.ids[part] for part in settings.train_on])
+        self.per_epoch = (len(text) - 1) // (settings.rows * settings.time)
+        total = round(settings.epochs * self.per_epoch)
+        self.total = min(total, limit_steps or total)
+        self.batches = _Batches(text, settings, self.per_epoch, self._carries(), self.device)
+        self.state = model.initial_state(settings.rows) if getattr(model, "carries", False) else None
+        factors = [_factor(step, self.total, settings) for step in range(self.total)]
+        self.factors = torch.tensor([*factors, 0.0], device=self.device)
+        self.number = torch.zeros(1, dtype=torch.long, device=self.device)  # of the step
+        self.rate, self.muon_rate, self.loss = (torch.zeros((), device=self.device) for _ in range(3))
         self.optimizers = self._optimizers()
-        self.calls, self.graph = 0, None
+        self.done, self.graph, self.waiting = 0, None, []
+
+    def begin(self) -> None:
+        """The first steps; on a GPU the step is captured after them."""
+        torch.manual_seed(self.settings.seed + 1)
+        self.model.train()
+        self.began = time.monotonic()
+        if self.device.type != "cuda":
+            return
+        torch.cuda.synchronize()
+        self.stream = torch.cuda.Stream()
+        with torch.cuda.stream(self.stream):
+            while self.done < min(WARM_UP_CALLS, self.total):
+                self._step()
+                self.done += 1
+        torch.cuda.synchronize()
+        if self.done < self.total and getattr(self.model, "captured", True):
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._step()
+
+    def advance(self) -> bool:
+        """Put some more steps into the device's queue, unless enough wait there; whether any are left or under way."""
+        self.waiting = [event for event in self.waiting if not event.query()]
+        if self.done >= self.total or len(self.waiting) >= CHUNKS:
+            return bool(self.waiting)
+        step = self.graph.replay if self.graph is not None else self._step
+        if self.device.type != "cuda":
+            for _ in range(self.total - self.done):
+                step()
+            self.done = self.total
+            return False
+        with torch.cuda.stream(self.stream):
+            for _ in range(min(REPLAYS, self.total - self.done)):
+                step()
+                self.done += 1
+            self.waiting.append(torch.cuda.current_stream().record_event())
+        return True
+
+    def result(self) -> dict:
+        """Bits per byte of validation and test, seconds, steps, parameters, the mean training loss of the last epoch."""
+        if self.device.type == "cuda":
+            self.stream.synchronize()
+        seconds = time.monotonic() - self.began
+        counted = (self.total - 1) % self.per_epoch + 1
+        found = {part: bits_per_byte(self.model, self.corpus, part, self.settings.time) for part in ("validation", "test")}
+        loss = self.loss.item() / counted
+        return found | {"train_loss": loss, "seconds": seconds, "steps": self.total, "parameters": self.parameters}
+
+    def _carries(self) -> bool:
+        return bool(getattr(self.model, "carries", False)) and self.settings.carry
+
+    def _step(self) -> None:
+        """One optimizer step; nothing in it asks the host."""
+        epoch, batch = self.number // self.per_epoch, self.number % self.per_epoch
+        factor = self.factors.index_select(0, self.number)[0]
+        self.rate.copy_(factor * self.settings.learning_rate)
+        self.muon_rate.copy_(factor * self.settings.muon_learning_rate)
+        for values in [self.loss] + ([self.state] if self._carries() else []):  # an epoch begins with new documents in every row
+            values.mul_((batch[0] != 0).to(values.dtype))
+        ids, labels = self.batches.take(epoch, batch)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        with precision(self.device):
+            loss, state = self.model.step(ids, labels, self.state)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self._carries():
+            self.state.copy_(state.detach())
+        self.loss.add_(loss.detach())
+        self.number.add_(1)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings, matrices = self.settings, []
@@ -136,46 +161,31 @@ class _Step:
     def _vocabulary(self) -> int:
         return max(m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding))
 
-    def clear(self) -> None:
-        self.state.zero_()
 
-    def __call__(self, ids, labels, factor: float) -> torch.Tensor:
-        self.ids.copy_(ids)
-        self.labels.copy_(labels)
-        self.rate.fill_(factor * self.settings.learning_rate)
-        self.muon_rate.fill_(factor * self.settings.muon_learning_rate)
-        self.calls += 1
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.device.type != "cuda" or not getattr(self.model, "captured", True):
-            self._work()
-        elif self.calls <= 3:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._work()
-            torch.cuda.current_stream().wait_stream(stream)
+class _Batches:
+    """All epochs' text on the device, documents in a new order in each, and where each batch's rows begin."""
+
+    def __init__(self, ids: np.ndarray, settings: Settings, per_epoch: int, in_order: bool, device):
+        rows, length, epochs = settings.rows, settings.time, math.ceil(settings.epochs)
+        order = np.random.default_rng(settings.seed)
+        documents = np.split(ids, np.flatnonzero(ids == 0)[1:])
+        shuffled = [np.concatenate([documents[i] for i in order.permutation(len(documents))]) for _ in range(epochs)]
+        self.text = torch.from_numpy(np.concatenate(shuffled).astype(np.int32)).to(device)
+        if in_order:  # each row reads its own part of the text from beginning to end
+            lane = (len(ids) - 1) // rows
+            places = np.arange(rows)[None, :] * lane + np.arange(per_epoch)[:, None] * length
+            places = np.stack([places] * epochs)
         else:
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._work()
-            self.graph.replay()
-        return self.loss
+            blocks = (len(ids) - 1) // length
+            places = np.stack([order.permutation(blocks)[: per_epoch * rows] * length for _ in range(epochs)])
+        places = places.reshape(epochs, per_epoch, rows) + len(ids) * np.arange(epochs)[:, None, None]
+        self.places = torch.from_numpy(places).to(device)
+        self.within = torch.arange(length, device=device)
 
-    def _work(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        with precision(self.device):
-            loss, state = self.forward(self.ids, self.labels, self.state)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        if self.carries:
-            self.state.copy_(state.detach())
-        self.loss.copy_(loss.detach())
+    def take(self, epoch: torch.Tensor, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and labels (rows, time) of a batch; both numbers are tensors (1,) on the device."""
+        place = self.places[epoch, batch].squeeze(0)[:, None] + self.within
+        return self.text[place].long(), self.text[place + 1].long()
 
 
 def precision(device):
@@ -190,42 +200,51 @@ def _factor(step: int, total: int, settings: Settings) -> float:
 
 @torch.no_grad()
 def bits_per_byte(model, corpus: Corpus, part: str, window: int) -> float:
-    """Every token but the first predicted once. A model with a state reads lanes from end to end; one without reads windows that
-    overlap by half, of which the second half counts, so that it always sees at least half a window."""
+    """Every token but the first predicted once. A model with a state reads each document from end to end; one without reads
+    windows that overlap by half, of which the second half counts, so that it always sees at least half a window."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    ids = torch.from_numpy(corpus.ids[part].astype(np.int64)).to(device)
-    read = _by_lanes if getattr(model, "carries", False) else _by_windows
+    read = _by_documents if getattr(model, "carries", False) else _by_windows
     with precision(device):
-        nats = read(model, ids, window)
+        nats = read(model, corpus.ids[part].astype(np.int64), window, device)
     model.train(was_training)
     return nats / math.log(2) / corpus.bytes[part]
 
 
-def _by_lanes(model, ids, window, lanes: int = 32) -> float:
-    """Lanes side by side, their ends padded with what is not counted (-100)."""
-    length = -(-(len(ids) - 1) // lanes)
-    short = lanes * length - (len(ids) - 1)
-    inputs = torch.cat([ids[:-1], ids.new_zeros(short)]).view(lanes, length)
-    labels = torch.cat([ids[1:], ids.new_full((short,), -100)]).view(lanes, length)
-    state, total = model.initial_state(lanes), torch.zeros((), dtype=torch.float64, device=ids.device)
-    for start in range(0, length, window):
-        some, wanted = inputs[:, start : start + window], labels[:, start : start + window].contiguous()
-        loss, state = model.step(some, wanted, state)
+def _by_documents(model, ids, window, device, lanes: int = 32) -> float:
+    """Whole documents one after the other, in lanes of about one length; what is not counted has label -100."""
+    documents = np.split(ids, np.flatnonzero(ids == 0)[1:])
+    # a document's end is predicted as the next one's start, but for the text's own end
+    targets = [np.append(d[1:], 0 if number < len(documents) - 1 else -100) for number, d in enumerate(documents)]
+    chosen: list[list[int]] = [[] for _ in range(min(lanes, len(documents)))]
+    sizes = [0] * len(chosen)
+    for number in sorted(range(len(documents)), key=lambda n: -len(documents[n])):
+        lane = sizes.index(min(sizes))
+        chosen[lane].append(number)
+        sizes[lane] += len(documents[number])
+    inputs, labels = (np.full((len(chosen), max(sizes)), fill) for fill in (0, -100))
+    for lane, numbers in enumerate(chosen):
+        inputs[lane, : sizes[lane]] = np.concatenate([documents[n] for n in numbers])
+        labels[lane, : sizes[lane]] = np.concatenate([targets[n] for n in numbers])
+    inputs, labels = (torch.from_numpy(part).to(device) for part in (inputs, labels))
+    state, total = model.initial_state(len(chosen)), torch.zeros((), dtype=torch.float64, device=device)
+    for some, wanted in zip(inputs.split(window, 1), labels.split(window, 1), strict=True):
+        loss, state = model.step(some, wanted.contiguous(), state)
         total += loss.double() * (wanted >= 0).sum()
     return float(total)
 
 
-def _by_windows(model, ids, window, at_once: int = 64) -> float:
+def _by_windows(model, ids, window, device, at_once: int = 64) -> float:
+    ids = torch.from_numpy(ids).to(device)
     hop, count = window // 2, len(ids) - 1
     ends = list(range(window, count, hop)) + [count]
-    begins = torch.tensor([max(0, end - window) for end in ends], device=ids.device)
-    place = begins[:, None] + torch.arange(min(window, count), device=ids.device)
+    begins = torch.tensor([max(0, end - window) for end in ends], device=device)
+    place = begins[:, None] + torch.arange(min(window, count), device=device)
     labels = ids[place + 1]
-    counted = torch.tensor([0, *ends[:-1]], device=ids.device)  # targets before this are another window's
+    counted = torch.tensor([0, *ends[:-1]], device=device)  # targets before this are another window's
     labels = labels.masked_fill(place < counted[:, None], -100)
-    total = torch.zeros((), dtype=torch.float64, device=ids.device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for some, wanted in zip(ids[place].split(at_once), labels.split(at_once), strict=True):
         loss, _ = model.step(some, wanted, None)
         total += loss.double() * (wanted >= 0).sum()

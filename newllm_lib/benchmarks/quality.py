@@ -2,8 +2,7 @@
 
 Every model gets a grid of as many settings. The one that is best on the validation text is trained again, on that text too and
 with other seeds, and the test text, which shares no document with either, is reported. A trial is a line of a journal: the same
-command goes on where it stopped, and several may work on one journal at once (each group of trials that share a compiled model is
-locked by one of them).
+command goes on where it stopped, and several may work on one journal at once (each trial is locked by one of them).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import fcntl
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -40,11 +38,6 @@ class Trial:
 
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
-
-    def group(self) -> str:
-        """Trials of one group use the same compiled model."""
-        shape = {name: self.settings.get(name) for name in ("rows", "time")}
-        return json.dumps([self.corpus, self.model, self.size, self.dropout, self.changes, shape], sort_keys=True)
 
     def contest(self) -> tuple[str, str, str]:
         return self.corpus, self.model, self.size
@@ -101,9 +94,13 @@ _GRID = {
 
 def run(
     journal: Path, data: Path, *, corpora, models, sizes, seconds: float = float("inf"), device: str | None = None,
-    compile: bool = True, smoke: bool = False, text: Path | None = None,
+    together: int = 1, smoke: bool = False, text: Path | None = None,
 ) -> None:  # fmt: skip
-    """Train what is missing in the journal, in order, until it is complete or the time is over (a trial is never broken off)."""
+    """Train what is missing in the journal, in order, until it is complete or the time is over (a trial is never broken off).
+
+    Args:
+        together: trainings at once on this GPU: each alone would leave most of it idle.
+    """
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -111,47 +108,66 @@ def run(
     end = time.monotonic() + seconds
     contests = [(c, m, s) for s in sizes for c in corpora for m in models]
     journal.parent.mkdir(parents=True, exist_ok=True)
-    tried: set[str] = set()
-    while time.monotonic() < end:
-        todo = [t for contest in contests for t in missing(journal, *contest, smoke) if t.key() not in tried]
-        for group in dict.fromkeys(t.group() for t in todo):
-            with _alone(journal, group) as mine:
-                if mine:
-                    done = {t.key() for t, _ in read(journal)}  # another may have trained them before it let go of the lock
-                    trials = [t for t in todo if t.group() == group and t.key() not in done]
-                    tried.update(_train(journal, data, trials, end, device, compile, text))
-                    break
-        else:
+    under_way: list[_UnderWay] = []
+    while True:
+        while len(under_way) < together and time.monotonic() < end:
+            begun = _begun(journal, contests, smoke, lambda trial: _training(trial, data, device, text))
+            if begun is None:
+                break
+            under_way.append(begun)
+        if not under_way:
             return
+        for one in [one for one in under_way if not one.training.advance()]:
+            _finish(journal, one)
+            under_way.remove(one)
+        if device == "cuda":
+            time.sleep(0.002)
 
 
-def _train(journal, data, trials: list[Trial], end: float, device: str, compile: bool, text) -> Iterator[str]:
-    """Train trials of one group; their keys."""
-    if not trials:
-        return
+@dataclass
+class _UnderWay:
+    """A training and the lock that keeps others from it."""
+
+    trial: Trial
+    training: object
+    lock: contextlib.ExitStack
+
+
+def _begun(journal: Path, contests, smoke: bool, make) -> _UnderWay | None:
+    """Begin the first missing trial that nobody trains; None if there is none."""
+    for trial in (t for contest in contests for t in missing(journal, *contest, smoke)):
+        lock = contextlib.ExitStack()
+        if lock.enter_context(_alone(journal, trial.key())) and trial.key() not in {t.key() for t, _ in read(journal)}:
+            training = make(trial)
+            training.begin()
+            return _UnderWay(trial, training, lock)
+        lock.close()
+    return None
+
+
+def _training(trial: Trial, data: Path, device: str, text):
+    import torch
+
     from newllm_lib.benchmarks import peers
     from newllm_lib.benchmarks.corpus import open_corpus
-    from newllm_lib.benchmarks.fit import Fit, Settings
+    from newllm_lib.benchmarks.fit import Settings, Training
 
-    first = trials[0]
-    corpus = open_corpus(first.corpus, data, text)
-    if first.smoke:
+    corpus, settings = open_corpus(trial.corpus, data, text), Settings(**trial.settings)
+    if trial.smoke:
         corpus.ids = {part: ids[:20_000] for part, ids in corpus.ids.items()}
-    window = first.settings.get("time", Settings().time)
-    fit = Fit(
-        lambda: peers.build(first.model, first.size, corpus.vocabulary, window, first.dropout, **first.changes),
-        corpus, device, compile and first.model not in ("lstm", "seed"),
-    )  # fmt: skip
-    for trial in trials:
-        if time.monotonic() > end:
-            return
-        result = fit.run(Settings(**trial.settings), SMOKE_STEPS if trial.smoke else None)
-        write(journal, trial, result)
-        say(
-            f"{trial.corpus} {trial.model} {trial.size} {trial.settings} dropout {trial.dropout} {trial.changes or ''}: "
-            f"validation {result['validation']:.4f}, test {result['test']:.4f} bits per byte, {result['seconds']:.1f} s"
-        )
-        yield trial.key()
+    torch.manual_seed(settings.seed)
+    model = peers.build(trial.model, trial.size, corpus.vocabulary, settings.time, trial.dropout, **trial.changes)
+    return Training(model, corpus, settings, device, SMOKE_STEPS if trial.smoke else None)
+
+
+def _finish(journal: Path, one: _UnderWay) -> None:
+    result, trial = one.training.result(), one.trial
+    write(journal, trial, result)
+    one.lock.close()
+    say(
+        f"{trial.corpus} {trial.model} {trial.size} {trial.settings} dropout {trial.dropout} {trial.changes or ''}: "
+        f"validation {result['validation']:.4f}, test {result['test']:.4f} bits per byte, {result['seconds']:.1f} s"
+    )
 
 
 def missing(journal: Path, corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
@@ -212,11 +228,11 @@ def write(journal: Path, trial: Trial, result: dict) -> None:
 
 
 @contextlib.contextmanager
-def _alone(journal: Path, group: str):
-    """Whether no other process trains this group; the lock goes with the process, however it ends."""
+def _alone(journal: Path, key: str):
+    """Whether nobody else trains this trial; the lock goes with the process, however it ends."""
     import hashlib
 
-    name = f".{journal.name}.{hashlib.sha256(group.encode()).hexdigest()[:12]}.lock"
+    name = f".{journal.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.lock"
     with open(journal.with_name(name), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -46,13 +46,11 @@ def quality(arguments):
     others = [_another() for _ in range(arguments.jobs - 1)]
     try:
         seconds = float("inf") if arguments.minutes is None else 60 * arguments.minutes
-        bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, compile=not arguments.eager, **where)
+        bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, together=arguments.together, **where)
     finally:
         failed = [p for p in others if p.wait()]
     if failed:
         raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed, as said above: the same command goes on.")
-    if arguments.no_record:
-        return 0
     if arguments.no_record:
         return 0
     left = [contest for contest in _contests(where) if bench.missing(journal, *contest, arguments.smoke)]

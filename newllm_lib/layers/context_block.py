@@ -50,7 +50,7 @@ class ContextVector(nn.Module):
         batch = x.shape[0]
         if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if x.shape[1] == 1 and valid is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if _decodes(x, valid):
             return self._step(x, state, starts)
         context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
         tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
@@ -65,6 +65,37 @@ class ContextVector(nn.Module):
         u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
         y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
         return u.unsqueeze(1), y.unsqueeze(1), new
+
+
+class ShortMemory(nn.Module):
+    """A short causal convolution with its tail as state: (batch, time, hidden) -> the same, the last few tokens mixed in."""
+
+    def __init__(self, hidden_size: int, conv_width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, conv_width))
+
+    @property
+    def state_size(self) -> int:
+        hidden_size, conv_width = self.weight.shape
+        return (conv_width - 1) * hidden_size
+
+    def forward(self, x, state, starts, valid):
+        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if _decodes(x, valid):
+            new, start = torch.empty_like(state, memory_format=torch.contiguous_format), None
+            if starts is not None:
+                start = starts[:, 0].contiguous()
+            return conv_step(x[:, 0], self.weight, start, state, new).unsqueeze(1), new
+        tail = state.reshape(x.shape[0], self.weight.shape[1] - 1, x.shape[2])
+        u, tail = short_conv(x, self.weight, starts, valid, tail)
+        return u, tail.flatten(1).float()
+
+
+def _decodes(x, valid) -> bool:
+    """Whether this is one token that nothing is learned from."""
+    return x.shape[1] == 1 and valid is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class TokenMLP(nn.Module):
@@ -83,18 +114,40 @@ class TokenMLP(nn.Module):
 
 
 class ContextBlock(nn.Module):
-    """Pre-norm residual block: the context vector, then the token MLP that reads what it said."""
+    """Pre-norm residual block: the context vector, then the token MLP that reads what it said.
 
-    def __init__(self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float, eps: float = 1e-6):
+    Args:
+        mlp_conv: the MLP reads the last few tokens too, through a short convolution of its own.
+        embedding_skip: the block reads a learned mixture of the residual stream and the embeddings.
+    """
+
+    def __init__(
+        self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float, eps: float = 1e-6,
+        mlp_conv: bool = False, embedding_skip: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
         self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
         self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
+        self.conv_mlp = ShortMemory(hidden_size, conv_width) if mlp_conv else None
         self.mlp = TokenMLP(hidden_size, mlp_size)
         self.dropout = nn.Dropout(dropout)
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if embedding_skip else None  # of the stream, of the embeddings
 
-    def forward(self, x, state, starts=None, valid=None):
-        """x (batch, time, hidden), state (batch, state_size) -> the same shapes."""
-        y, state = self.context(self.norm_context(x), state, starts, valid)
+    @property
+    def state_size(self) -> int:
+        return self.context.state_size + (self.conv_mlp.state_size if self.conv_mlp is not None else 0)
+
+    def forward(self, x, state, starts=None, valid=None, embedded=None):
+        """x (batch, time, hidden), state (batch, state_size) -> the same shapes; embedded, of x's size, with embedding_skip."""
+        if self.shares is not None:
+            stream, again = self.shares.to(x.dtype)
+            x = stream * x + again * embedded
+        size = self.context.state_size
+        y, new = self.context(self.norm_context(x), state[:, :size], starts, valid)
         x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        u = self.norm_mlp(x)
+        if self.conv_mlp is not None:
+            u, tail = self.conv_mlp(u, state[:, size:], starts, valid)
+            new = torch.cat([new, tail], -1)
+        return x + self.dropout(self.mlp(u)), new

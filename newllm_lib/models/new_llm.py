@@ -16,7 +16,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from newllm_lib.layers.context_block import ContextBlock, ContextVector
+from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.models.causal_lm import CausalLMWithState
@@ -26,7 +26,7 @@ class NewLLMConfig(PreTrainedConfig):
     """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
-    `context_eps`: of the norm that reads the context vector."""
+    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -42,6 +42,8 @@ class NewLLMConfig(PreTrainedConfig):
         recurrence: str = "parallel",
         time_scales: str = "even",
         context_eps: float = 1e-6,
+        mlp_conv: bool = False,
+        embedding_skip: bool = False,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -57,6 +59,8 @@ class NewLLMConfig(PreTrainedConfig):
         self.recurrence = recurrence
         self.time_scales = time_scales
         self.context_eps = context_eps
+        self.mlp_conv = mlp_conv
+        self.embedding_skip = embedding_skip
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
@@ -98,16 +102,19 @@ class NewLLMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         if isinstance(module, ContextVector):
             init_context_vector(module, self.config.time_scales)
+        if isinstance(module, ShortMemory):
+            init_taps(module.weight)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
             init.normal_(module.mlp.down.weight, std=residual)
+            if module.shares is not None:
+                init.copy_(module.shares, torch.tensor([1.0, 0.0]))
 
 
 def init_context_vector(module: ContextVector, time_scales: str = "even") -> None:
     """The parameters of a context vector that are no linear layers."""
-    bound = 1 / math.sqrt(module.conv_width)
-    init.uniform_(module.conv, -bound, bound)
+    init_taps(module.conv)
     init.ones_(module.norm)
     # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
     bias = torch.linspace(1.0, 5.0, module.context_dim)
@@ -115,6 +122,12 @@ def init_context_vector(module: ContextVector, time_scales: str = "even") -> Non
         bias, loudness = multi_scale(module.context_dim)
         init.copy_(module.norm, loudness)
     init.copy_(module.forget_bias, bias)
+
+
+def init_taps(weight: nn.Parameter) -> None:
+    """Weights (channels, width) of a short convolution."""
+    bound = 1 / math.sqrt(weight.shape[1])
+    init.uniform_(weight, -bound, bound)
 
 
 TIME_SCALE_GROUPS = (1, 4), (8, 64), (64, 512), (512, 4096)  # tokens that a group's channels remember, from its first to its last
@@ -142,7 +155,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.conv_width, config.dropout, config.context_eps
-            self.layers = nn.ModuleList(ContextBlock(*sizes) for _ in range(config.num_hidden_layers))
+            options = {"mlp_conv": config.mlp_conv, "embedding_skip": config.embedding_skip}
+            self.layers = nn.ModuleList(ContextBlock(*sizes, **options) for _ in range(config.num_hidden_layers))
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
@@ -153,8 +167,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
 
     @property
     def state_size(self) -> int:
-        first = self.layers[0]
-        return first.context.state_size if isinstance(first, ContextBlock) else first.state_size
+        return self.layers[0].state_size
 
     def initial_state(self, batch: int) -> torch.Tensor:
         """The state before the first token: zeros (batch, layers, state_size), float32."""
@@ -189,11 +202,12 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self.dropout(x), []
+        shared = (starts, valid, x) if self.config.embedding_skip and self.config.recurrence == "parallel" else (starts, valid)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training:
-                x, layer_state = self._gradient_checkpointing_func(layer.__call__, x, state[:, index], starts, valid)
+                x, layer_state = self._gradient_checkpointing_func(layer.__call__, x, state[:, index], *shared)
             else:
-                x, layer_state = layer(x, state[:, index], starts, valid)
+                x, layer_state = layer(x, state[:, index], *shared)
             new_state.append(layer_state)
         x = self.norm(x)
         keep_state = use_cache if use_cache is not None else not self.training

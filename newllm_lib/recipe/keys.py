@@ -115,6 +115,10 @@ class ModelKeys:
     context_dim: int = key(256, "size of the context vector each block carries", "model", minimum=1)
     mlp_size: int = key(1024, "inner channels of the token MLP", "model", minimum=1)
     conv_width: int = key(4, "tokens seen by the short causal convolution (1: none)", "model", minimum=1)
+    mlp_conv: bool = key(False, "New-LLM: the token MLP reads the last few tokens too, through a short convolution", "model")
+    embedding_skip: bool = key(
+        False, "New-LLM: each block reads a learned mixture of the residual stream and the embeddings", "model"
+    )
     num_heads: int = key(4, "attention heads (TinyGPT2, Phase 7)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")

@@ -37,36 +37,58 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
 
 
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
+    """Several trainings at once, each written when it ends; what another process trains is left to it."""
+    begun = []
+
+    class Quick:
+        def __init__(self, number):
+            self.left = 3 - number % 2  # they end in another order than they began
+
+        def begin(self):
+            if len(begun) == 5:
+                raise KeyboardInterrupt
+            begun.append(self)
+
+        def advance(self):
+            self.left -= 1
+            return self.left > 0
+
+        def result(self):
+            return {"validation": 1.0, "test": 1.1, "seconds": 0.0, "steps": 3, "parameters": 4_200_000}
+
+    monkeypatch.setattr(quality, "_training", lambda trial, data, device, text: Quick(len(begun)))
+    journal, where = tmp_path / "journal.jsonl", {"corpora": ["chitchat"], "models": ["lstm"], "sizes": ["4M"]}
+    options = {"device": "cpu", "smoke": True, "together": 2}
+    with pytest.raises(KeyboardInterrupt):
+        quality.run(journal, tmp_path / "data", **options, **where)
+    done = len(quality.read(journal))
+    assert 3 <= done <= 5
+    with quality._alone(journal, quality.missing(journal, "chitchat", "lstm", "4M", smoke=True)[-1].key()) as mine:
+        assert mine
+        monkeypatch.setattr(Quick, "begin", lambda self: begun.append(self))
+        quality.run(journal, tmp_path / "data", seconds=0, **options, **where)
+        assert len(quality.read(journal)) == done
+        quality.run(journal, tmp_path / "data", **options, **where)
+        assert len(quality.read(journal)) == 5
+    quality.run(journal, tmp_path / "data", **options, **where)
+    assert len(quality.read(journal)) == 7  # six of the grid, then the best of it once more
+    assert len({t.key() for t, _ in quality.read(journal)}) == 7
+    assert quality.missing(journal, "chitchat", "lstm", "4M", smoke=True) == []
+
+
+def test_trials_are_trained_on_their_corpus(tmp_path):
+    """The real path, three steps of the smallest text: a trial becomes a training, and its result a line."""
     import numpy as np
 
     from newllm_lib.benchmarks import corpus as corpora
-    from newllm_lib.benchmarks import fit
 
-    made = corpora.Corpus("chitchat", 4096, dict.fromkeys(corpora.PARTS, np.arange(500) % 300), dict.fromkeys(corpora.PARTS, 900))
+    ids = np.arange(600) % 300
+    made = corpora.Corpus("chitchat", 4096, dict.fromkeys(corpora.PARTS, ids), dict.fromkeys(corpora.PARTS, 900))
     made.save(tmp_path / "data")
-    ran = []
-
-    class Quick:
-        def __init__(self, make, corpus, device, compile):
-            assert corpus.bytes["test"] == 900
-
-        def run(self, settings, limit):
-            if len(ran) == 4:
-                raise KeyboardInterrupt
-            ran.append(settings)
-            return {"validation": 1.0, "test": 1.1, "seconds": 0.0, "steps": limit, "parameters": 4_200_000}
-
-    monkeypatch.setattr(fit, "Fit", Quick)
-    journal, where = tmp_path / "journal.jsonl", {"corpora": ["chitchat"], "models": ["lstm"], "sizes": ["4M"]}
-    with pytest.raises(KeyboardInterrupt):
-        quality.run(journal, tmp_path / "data", device="cpu", smoke=True, **where)
-    assert len(quality.read(journal)) == 4
-    result = {"validation": 0.9, "test": 1.0, "seconds": 0.0, "parameters": 1}
-    monkeypatch.setattr(Quick, "run", lambda self, settings, limit: ran.append(settings) or result)
-    with quality._alone(journal, quality.missing(journal, "chitchat", "lstm", "4M", smoke=True)[0].group()) as mine:
-        assert mine
-        quality.run(journal, tmp_path / "data", device="cpu", smoke=True, seconds=0, **where)
-        assert len(ran) == 4
-    quality.run(journal, tmp_path / "data", device="cpu", smoke=True, **where)
-    assert len(ran) == len(quality.read(journal)) == 7  # six of the grid, then the best of it once more
-    assert quality.missing(journal, "chitchat", "lstm", "4M", smoke=True) == []
+    trial = quality.grid("chitchat", "new_llm", "4M", smoke=True)[0]
+    small = quality.replace(trial, settings={**trial.settings, "rows": 2, "time": 16})
+    training = quality._training(small, tmp_path / "data", "cpu", None)
+    training.begin()
+    assert not training.advance()
+    result = training.result()
+    assert result["steps"] == 3 and abs(result["parameters"] / 4_200_000 - 1) < 0.02 and result["test"] < 12
