@@ -8,6 +8,7 @@ from pathlib import Path
 
 _to_stderr = False
 _log_path: Path | None = None
+_muted = False
 
 
 def use_stderr(enabled: bool = True) -> None:
@@ -22,8 +23,16 @@ def also_to(path: Path | None) -> None:
     _log_path = path
 
 
+def mute(enabled: bool = True) -> None:
+    """Say nothing from now on: of several processes that do one thing, one speaks."""
+    global _muted
+    _muted = enabled
+
+
 def say(text: str = "") -> None:
     """Print one message (to the terminal and to the log file, if one is set)."""
+    if _muted:
+        return
     stream = sys.stderr if _to_stderr else sys.stdout
     print(text, file=stream, flush=True)
     if _log_path is not None:

@@ -313,6 +313,7 @@ ELSEWHERE = {
     "teacher", "distill_weight", "distill_temperature",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
+    "num_gpus", "distribution",  # tests/training/test_several.py
     "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
 }  # fmt: skip
 

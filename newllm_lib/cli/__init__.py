@@ -16,10 +16,13 @@ from newllm_lib import console
 from newllm_lib.cli.parser import parse
 from newllm_lib.errors import NewLLMError
 
+_RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun started this is: the first speaks
+
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code. Errors become one line on standard error (`--debug`: with traceback)."""
     debug = "--debug" in argv
+    console.mute(_RANK != "0")
     try:
         arguments = parse(_from_the_users_folder(argv))
         if arguments is None:  # help or version was asked for, and shown
@@ -84,5 +87,6 @@ def _plain(value):
 def _failed(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"newllm: {line}", file=sys.stderr, flush=True)
+    who = "newllm" if _RANK == "0" else f"newllm, process {_RANK}"
+    print(f"{who}: {line}", file=sys.stderr, flush=True)
     return code

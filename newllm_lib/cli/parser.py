@@ -15,7 +15,7 @@ from newllm_lib.recipe.keys import StartKeys
 _START = tuple(f.name for f in fields(StartKeys))  # the demo trains two models, and each from scratch
 GROUPS = {
     "run": "the run", "data": "the data", "model": "the model", "phase7": "Phase 7's parts", "start": "the start",
-    "training": "the training", "preference": "preference training", "lora": "LoRA adapters",
+    "training": "the training", "scale": "several GPUs", "preference": "preference training", "lora": "LoRA adapters",
 }  # fmt: skip
 
 

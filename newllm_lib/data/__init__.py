@@ -40,7 +40,7 @@ class PreparedData:
 
 
 def prepare(
-    recipe, cache_dir: str | Path | None = None, tokenizer=None, saved: dict | None = None
+    recipe, cache_dir: str | Path | None = None, tokenizer=None, saved: dict | None = None, leads: bool = True
 ) -> PreparedData:  # fmt: skip
     """Make (or find in the cache) everything that training on a recipe's data needs, saying what is done.
 
@@ -52,6 +52,7 @@ def prepare(
         cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
         tokenizer: another run's, to use instead of the recipe's.
         saved: `PreparedData.state` of a checkpoint to go on from.
+        leads: False where another process on this machine prepares the same data for the same training.
     Raises:
         NewLLMError: one line that says what is wrong with the data and how to mend it.
     """
@@ -66,7 +67,7 @@ def prepare(
     check_train(source, set(SPLITS))
     tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
     if isinstance(source, LargeSource):
-        return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"))
+        return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"), leads)
     answers_only = recipe.loss_on == "answers"
     packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only)
     for split in packed.values():
@@ -84,7 +85,7 @@ def prepare(
     return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit)
 
 
-def _prepare_stream(recipe, source, tokenizer, cache: Path, known: dict | None) -> PreparedData:
+def _prepare_stream(recipe, source, tokenizer, cache: Path, known: dict | None, leads: bool) -> PreparedData:
     """The held-out splits of a large source's sample; its training split, begun."""
     from newllm_lib.data.cache import key_hash
     from newllm_lib.data.packing import check_answers, check_length, pack
@@ -92,8 +93,9 @@ def _prepare_stream(recipe, source, tokenizer, cache: Path, known: dict | None) 
 
     answers_only = recipe.loss_on == "answers"
     train = StreamedSplit(
-        source, tokenizer, cache, answers_only=answers_only, max_samples=recipe.max_samples, seed=recipe.seed, known=known
-    )
+        source, tokenizer, cache, answers_only=answers_only, max_samples=recipe.max_samples, seed=recipe.seed, known=known,
+        leads=leads,
+    )  # fmt: skip
     try:
         if not known:
             train.start()

@@ -21,6 +21,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 AHEAD = 2  # segments a process has been told: one in work, one being read
 PAUSE = 30.0  # seconds after a failure before more is prepared that nobody waits for yet
 LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
+OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
 
 
@@ -31,10 +32,12 @@ class SegmentPool:
 
     Args:
         processes: how many; default: one for each core that this process may use.
+        leads: False where another process on this machine packs the same for a training that both take part in: then only
+            what it does not bring in time is packed here.
     """
 
-    def __init__(self, job: Job, processes: int | None = None):
-        self.job, self.processes = job, processes or cores()
+    def __init__(self, job: Job, processes: int | None = None, leads: bool = True):
+        self.job, self.processes, self.leads = job, processes or cores(), leads
         self.documents: dict[int, int] = {}  # of the segments known to be there
         self._state = threading.Condition()
         self._plan: Iterator[int] = iter(())
@@ -48,6 +51,8 @@ class SegmentPool:
 
     def plan(self, numbers: Iterable[int]) -> None:
         """Pack these in the background, in this order, instead of what was planned before."""
+        if not self.leads:
+            return
         with self._state:
             self._plan = iter(numbers)
             self._start()
@@ -65,11 +70,12 @@ class SegmentPool:
             while not self._is_there(number):
                 if number in self._failed:
                     raise self._failed.pop(number)
-                if number not in self._told and number not in self._urgent:
-                    self._urgent.append(number)
-                self._start()
-                self._state.notify_all()
-                self._state.wait(0.5)  # so that a signal is seen
+                if self.leads or time.monotonic() - began > OTHERS:
+                    if number not in self._told and number not in self._urgent:
+                        self._urgent.append(number)
+                    self._start()
+                    self._state.notify_all()
+                self._state.wait(0.5 if self.leads else 0.1)  # so that a signal is seen, and what the others have packed
                 if time.monotonic() - spoke > SILENCE:
                     spoke = time.monotonic()
                     console.say(

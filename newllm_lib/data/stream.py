@@ -78,12 +78,13 @@ class StreamedSplit:
     Args:
         max_samples: only the first so many records, in the order of the segments.
         seed: of the order in which blocks are taken.
+        leads: see `SegmentPool`.
         known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go on.
     """
 
     def __init__(
         self, source: LargeSource, tokenizer, cache: Path, *, answers_only: bool, max_samples: int | None, seed: int,
-        known: dict | None = None,
+        known: dict | None = None, leads: bool = True,
     ):  # fmt: skip
         made = tuple(sorted(made_splits(source)))
         key = {
@@ -94,7 +95,7 @@ class StreamedSplit:
         encoder = Encoder(tokenizer, answers_only)
         job = Job(self.path, key, source.segments("train"), source.reader, encoder, made, own_held_out(source))
         self.title, self.max_samples, self.seed = source.title, max_samples, seed
-        self.job, self.pool = job, SegmentPool(job)
+        self.job, self.pool = job, SegmentPool(job, leads=leads)
         self.tally = Tally()
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass

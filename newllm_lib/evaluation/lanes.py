@@ -55,6 +55,12 @@ def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[
     return starts[piece] + within * size, np.minimum(size, lengths[piece] - within * size)
 
 
+def dealt_out(starts: np.ndarray, lengths: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part `part` of `parts` of the pieces, dealt out by length, so that the parts take about as long."""
+    mine = np.sort(np.argsort(-lengths, kind="stable")[part::parts])
+    return starts[mine], lengths[mine]
+
+
 def balanced_lanes(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[Lane]:
     """All documents over `count` lanes of nearly equal length, the longest lane first."""
     count = min(count, len(starts))

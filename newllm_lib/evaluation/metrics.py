@@ -9,7 +9,7 @@ and <unk> share.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ _SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 def evaluate(
     model, split, tokenizer, *, batch_size: int | None = None, block_length: int | None = None, device=None,
-    dtype: str | torch.dtype | None = None, health: bool = True,
+    dtype: str | torch.dtype | None = None, health: bool = True, share: tuple[int, int] = (0, 1),
+    add: Callable[[dict], dict] | None = None,
 ) -> dict:  # fmt: skip
     """Predict the whole of `split` with `model`.
 
@@ -34,6 +35,7 @@ def evaluate(
         batch_size, block_length: rows and tokens a row in one forward pass (defaults suit the device); both are lowered
             where the logits would need more than 256 MiB.
         device, dtype: move the model there first; run matrix products in it (see `precision`).
+        share, add: this process predicts part `share[0]` of `share[1]` of the documents, and `add` sums the parts' counts.
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see health.py).
     Returns:
         loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share, tokens
@@ -49,11 +51,12 @@ def evaluate(
     progress = Progress("evaluating", total=len(split.ids) - 1, unit="tokens")
     with measuring(model), precision(device, dtype):
         done = 0
-        for logits, offsets in _predictions(model, split, batch_size, block_length, device):
+        for logits, offsets in _predictions(model, split, batch_size, block_length, device, share):
             counts.add(logits, offsets)
             done += int((offsets >= 0).sum())
-            progress.update(done)
-    result = figures(split, tokenizer, **counts.totals())
+            progress.update(done * share[1])
+    totals = counts.totals()
+    result = figures(split, tokenizer, **(add(totals) if add else totals))
     if health and getattr(model.config, "context_dim", 0):
         from newllm_lib.evaluation.health import context_health
 
@@ -61,12 +64,16 @@ def evaluate(
     return result
 
 
-def _predictions(model, split, batch_size, block_length, device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def _predictions(model, split, batch_size, block_length, device, share=(0, 1)) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after block."""
     starts, lengths = plan.document_pieces(split)
     size, has_state = window(model), carries_state(model)
     if size is not None:
         starts, lengths = plan.cut_to_windows(starts, lengths, size)
+    if share[1] > 1:
+        starts, lengths = plan.dealt_out(starts, lengths, *share)
+        if not len(starts):
+            return
     longest = int(lengths.max()) if not has_state else int(lengths.sum())
     positions = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
     time = min(block_length or size or 128, longest, positions)

@@ -60,6 +60,21 @@ class KeepingKeys:
 
 
 @dataclass
+class ScaleKeys:
+    """On how many GPUs it is trained; a batch stays what `batch_size` says."""
+
+    num_gpus: int | str = key(
+        1, "GPUs of this machine to train on, or auto: all of them (where there is none: so many processes)", "scale",
+        identity=False, minimum=1,
+    )  # fmt: skip
+    distribution: str = key(
+        "auto", "with several: ddp (a whole model on each), fsdp2 (weights, gradients and optimizer state are cut), or "
+        "auto: ddp, and fsdp2 for a Phase 7 model that the estimate says is too large", "scale",
+        choices=("auto", "ddp", "fsdp2"), identity=False,
+    )  # fmt: skip
+
+
+@dataclass
 class DataKeys:
     """What is read, and how it becomes tokens."""
 

@@ -17,6 +17,7 @@ from newllm_lib.recipe.keys import (
     Phase7Keys,
     PreferenceKeys,
     RunKeys,
+    ScaleKeys,
     StartKeys,
     TrainingKeys,
 )
@@ -25,8 +26,8 @@ from newllm_lib.recipe.values import checked
 
 @dataclass
 class Recipe(  # its fields are listed from the last base to the first
-    LoraKeys, PreferenceKeys, DistillKeys, MemoryKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, KeepingKeys,
-    RunKeys,
+    LoraKeys, PreferenceKeys, DistillKeys, MemoryKeys, TrainingKeys, StartKeys, Phase7Keys, ModelKeys, DataKeys, ScaleKeys,
+    KeepingKeys, RunKeys,
 ):  # fmt: skip
     """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
 

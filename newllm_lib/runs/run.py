@@ -72,7 +72,7 @@ def checkpoint_step(path: Path) -> int:
     return int(_CHECKPOINT.match(Path(path).name)[1])
 
 
-_STATE_FILES = ("trainer_state", "progress", "carried_state", "gradient_norms", "WHOLE", "SUMS")  # not the model
+_STATE_FILES = ("trainer_state", "progress", "carried_state", "gradient_norms", "optimizer", "WHOLE", "SUMS")  # not the model
 
 
 def link_model(checkpoint: Path, folder: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 
-def train(recipe):
+def train(recipe, was_finished: bool | None = None):
     """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run_recipe`."""
     from newllm_lib.training.run_recipe import train as run_training
 
     if recipe.task == "dpo":
         from newllm_lib.training.preferences import train_preferences
 
-        return run_training(recipe, train_preferences)
-    return run_training(recipe)
+        return run_training(recipe, train_preferences, was_finished)
+    return run_training(recipe, was_finished=was_finished)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from transformers import TrainingArguments
 
 from newllm_lib.device import Device
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
+from newllm_lib.training import ranks
 
 
 def dtype_of(recipe: Recipe, device: Device) -> str:
@@ -42,7 +41,7 @@ def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
 
 def argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> dict:
     """The Trainer's arguments, whatever is trained."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = ranks.world()
     dtype, checkpointing = dtype_of(recipe, device), {}
     if recipe.gradient_checkpointing == "on" and not recipe.step_in_backward:  # else lowmem.blocks does it
         checkpointing = {"gradient_checkpointing": True}
@@ -56,7 +55,9 @@ def argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro:
         logging_nan_inf_filter=False,  # it would hide a NaN, and synchronise every step
         logging_strategy="no", eval_strategy="no", save_strategy="no",  # callbacks.Timetable decides
         report_to=[] if recipe.report_to == "none" else recipe.report_to.split(","), run_name=run.name,
-        dataloader_pin_memory=False, remove_unused_columns=False, **checkpointing,
+        dataloader_pin_memory=False, remove_unused_columns=False, average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,  # every parameter takes part in every step
+        **checkpointing,
     )  # fmt: skip
 
 

@@ -30,13 +30,16 @@ class Timetable(TrainerCallback):
         step, total = state.global_step, state.max_steps
         control.should_log = step % self.recipe.logging_steps == 0 or step == 1 or step == total
         control.should_evaluate = self.evaluates_at(step, total)
-        # With several processes the clocks differ, so only steps decide there.
-        due = args.world_size == 1 and time.monotonic() - self.last_save > self.recipe.save_minutes * 60
+        due = args.world_size == 1 and self.is_due()  # several processes agree first (`training.agreement`): their clocks differ
         by_steps = self.recipe.save_steps is not None and step % self.recipe.save_steps == 0
         control.should_save = control.should_evaluate or by_steps or due
         if step >= total:
             control.should_training_stop = True
         return control
+
+    def is_due(self) -> bool:
+        """Whether the last save was long enough ago."""
+        return time.monotonic() - self.last_save > self.recipe.save_minutes * 60
 
     def on_save(self, args, state, control, **kwargs):
         self.last_save = time.monotonic()
@@ -77,7 +80,7 @@ class Signals(TrainerCallback):
         console.say("\nStopping: saving a checkpoint first (press Ctrl-C again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.received is not None:
+        if self.received is not None and args.world_size == 1:
             control.should_save = control.should_training_stop = True
         return control
 
@@ -108,9 +111,15 @@ class SaveRequests(TrainerCallback):
         self.run = run
         run.save_request.unlink(missing_ok=True)  # of an earlier life
 
+    def taken(self) -> bool:
+        """Whether somebody has asked since the last look."""
+        if not self.run.save_request.exists():
+            return False
+        self.run.save_request.unlink(missing_ok=True)
+        return True
+
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size == 1 and self.run.save_request.exists():
-            self.run.save_request.unlink(missing_ok=True)
+        if args.world_size == 1 and self.taken():
             control.should_save = True
         return control
 

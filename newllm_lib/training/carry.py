@@ -1,8 +1,9 @@
 """Training that goes on where the last block ended: the context vector is carried from block to block of the same text.
 
 The batch is as many lanes as it has rows; each lane reads its part of the stream in order (`data.blocks.LaneSampler`), and starts
-a block with the state it ended the last one with. Gradients stop at the block's edge (truncated back-propagation through time:
-Williams & Peng, 1990), so a step costs what it cost before, but the model learns to use contexts longer than a block.
+a block with the state it ended the last one with. With several processes each has its own lanes, the same ones in every step.
+Gradients stop at the block's edge (truncated back-propagation through time: Williams & Peng, 1990), so a step costs what it cost
+before, but the model learns to use contexts longer than a block.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from newllm_lib.training import ranks
 
 FILE = "carried_state.safetensors"
 
@@ -35,14 +38,20 @@ class CarriedState:
         """An epoch begins: every lane starts at another place."""
         self.states, self.turn = [None] * len(self.states), 0
 
-    def save(self, folder: Path) -> None:
-        """Between steps only: every micro-batch has had its turn, or none (nothing to save)."""
-        if self.states[0] is not None:
-            save_file({str(i): state.contiguous() for i, state in enumerate(self.states)}, folder / FILE)
+    def save(self, folder: Path | None) -> None:
+        """Between steps only: every micro-batch has had its turn, or none (nothing to save). Of several processes all call it,
+        and the first writes: the only one that needs a folder."""
+        if self.states[0] is None:
+            return
+        parts = ranks.gathered([state.cpu() for state in self.states])
+        if parts:  # a step's micro-batches are dealt out to the processes in turn
+            dealt = [part[turn] for turn in range(len(self.states)) for part in parts]
+            save_file({str(i): state.contiguous() for i, state in enumerate(dealt)}, folder / FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
-        """What `save` wrote, also where the rows are now cut into another number of micro-batches."""
+        """What `save` wrote, also where the rows are now cut into another number of micro-batches, for other processes."""
         if (folder / FILE).is_file():
-            saved = load_file(folder / FILE, device=str(device))
+            saved = load_file(folder / FILE)
             rows = torch.cat([saved[str(i)] for i in range(len(saved))])
-            self.states, self.turn = list(rows.chunk(len(self.states))), 0
+            dealt = rows.chunk(len(self.states) * ranks.world())[ranks.rank() :: ranks.world()]
+            self.states, self.turn = [state.to(device) for state in dealt], 0

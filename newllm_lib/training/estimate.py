@@ -21,37 +21,53 @@ _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrac
 _BYTES_PER_TOKEN = 4.0
 
 
-def estimate(recipe: Recipe, device: Device, training_tokens: int | None = None) -> dict:
-    """`parameters` (stored, trainable), `memory_estimate_gib` and `hours_estimate` (None while the data's size is unknown).
+def estimate(
+    recipe: Recipe, device: Device, training_tokens: int | None = None, processes: int = 1, parts: int = 1
+) -> dict:  # fmt: skip
+    """`parameters` (stored, trainable), `memory_estimate_gib` of one device and `hours_estimate` (None while the data's size is
+    unknown).
 
     Args:
         training_tokens: tokens of the training split, where they are counted already.
+        processes: that share each batch. parts: into how many the model is cut.
     """
     from newllm_lib.models.build import count_parameters, model_config
 
     if recipe.task == "dpo":
         return _preference_estimate(recipe, device)
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    micro = micro_batch_size(recipe, device, processes)
+    hours = _hours(recipe, device, count, training_tokens)
     return {
         "parameters": count,
-        "memory_estimate_gib": round(_memory_gib(recipe, device, count, micro_batch_size(recipe, device)), 2),
-        "hours_estimate": _hours(recipe, device, count, training_tokens),
+        "memory_estimate_gib": round(_memory_gib(recipe, device, count, micro, parts), 2),
+        "hours_estimate": hours if hours is None or device.torch_device == "cpu" else round(hours / processes, 3),
     }
 
 
-def check_memory(recipe: Recipe, device: Device) -> None:
+def fits_whole(recipe: Recipe, device: Device) -> bool:
+    """Whether a device holds the whole model with gradients and optimizer state, and one sequence at a time."""
+    from newllm_lib.models.build import count_parameters, model_config
+
+    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    return least_memory_gib(recipe, device, count) <= device.memory_gib
+
+
+def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
     """Refuse what cannot fit, before anything is allocated.
 
+    Args:
+        parts: into how many the weights, gradients and optimizer state are cut, each on a device of its own.
     Raises:
         NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys to turn.
     """
     from newllm_lib.models.build import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
-    need = least_memory_gib(recipe, device, count)
+    need = least_memory_gib(recipe, device, count, parts)
     if need <= device.memory_gib:
         return
-    held = f"{_weights_gib(recipe, count):.1f} of it for {count:,} parameters with gradients and optimizer"
+    held = f"{_weights_gib(recipe, count) / parts:.1f} of it for {count:,} parameters with gradients and optimizer"
     keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
     keys += [] if recipe.weights_dtype == "bf16" else ["--weights_dtype bf16 --optimizer adafactor --step_in_backward true"]
     raise NewLLMError(
@@ -61,9 +77,9 @@ def check_memory(recipe: Recipe, device: Device) -> None:
     )
 
 
-def least_memory_gib(recipe: Recipe, device: Device, parameters: int) -> float:
+def least_memory_gib(recipe: Recipe, device: Device, parameters: int, parts: int = 1) -> float:
     """GiB that training needs with one sequence at a time."""
-    return _memory_gib(recipe, device, parameters, 1)
+    return _memory_gib(recipe, device, parameters, 1, parts)
 
 
 def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[float, bool]:
@@ -170,10 +186,12 @@ def _scores(recipe: Recipe) -> int:
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 
-def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int) -> float:
+def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int, parts: int = 1) -> float:
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    return _weights_gib(recipe, count) + logits + library + _activations_gib(recipe, device, sequences)
+    # Cut into parts, the blocks at work are whole: one, the next one that is being fetched, and their gradients.
+    whole = 3 * 4 * count / max(1, recipe.num_layers) / 2**30 if parts > 1 else 0.0
+    return _weights_gib(recipe, count) / parts + whole + logits + library + _activations_gib(recipe, device, sequences)
 
 
 def _weights_gib(recipe: Recipe, count: int) -> float:

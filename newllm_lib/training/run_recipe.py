@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from transformers import set_seed
@@ -31,7 +32,9 @@ from newllm_lib.runs import (
     read_status_file,
     write_status,
 )  # fmt: skip
+from newllm_lib.training import ranks
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
+from newllm_lib.training.agreement import Agreement
 from newllm_lib.training.arguments import compilation, dtype_of, training_arguments
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
@@ -43,22 +46,48 @@ from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after, settle
+from newllm_lib.training.several import in_words, is_cut, parts, processes, refuse_several
+from newllm_lib.training.sharding import cut
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
 
+Job = Callable[[Recipe, Run, Device, bool], None]
 
-def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | None = None) -> Run:
+
+def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = None) -> Run:
     """Train what `recipe` describes in its run folder; an unfinished run continues where it was saved last.
 
     Args:
         job: prepares and trains, called with the recipe, the run (locked), the device and whether the run was finished before.
             Default: learn to predict the next token.
+        was_finished: that, where a launcher of ours knows it and holds the run.
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not there.
         NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
     console.quiet_libraries()
+    console.mute(not ranks.is_first())
+    with ranks.reporting():
+        recipe, run, copy, device = _settled(recipe, job)
+        count = processes(recipe, device)
+        if ranks.several():
+            ranks.join(device.torch_device)
+            work = partial(_train_among_others, job)
+        elif count > 1:
+            work = partial(_launch, count)
+        else:
+            work = job or _train_locked
+        if ranks.holds_the_run():
+            gpu = nullcontext() if ranks.several() or count > 1 else _gpu(recipe, run, device)  # else each process has its own
+            _hold_and_train(recipe, run, copy, device, gpu, work)
+        else:
+            work(recipe, run, device, was_finished)
+    return run
+
+
+def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, Device]:
+    """The recipe as the run records it, the run, its copy and the device; what cannot be is refused before anything is made."""
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
@@ -68,18 +97,23 @@ def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | Non
         recipe = settle(recipe, home) if home is not None else recipe
     refuse(recipe, device)
     refuse_distillation(recipe)
-    dtype_of(recipe, device)  # refuses what the device cannot do before anything is made
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("Training with several processes is not there yet: start one, without torchrun or accelerate launch.")
+    dtype_of(recipe, device)  # refuses what the device cannot do
+    count = processes(recipe, device)
+    refuse_several(recipe, device, count)
     if recipe.carry_state and recipe.model == "tiny_gpt2":
         raise UsageError(f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another.")
     if job is None and recipe.lora_rank and recipe.from_run is None:
         raise UsageError("--lora_rank trains adapters beside weights that have learned something: name their run with --from.")
     if job is None:
-        check_memory(recipe, device)
+        check_memory(recipe, device, parts(recipe, device))
     if not run.checkpoints() and not (copy and copy.checkpoints()):
-        find_start(recipe)  # refuses what is not there before anything is made
-    with Kept(recipe, run) as kept, RunLock(run), _gpu(recipe, run, device):
+        find_start(recipe)  # refuses what is not there
+    return recipe, run, copy, device
+
+
+def _hold_and_train(recipe: Recipe, run: Run, copy: Run | None, device: Device, gpu, work: Job) -> None:
+    """Do the work with the run's lock, mirror and log in hand, and keep its status true."""
+    with Kept(recipe, run) as kept, RunLock(run), gpu:
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
         link_log(run)
@@ -90,7 +124,7 @@ def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | Non
             kept.begin()
             write_status(run, state="running", message="preparing")
             with kernels(recipe.kernels != "off"):
-                (job or _train_locked)(recipe, run, device, before["state"] == "done")
+                work(recipe, run, device, before["state"] == "done")
             write_status(run, state="done", message="finished")
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(run, state="interrupted", message=str(stop) or "interrupted; what came after the last save is lost")
@@ -104,26 +138,65 @@ def train(recipe: Recipe, job: Callable[[Recipe, Run, Device, bool], None] | Non
             raise
         finally:
             console.also_to(None)
-    return run
+
+
+def _train_among_others(job: Job | None, recipe: Recipe, run: Run, device: Device, was_finished: bool | None) -> None:
+    """One of several processes: the first knows whether the run was finished."""
+    if ranks.is_first() and not ranks.holds_the_run() and not os.environ.get(BACKGROUND):
+        console.also_to(run.log)
+    try:
+        with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
+            (job or _train_locked)(recipe, run, device, ranks.as_the_first_says(was_finished))
+    except Interrupted as stop:
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):  # an exit code that is not 0 would start it again at once
+            console.say(str(stop))
+            raise SystemExit(0) from stop
+        raise
+    finally:
+        if not ranks.holds_the_run():
+            console.also_to(None)
+
+
+def _launch(count: int, recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
+    from newllm_lib.training.launch import launch
+
+    console.also_to(None)  # the first of the processes writes the log
+    launch(recipe, device, count, was_finished)
 
 
 def _gpu(recipe: Recipe, run: Run, device: Device):
     """The GPU that this process trains on, held for this run (nothing to hold on a CPU)."""
     if device.torch_device != "cuda":
         return nullcontext()
-    return gpu_for(run, int(os.environ.get("LOCAL_RANK", 0)), recipe.force)
+    return gpu_for(run, ranks.local_rank(), recipe.force)
 
 
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
     """Prepare the data and train until done."""
     checkpoint = checkpoint_to_resume(recipe, run)
+    _check_that_all_see(run, checkpoint)
     if checkpoint:
         check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
     tokenizer = tokenizer_for(recipe, start, checkpoint)
-    with contextlib.closing(prepare(recipe, tokenizer=tokenizer, saved=progress.data_state)) as data:
+    leads = ranks.local_rank() == 0  # what it puts into its host's cache the others read
+    with ranks.one_before_the_rest(leads):
+        data = prepare(recipe, tokenizer=tokenizer, saved=progress.data_state, leads=leads)
+    with contextlib.closing(data):
         _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
+
+
+def _check_that_all_see(run: Run, checkpoint) -> None:
+    """Raises:
+    NewLLMError: this process goes on from another checkpoint than the first one, because its host has another folder.
+    """
+    mine, said = (checkpoint.name if checkpoint else "none"), ranks.as_the_first_says(checkpoint.name if checkpoint else "none")
+    if mine != said:
+        raise NewLLMError(
+            f"Process {ranks.rank()} sees {mine} in {run.path.absolute()}, where the first process sees {said}: all hosts need "
+            "the run's folder on a disk they share (--output_dir)."
+        )
 
 
 def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> None:
@@ -134,15 +207,19 @@ def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finish
             f"--output_dir {free_name(run)}."
         )
     progress.data_fingerprint = data.fingerprint
-    atomic_write_text(run.recipe_path, recipe.to_yaml())
+    if ranks.is_first():
+        atomic_write_text(run.recipe_path, recipe.to_yaml())
     steps_per_epoch, total = _steps(recipe, data)
     if checkpoint and recipe.resume == "auto" and (was_finished or checkpoint_step(checkpoint) >= total):
         console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
         return
-    forget_rows_after(run, checkpoint)
-    set_aside_after(run, checkpoint)
+    if ranks.is_first():
+        forget_rows_after(run, checkpoint)
+        set_aside_after(run, checkpoint)
     _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start)
     _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start)
+    if not ranks.is_first():
+        return
     write_status(run, state="done", message="finished")  # a report that is cut off must not make it train again
     _say_finished(run)
     report(recipe, run, data)
@@ -172,7 +249,8 @@ def _steps(recipe: Recipe, data) -> tuple[int, int]:
 
 
 def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, start) -> None:
-    need = estimate(recipe, device, data.train.tokens)
+    count = processes(recipe, device)
+    need = estimate(recipe, device, data.train.tokens, count, parts(recipe, device))
     tokens = total * recipe.batch_size * recipe.max_seq_length
     console.say(f"Run {run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for {recipe.sized_for})")
     if start:
@@ -188,15 +266,17 @@ def _announce(recipe, run, device, data, total, steps_per_epoch, checkpoint, sta
     )  # fmt: skip
     console.say(
         f"  on {device.name}, {dtype_of(recipe, device)}; about {console.duration(3600 * need['hours_estimate'])} and "
-        f"{need['memory_estimate_gib']:.1f} GiB (an estimate; the log soon knows better)"
+        f"{need['memory_estimate_gib']:.1f} GiB{' each' if count > 1 else ''} (an estimate; the log soon knows better)"
     )
+    if ranks.several():
+        console.say(f"  {in_words(recipe, device, count)}")
     if checkpoint:
         console.say(f"  Continuing from {checkpoint.name}")
 
 
 def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start) -> None:
     """Train; when the GPU's memory is short, halve the micro-batch (not the batch) and go on from the last save."""
-    micro = micro_batch_size(recipe, device, int(os.environ.get("WORLD_SIZE", 1)))
+    micro = micro_batch_size(recipe, device, ranks.world())
     while True:
         try:
             return _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint, start, micro)
@@ -205,6 +285,11 @@ def _train_with_memory_left(recipe, run, device, data, progress, steps_per_epoch
                 raise NewLLMError(
                     "The GPU's memory is too small even for one sequence at a time: lower --max_seq_length, --hidden_size or "
                     "--num_layers (`newllm doctor --recipe` estimates)."
+                ) from error
+            if ranks.several():  # the others know nothing of it, and wait
+                raise NewLLMError(
+                    f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size {micro // 2} (the batch "
+                    "stays what it is). The same command with it continues from the last save."
                 ) from error
         micro = next(n for n in range(micro // 2, 0, -1) if recipe.batch_size % n == 0)
         console.say(f"  Out of GPU memory: going on with {micro} sequences at a time (the batch stays {recipe.batch_size})")
@@ -222,14 +307,19 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         check_weights(checkpoint, model)
     how = compilation(recipe, device)
     blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
-    if how != "off" and blocks is None:
+    if is_cut(recipe, device):
+        cut(model, torch.device(device.torch_device), compiled=how != "off" and blocks is None)
+    elif how != "off" and blocks is None:
+        torch._dynamo.config.optimize_ddp = False  # it would cut the graph where gradients are sent, which takes little time here
         body = model.model if recipe.teacher else model  # a distilled student's loss is computed outside the model
         body.compile(mode="reduce-overhead" if how == "graphs" else None)
-    signals, log = Signals(), _log(recipe, total / steps_per_epoch, steps_per_epoch)
-    callbacks = [Timetable(recipe, steps_per_epoch), signals, log]
-    callbacks += [MirrorNews(run), Heartbeat(run), SaveRequests(run)]
+    timetable, signals, requests = Timetable(recipe, steps_per_epoch), Signals(), SaveRequests(run)
+    log = _log(recipe, total / steps_per_epoch, steps_per_epoch)
+    callbacks = [timetable, signals, log, MirrorNews(run), Heartbeat(run), requests]
     if has_curvature_schedule(recipe):
         callbacks.append(CurvatureSchedule(recipe))
+    agreement = Agreement(signals, timetable, requests) if ranks.several() else None
+    callbacks += [agreement] if agreement else []
     trainer = RunTrainer(
         model=model, args=training_arguments(recipe, run, device, total, micro), recipe=recipe, run=run, data=data,
         progress=progress, log=log, checkpoint=checkpoint, blocks=blocks, callbacks=callbacks,
@@ -237,18 +327,23 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     trainer.eval_dtype = dtype_of(recipe, device)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    write_status(run, total_steps=total, message=f"training {parameters(model):,} parameters")
+    if ranks.is_first():
+        write_status(run, total_steps=total, message=f"training {parameters(model):,} parameters")
     if start and not checkpoint:
         console.say(f"Before training: {start.name} on this data")
         trainer.evaluate()
+    if ranks.rank():  # other dropout than the first process's
+        ranks.own_random_numbers(recipe.seed, 0)
     try:
         with only_data_is_read(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         signals.restore()
-        write_training_log(run)
-    plot_curves(run)
-    if signals.received is not None:
+        if ranks.is_first():
+            write_training_log(run)
+    if ranks.is_first():
+        plot_curves(run)
+    if agreement.stopped if agreement else signals.received is not None:
         raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
 
 
@@ -269,7 +364,8 @@ def _model(recipe: Recipe, run: Run, data, checkpoint, start: Start | None, devi
     if not recipe.lora_rank:
         return load_model(checkpoint or start.folder, recipe)
     if not checkpoint:
-        keep_base(run, start.folder)
+        with ranks.one_before_the_rest(ranks.is_first()):
+            keep_base(run, start.folder)
     return add_adapters(load_model(run.path / BASE, recipe), recipe, run.path / BASE)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.metrics import evaluate
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_directory, staged_directory, write_status
+from newllm_lib.training import ranks, sharding
 from newllm_lib.training.adapters import load_adapters, save_adapted
 from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
@@ -42,6 +46,8 @@ class RunTrainer(Trainer):
     def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, checkpoint: Path | None, blocks=None,
                  **kwargs):  # fmt: skip
         super().__init__(**kwargs)
+        if recipe.step_in_backward or sharding.is_cut(self.model):  # whose gradients are not DDP's to average
+            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
@@ -76,19 +82,23 @@ class RunTrainer(Trainer):
             model = self.model if model is None else model
             self.optimizer = build_optimizer(model, self.recipe)
             if self.recipe.step_in_backward:
-                self.in_backward = StepInBackward(model, self.optimizer, self.recipe.max_grad_norm, self.blocks)
+                self.in_backward = StepInBackward(
+                    model, self.optimizer, self.recipe.max_grad_norm, self.blocks, ranks.averaged_ if ranks.several() else None
+                )
                 if self.resumed_from:
                     self.in_backward.load(self.resumed_from)
         return self.optimizer
 
     def _clip_grad_norm(self, model):
         """The gradients' norm before clipping. Stepped in the backward pass they were clipped there, and are gone by now."""
-        return super()._clip_grad_norm(model) if self.in_backward is None else self.in_backward.finish()
+        if self.in_backward is not None:
+            return self.in_backward.finish()
+        return sharding.whole(super()._clip_grad_norm(model))
 
     def _get_grad_norm(self, model, grad_norm=None):
         if self.in_backward is not None and grad_norm is None:  # max_grad_norm 0: nothing is clipped, but the norm is logged
             grad_norm = self.in_backward.finish()
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
+        return sharding.whole(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:
@@ -172,20 +182,20 @@ class RunTrainer(Trainer):
         """Validation metrics in training's dtype (`newllm evaluate` uses float32); keeps the best model in `best/`."""
         started = time.monotonic()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
-            metrics = evaluate(model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype)
-        self._check_finite(metrics["loss"])
-        step = self.state.global_step
-        best = self.progress.judge(metrics["bits_per_byte"], step)
-        row = {"step": step, "epoch": round(self.state.epoch or 0.0, 6)}  # none yet: a start is measured before training
-        row |= {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None}
-        self._append({**row, "best": best, "time": round(time.time(), 3)})
+        with sharding.whole_weights(self.model):
+            with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
+                metrics = evaluate(
+                    model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype,
+                    share=(ranks.rank(), ranks.world()), add=ranks.summed,
+                )  # fmt: skip
+            row, best = self._judged(metrics)
+            if self.is_world_process_zero():
+                self.log_block.validation_line(metrics, best)
+                with torch.compiler.set_stance("force_eager"):
+                    self.samples.take(model, row["step"], row["epoch"], metrics["bits_per_byte"])
+        if best:
+            self._save_for_use(self.run.best)
         if self.is_world_process_zero():
-            self.log_block.validation_line(metrics, best)
-            with torch.compiler.set_stance("force_eager"):
-                self.samples.take(model, step, row["epoch"], metrics["bits_per_byte"])
-            if best:
-                self._save_for_use(self.run.best)
             plot_curves(self.run)
         patience = self.recipe.patience
         if patience is not None and self.progress.evaluations_without_improvement >= patience:
@@ -196,6 +206,16 @@ class RunTrainer(Trainer):
         super().log({k: v for k, v in found.items() if isinstance(v, float)})  # to what --report_to names
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _judged(self, metrics: dict) -> tuple[dict, bool]:
+        """The row of an evaluation, which is appended to `metrics.jsonl`, and whether it is the best so far."""
+        self._check_finite(metrics["loss"])
+        step = self.state.global_step
+        best = self.progress.judge(metrics["bits_per_byte"], step)
+        row = {"step": step, "epoch": round(self.state.epoch or 0.0, 6)}  # none yet: a start is measured before training
+        row |= {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None}
+        self._append({**row, "best": best, "time": round(time.time(), 3)})
+        return row, best
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """A tied head is not in the file: that is how it should be, and no reason to alarm anyone."""
@@ -208,24 +228,63 @@ class RunTrainer(Trainer):
     # --- saving -----------------------------------------------------------------------------------------------------
 
     def _save_for_use(self, folder: Path) -> None:
-        """Model and tokenizer, all that `from_pretrained` needs; whole or not there."""
-        with staged_directory(folder) as staging:
+        """Model and tokenizer, all that `from_pretrained` needs; whole or not there. All processes call it."""
+        with self._staged(folder) as staging:
             self._save_model(staging)
-            self.data.tokenizer.save_pretrained(staging)
+            if self.is_world_process_zero():
+                self.data.tokenizer.save_pretrained(staging)
+
+    @contextmanager
+    def _staged(self, folder: Path) -> Iterator[Path]:
+        """`staged_directory` of the first process, for all: they may write into it, too, before it gets its name."""
+        with staged_directory(folder) if self.is_world_process_zero() else nullcontext() as staging:
+            yield Path(ranks.as_the_first_says(str(staging)))
+            ranks.wait_for_all()
 
     def _save_model(self, folder: Path) -> None:
+        """The whole model: by the first process, or where it is cut by all."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.recipe.lora_rank:
+        if sharding.is_cut(model):
+            sharding.save_weights(model, folder)
+        elif not self.is_world_process_zero():
+            return
+        elif self.recipe.lora_rank:
             save_adapted(model, folder)
         else:
             model.save_pretrained(folder, max_shard_size=SHARD)
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        self._save(output_dir)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         """As the Trainer's, but a large model goes to the disk in files of `SHARD`: the host never holds more than one."""
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         self._save_model(Path(output_dir))
 
+    def _save_optimizer_and_scheduler(self, output_dir) -> None:
+        if not sharding.is_cut(self.model):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        sharding.save_optimizer(self.optimizer.optimizer, self.model, Path(output_dir))
+        if self.is_world_process_zero():
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        folder = Path(checkpoint) if checkpoint else None
+        if folder is None or not (sharding.is_cut(self.model) or (folder / sharding.OPTIMIZER).is_file()):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        sharding.load_optimizer(self.optimizer.optimizer, self.model, folder)
+        self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+    def _load_rng_state(self, checkpoint) -> None:
+        """As the Trainer's; a process that has no state there (the run had fewer) begins anew."""
+        name = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{ranks.rank()}.pth"
+        if checkpoint and not (Path(checkpoint) / name).is_file():
+            return ranks.own_random_numbers(self.recipe.seed, self.state.global_step)
+        super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        if sharding.is_cut(self.model):
+            return sharding.load_weights(self.model, Path(resume_from_checkpoint))
         if not self.recipe.lora_rank:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_adapters(self.model if model is None else model, Path(resume_from_checkpoint))
@@ -241,30 +300,36 @@ class RunTrainer(Trainer):
         self.progress.interval_loss = self._gather_mean(self._interval_loss) if self.progress.interval_steps else 0.0
         self._check_finite(self.progress.interval_loss)
         final = self.run.path / f"checkpoint-{step}"
-        with staged_directory(final) as staging:
+        with self._staged(final) as staging:
             self._staging = staging / "trainer"
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging = None
-            written = staging / "trainer" / final.name
-            for file in written.iterdir():
-                os.replace(file, staging / file.name)
-            written.rmdir()
-            written.parent.rmdir()
-            (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads; the recipe says it all
-            self.data.tokenizer.save_pretrained(staging)
-            self.progress.data_state = self.data.state()
-            self.progress.save(staging)
             if self.carried is not None:
                 self.carried.save(staging)
-            if self.in_backward is not None:
-                self.in_backward.save(staging)
-        link_model(final, self.run.last)
-        self._prune()
-        write_training_log(self.run)
-        console.say("  [Checkpoint saved]")
+            ranks.wait_for_all()
+            if self.is_world_process_zero():
+                self._complete(staging, staging / "trainer" / final.name)
+        if self.is_world_process_zero():
+            link_model(final, self.run.last)
+            self._prune()
+            write_training_log(self.run)
+            console.say("  [Checkpoint saved]")
         self._interval_pause += time.monotonic() - started
+
+    def _complete(self, staging: Path, written: Path) -> None:
+        """To what the Trainer has written add what it does not know of."""
+        for file in written.iterdir():
+            os.replace(file, staging / file.name)
+        written.rmdir()
+        written.parent.rmdir()
+        (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads; the recipe says it all
+        self.data.tokenizer.save_pretrained(staging)
+        self.progress.data_state = self.data.state()
+        self.progress.save(staging)
+        if self.in_backward is not None:
+            self.in_backward.save(staging)
 
     def _prune(self) -> None:
         for old in self.run.checkpoints()[: -self.recipe.keep_checkpoints]:

@@ -8,6 +8,7 @@ true one, before clipping, in every mode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,10 +22,14 @@ FILE = "gradient_norms.safetensors"
 
 class StepInBackward:
     """Hooks on a model's parameters. `optimizer` has `step_parameter(parameter, scale)`, which multiplies the gradient by
-    `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is."""
+    `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is. `average_` makes a gradient the mean
+    over several processes first."""
 
-    def __init__(self, model: nn.Module, optimizer, max_norm: float, passes: BlockPasses | None = None):
-        self.optimizer, self.max_norm, self.passes = optimizer, max_norm, passes
+    def __init__(
+        self, model: nn.Module, optimizer, max_norm: float, passes: BlockPasses | None = None,
+        average_: Callable[[Tensor], None] | None = None,
+    ):  # fmt: skip
+        self.optimizer, self.max_norm, self.passes, self.average_ = optimizer, max_norm, passes, average_
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.index = {p: i for i, p in enumerate(parameters)}
         self.squares = torch.zeros(len(parameters), device=parameters[0].device)
@@ -37,6 +42,8 @@ class StepInBackward:
             self._step(parameter)
 
     def _step(self, parameter: Tensor) -> None:
+        if self.average_ is not None:
+            self.average_(parameter.grad)
         self.optimizer.step_parameter(parameter, self.clipping(parameter))
         parameter.grad = None
 

@@ -1,0 +1,178 @@
+"""The processes that train one run together: which of them this is, and how they wait for each other.
+
+torchrun, `accelerate launch` and `newllm train --num_gpus` start them alike and number them (RANK of WORLD_SIZE; LOCAL_RANK on
+its host). The first alone speaks and writes; what it finds on the disk, the others are told.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from newllm_lib.errors import NewLLMError
+
+LAUNCHED = "NEWLLM_LAUNCHED"  # set, to its pid, by `training.launch`, which holds the run for the processes it starts
+PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive and says nothing
+_LOST = (  # what torch says when another process is gone
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket Timeout",
+    "remote process exited", "NCCL communicator was aborted", "recvValue failed", "sendBytes failed",
+    "Connection was likely closed",
+)  # fmt: skip
+
+
+class LostPeer(NewLLMError):
+    """Another process of the run ended: what it said is the cause."""
+
+
+def world() -> int:
+    """How many processes train this run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """Which of those on this host: also the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def several() -> bool:
+    """Whether this process is one of several (or the only one of a launcher that would start several)."""
+    return world() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def holds_the_run() -> bool:
+    """Whether the run's lock, status and mirror are this process's business: not where a launcher of ours has them."""
+    return is_first() and LAUNCHED not in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for all."""
+    return rank() == 0
+
+
+def join(device: str) -> None:
+    """Meet the others; each takes the GPU of its number. Nothing to do alone.
+
+    Args:
+        device: "cpu" or "cuda".
+    Raises:
+        NewLLMError: this host has fewer GPUs than processes.
+    """
+    if not several() or dist.is_initialized():
+        return
+    if device == "cuda":
+        if local_rank() >= torch.cuda.device_count():
+            raise NewLLMError(
+                f"Process {rank()} has no GPU of its own (this host has {torch.cuda.device_count()}): start as many processes "
+                "as there are GPUs."
+            )
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cuda:nccl,cpu:gloo" if device == "cuda" else "gloo", timeout=PATIENCE)
+    _host.append(dist.new_group(backend="gloo", timeout=PATIENCE) if device == "cuda" else dist.group.WORLD)
+
+
+_host: list = []  # the group of all, once they have met
+
+
+def host_group():
+    """The group of all processes whose messages never touch a GPU."""
+    return _host[-1]
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here. On the hosts' side: no GPU waits."""
+    if several():
+        dist.all_reduce(torch.zeros(1), group=host_group())
+
+
+def as_the_first_says(value):
+    """The first process's `value`, which must be plain data."""
+    if not several():
+        return value
+    box = [value if is_first() else None]
+    dist.broadcast_object_list(box, src=0, group=host_group())
+    return box[0]
+
+
+@contextmanager
+def one_before_the_rest(alone: bool) -> Iterator[None]:
+    """Where `alone` is true the block runs first, and in all other processes when it is done there.
+
+    For each host's first process, say, which fills the cache that the others read.
+    """
+    if several() and not alone:
+        wait_for_all()
+    yield
+    if several() and alone:
+        wait_for_all()
+
+
+def own_random_numbers(seed: int, step: int) -> None:
+    """Give this process random numbers (dropout's) of its own, from the run's seed and the step alone."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank()}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def averaged_(tensor: torch.Tensor) -> None:
+    """A tensor's mean over all processes, in place, where it lies."""
+    dist.all_reduce(tensor)
+    tensor.div_(world())
+
+
+def summed(numbers: dict[str, float]) -> dict[str, float]:
+    """Each number summed over all processes, in float64."""
+    if not several():
+        return numbers
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    dist.all_reduce(total, group=host_group())
+    return dict(zip(numbers, total.tolist(), strict=True))
+
+
+def gathered(value) -> list:
+    """Every process's `value` (plain data or tensors on the CPU), in their order; in the first process only, else empty."""
+    if not several():
+        return [value]
+    box = [None] * world() if is_first() else None
+    dist.gather_object(value, box, dst=0, group=host_group())
+    return box or []
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Tell the launcher what this process ended with, and say in one line where it ended because another had.
+
+    Raises:
+        LostPeer: instead of what torch makes of it.
+    """
+    if not several():
+        yield
+        return
+    try:
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            if not _speaks_of_a_peer(error):
+                raise
+            raise LostPeer(
+                f"Process {rank()} of {world()} cannot go on: another one has ended (what it said stands beside this). The same "
+                "command continues from the last save."
+            ) from error
+    except BaseException as error:
+        get_error_handler().record_exception(error)
+        raise
+
+
+def _speaks_of_a_peer(error: Exception) -> bool:
+    kind, text = type(error).__name__, str(error)
+    return kind in ("DistBackendError", "DistNetworkError") or any(words in text for words in _LOST)

@@ -1,0 +1,108 @@
+"""`newllm train --num_gpus 2` on a CPU: one log, one set of files; what goes wrong in one process ends all and is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from newllm_lib.runs import Run
+from tests.training.test_resume import write_text
+
+FLAGS = (
+    "--num_gpus 2 --data_dir text --output_dir run --vocab_size 300 --max_seq_length 16 --batch_size 8 --hidden_size 16 "
+    "--context_dim 16 --mlp_size 16 --num_layers 1 --logging_steps 1 --sized_for cpu --save_steps 2 --evals_per_epoch 1"
+).split()
+
+
+STOP = (sys.executable, "-m", "newllm_lib", "runs", "stop", "run")
+
+
+def start(folder: Path, *more: str, command=(sys.executable, "-m", "newllm_lib")) -> subprocess.Popen:
+    environment = {**os.environ, "NEWLLM_DEVICE": "cpu"}
+    return subprocess.Popen(
+        [*command, "train", "demo", *FLAGS, *more], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    run = Run(folder / "run")
+    while not any("loss" in row and row["step"] >= step for row in run.metrics()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def workers(process: subprocess.Popen) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "newllm_lib.training.launched" in p.cmdline()]
+
+
+def state(folder: Path) -> dict:
+    return json.loads((folder / "run" / "status.json").read_text())
+
+
+def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_path):
+    write_text(tmp_path)
+    launcher = start(tmp_path, "--epochs", "200")
+    wait_for_step(tmp_path, 3, launcher)
+    ours = workers(launcher)
+    assert len(ours) == 2
+    ours[1].send_signal(signal.SIGKILL)
+    said, errors = launcher.communicate(timeout=90)
+    assert launcher.returncode == 1 and not any(p.is_running() for p in ours)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("newllm: Process 1 of 2 was ended by SIGKILL") and "Traceback" not in errors
+    assert said.count("Epoch 1/200") == 1 and "2 processes, DDP" in said  # one of them speaks
+    assert state(tmp_path)["state"] == "failed" and "SIGKILL" in state(tmp_path)["message"]
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("Epoch 1/200") == 1
+    steps = [row["step"] for row in Run(tmp_path / "run").metrics() if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_a_mistake_is_said_once(tmp_path):
+    write_text(tmp_path)
+    launcher = start(tmp_path, "--epochs", "200")
+    wait_for_step(tmp_path, 3, launcher)
+    stop = subprocess.run(STOP, cwd=tmp_path, capture_output=True, text=True)
+    assert stop.returncode == 0, stop.stderr
+    said, errors = launcher.communicate(timeout=90)
+    assert launcher.returncode == 130 and "Stopped at step" in errors and state(tmp_path)["state"] == "interrupted"
+    assert Run(tmp_path / "run").latest_checkpoint() is not None
+    again = start(tmp_path, "--epochs", "200", "--resume", "checkpoint-99999")  # found wrong by the processes
+    said, errors = again.communicate(timeout=90)
+    assert again.returncode == 2 and errors.count("newllm:") == 1 and "checkpoint-99999" in errors
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_what_was_killed(tmp_path):
+    """With plain torchrun, which is told to try twice."""
+    write_text(tmp_path)
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 --max-restarts 2 -m newllm_lib".split()
+    launcher = start(tmp_path, "--epochs", "3", command=(sys.executable, *torchrun))
+    wait_for_step(tmp_path, 3, launcher)
+    next(p for p in psutil.Process(launcher.pid).children() if "train" in p.cmdline()).send_signal(signal.SIGKILL)
+    said, errors = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, errors[-2000:]
+    assert state(tmp_path)["state"] == "done" and "Continuing from checkpoint-" in said
+    steps = [row["step"] for row in Run(tmp_path / "run").metrics() if "loss" in row]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_in_the_background_with_a_lock_that_is_the_launchers(tmp_path):
+    write_text(tmp_path)
+    started = start(tmp_path, "--epochs", "200", "--background")
+    said, errors = started.communicate(timeout=120)
+    assert started.returncode == 0, errors + said
+    twice = start(tmp_path, "--epochs", "200")
+    _, errors = twice.communicate(timeout=60)
+    assert twice.returncode == 1 and "already training" in errors
+    stop = subprocess.run(STOP, cwd=tmp_path, capture_output=True, text=True)
+    assert stop.returncode == 0 and state(tmp_path)["state"] == "interrupted", stop.stderr
