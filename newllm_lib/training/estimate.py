@@ -45,12 +45,12 @@ def estimate(
     }
 
 
-def fits_whole(recipe: Recipe, device: Device) -> bool:
-    """Whether a device holds the whole model with gradients and optimizer state, and one sequence at a time."""
+def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
+    """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each at a time."""
     from newllm_lib.models.build import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
-    return least_memory_gib(recipe, device, count) <= device.memory_gib
+    return least_memory_gib(recipe, device, count, parts) <= device.memory_gib
 
 
 def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:

@@ -46,6 +46,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def in_host() -> int:
+    """How many of them are on this host; as many on each."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 def several() -> bool:
     """Whether this process is one of several (or the only one of a launcher that would start several)."""
     return world() > 1 or "TORCHELASTIC_RUN_ID" in os.environ

@@ -308,7 +308,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     how = compilation(recipe, device)
     blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
     if is_cut(recipe, device):
-        cut(model, torch.device(device.torch_device), compiled=how != "off" and blocks is None)
+        cut(model, torch.device(device.torch_device), parts(recipe, device), compiled=how != "off" and blocks is None)
     elif how != "off" and blocks is None:
         torch._dynamo.config.optimize_ddp = False  # it would cut the graph where gradients are sent, which takes little time here
         body = model.model if recipe.teacher else model  # a distilled student's loss is computed outside the model

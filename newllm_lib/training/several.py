@@ -48,8 +48,12 @@ def is_cut(recipe: Recipe, device: Device) -> bool:
 
 
 def parts(recipe: Recipe, device: Device) -> int:
-    """Into how many the model is cut."""
-    return processes(recipe, device) if is_cut(recipe, device) else 1
+    """Into how many the model is cut: as many as a host has processes, where that is enough, else over all hosts."""
+    if not is_cut(recipe, device):
+        return 1
+    count = processes(recipe, device)
+    in_host = ranks.in_host() if ranks.several() else count
+    return in_host if count % in_host == 0 and fits_whole(recipe, device, in_host) else count
 
 
 def in_words(recipe: Recipe, device: Device, count: int) -> str:
@@ -57,7 +61,9 @@ def in_words(recipe: Recipe, device: Device, count: int) -> str:
     where = f"{count} GPUs" if device.torch_device == "cuda" else f"{count} processes"
     if distribution(recipe, device) == FSDP2:
         why = "the model is too large for each" if recipe.distribution == "auto" else "as asked for"
-        return f"{where}, FSDP2: weights, gradients and optimizer state are cut into {count} parts ({why})"
+        pieces = parts(recipe, device)
+        held = "" if pieces == count else f", all of them in each of {count // pieces} hosts"
+        return f"{where}, FSDP2: weights, gradients and optimizer state are cut into {pieces} parts{held} ({why})"
     why = "as asked for" if recipe.distribution != "auto" else "it fits"
     return f"{where}, DDP: a whole model on each ({why}), {recipe.batch_size // count} of {recipe.batch_size} sequences each"
 
@@ -95,6 +101,8 @@ def refuse_several(recipe: Recipe, device: Device, count: int) -> None:
 
 
 def _refuse_fsdp2(recipe: Recipe, device: Device) -> None:
+    if recipe.model != "phase7":
+        raise UsageError(f"fsdp2 is for Phase 7, whose large sizes need it: {recipe.model} fits a GPU, use --distribution ddp.")
     instead = "--optimizer adamw --weights_dtype fp32 --step_in_backward false"
     if recipe.step_in_backward:
         raise UsageError(
@@ -110,7 +118,5 @@ def _refuse_fsdp2(recipe: Recipe, device: Device) -> None:
         )
     if recipe.lora_rank:
         raise UsageError("lora_rank does not go with fsdp2: adapters are small, so use --distribution ddp.")
-    if recipe.recurrence == "sequential" and recipe.model == "new_llm":
-        raise UsageError("recurrence sequential does not go with fsdp2: it reads its weights past its layers. Use ddp.")
     if recipe.dtype == "fp16" or (recipe.dtype == "auto" and device.dtype == "fp16"):
         raise UsageError("fsdp2 needs bf16 or fp32, and fp16's loss scaling is not done across parts: use --dtype fp32, or ddp.")

@@ -1,5 +1,7 @@
 """FSDP2: each process keeps some rows of every weight, gradient and optimizer state; a block is whole only while it works.
 
+On several hosts each host has the whole model in its GPUs, where that fits: weights are then fetched inside the host.
+
 torch's `fully_shard`, block by block. What is ours: evaluation and sampling with all weights whole for a while, and checkpoints.
 Every process writes its rows into the same safetensors files, so they are sharded in the writing and whole for the reader: users
 load `model.safetensors`, and any other number of processes, or one, finds its own rows in them.
@@ -27,10 +29,11 @@ from newllm_lib.training.lowmem.blocks import find_blocks
 OPTIMIZER = "optimizer.safetensors"
 
 
-def cut(model: nn.Module, device: torch.device, compiled: bool) -> nn.Module:
-    """Cut a model, the same in every process, into as many parts as there are processes; in place.
+def cut(model: nn.Module, device: torch.device, parts: int, compiled: bool) -> nn.Module:
+    """Cut a model, the same in every process, into `parts`; in place.
 
     Args:
+        parts: as many as there are processes, or as a host has: then each host has all parts, and only gradients go between them.
         compiled: compile each block's forward (not what fetches its weights).
     """
     model.to(device)
@@ -38,7 +41,9 @@ def cut(model: nn.Module, device: torch.device, compiled: bool) -> nn.Module:
     if compiled:
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
-    mesh = init_device_mesh(device.type, (ranks.world(),))
+    copies = ranks.world() // parts
+    shape, names = ((parts,), ("part",)) if copies == 1 else ((copies, parts), ("copy", "part"))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for p in model.parameters():  # made from the same seed; that the processors also agree is not left to chance
         dist.broadcast(p.data, src=0)
     for block in blocks:
@@ -168,9 +173,18 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     """The first dimension's range that this process has."""
     if not isinstance(tensor, DTensor):
         return 0, tensor.shape[0] if tensor.ndim else 1
-    count = -(-tensor.shape[0] // ranks.world())  # as torch.chunk cuts
-    begin = min(ranks.rank() * count, tensor.shape[0])
+    mesh = tensor.device_mesh  # its last dimension is that of the parts
+    count = -(-tensor.shape[0] // mesh.size(mesh.ndim - 1))  # as torch.chunk cuts
+    begin = min(mesh.get_local_rank(mesh.ndim - 1) * count, tensor.shape[0])
     return begin, begin + _local(tensor).shape[0]
+
+
+def _is_ours(tensor: Tensor) -> bool:
+    """Whether this process writes what it has of a tensor: others may have the same."""
+    if not isinstance(tensor, DTensor):
+        return ranks.is_first()
+    mesh = tensor.device_mesh
+    return mesh.ndim == 1 or mesh.get_local_rank(0) == 0
 
 
 def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -192,7 +206,7 @@ def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, s
     ranks.wait_for_all()
     with open(path, "r+b") as file:
         for name, tensor in tensors.items():
-            if isinstance(tensor, DTensor) or ranks.is_first():
+            if _is_ours(tensor):
                 row = tensor.numel() * tensor.element_size() // max(1, tensor.shape[0]) if tensor.ndim else 0
                 file.seek(8 + len(text) + header[name]["data_offsets"][0] + _rows(tensor)[0] * row)
                 file.write(_local(tensor).contiguous().reshape(-1).view(torch.uint8).cpu().numpy())

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -48,6 +49,8 @@ class RunTrainer(Trainer):
         super().__init__(**kwargs)
         if recipe.step_in_backward or sharding.is_cut(self.model):  # whose gradients are not DDP's to average
             self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        if sharding.is_cut(self.model):  # else every weight's copy in half precision would stay to the forward pass's end
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
@@ -128,6 +131,8 @@ class RunTrainer(Trainer):
         return loss
 
     def training_step(self, *args, **kwargs):
+        if sharding.is_cut(self.model):  # between hosts once a step
+            self.model.set_requires_all_reduce(self.accelerator.sync_gradients)
         loss = super().training_step(*args, **kwargs)
         self._interval_loss += loss
         return loss

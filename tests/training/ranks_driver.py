@@ -69,7 +69,9 @@ def _fork(recipe, name: str, number: int, count: int, port: str) -> int:
     for stream_number, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(FOLDER / f"{name}.{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream_number)
     if count > 1:
-        places = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        hosts = 2 if count == 4 and recipe.distribution == "fsdp2" else 1
+        places = {"RANK": number, "LOCAL_RANK": number % (count // hosts)}
+        places |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count // hosts}
         os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     _note_what_is_read(FOLDER / f"{name}.{number}.read")
     code = 1
@@ -106,6 +108,7 @@ def read(name: str, count: int) -> list:
 # --- scenarios --------------------------------------------------------------------------------------------------------
 
 PHASE7 = {"model": "phase7", "max_steps": 6}
+TWO_HOSTS = {"distribution": "fsdp2", "micro_batch_size": 1}  # a half of the batch's part at a time
 LIGHT = {"optimizer": "adafactor", "step_in_backward": True, "gradient_checkpointing": "on", "momentum_bits": 32}
 
 
@@ -117,11 +120,11 @@ def same(name: str, counts=(1, 2), **changes) -> dict:
 
 def carried() -> dict:
     """New-LLM, the state carried from block to block, the batch accumulated."""
-    return same("carried", (1, 2, 4), carry_state=True)
+    return same("carried", (1, 4), carry_state=True)
 
 
 def shuffled() -> dict:
-    return same("shuffled", optimizer="muon")
+    return same("shuffled")
 
 
 def streamed() -> dict:
@@ -129,7 +132,7 @@ def streamed() -> dict:
 
 
 def tiny_gpt2() -> dict:
-    return same("tiny_gpt2", model="tiny_gpt2", max_steps=3)
+    return same("tiny_gpt2", model="tiny_gpt2", optimizer="muon", max_steps=4)
 
 
 def light() -> dict:
@@ -138,15 +141,21 @@ def light() -> dict:
 
 
 def offloaded() -> dict:
-    return same("offloaded", gradient_checkpointing="offload", **PHASE7)
+    steps = {"gradient_checkpointing": "offload", **PHASE7}
+    return same("offloaded", **steps) | {"cut": fit("offloaded-cut", 2, distribution="fsdp2", **steps)}
+
+
+def adapters() -> dict:
+    fit("start", 1, max_steps=4)
+    return same("adapters", from_run=str(FOLDER / "start"), lora_rank=2, max_steps=6)
 
 
 def cut() -> dict:
-    """Phase 7 in 2 parts; interrupted, gone on with whole; interrupted again, and ended in 4 parts."""
-    steps = {**PHASE7, "gradient_checkpointing": "on", "max_steps": 14}
+    """Phase 7 in 2 parts; interrupted, gone on with whole; interrupted again; ended by 4 processes, as if on two hosts."""
+    steps = {**PHASE7, "gradient_checkpointing": "on", "max_steps": 8, "carry_state": True}
     two = fit("cut", 2, partial(_signal, signal.SIGTERM, 0, 1), distribution="fsdp2", **steps)
     one = fit("cut", 1, partial(_signal, signal.SIGTERM, 0, two["rows"][-1]["step"] + 1), **steps)
-    return {"1": fit("cut-1", 1, **steps), "begun": two, "whole": one, "4": fit("cut", 4, distribution="fsdp2", **steps)}
+    return {"1": fit("cut-1", 1, **steps), "begun": two, "whole": one, "4": fit("cut", 4, **TWO_HOSTS, **steps)}
 
 
 def killed() -> dict:
@@ -177,7 +186,7 @@ def _signal(number: int, which: int, step: int, run: Run, processes: list[int]) 
     os.kill(processes[which], number)
 
 
-SCENARIOS = {f.__name__: f for f in (carried, shuffled, streamed, tiny_gpt2, light, offloaded, cut, killed, stopped)}
+SCENARIOS = {f.__name__: f for f in (carried, shuffled, streamed, tiny_gpt2, light, offloaded, adapters, cut, killed, stopped)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from newllm_lib.runs import Run
-from tests.training.test_resume import write_text
+from tests.training.small_runs import write_text
 
 FLAGS = (
     "--num_gpus 2 --data_dir text --output_dir run --vocab_size 300 --max_seq_length 16 --batch_size 8 --hidden_size 16 "

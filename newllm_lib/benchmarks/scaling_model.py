@@ -1,0 +1,134 @@
+"""What a training would take on more GPUs than were measured: time, cost and where communication ends it. A model, on paper.
+
+    python -m newllm_lib.benchmarks.scaling_model            prints the tables of docs/scaling.md
+
+A step is the computation of one GPU's share of the batch, what is sent and cannot be hidden behind it, and what each step costs
+by itself. One GPU's speed is measured (`MEASURED`); bandwidths, the batch and the price are assumptions, named below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GPUS = (1, 2, 8, 64, 1024)
+PER_HOST = 8
+IN_HOST = 300e9  # bytes/s that a GPU sends and receives at once inside a host: two thirds of NVLink's 450
+BETWEEN_HOSTS = 40e9  # bytes/s for each GPU between hosts: 400 Gb/s a GPU, four fifths of it
+LATENCY = 30e-6  # s of one collective inside a host, or one hop more between hosts
+PRICE = 3.0  # dollars for a GPU and hour
+TOKENS = 1e12
+GPU_HOURS_A_FAILURE = 50_000  # of GPUs in use, until one fails and ends the run
+RESTART = 300.0  # s until it trains again, with what came after the last save
+
+
+@dataclass(frozen=True)
+class Model:
+    """`speed`: one GPU's tokens/s while it computes; `batch` and `micro` in tokens; `steps_own`: s a step for the optimizer."""
+
+    name: str
+    parameters: float
+    way: str  # ddp or fsdp2
+    speed: float
+    batch: float
+    micro: float
+    layers: int
+    step_own: float
+    hidden: float  # share of what is sent that is hidden behind the computation, where there is enough of it
+
+
+MEASURED = (
+    Model("New-LLM 25M", 25.3e6, "ddp", 2.0e6, 0.52e6, 65_536, 8, 0.002, 0.0),
+    Model("Phase 7 100M", 93e6, "ddp", 0.3e6, 2.1e6, 32_768, 12, 0.004, 0.6),
+    Model("Phase 7 1.5B", 1.51e9, "fsdp2", 25e3, 4.2e6, 8_192, 24, 0.02, 0.9),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a step on `gpus`, and of those what is not computation."""
+
+    gpus: int
+    seconds: float
+    sending: float
+    tokens_per_second: float
+    efficiency: float  # against `gpus` times one GPU
+
+
+def bandwidth(gpus: int) -> float:
+    """Bytes/s at which each GPU takes part in a collective over all."""
+    return IN_HOST if gpus <= PER_HOST else BETWEEN_HOSTS
+
+
+def sending_time(model: Model, gpus: int, micro_batches: float) -> float:
+    """Seconds that each GPU sends (and receives) in a step.
+
+    DDP: gradients in float32, in a ring: twice (n - 1)/n of them. FSDP2, in a host: float32 weights fetched for the forward and
+    the backward pass of each micro-batch, gradients summed into parts: three times (n - 1)/n of them each; between hosts, once a
+    step, a part's gradients in a ring.
+    """
+    size, share = 4 * model.parameters, (gpus - 1) / gpus
+    if model.way == "ddp":
+        return 2 * share * size / bandwidth(gpus)
+    inside, hosts = min(gpus, PER_HOST), max(1, gpus // PER_HOST)
+    fetched = 3 * (inside - 1) / inside * size * micro_batches / IN_HOST
+    return fetched + 2 * (hosts - 1) / hosts * size / inside / BETWEEN_HOSTS
+
+
+def collectives(model: Model, micro_batches: float) -> float:
+    """How many in a step: DDP sends buckets of 25 MB, FSDP2 each layer three times a micro-batch."""
+    return 4 * model.parameters / 25e6 + 1 if model.way == "ddp" else 3 * (model.layers + 1) * micro_batches
+
+
+def step(model: Model, gpus: int, batch: float | None = None) -> Step:
+    """A step on `gpus` at the same batch; each takes at least one micro-batch's part of it."""
+    share = (batch or model.batch) / gpus
+    micro_batches = max(1.0, share / model.micro)
+    compute = share / model.speed
+    sending = 0.0
+    if gpus > 1:
+        hops = 1 + (gpus > PER_HOST) * (gpus // PER_HOST).bit_length()
+        sending = sending_time(model, gpus, micro_batches) + collectives(model, micro_batches) * LATENCY * hops
+        sending -= min(model.hidden * sending, model.hidden * compute)
+    seconds = compute + sending + model.step_own
+    alone = (batch or model.batch) / model.speed + model.step_own
+    return Step(gpus, seconds, sending, (batch or model.batch) / seconds, alone / seconds / gpus)
+
+
+def days(found: Step, tokens: float = TOKENS) -> float:
+    """Days for so many tokens, restarts after failures included."""
+    hours = tokens / found.tokens_per_second / 3600
+    failures = hours * found.gpus / GPU_HOURS_A_FAILURE
+    return (hours + failures * RESTART / 3600) / 24
+
+
+def table(model: Model) -> str:
+    """A Markdown table over `GPUS`."""
+    head = f"{model.name}, batch {model.batch / 1e6:.2g}M tokens"
+    lines = [f"| {head} | step | of it sending | tokens/s | efficiency | 1T tokens | cost |", "|---" + 6 * "|---:" + "|"]
+    for gpus in GPUS:
+        found = step(model, gpus)
+        time = days(found)
+        cells = [f"{gpus:,}", _duration(found.seconds), _duration(found.sending), f"{found.tokens_per_second / 1e6:,.3g} M"]
+        cells += [f"{100 * found.efficiency:.0f} %", _time(time), f"${_short(time * 24 * gpus * PRICE)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.3g} s" if seconds >= 1 else f"{1e3 * seconds:,.3g} ms"
+
+
+def _time(days: float) -> str:
+    return f"{days / 365:,.1f} years" if days > 730 else f"{days:,.0f} days" if days >= 10 else f"{days:,.1f} days"
+
+
+def _short(dollars: float) -> str:
+    return f"{dollars / 1e6:.2f}M" if dollars >= 1e6 else f"{dollars / 1e3:.1f}k"
+
+
+def main() -> None:
+    print("\n\n".join(table(model) for model in MEASURED))
+
+
+if __name__ == "__main__":
+    main()
