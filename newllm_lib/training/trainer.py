@@ -41,6 +41,11 @@ def _collate(batch: dict) -> dict:
     return {"input_ids": batch["input_ids"], "labels": batch["labels"], "shift_labels": batch["labels"]}
 
 
+def _prepared_unwrapped(prepare, model, device_placement=None, evaluation_mode=False):
+    """accelerate's mixed precision for a model that lies where it shall, but no wrapper around it."""
+    return prepare(model, device_placement=False, evaluation_mode=True)
+
+
 class RunTrainer(Trainer):
     """Trains one run. Everything that makes two runs differ is in the recipe; everything on disk is in the run's folder."""
 
@@ -48,7 +53,7 @@ class RunTrainer(Trainer):
                  **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         if recipe.step_in_backward or sharding.is_cut(self.model):  # whose gradients are not DDP's to average
-            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = functools.partial(_prepared_unwrapped, self.accelerator.prepare_model)
         if sharding.is_cut(self.model):  # else every weight's copy in half precision would stay to the forward pass's end
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
@@ -65,6 +70,10 @@ class RunTrainer(Trainer):
         self.carried = CarriedState(self.args.gradient_accumulation_steps) if recipe.carry_state else None
         if self.carried is not None and checkpoint:
             self.carried.load(checkpoint, self.args.device)
+
+    def _move_model_to_device(self, model, device) -> None:
+        if not sharding.is_cut(model):  # which lies there already
+            super()._move_model_to_device(model, device)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
