@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newllm_lib.console import say
-from newllm_lib.errors import NewLLMError
 
 _DATA = {
     "data": "demo", "vocab_size": 4096, "max_steps": 12, "logging_steps": 4, "epochs": 1000, "sample_tokens": 0, "dropout": 0.0,
@@ -64,12 +63,8 @@ class Found:
     memory_gib: float
 
 
-def run(rows, gpus: int, models: list[str], tiny: bool = False, seconds: float = 3600.0) -> None:
-    """Measure, and add rows for the CSV.
-
-    Raises:
-        NewLLMError: a process failed, or it took longer than `seconds`.
-    """
+def run(gpus: int, models: list[str], tiny: bool = False, seconds: float = 3600.0) -> tuple[list[Found], int]:
+    """Measure; what was found, and how many of the processes failed or took longer than `seconds`."""
     with tempfile.TemporaryDirectory(prefix="newllm-scale-") as folder:
         first = max(1, gpus - 1)  # the last model, whose compilation takes long, has a GPU to itself
         shares = [models[:-1][gpu::first] for gpu in range(first)] + [models[-1:]]
@@ -88,14 +83,11 @@ def run(rows, gpus: int, models: list[str], tiny: bool = False, seconds: float =
                 process.kill()
                 process.wait()
         lines = [line for path in sorted(Path(folder).glob("*.found")) for line in path.read_text().splitlines()]
-    found = [Found(**json.loads(line)) for line in lines]
-    for model in models:
-        _compare(rows, model, found, gpus)
-    if failed:
-        raise NewLLMError(f"{failed} of the measuring processes failed or took longer than {seconds:.0f} s, as said above.")
+    return [Found(**json.loads(line)) for line in lines], failed
 
 
-def _compare(rows, model: str, found: list[Found], gpus: int) -> None:
+def compare(rows, model: str, found: list[Found], gpus: int) -> None:
+    """Say, and add to the rows of the CSV, what one GPU and all gave for a model."""
     one, all_ = (next((f for f in found if f.model == model and f.processes == n), None) for n in (1, gpus))
     for result, where in ((one, "1 GPU"), (all_, f"{gpus} GPUs")):
         if result is not None:
@@ -210,8 +202,6 @@ def _train(recipe, name: str, data, device, folder: Path) -> Found:
 
 def main() -> None:
     """Training by one GPU and by several, at the same batch."""
-    from newllm_lib.benchmarks.rows import Rows
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
@@ -219,12 +209,16 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--seconds", type=float, default=3600.0)
     arguments = parser.parse_args()
+    found, failed = run(arguments.gpus, arguments.models, arguments.tiny, arguments.seconds)
+    from newllm_lib.benchmarks.rows import Rows  # loads torch, which the processes do meanwhile
+
     rows = Rows("scale", "python -m newllm_lib.benchmarks.scale " + " ".join(sys.argv[1:]))
-    try:
-        run(rows, arguments.gpus, arguments.models, arguments.tiny, arguments.seconds)
-    finally:
-        if arguments.out and rows.rows:
-            rows.append_to(arguments.out)
+    for model in arguments.models:
+        compare(rows, model, found, arguments.gpus)
+    if arguments.out and rows.rows:
+        rows.append_to(arguments.out)
+    if failed:
+        sys.exit(f"{failed} of the measuring processes failed or took longer than {arguments.seconds:.0f} s, as said above.")
 
 
 if __name__ == "__main__":
