@@ -2,8 +2,9 @@
 
     python -m newllm_lib.benchmarks.scaling_model            prints the tables of docs/scaling.md
 
-A step is the computation of one GPU's share of the batch, what is sent and cannot be hidden behind it, and what each step costs
-by itself. One GPU's speed is measured (`MEASURED`); bandwidths, the batch and the price are assumptions, named below.
+A step is the computation of one GPU's share of the batch, at the speed that one GPU was measured at, and what is sent. How fast a
+model's step sends, as far as that is not hidden behind its computation, was measured with two GPUs of one host; bandwidth between
+hosts, the batch and the price are assumptions, named below.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 
 GPUS = (1, 2, 8, 64, 1024)
 PER_HOST = 8
-IN_HOST = 300e9  # bytes/s that a GPU sends and receives at once inside a host: two thirds of NVLink's 450
 BETWEEN_HOSTS = 40e9  # bytes/s for each GPU between hosts: 400 Gb/s a GPU, four fifths of it
-LATENCY = 30e-6  # s of one collective inside a host, or one hop more between hosts
+LATENCY = 30e-6  # s that a collective takes longer for each doubling of hosts
 PRICE = 3.0  # dollars for a GPU and hour
 TOKENS = 1e12
 GPU_HOURS_A_FAILURE = 50_000  # of GPUs in use, until one fails and ends the run
@@ -23,23 +23,34 @@ RESTART = 300.0  # s until it trains again, with what came after the last save
 
 @dataclass(frozen=True)
 class Model:
-    """`speed`: one GPU's tokens/s while it computes; `batch` and `micro` in tokens; `steps_own`: s a step for the optimizer."""
+    """`speed`: one GPU's tokens/s; `rate`: bytes/s at which two GPUs seem to send, from what a step takes longer than half of one
+    GPU's; `batch` and `micro` in tokens."""
 
     name: str
     parameters: float
     way: str  # ddp or fsdp2
     speed: float
+    rate: float
     batch: float
     micro: float
     layers: int
-    step_own: float
-    hidden: float  # share of what is sent that is hidden behind the computation, where there is enough of it
 
 
+def rate(parameters: float, way: str, micro_batches: float, alone: float, together: float) -> float:
+    """`Model.rate` from the seconds of a step of one GPU and of two at the same batch.
+
+    Args:
+        micro_batches: of each of the two.
+    """
+    size = 4 * parameters
+    return (size if way == "ddp" else 1.5 * size * micro_batches) / (together - alone / 2)
+
+
+# Steps of one H200 and of two, in seconds: benchmarks/results.csv, "scale".
 MEASURED = (
-    Model("New-LLM 25M", 25.3e6, "ddp", 2.0e6, 0.52e6, 65_536, 8, 0.002, 0.0),
-    Model("Phase 7 100M", 93e6, "ddp", 0.3e6, 2.1e6, 32_768, 12, 0.004, 0.6),
-    Model("Phase 7 1.5B", 1.51e9, "fsdp2", 25e3, 4.2e6, 8_192, 24, 0.02, 0.9),
+    Model("New-LLM 25M", 25.2e6, "ddp", 2.487e6, rate(25.2e6, "ddp", 4, 0.2108, 0.10838), 0.52e6, 65_536, 8),
+    Model("Phase 7 100M", 99.6e6, "ddp", 179e3, rate(99.6e6, "ddp", 2, 0.7312, 0.38835), 2.1e6, 32_768, 12),
+    Model("Phase 7 1.5B", 1.512e9, "fsdp2", 21.3e3, rate(1.512e9, "fsdp2", 2, 1.5393, 0.98290), 4.2e6, 32_768, 24),
 )
 
 
@@ -54,11 +65,6 @@ class Step:
     efficiency: float  # against `gpus` times one GPU
 
 
-def bandwidth(gpus: int) -> float:
-    """Bytes/s at which each GPU takes part in a collective over all."""
-    return IN_HOST if gpus <= PER_HOST else BETWEEN_HOSTS
-
-
 def sending_time(model: Model, gpus: int, micro_batches: float) -> float:
     """Seconds that each GPU sends (and receives) in a step.
 
@@ -68,9 +74,9 @@ def sending_time(model: Model, gpus: int, micro_batches: float) -> float:
     """
     size, share = 4 * model.parameters, (gpus - 1) / gpus
     if model.way == "ddp":
-        return 2 * share * size / bandwidth(gpus)
+        return 2 * share * size / (model.rate if gpus <= PER_HOST else min(model.rate, BETWEEN_HOSTS))
     inside, hosts = min(gpus, PER_HOST), max(1, gpus // PER_HOST)
-    fetched = 3 * (inside - 1) / inside * size * micro_batches / IN_HOST
+    fetched = 3 * (inside - 1) / inside * size * micro_batches / model.rate
     return fetched + 2 * (hosts - 1) / hosts * size / inside / BETWEEN_HOSTS
 
 
@@ -79,19 +85,16 @@ def collectives(model: Model, micro_batches: float) -> float:
     return 4 * model.parameters / 25e6 + 1 if model.way == "ddp" else 3 * (model.layers + 1) * micro_batches
 
 
-def step(model: Model, gpus: int, batch: float | None = None) -> Step:
-    """A step on `gpus` at the same batch; each takes at least one micro-batch's part of it."""
-    share = (batch or model.batch) / gpus
-    micro_batches = max(1.0, share / model.micro)
-    compute = share / model.speed
-    sending = 0.0
+def step(model: Model, gpus: int) -> Step:
+    """A step on `gpus` at the model's batch, cut into micro-batches of its size, or of each GPU's share where that is less."""
+    share = model.batch / gpus
+    compute, sending = share / model.speed, 0.0
     if gpus > 1:
+        micro_batches = max(1.0, share / model.micro)
         hops = 1 + (gpus > PER_HOST) * (gpus // PER_HOST).bit_length()
-        sending = sending_time(model, gpus, micro_batches) + collectives(model, micro_batches) * LATENCY * hops
-        sending -= min(model.hidden * sending, model.hidden * compute)
-    seconds = compute + sending + model.step_own
-    alone = (batch or model.batch) / model.speed + model.step_own
-    return Step(gpus, seconds, sending, (batch or model.batch) / seconds, alone / seconds / gpus)
+        sending = sending_time(model, gpus, micro_batches) + collectives(model, micro_batches) * LATENCY * (hops - 1)
+    seconds = compute + sending
+    return Step(gpus, seconds, sending, model.batch / seconds, compute / seconds)
 
 
 def days(found: Step, tokens: float = TOKENS) -> float:

@@ -67,6 +67,6 @@ def compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    if recipe.lora_rank or recipe.teacher:  # with these, and with loss scaling (fp16), graphs are not measured yet
+    if recipe.lora_rank or recipe.teacher or ranks.several():  # with these, and with fp16's scaling, graphs are not measured yet
         return "on"
     return "graphs" if dtype_of(recipe, device) == "bf16" else "on"

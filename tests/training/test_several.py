@@ -48,12 +48,12 @@ def check_read(scenario: dict, batch: int = 8) -> None:
 
 
 def test_two_and_four_processes_train_as_one_does(tmp_path):
-    check_all(drive(tmp_path, "carried", "shuffled", "streamed", "tiny_gpt2", "light"))
+    check_all(drive(tmp_path, "carried", "shuffled", "streamed", "light"))
 
 
 @pytest.mark.slow
-def test_adapters_and_blocks_whose_inputs_are_put_away(tmp_path):
-    check_all(drive(tmp_path, "adapters", "offloaded"))
+def test_tiny_gpt2_by_muon_adapters_and_blocks_whose_inputs_are_put_away(tmp_path):
+    check_all(drive(tmp_path, "tiny_gpt2", "adapters", "offloaded"))
 
 
 def check_all(found: dict) -> None:
