@@ -141,7 +141,7 @@ def summed(numbers: dict[str, float]) -> dict[str, float]:
         return numbers
     total = torch.tensor(list(numbers.values()), dtype=torch.float64)
     dist.all_reduce(total, group=host_group())
-    return dict(zip(numbers, total.tolist(), strict=True))
+    return {name: type(number)(sum_) for (name, number), sum_ in zip(numbers.items(), total.tolist(), strict=True)}
 
 
 def gathered(value) -> list:
@@ -166,7 +166,7 @@ def reporting() -> Iterator[None]:
     try:
         try:
             yield
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:
             if not _speaks_of_a_peer(error):
                 raise
             raise LostPeer(
