@@ -225,10 +225,9 @@ def test_the_sequential_recurrence_and_the_seed_protocol_train_too(folder):
     assert row["eval_lower_cased"] == "True" or row["eval_lower_cased"] is True
 
 
-def test_several_processes_are_refused_before_anything_is_made(folder, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
-        train(recipe(folder))
+def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_made(folder):
+    with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+        train(recipe(folder, num_gpus=3))
     assert not (folder / "run").exists()
 
 
