@@ -1,4 +1,4 @@
-"""What tests of whole trainings share: a little text, a run that is stopped at a step, and the rows that two runs must share."""
+"""What tests of whole trainings share: a little text, a tiny recipe, a run stopped at a step, the rows two runs must share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.errors import Interrupted
+from newllm_lib.recipe import load_recipe
 
 
 def write_text(folder: Path, documents: int = 60) -> None:
@@ -29,6 +30,18 @@ def write_rows(folder: Path, documents: int = 100) -> None:
     rows = [json.dumps({"text": text}) for text in path.read_text().split("\n\n")]
     path.with_suffix(".jsonl").write_text("\n".join(rows))
     path.unlink()
+
+
+def recipe(folder: Path, **changes):
+    """The demo's, tiny, on the text that `write_text` wrote into `folder`."""
+    return load_recipe(
+        "demo",
+        {
+            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
+            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
+            "evals_per_epoch": 1, "logging_steps": 5, "output_dir": str(folder / "run"), **changes,
+        },
+    )  # fmt: skip
 
 
 def rows(run) -> list[dict]:

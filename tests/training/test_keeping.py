@@ -9,11 +9,10 @@ import pytest
 
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, mirror_status
 from newllm_lib.training import run_recipe, train
 from tests.training.small_runs import curve as rows_of
-from tests.training.small_runs import write_text
+from tests.training.small_runs import recipe, write_text
 
 
 @pytest.fixture
@@ -22,17 +21,6 @@ def folder(tmp_path, monkeypatch):
     write_text(tmp_path)
     (tmp_path / "drive").mkdir()
     return tmp_path
-
-
-def recipe(folder, **changes):
-    return load_recipe(
-        "demo",
-        {
-            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
-            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
-            "evals_per_epoch": 1, "logging_steps": 1, "output_dir": str(folder / "run"), **changes,
-        },
-    )  # fmt: skip
 
 
 def curve(path) -> list:

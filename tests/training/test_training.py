@@ -11,18 +11,7 @@ from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import resuming, train, trainer
-from tests.training.small_runs import rows, stopped_after
-
-
-def recipe(folder, **changes):
-    return load_recipe(
-        "demo",
-        {
-            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
-            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
-            "evals_per_epoch": 1, "logging_steps": 5, "output_dir": str(folder / "run"), **changes,
-        },
-    )  # fmt: skip
+from tests.training.small_runs import recipe, rows, stopped_after
 
 
 def evaluations(run):
