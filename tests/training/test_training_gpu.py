@@ -19,7 +19,9 @@ def recipe(folder, **changes):
         {
             "sized_for": "h100", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 32, "batch_size": 8,
             "hidden_size": 64, "context_dim": 96, "mlp_size": 128, "num_layers": 2, "epochs": 30, "evals_per_epoch": 1,
-            "logging_steps": 1, "output_dir": str(folder / "run"), "compile": "off", "warmup_steps": 5, **changes,
+            "logging_steps": 1, "output_dir": str(folder / "run"), "compile": "off", "warmup_steps": 5,
+            "force": True,  # tests side by side share the GPU
+            **changes,
         },
     )  # fmt: skip
 
