@@ -33,8 +33,8 @@ MODELS = {  # recipe, keys
         "batch_size": 128, "micro_batch_size": 32, "loss_on": "everything", "distribution": "ddp", "compile": "off",
     }),
     "phase7_1.5b": ("phase7_1.5b", _DATA | _ADAMW | {
-        "batch_size": 32, "micro_batch_size": 8, "loss_on": "everything", "distribution": "fsdp2", "compile": "off",
-        "gradient_checkpointing": "on", "max_steps": 9, "logging_steps": 3,
+        "batch_size": 64, "micro_batch_size": 32, "loss_on": "everything", "distribution": "fsdp2", "compile": "off",
+        "gradient_checkpointing": "on", "max_steps": 5, "logging_steps": 2,
     }),
     "new_llm": ("demo", _DATA | _ADAMW | _25M | {
         "batch_size": 2048, "micro_batch_size": 256, "carry_state": False, "distribution": "ddp", "compile": "on",

@@ -50,7 +50,7 @@ def rate(parameters: float, way: str, micro_batches: float, alone: float, togeth
 MEASURED = (
     Model("New-LLM 25M", 25.2e6, "ddp", 2.487e6, rate(25.2e6, "ddp", 4, 0.2108, 0.10838), 0.52e6, 65_536, 8),
     Model("Phase 7 100M", 99.6e6, "ddp", 179e3, rate(99.6e6, "ddp", 2, 0.7312, 0.38835), 2.1e6, 32_768, 12),
-    Model("Phase 7 1.5B", 1.512e9, "fsdp2", 21.3e3, rate(1.512e9, "fsdp2", 2, 1.5393, 0.98290), 4.2e6, 32_768, 24),
+    Model("Phase 7 1.5B", 1.512e9, "fsdp2", 28.6e3, rate(1.512e9, "fsdp2", 1, 2.2881, 1.1988), 4.2e6, 32_768, 24),
 )
 
 
