@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "artefacts"
 STEPS = 1200  # long enough for a click to come before the end
-LONG = {"04_dpo_lora": {"max_steps": 300}}  # its five trainings all run to their end
+# Preference training has five runs, all to their end, and a rate at which the small base's answers do not fall apart.
+LONG = {"04_dpo_lora": {"max_steps": 150, "learning_rate": 1e-6}}
 MINUTES = 60_000  # in Playwright's milliseconds
 MISSING = [name for name in ("jupyterlab", "playwright", "chitchat_dataset") if importlib.util.find_spec(name) is None]
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
