@@ -25,7 +25,7 @@ def draw(histories: Sequence[History], baselines: dict[str, float] | None = None
     figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
     loss, bits = figure.subplots(1, 2, sharex=True)
     for history, colour in zip(histories, _colours(), strict=False):
-        _draw_loss(loss, history, colour)
+        _draw_loss(loss, history, colour, _short(history.label) if len(histories) > 1 else "")
         _draw_bits(bits, history, colour)
     for name, value in (baselines or {}).items():
         bits.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -61,16 +61,19 @@ def _colours():
         yield from COLOURS
 
 
-def _draw_loss(axes, history: History, colour: str) -> None:
+def _short(label: str, most: int = 24) -> str:
+    """A run's name as a legend has room for it; the ends tell runs apart."""
+    return f"{label if len(label) <= most else label[: most // 2] + '…' + label[-most // 2 :]} "
+
+
+def _draw_loss(axes, history: History, colour: str, name: str) -> None:
     x, y = history.series("loss")
     if y:
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
-        axes.plot(x, smooth(y), color=colour, linewidth=1.8, label=f"{history.label} training")
+        axes.plot(x, smooth(y), color=colour, linewidth=1.8, label=f"{name}training")
     x, y = history.series("eval_loss")
     if y:
-        axes.plot(
-            x, y, _markers(y) + "--", color=colour, linewidth=1, markersize=3.5, label=f"{history.label} validation"
-        )
+        axes.plot(x, y, _markers(y) + "--", color=colour, linewidth=1, markersize=3.5, label=f"{name}validation")
 
 
 def _draw_bits(axes, history: History, colour: str) -> None:
@@ -105,4 +108,4 @@ def _finish(axes, title: str, legend: bool) -> None:
         if legend:
             axes.legend(fontsize=8, frameon=False)
     else:
-        axes.text(0.5, 0.5, "waiting for the first figures …", transform=axes.transAxes, ha="right", color=GREY)
+        axes.text(0.5, 0.5, "waiting for the first figures …", transform=axes.transAxes, ha="center", color=GREY)

@@ -103,6 +103,11 @@ def test_the_picture_holds_each_run_the_best_and_the_baseline(tmp_path):
     assert [t.get_text() for t in loss.get_legend().get_texts()] == [
         "new_llm training", "new_llm validation", "tinygpt2 training", "tinygpt2 validation",
     ]  # fmt: skip
+    alone = curves.draw(histories[:1]).axes[0].get_legend().get_texts()
+    assert [t.get_text() for t in alone] == ["training", "validation"]  # its name stands above the picture
+    histories[0].label = "new_llm_ultrachat_layers4_hidden512_context512_100k"
+    long = curves.draw(histories).axes[0].get_legend().get_texts()[0].get_text()
+    assert long.startswith("new_llm_ultr") and long.endswith("100k training") and len(long) < 40
     notes = [text.get_text() for text in bits.texts]
     assert sum(note.startswith("✓ ") for note in notes) == 2 and "bigram 2.000" in notes
     assert f"✓ {histories[0].best['eval_bits_per_byte']:.3f}" in notes
