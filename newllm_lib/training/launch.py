@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from newllm_lib.device import Device
@@ -131,14 +131,14 @@ def _cause(error: BaseException, count: int) -> BaseException:
         return NewLLMError(f"The processes could not be started: {' '.join(str(error).split())[:300]}")
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     lost = f"{LostPeer.__name__}: "
-    number, first = next((pair for pair in failures if not pair[1].message.startswith(lost)), failures[0])
-    kind, _, text = first.message.partition(": ")
+    number, first = next((pair for pair in failures if not _said(pair[1]).startswith(lost)), failures[0])
+    kind, _, text = _said(first).partition(": ")
     if first.exitcode < 0:
         return NewLLMError(
             f"Process {number} of {count} was ended by {first.signal_name()} (SIGKILL: by somebody, or for want of the host's "
             "memory): the run cannot go on without it. The same command continues from the last save."
         )
-    if not first.error_file_data:
+    if not kind:
         return NewLLMError(f"Process {number} of {count} ended with exit code {first.exitcode}; what it said stands above.")
     known = {e.__name__: e for e in (Interrupted, UsageError, NewLLMError, LostPeer)}
     if kind == KeyboardInterrupt.__name__:
@@ -146,3 +146,9 @@ def _cause(error: BaseException, count: int) -> BaseException:
     if kind in known:
         return known[kind](text)
     return NewLLMError(f"Process {number} of {count}: {kind}: {' '.join(text.split())[:300]} (what led to it stands above)")
+
+
+def _said(failure: ProcessFailure) -> str:
+    """What a process told the launcher, as `Kind: text`; empty if it could not."""
+    told = failure.error_file_data["message"]
+    return told["message"] if isinstance(told, dict) else ""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 
 LAUNCHED = "NEWLLM_LAUNCHED"  # set, to its pid, by `training.launch`, which holds the run for the processes it starts
 PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive and says nothing
@@ -174,8 +174,15 @@ def reporting() -> Iterator[None]:
                 "command continues from the last save."
             ) from error
     except BaseException as error:
-        get_error_handler().record_exception(error)
+        get_error_handler().record_exception(_of_a_known_kind(error))
         raise
+
+
+def _of_a_known_kind(error: BaseException) -> BaseException:
+    """An error for the user as one of the few kinds that the launcher tells apart."""
+    if isinstance(error, LostPeer) or not isinstance(error, NewLLMError):
+        return error
+    return {2: UsageError, 130: Interrupted}.get(error.exit_code, NewLLMError)(str(error))
 
 
 def _speaks_of_a_peer(error: Exception) -> bool:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.runs import Run
+from newllm_lib.training.launch import _cause
 from tests.training.small_runs import write_text
 
 FLAGS = (
@@ -63,6 +66,33 @@ def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_pa
     assert log.count("Epoch 1/200") == 1
     steps = [row["step"] for row in Run(tmp_path / "run").metrics() if "loss" in row]
     assert steps == sorted(set(steps))
+
+
+def failed(folder: Path, *ends: tuple[int, str | None]) -> ChildFailedError:
+    """What the launcher is told where processes ended with these exit codes, having said this (None: nothing)."""
+    failures = {}
+    for rank, (code, said) in enumerate(ends):
+        path = folder / f"{rank}.json"
+        if said is not None:
+            path.write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": str(100 + rank)}}}))
+        failures[rank] = ProcessFailure(rank, 4000 + rank, code, str(path))
+    return ChildFailedError("train", failures)
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind", "words"),
+    [
+        ([(2, "UsageError: no such thing"), (2, "UsageError: no such thing")], UsageError, "no such thing"),
+        ([(1, "LostPeer: another one has ended"), (1, "NewLLMError: the disk is full")], NewLLMError, "the disk is full"),
+        ([(1, "LostPeer: another one has ended"), (-9, None)], NewLLMError, "Process 1 of 2 was ended by SIGKILL"),
+        ([(130, "Interrupted: saved"), (130, "Interrupted: saved")], Interrupted, "saved"),
+        ([(1, "KeyError: 'x'"), (-15, None)], NewLLMError, "Process 0 of 2: KeyError: 'x'"),
+        ([(3, None), (-15, None)], NewLLMError, "Process 0 of 2 ended with exit code 3"),
+    ],
+)
+def test_the_cause_is_told_and_not_what_followed_from_it(ends, kind, words, tmp_path):
+    cause = _cause(failed(tmp_path, *ends), len(ends))
+    assert type(cause) is kind and words in str(cause) and "\n" not in str(cause)
 
 
 @pytest.mark.slow
