@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from newllm_lib.data.hub import Asked, explain, patiently
@@ -18,14 +19,27 @@ def load_base(name: str):
     Raises:
         UsageError: there is no such run, folder or hub id. NewLLMError: it cannot be read or reached.
     """
+    try:
+        return _from_here(name) if local_base(name) is not None else _from_hub(name)
+    except NewLLMError as error:  # transformers asks for another package than the one that helps
+        if find_spec("sentencepiece") is not None or not re.search("sentencepiece|tiktoken|protobuf", str(error), re.IGNORECASE):
+            raise
+        raise NewLLMError(
+            f"The tokenizer of {name} is SentencePiece's: `pip install sentencepiece protobuf`, or name another --base."
+        ) from error
+
+
+def _from_here(name: str):
     from newllm_lib.evaluation.load import load_run
 
-    if local_base(name) is not None:
-        model, tokenizer, _ = load_run(local_base(name))
-        return model, tokenizer
+    model, tokenizer, _ = load_run(local_base(name))
+    return model, tokenizer
+
+
+def _from_hub(name: str):
     if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         raise UsageError(f"There is no base model {name}: name one of our runs, a folder, or a hub id (owner/name).")
-    return _from_hub(name)
+    return _fetched(name)
 
 
 def local_base(name: str) -> Path | None:
@@ -70,7 +84,7 @@ def base_sizes(name: str):
     return config, sum(p.numel() for p in model.parameters())
 
 
-def _from_hub(name: str):
+def _fetched(name: str):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -43,21 +43,27 @@ LOSSES = (  # TRL's names that need no further argument
 NO_LOSS = 1e-7  # a loss that is 0 to all digits: nothing is learned from it any more, and something is wrong
 
 
-def dpo_config(recipe: Recipe, values: dict) -> DPOConfig:
-    """TRL's arguments: those of every run, and what is DPO's own.
+def losses(loss_type: str) -> list[str]:
+    """The names in a recipe's `loss_type`.
 
     Raises:
         UsageError: TRL knows no such loss.
     """
+    names = loss_type.split("+")
+    unknown = [name for name in names if name not in LOSSES]
+    if unknown:
+        raise UsageError(f"loss_type {loss_type}: there is no {unknown[0]!r}; use one of {', '.join(LOSSES)}.")
+    return names
+
+
+def dpo_config(recipe: Recipe, values: dict) -> DPOConfig:
+    """TRL's arguments: those of every run, and what is DPO's own."""
     own = {
-        "beta": recipe.beta, "loss_type": recipe.loss_type.split("+"), "max_length": recipe.max_seq_length,
+        "beta": recipe.beta, "loss_type": losses(recipe.loss_type), "max_length": recipe.max_seq_length,
         "precompute_ref_log_probs": recipe.precompute_ref_log_probs,
         _checkpointing(): recipe.gradient_checkpointing != "off",  # TRL has it on; at these lengths it only costs time
         "disable_dropout": False,  # the base's is off already; TRL would also switch off the adapters'
     }  # fmt: skip
-    unknown = set(own["loss_type"]) - set(LOSSES)
-    if unknown:
-        raise UsageError(f"loss_type {recipe.loss_type}: there is no {sorted(unknown)[0]!r}; use one of {', '.join(LOSSES)}.")
     values = {name: value for name, value in values.items() if name not in ("gradient_checkpointing", "activation_checkpointing")}
     return on_one_gpu(DPOConfig(**values | own))
 

@@ -39,6 +39,8 @@ def preference_figure(run: Run):
         if line is not None:
             place.axhline(line, color=_GREY, linewidth=0.8, linestyle=":")
         place.set(title=title, xlabel="optimizer step", ylabel=unit)
+        if title == "GPU memory":
+            place.set_ylim(bottom=0.0)
         place.grid(alpha=0.25)
         place.spines[["top", "right"]].set_visible(False)
         if place.get_legend_handles_labels()[0]:

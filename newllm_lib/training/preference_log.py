@@ -12,6 +12,8 @@ from newllm_lib import console
 from newllm_lib.evaluation.preferences import in_words
 from newllm_lib.training.callbacks import LogBlock
 
+FAR = 10.0  # nats an answer: what is said then would hardly ever have been said by the base
+
 
 def row_of_evaluation(found: dict) -> dict:
     """An evaluation as flat keys: `eval_accuracy`, `eval_margin`, …, and `eval_accuracy_vague` for each kind."""
@@ -80,6 +82,8 @@ def verdict(result: dict) -> str:
         return "Nothing was learned: the model prefers what its base did. Raise --learning_rate or --epochs."
     empty = max(after["empty"], after["repeating"])
     unwell = f" {100 * empty:.0f} % of its answers are empty or repeat, as the base's were." if empty >= 0.5 else ""
+    if (after.get("kl") or 0.0) > FAR:
+        unwell += f" Its answers are far from the base's (KL {after['kl']:.0f} nats an answer): read some before you use it."
     if result["clearly_better"]:
         return f"Accuracy and margin on held-out pairs are above the base's, intervals apart.{unwell}"
     advice = "raise --learning_rate or --epochs" if after["margin"] >= before["margin"] else "lower --learning_rate"

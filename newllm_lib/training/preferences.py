@@ -110,8 +110,11 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
 
 def _refuse(recipe: Recipe) -> None:
     """Raises:
-    UsageError: a key that preference training does not know.
+    UsageError: a key or a loss that preference training does not know.
     """
+    from newllm_lib.training.dpo import losses
+
+    losses(recipe.loss_type)
     for key, default in (("from_run", None), ("weights_dtype", "fp32"), ("step_in_backward", False), ("carry_state", False)):
         if getattr(recipe, key) != default:
             instead = "name the model with --base" if key == "from_run" else "leave it out"

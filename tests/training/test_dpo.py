@@ -242,7 +242,23 @@ def test_bad_input_is_one_line(changes, words, bases, tmp_path, monkeypatch):
     with pytest.raises(NewLLMError) as error:
         train(recipe(tmp_path, changes.pop("base", bases["tiny_gpt2"]), **changes))
     assert words in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "best").exists()
+    assert not any((tmp_path / "run" / name).exists() for name in ("best", "recipe.yaml"))  # the folder is free for another try
+
+
+def test_a_tokenizer_that_needs_a_package_names_it(monkeypatch, tmp_path):
+    from newllm_lib.evaluation import base_model, load
+
+    def refused(folder):  # in transformers' own words
+        raise NewLLMError(f"{folder} cannot be loaded (`tiktoken` is required to read a `tiktoken` file).")
+
+    monkeypatch.setattr(load, "load_run", refused)
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(NewLLMError, match="is SentencePiece's: `pip install sentencepiece protobuf`"):
+        base_model.load_base(str(tmp_path))
+    monkeypatch.setattr(base_model, "find_spec", lambda name: "there")
+    with pytest.raises(NewLLMError, match="tiktoken"):
+        base_model.load_base(str(tmp_path))
 
 
 def test_pairs_that_are_none_are_left_out_and_said(bases, tmp_path):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # What those releases want besides, where the installed ones are too new for them.
 BESIDE_THE_OLDEST = (
     "huggingface_hub<2", "httpx<1", "httpcore<2", "certifi", "dill<0.3.9", "multiprocess<0.70.17", "fsspec<=2025.3.0",
-    "tokenizers<0.23",
+    "tokenizers<0.23", "requests", "urllib3", "charset-normalizer", "idna",
 )  # fmt: skip
 
 

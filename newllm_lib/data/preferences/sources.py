@@ -92,10 +92,12 @@ def _home(data: str) -> tuple[HubName, str, str]:
         known = REGISTRY["hh_rlhf"]
         return HubName.parse(known.home), known.revision, known.title
     name = HubName.parse(_ULTRAFEEDBACK if data == "ultrafeedback" else data)
-    if name is None:
+    is_file = data.lower().endswith(KINDS)
+    if name is None or is_file:
+        what = "is no file" if is_file else "are no preference pairs"
         raise UsageError(
-            f"There are no preference pairs {data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a .jsonl "
-            "file, or --data_dir FOLDER."
+            f"There {what} {data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a .jsonl file, or "
+            "--data_dir FOLDER."
         )
     return name, name.revision, str(name)
 

@@ -135,6 +135,8 @@ def test_the_shipped_recipe_takes_a_thousand_of_the_pairs_made_here():
 def test_unknown_names_are_one_line():
     with pytest.raises(UsageError, match="There are no preference pairs 'my pairs'"):
         load_preferences(recipe(data="my pairs"))
+    with pytest.raises(UsageError, match="There is no file 'my_pairs.jsonl'"):
+        load_preferences(recipe(data="my_pairs.jsonl"))
 
 
 def test_real_hh_rlhf_pairs(test_data):
