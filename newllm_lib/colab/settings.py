@@ -151,7 +151,7 @@ PHASE7 = Form(
     fields=(
         Field("recipe", "Preset: 25M to 1.5B parameters; auto: what makes the most of the hours on this GPU",
               "モデルの大きさ（auto: この GPU と時間に合うもの）", "auto",
-              ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small")),
+              ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small", "phase8_small")),
         Field("hours", "Hours that you have, for the estimate", "使える時間（見積もり用）", 3.0),
         Field("weights", "Data recipe, such as ultrachat_200k=2,dolly=1 (empty: the preset's own data, or the sliders below)",
               "データの配合（空ならプリセットのデータか下のスライダー）", ""),

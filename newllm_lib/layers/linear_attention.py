@@ -45,14 +45,14 @@ class LinearAttention(nn.Module):
         """As `LocalAttention.forward`; `rotation` is not used."""
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.project(x).chunk(3, -1))
         beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
-        scale = 1 / math.sqrt(self.head_dim)  # tangent vectors of about unit length, whatever the head's size
-        q, k = (horosphere_features(t * scale, self.directions, beta, curvature) for t in (q, k))
-        log_decay = F.logsigmoid(self.forget(x).to(k.dtype)).transpose(1, 2)
+        backend = "reference" if self.plain else "auto"
+        # A vector divided by √dim, of about unit length whatever the head's size, is one in a space less curved by dim.
+        q, k = (horosphere_features(t, self.directions, beta, curvature / self.head_dim, backend) for t in (q, k))
+        log_decay = F.logsigmoid(self.forget(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
         if lengths is not None:
             valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
             k, log_decay = k * valid.unsqueeze(-1), log_decay * valid
         if state is not None:
             state = state.view(-1, self.num_heads, self.head_dim + 1, self.features)
-        backend = "reference" if self.plain else "auto"
         y, new = linear_attention(q, k, v, log_decay, starts=starts, state=state, backend=backend)
         return y.transpose(1, 2).flatten(2), new.flatten(1) if keep else None

@@ -174,5 +174,7 @@ conversation = chat(run, first="Hello! How are you today?")
 #
 # - **1.5B**: choose `phase7_1.5b`, and `max_steps` for the hours you have (section 4 names a number): the learning rate then
 #   comes to its end in time. A checkpoint of 1.5B is about 4 GB: look at Drive's free space first.
+# - **Phase 8**: choose `phase8_small`, the same size with linear attention to all of the past, and compare
+#   (`newllm compare phase8_small_triton phase7_small_triton`).
 # - **The guide's commands** do the same: `make check-phase7-env`, `make recipe`, `make train-phase7-1.5b`, … See
 #   [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).

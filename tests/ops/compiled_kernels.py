@@ -16,6 +16,7 @@ from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.hyperbolic_attention import triton as attention
+from newllm_lib.ops.linear_attention import features_triton
 from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
@@ -28,7 +29,7 @@ CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
 # Launched only where Triton has the tensor cores.
 WITH_DOT = {"product", "exponentials", "forward", "backward_queries", "backward_keys"}
-WITH_DOT |= {"collect", "read", "collect_gradients", "gradients"}
+WITH_DOT |= {"collect", "read", "collect_gradients", "gradients", "features_forward", "features_backward"}
 
 
 class NoDriver:
@@ -118,6 +119,9 @@ def attend_linearly(dtype, features, head_size):
     starts = torch.zeros(1, 100, dtype=torch.bool)
     out, state = linear.linear_attention(q, k, v, log_decay, starts, torch.zeros(1, 2, head_size + 1, features))
     torch.autograd.grad(out.sum() + state.sum(), [q, k])
+    points = torch.randn(2, features, head_size)
+    found = features_triton.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
+    torch.autograd.grad(found.sum(), [v])
 
 
 driver.set_active(NoDriver())

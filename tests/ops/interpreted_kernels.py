@@ -137,6 +137,20 @@ def test_linear_attention(case, monkeypatch):
     checks.check_linear_attention("cpu", *case)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [(torch.float32, 1, 1, 1, 3, 5), (torch.float32, 2, 2, 37, 20, 9), (torch.float16, 1, 2, 70, 16, 16),
+     (torch.float32, 1, 1, 20, 7, 4, 40.0), (torch.float32, 1, 1, 20, 7, 4, 0.05)],
+    ids=str,
+)  # fmt: skip
+def test_linear_attentions_features(case, monkeypatch):
+    from newllm_lib.ops.linear_attention import features_triton
+
+    monkeypatch.setattr(features_triton, "_ROWS", 16)
+    monkeypatch.setattr(features_triton, "_PROGRAMS", 3)
+    checks.check_horosphere_features("cpu", *case)
+
+
 def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     from newllm_lib.ops.linear_attention import triton
 
@@ -147,6 +161,11 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     arguments = q, k, draw.normal(1, 2, 18, 3), log_decay, draw.flags(1, 18, share=0.1), draw.uniform(1, 2, 4, 4)
     checks_of = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.newllm.linear_attention.default, arguments, test_utils=checks_of)
+
+    import newllm_lib.ops.linear_attention.features_triton  # noqa: F401
+
+    arguments = draw.normal(1, 2, 5, 4), draw.normal(2, 6, 4), draw.uniform(2), draw.uniform(2)
+    torch.library.opcheck(torch.ops.newllm.horosphere_features.default, arguments, test_utils=checks_of)
 
 
 @pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])

@@ -250,6 +250,25 @@ def check_linear_attention(
     compare(names, run(backend), run("reference"), [q, k, v.detach().requires_grad_(), log_decay, state], tolerance)
 
 
+def check_horosphere_features(device, dtype, batch, heads, time, features, dim, scale=1.0, seed=0):
+    """Features, and the gradients of vectors, boundary points, sharpness and curvature."""
+    from newllm_lib.ops.linear_attention import horosphere_features
+
+    draw = Draw(device, dtype, seed)
+    u = draw.normal(batch, time, heads, dim, scale=scale * dim**-0.5).detach().transpose(1, 2).requires_grad_()
+    directions = draw.normal(heads, features, dim, dtype=torch.float32)
+    sharpness = torch.linspace(3.0, 9.0, heads, device=device).requires_grad_()
+    curvature = torch.linspace(1.5, 0.3, heads, device=device).requires_grad_()
+
+    def run(backend):
+        return lambda *x: (horosphere_features(*x, backend=backend),)
+
+    tolerance = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]
+    inputs = [u, directions, sharpness, curvature]
+    names = ["features", "du", "ddirections", "dsharpness", "dcurvature"]
+    compare(names, run("triton"), run("reference"), inputs, tolerance)
+
+
 def check_extreme_points(device, dtype, backend):
     """Everything finite with points at the origin, at and far beyond the boundary's last digit, together and opposite."""
     from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention

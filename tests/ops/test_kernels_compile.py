@@ -16,6 +16,7 @@ KERNELS = {
 FROM_SM80 = {
     "product", "exponentials", "finish", "key_numbers", "forward", "backward_queries", "backward_keys",
     "parameter_gradients", "collect", "walk", "read", "collect_gradients", "gradients",
+    "features_forward", "features_backward",
 }  # fmt: skip
 
 

@@ -179,6 +179,15 @@ def test_on_a_gpu(dtype, features, dim):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "features", "dim"),
+    [(torch.bfloat16, 64, 64), (torch.bfloat16, 64, 128), (torch.float32, 20, 40), (torch.float16, 64, 64)],
+)  # fmt: skip
+def test_features_on_a_gpu(dtype, features, dim):
+    checks.check_horosphere_features("cuda", dtype, 2, 3, 333, features, dim)
+
+
+@pytest.mark.gpu
 def test_one_document_on_a_gpu():
     checks.check_linear_attention("cuda", torch.bfloat16, 2, 3, 333, 64, 64)
 

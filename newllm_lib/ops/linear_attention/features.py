@@ -17,17 +17,25 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from newllm_lib.ops.backend import runs_triton_dot
+
 
 def horosphere_features(
-    u: torch.Tensor, directions: torch.Tensor, sharpness: torch.Tensor, curvature: torch.Tensor
+    u: torch.Tensor, directions: torch.Tensor, sharpness: torch.Tensor, curvature: torch.Tensor, backend: str = "auto"
 ) -> torch.Tensor:
-    """
+    """φ of every vector.
+
     Args:
         u: (batch, heads, time, dim). directions: (heads, features, dim), of any length but 0: the boundary points.
         sharpness, curvature: (heads,), above 0: s and c.
+        backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot, else plain torch.
     Returns:
-        (batch, heads, time, features), above 0, summing to 1; float32 (float64 for float64).
+        (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32 (float64 for float64).
     """
+    if backend == "triton" or (backend == "auto" and runs_triton_dot(u, float32=True)):
+        from newllm_lib.ops.linear_attention import features_triton
+
+        return features_triton.horosphere_features(u, directions, sharpness, curvature)
     return log_horospheres(u, directions, curvature).mul(-sharpness[:, None, None]).softmax(-1)
 
 
