@@ -13,9 +13,11 @@ _ROWS = 64
 _PROGRAMS = 512  # that sum a part of the gradients each
 
 
-def _constants(features: int, dim: int) -> dict:
-    blocks = (max(16, triton.next_power_of_2(x)) for x in (features, dim))
-    return dict(zip(("BLOCK_F", "BLOCK_D"), blocks, strict=True), BLOCK_T=_ROWS, PRECISION="tf32x3", num_warps=4, num_stages=1)
+def _constants(u: Tensor, features: int) -> dict:
+    """Vectors in half precision are exact in tf32; the boundary's rounding to it is below that of the features."""
+    blocks = (max(16, triton.next_power_of_2(x)) for x in (features, u.shape[3]))
+    precision = "tf32x3" if u.dtype == torch.float32 else "tf32"
+    return dict(zip(("BLOCK_F", "BLOCK_D"), blocks, strict=True), BLOCK_T=_ROWS, PRECISION=precision, num_warps=4, num_stages=1)
 
 
 @torch.library.custom_op("newllm::horosphere_features", mutates_args=())
@@ -24,7 +26,7 @@ def _features(u: Tensor, boundary: Tensor, sharpness: Tensor, root: Tensor) -> T
     out = u.new_empty(batch, heads, time, features)
     with torch.cuda.device_of(u):
         kernels.features_forward[(triton.cdiv(time, _ROWS), batch * heads)](
-            u, boundary, sharpness, root, out, heads, time, features, dim, *u.stride()[:3], **_constants(features, dim)
+            u, boundary, sharpness, root, out, heads, time, features, dim, *u.stride()[:3], **_constants(u, features)
         )
     return out
 
@@ -47,7 +49,7 @@ def _features_backward(
     with torch.cuda.device_of(u):
         kernels.features_backward[(parts, heads)](
             u, boundary, sharpness, root, dout, du, dboundary, dsharpness, droot, batch, heads, time, features, dim, parts,
-            *(stride for x in (u, dout, du) for stride in x.stride()[:3]), **_constants(features, dim),
+            *(stride for x in (u, dout, du) for stride in x.stride()[:3]), **_constants(u, features),
         )  # fmt: skip
     return du, dboundary.sum(1), dsharpness.sum(1), droot.sum(1)
 
