@@ -167,7 +167,7 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
     # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input until then.
     kept = inputs * (recipe.batch_size if recipe.step_in_backward else sequences) * value
-    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe) * 4) + kept) / 2**30
+    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
 
 
 def _kept_channels(recipe: Recipe) -> int:
@@ -178,11 +178,16 @@ def _kept_channels(recipe: Recipe) -> int:
     return 13 * recipe.hidden_size + branch + 4 * recipe.mlp_size  # measured: 25 widths and 4 of the MLP's
 
 
-def _scores(recipe: Recipe) -> int:
+def _scores(recipe: Recipe, device: Device) -> int:
     """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
-    if recipe.model != "phase7" or recipe.flash_attention:
+    if recipe.model != "phase7":
         return 0
     layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
+    if recipe.flash_attention:
+        kernels = device.tensor_core_dot and recipe.kernels == "auto"
+        if recipe.attention != "linear" or kernels:
+            return 0
+        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * recipe.linear_features + 3 * 64))  # chunks of 64
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 
