@@ -165,14 +165,17 @@ def draw(rows: list[dict], path: Path) -> None:
     for way in WAYS:
         for axis, metric in ((fast, "training, texts of "), (small, "memory for a token, texts of ")):
             line = sorted(speeds(rows, way, metric).items())
+            if not line:
+                continue
             axis.plot([n for n, _ in line], [value for _, value in line], marker="o", label=way)
     crossing = crossover(*(speeds(rows, way) for way in _FASTER))
     if crossing:
         fast.axvline(crossing, color="0.5", linestyle=":", label=f"crossover, {crossing:,.0f} tokens")
-    fast.set(yscale="log", ylabel="training, tokens/s", title="whole training steps, not compiled", ylim=(None, None))
-    small.set(ylabel="memory, KiB a token", title="most that a step holds", ylim=(0, None))
+    fast.set(yscale="log", ylabel="training, tokens/s", title="whole training steps, not compiled")
+    small.set(ylabel="memory, KiB a token", title="most that a step holds", ylim=(0, 1.15 * small.get_ylim()[1]))
     for axis in (fast, small):
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
         axis.set_xlabel("tokens in a text")
         axis.grid(alpha=0.3)
     fast.legend()
