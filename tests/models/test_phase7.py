@@ -114,9 +114,10 @@ def test_padding_is_as_if_it_were_not_there(kind, where):
     near(model(prefix, state=nothing).logits, model(prefix).logits)
 
 
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]])
 @pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True}, {"num_beams": 3}])
-def test_generate_a_left_padded_batch_equals_each_text_alone(settings):
-    model = build()
+def test_generate_a_left_padded_batch_equals_each_text_alone(settings, kind):
+    model = build(**kind)
     short, long = text(1, 4, seed=3), text(1, 9, seed=4)
     batch, mask = torch.cat([torch.cat([torch.full((1, 5), PAD), short], 1), long]), torch.ones(2, 9, dtype=torch.long)
     mask[0, :5] = 0
@@ -128,8 +129,9 @@ def test_generate_a_left_padded_batch_equals_each_text_alone(settings):
         assert torch.equal(together[0, 9:], alone[0, 4:])
 
 
-def test_generation_streams_and_equals_rereading_the_whole_text_for_each_token():
-    model, ids, said = build(), text(1, 5), []
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]])
+def test_generation_streams_and_equals_rereading_the_whole_text_for_each_token(kind):
+    model, ids, said = build(**kind), text(1, 5), []
 
     class Streamer:
         def put(self, value):
@@ -239,10 +241,11 @@ def test_checkpointing_and_flash_attention_hold_less(kind):
         assert held(False, flash_attention=False) > 1.5 * plain
 
 
-def test_peft_adapts_it_and_the_adapter_alone_learns():
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]])
+def test_peft_adapts_it_and_the_adapter_alone_learns(kind):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(build(), LoraConfig(target_modules=["project", "out", "down"], r=2, task_type="CAUSAL_LM"))
+    model = get_peft_model(build(**kind), LoraConfig(target_modules=["project", "out", "down"], r=2, task_type="CAUSAL_LM"))
     ids = text(2, 8)
     model(input_ids=ids, labels=ids).loss.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
