@@ -308,7 +308,7 @@ ELSEWHERE = {
     "sample_tokens",  # tests/training/test_samples.py
     "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
-    "weights_dtype", "momentum_bits", "step_in_backward", "log_style",  # tests/training/lowmem
+    "weights_dtype", "momentum_bits", "step_in_backward", "log_style", "deterministic",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
     "teacher", "distill_weight", "distill_temperature",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py

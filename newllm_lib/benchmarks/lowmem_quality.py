@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-LIGHT = {"weights_dtype": "bf16", "step_in_backward": True}
+LIGHT = {"weights_dtype": "bf16", "step_in_backward": True, "gradient_checkpointing": "on"}
 REFERENCE = "AdamW float32"
 ROWS = {
     REFERENCE: {"optimizer": "adamw"},
@@ -41,8 +41,8 @@ def recipe(row: str, arguments):
     keys = {
         "sized_for": "h100", "batch_size": 16, "max_seq_length": 128, "max_steps": arguments.steps, "epochs": 100, "dropout": 0.0,
         "learning_rate": arguments.learning_rate, "learning_rate_batch_size": 16, "warmup_steps": 0.1, "schedule": "cosine",
-        "compile": "off", "carry_state": False, "logging_steps": 50, "save_minutes": 1000, "micro_batch_size": 16,
-        "evals_per_epoch": 1, "output_dir": str(Path(arguments.folder) / row.replace(" ", "_").replace(",", "")),
+        "compile": "replay", "carry_state": False, "logging_steps": 50, "save_minutes": 1000, "micro_batch_size": 16,
+        "force": True, "evals_per_epoch": 1, "output_dir": str(Path(arguments.folder) / row.replace(" ", "_").replace(",", "")),
     }  # fmt: skip
     return load_recipe("demo", {**keys, **(SMALL if arguments.small else SIZES), **ROWS[row]})
 

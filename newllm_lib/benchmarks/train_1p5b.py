@@ -17,8 +17,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,21 +28,24 @@ from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
+PATIENCE = 20  # seconds that those who are ready wait for the others
 PEAK = 800e12  # a matrix product in bfloat16 on an H100
 
-# optimizer, bits of momentum, sequences at a time in a block (None: all), inputs on the host, checkpointing, compiled blocks
+# Bits of momentum, sequences at a time in a block (None: all), inputs on the host; or micro: nothing computed twice, gradients
+# accumulated over micro-batches of so many. Passes are replayed from CUDA graphs, or run as they are, or compiled.
 OURS = {
-    "lowest": dict(optimizer="adafactor", bits=4, sequences=4, offload=True),
-    "lowest, 2 at a time": dict(optimizer="adafactor", bits=4, sequences=2, offload=True),
-    "no momentum": dict(optimizer="adafactor", bits=0, sequences=4, offload=True),
-    "8-bit momentum": dict(optimizer="adafactor", bits=8, sequences=4, offload=True),
-    "8 at a time": dict(optimizer="adafactor", bits=4, sequences=8, offload=True),
-    "on the device": dict(optimizer="adafactor", bits=4, sequences=8, offload=False),
-    "lowest, eager": dict(optimizer="adafactor", bits=4, sequences=4, offload=True, compiled=False),
-    "speed": dict(optimizer="adafactor", bits=8, micro=4, in_backward=False),
-    "speed, 8 at a time": dict(optimizer="adafactor", bits=8, micro=8, in_backward=False),
+    "lowest": dict(bits=4, sequences=4, offload=True),
+    "lowest, 2 at a time": dict(bits=4, sequences=2, offload=True),
+    "no momentum": dict(bits=0, sequences=4, offload=True),
+    "8-bit momentum": dict(bits=8, sequences=4, offload=True),
+    "on the device": dict(bits=4, sequences=8, offload=False),
+    "lowest, no graphs": dict(bits=4, sequences=4, offload=True, how="eager"),
+    "lowest, compiled": dict(bits=4, sequences=4, offload=True, how="compiled"),
+    "speed": dict(bits=8, micro=4),
+    "speed, only gradients replayed": dict(bits=8, micro=4, how="half"),
 }
 PEERS = {
+    "default": "float32, autocast to bf16, fused AdamW, checkpointing, 1 at a time",
     "bnb": "bf16, bitsandbytes AdamW8bit in the backward pass, checkpointing, Liger's loss, 16 at a time",
     "torchao": "bf16, torchao AdamW4bit with stochastic rounding, checkpointing, Liger's loss, 4 at a time",
 }
@@ -80,98 +85,150 @@ def loss_of(model, ids):
     return linear_cross_entropy(hidden, model.lm_head.weight, ids[:, 1:])
 
 
-def ours(device, build, optimizer: str, bits: int, sequences=None, offload=False, micro=None, in_backward=True, compiled=True):
+def ours(device, build, bits: int, sequences=None, offload=False, micro=None, how="graphs"):
     """(model, one step on (batch, LENGTH + 1) ids)."""
-    import torch
-
     from newllm_lib.training.lowmem.adafactor import RoundedAdafactor
-    from newllm_lib.training.lowmem.blocks import checkpoint_blocks, find_blocks
-    from newllm_lib.training.lowmem.in_backward import StepInBackward
+    from newllm_lib.training.lowmem.blocks import checkpoint_blocks
     from newllm_lib.training.lowmem.weights import build_light
 
     model = build_light(build, device).train()
     groups = [{"params": [p for p in model.parameters() if (p.ndim < 2) == thin], "weight_decay": 0.0 if thin else 0.1}
               for thin in (False, True)]  # fmt: skip
-    stepper = {"adafactor": RoundedAdafactor}[optimizer](groups, lr=1e-4, momentum_bits=bits)
-    passes = None
-    if micro is None:
-        passes = checkpoint_blocks(model, sequences, offload, compiled)
-    elif compiled:
+    stepper = RoundedAdafactor(groups, lr=1e-4, momentum_bits=bits)
+    stepper.prepare()
+    if micro is not None:
+        return model, _accumulating(device, model, stepper, micro, how)
+    passes = checkpoint_blocks(model, sequences, offload, how == "compiled", how == "graphs")
+    return model, _in_backward(device, model, stepper, passes)
+
+
+def _in_backward(device, model, stepper, passes):
+    import torch
+
+    from newllm_lib.training.lowmem.in_backward import StepInBackward
+
+    inside = StepInBackward(model, stepper, 1.0, passes)
+
+    def step(ids):
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, ids)
+        loss.backward()
+        inside.finish()
+        return loss.detach()
+
+    return step
+
+
+def _accumulating(device, model, stepper, micro: int, how: str):
+    import torch
+
+    from newllm_lib.training.lowmem.blocks import find_blocks
+    from newllm_lib.training.lowmem.graphs import StepGraph
+
+    graph = StepGraph(model, device, torch.bfloat16) if how in ("graphs", "half") else None
+    stepper.recorder = graph.recorder if how == "graphs" else None
+    if how == "compiled":
         for block in find_blocks(model):
             block.forward = torch.compile(block.forward, dynamic=False)
-    inside = StepInBackward(model, stepper, 1.0, passes) if in_backward else None
-    micro = micro or BATCH
+
+    def gradients(part, tokens):
+        if graph is not None:
+            inputs = {"input_ids": part[:, :-1], "shift_labels": part[:, 1:], "num_items_in_batch": tokens}
+            return graph(inputs, use_cache=False)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, part) * (part[:, 1:].numel() / tokens)
+        loss.backward()
+        return loss.detach()
+
+    def step(ids):
+        tokens = torch.full((), ids[:, 1:].numel(), device=device)
+        loss = sum(gradients(part, tokens) for part in ids.split(micro))
+        stepper.clip_norm(1.0)
+        stepper.step()
+        model.zero_grad()
+        return loss
+
+    return step
+
+
+def peer(device, name: str):
+    import torch
+    import torch.nn.functional as F
+
+    dtype = torch.float32 if name == "default" else torch.bfloat16
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        model = llama()
+        torch.set_default_dtype(torch.float32)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    optimizer, micro, head = None, 4, None
+    if name == "default":
+        micro, optimizer = 1, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    else:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        head = LigerFusedLinearCrossEntropyLoss()
+    if name == "bnb":
+        micro = BATCH
+        _step_each_with_bitsandbytes(model)
+    elif name == "torchao":
+        from torchao.optim import AdamW4bit
+
+        optimizer = AdamW4bit(model.parameters(), lr=1e-4, bf16_stochastic_round=True)
+
+    def loss_of_part(part):
+        if head is None:
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(part[:, :-1]).logits
+                return F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten())
+        hidden = model.model(part[:, :-1]).last_hidden_state
+        return head(model.lm_head.weight, hidden.reshape(-1, hidden.shape[-1]), part[:, 1:].reshape(-1))
 
     def step(ids):
         total = 0.0
         for part in ids.split(micro):
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = loss_of(model, part) * (len(part) / len(ids))
+            loss = loss_of_part(part) * (micro / len(ids))
             loss.backward()
             total += loss.detach()
-        if inside is None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            stepper.step()
-            model.zero_grad()
-        else:
-            inside.finish()
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
         return total
 
     return model, step
 
 
-def peer(device, name: str):
-    import torch
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+def _step_each_with_bitsandbytes(model) -> None:
+    """An optimizer for each parameter, which steps it in the backward pass."""
+    import bitsandbytes
 
-    with torch.device(device):
-        torch.set_default_dtype(torch.bfloat16)
-        model = llama()
-        torch.set_default_dtype(torch.float32)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    head = LigerFusedLinearCrossEntropyLoss()
-    if name == "bnb":
-        import bitsandbytes
+    optimizers = {p: bitsandbytes.optim.AdamW8bit([p], lr=1e-4) for p in model.parameters()}
 
-        micro, optimizers = BATCH, {p: bitsandbytes.optim.AdamW8bit([p], lr=1e-4) for p in model.parameters()}
+    def at_once(p):
+        optimizers[p].step()
+        optimizers[p].zero_grad()
 
-        def at_once(p):
-            optimizers[p].step()
-            optimizers[p].zero_grad()
-
-        for p in model.parameters():
-            p.register_post_accumulate_grad_hook(at_once)
-        optimizer = None
-    else:
-        from torchao.optim import AdamW4bit
-
-        micro, optimizer = 4, AdamW4bit(model.parameters(), lr=1e-4, bf16_stochastic_round=True)
-
-    def step(ids):
-        for part in ids.split(micro):
-            hidden = model.model(part[:, :-1]).last_hidden_state
-            loss = head(model.lm_head.weight, hidden.reshape(-1, hidden.shape[-1]), part[:, 1:].reshape(-1)) * micro / len(ids)
-            loss.backward()
-        if optimizer:
-            optimizer.step()
-            optimizer.zero_grad()
-        return loss.detach()
-
-    return model, step
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(at_once)
 
 
 def take_turns(folder: Path, row: str, others: int):
-    """Wait until all have warmed up, then for the turn: timings are taken one process after the other. Returns the lock."""
+    """Wait until all have warmed up or ended (one that compiles for long is not waited for), then for the turn: timings are taken
+    one process after the other. Returns the lock."""
     import fcntl
 
-    (folder / row.replace(" ", "_").replace(",", "")).touch()
+    _arrived(folder, row)
     waited = time.monotonic()
-    while len(list(folder.iterdir())) < others and time.monotonic() - waited < 40:
+    while len(list(folder.iterdir())) < others and time.monotonic() - waited < PATIENCE:
         time.sleep(0.1)
     lock = open(folder.with_suffix(".lock"), "w")  # held until it is closed
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def _arrived(folder: Path, row: str) -> None:
+    (folder / row.replace(" ", "_").replace(",", "")).touch()
 
 
 def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool, together: str | None, layers=None) -> dict:
@@ -189,7 +246,7 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
     lock = None
     for number in range(steps):
         if number == 2 and together:
-            lock = take_turns(Path(together.split(":")[0]), row + name, int(together.split(":")[1]))
+            lock = take_turns(Path(together.split(":")[0]), row, int(together.split(":")[1]))
         start = time.monotonic()
         losses.append(round(float(step(ids)), 4))  # waits for the device
         times.append(time.monotonic() - start)
@@ -208,6 +265,7 @@ def measure(row: str, name: str, steps: int, limit: float | None, profiled: bool
         "row": row, "model": name if row in OURS else "llama", "parameters": count, "step_s": round(seconds, 4),
         "tokens_per_second": round(BATCH * LENGTH / seconds),
         "mfu": round(6 * count * BATCH * LENGTH / seconds / PEAK, 3), "first_step_s": round(first, 1), "losses": losses,
+        "times": [round(t, 3) for t in times],
     }  # fmt: skip
     if device.type == "cuda":
         found["peak_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -240,7 +298,9 @@ def main() -> None:
             print(error, flush=True)
 
 
-def in_a_process(row: str, model: str, steps: int, limit: float | None = None, layers: int | None = None) -> dict:
+def in_a_process(
+    row: str, model: str, steps: int, limit: float | None = None, layers: int | None = None, together: str | None = None
+) -> dict:
     """`measure` where nothing was allocated before.
 
     Raises:
@@ -249,28 +309,49 @@ def in_a_process(row: str, model: str, steps: int, limit: float | None = None, l
     words = ["--one", row, "--model", model, "--steps", str(steps)]
     words += ["--limit", str(limit)] if limit else []
     words += ["--num_layers", str(layers)] if layers else []
+    words += ["--together", together] if together else []
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     command = [sys.executable, "-m", "newllm_lib.benchmarks.train_1p5b", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if together:
+        _arrived(Path(together.split(":")[0]), row)
     if done.returncode:
         raise NewLLMError(f"{row} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(rows, ways: list[str], steps: int = 6, limit: float | None = None) -> None:
-    """Measure each way and add its figures to `rows` (benchmarks.rows.Rows). What fails is said, and the others go on."""
-    for way in ways:
-        try:
-            found = in_a_process(way, "llama" if way in PEERS else "phase7", steps, limit)
-        except NewLLMError as error:
-            say(f"  {error}")
-            continue
-        name = f"{PEERS.get(way, 'Phase 7, ' + way)} ({found['parameters'] / 1e9:.2f}B)"
-        note = f"whole steps of {BATCH} x {LENGTH} tokens, median of {steps - 2}" + (f", at most {limit:g} GiB" if limit else "")
-        say(f"  {name}: {found['peak_reserved_gib']:.2f} GiB, {found['tokens_per_second']:,} tokens/s, MFU {found['mfu']:.3f}")
-        rows.add(name, "peak memory reserved", found["peak_reserved_gib"], "GiB", note)
-        rows.add(name, "speed", found["tokens_per_second"], "tokens/s", note)
-        rows.add(name, "MFU", found["mfu"], "of 800 TFLOP/s", note)
+def run(rows, ways: list[str], steps: int = 6, limit: float | None = None, side_by_side: bool = False) -> None:
+    """Measure each way and add its figures to `rows` (benchmarks.rows.Rows). What fails is said, and the others go on.
+
+    Args:
+        limit: GiB of GPU memory that each of our processes may use. side_by_side: start all at once, and let only the timed steps
+            take turns: minutes less, if the GPU's memory holds them all.
+    """
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(ways) if side_by_side else 1) as pool:
+        meeting = Path(folder) / "meeting"
+        meeting.mkdir()
+        together = f"{meeting}:{len(ways)}" if side_by_side else None
+
+        def found(way: str):
+            own = None if way in PEERS else limit
+            return in_a_process(way, "llama" if way in PEERS else "phase7", steps, own, together=together)
+
+        waiting = [(way, pool.submit(found, way)) for way in ways]
+        for way, future in waiting:
+            try:
+                _add(rows, way, future.result(), steps, None if way in PEERS else limit)
+            except NewLLMError as error:
+                say(f"  {error}")
+
+
+def _add(rows, way: str, found: dict, steps: int, limit: float | None) -> None:
+    name = f"{PEERS.get(way, 'Phase 7, ' + way)} ({found['parameters'] / 1e9:.2f}B)"
+    note = f"whole steps of {BATCH} x {LENGTH} tokens, median of {steps - 2}" + (f", at most {limit:g} GiB" if limit else "")
+    say(f"  {name}: {found['peak_reserved_gib']:.2f} GiB, {found['tokens_per_second']:,} tokens/s, MFU {found['mfu']:.3f}")
+    say(f"    steps of {', '.join(map(str, found['times']))} s, losses {found['losses']}")
+    rows.add(name, "peak memory reserved", found["peak_reserved_gib"], "GiB", note)
+    rows.add(name, "speed", found["tokens_per_second"], "tokens/s", note)
+    rows.add(name, "MFU", found["mfu"], "of 800 TFLOP/s", note)
 
 
 def largest(way: str = "lowest") -> tuple[int, int]:

@@ -67,10 +67,10 @@ def phase7(arguments):
 
     if probe().torch_device == "cpu":
         raise NewLLMError("This measures training on a GPU, and torch sees none here (`newllm doctor`).")
-    ways = _some(arguments.ways or ["lowest", "speed", "bnb", "torchao"], [*bench.OURS, *bench.PEERS], "way")
+    ways = _some(arguments.ways or ["lowest", "speed", "bnb", "torchao", "default"], [*bench.OURS, *bench.PEERS], "way")
     say("Training steps of 1.5 billion parameters, each way in a process of its own: " + "; ".join(ways))
     rows = Rows("phase7")
-    bench.run(rows, ways, arguments.steps, arguments.limit)
+    bench.run(rows, ways, arguments.steps, arguments.limit, arguments.side_by_side)
     if arguments.largest:
         layers, count = bench.largest()
         rows.add(f"Phase 7, {layers} layers", "largest that fits", count, "parameters")

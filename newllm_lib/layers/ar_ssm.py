@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from newllm_lib.layers.context_block import ContextVector
+from newllm_lib.ops.gates import group_gate
 
 
 class ARSSM(ContextVector):
@@ -27,10 +28,9 @@ class ARSSM(ContextVector):
             raise ValueError(f"context_dim {context_dim} must be a multiple of ssm_ranks {ranks}: change one of them.")
         self.ranks = nn.Linear(hidden_size, ranks)
 
-    def forward(self, x, state, starts, valid):
-        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns the output, the new state and
-        the share of ranks opened (batch, time), between 0 and 1."""
-        u, y, state = self.read(x, state, starts, valid)
-        opened = torch.sigmoid(self.ranks(u))
-        y = (y.unflatten(-1, (opened.shape[-1], -1)) * opened.unsqueeze(-1)).flatten(-2)
-        return self.out(y), state, opened.float().mean(-1)
+    def forward(self, x, state, starts, valid, keep: bool = True):
+        """state (batch, state_size) float32, None at a text's beginning; starts, valid (batch, time) bool or None. Returns the
+        output, the new state (None unless `keep`) and the share of ranks opened (batch, time), between 0 and 1."""
+        u, y, state = self.read(x, state, starts, valid, keep)
+        ranks = self.ranks(u)
+        return self.out(group_gate(y, ranks)), state, torch.sigmoid(ranks.float()).mean(-1)

@@ -45,18 +45,24 @@ class ContextVector(nn.Module):
         _, y, state = self.read(x, state, starts, valid)
         return self.out(y), state
 
-    def read(self, x, state, starts, valid):
-        """u (batch, time, hidden), y (batch, time, context_dim) and the new state: all but the output's matrix."""
+    def read(self, x, state, starts, valid, keep: bool = True):
+        """u (batch, time, hidden), y (batch, time, context_dim) and the new state: all but the output's matrix.
+
+        state: None at a text's beginning. keep: make the new state (else None).
+        """
         batch = x.shape[0]
         if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if _decodes(x, valid):
+            state = x.new_zeros(batch, self.state_size, dtype=torch.float32) if state is None else state
             return self._step(x, state, starts)
-        context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
-        tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
-        u, tail = short_conv(x, self.conv, starts, valid, tail)
+        context = tail = None
+        if state is not None:
+            context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
+            tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
+        u, tail = short_conv(x, self.conv, starts, valid, tail, keep)
         y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
-        return u, y, torch.cat([context, tail.reshape(batch, -1).float()], -1)
+        return u, y, None if not keep else torch.cat([context, tail.reshape(batch, -1).float()], -1)
 
     def _step(self, x, state, starts):
         """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""

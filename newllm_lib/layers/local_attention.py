@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from newllm_lib.ops.backend import runs_triton_dot
 from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
 from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
 
@@ -64,11 +65,14 @@ class LocalAttention(nn.Module):
             (batch, time, hidden), and the new state or None.
         """
         past = None if state is None else self._past(state)
-        q, k, v = self.project(x).chunk(3, -1)
-        history = _History.of(k, v, past, starts)
-        q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
+        qkv = self.project(x)
         # Tangent vectors of the ball: of about unit length, whatever the head's size.
         scale = 1 / math.sqrt(self.head_dim) if self.kind == "hyperbolic" else 1.0
+        if past is None and not keep and self._takes_packed(qkv):
+            return self._packed(qkv, rotation, scale, starts, curvature_factor), None
+        q, k, v = qkv.chunk(3, -1)
+        history = _History.of(k, v, past, starts)
+        q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
         q, keys = rotated(q, rotation, scale), rotated(keys, rotation, scale)
         y = self._attend(q, keys, values, history.starts, curvature_factor)
         new = history.past(self.window - 1, lengths).flat() if keep else None
@@ -79,9 +83,24 @@ class LocalAttention(nn.Module):
         keys, values, count = state.split([half, half, 1], -1)
         return Past(keys.reshape(shape), values.reshape(shape), count[:, 0].long())
 
+    def _takes_packed(self, qkv) -> bool:
+        ours = self.kind == "hyperbolic" and self.flash and not torch.compiler.is_compiling()
+        return ours and runs_triton_dot(qkv, float32=True)
+
+    def _packed(self, qkv, rotation, scale: float, starts, curvature_factor):
+        from newllm_lib.ops.hyperbolic_attention.packed import packed_attention_
+
+        sizes = {"window": self.window, "heads": self.num_heads, "scale": scale}
+        rotation = tuple(t[-qkv.shape[1] :] for t in rotation)
+        return packed_attention_(qkv, rotation, *self._geometry(curvature_factor), starts=starts, **sizes)
+
+    def _geometry(self, curvature_factor):
+        """beta and curvature of each head."""
+        return self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
+
     def _attend(self, q, k, v, starts, curvature_factor):
         if self.kind == "hyperbolic":
-            beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
+            beta, curvature = self._geometry(curvature_factor)
             backend = "auto" if self.flash else "reference"
             return hyperbolic_attention(q, k, v, beta, curvature, window=self.window, starts=starts, backend=backend)
         seen = self._seen(q.shape[2], k, starts)

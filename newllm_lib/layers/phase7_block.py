@@ -11,12 +11,13 @@ of the past.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.ar_ssm import ARSSM
 from newllm_lib.layers.linear_attention import LinearAttention
 from newllm_lib.layers.local_attention import LocalAttention
+from newllm_lib.ops.gates import mix, swiglu
+from newllm_lib.ops.residual_norm import residual_norm
 
 
 class SwiGLU(nn.Module):
@@ -28,8 +29,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(mlp_size, hidden_size, bias=False)
 
     def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Phase7Block(nn.Module):
@@ -71,24 +71,24 @@ class Phase7Block(nn.Module):
         Returns:
             x, the new state or None, and each token's share of opened ranks (batch, time), None without AR-SSM.
         """
-        carried, past = self._split(state, x.shape[0])
-        h = self.norm_mixer(x)
+        carried, past = self._split(state)
+        x, h = residual_norm(x, None, self.norm_mixer.weight, self.norm_mixer.eps)
         y, past = self.attention(h, past, rotation, starts, lengths, curvature_factor, keep)
         opened = None
         if self.ssm is not None:
             valid = None
             if lengths is not None:
                 valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
-            s, carried, opened = self.ssm(h, carried, starts, valid)
-            y = s + torch.sigmoid(self.gate(h)) * (y - s)
-        x = x + self.dropout(self.out(y))
-        x = x + self.dropout(self.mlp(self.norm_mlp(x)))
-        return x, torch.cat([carried.float(), past.float()], -1) if keep else None, opened
+            s, carried, opened = self.ssm(h, carried, starts, valid, keep)
+            y = mix(y, s, self.gate(h))
+        x, h = residual_norm(x, self.dropout(self.out(y)), self.norm_mlp.weight, self.norm_mlp.eps)
+        x = x + self.dropout(self.mlp(h))
+        parts = [part.float() for part in (carried, past) if part is not None]
+        return x, torch.cat(parts, -1) if keep else None, opened
 
-    def _split(self, state, batch: int):
-        """The AR-SSM's state (zeros at a text's beginning) and attention's (None there)."""
-        size = self.ssm.state_size if self.ssm is not None else 0
+    def _split(self, state):
+        """The AR-SSM's state and attention's, None at a text's beginning (and the first without an AR-SSM)."""
         if state is None:
-            device = self.out.weight.device
-            return torch.zeros(batch, size, device=device, dtype=torch.float32), None
-        return state[:, :size], state[:, size:]
+            return None, None
+        size = self.ssm.state_size if self.ssm is not None else 0
+        return state[:, :size] if size else None, state[:, size:]

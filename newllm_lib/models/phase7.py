@@ -26,6 +26,7 @@ from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.new_llm import init_context_vector
+from newllm_lib.ops.residual_norm import residual_norm
 
 
 class Phase7Config(PreTrainedConfig):
@@ -199,7 +200,8 @@ class Phase7Model(Phase7PreTrainedModel):
         x, starts = moved.there(x), moved.starts(starts)
         keep = use_cache if use_cache is not None else not self.training
         x, state, opened = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
-        return Phase7Output(moved.back(self.norm(x)), state, opened if opened is None else moved.back(opened))
+        x = residual_norm(x, None, self.norm.weight, self.norm.eps)[1]
+        return Phase7Output(moved.back(x), state, opened if opened is None else moved.back(opened))
 
     def _blocks(self, x, state, starts, lengths, keep: bool):
         """All blocks: the new x, the new state (None without `keep`), the share of opened ranks (None without AR-SSM)."""

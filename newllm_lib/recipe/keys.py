@@ -236,9 +236,14 @@ class TrainingKeys:
         "auto", "our Triton kernels, where the GPU has them (off: plain torch)", "training", choices=("auto", "off"),
         identity=False,
     )  # fmt: skip
+    deterministic: bool = key(
+        False, "the same bits in every run on one machine, for a slower step (on a GPU: torch's deterministic algorithms)",
+        "training", identity=False,
+    )  # fmt: skip
     compile: str = key(
-        "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models)",
-        "training", choices=("auto", "on", "off", "graphs"), identity=False,
+        "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models); or "
+        "replay (CUDA graphs of the step as it is: begins at once, for large models of our own kernels)", "training",
+        choices=("auto", "on", "off", "graphs", "replay"), identity=False,
     )  # fmt: skip
 
 

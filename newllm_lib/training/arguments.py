@@ -62,7 +62,9 @@ def argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro:
 
 
 def compilation(recipe: Recipe, device: Device) -> str:
-    """"off", "on" or "graphs"."""
+    """"off", "on", "graphs" or "replay" (on a GPU, without loss scaling)."""
+    if recipe.compile == "replay" and (device.torch_device == "cpu" or dtype_of(recipe, device) == "fp16"):
+        return "off"
     if recipe.compile != "auto":
         return recipe.compile
     if not device.compile:

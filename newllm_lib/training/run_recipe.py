@@ -39,9 +39,11 @@ from newllm_lib.training.arguments import compilation, dtype_of, training_argume
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
+from newllm_lib.training.determinism import deterministic
 from newllm_lib.training.distill import refuse_distillation
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
+from newllm_lib.training.lowmem.graphs import StepGraph
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
@@ -123,7 +125,7 @@ def _hold_and_train(recipe: Recipe, run: Run, copy: Run | None, device: Device, 
                 before = read_status_file(run)
             kept.begin()
             write_status(run, state="running", message="preparing")
-            with kernels(recipe.kernels != "off"):
+            with kernels(recipe.kernels != "off"), deterministic(recipe.deterministic):
                 work(recipe, run, device, before["state"] == "done")
             write_status(run, state="done", message="finished")
         except (Interrupted, KeyboardInterrupt) as stop:
@@ -306,10 +308,13 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     if checkpoint:
         check_weights(checkpoint, model)
     how = compilation(recipe, device)
-    blocks = prepare_blocks(model, recipe, micro, compiled=how != "off")
+    if how == "replay" and (is_cut(recipe, device) or (ranks.several() and not recipe.step_in_backward)):
+        how = "off"  # what processes send each other is not recorded
+    blocks = prepare_blocks(model, recipe, micro, how)
+    compiled = how in ("on", "graphs") and blocks is None
     if is_cut(recipe, device):
-        cut(model, torch.device(device.torch_device), parts(recipe, device), compiled=how != "off" and blocks is None)
-    elif how != "off" and blocks is None:
+        cut(model, torch.device(device.torch_device), parts(recipe, device), compiled=compiled)
+    elif compiled:
         torch._dynamo.config.optimize_ddp = False  # it would cut the graph where gradients are sent, which takes little time here
         body = model.model if recipe.teacher else model  # a distilled student's loss is computed outside the model
         body.compile(mode="reduce-overhead" if how == "graphs" else None)
@@ -325,6 +330,9 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         progress=progress, log=log, checkpoint=checkpoint, blocks=blocks, callbacks=callbacks,
     )  # fmt: skip
     trainer.eval_dtype = dtype_of(recipe, device)
+    if how == "replay" and blocks is None:
+        dtype = torch.bfloat16 if trainer.eval_dtype == "bf16" else None
+        trainer.step_graph = StepGraph(model, trainer.args.device, dtype)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if ranks.is_first():

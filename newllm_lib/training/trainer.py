@@ -57,6 +57,7 @@ class RunTrainer(Trainer):
         if sharding.is_cut(self.model):  # else every weight's copy in half precision would stay to the forward pass's end
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
+        self.step_graph = None  # lowmem.graphs.StepGraph
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self.teacher = Teacher(recipe, data.tokenizer, self.args.device) if recipe.teacher else None
@@ -93,6 +94,10 @@ class RunTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             self.optimizer = build_optimizer(model, self.recipe)
+            if hasattr(self.optimizer, "prepare") and not sharding.is_cut(model):
+                self.optimizer.prepare()
+            if self.step_graph is not None and hasattr(self.optimizer, "recorder"):
+                self.optimizer.recorder = self.step_graph.recorder
             if self.recipe.step_in_backward:
                 self.in_backward = StepInBackward(
                     model, self.optimizer, self.recipe.max_grad_norm, self.blocks, ranks.averaged_ if ranks.several() else None
@@ -105,6 +110,9 @@ class RunTrainer(Trainer):
         """The gradients' norm before clipping. Stepped in the backward pass they were clipped there, and are gone by now."""
         if self.in_backward is not None:
             return self.in_backward.finish()
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's cover
+        if hasattr(optimizer, "clip_norm") and self.accelerator.scaler is None and not sharding.is_cut(self.model):
+            return optimizer.clip_norm(self.args.max_grad_norm)
         return sharding.whole(super()._clip_grad_norm(model))
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -139,10 +147,16 @@ class RunTrainer(Trainer):
             self.carried.put(outputs.state)
         return loss
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, model, inputs, num_items_in_batch=None):
         if sharding.is_cut(self.model):  # between hosts once a step
             self.model.set_requires_all_reduce(self.accelerator.sync_gradients)
-        loss = super().training_step(*args, **kwargs)
+        if self.step_graph is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            model.train()
+            inputs = {key: inputs[key] for key in ("input_ids", "shift_labels")}
+            tokens = torch.as_tensor(num_items_in_batch, device=self.args.device)
+            loss = self.step_graph({**self._prepare_inputs(inputs), "num_items_in_batch": tokens}, use_cache=False)
         self._interval_loss += loss
         return loss
 

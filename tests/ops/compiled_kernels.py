@@ -15,9 +15,13 @@ from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
+from newllm_lib.ops.gates import triton as gates
+from newllm_lib.ops.gradient_norms import triton as norms
+from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.linear_attention import features_triton
 from newllm_lib.ops.linear_attention import triton as linear
+from newllm_lib.ops.residual_norm import triton as residual
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
@@ -86,7 +90,13 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     for bits in (0, 4, 8, 32):
         rounded.rounded_step_(weight, weight, new_momentum(weight, bits), factors, one, bits=bits, **settings)
     rounded.rounded_step_(weight, weight, (), None, one, bits=0, **settings)
-    rounded.weighted_square_sum(weight, factors)
+    rounded.adam_step_(weight, weight, factors[0], factors[0], one, rate=0.1, decay=0.0, betas=(0.9, 0.9), step=1, seed=7)
+    sums = norms.squares(weight)
+    norms.clip(factors[0], 0, one, 1.0)
+    norms.limited(weight, norms.second_moment(sums, *factors, one, 0.1, 0.5), one)
+    total, normed = residual.residual_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
+    gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
+    (gated_sum * 2).sum().backward()
     hoisted._cell_type = lambda x: TritonCell
     layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
     weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))
@@ -108,9 +118,11 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
 
 def attend(dtype, head_size):
     q, k, v = (torch.randn(1, 2, 64, head_size, dtype=dtype) for _ in "qkv")
-    parameters = torch.ones(2), torch.ones(2), 20, None
+    parameters = torch.ones(2), torch.ones(2), 20, torch.zeros(1, 64, dtype=torch.bool)
     out, *numbers = attention.forward(q, k, v, *parameters)
     attention.backward(q, k, v, *parameters, out, *numbers, out)
+    turn = torch.ones(64, head_size // 2), torch.ones(64, head_size // 2)
+    packed._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
 
 
 def attend_linearly(dtype, features, head_size):

@@ -225,3 +225,40 @@ def test_context_step(dtype, dim, width, flags):
     from newllm_lib.ops.context_step import triton
 
     checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)
+
+
+@pytest.mark.parametrize(("dtype", "rows", "dim", "summed"), [
+    (torch.float32, 5, 37, True), (torch.float16, 3, 16, True), (torch.float32, 7, 130, False), (torch.float32, 1, 1, True),
+])  # fmt: skip
+def test_residual_norm(dtype, rows, dim, summed, monkeypatch):
+    from newllm_lib.ops.residual_norm import triton
+
+    monkeypatch.setattr(triton, "_BACKWARD_TILE", 128)  # several programs that walk over several blocks of rows
+    checks.check_residual_norm("cpu", dtype, rows, dim, summed)
+
+
+@pytest.mark.parametrize(("dtype", "rows", "dim", "groups"), [
+    (torch.float32, 3, 30, 5), (torch.float16, 2, 1100, 4), (torch.float32, 1, 1, 1),
+])  # fmt: skip
+def test_gates(dtype, rows, dim, groups):
+    checks.check_gates("cpu", dtype, rows, dim, groups)
+
+
+@pytest.mark.parametrize("case", [(torch.float32, 2, 3, 20, 6, 8, True), (torch.float32, 1, 1, 9, 16, 64)], ids=str)
+def test_packed_hyperbolic_attention(case, monkeypatch):
+    from newllm_lib.ops.hyperbolic_attention import triton
+
+    tile = dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1)
+    monkeypatch.setattr(triton, "_tiles", lambda x: dict(forward=tile, queries=tile, keys=tile))
+    checks.check_packed_attention("cpu", *case)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns"), [(torch.float32, 70, 300), (torch.float16, 5, 3), (torch.float32, 1, 1100)]
+)
+def test_gradient_norms(dtype, rows, columns):
+    checks.check_gradient_norms("cpu", dtype, rows, columns)
+
+
+def test_hyperbolic_visibility():
+    checks.check_visibility("cpu")

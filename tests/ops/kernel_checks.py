@@ -188,6 +188,92 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
 
 
+def check_residual_norm(device, dtype, rows, dim, summed=True, seed=0):
+    from newllm_lib.ops.residual_norm import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    inputs = [draw.normal(2, rows, dim), draw.normal(dim, dtype=torch.float32)]
+    inputs += [draw.normal(2, rows, dim)] if summed else []
+
+    def run(module):
+        # Both outputs' gradients reach x, along the residual stream and through the norm.
+        return lambda x, weight, y=None: module.residual_norm(x * 1, y, weight, 1e-6)
+
+    compare(["sum", "norm", "dx", "dweight", "dy"], run(triton), run(reference), inputs, TOLERANCE[dtype])
+
+
+def check_gates(device, dtype, rows, dim, groups, seed=0):
+    from newllm_lib.ops.gates import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    x = [draw.normal(2, rows, dim) for _ in range(3)]
+    for name, inputs in (("swiglu", [draw.normal(2, rows, 2 * dim)]), ("mix", x),
+                         ("group_gate", [x[0], draw.normal(2, rows, groups)])):  # fmt: skip
+        run, plain = (lambda *t, module=module, name=name: (getattr(module, name)(*t),) for module in (triton, reference))
+        compare([name], run, plain, inputs, TOLERANCE[dtype])
+
+
+def check_packed_attention(device, dtype, batch, heads, time, dim, window, documents=False, seed=0):
+    """Against rotating, then attending: the projection's gradient and those of beta and curvature."""
+    from newllm_lib.layers.local_attention import rotated, rotation
+    from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
+    from newllm_lib.ops.hyperbolic_attention.packed import packed_attention_
+
+    draw, turn, scale = Draw(device, dtype, seed), rotation(time, dim, device), dim**-0.5
+    starts = draw.flags(batch, time, share=0.05) if documents else None
+    positive = [torch.linspace(*ends, heads, device=device).requires_grad_() for ends in ((0.5, 2.0), (1.5, 0.3))]
+
+    def packed(qkv, *parameters):
+        sizes = {"window": window, "heads": heads, "scale": scale, "starts": starts}
+        return (packed_attention_(qkv * 1, turn, *parameters, **sizes),)
+
+    def plain(qkv, *parameters):
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))
+        q, k = (rotated(x, tuple(t.double() for t in turn), scale) for x in (q, k))
+        y = hyperbolic_attention(q, k, v, *parameters, window=window, starts=starts, backend="reference")
+        return (y.transpose(1, 2).flatten(2),)
+
+    # The rotated vectors are stored in `dtype`, which the gradients see twice.
+    tolerance = {torch.float32: 5e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}[dtype]
+    inputs = [draw.normal(batch, time, 3 * heads * dim), *positive]
+    compare(["out", "dqkv", "dbeta", "dcurvature"], packed, plain, inputs, tolerance)
+
+
+def check_visibility(device):
+    from newllm_lib.ops.hyperbolic_attention import visibility, visibility_kernels
+
+    draw = Draw(device, torch.float32)
+    for batch, time, window, share in ((1, 1, 1, 0.5), (3, 50, 7, 0.1), (2, 1500, 64, 0.01), (2, 40, 40, 0.0)):
+        starts = draw.flags(batch, time, share=share)
+        first = visibility_kernels.first_visible(starts, window)
+        assert torch.equal(first, visibility.first_visible(batch, time, window, starts, torch.device(device)))
+        assert torch.equal(visibility_kernels.last_seeing(first), visibility.last_seeing(first))
+
+
+def check_gradient_norms(device, dtype, rows, columns, seed=0):
+    """Each function against the plain one in the same precision, and averages that a gradient without a norm leaves alone."""
+    from newllm_lib.ops.gradient_norms import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    x = draw.normal(rows, columns).detach()
+
+    def run(module, scale):
+        known, averages = torch.arange(5.0, device=device), [torch.full((n,), 0.5, device=device) for n in (rows, columns)]
+        sums = module.squares(x)
+        clipped = [module.clip(known, 3, sums[0].sum() * scale, limit) for limit in (0.0, 1.5)]
+        factors = module.second_moment(sums, *averages, scale, 0.1, 0.7)
+        limits = [module.limited(x, factors, s) for s in (scale, 0.01 * scale)]
+        return [*sums, known, *clipped, *averages, *factors, *limits]
+
+    with poisoned_buffers():
+        for scale in (2.0, float("nan"), float("inf")):
+            scale = torch.full((1,), scale, device=device)
+            found, expected = run(triton, scale), run(reference, scale)
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=0.0, equal_nan=True)
+    assert (found[5] == 0.5).all() and (found[6] == 0.5).all()
+
+
 def check_hyperbolic_attention(
     device, dtype, batch, heads, queries, keys, dim, window=None, documents=False, backend="triton", scale=1.5, seed=0
 ):

@@ -212,3 +212,15 @@ def test_compiles_without_graph_break_on_a_gpu():
     )
     for x, y in zip(compiled, eager, strict=True):
         checks.assert_near(x, y.double(), 1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [(2, 3, 77, 40, 64, True), (2, 16, 1024, 128, 128), (1, 2, 300, 64, 1000, True)], ids=str)
+def test_packed_on_a_gpu(dtype, case):
+    checks.check_packed_attention("cuda", dtype, *case)
+
+
+@pytest.mark.gpu
+def test_what_is_visible_on_a_gpu():
+    checks.check_visibility("cuda")

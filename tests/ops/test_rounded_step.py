@@ -93,6 +93,34 @@ def test_a_gradient_that_is_no_number_changes_nothing(bits):
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum), strict=True))
 
 
+def check_adam(step, device="cpu"):
+    """Against torch's AdamW, whose momentum is divided by the root where this one averages what is divided already: the same
+    where the second moment does not change; and nothing moves by a gradient that is no number."""
+    p = torch.linspace(-1, 1, 1500).to(device)
+    sign = torch.where(torch.arange(1500) % 3 == 0, 1.0, -1.0).to(device)
+    theirs = p.clone().requires_grad_()
+    adamw = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.98), weight_decay=0.1, eps=1e-8)
+    second, momentum = torch.zeros_like(p), torch.zeros_like(p)
+    for number in range(1, 6):
+        theirs.grad = 2 * sign
+        adamw.step()
+        settings = {"rate": 0.01, "decay": 0.001, "betas": (0.9, 0.98), "step": number, "seed": number}
+        step(p, 4 * sign, second, momentum, torch.tensor([0.5], device=device), **settings)
+    torch.testing.assert_close(p, theirs.detach(), rtol=1e-5, atol=1e-6)
+    half, before = p.bfloat16(), [t.clone() for t in (p, second, momentum)]
+    step(p, sign / 0, second, momentum, torch.tensor([float("nan")], device=device), **settings)
+    assert all(torch.equal(a, b) for a, b in zip(before, (p, second, momentum), strict=True))
+    moved = half.clone()
+    step(moved, 4 * sign, second, momentum, torch.tensor([0.5], device=device), **{**settings, "rate": 1e-4, "decay": 0.0})
+    exact = half.float() - 1e-4 * momentum / (1 - 0.9**5)
+    assert float((moved.float() - exact).abs().max()) < 2**-7
+    assert float((moved.float() - exact).mean().abs()) < 2e-5  # of 1e-4, most of it smaller than half of bfloat16's spacing
+
+
+def test_a_small_tensor_steps_as_adamw():
+    check_adam(reference.adam_step_)
+
+
 KERNEL = """
 import torch
 from newllm_lib.ops.rounded_step import new_momentum, reference, triton
@@ -106,8 +134,8 @@ for bits in (0, 4, 8, 32):
     nan = torch.tensor([float("nan")])
     triton.rounded_step_(p, torch.randn(30, 20), momentum, None, nan, bits=bits, seed=0, **SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum)))
-x, factors = torch.randn(40, 130), (torch.rand(40), torch.rand(130))
-torch.testing.assert_close(triton.weighted_square_sum(x, factors), reference.weighted_square_sum(x, factors))
+from tests.ops.test_rounded_step import check_adam
+check_adam(triton.adam_step_)
 print("equal")
 """
 
@@ -126,3 +154,10 @@ def test_the_kernel_on_a_gpu(bits, dtype):
     from newllm_lib.ops.rounded_step import triton
 
     check(triton.rounded_step_, bits, dtype, "cuda", rows=513, columns=771)
+
+
+@pytest.mark.gpu
+def test_a_small_tensor_on_a_gpu():
+    from newllm_lib.ops.rounded_step import triton
+
+    check_adam(triton.adam_step_, "cuda")

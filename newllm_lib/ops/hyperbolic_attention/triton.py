@@ -7,8 +7,8 @@ import triton
 from torch import Tensor
 
 from newllm_lib.ops.backend import shared_memory
-from newllm_lib.ops.hyperbolic_attention import backward_kernels, forward_kernels, geometry
-from newllm_lib.ops.hyperbolic_attention.visibility import first_visible, last_seeing
+from newllm_lib.ops.hyperbolic_attention import backward_kernels, forward_kernels, geometry, visibility_kernels
+from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
 
 # The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
 _LEAST = {torch.float32: geometry.least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
@@ -53,7 +53,9 @@ def _first(k: Tensor, window: int | None, starts: Tensor | None) -> Tensor | Non
     batch, _, time, _ = k.shape
     if starts is None and (window is None or window >= time):
         return None
-    return first_visible(batch, time, window, starts, k.device).contiguous()
+    if starts is None:
+        return first_visible(batch, time, window, starts, k.device).contiguous()
+    return visibility_kernels.first_visible(starts, time if window is None else window)
 
 
 def _rows_together(x: Tensor) -> Tensor:
@@ -61,12 +63,16 @@ def _rows_together(x: Tensor) -> Tensor:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """out, and the numbers (3, batch, heads, padded time) of queries and keys that the backward pass reads."""
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out, and the numbers (3, batch, heads, padded time) of queries and keys that the backward pass reads.
+
+    `out`: where to write it, dim without gaps; None: a new tensor like q.
+    """
     q, k, v = map(_rows_together, (q, k, v))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    out = torch.empty_like(q)
+    out = torch.empty_like(q) if out is None else out
     q_numbers, k_numbers = (
         torch.empty(3, batch, heads, geometry.padded(time), dtype=torch.float32, device=q.device)
         for time in (queries, keys)
@@ -87,15 +93,15 @@ def forward(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None,
-    out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
+    out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor, into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, beta and curvature."""
-    like = q, k, v, beta, curvature
+    """Gradients of q, k, v, beta and curvature; the first three written to `into`, whose dims lie without gaps, if given."""
+    dq, dk, dv = into or map(torch.empty_like, (q, k, v))
+    dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    dq, dk, dv, dbeta, dcurvature = map(torch.empty_like, like)
     first, tiles = _first(k, window, starts), _tiles(q)
-    last = None if first is None else last_seeing(first)
+    last = None if first is None else visibility_kernels.last_seeing(first)
     constants = _constants(q, first)
     q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
     delta = torch.empty(batch, heads, geometry.padded(queries), dtype=torch.float32, device=q.device)

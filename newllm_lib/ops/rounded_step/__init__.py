@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from newllm_lib.ops.backend import runs_triton
 from newllm_lib.ops.rounded_step import reference
-from newllm_lib.ops.rounded_step.reference import BLOCK, new_momentum, read_momentum, stochastic_round
+from newllm_lib.ops.rounded_step.reference import BLOCK, new_momentum, read_momentum, step_numbers, stochastic_round
 
-__all__ = ["BLOCK", "new_momentum", "read_momentum", "rounded_step_", "stochastic_round", "weighted_square_sum"]
+__all__ = ["BLOCK", "adam_step_", "new_momentum", "read_momentum", "rounded_step_", "step_numbers", "stochastic_round"]
 
 
 def rounded_step_(parameter, direction, momentum, factors, scale, **settings) -> None:
@@ -23,10 +23,10 @@ def rounded_step_(parameter, direction, momentum, factors, scale, **settings) ->
     return reference.rounded_step_(parameter, direction, momentum, factors, scale, **settings)
 
 
-def weighted_square_sum(x, factors):
-    """Sum of (x_ij row_i column_j)^2 in float32, without a tensor of x's size."""
-    if runs_triton(x):
+def adam_step_(parameter, gradient, second, momentum, scale, **settings) -> None:
+    """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the arguments."""
+    if runs_triton(parameter) and parameter.is_contiguous():
         from newllm_lib.ops.rounded_step import triton
 
-        return triton.weighted_square_sum(x.contiguous(), factors)
-    return reference.weighted_square_sum(x, factors)
+        return triton.adam_step_(parameter, gradient.contiguous(), second, momentum, scale, **settings)
+    return reference.adam_step_(parameter, gradient, second, momentum, scale, **settings)

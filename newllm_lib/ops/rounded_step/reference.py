@@ -11,7 +11,7 @@ _LEVELS = {4: 7, 8: 127}  # codes on each side of zero
 
 def rounded_step_(
     parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
-    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int,
+    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int, numbers: Tensor | None = None,
 ) -> None:  # fmt: skip
     """m = beta m + (1 - beta) u, parameter = parameter (1 - decay) - rate correction m, u = scale direction_ij row_i column_j.
 
@@ -21,9 +21,14 @@ def rounded_step_(
         factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for ones.
         scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
         seed: of the random bits, different in every step and tensor.
+        numbers: `step_numbers` on the parameter's device: what changes from step to step, in place of rate, correction and decay,
+            and mixed into the seed. A recorded step reads it where it lies.
     """
     if not bool(torch.isfinite(scale)):
         return
+    if numbers is not None:
+        _, rate, keep, _, count = numbers.tolist()
+        correction, decay, seed = 1.0, 1.0 - keep, seed ^ int(count)
     generator = torch.Generator(parameter.device).manual_seed(seed)
     update = direction.float() * scale
     if factors is not None:
@@ -34,6 +39,36 @@ def rounded_step_(
         _write_momentum(momentum, update, bits, generator)
     new = parameter.float() * (1 - decay) - rate * correction * update
     parameter.copy_(stochastic_round(new, generator) if parameter.dtype == torch.bfloat16 else new)
+
+
+def adam_step_(
+    parameter: Tensor, gradient: Tensor, second: Tensor, momentum: Tensor, scale: Tensor, *,
+    rate: float, decay: float, betas: tuple[float, float], step: int, seed: int, numbers: Tensor | None = None,
+) -> None:  # fmt: skip
+    """The step of a small tensor whose moments are kept whole, in float32: the gradient over the root of its second moment goes
+    into the momentum. Arguments as above; `step` counts from 1.
+    """
+    if not bool(torch.isfinite(scale)):
+        return
+    unbias, correction = 1 - betas[1] ** step, 1 / (1 - betas[0] ** step)
+    if numbers is not None:
+        rate, _, keep, unbias, count = numbers.tolist()
+        correction, decay, seed = 1.0, 1.0 - keep, seed ^ int(count)
+    update = gradient.float() * scale
+    second.lerp_(update.square(), 1 - betas[1])
+    direction = update / ((second / unbias).sqrt_() + 1e-8)
+    rounded_step_(
+        parameter, direction, (momentum,), None, torch.ones_like(scale), rate=rate, decay=decay, beta=betas[0],
+        correction=correction, bits=32, seed=seed,
+    )  # fmt: skip
+
+
+def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: int, bits: int) -> list[float]:
+    """What changes from step to step: rate of small tensors, rate of matrices, keep, unbias of the second moment, and the step
+    itself, hashed to 24 bits, which float32 holds exactly."""
+    unbiased = rate / (1 - betas[0] ** step)
+    count = (step * 0x9E3779B1 & 0xFFFFFFFF) >> 8
+    return [unbiased, unbiased if bits else rate, 1.0 - decay, 1 - betas[1] ** step, float(count)]
 
 
 def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -89,8 +124,3 @@ def _write_momentum(momentum: tuple[Tensor, ...], values: Tensor, bits: int, gen
         codes.copy_((first | (second << 4)).flatten())
     else:
         codes.copy_((k + 128).to(torch.uint8).flatten())
-
-
-def weighted_square_sum(x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-    rows, columns = factors
-    return (x.float().reshape(len(rows), len(columns)) * rows[:, None] * columns).square().sum().reshape(1)

@@ -15,7 +15,8 @@ from torch import Tensor
 from newllm_lib.ops.rounded_step.reference import BLOCK
 
 _GROUP = 16  # blocks a program takes: 2,048 elements
-_SUM_BLOCK = 4096
+_SMALL_BLOCK = 1024  # elements of a small tensor that one program takes
+ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox: enough for every statistical test of it, and it is a third of the kernel
 
 
 @triton.jit
@@ -59,10 +60,15 @@ def _move(parameter, place, inside, m, random, step, keep, ROUND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["seed"])
-def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, numel, width, step, keep, beta, seed,
-          BITS: tl.constexpr, FACTORED: tl.constexpr, ROUND: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, numbers, numel, width, step, keep, beta, seed,
+          BITS: tl.constexpr, FACTORED: tl.constexpr, ROUND: tl.constexpr, STORED: tl.constexpr, GROUP: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    """STORED: step, keep and what changes the seed are read from `numbers` (reference.Numbers)."""
     HALF: tl.constexpr = BLOCK // 2
     LEVELS: tl.constexpr = 7 if BITS == 4 else 127
+    if STORED:
+        step, keep = tl.load(numbers + 1), tl.load(numbers + 2)
+        seed = seed ^ tl.load(numbers + 4).to(tl.int32)
     scale = tl.load(scale_at)
     limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)  # nothing is touched if the scale is no finite number
     block = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None]
@@ -71,7 +77,7 @@ def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, n
     low_in, high_in = low < limit, high < limit
     m_low = _update(direction, rows, columns, low, low_in, width, scale, FACTORED)
     m_high = _update(direction, rows, columns, high, high_in, width, scale, FACTORED)
-    r0, r1, r2, r3 = tl.randint4x(seed, block * HALF + lane)
+    r0, r1, r2, r3 = tl.randint4x(seed, block * HALF + lane, n_rounds=ROUNDS)
     if BITS == 32:
         m_low = beta * tl.load(first + low, mask=low_in, other=0.0) + (1 - beta) * m_low
         m_high = beta * tl.load(first + high, mask=high_in, other=0.0) + (1 - beta) * m_high
@@ -101,7 +107,7 @@ def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, n
 
 def rounded_step_(
     parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
-    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int,
+    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int, numbers: Tensor | None = None,
 ) -> None:  # fmt: skip
     """As `reference.rounded_step_`; the parameter and the direction are contiguous."""
     first, scales = (*momentum, scale, scale)[:2]
@@ -109,26 +115,40 @@ def rounded_step_(
     blocks = triton.cdiv(parameter.numel(), BLOCK)
     with torch.cuda.device_of(parameter):
         rounded_step[(triton.cdiv(blocks, _GROUP),)](
-            parameter, direction, first, scales, rows, columns, scale, parameter.numel(), len(columns) if factors else 1,
-            rate * correction, 1.0 - decay, beta, seed, BITS=bits, FACTORED=factors is not None,
-            ROUND=parameter.dtype == torch.bfloat16, GROUP=_GROUP, BLOCK=BLOCK, num_warps=8,
+            parameter, direction, first, scales, rows, columns, scale, scale if numbers is None else numbers, parameter.numel(),
+            len(columns) if factors else 1, rate * correction, 1.0 - decay, beta, seed, BITS=bits, FACTORED=factors is not None,
+            ROUND=parameter.dtype == torch.bfloat16, STORED=numbers is not None, GROUP=_GROUP, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
 
 
-@triton.jit
-def weighted_squares(x, rows, columns, partial, numel, width, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < numel
-    y = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * tl.load(rows + place // width, mask=inside, other=0.0)
-    y *= tl.load(columns + place % width, mask=inside, other=0.0)
-    tl.store(partial + tl.program_id(0), tl.sum(y * y, 0))
+@triton.jit(do_not_specialize=["seed"])
+def adam_step(parameter, gradient, second, momentum, scale_at, numbers, numel, step, keep, beta, beta2, unbias, seed,
+          ROUND: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    scale = tl.load(scale_at)
+    if STORED:
+        step, keep, unbias = tl.load(numbers), tl.load(numbers + 2), tl.load(numbers + 3)
+        seed = seed ^ tl.load(numbers + 4).to(tl.int32)
+    limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < limit
+    u = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * scale
+    v = tl.load(second + place, mask=inside, other=0.0)
+    v += (1 - beta2) * (u * u - v)
+    m = tl.load(momentum + place, mask=inside, other=0.0)
+    m = beta * m + (1 - beta) * (u / (tl.sqrt(v / unbias) + 1e-8))
+    tl.store(second + place, v, mask=inside)
+    tl.store(momentum + place, m, mask=inside)
+    _move(parameter, place, inside, m, tl.randint(seed, place, n_rounds=ROUNDS), step, keep, ROUND)
 
 
-def weighted_square_sum(x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-    """As `reference.weighted_square_sum`: partial sums, then torch's sum, so that the same input gives the same bits."""
-    rows, columns = factors
-    programs = triton.cdiv(x.numel(), _SUM_BLOCK)
-    partial = torch.empty(programs, device=x.device, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        weighted_squares[(programs,)](x, rows, columns, partial, x.numel(), len(columns), BLOCK=_SUM_BLOCK, num_warps=8)
-    return partial.sum().reshape(1)
+def adam_step_(
+    parameter: Tensor, gradient: Tensor, second: Tensor, momentum: Tensor, scale: Tensor, *,
+    rate: float, decay: float, betas: tuple[float, float], step: int, seed: int, numbers: Tensor | None = None,
+) -> None:  # fmt: skip
+    """As `reference.adam_step_`; the parameter and the gradient are contiguous."""
+    with torch.cuda.device_of(parameter):
+        adam_step[(triton.cdiv(parameter.numel(), _SMALL_BLOCK),)](
+            parameter, gradient, second, momentum, scale, scale if numbers is None else numbers, parameter.numel(),
+            rate / (1 - betas[0] ** step), 1.0 - decay, *betas, 1 - betas[1] ** step, seed,
+            ROUND=parameter.dtype == torch.bfloat16, STORED=numbers is not None, BLOCK=_SMALL_BLOCK,
+        )  # fmt: skip

@@ -17,13 +17,15 @@ def short_conv(
     starts: torch.Tensor | None = None,
     valid: torch.Tensor | None = None,
     tail: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keep: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The convolution and what the next call needs; under autocast in its dtype, as torch's own convolutions.
 
     Args:
         x: (batch, time, dim). weight: (dim, width), weight[:, k] for the token k steps back.
         starts: (batch, time) bool, document starts. valid: (batch, time) bool, False is padding: taps pass over it, and
             u there means nothing. tail: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
+            keep: also return the new tail (else None).
     Returns:
         u (batch, time, dim) in x's dtype; the new tail (batch, width - 1, dim) in x's dtype, zero where a document
         start lies between it and the next token.
@@ -33,11 +35,12 @@ def short_conv(
         x = x.to(torch.get_autocast_dtype(device))
     if valid is not None:
         return _without_padding(x, weight, starts, valid, tail)
+    new = new_tail(x, weight.shape[1], starts, tail) if keep else None
     if runs_triton(x):
         from newllm_lib.ops.short_conv import triton
 
-        return triton.short_conv(x, weight, starts, tail), new_tail(x, weight.shape[1], starts, tail)
-    return reference.short_conv(x, weight, starts, tail), new_tail(x, weight.shape[1], starts, tail)
+        return triton.short_conv(x, weight, starts, tail), new
+    return reference.short_conv(x, weight, starts, tail), new
 
 
 def new_tail(x: torch.Tensor, width: int, starts: torch.Tensor | None, tail: torch.Tensor | None) -> torch.Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.rounded_step import new_momentum, rounded_step_, weighted_square_sum
+from newllm_lib.ops.gradient_norms import limited, second_moment, squares
+from newllm_lib.ops.rounded_step import adam_step_, new_momentum, rounded_step_, step_numbers
 from newllm_lib.training.lowmem.rounded import RoundedOptimizer
 
 FACTORED_FROM = 128  # rows and columns of the smallest matrix whose second moment is factored; what is smaller keeps it whole
-_TINY = 1e-30
 
 
 class RoundedAdafactor(RoundedOptimizer):
@@ -27,6 +27,7 @@ class RoundedAdafactor(RoundedOptimizer):
     def __init__(self, groups, lr: float, betas=(0.9, 0.98), weight_decay: float = 0.0, momentum_bits: int = 4, seed: int = 0):
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "momentum_bits": momentum_bits}
         super().__init__(groups, defaults, seed)
+        self._squares: dict[Tensor, tuple[Tensor, Tensor]] = {}  # of gradients whose step comes next
 
     def new_state(self, parameter: Tensor, group: dict) -> dict:
         def zeros(*size):
@@ -40,23 +41,34 @@ class RoundedAdafactor(RoundedOptimizer):
             "step": 0, "row": zeros(rows), "column": zeros(columns), "momentum": new_momentum(parameter, group["momentum_bits"]),
         }  # fmt: skip
 
-    def update(self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int) -> None:
-        beta1, beta2 = group["betas"]
-        settings = {"rate": group["lr"], "decay": group["lr"] * group["weight_decay"], "beta": beta1, "seed": seed}
-        weight = (1 - beta2) * scale.isfinite()  # 0: the averages stay as they are
-        unbias = 1 - beta2 ** state["step"]
+    def square_norm(self, parameter: Tensor) -> Tensor:
+        """Of a factored matrix the sums by row and column, which hold the norm, wait for the step."""
+        if not is_factored(parameter):
+            return super().square_norm(parameter)
+        self._squares[parameter] = squares(_matrix(parameter.grad))
+        return self._squares[parameter][0].sum()
+
+    replayable = True
+
+    def numbers_of(self, group: dict, step: int) -> list[float]:
+        return step_numbers(group["lr"], group["lr"] * group["weight_decay"], group["betas"], step, group["momentum_bits"])
+
+    def update(
+        self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int, numbers: Tensor | None = None
+    ) -> None:
+        (beta, beta2), step = group["betas"], state["step"]
+        common = {"rate": group["lr"], "decay": group["lr"] * group["weight_decay"], "seed": seed, "numbers": numbers}
         if "second" in state:
-            gradient = parameter.grad.float() * scale
-            state["second"].lerp_(gradient.square().nan_to_num_(), weight)
-            direction = gradient / ((state["second"] / unbias).sqrt_() + 1e-8)
-            bits, factors, scale = 32, None, torch.where(scale.isfinite(), 1.0, scale)
-        else:
-            direction, bits = parameter.grad, group["momentum_bits"]
-            factors = _second_moment(direction, state, scale, weight, unbias)
-            spread = weighted_square_sum(direction, factors).div_(direction.numel()).sqrt_() * scale
-            scale = scale / spread.clamp_(min=1.0)
-        correction = 1 / (1 - beta1 ** state["step"]) if bits else 1.0
-        rounded_step_(parameter, direction, state["momentum"], factors, scale, bits=bits, correction=correction, **settings)
+            moments = state["second"], *state["momentum"]
+            return adam_step_(parameter, parameter.grad, *moments, scale, betas=(beta, beta2), step=step, **common)
+        gradient, bits = _matrix(parameter.grad), group["momentum_bits"]
+        sums = self._squares.pop(parameter, None) or squares(gradient)
+        factors = second_moment(sums, state["row"], state["column"], scale, 1 - beta2, 1 - beta2**step, numbers)
+        scale = limited(gradient, factors, scale)
+        correction = 1 / (1 - beta**step) if bits else 1.0
+        rounded_step_(
+            parameter, parameter.grad, state["momentum"], factors, scale, bits=bits, beta=beta, correction=correction, **common
+        )
 
 
 def is_factored(parameter: Tensor) -> bool:
@@ -64,11 +76,5 @@ def is_factored(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(columns, parameter.numel() // columns) >= FACTORED_FROM
 
 
-def _second_moment(gradient: Tensor, state: dict, scale: Tensor, weight: Tensor, unbias: float) -> tuple[Tensor, Tensor]:
-    """Update the averages of the squared gradient; returns factors by which rows and columns are to be multiplied."""
-    matrix = gradient.reshape(len(state["row"]), len(state["column"]))
-    for key, dim in (("row", 1), ("column", 0)):
-        square = torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float32).mul_(scale).square_().div_(matrix.shape[dim])
-        state[key].lerp_(square.nan_to_num_().add_(_TINY), weight)
-    row, column = state["row"] / unbias, state["column"] / unbias
-    return (row / row.mean().clamp_(min=_TINY)).rsqrt_(), column.rsqrt_()
+def _matrix(gradient: Tensor) -> Tensor:
+    return gradient.reshape(-1, gradient.shape[-1])

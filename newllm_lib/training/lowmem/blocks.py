@@ -10,24 +10,32 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from newllm_lib.errors import NewLLMError
+from newllm_lib.training.lowmem.graphs import BlockGraphs
 from newllm_lib.training.lowmem.host_store import HostStore, InPlace
+
+if TYPE_CHECKING:
+    from newllm_lib.training.lowmem.in_backward import StepInBackward
 
 
 @dataclass
 class BlockPasses:
     """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last
-    ones.
+    ones. `stepper`: who is told of a parameter whose gradient is whole (in_backward.StepInBackward), if anybody.
     """
 
     sequences: int | None
     store: HostStore | InPlace
     compiled: bool = False
+    graphs: BlockGraphs | None = None
+    stepper: StepInBackward | None = None
     complete: bool = True
     blocks: list[nn.Module] = field(default_factory=list)
 
@@ -45,7 +53,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def checkpoint_blocks(
-    model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False
+    model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False, graphs: bool = False
 ) -> BlockPasses:
     """From now on a training step keeps only each block's input, and computes the rest again in the backward pass.
 
@@ -55,10 +63,12 @@ def checkpoint_blocks(
             its first argument) are cut, all others are given to each chunk whole.
         offload: keep the inputs in the host's memory (pinned), fetched ahead of their use.
         compiled: compile the blocks' forward with torch.compile, once for all of them.
+        graphs: replay each block's two passes from CUDA graphs, on a GPU, once parameters are stepped in the backward pass. Only
+            for blocks that draw no random numbers and wait for nothing.
     """
     device = next(model.parameters()).device
     store = HostStore(device) if offload and device.type == "cuda" else InPlace()
-    passes = BlockPasses(sequences, store, compiled, blocks=find_blocks(model))
+    passes = BlockPasses(sequences, store, compiled, BlockGraphs(device) if graphs else None, blocks=find_blocks(model))
     for block in passes.blocks:
         inner = torch.compile(block.forward, dynamic=False) if compiled else block.forward
         block.forward = _forward_of(block, inner, passes)
@@ -71,7 +81,7 @@ def _forward_of(block: nn.Module, inner, passes: BlockPasses):
             return inner(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
         tensors, constants = _split(leaves)
-        call = _Call(inner, passes, tensors, constants, structure)
+        call = _Call(block, inner, passes, tensors, constants, structure)
         anchor = torch.zeros((), requires_grad=True)  # the parameters' gradients are wanted even where no input has one
         outputs = _CheckpointedBlock.apply(call, anchor, *tensors)
         return tree_unflatten(_joined(outputs, call.output_constants), call.output_structure)
@@ -95,13 +105,18 @@ def _joined(tensors, constants: list) -> list:
 class _Call:
     """One block's call: its function, its arguments taken apart, and what must be as it was when it runs again."""
 
-    def __init__(self, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure):
-        self.inner, self.passes, self.constants, self.structure = inner, passes, constants, structure
+    def __init__(self, block: nn.Module, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure):
+        self.block, self.inner, self.passes, self.constants, self.structure = block, inner, passes, constants, structure
         self.batch, self.device = tensors[0].shape[0], tensors[0].device
         self.cut = [t.ndim > 0 and t.shape[0] == self.batch for t in tensors]
         kind = self.device.type
         self.autocast = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+        self.autocast["cache_enabled"] = False  # what a graph casts lies in its own memory, and must not be found by others
         self.random = _random_state(self.device)
+
+    @property
+    def graphs(self) -> BlockGraphs | None:
+        return self.passes.graphs if self.passes.stepper is not None else None
 
     def chunks(self) -> list[slice]:
         size = self.passes.sequences or self.batch
@@ -110,28 +125,50 @@ class _Call:
     def part(self, tensors: list[Tensor], rows: slice) -> list[Tensor]:
         return [t[rows] if cut else t for t, cut in zip(tensors, self.cut, strict=True)]
 
-    def run(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The tensors that the block returns for these."""
+    def run(self, tensors: list[Tensor], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
+        """The tensors that the block returns for these; computed with other `parameters` than its own, by name, if given."""
         args, kwargs = tree_unflatten(_joined(tensors, self.constants), self.structure)
         with torch.autocast(**self.autocast):
-            leaves, self.output_structure = tree_flatten(self.inner(*args, **kwargs))
+            if parameters is None:
+                found = self.inner(*args, **kwargs)
+            else:
+                found = functional_call(_Inner(self.block, self.inner), parameters, args, kwargs)
+            leaves, self.output_structure = tree_flatten(found)
         outputs, self.output_constants = _split(leaves)
         return outputs
+
+
+class _Inner(nn.Module):
+    """A block whose own forward has been replaced, under its name `block`, with the forward it had."""
+
+    def __init__(self, block: nn.Module, inner):
+        super().__init__()
+        self.block, self.inner = block, inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
 
 
 class _CheckpointedBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: _Call, anchor: Tensor, *tensors: Tensor):
         whole: list[Tensor] = []
+        chunks = call.chunks()
         wanted = ctx.wanted = ctx.needs_input_grad[2:]
-        for rows in call.chunks():
+        for rows in chunks:
+            if call.graphs is not None:
+                part = call.graphs.forward(call, call.part(tensors, rows))
+                whole = whole or [_whole(x, call.batch, rows) for x in part]
+                for target, x in zip(whole, part, strict=True):
+                    target[rows] = x
+                continue
             # Compiled, both runs are one graph with its gradients: another one without them would have to be compiled too.
             with torch.set_grad_enabled(call.passes.compiled):
                 inputs = [t.detach().requires_grad_(w) for t, w in zip(call.part(tensors, rows), wanted, strict=True)]
                 part = [x.detach() for x in call.run(inputs)]
             if not whole:
-                whole = part if len(call.chunks()) == 1 else [_whole(x, call.batch, rows) for x in part]
-            if len(call.chunks()) > 1:
+                whole = part if len(chunks) == 1 else [_whole(x, call.batch, rows) for x in part]
+            if len(chunks) > 1:
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
         ctx.call = call
@@ -151,12 +188,16 @@ class _CheckpointedBlock(torch.autograd.Function):
         with _random_replay(call):
             for number, rows in enumerate(chunks):
                 passes.complete = was_complete and number == len(chunks) - 1
-                inputs = [t.detach() for t in call.part(tensors, rows)]
-                for x, wanted in zip(inputs, ctx.wanted, strict=True):
-                    x.requires_grad_(wanted)
-                _backward_through(call, inputs, [None if g is None else g[rows] for g in upstream])
-                for i, x in enumerate(inputs):
-                    gradients[i] = _gathered(gradients[i], x.grad, tensors[i], rows if call.cut[i] else None, len(chunks))
+                some = [None if g is None else g[rows] for g in upstream]
+                if call.graphs is not None:
+                    found = call.graphs.backward(call, call.part(tensors, rows), ctx.wanted, some, number == 0, _backward_through)
+                else:
+                    found = _backward_through(call, call.part(tensors, rows), ctx.wanted, some)
+                for i, new in enumerate(found):
+                    several = len(chunks) > 1 or call.graphs is not None  # a graph's results are overwritten by the next one's
+                    gradients[i] = _gathered(gradients[i], new, tensors[i], rows if call.cut[i] else None, several)
+        if call.graphs is not None and was_complete:
+            call.graphs.hand_over(call.block, passes.stepper)
         passes.complete = was_complete
         return None, None, *gradients
 
@@ -167,18 +208,21 @@ def _whole(part: Tensor, batch: int, rows: slice) -> Tensor:
     return part.new_empty((batch, *part.shape[1:]))
 
 
-def _backward_through(call: _Call, inputs: list[Tensor], upstream: list[Tensor | None]) -> None:
-    """Compute the block again with gradients, and send `upstream` through it: into the inputs and the parameters."""
+def _backward_through(call: _Call, tensors, wanted, upstream, parameters=None) -> list[Tensor | None]:
+    """Compute the block again with gradients, and send `upstream` through it, into the parameters. Returns the gradients of the
+    tensors that are wanted."""
+    inputs = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
     with torch.enable_grad():
-        outputs = call.run(inputs)
+        outputs = call.run(inputs, parameters)
     pairs = [(y, g) for y, g in zip(outputs, upstream, strict=True) if g is not None and y.requires_grad]
     if pairs:
         torch.autograd.backward(*zip(*pairs, strict=True))
+    return [x.grad for x in inputs]
 
 
-def _gathered(sofar: Tensor | None, new: Tensor | None, like: Tensor, rows: slice | None, chunks: int) -> Tensor | None:
+def _gathered(sofar: Tensor | None, new: Tensor | None, like: Tensor, rows: slice | None, several: bool) -> Tensor | None:
     """Gradients of a cut input are put beside each other, those of one that every chunk reads are summed."""
-    if new is None or chunks == 1:
+    if new is None or not several:
         return new
     if rows is None:
         return new.clone() if sofar is None else sofar.add_(new)

@@ -29,22 +29,32 @@ class HostStore:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.free: dict[tuple, list[Tensor]] = {}
         self.waiting: list[weakref.ref[_Stored]] = []  # a graph that is thrown away takes its own with it
+        self.leaving: tuple[Tensor, torch.cuda.Event] | None = None  # what is being copied to the host
 
     def put(self, x: Tensor) -> _Stored:
         """Start the copy of `x` (on the GPU, not changed afterwards) to the host."""
         key = (x.shape, x.dtype)
         free = self.free.setdefault(key, [])
         host = free.pop() if free else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        self._left()
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             host.copy_(x, non_blocking=True)
-        x.record_stream(self.stream)  # its memory is not given to others before the copy is done
+        self.leaving = x, self.stream.record_event()
         stored = _Stored(host, key)
         self.waiting.append(weakref.ref(stored))
         return stored
 
+    def _left(self) -> None:
+        """Let go of what was put last, as soon as it is copied. The GPU waits for that, a block later, and not the memory: memory
+        that only the copy's end sets free would be missing while the processor is many blocks ahead of the GPU."""
+        if self.leaving is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.leaving[1])
+            self.leaving = None
+
     def take(self, stored: _Stored) -> Tensor:
         """The tensor, on the GPU again."""
+        self._left()
         self._fetch(stored)
         self.waiting = [ref for ref in self.waiting if ref() not in (None, stored)]
         torch.cuda.current_stream(self.device).wait_event(stored.arrived)

@@ -8,22 +8,30 @@ true one, before clipping, in every mode.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from newllm_lib.ops.gradient_norms import clip
 from newllm_lib.training.lowmem.blocks import BlockPasses
 
 FILE = "gradient_norms.safetensors"
+SMALL = 1 << 17  # elements from which on a gradient is not kept until the backward pass ends
 
 
 class StepInBackward:
     """Hooks on a model's parameters. `optimizer` has `step_parameter(parameter, scale)`, which multiplies the gradient by
-    `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is. `average_` makes a gradient the mean
-    over several processes first."""
+    `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is. It may have
+    `square_norm(parameter)`, the squared norm of the gradient, if it knows that at less cost. `average_` makes a gradient the
+    mean over several processes first.
+
+    Small parameters wait for the end of the pass: their gradients are next to nothing, and so are stepped together.
+    """
 
     def __init__(
         self, model: nn.Module, optimizer, max_norm: float, passes: BlockPasses | None = None,
@@ -34,35 +42,49 @@ class StepInBackward:
         self.index = {p: i for i, p in enumerate(parameters)}
         self.squares = torch.zeros(len(parameters), device=parameters[0].device)
         self.shared = _in_several_blocks(parameters, passes)
-        self.hooks = [p.register_post_accumulate_grad_hook(self._whole) for p in parameters]
+        self.late = [p for p in parameters if p.numel() < SMALL and p not in self.shared]
+        self.waits = {*self.shared, *self.late}
+        self.late_places = torch.tensor([self.index[p] for p in self.late], device=self.squares.device)
+        self.knows_norms = hasattr(optimizer, "square_norm")
+        if passes is not None:
+            passes.stepper = self
+        # Weakly: a parameter that held its hook, and so the optimizer and itself, would never be freed.
+        told = weakref.WeakMethod(self.whole)
+        self.hooks = [p.register_post_accumulate_grad_hook(partial(_tell, told)) for p in parameters]
 
-    def _whole(self, parameter: Tensor) -> None:
+    def whole(self, parameter: Tensor) -> None:
         """Called when a gradient was added to `parameter.grad`; it is whole after a block's last chunk."""
-        if (self.passes is None or self.passes.complete) and parameter not in self.shared:
+        if (self.passes is None or self.passes.complete) and parameter not in self.waits:
             self._step(parameter)
 
+    @torch.no_grad()
     def _step(self, parameter: Tensor) -> None:
         if self.average_ is not None:
             self.average_(parameter.grad)
-        self.optimizer.step_parameter(parameter, self.clipping(parameter))
+        square = self.optimizer.square_norm(parameter) if self.knows_norms else _square(parameter.grad)
+        self.optimizer.step_parameter(parameter, clip(self.squares, self.index[parameter], square, self.max_norm))
         parameter.grad = None
 
     @torch.no_grad()
-    def clipping(self, parameter: Tensor) -> Tensor:
-        """Factor (1,) for this gradient; its norm takes the place of the last step's."""
-        place = self.squares[self.index[parameter]]
-        place.copy_(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_())
-        norm = self.squares.sum().sqrt()
-        limit = self.max_norm / (norm + 1e-6) if self.max_norm else torch.ones_like(norm)
-        return torch.where(norm.isfinite(), limit.clamp(max=1.0), norm * 0 + float("nan")).reshape(1)
-
     def finish(self) -> Tensor:
-        """End a step: the parameters that several blocks share are stepped. Returns the gradients' global norm before
-        clipping.
+        """End a step: the small parameters, and those that several blocks share, are stepped. Returns the gradients' global norm
+        before clipping.
         """
         for parameter in self.shared:
             if parameter.grad is not None:
                 self._step(parameter)
+        late = [p for p in self.late if p.grad is not None]
+        if late:
+            if self.average_ is not None:
+                for parameter in late:
+                    self.average_(parameter.grad)
+            places = self.late_places[[p.grad is not None for p in self.late]] if len(late) < len(self.late) else self.late_places
+            self.squares[places] = torch.stack(torch._foreach_norm([p.grad for p in late], dtype=torch.float32)).square_()
+            place = self.index[late[-1]]
+            scale = clip(self.squares, place, self.squares[place].clone(), self.max_norm)
+            for parameter in late:
+                self.optimizer.step_parameter(parameter, scale)
+                parameter.grad = None
         return self.squares.sum().sqrt()
 
     def save(self, folder: Path) -> None:
@@ -71,6 +93,16 @@ class StepInBackward:
 
     def load(self, folder: Path) -> None:
         self.squares.copy_(load_file(folder / FILE)["squares"])
+
+
+def _tell(told: weakref.WeakMethod, parameter: Tensor) -> None:
+    whole = told()
+    if whole is not None:
+        whole(parameter)
+
+
+def _square(gradient: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gradient, dtype=torch.float32).square_()
 
 
 def _in_several_blocks(parameters: list[Tensor], passes: BlockPasses | None) -> list[Tensor]:

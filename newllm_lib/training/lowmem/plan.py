@@ -41,6 +41,20 @@ def refuse(recipe: Recipe, device: Device) -> None:
         raise UsageError("momentum_bits 0 is for adafactor: Muon is its momentum. Use 4, 8 or 32.")
 
 
+    if recipe.compile == "replay":
+        _refuse_replay(recipe)
+
+
+def _refuse_replay(recipe: Recipe) -> None:
+    if recipe.dropout or recipe.lora_dropout or recipe.carry_state or recipe.teacher:
+        raise UsageError("compile replay is for training without dropout, carried state or a teacher: choose on or off.")
+    if (recipe.gradient_checkpointing == "off") == recipe.step_in_backward:
+        raise UsageError(
+            "compile replay goes with gradient_checkpointing off, or with step_in_backward and gradient_checkpointing on or "
+            "offload: change one of the three."
+        )
+
+
 def make_model(recipe: Recipe, device: torch.device, build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes; with bf16 weights on the device itself and never in float32."""
     if recipe.weights_dtype == "fp32":
@@ -50,10 +64,14 @@ def make_model(recipe: Recipe, device: torch.device, build: Callable[[], nn.Modu
     return build_light(build, device)
 
 
-def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, compiled: bool) -> BlockPasses | None:
+def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, how: str) -> BlockPasses | None:
     """Make the blocks recompute their activations where the Trainer's own checkpointing does not do. Micro-batches are cut inside
-    them where parameters are stepped in the backward pass, else the Trainer cuts them."""
+    them where parameters are stepped in the backward pass, else the Trainer cuts them.
+
+    how: arguments.compilation's answer.
+    """
     if recipe.gradient_checkpointing == "off" or (recipe.gradient_checkpointing == "on" and not recipe.step_in_backward):
         return None
     inside = micro if recipe.step_in_backward and micro < recipe.batch_size else None
-    return checkpoint_blocks(model, inside, recipe.gradient_checkpointing == "offload", compiled)
+    offload = recipe.gradient_checkpointing == "offload"
+    return checkpoint_blocks(model, inside, offload, compiled=how in ("on", "graphs"), graphs=how == "replay")

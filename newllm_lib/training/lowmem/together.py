@@ -38,6 +38,19 @@ class Together(torch.optim.Optimizer):
             parameter.grad.mul_(scale.to(parameter.grad.dtype)).nan_to_num_()
             part.step()
 
+    def prepare(self) -> None:
+        """Make the states of the parts that can before their first step."""
+        for part in self.parts.values():
+            if hasattr(part, "prepare"):
+                part.prepare()
+
+    def square_norm(self, parameter: Tensor) -> Tensor:
+        """The squared norm of its gradient, from the part that steps it if that knows."""
+        part = self._part_of[parameter]
+        if hasattr(part, "square_norm"):
+            return part.square_norm(parameter)
+        return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
+
     def state_dict(self) -> dict:
         return {name: part.state_dict() for name, part in self.parts.items()}
 

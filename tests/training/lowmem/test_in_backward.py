@@ -7,12 +7,20 @@ import torch
 from torch import nn
 
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.lowmem import in_backward
 from newllm_lib.training.lowmem.blocks import checkpoint_blocks
 from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer
 from tests.training.lowmem.test_blocks import model
 
 IDS = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["at once", "at the end"], autouse=True)
+def when_small_parameters_step(request, monkeypatch):
+    """All parameters here are small: they are stepped in the backward pass like large ones, or wait for its end."""
+    if request.param == "at once":
+        monkeypatch.setattr(in_backward, "SMALL", 0)
 
 
 def build(optimizer="adafactor", max_norm=0.0, sequences=None, source=None, **changes):
@@ -61,9 +69,11 @@ def test_a_gradient_far_over_the_limit_is_scaled_down_to_it():
     assert clipped == pytest.approx(0.01, rel=0.2)
     m, hooks = build(max_norm=1e6)
     backward(m)
+    hooks.finish()
     hooks.optimizer.step_parameter = lambda p, scale: seen.__setitem__(p, (None, float(scale)))
     seen.clear()
     backward(m)
+    hooks.finish()
     assert {scale for _, scale in seen.values()} == {1.0}
 
 

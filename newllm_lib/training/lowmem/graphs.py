@@ -1,0 +1,203 @@
+"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the processor starts one thing where it started hundreds.
+
+A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow processor needs 75 for each. What a graph reads
+and writes lies at fixed places: inputs are copied there before a replay, results are taken from there after it. Parameters are
+read where they are; their gradients are added up at places that all blocks share, as one block is done before the next begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Recorder:
+    """Records functions as graphs that share one pool of memory: only one of them is replayed at a time."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.warm = device, set()
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def record(self, function: Callable[[], None], kind, sums: list[Tensor]) -> Callable[[], None]:
+        """What repeats `function`, which has to read from and write to tensors that stay. On a processor the function itself.
+
+        Args:
+            kind: functions of one kind start the same kernels with the same sizes; the first of them is run once before.
+            sums: what it adds to; they are left as they were.
+        """
+        before = [x.clone() for x in sums]
+        replay = self._recorded(function, kind)
+        for x, was in zip(sums, before, strict=True):
+            x.copy_(was)
+        return replay
+
+    def _recorded(self, function: Callable[[], None], kind) -> Callable[[], None]:
+        if not self.on_gpu:
+            function()  # as on a GPU: what it leaves behind besides its results is known
+            return function
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            if kind not in self.warm:
+                torch.cuda.empty_cache()
+                function()  # compiles kernels, starts libraries: what must not happen while recording
+                torch.cuda.synchronize(self.device)
+                torch.cuda.empty_cache()  # memory of this stream, which nobody else would get
+                self.warm.add(kind)
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self.stream)
+        return graph.replay
+
+
+class Places:
+    """Tensors that stay where they are, by name, shape and dtype."""
+
+    def __init__(self):
+        self.tensors: dict[tuple, Tensor] = {}
+
+    def of(self, name, like: Tensor) -> Tensor:
+        key = name, like.shape, like.dtype, like.device
+        if key not in self.tensors:
+            self.tensors[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return self.tensors[key]
+
+    def filled(self, name: str, values: list[Tensor | None]) -> list[Tensor | None]:
+        """The places of these values, which are copied there."""
+        return [None if x is None else self.of((name, i), x).copy_(x) for i, x in enumerate(values)]
+
+
+def stand_ins(parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leaves that share the parameters' memory and add their gradients to the given ones: made while recording they belong to its
+    stream, as the parameters' own do not, and their hooks stay silent."""
+    made = {}
+    for name, parameter in parameters.items():
+        made[name] = parameter.detach().requires_grad_()
+        made[name].grad = gradients[name]
+    return made
+
+
+class BlockGraphs:
+    """The two passes of checkpointed blocks (`blocks`), a graph for each block and each size of a chunk."""
+
+    def __init__(self, device: torch.device):
+        self.recorder, self.places = Recorder(device), Places()
+        self.replays: dict[tuple, tuple] = {}
+
+    def forward(self, call, tensors: list[Tensor]) -> list[Tensor]:
+        """What the block returns for these, in tensors that the next call overwrites."""
+        fixed = self.places.filled("input", tensors)
+
+        def record():
+            results: list[Tensor] = []
+
+            def run():
+                with torch.no_grad():
+                    results[:] = self.places.filled("output", call.run(fixed))
+
+            return run, results
+
+        replay, results, about = self._replay("forward", call, fixed, (), record, [])
+        replay()
+        call.output_structure, call.output_constants = about
+        return results
+
+    def backward(self, call, tensors: list[Tensor], wanted, upstream: list[Tensor | None], first: bool, through):
+        """The gradients of the wanted tensors, overwritten by the next call; those of the parameters wait for `hand_over`.
+
+        Args:
+            first: of the block's chunks: gradients begin at zero. through: blocks._backward_through.
+        """
+        fixed, above = self.places.filled("input", tensors), self.places.filled("upstream", upstream)
+        parameters, gradients = self._parameters(call.block)
+
+        def record():
+            results: list[Tensor | None] = []
+
+            def run():
+                found = through(call, fixed, wanted, above, stand_ins(parameters, gradients))
+                results[:] = self.places.filled("gradient", found)
+
+            return run, results
+
+        chosen = tuple(wanted), tuple(x is None for x in upstream)
+        sums = list(gradients.values())
+        replay, results, _ = self._replay("backward", call, fixed, chosen, record, [] if first else sums)
+        if first:
+            torch._foreach_zero_(sums)
+        replay()
+        return results
+
+    def hand_over(self, block: nn.Module, stepper) -> None:
+        """Give the block's parameters their gradients, which are whole, and tell `stepper` of each."""
+        parameters, gradients = self._parameters(block)
+        for name, parameter in parameters.items():
+            gradient = gradients[name]
+            if parameter.grad is not None:  # from another block that uses it
+                parameter.grad += gradient
+            else:
+                parameter.grad = gradient.clone() if parameter in stepper.waits else gradient
+            stepper.whole(parameter)
+
+    def _parameters(self, block: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The trained ones by name in `blocks._Inner`, and the places of their gradients."""
+        trained = {f"block.{name}": p for name, p in block.named_parameters() if p.requires_grad}
+        return trained, {name: self.places.of(("parameter", name), p) for name, p in trained.items()}
+
+    def _replay(self, direction: str, call, fixed: list[Tensor], chosen: tuple, record, sums: list[Tensor]) -> tuple:
+        """(replay, results, the block's output structure and constants), recorded the first time."""
+        sizes = tuple((x.shape, x.dtype) for x in fixed)
+        kind = direction, sizes, tuple(call.constants), tuple(call.autocast.values()), chosen
+        key = call.block, *kind
+        if key not in self.replays:
+            run, results = record()
+            replay = self.recorder.record(run, kind, sums)
+            self.replays[key] = replay, results, (call.output_structure, call.output_constants)
+        return self.replays[key]
+
+
+class StepGraph:
+    """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing computed twice."""
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype | None):
+        """dtype: of autocast; None: without."""
+        self.model, self.dtype = model, dtype
+        self.recorder, self.places = Recorder(device), Places()
+        self.replays: dict[tuple, tuple] = {}
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.gradients = {name: torch.empty_like(p) for name, p in self.parameters.items()}
+
+    def __call__(self, inputs: dict[str, Tensor], **constants) -> Tensor:
+        """The loss of the model called with these; gradients are added to the parameters' (begun where there are none)."""
+        fixed = dict(zip(inputs, self.places.filled("input", list(inputs.values())), strict=True))
+        kind = tuple((name, x.shape, x.dtype) for name, x in fixed.items()), tuple(constants.items())
+        fresh = [name for name, p in self.parameters.items() if p.grad is not self.gradients[name]]
+        if kind not in self.replays:
+            results: list[Tensor] = []
+
+            def run():
+                leaves = stand_ins(self.parameters, self.gradients)
+                enabled = self.dtype is not None
+                with torch.autocast(self.recorder.device.type, self.dtype, enabled=enabled, cache_enabled=False):
+                    loss = functional_call(self.model, leaves, (), {**fixed, **constants}).loss
+                loss.backward()
+                results[:] = self.places.filled("loss", [loss.detach()])
+
+            sums = [g for name, g in self.gradients.items() if name not in fresh]
+            self.replays[kind] = self.recorder.record(run, kind, sums), results
+        replay, results = self.replays[kind]
+        if fresh:
+            torch._foreach_zero_([self.gradients[name] for name in fresh])
+            for name in fresh:
+                self.parameters[name].grad = self.gradients[name]
+        replay()
+        return results[0].clone()

@@ -1,0 +1,39 @@
+"""`compile: replay` through a whole training: the same curve as without, and refused where it cannot be."""
+
+import pytest
+
+from newllm_lib.device import probe
+from newllm_lib.errors import UsageError
+from newllm_lib.training import run_recipe, train
+from newllm_lib.training.arguments import compilation
+from newllm_lib.training.lowmem.plan import refuse
+from tests.training.lowmem.test_memory_keys import LIGHT, recipe
+from tests.training.small_runs import curve
+
+WHOLE = {"optimizer": "adafactor", "weights_dtype": "bf16", "micro_batch_size": 2}
+
+
+@pytest.mark.parametrize("keys", [LIGHT, WHOLE], ids=["block by block", "whole step"])
+def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
+    keys = {**keys, "dropout": 0.0, "max_steps": 6, "max_grad_norm": 0.5}
+    plain = train(recipe(folder, "plain", **keys))
+    monkeypatch.setattr(run_recipe, "compilation", lambda *_: "replay")  # which a processor would not choose
+    again = train(recipe(folder, "again", **keys, compile="replay"))
+    for a, b in zip(curve(plain), curve(again), strict=True):
+        assert a == pytest.approx(b, rel=1e-2)
+
+
+def test_what_cannot_be_replayed_is_refused(folder, monkeypatch):
+    for changes, words in (
+        ({**LIGHT, "dropout": 0.1}, "without dropout"),
+        ({**LIGHT, "dropout": 0.0, "gradient_checkpointing": "off", "micro_batch_size": 4}, "goes with gradient_checkpointing"),
+        ({**WHOLE, "dropout": 0.0, "gradient_checkpointing": "on"}, "goes with gradient_checkpointing"),
+        ({**WHOLE, "dropout": 0.0, "carry_state": True}, "carried state"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            refuse(recipe(folder, compile="replay", **changes), probe())
+    assert compilation(recipe(folder, compile="replay"), probe()) == "off"  # no GPU here
+    monkeypatch.setenv("NEWLLM_DEVICE", "h100")
+    assert compilation(recipe(folder, compile="replay"), probe()) == "replay"
+    monkeypatch.setenv("NEWLLM_DEVICE", "t4")
+    assert compilation(recipe(folder, compile="replay"), probe()) == "off"  # loss scaling
