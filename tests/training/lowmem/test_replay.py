@@ -19,8 +19,12 @@ def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
     plain = train(recipe(folder, "plain", **keys))
     monkeypatch.setattr(run_recipe, "compilation", lambda *_: "replay")  # which a processor would not choose
     again = train(recipe(folder, "again", **keys, compile="replay"))
-    for a, b in zip(curve(plain), curve(again), strict=True):
-        assert a == pytest.approx(b, rel=1e-2)
+    rows, others = ([row for row in curve(run) if "loss" in row] for run in (plain, again))
+    for a, b in zip(rows, others, strict=True):
+        assert a["learning_rate"] == b["learning_rate"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.02)  # its rounding draws other random bits
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.1)
+    assert rows[0]["loss"] == pytest.approx(others[0]["loss"], rel=1e-3)
 
 
 def test_what_cannot_be_replayed_is_refused(folder, monkeypatch):
