@@ -12,21 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from newllm_lib.layers.context_block import ShortMemory
+from newllm_lib.layers.word_memory import Said, WordMemory
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 
 class Attention(nn.Module):
     """A modern decoder: rotary positions (Su et al., 2021, arXiv 2104.09864), RMSNorm, normalised queries and keys (Henry et
-    al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head."""
+    al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head.
+
+    Args:
+        helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP, a share of the
+            embeddings in each block. words: its memory of words lasts so many tokens (0: none), within the window.
+    """
 
     carries = False
 
-    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float):
+    def __init__(
+        self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float, helped: bool = False,
+        words: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.words = WordMemory(width, vocabulary, words) if words else None
         _initialise(self, layers)
 
     @property
@@ -34,34 +45,47 @@ class Attention(nn.Module):
         return self.embedding.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.dropout(self.embedding(ids))
+        x = embedded = self.dropout(self.embedding(ids))
         turn = _rotation(ids.shape[1], self.blocks[0].size, ids.device)
         for block in self.blocks:
-            x = block(x, turn)
+            x = block(x, embedded, turn)
         return self.norm(x)
 
     def step(self, ids, labels, state):
-        return linear_cross_entropy(self(ids), self.head, labels), state
+        if self.words is None:
+            return linear_cross_entropy(self(ids), self.head, labels), state
+        said = Said(ids, None, None, torch.zeros(len(ids), len(self.head), device=ids.device))
+        return self.words.loss(self(ids), self.head, said, labels), state
 
 
 class _AttentionBlock(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, dropout: float):
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, helped: bool):
         super().__init__()
         self.heads, self.size = heads, width // heads
         self.norm, self.norm_mlp = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.project, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
+        self.convs = nn.ModuleList(ShortMemory(width, 4) for _ in range(2)) if helped else None
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if helped else None
 
-    def forward(self, x, turn):
+    def forward(self, x, embedded, turn):
         batch, time, width = x.shape
-        parts = self.project(self.norm(x)).view(batch, time, 3, self.heads, self.size)
+        if self.shares is not None:
+            x = self.shares[0] * x + self.shares[1] * embedded
+        parts = self.project(self._last_tokens(0, self.norm(x))).view(batch, time, 3, self.heads, self.size)
         query, key, value = parts.transpose(1, 3).unbind(2)
         query, key = (_turned(F.rms_norm(p, (self.size,)), turn).to(value.dtype) for p in (query, key))
         read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.dropout(self.out(read.transpose(1, 2).reshape(batch, time, width)))
-        gate, inner = self.up(self.norm_mlp(x)).chunk(2, -1)
+        gate, inner = self.up(self._last_tokens(1, self.norm_mlp(x))).chunk(2, -1)
         return x + self.dropout(self.down(F.silu(gate) * inner))
+
+    def _last_tokens(self, which: int, x):
+        if self.convs is None:
+            return x
+        conv = self.convs[which]
+        return conv(x, torch.zeros(len(x), conv.state_size, device=x.device), None, None)[0]
 
 
 def _rotation(time: int, size: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +150,7 @@ class Ours(nn.Module):
 
 
 SIZES = {"4M": 4_200_000, "10M": 10_000_000, "25M": 25_000_000}
-NAMES = ("new_llm", "attention", "tiny_gpt2", "lstm", "seed")
+NAMES = ("new_llm", "attention", "attention_words", "tiny_gpt2", "lstm", "seed")
 
 
 def build(name: str, size: str, vocabulary: int, window: int, dropout: float, layers: int | None = None, **changes) -> nn.Module:
@@ -134,13 +158,13 @@ def build(name: str, size: str, vocabulary: int, window: int, dropout: float, la
 
     Args:
         window: positions of a model that stores them (TinyGPT2). layers: instead of the size's own.
-        changes: New-LLM's other recipe keys.
+        changes: New-LLM's other recipe keys; `helped` and `words` of the attention model.
     """
     target, (width, depth) = SIZES[size], {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
     depth = layers or depth
-    if name == "attention":
+    if name in ("attention", "attention_words"):
         inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
-        return Attention(vocabulary, width, depth, width // 64, inner, dropout)
+        return Attention(vocabulary, width, depth, width // 64, inner, dropout, **changes)
     if name == "lstm":
         width = round(math.sqrt((vocabulary / 32) ** 2 + target / 16) - vocabulary / 32)
         return Lstm(vocabulary, width, 2, dropout)
@@ -174,3 +198,8 @@ def _initialise(model: nn.Module, layers: int) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = name.endswith(("out", "down"))
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+        elif isinstance(module, ShortMemory):
+            nn.init.uniform_(module.weight, -0.5, 0.5)
+    for module in model.modules():
+        if isinstance(module, WordMemory):
+            module.reset(nn.init)

@@ -59,9 +59,12 @@ def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]
         return tried
     factor = _RATES[size]
     return [
-        replace(trial, changes={}, settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]})
+        replace(
+            trial, changes={name: value for name, value in trial.changes.items() if name != "layers"},
+            settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]},
+        )
         for trial in tried[:3]
-    ]
+    ]  # fmt: skip
 
 
 def _of(choice: dict) -> dict:
@@ -69,20 +72,28 @@ def _of(choice: dict) -> dict:
 
 
 _RATES = {"4M": 1.0, "10M": 0.7, "25M": 0.5}  # AdamW's rate falls with the width; Muon's does not
+_FAST = {"learning_rate": 0.014, "muon_learning_rate": 0.04, "warmup": 60, "rows": 128}
 _MUON = {"learning_rate": 6e-3, "muon_learning_rate": 0.02, "rows": 64}
 _SLOWER = {**_MUON, "learning_rate": 4e-3, "muon_learning_rate": 0.014}
 _ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3, "rows": 64}
 _DEEPER = {"dropout": 0.05, "changes": {"layers": 6}}  # at 4M; the larger sizes have their own depth
+_BLOCKS = {"dropout": 0.05, "changes": {"layers": 6, "mlp_conv": True, "embedding_skip": True}}
+_WORDS = {**_BLOCKS, "changes": {**_BLOCKS["changes"], "word_memory": 1000.0}}
+_HELPED = {"dropout": 0.05, "changes": {"helped": True}}  # by what New-LLM's blocks have too
 _LONG = {"rows": 16, "time": 512}  # as many tokens a step, for those who see no further than a block
+_LONGER = {"rows": 32, "time": 512}
+_ATTENTION = [
+    {**_FAST, **_LONGER, **_HELPED}, {**_MUON, **_LONG, **_HELPED}, {**_MUON, **_LONG}, {**_MUON, **_LONG, "weight_decay": 0.3},
+    {**_MUON, **_LONG, **_DEEPER}, {**_ADAMW, **_LONG},
+]  # fmt: skip
+# The first of each was best in the trials of docs/LOG.md.
 _GRID = {
     "new_llm": [
-        {**_MUON, **_DEEPER}, {**_SLOWER, **_DEEPER}, _MUON, {**_MUON, **_DEEPER, "learning_rate": 1.2e-2},
-        {**_MUON, "rows": 128}, _ADAMW,
+        {**_FAST, **_WORDS}, {**_MUON, **_WORDS}, {**_FAST, **_BLOCKS}, {**_MUON, **_DEEPER}, {**_FAST, **_WORDS, "dropout": 0.1},
+        _ADAMW,
     ],
-    "attention": [
-        {**_MUON, **_LONG}, {**_SLOWER, **_LONG}, {**_MUON, **_LONG, "weight_decay": 0.3}, {**_MUON, **_LONG, **_DEEPER},
-        _MUON, {**_ADAMW, **_LONG},
-    ],
+    "attention": _ATTENTION,
+    "attention_words": [{**choice, "changes": {**choice.get("changes", {}), "words": 1000.0}} for choice in _ATTENTION],
     "tiny_gpt2": [
         {**_SLOWER, **_LONG}, {**_MUON, **_LONG}, {**_SLOWER, **_LONG, "weight_decay": 0.3}, _SLOWER,
         {**_ADAMW, **_LONG, "learning_rate": 3e-3}, {**_ADAMW, **_LONG},
@@ -94,12 +105,13 @@ _GRID = {
 
 def run(
     journal: Path, data: Path, *, corpora, models, sizes, seconds: float = float("inf"), device: str | None = None,
-    together: int = 1, smoke: bool = False, text: Path | None = None,
+    together: int = 1, smoke: bool = False, text: Path | None = None, settled: bool = False,
 ) -> None:  # fmt: skip
     """Train what is missing in the journal, in order, until it is complete or the time is over (a trial is never broken off).
 
     Args:
         together: trainings at once on this GPU: each alone would leave most of it idle.
+        settled: no grids, only the seeds of each grid's first setting.
     """
     import torch
 
@@ -111,7 +123,7 @@ def run(
     under_way: list[_UnderWay] = []
     while True:
         while len(under_way) < together and time.monotonic() < end:
-            begun = _begun(journal, contests, smoke, lambda trial: _training(trial, data, device, text))
+            begun = _begun(journal, contests, smoke, settled, lambda trial: _training(trial, data, device, text))
             if begun is None:
                 break
             under_way.append(begun)
@@ -133,9 +145,9 @@ class _UnderWay:
     lock: contextlib.ExitStack
 
 
-def _begun(journal: Path, contests, smoke: bool, make) -> _UnderWay | None:
+def _begun(journal: Path, contests, smoke: bool, settled: bool, make) -> _UnderWay | None:
     """Begin the first missing trial that nobody trains; None if there is none."""
-    for trial in (t for contest in contests for t in missing(journal, *contest, smoke)):
+    for trial in (t for contest in contests for t in missing(journal, *contest, smoke, settled)):
         lock = contextlib.ExitStack()
         if lock.enter_context(_alone(journal, trial.key())) and trial.key() not in {t.key() for t, _ in read(journal)}:
             training = make(trial)
@@ -170,14 +182,16 @@ def _finish(journal: Path, one: _UnderWay) -> None:
     )
 
 
-def missing(journal: Path, corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
+def missing(
+    journal: Path, corpus: str, model: str, size: str, smoke: bool = False, settled: bool = False
+) -> list[Trial]:
     """What has still to be trained for this contest: its grid, then the best of it with the other seeds."""
     done = {trial.key() for trial, _ in read(journal)}
     tried = grid(corpus, model, size, smoke)
     left = [t for t in tried if t.key() not in done]
-    if left:
+    if left and not settled:
         return left
-    best, _ = chosen(journal, corpus, model, size, smoke)
+    best = tried[0] if settled else chosen(journal, corpus, model, size, smoke)[0]
     return [t for t in _seeds(best) if t.key() not in done]
 
 
@@ -193,23 +207,28 @@ def _seeds(best: Trial) -> list[Trial]:
     return [replace(best, settings={**best.settings, "train_on": ["train", "validation"], "seed": seed}) for seed in seeds]
 
 
-def report(journal: Path, rows: Rows, *, corpora, models, sizes, smoke: bool = False) -> list[dict]:
+def report(
+    journal: Path, rows: Rows, *, corpora, models, sizes, smoke: bool = False, settled: bool = False
+) -> list[dict]:
     """Rows and a summary of every contest that is complete: the test text's bits per byte, mean and deviation over seeds."""
     found = []
     for corpus, model, size in ((c, m, s) for s in sizes for c in corpora for m in models):
-        if missing(journal, corpus, model, size, smoke):
+        if missing(journal, corpus, model, size, smoke, settled):
             continue
-        best, result = chosen(journal, corpus, model, size, smoke)
+        tried = grid(corpus, model, size, smoke)
+        best = tried[0] if settled else chosen(journal, corpus, model, size, smoke)[0]
         keys = {t.key() for t in _seeds(best)}
         results = [r for t, r in read(journal) if t.key() in keys]
+        result = results[0]
         test = [r["test"] for r in results]
         how = ", ".join(f"{name} {value}" for name, value in {**best.settings, "dropout": best.dropout, **best.changes}.items())
-        note = f"{result['parameters']:,} parameters; {len(test)} seeds; best of {len(grid(corpus, model, size))} settings: {how}"
+        choice = "settings as docs/LOG.md found" if settled else f"best of {len(tried)} settings"
+        note = f"{result['parameters']:,} parameters; {len(test)} seeds; {choice}: {how}"
         rows.add(model, f"bits per byte, {corpus} test, {size}", statistics.mean(test), "bit/byte", note)
         if len(test) > 1:
             rows.add(model, f"deviation over seeds, {corpus} test, {size}", statistics.stdev(test), "bit/byte", note)
         summary = {"corpus": corpus, "model": model, "size": size, "parameters": result["parameters"], "settings": how}
-        found.append({**summary, "test": statistics.mean(test), "seeds": len(test), "validation": result["validation"]})
+        found.append({**summary, "test": statistics.mean(test), "seeds": len(test)})
     return found
 
 

@@ -46,17 +46,19 @@ def quality(arguments):
     others = [_another() for _ in range(arguments.jobs - 1)]
     try:
         seconds = float("inf") if arguments.minutes is None else 60 * arguments.minutes
-        bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, together=arguments.together, **where)
+        bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, together=arguments.together,
+                  settled=arguments.settled, **where)  # fmt: skip
     finally:
         failed = [p for p in others if p.wait()]
     if failed:
         raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed, as said above: the same command goes on.")
     if arguments.no_record:
         return 0
-    left = [contest for contest in _contests(where) if bench.missing(journal, *contest, arguments.smoke)]
+    only = {"smoke": arguments.smoke, "settled": arguments.settled}
+    left = [contest for contest in _contests(where) if bench.missing(journal, *contest, arguments.smoke, arguments.settled)]
     if left:
         say(f"Not complete yet: {', '.join(' '.join(c) for c in left)}. The same command goes on.")
-    return _recorded(arguments, "quality", lambda rows: bench.report(journal, rows, smoke=arguments.smoke, **where))
+    return _recorded(arguments, "quality", lambda rows: bench.report(journal, rows, **only, **where))
 
 
 def phase7(arguments):

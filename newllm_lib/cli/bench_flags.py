@@ -55,4 +55,5 @@ def _quality(parser, flag, positive) -> None:
     flag(parser, "text", help="folder with WikiText-2's files (for --corpora wikitext2)")
     flag(parser, "smoke", action="store_true", help="three steps of everything: whether it runs, not how good it is")
     flag(parser, "together", type=positive, default=4, help="trainings at once in each process (default: 4)")
+    flag(parser, "settled", action="store_true", help="no grids: each grid's first setting, which earlier trials found best")
     flag(parser, "no_record", action="store_true", help="train only; another process writes the rows")

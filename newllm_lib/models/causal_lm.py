@@ -79,8 +79,12 @@ class CausalLMWithState:
         logits = None
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+            logits = self.logits_of(outputs, kept)
         return CausalLMOutput(loss, logits, outputs.state)
+
+    def logits_of(self, outputs: ModelOutput, kept: slice | torch.Tensor) -> torch.Tensor:
+        """Logits (batch, kept positions, vocabulary) of the backbone's outputs."""
+        return self.lm_head(outputs.last_hidden_state[:, kept])
 
     def loss_of(self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
         """The loss of the backbone's outputs; labels (batch, time) are shifted already, `tokens` divides the sum."""

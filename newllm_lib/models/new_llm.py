@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
+from newllm_lib.layers.word_memory import Said, WordMemory, decay
 from newllm_lib.models.causal_lm import CausalLMWithState
 
 
@@ -26,7 +27,8 @@ class NewLLMConfig(PreTrainedConfig):
     """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
-    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
+    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks. `word_memory`:
+    tokens that `layers.word_memory` lasts (0: none); the state then has more rows, which hold its counts."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -44,6 +46,7 @@ class NewLLMConfig(PreTrainedConfig):
         context_eps: float = 1e-6,
         mlp_conv: bool = False,
         embedding_skip: bool = False,
+        word_memory: float = 0.0,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -61,6 +64,7 @@ class NewLLMConfig(PreTrainedConfig):
         self.context_eps = context_eps
         self.mlp_conv = mlp_conv
         self.embedding_skip = embedding_skip
+        self.word_memory = word_memory
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
@@ -74,10 +78,12 @@ class NewLLMConfig(PreTrainedConfig):
 
 @dataclass
 class NewLLMOutput(ModelOutput):
-    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32."""
+    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32; `said`: with a word memory,
+    what it counts."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
+    said: Said | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -104,6 +110,8 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             init_context_vector(module, self.config.time_scales)
         if isinstance(module, ShortMemory):
             init_taps(module.weight)
+        if isinstance(module, WordMemory):
+            module.reset(init)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
@@ -169,10 +177,15 @@ class NewLLMModel(NewLLMPreTrainedModel):
     def state_size(self) -> int:
         return self.layers[0].state_size
 
+    @property
+    def word_rows(self) -> int:
+        """Rows of the state that hold the counts of the word memory."""
+        return -(-self.config.vocab_size // self.state_size) if self.config.word_memory else 0
+
     def initial_state(self, batch: int) -> torch.Tensor:
-        """The state before the first token: zeros (batch, layers, state_size), float32."""
-        weight = self.embed_tokens.weight
-        return torch.zeros(batch, len(self.layers), self.state_size, device=weight.device, dtype=torch.float32)
+        """The state before the first token: zeros (batch, layers (and rows of counts), state_size), float32."""
+        weight, rows = self.embed_tokens.weight, len(self.layers) + self.word_rows
+        return torch.zeros(batch, rows, self.state_size, device=weight.device, dtype=torch.float32)
 
     def forward(
         self,
@@ -209,9 +222,20 @@ class NewLLMModel(NewLLMPreTrainedModel):
             else:
                 x, layer_state = layer(x, state[:, index], *shared)
             new_state.append(layer_state)
-        x = self.norm(x)
-        keep_state = use_cache if use_cache is not None else not self.training
-        return NewLLMOutput(x, torch.stack(new_state, 1) if keep_state else None)
+        x, said = self.norm(x), None
+        if self.config.word_memory:
+            if input_ids is None:
+                raise ValueError("A model with a word memory counts words: give input_ids, not inputs_embeds.")
+            before = state[:, len(self.layers) :].flatten(1)[:, : self.config.vocab_size]
+            said = Said(input_ids, starts, valid, before)
+        if not (use_cache if use_cache is not None else not self.training):
+            return NewLLMOutput(x, None, said)
+        new_state = torch.stack(new_state, 1)
+        if said is not None:
+            counts = said.after(decay(self.config.word_memory))
+            counts = nn.functional.pad(counts, (0, self.word_rows * self.state_size - self.config.vocab_size))
+            new_state = torch.cat([new_state, counts.unflatten(1, (-1, self.state_size))], 1)
+        return NewLLMOutput(x, new_state, said)
 
 
 class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixin):
@@ -223,4 +247,18 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
+        sizes = config.output_size, config.vocab_size, config.word_memory
+        self.word_memory = WordMemory(*sizes) if config.word_memory else None
         self.post_init()
+
+    def logits_of(self, outputs: NewLLMOutput, kept) -> torch.Tensor:
+        if self.word_memory is None:
+            return super().logits_of(outputs, kept)
+        last = -kept.start if isinstance(kept, slice) and kept.start else None
+        logits = self.word_memory.logits(outputs.last_hidden_state, self.lm_head.weight, outputs.said, last)
+        return logits if isinstance(kept, slice) else logits[:, kept]
+
+    def loss_of(self, outputs: NewLLMOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
+        if self.word_memory is None:
+            return super().loss_of(outputs, labels, tokens)
+        return self.word_memory.loss(outputs.last_hidden_state, self.lm_head.weight, outputs.said, labels, tokens)

@@ -42,18 +42,26 @@ def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: l
     for indices in alike.values():
         wide = torch.stack([_wide(updates[i]) for i in indices]).bfloat16()
         made = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        for i, update in zip(indices, made, strict=True):
-            tall = params[i].shape[0] > params[i].shape[1]
-            rate = group["lr"] * math.sqrt(max(1, params[i].shape[0] / params[i].shape[1]))
-            change = update.T if tall else update
-            if isinstance(rate, Tensor):  # on the device, as in a captured step: a number's `alpha` would be asked for
-                params[i].sub_(change.to(params[i].dtype) * rate)
-            else:
-                params[i].add_(change, alpha=-rate)
+        for tall in (False, True):
+            some = [(i, update) for i, update in zip(indices, made, strict=True) if tall == _tall(params[i])]
+            if some:
+                _move([params[i] for i, _ in some], torch.stack([update for _, update in some]), group["lr"])
+
+
+def _move(params: list[Tensor], updates: Tensor, rate) -> None:
+    """Parameters of one shape -= rate * updates (count, rows, columns; the longer side last), in a few kernels."""
+    shape = params[0].shape
+    # A rate on the device, as in a captured step, is a factor: `alpha` would have to be asked for.
+    changes = updates.to(params[0].dtype) * (rate * math.sqrt(max(1, shape[0] / shape[1])))
+    torch._foreach_sub_(params, list((changes.mT if _tall(params[0]) else changes).unbind()))
+
+
+def _tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
 
 
 def _wide(matrix: Tensor) -> Tensor:
-    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    return matrix.T if _tall(matrix) else matrix
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -32,7 +32,7 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
         quality.write(journal, trial, {"validation": 0.1, "test": 1.30 + 0.01 * number, "parameters": 4_200_000, "seconds": 1.0})
     assert quality.missing(journal, "chitchat", "new_llm", "4M") == []
     (found,) = quality.report(journal, rows, **where)
-    assert found["test"] == pytest.approx(1.31) and found["seeds"] == 3 and found["validation"] == pytest.approx(1.3)
+    assert found["test"] == pytest.approx(1.31) and found["seeds"] == 3
     assert [r["value"] for r in rows.rows] == ["1.31", "0.01"] and "4,200,000 parameters" in rows.rows[0]["note"]
 
 

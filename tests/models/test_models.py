@@ -12,7 +12,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True}
+OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
@@ -26,6 +26,8 @@ def build(model="new_llm", recurrence="parallel", **changes):
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
     for layer in built.model.layers if options else ():
         layer.shares.data.copy_(torch.tensor([0.8, 0.4]))  # at first the embeddings have no share
+    if options:
+        torch.nn.init.normal_(built.word_memory.trust.weight, std=0.3)
     return built
 
 
