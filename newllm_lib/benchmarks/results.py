@@ -10,7 +10,8 @@ from newllm_lib.errors import NewLLMError
 
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
 _NAMES = {
-    "new_llm": "New-LLM", "attention": "modern attention", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
+    "new_llm": "New-LLM", "attention": "modern attention", "attention_words": "modern attention, memory of words",
+    "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
 }  # fmt: skip
 
 

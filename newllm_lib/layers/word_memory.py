@@ -34,19 +34,17 @@ class Said:
         cut = (None if t is None else t[:, begin:end] for t in (self.ids, self.starts, self.valid))
         return Said(*cut, before)
 
-    @torch.no_grad()
     def counts(self, keep: float) -> Tensor:
         """(batch, time, words) float32: after each token."""
+        batch, time = self.ids.shape
         place, document, counted = self._places()
         old = (keep**place) * (document == 0)
         lag = (place.unsqueeze(2) - place.unsqueeze(1)).clamp_min(0)
         seen = torch.ones_like(lag, dtype=torch.bool).tril() & (document.unsqueeze(2) == document.unsqueeze(1))
         shares = (keep**lag) * seen * counted.unsqueeze(1)
-        batch, time = self.ids.shape
         counts = old.unsqueeze(2) * self.before.unsqueeze(1)
         return counts.scatter_add(2, self.ids.unsqueeze(1).expand(batch, time, time), shares)
 
-    @torch.no_grad()
     def after(self, keep: float) -> Tensor:
         """(batch, words) float32: after the last token."""
         place, document, counted = self._places()
@@ -115,7 +113,7 @@ class WordMemory(nn.Module):
             inside = slice(start, start + CHUNK)
             part = said.part(start, start + CHUNK, before)
             before = part.after(self.keep) if start + CHUNK < time else before
-            arguments = hidden[:, inside], weight, part, labels[:, inside]
+            arguments = hidden[:, inside], weight, part.ids, part.starts, part.valid, part.before, labels[:, inside]
             if time > CHUNK and torch.is_grad_enabled():
                 total = total + checkpoint(self._summed, *arguments, use_reentrant=False)
             else:
@@ -123,6 +121,7 @@ class WordMemory(nn.Module):
         count = (labels >= 0).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
         return total / count.clamp_min(1)
 
-    def _summed(self, hidden, weight, said: Said, labels) -> Tensor:
-        logits = F.linear(hidden, weight).float() + self(hidden, said.counts(self.keep))
+    def _summed(self, hidden, weight, ids, starts, valid, before, labels) -> Tensor:
+        counts = Said(ids, starts, valid, before).counts(self.keep)
+        logits = F.linear(hidden, weight).float() + self(hidden, counts)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
