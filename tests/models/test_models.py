@@ -1,5 +1,7 @@
 """Both models as a user of transformers meets them: causal, exact when continued, loadable, and able to generate."""
 
+from importlib import metadata
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -211,10 +213,12 @@ def first_preference_loss(model, folder) -> float:
         disable_tqdm=True, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
     )  # fmt: skip
     model.save_pretrained(folder / "base")
+    load = lambda: AutoModelForCausalLM.from_pretrained(folder / "base")  # noqa: E731
+    # Before 1.0 TRL makes its own reference only of classes that stand in transformers.
+    reference = {"ref_model": load()} if metadata.version("trl").startswith("0.") else {}
     trainer = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder / "base"), args=args, train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-    )  # fmt: skip
+        load(), args=args, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, **reference
+    )
     trainer.train()
     return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
 
