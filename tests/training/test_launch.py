@@ -56,7 +56,7 @@ def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_pa
     ours = workers(launcher)
     assert len(ours) == 2
     ours[1].send_signal(signal.SIGKILL)
-    said, errors = launcher.communicate(timeout=90)
+    said, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 1 and not any(p.is_running() for p in ours)
     last = errors.strip().splitlines()[-1]
     assert last.startswith("newllm: Process 1 of 2 was ended by SIGKILL") and "Traceback" not in errors
@@ -102,11 +102,11 @@ def test_a_stop_saves_and_a_mistake_is_said_once(tmp_path):
     wait_for_step(tmp_path, 3, launcher)
     stop = subprocess.run(STOP, cwd=tmp_path, capture_output=True, text=True)
     assert stop.returncode == 0, stop.stderr
-    said, errors = launcher.communicate(timeout=90)
+    said, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 130 and "Stopped at step" in errors and state(tmp_path)["state"] == "interrupted"
     assert Run(tmp_path / "run").latest_checkpoint() is not None
     again = start(tmp_path, "--epochs", "200", "--resume", "checkpoint-99999")  # found wrong by the processes
-    said, errors = again.communicate(timeout=90)
+    said, errors = again.communicate(timeout=300)
     assert again.returncode == 2 and errors.count("newllm:") == 1 and "checkpoint-99999" in errors
 
 
@@ -129,10 +129,10 @@ def test_torchrun_restarts_what_was_killed(tmp_path):
 def test_in_the_background_with_a_lock_that_is_the_launchers(tmp_path):
     write_text(tmp_path)
     started = start(tmp_path, "--epochs", "200", "--background")
-    said, errors = started.communicate(timeout=120)
+    said, errors = started.communicate(timeout=300)
     assert started.returncode == 0, errors + said
     twice = start(tmp_path, "--epochs", "200")
-    _, errors = twice.communicate(timeout=60)
+    _, errors = twice.communicate(timeout=300)
     assert twice.returncode == 1 and "already training" in errors
     stop = subprocess.run(STOP, cwd=tmp_path, capture_output=True, text=True)
     assert stop.returncode == 0 and state(tmp_path)["state"] == "interrupted", stop.stderr
