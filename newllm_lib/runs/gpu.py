@@ -26,17 +26,21 @@ def gpu_for(run: Run, index: int = 0, force: bool = False) -> Iterator[None]:
         GpuBusy: another run holds it and `force` is not given; names that run.
     """
     with open(_place(index), "a+") as file:  # the lock is the system's: gone with the process, however that ends
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not force:
-                raise GpuBusy(_refusal(file, index, run)) from None
-            yield
-            return
-        file.truncate(0)
-        file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))
-        file.flush()
+        if _taken(file):
+            file.truncate(0)
+            file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))
+            file.flush()
+        elif not force:
+            raise GpuBusy(_refusal(file, index, run))
         yield
+
+
+def _taken(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _refusal(file, index: int, run: Run) -> str:
