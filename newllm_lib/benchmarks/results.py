@@ -24,6 +24,11 @@ def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
     return list(found.values())
 
 
+def picture_of(benchmark: str) -> Path:
+    """Where its picture lies in the clone."""
+    return Path("docs", benchmark.replace(" ", "-") + ".png")
+
+
 def write_tables(results: Path, readme: Path) -> bool:
     """Put the tables of `results` between the README's marks; whether that changed it.
 
@@ -35,15 +40,14 @@ def write_tables(results: Path, readme: Path) -> bool:
             raise NewLLMError(f"There is no {file}: run this in the clone's folder.")
     rows, before = read(results), readme.read_text(encoding="utf-8")
     after = before
-    tables = {"speed": speed_table, "quality": quality_table, "decode": decode_table}
-    for name, make in tables.items():
+    for name, make in TABLES.items():
         table = make(rows) if any(row["benchmark"] == name for row in rows) else "Not measured yet."
         begin, end = _BEGIN.format(name=name), _END.format(name=name)
         part = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not part.search(after):
             raise NewLLMError(f"{readme} has no place for the table {name}: put in {begin} and {end}.")
-        picture = f"docs/{name}.png"
-        shown = f"\n\n![{name}, measured]({picture})" if readme.with_name("docs").joinpath(f"{name}.png").is_file() else ""
+        picture = picture_of(name)
+        shown = f"\n\n![{name}, measured]({picture})" if readme.with_name("docs").joinpath(picture.name).is_file() else ""
         text = f"{begin}\n{table}{shown}\n{end}"
         after = part.sub(lambda _, text=text: text, after)
     if after != before:
@@ -54,20 +58,41 @@ def write_tables(results: Path, readme: Path) -> bool:
 def speed_table(rows: list[dict]) -> str:
     """Training steps, the slowest first."""
     memory = {row["model"]: row["value"] for row in newest(rows, "speed", "peak memory")}
-    steps = sorted(newest(rows, "speed", "training step"), key=lambda row: float(row["value"]))
-    lines = [f"| {r['model']} | {float(r['value']) / 1e6:.2f} M | {_number(memory.get(r['model']), '.2f')} |" for r in steps]
-    return "\n".join(["| training step | tokens/s | GiB |", "|---|---:|---:|", *lines])
+    waited = {row["model"]: row["value"] for row in newest(rows, "speed", "each training step")}
+    lines = ["| training step | tokens/s | when each step is waited for | GiB |", "|---|---:|---:|---:|"]
+    for row in _steps(rows, "speed"):
+        name = row["model"]
+        cells = _millions(row["value"]), _millions(waited.get(name)), _number(memory.get(name), ".2f")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cpu_speed_table(rows: list[dict]) -> str:
+    """Training steps on a processor, the slowest first, and the blocks of tokens they were taken with."""
+    steps = _steps(rows, "speed on a CPU")
+    lines = [f"| {row['model']} | {float(row['value']):,.0f} | {row['note']} |" for row in steps]
+    return "\n".join(["| training step | tokens/s | |", "|---|---:|---|", *lines])
+
+
+def _steps(rows: list[dict], benchmark: str) -> list[dict]:
+    return sorted(newest(rows, benchmark, "training step"), key=lambda row: float(row["value"]))
+
+
+def _millions(value: str | None) -> str:
+    return "–" if value is None else f"{float(value) / 1e6:.2f} M"
 
 
 def decode_table(rows: list[dict]) -> str:
-    """Tokens a second after a short and a long history."""
-    found = newest(rows, "decode", "decoding after")
+    """Tokens a second after a short and a long history, and MiB on the device where they were counted."""
+    found, memory = newest(rows, "decode", "decoding after"), newest(rows, "decode", "memory after")
     histories = sorted({_history(r) for r in found})
     heads = " | ".join(f"after {h:,} tokens" for h in histories)
     lines = ["| one text, tokens/s | " + heads + " |", "|---" + "|---:" * len(histories) + "|"]
     for model in dict.fromkeys(r["model"] for r in found):
-        speeds = {_history(r): r["value"] for r in found if r["model"] == model and r["metric"].endswith("batch 1")}
-        lines.append(f"| {model} | " + " | ".join(_number(speeds.get(h), ",.0f") for h in histories) + " |")
+        alone = {_history(r): r["value"] for r in found if r["model"] == model and r["metric"].endswith("batch 1")}
+        held = {_history(r): r["value"] for r in memory if r["model"] == model and r["metric"].endswith("batch 1")}
+        cells = [_number(alone.get(h), ",.0f") + (f" ({float(held[h]):,.1f} MiB)" if h in held else "") for h in histories]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -100,6 +125,9 @@ def _number(value: str | None, how: str) -> str:
     return "–" if value is None else format(float(value), how)
 
 
+TABLES = {"speed": speed_table, "speed on a CPU": cpu_speed_table, "quality": quality_table, "decode": decode_table}
+
+
 def draw(results: Path, benchmark: str, path: Path) -> None:
     """A picture of the newest figures of `speed`, `decode` or `quality`."""
     import matplotlib
@@ -119,12 +147,13 @@ def draw(results: Path, benchmark: str, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_speed(axis, rows) -> None:
-    steps = sorted(newest(rows, "speed", "training step"), key=lambda row: float(row["value"]))
+def _draw_speed(axis, rows, benchmark="speed", unit=(1e6, "million ")) -> None:
+    steps, (scale, word) = _steps(rows, benchmark), unit
     colours = ["tab:orange" if r["model"].startswith("New-LLM") else "tab:gray" for r in steps]
-    bars = axis.barh([r["model"] for r in steps], [float(r["value"]) / 1e6 for r in steps], color=colours)
+    bars = axis.barh([r["model"] for r in steps], [float(r["value"]) / scale for r in steps], color=colours)
     axis.bar_label(bars, fmt="%.2f", padding=3)
-    axis.set_xlabel("training, million tokens a second")
+    axis.margins(x=0.12)  # room for the figures
+    axis.set_xlabel(f"training, {word}tokens a second")
 
 
 def _draw_decode(axis, rows) -> None:
@@ -153,4 +182,7 @@ def _draw_quality(axis, rows) -> None:
     axis.legend()
 
 
-_DRAWN = {"speed": _draw_speed, "decode": _draw_decode, "quality": _draw_quality}
+_DRAWN = {
+    "speed": _draw_speed, "speed on a CPU": lambda axis, rows: _draw_speed(axis, rows, "speed on a CPU", (1, "")),
+    "decode": _draw_decode, "quality": _draw_quality,
+}  # fmt: skip

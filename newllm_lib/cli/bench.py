@@ -13,11 +13,16 @@ from newllm_lib.errors import NewLLMError, UsageError
 def speed(arguments):
     """Training steps of everyone."""
     from newllm_lib.benchmarks import speed as bench
+    from newllm_lib.device import probe
 
-    ways = _some(arguments.ways, bench.WAYS, "way")
-    setting = {name: getattr(arguments, name) for name in bench.SETTING if getattr(arguments, name)}
+    on_a_cpu = probe().torch_device == "cpu"
+    usual = bench.CPU_WAYS if on_a_cpu else bench.WAYS
+    ways = _some(arguments.ways or usual, [*bench.WAYS, *bench.CPU_WAYS], "way")
+    setting = bench.CPU_SETTING if on_a_cpu else bench.SETTING
+    setting = {name: getattr(arguments, name) or usual for name, usual in setting.items()}
     say("Timing training steps, each way in a process of its own: " + ", ".join(ways))
-    return _recorded(arguments, "speed", lambda rows: bench.run(rows, ways, steps=arguments.steps, **setting))
+    options = {"steps": arguments.steps, "jobs": arguments.jobs, **setting}
+    return _recorded(arguments, "speed on a CPU" if on_a_cpu else "speed", lambda rows: bench.run(rows, ways, **options))
 
 
 def decode(arguments):
@@ -131,7 +136,7 @@ def table(arguments):
 
 def _recorded(arguments, name: str, measure):
     """Run `measure(rows)`, append its rows, draw the picture."""
-    from newllm_lib.benchmarks.results import draw
+    from newllm_lib.benchmarks.results import draw, picture_of
     from newllm_lib.benchmarks.rows import Rows
 
     rows, out = Rows(name), Path(arguments.out)
@@ -140,7 +145,7 @@ def _recorded(arguments, name: str, measure):
         say("Nothing to record.")
         return {"rows": []} if arguments.json else 0
     rows.append_to(out)
-    picture = Path(arguments.picture or f"docs/{name}.png")
+    picture = Path(arguments.picture or picture_of(name))
     draw(out, name, picture)
     say(f"{len(rows.rows)} rows appended to {out}; picture: {picture}. Next: newllm bench table")
     return {"rows": rows.rows} if arguments.json else 0

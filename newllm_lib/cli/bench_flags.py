@@ -36,8 +36,9 @@ def add(commands, command, flag, positive) -> None:
     flag(linear, "work", default="checkpoints/phase8_quality", help="where the trained runs are kept")
     flag(linear, "set", nargs="+", metavar="KEY=VALUE", help="recipe keys for all of them alike, such as epochs=2")
     flag(speed, "steps", type=positive, default=60, help="timed steps (default: 60)")
-    for name, default in (("batch", 512), ("length", 128), ("vocabulary", 8192)):
-        flag(speed, name, type=positive, help=f"of the training step (default: {default:,})")
+    flag(speed, "jobs", type=positive, default=1, help="processes that prepare side by side, to be timed in turn (default: 1)")
+    for name, default in (("batch", "512, without a GPU 1"), ("length", "128"), ("vocabulary", "8,192, without a GPU 4,096")):
+        flag(speed, name, type=positive, help=f"of the training step (default: {default})")
     flag(decode, "histories", nargs="+", type=positive, metavar="N", help="tokens read before (default: 16 65536)")
     flag(decode, "batches", nargs="+", type=positive, metavar="N", help="texts at a time (default: 1 64)")
     flag(decode, "tokens", type=positive, default=512, help="tokens timed (default: 512)")

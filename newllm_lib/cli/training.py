@@ -25,9 +25,7 @@ def train(arguments):
         return _start_in_background(arguments, run, [run])
     what = recipe.base if recipe.task == "dpo" else recipe.model
     say(f"Training {what} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
-    from newllm_lib.training import train as run_training
-
-    run = run_training(recipe)
+    run = _run_training(recipe)(recipe)
     say(f"Next: {command('evaluate', word_for(run))}   or   {command('chat', word_for(run))}")
     return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
 
@@ -51,8 +49,8 @@ def demo(arguments):
         # What the two say goes to their own logs too, also when this process's output is the demo's log.
         os.environ.pop(runs.BACKGROUND, None)
         say(f"  {_expected_time(ours, baseline)}; Ctrl-C saves and stops, the same command continues")
+        run_training = _run_training(ours)
         from newllm_lib.evaluation.comparison import compare
-        from newllm_lib.training import train as run_training
 
         for recipe in (ours, baseline):
             run_training(recipe)
@@ -61,6 +59,17 @@ def demo(arguments):
         _keep_comparison(job, ours.mirror_dir)
     say(f"Next: {command('chat', word_for(both[0]))}")
     return result if arguments.json else 0
+
+
+def _run_training(recipe: Recipe):
+    """`training.train`; what compiles for a GPU starts before its imports, not after them."""
+    from newllm_lib.ops import ahead
+
+    if recipe.compile != "off":
+        ahead.start_compilers()
+    from newllm_lib.training import train
+
+    return train
 
 
 def _recipe(arguments, name: str, **forced) -> Recipe:

@@ -22,6 +22,7 @@ from newllm_lib.ops.context_step import conv_step, gate_step
 from newllm_lib.ops.gated_scan import gated_context
 from newllm_lib.ops.short_conv import short_conv
 from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
+from newllm_lib.ops.stream_norm import add_norm, add_norm_conv
 
 
 class ContextVector(nn.Module):
@@ -40,13 +41,25 @@ class ContextVector(nn.Module):
     def state_size(self) -> int:
         return self.context_dim + (self.conv_width - 1) * self.hidden_size
 
-    def forward(self, x, state, starts, valid):
-        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
-        _, y, state = self.read(x, state, starts, valid)
-        return self.out(y), state
+    def forward(self, x, branch, norm, state, starts, valid):
+        """The residual stream x + branch, what this layer adds to it, and the new state.
+
+        Args:
+            x: (batch, time, hidden), the stream; branch: what the last layer adds to it, or None. norm: the RMSNorm through which
+                the stream is read. state: (batch, state_size) float32. starts, valid: (batch, time) bool or None.
+        """
+        if valid is not None or _decodes(x, valid):
+            r, n = add_norm(x, branch, norm.weight, norm.eps)
+            _, y, state = self.read(n, state, starts, valid)
+            return r, self.out(y), state
+        context, tail = self._parts(state)
+        r, u, tail = add_norm_conv(x, branch, norm.weight, self.conv, starts, tail, norm.eps)
+        y, context = self._scan(u, context, starts, None)
+        return r, self.out(y), torch.cat([context, tail.flatten(1)], -1)
 
     def read(self, x, state, starts, valid, keep: bool = True):
-        """u (batch, time, hidden), y (batch, time, context_dim) and the new state: all but the output's matrix.
+        """u (batch, time, hidden), y (batch, time, context_dim) and the new state, from a stream that is
+        normalised already: all but the output's matrix.
 
         state: None at a text's beginning. keep: make the new state (else None).
         """
@@ -58,11 +71,19 @@ class ContextVector(nn.Module):
             return self._step(x, state, starts)
         context = tail = None
         if state is not None:
-            context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
-            tail = tail.reshape(batch, self.conv_width - 1, self.hidden_size)
+            context, tail = self._parts(state)
         u, tail = short_conv(x, self.conv, starts, valid, tail, keep)
+        y, context = self._scan(u, context, starts, valid)
+        return u, y, None if not keep else torch.cat([context, tail.flatten(1).float()], -1)
+
+    def _parts(self, state):
+        """The state's context (batch, context_dim) and tail (batch, conv_width - 1, hidden)."""
+        context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
+        return context, tail.reshape(len(state), self.conv_width - 1, self.hidden_size)
+
+    def _scan(self, u, context, starts, valid):
         y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
-        return u, y, None if not keep else torch.cat([context, tail.reshape(batch, -1).float()], -1)
+        return y, context
 
     def _step(self, x, state, starts):
         """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
@@ -85,8 +106,21 @@ class ShortMemory(nn.Module):
         hidden_size, conv_width = self.weight.shape
         return (conv_width - 1) * hidden_size
 
-    def forward(self, x, state, starts, valid):
-        """state (batch, state_size) float32; starts, valid (batch, time) bool or None. Returns output and new state."""
+    def forward(self, x, branch, norm, state, starts, valid):
+        """The residual stream x + branch, what is read of it through `norm` and the convolution, and the new state.
+
+        Args:
+            as `ContextVector.forward`.
+        """
+        if valid is None and not _decodes(x, valid):
+            tail = state.reshape(len(state), self.weight.shape[1] - 1, self.weight.shape[0])
+            r, u, tail = add_norm_conv(x, branch, norm.weight, self.weight, starts, tail, norm.eps)
+            return r, u, tail.flatten(1).float()
+        r, n = add_norm(x, branch, norm.weight, norm.eps)
+        return r, *self._after(n, state, starts, valid)
+
+    def _after(self, x, state, starts, valid):
+        """The convolution of a stream that is normalised already, and the new state."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if _decodes(x, valid):
@@ -144,16 +178,20 @@ class ContextBlock(nn.Module):
     def state_size(self) -> int:
         return self.context.state_size + (self.conv_mlp.state_size if self.conv_mlp is not None else 0)
 
-    def forward(self, x, state, starts=None, valid=None, embedded=None):
-        """x (batch, time, hidden), state (batch, state_size) -> the same shapes; embedded, of x's size, with embedding_skip."""
+    def forward(self, x, branch, state, starts=None, valid=None, embedded=None):
+        """The residual stream and what is still to be added to it (None before the first block), which is left to whoever reads
+        the sum next: x, branch (batch, time, hidden), state (batch, state_size) -> the same; embedded, of x's size, with
+        embedding_skip.
+        """
         if self.shares is not None:
             stream, again = self.shares.to(x.dtype)
-            x = stream * x + again * embedded
+            x, branch = stream * (x if branch is None else x + branch) + again * embedded, None
         size = self.context.state_size
-        y, new = self.context(self.norm_context(x), state[:, :size], starts, valid)
-        x = x + self.dropout(y)
-        u = self.norm_mlp(x)
-        if self.conv_mlp is not None:
-            u, tail = self.conv_mlp(u, state[:, size:], starts, valid)
+        x, y, new = self.context(x, branch, self.norm_context, state[:, :size], starts, valid)
+        y = self.dropout(y)
+        if self.conv_mlp is None:
+            x, u = add_norm(x, y, self.norm_mlp.weight, self.norm_mlp.eps)
+        else:
+            x, u, tail = self.conv_mlp(x, y, self.norm_mlp, state[:, size:], starts, valid)
             new = torch.cat([new, tail], -1)
-        return x + self.dropout(self.mlp(u)), new
+        return x, self.dropout(self.mlp(u)), new

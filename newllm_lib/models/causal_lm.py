@@ -69,6 +69,8 @@ class CausalLMWithState:
             logits_to_keep: return logits of the last this many positions (0: all). In training with labels, none are returned:
                 the loss is computed without forming them.
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
+
+        In training with labels the state comes without gradients: they stop where the block ends (`training.carry`).
         """
         outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
         loss = None
@@ -80,7 +82,10 @@ class CausalLMWithState:
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.logits_of(outputs, kept)
-        return CausalLMOutput(loss, logits, outputs.state)
+        state = outputs.state
+        if self.training and loss is not None and state is not None:
+            state = state.detach()  # a compiled step would send zeros back through all of it otherwise
+        return CausalLMOutput(loss, logits, state)
 
     def logits_of(self, outputs: ModelOutput, kept: slice | torch.Tensor) -> torch.Tensor:
         """Logits (batch, kept positions, vocabulary) of the backbone's outputs."""

@@ -21,6 +21,7 @@ from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.layers.word_memory import Said, WordMemory, decay
 from newllm_lib.models.causal_lm import CausalLMWithState
+from newllm_lib.ops.stream_norm import add_norm
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -214,15 +215,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
-        x, new_state = self.dropout(x), []
-        shared = (starts, valid, x) if self.config.embedding_skip and self.config.recurrence == "parallel" else (starts, valid)
-        for index, layer in enumerate(self.layers):
-            if self.gradient_checkpointing and self.training:
-                x, layer_state = self._gradient_checkpointing_func(layer.__call__, x, state[:, index], *shared)
-            else:
-                x, layer_state = layer(x, state[:, index], *shared)
-            new_state.append(layer_state)
-        x, said = self.norm(x), None
+        x, new_state = self._through(self.dropout(x), state, starts, valid)
+        said = None
         if self.config.word_memory:
             if input_ids is None:
                 raise ValueError("A model with a word memory counts words: give input_ids, not inputs_embeds.")
@@ -236,6 +230,21 @@ class NewLLMModel(NewLLMPreTrainedModel):
             counts = nn.functional.pad(counts, (0, self.word_rows * self.state_size - self.config.vocab_size))
             new_state = torch.cat([new_state, counts.unflatten(1, (-1, self.state_size))], 1)
         return NewLLMOutput(x, new_state, said)
+
+    def _through(self, x, state, starts, valid):
+        """x through the layers and the last norm; each layer's new state."""
+        saves = self.gradient_checkpointing and self.training
+        run = self._gradient_checkpointing_func if saves else lambda layer, *arguments: layer(*arguments)
+        if self.config.recurrence == "sequential":
+            x, layer_state = run(self.layers[0].__call__, x, state[:, 0], starts, valid)
+            return x, [layer_state]
+        branch, new_state, shared = None, [], (starts, valid, x) if self.config.embedding_skip else (starts, valid)
+        for index, layer in enumerate(self.layers):
+            x, branch, layer_state = run(layer.__call__, x, branch, state[:, index], *shared)
+            new_state.append(layer_state)
+            if saves:
+                x, branch = x + branch, None  # one tensor to keep for the next layer, not two
+        return add_norm(x, branch, self.norm.weight, self.norm.eps)[1], new_state
 
 
 class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixin):

@@ -10,6 +10,7 @@ import os
 import torch
 
 from newllm_lib.device import probe
+from newllm_lib.ops import ahead
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,9 +46,13 @@ def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
     return runs_triton(x) and (float32 or x.dtype != torch.float32) and _tensor_core_dot()
 
 
-@torch.compiler.assume_constant_result  # asks the system, which can't be traced
 def _tensor_core_dot() -> bool:
     return _tensor_core_dot_of(os.environ.get("NEWLLM_DEVICE"))
+
+
+# It asks the system, which can't be traced. This is what torch.compiler.assume_constant_result does, but that imports all of
+# torch's compiler, a third of what else is imported to chat with a model.
+_tensor_core_dot._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -57,10 +62,13 @@ def _tensor_core_dot_of(named: str | None) -> bool:
 
 
 def on_its_device(function):
-    """Run `function(x, ...)` with x's GPU as the current one: Triton launches there, wherever the tensors are."""
+    """Run `function(x, ...)` with x's GPU as the current one: Triton launches there, wherever the tensors are. What is being
+    compiled ahead is waited for.
+    """
 
     @functools.wraps(function)
     def run(x: torch.Tensor, *args, **kwargs):
+        ahead.finish()
         with torch.cuda.device_of(x):
             return function(x, *args, **kwargs)
 

@@ -18,6 +18,7 @@ from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, count_parameters, load_model, model_config, parameters
 from newllm_lib.models.weights import check_weights
+from newllm_lib.ops import ahead
 from newllm_lib.ops.backend import kernels
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import (
@@ -312,6 +313,8 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         how = "off"  # what processes send each other is not recorded
     blocks = prepare_blocks(model, recipe, micro, how)
     compiled = how in ("on", "graphs") and blocks is None
+    if blocks is None and not recipe.teacher and device.torch_device == "cuda" and not ranks.several():
+        ahead.rehearse(model.to(device.torch_device), partial(_loss_of_a_batch, model, recipe, device, micro))
     if is_cut(recipe, device):
         cut(model, torch.device(device.torch_device), parts(recipe, device), compiled=compiled)
     elif compiled:
@@ -353,6 +356,15 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
         plot_curves(run)
     if agreement.stopped if agreement else signals.received is not None:
         raise Interrupted(f"Stopped at step {trainer.state.global_step} of {total}, saved: the same command continues.")
+
+
+def _loss_of_a_batch(model, recipe, device, micro: int) -> torch.Tensor:
+    """The loss of a batch of nothing, computed as a training step will."""
+    ids = torch.ones(micro, recipe.max_seq_length, dtype=torch.long, device=device.torch_device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype_of(recipe, device))
+    state = {"use_cache": True} if recipe.carry_state else {}
+    with torch.autocast(device.torch_device, dtype, enabled=dtype is not None):
+        return model.train()(input_ids=ids, shift_labels=ids, **state).loss
 
 
 _LARGE = 200_000_000  # parameters from which on a model is made on its GPU: a small machine's host could not hold it

@@ -7,6 +7,7 @@ import pytest
 from newllm_lib.benchmarks import decode, quality, speed
 from newllm_lib.benchmarks.rows import read
 from newllm_lib.cli import main
+from newllm_lib.device import probe
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_speed_asks_for_the_setting_that_was_given(here, monkeypatch):
     asked = {}
     monkeypatch.setattr(speed, "run", lambda rows, ways, **options: asked.update(ways=ways, **options))
     assert main(["bench", "speed", "--ways", "seed:eager", "--batch", "16", "--steps", "3"]) == 0
-    assert asked == {"ways": ["seed:eager"], "steps": 3, "batch": 16}
+    sizes = {"batch": 16, "length": 128, "vocabulary": 4096 if probe().torch_device == "cpu" else 8192}
+    assert asked == {"ways": ["seed:eager"], "steps": 3, "jobs": 1, **sizes}
     assert not (here / "benchmarks").exists()  # nothing came out
 
 

@@ -64,6 +64,14 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     assert first.state.shape == second.state.shape  # one size however long the text
 
 
+@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
+def test_in_training_with_labels_gradients_stop_at_the_state(recurrence):
+    model, ids = build("new_llm", recurrence).train(), text(2, 12)
+    assert model(ids, use_cache=True).state.requires_grad
+    outputs = model(ids, shift_labels=ids, use_cache=True)
+    assert outputs.loss.requires_grad and not outputs.state.requires_grad
+
+
 @pytest.mark.parametrize("kind", FORMS)
 def test_packed_documents_do_not_see_each_other(kind):
     model = build(*kind)

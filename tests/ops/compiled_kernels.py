@@ -28,6 +28,7 @@ from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
 from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
 from newllm_lib.ops.squared_relu_mlp import triton as mlp
+from newllm_lib.ops.stream_norm import triton as stream
 
 CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
@@ -80,6 +81,11 @@ def run_everything(dtype, batch=2, time=64, dim=64):
             normal(batch, time, 3 * dim), float32(dim), float32(dim), starts, starts, float32(batch, dim)
         )
         (y * 2).sum().backward()
+    inputs = normal(batch, time, dim), normal(batch, time, dim), float32(dim)
+    r, n = stream.add_norm(*inputs, 1e-6)
+    (r * n).sum().backward()
+    r, u = stream.add_norm_conv(*inputs, float32(dim, 4), starts, float32(batch, 3, dim), 1e-6)
+    (r * u).sum().backward()
     (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
     state = torch.zeros(batch, 4 * dim)
     step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))

@@ -27,9 +27,11 @@ def short_unrolling(monkeypatch):
     """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
     from newllm_lib.ops.context_scan import launch
     from newllm_lib.ops.short_conv import triton as conv
+    from newllm_lib.ops.stream_norm import triton as stream
 
     for tile in (launch.FORWARD, launch.BACKWARD, conv._FORWARD, conv._BACKWARD):
         monkeypatch.setitem(tile, "UNROLL", 3)
+    monkeypatch.setattr(stream, "_UNROLL", 3)
 
 
 @pytest.fixture(params=["whole", "chunked"])
@@ -37,10 +39,12 @@ def chunks(request, monkeypatch):
     """Time in one piece, and cut into pieces of at least 2 steps as where batch x dim does not fill a GPU."""
     from newllm_lib.ops.context_scan import launch
     from newllm_lib.ops.short_conv import triton as conv
+    from newllm_lib.ops.stream_norm import triton as stream
 
     wanted = 1 if request.param == "whole" else 3
     monkeypatch.setattr(launch, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
-    monkeypatch.setattr(conv, "_MIN_CHUNK", 10**6 if wanted == 1 else 2)
+    for module in (conv, stream):
+        monkeypatch.setattr(module, "_MIN_CHUNK", 10**6 if wanted == 1 else 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -89,6 +93,24 @@ def test_short_conv(case, chunks):
 )
 def test_short_conv_widths(width, flags, tail, chunks):
     checks.check_short_conv("cpu", torch.float32, 2, 7, 3, width=width, flags=flags, with_tail=tail)
+
+
+@pytest.mark.parametrize("with_branch", [True, False])
+def test_add_norm(with_branch):
+    checks.check_add_norm("cpu", torch.float32, 37, 21, with_branch)
+    checks.check_add_norm("cpu", torch.float16, 5, 130, with_branch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_add_norm_conv(case, chunks):
+    checks.check_add_norm_conv("cpu", *case)
+
+
+@pytest.mark.parametrize(
+    ("width", "flags", "tail", "branch"), [(1, True, True, True), (2, False, False, False), (5, True, False, True)]
+)
+def test_add_norm_conv_widths(width, flags, tail, branch, chunks):
+    checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, tail, branch)
 
 
 @pytest.mark.parametrize(("dtype", "layers", "flags"), [(torch.float32, 1, True), (torch.float32, 3, False)])
@@ -168,7 +190,9 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     torch.library.opcheck(torch.ops.newllm.horosphere_features.default, arguments, test_utils=checks_of)
 
 
-@pytest.mark.parametrize("name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv"])
+@pytest.mark.parametrize(
+    "name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv", "add_norm", "add_norm_conv"]
+)
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
     import newllm_lib.ops.context_scan.triton
@@ -185,6 +209,8 @@ def test_operator_is_well_formed(name):
         "gated_readout": (x, y, draw.normal(dim), 1e-6),
         "gated_context": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
         "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
+        "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
+        "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), starts, draw.normal(batch, 3, dim), 1e-6),
     }
     torch.library.opcheck(getattr(torch.ops.newllm, name).default, arguments[name])
 

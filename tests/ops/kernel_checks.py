@@ -150,6 +150,47 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
     compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
 
 
+def check_add_norm(device, dtype, rows, dim, with_branch=True, seed=0):
+    from newllm_lib.ops.stream_norm import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    branch = draw.normal(rows, dim) if with_branch else None
+    inputs = [draw.normal(rows, dim, scale=3.0), branch, draw.normal(dim, dtype=torch.float32)]
+
+    def both(module):
+        return lambda *inputs: module.add_norm(*inputs, 1e-6)
+
+    def norm(module):  # the stream ends there: nothing but n has a gradient
+        return lambda *inputs: (module.add_norm(*inputs, 1e-6)[1],)
+
+    names = ["dx", "dbranch", "dweight"] if with_branch else ["dx", "dweight"]
+    compare(["r", "n", *names], both(triton), both(reference), inputs, TOLERANCE[dtype])
+    if dim > 1:  # one channel's norm is its sign: all of its gradient is cancellation
+        compare(["n", *names], norm(triton), norm(reference), inputs, TOLERANCE[dtype])
+
+
+def check_add_norm_conv(device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, with_branch=True, seed=0):
+    from newllm_lib.ops.stream_norm import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    starts = draw.flags(batch, time, share=0.2) if flags else None
+    tail = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
+    branch = draw.normal(batch, time, dim) if with_branch else None
+    parameters = draw.normal(dim, dtype=torch.float32), draw.normal(dim, width, dtype=torch.float32)
+    inputs = [draw.normal(batch, time, dim), branch, *parameters, tail]
+
+    def with_flags(module):
+        return lambda x, branch, weight, taps, tail: module.add_norm_conv(x, branch, weight, taps, starts, tail, 1e-6)
+
+    def conv(module):  # the stream ends there
+        return lambda *inputs: with_flags(module)(*inputs)[1:]
+
+    names = ["dx", "dbranch", "dweight", "dtaps", "dtail"] if with_branch else ["dx", "dweight", "dtaps", "dtail"]
+    compare(["r", "u", *names], with_flags(triton), with_flags(reference), inputs, TOLERANCE[dtype])
+    if dim > 1:
+        compare(["u", *names], conv(triton), conv(reference), inputs, TOLERANCE[dtype])
+
+
 def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):
     """One token by `module` against a sequence of length 1 in float64: what is read, and the state afterwards."""
     draw = Draw(device, dtype, seed)

@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from newllm_lib.ops.backend import on_its_device, shared_memory
+from newllm_lib.ops.context_scan.kernels import exp2
+from newllm_lib.ops.cross_entropy.chunked import aligned_rows
 
 # Rows, words, warps, with all channels of both in shared memory: the first that fits is taken. The first was measured on an
 # H100; the others are for GPUs with less shared memory.
@@ -27,10 +29,11 @@ _ROWS = 16  # rows of a program in the small kernels
 
 @triton.jit
 def exponentials(
-    hidden, head, labels, e, sums, rows, words, dim,
+    hidden, head, labels, e, sums, rows, words, dim, e_row,
     BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BLOCK_DIM: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim) without gaps."""
+    """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim) without gaps, rows of e
+    `e_row` apart."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_DIM)
     row_in, k_in = local < rows - first, k < dim
@@ -50,20 +53,20 @@ def exponentials(
         else:
             right = tl.load(head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0)
         exponent = tl.dot(left, right, input_precision="ieee") * LOG2_E - at_label[:, None]
-        value = tl.exp2(tl.minimum(exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
+        value = exp2(tl.minimum(exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
         value = tl.where(word[None, :] == label[:, None], 0.0, value)
         inside = row_in[:, None]
         if not EVEN:
             value = tl.where(word_in[None, :], value, 0.0)
             inside = inside & word_in[None, :]
         total += tl.sum(value, 1)
-        tl.store(e + first * words + (local[:, None] * words + word[None, :]), value.to(e.dtype.element_ty), mask=inside)
+        tl.store(e + first * e_row + (local[:, None] * e_row + word[None, :]), value.to(e.dtype.element_ty), mask=inside)
     tl.store(sums + first + local, total, mask=row_in)
 
 
 @triton.jit
 def finish(
-    hidden, labels, sums, e, losses, factors, scaled, rows, words, dim,
+    hidden, labels, sums, e, losses, factors, scaled, rows, dim, e_row,
     IGNORE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """losses = log(1 + S), factors = 1 / (1 + S), both 0 where nothing is predicted; e at the label = -S; scaled = factor * x."""
@@ -77,7 +80,7 @@ def finish(
     factor = tl.where(counted, 1.0 / (1.0 + total), 0.0)
     tl.store(losses + row, tl.where(counted, loss, 0.0), mask=row_in)
     tl.store(factors + row, factor, mask=row_in)
-    tl.store(e + row * words + label, (-total).to(e.dtype.element_ty), mask=row_in & counted)
+    tl.store(e + row * e_row + label, (-total).to(e.dtype.element_ty), mask=row_in & counted)
     inside = row_in[:, None] & (k < dim)[None, :]
     x = tl.load(hidden + row[:, None] * dim + k[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(scaled + row[:, None] * dim + k[None, :], (x * factor[:, None]).to(scaled.dtype.element_ty), mask=inside)
@@ -102,15 +105,16 @@ def softmax_factors(
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.
     """
     hidden, head, (rows, dim), words = hidden.contiguous(), head.contiguous(), hidden.shape, head.shape[0]
-    e = torch.empty(rows, words, dtype=hidden.dtype, device=hidden.device)
+    e = aligned_rows(hidden, words)
     sums, scaled = torch.empty_like(losses), torch.empty_like(hidden)
     padded = max(16, triton.next_power_of_2(dim))
     block_rows, block_words, warps = _tile(hidden.device, padded)
     exponentials[(triton.cdiv(rows, block_rows),)](
-        hidden, head, labels, e, sums, rows, words, dim, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, BLOCK_DIM=padded,
-        EVEN=dim == padded and words % block_words == 0, STAGES=_STAGES, num_warps=warps,
+        hidden, head, labels, e, sums, rows, words, dim, e.stride(0), BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words,
+        BLOCK_DIM=padded, EVEN=dim == padded and words % block_words == 0, STAGES=_STAGES, num_warps=warps,
     )  # fmt: skip
     finish[(triton.cdiv(rows, _ROWS),)](
-        hidden, labels, sums, e, losses, factors, scaled, rows, words, dim, IGNORE=ignore, BLOCK_ROWS=_ROWS, BLOCK_DIM=padded
+        hidden, labels, sums, e, losses, factors, scaled, rows, dim, e.stride(0),
+        IGNORE=ignore, BLOCK_ROWS=_ROWS, BLOCK_DIM=padded,
     )
     return e, scaled

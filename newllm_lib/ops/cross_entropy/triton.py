@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from newllm_lib.ops.backend import on_its_device
+
 MAX_VOCABULARY = 1 << 17
 
 
@@ -31,6 +33,7 @@ def _softmax_gradient(logits, labels, losses, vocabulary, stride, IGNORE: tl.con
     tl.store(place, tl.where(counted, gradient, 0.0).to(logits.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int, losses: torch.Tensor) -> None:
     """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy, and fill losses (rows,), float32.
 

@@ -16,7 +16,7 @@ from newllm_lib.ops.gated_scan import readout_kernels
 from newllm_lib.ops.partial_sums import sum_rows
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program: few enough that many programs share a multiprocessor
-_PROGRAMS = 4  # programs a multiprocessor in the read-out's backward pass
+_PROGRAMS = 6  # programs a multiprocessor in the read-out's backward pass
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:

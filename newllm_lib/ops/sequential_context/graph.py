@@ -59,3 +59,8 @@ def piece(cell_type: type[Cell], direction: str, shape: Shape, weights: LoopWeig
     for own, new in zip(_pieces[key].cell.weights, weights, strict=True):
         own.copy_(new)
     return _pieces[key]
+
+
+def forget() -> None:
+    """Drop all pieces, and what they captured."""
+    _pieces.clear()

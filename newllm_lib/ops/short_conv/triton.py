@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from newllm_lib.ops.backend import on_its_device
 from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.partial_sums import sum_rows
 from newllm_lib.ops.short_conv import kernels
@@ -34,13 +35,17 @@ def _constants(weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> di
 
 @torch.library.custom_op("newllm::short_conv", mutates_args=())
 def _conv(x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> Tensor:
+    return _forward(x, weight, starts, tail)
+
+
+@on_its_device
+def _forward(x, weight, starts, tail):
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, length = _plan(x, _FORWARD)
-    with torch.cuda.device_of(x):
-        kernels.conv_forward[grid](
-            x, weight.contiguous(), launch.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
-            *launch.strides(x), **_constants(weight, starts, tail), **_FORWARD,
-        )  # fmt: skip
+    kernels.conv_forward[grid](
+        x, weight.contiguous(), launch.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
+        *launch.strides(x), **_constants(weight, starts, tail), **_FORWARD,
+    )  # fmt: skip
     return u
 
 
@@ -53,15 +58,19 @@ def _(x, weight, starts, tail):
 def _conv_backward(
     x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None, du: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, weight, starts, tail, du)
+
+
+@on_its_device
+def _gradients(x, weight, starts, tail, du):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtail = x.new_empty(0) if tail is None else torch.empty_like(tail)
     grid, length = _plan(x, _BACKWARD)
     dweight = torch.empty(x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        kernels.conv_backward[grid](
-            x, weight.contiguous(), launch.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
-            length, *launch.strides(x), *launch.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
-        )  # fmt: skip
+    kernels.conv_backward[grid](
+        x, weight.contiguous(), launch.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
+        length, *launch.strides(x), *launch.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
+    )  # fmt: skip
     return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dtail
 
 

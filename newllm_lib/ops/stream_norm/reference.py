@@ -1,0 +1,27 @@
+"""The residual stream's sum, norm and short convolution in plain torch: float32 inside (float64 for float64), then rounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from newllm_lib.ops.short_conv import reference as conv
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x (..., dim), in x's dtype."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    return torch.nn.functional.rms_norm(x.to(compute), x.shape[-1:], weight.to(compute), eps).to(x.dtype)
+
+
+def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `stream_norm.add_norm`."""
+    r = x if branch is None else x + branch.to(x.dtype)
+    return r, norm(r, weight, eps)
+
+
+def add_norm_conv(x, branch, weight, taps, starts, tail, eps) -> tuple[Tensor, Tensor]:
+    """As `stream_norm.add_norm_conv`, but for the new tail."""
+    r = x if branch is None else x + branch.to(x.dtype)
+    compute = torch.promote_types(r.dtype, torch.float32)
+    return r, conv.short_conv(norm(r.to(compute), weight, eps), taps, starts, tail).to(r.dtype)

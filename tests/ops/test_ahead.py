@@ -1,0 +1,51 @@
+"""Kernels compiled before a first step: nothing is left to compile in it, and nothing else is left behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from newllm_lib.ops import ahead
+
+
+def test_on_a_processor_nothing_is_rehearsed():
+    ahead.rehearse(nn.Linear(2, 2), lambda: pytest.fail("there is nothing to compile for"))
+
+
+def test_only_the_first_blocks_are_gone_through():
+    model = nn.Module()
+    model.few, model.blocks = nn.ModuleList([nn.Linear(1, 1)] * 3), nn.ModuleList(nn.Linear(9, 9) for _ in range(5))
+    before = list(model.blocks)
+    with ahead._first_blocks(model):
+        assert list(model.blocks) == before[:2] and len(model.few) == 3
+    assert list(model.blocks) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
+def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(recurrence, monkeypatch, tmp_path):
+    from triton.runtime.jit import JITFunction
+
+    from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled, compile_one = [], JITFunction._do_compile
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda self, *a, **k: (compiled.append(self), compile_one(self, *a, **k))[1])
+    sizes = {"vocab_size": 320, "hidden_size": 48, "context_dim": 48, "mlp_size": 80, "num_hidden_layers": 4, "bos_token_id": 0}
+    torch.manual_seed(0)
+    model = NewLLMForCausalLM(NewLLMConfig(**sizes, recurrence=recurrence)).cuda().train()
+    ids = torch.randint(1, 320, (16, 64), device="cuda")
+
+    def loss():
+        with torch.autocast("cuda", torch.bfloat16):
+            return model(input_ids=ids, shift_labels=ids).loss
+
+    drawn = torch.cuda.get_rng_state()
+    ahead.rehearse(model, loss)
+    ahead.finish()
+    assert compiled and torch.equal(drawn, torch.cuda.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    compiled.clear()
+    found = loss()
+    found.backward()
+    assert not compiled, {kernel.__name__ for kernel in compiled}
+    assert abs(found.item() - 5.77) < 0.3  # of random weights: the logarithm of the vocabulary

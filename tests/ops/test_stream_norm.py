@@ -1,0 +1,59 @@
+"""The residual stream's sum, norm and convolution: what they are made of, and the kernels against the plain version."""
+
+import pytest
+import torch
+
+from newllm_lib.ops.short_conv import short_conv
+from newllm_lib.ops.stream_norm import add_norm, add_norm_conv
+from tests.ops import kernel_checks as checks
+
+
+def draw(batch=2, time=12, dim=3):
+    """x, branch, weight, taps and a tail, in float64."""
+    random = checks.Draw("cpu", torch.float64)
+    stream = random.normal(batch, time, dim), random.normal(batch, time, dim), random.normal(dim)
+    return *stream, random.normal(dim, 4), random.normal(batch, 3, dim)
+
+
+def test_is_a_sum_then_torchs_norm_then_the_short_convolution():
+    x, branch, weight, taps, tail = draw()
+    r, n = add_norm(x, branch, weight)
+    torch.testing.assert_close(r, x + branch)
+    torch.testing.assert_close(n, torch.nn.functional.rms_norm(x + branch, (3,), weight, 1e-6))
+    assert add_norm(x, None, weight)[0] is x
+    starts = torch.zeros(2, 12, dtype=torch.bool)
+    starts[0, 4] = starts[1, 11] = True
+    found, u, new_tail = add_norm_conv(x, branch, weight, taps, starts, tail)
+    expected, expected_tail = short_conv(n, taps, starts, None, tail)
+    torch.testing.assert_close(found, r)
+    torch.testing.assert_close(u, expected)
+    torch.testing.assert_close(new_tail, expected_tail, check_dtype=False, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 6])
+def test_goes_on_from_its_tail(cut):
+    x, branch, weight, taps, _ = (part.detach().float() for part in draw())
+    _, whole, end = add_norm_conv(x, branch, weight, taps)
+    _, first, tail = add_norm_conv(x[:, :cut], branch[:, :cut], weight, taps)
+    _, second, last = add_norm_conv(x[:, cut:], branch[:, cut:], weight, taps, None, tail)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(last, end)
+
+
+def test_in_the_interpreter():
+    checks.run_interpreted("add_norm and not operator")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 63, 100), (2, 1000, 513), (600, 40, 256)])
+def test_on_a_gpu(sizes, dtype):
+    batch, time, dim = sizes
+    checks.check_add_norm("cuda", dtype, batch * time, dim)
+    checks.check_add_norm_conv("cuda", dtype, *sizes)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bare():
+    checks.check_add_norm("cuda", torch.float16, 33, 64, with_branch=False)
+    checks.check_add_norm_conv("cuda", torch.float16, 2, 63, 64, flags=False, with_tail=False, with_branch=False)
