@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 from newllm_lib.runs import Run, atomic_write_bytes
@@ -10,7 +11,7 @@ from newllm_lib.runs import Run, atomic_write_bytes
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
 _PANELS = (  # title, unit, training series, held-out series (each with colour and label), a line to compare with
-    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, 0.6931),
+    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, math.log(2)),
     ("reward margin", "beta x nats", {"rewards/margins": _TRAINED}, {"eval_reward_margin": _HELD_OUT}, 0.0),
     # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is the likelier one
     ("accuracy", "share of pairs", {"rewards/accuracies": (_BLUE, "training, by reward")},
