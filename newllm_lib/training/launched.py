@@ -30,6 +30,8 @@ def main(path: str, before: str) -> int:
     except Exception:  # a mistake of ours: the launcher's one line would not be enough
         traceback.print_exc()
         return 1
+    finally:  # it ends by itself now: a KeyboardInterrupt while Python goes would only be printed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 

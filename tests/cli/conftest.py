@@ -33,6 +33,7 @@ def newllm(tmp_path):
         return subprocess.Popen(
             [sys.executable, "-m", "newllm_lib", *words], cwd=tmp_path, env=environment(how), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs the tests behind `&`
         )  # fmt: skip
 
     call.begin, call.folder = begin, tmp_path
