@@ -17,7 +17,7 @@ from newllm_lib.layers.ar_ssm import ARSSM
 from newllm_lib.layers.linear_attention import LinearAttention
 from newllm_lib.layers.local_attention import LocalAttention
 from newllm_lib.ops.gates import mix, swiglu
-from newllm_lib.ops.residual_norm import residual_norm
+from newllm_lib.ops.stream_norm import add_norm
 
 
 class SwiGLU(nn.Module):
@@ -72,7 +72,7 @@ class Phase7Block(nn.Module):
             x, the new state or None, and each token's share of opened ranks (batch, time), None without AR-SSM.
         """
         carried, past = self._split(state)
-        x, h = residual_norm(x, None, self.norm_mixer.weight, self.norm_mixer.eps)
+        x, h = add_norm(x, None, self.norm_mixer.weight, self.norm_mixer.eps)
         y, past = self.attention(h, past, rotation, starts, lengths, curvature_factor, keep)
         opened = None
         if self.ssm is not None:
@@ -81,7 +81,7 @@ class Phase7Block(nn.Module):
                 valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
             s, carried, opened = self.ssm(h, carried, starts, valid, keep)
             y = mix(y, s, self.gate(h))
-        x, h = residual_norm(x, self.dropout(self.out(y)), self.norm_mlp.weight, self.norm_mlp.eps)
+        x, h = add_norm(x, self.dropout(self.out(y)), self.norm_mlp.weight, self.norm_mlp.eps)
         x = x + self.dropout(self.mlp(h))
         parts = [part.float() for part in (carried, past) if part is not None]
         return x, torch.cat(parts, -1) if keep else None, opened

@@ -26,7 +26,7 @@ from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.new_llm import init_context_vector
-from newllm_lib.ops.residual_norm import residual_norm
+from newllm_lib.ops.stream_norm import add_norm
 
 
 class Phase7Config(PreTrainedConfig):
@@ -200,7 +200,7 @@ class Phase7Model(Phase7PreTrainedModel):
         x, starts = moved.there(x), moved.starts(starts)
         keep = use_cache if use_cache is not None else not self.training
         x, state, opened = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
-        x = residual_norm(x, None, self.norm.weight, self.norm.eps)[1]
+        x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
         return Phase7Output(moved.back(x), state, opened if opened is None else moved.back(opened))
 
     def _blocks(self, x, state, starts, lengths, keep: bool):

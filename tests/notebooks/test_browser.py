@@ -142,7 +142,7 @@ class Tab:
 def tab(request, tmp_path, monkeypatch):
     """The notebook in a browser with its kernel waiting, on small data."""
     if MISSING:
-        pytest.skip(f"needs {', '.join(MISSING)}: `make test-slow` installs them (.venv/bin/pip install -e .[demo,dev,browser])")
+        pytest.fail(f"needs {', '.join(MISSING)}: `make test-slow` installs them (.venv/bin/pip install -e .[demo,dev,browser])")
     from playwright.sync_api import sync_playwright
 
     name, folder = request.param, tmp_path / "work"

@@ -21,7 +21,6 @@ from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.linear_attention import features_triton
 from newllm_lib.ops.linear_attention import triton as linear
-from newllm_lib.ops.residual_norm import triton as residual
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
@@ -100,7 +99,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     sums = norms.squares(weight)
     norms.clip(factors[0], 0, one, 1.0)
     norms.limited(weight, norms.second_moment(sums, *factors, one, 0.1, 0.5), one)
-    total, normed = residual.residual_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
+    total, normed = stream.add_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
     gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
     (gated_sum * 2).sum().backward()
     hoisted._cell_type = lambda x: TritonCell

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.ops import kernel_checks as checks
+from tests.ops import phase7_checks
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run these through the test files beside them"
 
@@ -101,6 +102,16 @@ def test_add_norm(with_branch):
     checks.check_add_norm("cpu", torch.float16, 5, 130, with_branch)
 
 
+@pytest.mark.parametrize(("dtype", "rows", "dim", "with_branch"), [
+    (torch.float32, 5, 37, True), (torch.float16, 3, 16, True), (torch.float32, 7, 130, False), (torch.float32, 1, 1, True),
+])  # fmt: skip
+def test_add_norm_in_several_programs(dtype, rows, dim, with_branch, monkeypatch):
+    from newllm_lib.ops.stream_norm import triton
+
+    monkeypatch.setattr(triton, "_BACKWARD_TILE", 128)  # each walks over several blocks of rows
+    checks.check_add_norm("cpu", dtype, 2 * rows, dim, with_branch)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_add_norm_conv(case, chunks):
     checks.check_add_norm_conv("cpu", *case)
@@ -143,7 +154,7 @@ def test_hyperbolic_attention(tile, case, monkeypatch):
 
     tile = dict(zip(("BLOCK_M", "BLOCK_N"), tile, strict=True), num_warps=4, num_stages=1)
     monkeypatch.setattr(triton, "_tiles", lambda x: dict(forward=tile, queries=tile, keys=tile))
-    checks.check_hyperbolic_attention("cpu", *case)
+    phase7_checks.check_hyperbolic_attention("cpu", *case)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,7 @@ def test_linear_attention(case, monkeypatch):
     from newllm_lib.ops.linear_attention import triton
 
     monkeypatch.setattr(triton, "CHUNK", 16)
-    checks.check_linear_attention("cpu", *case)
+    phase7_checks.check_linear_attention("cpu", *case)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,7 @@ def test_linear_attentions_features(case, monkeypatch):
 
     monkeypatch.setattr(features_triton, "_ROWS", 16)
     monkeypatch.setattr(features_triton, "_PROGRAMS", 3)
-    checks.check_horosphere_features("cpu", *case)
+    phase7_checks.check_horosphere_features("cpu", *case)
 
 
 def test_linear_attention_is_a_well_formed_operator(monkeypatch):
@@ -253,21 +264,11 @@ def test_context_step(dtype, dim, width, flags):
     checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)
 
 
-@pytest.mark.parametrize(("dtype", "rows", "dim", "summed"), [
-    (torch.float32, 5, 37, True), (torch.float16, 3, 16, True), (torch.float32, 7, 130, False), (torch.float32, 1, 1, True),
-])  # fmt: skip
-def test_residual_norm(dtype, rows, dim, summed, monkeypatch):
-    from newllm_lib.ops.residual_norm import triton
-
-    monkeypatch.setattr(triton, "_BACKWARD_TILE", 128)  # several programs that walk over several blocks of rows
-    checks.check_residual_norm("cpu", dtype, rows, dim, summed)
-
-
 @pytest.mark.parametrize(("dtype", "rows", "dim", "groups"), [
     (torch.float32, 3, 30, 5), (torch.float16, 2, 1100, 4), (torch.float32, 1, 1, 1),
 ])  # fmt: skip
 def test_gates(dtype, rows, dim, groups):
-    checks.check_gates("cpu", dtype, rows, dim, groups)
+    phase7_checks.check_gates("cpu", dtype, rows, dim, groups)
 
 
 @pytest.mark.parametrize("case", [(torch.float32, 2, 3, 20, 6, 8, True), (torch.float32, 1, 1, 9, 16, 64)], ids=str)
@@ -276,15 +277,15 @@ def test_packed_hyperbolic_attention(case, monkeypatch):
 
     tile = dict(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1)
     monkeypatch.setattr(triton, "_tiles", lambda x: dict(forward=tile, queries=tile, keys=tile))
-    checks.check_packed_attention("cpu", *case)
+    phase7_checks.check_packed_attention("cpu", *case)
 
 
 @pytest.mark.parametrize(
     ("dtype", "rows", "columns"), [(torch.float32, 70, 300), (torch.float16, 5, 3), (torch.float32, 1, 1100)]
 )
 def test_gradient_norms(dtype, rows, columns):
-    checks.check_gradient_norms("cpu", dtype, rows, columns)
+    phase7_checks.check_gradient_norms("cpu", dtype, rows, columns)
 
 
 def test_hyperbolic_visibility():
-    checks.check_visibility("cpu")
+    phase7_checks.check_visibility("cpu")

@@ -5,6 +5,7 @@ import torch
 
 from newllm_lib.ops.gates import reference
 from tests.ops import kernel_checks as checks
+from tests.ops import phase7_checks
 
 
 def test_gradients_equal_finite_differences():
@@ -30,4 +31,4 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "dim", "groups"), [(1, 1, 1), (37, 90, 6), (3000, 2048, 16)])
 def test_on_a_gpu(dtype, rows, dim, groups):
-    checks.check_gates("cuda", dtype, rows, dim, groups)
+    phase7_checks.check_gates("cuda", dtype, rows, dim, groups)

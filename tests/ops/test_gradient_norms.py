@@ -5,6 +5,7 @@ import torch
 
 from newllm_lib.ops.gradient_norms import clip, limited, second_moment, squares
 from tests.ops import kernel_checks as checks
+from tests.ops import phase7_checks
 
 
 def test_clipping_counts_all_norms_and_refuses_none_that_is_no_number():
@@ -33,4 +34,4 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (513, 771), (8192, 2048), (2048, 4096)])
 def test_on_a_gpu(dtype, rows, columns):
-    checks.check_gradient_norms("cuda", dtype, rows, columns)
+    phase7_checks.check_gradient_norms("cuda", dtype, rows, columns)

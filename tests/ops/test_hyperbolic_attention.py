@@ -5,6 +5,7 @@ import torch
 
 from newllm_lib.ops.hyperbolic_attention import chunked, hyperbolic_attention, operator
 from tests.ops import kernel_checks as checks
+from tests.ops import phase7_checks
 
 
 def _into_ball(u, c):
@@ -77,14 +78,14 @@ def test_gradients_of_the_plain_version_are_finite_differences():
 def test_in_chunks(queries, window, documents, monkeypatch):
     monkeypatch.setattr(chunked, "_CHUNK", 400)
     monkeypatch.setattr(chunked, "_WINDOWED_ROWS", 5)
-    checks.check_hyperbolic_attention("cpu", torch.float32, 2, 3, queries, 37, 5, window, documents, backend="chunked")
+    phase7_checks.check_hyperbolic_attention("cpu", torch.float32, 2, 3, queries, 37, 5, window, documents, backend="chunked")
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_everywhere(backend, dtype):
     """Points at the origin, beyond where float32 tells 1 - c|x|² from 0, on top of each other, and opposite."""
-    checks.check_extreme_points("cpu", dtype, backend)
+    phase7_checks.check_extreme_points("cpu", dtype, backend)
 
 
 def test_far_points_keep_their_distances():
@@ -174,17 +175,17 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [32, 80, 112, 128, 256])
 def test_on_a_gpu(dtype, dim):
-    checks.check_hyperbolic_attention("cuda", dtype, 2, 3, 333, 333, dim)
-    checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 300, 300, dim, 70, True)
+    phase7_checks.check_hyperbolic_attention("cuda", dtype, 2, 3, 333, 333, dim)
+    phase7_checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 300, 300, dim, 70, True)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_new_queries_and_extreme_points_on_a_gpu(dtype):
-    checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 1, 200, 64, 50)
-    checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 70, 200, 64, None, True)
-    checks.check_extreme_points("cuda", dtype, "triton")
-    checks.check_hyperbolic_attention("cuda", dtype, 1, 2, 100, 100, 64, 30, True, backend="chunked")
+    phase7_checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 1, 200, 64, 50)
+    phase7_checks.check_hyperbolic_attention("cuda", dtype, 2, 2, 70, 200, 64, None, True)
+    phase7_checks.check_extreme_points("cuda", dtype, "triton")
+    phase7_checks.check_hyperbolic_attention("cuda", dtype, 1, 2, 100, 100, 64, 30, True, backend="chunked")
 
 
 @pytest.mark.gpu
@@ -218,9 +219,9 @@ def test_compiles_without_graph_break_on_a_gpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [(2, 3, 77, 40, 64, True), (2, 16, 1024, 128, 128), (1, 2, 300, 64, 1000, True)], ids=str)
 def test_packed_on_a_gpu(dtype, case):
-    checks.check_packed_attention("cuda", dtype, *case)
+    phase7_checks.check_packed_attention("cuda", dtype, *case)
 
 
 @pytest.mark.gpu
 def test_what_is_visible_on_a_gpu():
-    checks.check_visibility("cuda")
+    phase7_checks.check_visibility("cuda")

@@ -7,6 +7,7 @@ from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.ops.linear_attention import chunked, horosphere_features, linear_attention
 from newllm_lib.ops.linear_attention.features import log_horospheres
 from tests.ops import kernel_checks as checks
+from tests.ops import phase7_checks
 
 NAMES = ["out", "state", "dq", "dk", "dv", "dlog_decay", "dstate"]
 
@@ -173,9 +174,9 @@ def test_in_the_interpreter():
      (torch.float32, 64, 64), (torch.float16, 64, 64)],
 )  # fmt: skip
 def test_on_a_gpu(dtype, features, dim):
-    checks.check_linear_attention("cuda", dtype, 2, 3, 333, features, dim, True)
-    checks.check_linear_attention("cuda", dtype, 1, 2, 1, features, dim, True)
-    checks.check_linear_attention("cuda", dtype, 2, 2, 130, features, dim, backend="chunked")
+    phase7_checks.check_linear_attention("cuda", dtype, 2, 3, 333, features, dim, True)
+    phase7_checks.check_linear_attention("cuda", dtype, 1, 2, 1, features, dim, True)
+    phase7_checks.check_linear_attention("cuda", dtype, 2, 2, 130, features, dim, backend="chunked")
 
 
 @pytest.mark.gpu
@@ -184,12 +185,12 @@ def test_on_a_gpu(dtype, features, dim):
     [(torch.bfloat16, 64, 64), (torch.bfloat16, 64, 128), (torch.float32, 20, 40), (torch.float16, 64, 64)],
 )  # fmt: skip
 def test_features_on_a_gpu(dtype, features, dim):
-    checks.check_horosphere_features("cuda", dtype, 2, 3, 333, features, dim)
+    phase7_checks.check_horosphere_features("cuda", dtype, 2, 3, 333, features, dim)
 
 
 @pytest.mark.gpu
 def test_one_document_on_a_gpu():
-    checks.check_linear_attention("cuda", torch.bfloat16, 2, 3, 333, 64, 64)
+    phase7_checks.check_linear_attention("cuda", torch.bfloat16, 2, 3, 333, 64, 64)
 
 
 @pytest.mark.gpu

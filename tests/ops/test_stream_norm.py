@@ -30,6 +30,18 @@ def test_is_a_sum_then_torchs_norm_then_the_short_convolution():
     torch.testing.assert_close(new_tail, expected_tail, check_dtype=False, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_is_rounded_once_and_its_norm_is_of_what_is_stored(dtype):
+    draw = checks.Draw("cpu", dtype)
+    x, branch, weight = draw.normal(2, 3, 8), draw.normal(2, 3, 8), draw.normal(8, dtype=torch.float32)
+    r, n = add_norm(x, branch, weight, 1e-5)
+    assert r.dtype == n.dtype == dtype
+    assert torch.equal(r, x + branch)
+    expected = torch.nn.functional.rms_norm(r.float(), (8,), weight, 1e-5)
+    torch.testing.assert_close(n, expected.to(dtype))
+    assert torch.equal(add_norm(r, None, weight, 1e-5)[1], n)
+
+
 @pytest.mark.parametrize("cut", [1, 2, 6])
 def test_goes_on_from_its_tail(cut):
     x, branch, weight, taps, _ = (part.detach().float() for part in draw())
@@ -51,6 +63,13 @@ def test_on_a_gpu(sizes, dtype):
     batch, time, dim = sizes
     checks.check_add_norm("cuda", dtype, batch * time, dim)
     checks.check_add_norm_conv("cuda", dtype, *sizes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "dim", "summed"), [(1, 1, True), (37, 100, False), (5000, 2048, True), (700, 2048, False)])
+def test_the_sum_and_norm_alone_on_a_gpu(dtype, rows, dim, summed):
+    checks.check_add_norm("cuda", dtype, 2 * rows, dim, summed)
 
 
 @pytest.mark.gpu

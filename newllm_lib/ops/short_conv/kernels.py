@@ -18,7 +18,7 @@ from newllm_lib.ops.context_scan.kernels import load_flags, load_rows
 
 
 @triton.jit
-def _taps(weight, dims, dim, WIDTH: tl.constexpr):
+def load_taps(weight, dims, dim, WIDTH: tl.constexpr):
     taps = ()
     for k in tl.static_range(WIDTH):
         taps = taps + (tl.load(weight + dims * WIDTH + k, mask=dims < dim, other=0.0).to(tl.float32),)
@@ -26,7 +26,7 @@ def _taps(weight, dims, dim, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _push(window, newest, LENGTH: tl.constexpr):
+def push(window, newest, LENGTH: tl.constexpr):
     """The window with `newest` at its front and its oldest entry gone."""
     moved = ()
     for k in tl.static_range(LENGTH):
@@ -35,7 +35,7 @@ def _push(window, newest, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def _empty_if(start, window, LENGTH: tl.constexpr):
+def empty_if(start, window, LENGTH: tl.constexpr):
     emptied = ()
     for k in tl.static_range(LENGTH):
         emptied = emptied + (tl.where(start, 0.0, window[k]),)
@@ -43,7 +43,7 @@ def _empty_if(start, window, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def _within(dims, dim, inside):
+def stored_where(dims, dim, inside):
     """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
     return dims < tl.where(inside, dim, 0)
 
@@ -58,20 +58,20 @@ def _tokens_before(
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
     for back in tl.static_range(WIDTH - 1, 0, -1):  # oldest first: a document start empties what lies behind it
-        stored = _within(dims, dim, t >= back)
+        stored = stored_where(dims, dim, t >= back)
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_TAIL:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(tail + place, mask=_within(dims, dim, t < back), other=0.0).to(tl.float32)
+            token += tl.load(tail + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
         if HAS_STARTS:
             start = tl.load(starts + batch * time + t - back, mask=t >= back, other=0) != 0
-            window = _empty_if(start, window, WIDTH - 1)
-        window = _push(window, token, WIDTH - 1)
+            window = empty_if(start, window, WIDTH - 1)
+        window = push(window, token, WIDTH - 1)
     return window
 
 
 @triton.jit
-def _gradients_after(
+def gradients_after(
     du_row, starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest first."""
@@ -79,12 +79,12 @@ def _gradients_after(
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
     for on in tl.static_range(WIDTH - 2, -1, -1):  # latest first: nothing before a document start is read from it on
-        stored = _within(dims, dim, t + on < time)
+        stored = stored_where(dims, dim, t + on < time)
         grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
-        window = _push(window, grad, WIDTH - 1)
+        window = push(window, grad, WIDTH - 1)
         if HAS_STARTS:
             start = tl.load(starts + batch * time + t + on, mask=t + on < time, other=0) != 0
-            window = _empty_if(start, window, WIDTH - 1)
+            window = empty_if(start, window, WIDTH - 1)
     return window
 
 
@@ -98,12 +98,12 @@ def _forward_steps(
     is_start = load_flags(starts, place, HAS_STARTS, UNROLL, 1)
     for step in tl.static_range(UNROLL):
         if HAS_STARTS:
-            window = _empty_if(is_start[step], window, WIDTH - 1)
+            window = empty_if(is_start[step], window, WIDTH - 1)
         out = xs[step] * (1.0 + taps[0])
         for k in tl.static_range(1, WIDTH):
             out += window[k - 1] * taps[k]
         tl.store(u_row + step * dim + dims, out.to(u_row.dtype.element_ty), mask=in_dim)
-        window = _push(window, xs[step], WIDTH - 1)
+        window = push(window, xs[step], WIDTH - 1)
     return window
 
 
@@ -119,7 +119,7 @@ def conv_forward(
     in_dim = dims < dim
     first = tl.program_id(1) * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    taps = _taps(weight, dims, dim, WIDTH)
+    taps = load_taps(weight, dims, dim, WIDTH)
     x_row = x + batch * x_batch + first.to(tl.int64) * x_time
     u_row = u + (batch * time + first) * dim
     window = _tokens_before(
@@ -143,7 +143,7 @@ def conv_forward(
 
 
 @triton.jit
-def _add_to_weights(sums, token, grad, window, WIDTH: tl.constexpr):
+def add_to_weights(sums, token, grad, window, WIDTH: tl.constexpr):
     """The token's share of the weight's gradient: itself times the gradients of the outputs that read it."""
     added = (sums[0] + token * grad,)
     for k in tl.static_range(1, WIDTH):
@@ -165,10 +165,10 @@ def _backward_steps(
         for k in tl.static_range(1, WIDTH):
             grad += window[k - 1] * taps[k]
         tl.store(dx_row - step * dim + dims, grad.to(dx_row.dtype.element_ty), mask=in_dim)
-        sums = _add_to_weights(sums, xs[step], dus[step], window, WIDTH)
-        window = _push(window, dus[step], WIDTH - 1)
+        sums = add_to_weights(sums, xs[step], dus[step], window, WIDTH)
+        window = push(window, dus[step], WIDTH - 1)
         if HAS_STARTS:
-            window = _empty_if(is_start[step], window, WIDTH - 1)
+            window = empty_if(is_start[step], window, WIDTH - 1)
     return window, sums
 
 
@@ -187,11 +187,11 @@ def conv_backward(
     first = chunk * chunk_length
     last = tl.minimum(first + chunk_length, time)
     end = (last - 1).to(tl.int64)
-    taps = _taps(weight, dims, dim, WIDTH)
+    taps = load_taps(weight, dims, dim, WIDTH)
     x_row = x + batch * x_batch + end * x_time
     du_row = du + batch * du_batch + end * du_time
     dx_row = dx + (batch * time + end) * dim
-    window = _gradients_after(
+    window = gradients_after(
         du_row + du_time, starts, batch, last, time, dims, dim, du_time, du_dim, HAS_STARTS, WIDTH
     )  # fmt: skip
     sums = ()
@@ -224,8 +224,8 @@ def conv_backward(
                 for k in tl.static_range(1, WIDTH):
                     tail_grad += window[k - 1] * taps[k]
                 tl.store(dtail + tail_row, tail_grad.to(dtail.dtype.element_ty), mask=in_dim)
-                sums = _add_to_weights(sums, token, nothing, window, WIDTH)
-                window = _push(window, nothing, WIDTH - 1)
+                sums = add_to_weights(sums, token, nothing, window, WIDTH)
+                window = push(window, nothing, WIDTH - 1)
     for k in tl.static_range(WIDTH):
         place = ((batch * tl.num_programs(1) + chunk) * WIDTH + k) * dim + dims
         tl.store(dweight + place, sums[k], mask=in_dim)

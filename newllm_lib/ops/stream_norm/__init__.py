@@ -1,6 +1,6 @@
 """Where the residual stream is added to and read: r = x + branch, then RMSNorm(r), and with a short convolution over it.
 
-    add_norm        r = x + branch; n = RMSNorm(r)                     before the token MLP and the head
+    add_norm        r = x + branch; n = RMSNorm(r)                     before the token MLP and the head; in Phase 7, everywhere
     add_norm_conv   r = x + branch; n = RMSNorm(r); u = n + conv(n)    before the context vector
 
 All of it is memory traffic, so each is one pass over the stream forward and one backward: the gradients that reach r from the
@@ -15,7 +15,8 @@ from newllm_lib.ops.backend import runs_triton
 from newllm_lib.ops.short_conv import new_tail
 from newllm_lib.ops.stream_norm import reference
 
-MAX_DIM = 2048  # channels of which a program holds several rows and the sums for their parameters
+MAX_DIM = 8192  # channels of which a program holds a row and the sum for its weight
+MAX_CONV_DIM = 2048  # channels of which a program also holds what the taps reach
 
 
 def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def add_norm_conv(
 
 
 def _stream_and_conv(x, branch, weight, taps, starts, tail, eps):
-    if runs_triton(x) and x.shape[-1] <= MAX_DIM:
+    if runs_triton(x) and x.shape[-1] <= MAX_CONV_DIM:
         from newllm_lib.ops.stream_norm import triton
 
         return triton.add_norm_conv(x, branch, weight, taps, starts, tail, eps)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from newllm_lib.ops.context_scan.kernels import load_flags, load_rows
-from newllm_lib.ops.short_conv.kernels import _add_to_weights, _empty_if, _gradients_after, _push, _taps, _within
+from newllm_lib.ops.short_conv.kernels import add_to_weights, empty_if, gradients_after, load_taps, push, stored_where
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _tokens_before(
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
     for back in tl.static_range(WIDTH - 1, 0, -1):  # oldest first: a document start empties what lies behind it
-        stored = _within(dims, dim, t >= back)
+        stored = stored_where(dims, dim, t >= back)
         place = (batch * time + t - back) * dim + dims
         value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)
         if HAS_BRANCH:
@@ -41,11 +41,11 @@ def _tokens_before(
         token = value * _inverse(value, dim, eps) * scale
         if HAS_TAIL:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(tail + place, mask=_within(dims, dim, t < back), other=0.0).to(tl.float32)
+            token += tl.load(tail + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
         if HAS_STARTS:
             start = tl.load(starts + batch * time + t - back, mask=t >= back, other=0) != 0
-            window = _empty_if(start, window, WIDTH - 1)
-        window = _push(window, token, WIDTH - 1)
+            window = empty_if(start, window, WIDTH - 1)
+        window = push(window, token, WIDTH - 1)
     return window
 
 
@@ -68,12 +68,12 @@ def _forward_steps(
             value = rounded.to(tl.float32)
         token = value * _inverse(value, dim, eps) * scale
         if HAS_STARTS:
-            window = _empty_if(is_start[step], window, WIDTH - 1)
+            window = empty_if(is_start[step], window, WIDTH - 1)
         out = token * (1.0 + taps[0])
         for k in tl.static_range(1, WIDTH):
             out += window[k - 1] * taps[k]
         tl.store(u + here, out.to(u.dtype.element_ty), mask=in_dim)
-        window = _push(window, token, WIDTH - 1)
+        window = push(window, token, WIDTH - 1)
     return window
 
 
@@ -88,7 +88,7 @@ def norm_conv_forward(
     in_dim = dims < dim
     first = tl.program_id(1) * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    filters = _taps(taps, dims, dim, WIDTH)
+    filters = load_taps(taps, dims, dim, WIDTH)
     scale = tl.load(weight + dims, mask=in_dim, other=0.0).to(tl.float32)
     window = _tokens_before(
         x, branch, starts, tail, batch, time, first, scale, dims, dim, eps, HAS_BRANCH, HAS_STARTS, HAS_TAIL, WIDTH
@@ -123,16 +123,16 @@ def _backward_steps(
         grad = dus[step] * (1.0 + taps[0])
         for k in tl.static_range(1, WIDTH):
             grad += window[k - 1] * taps[k]
-        sums = _add_to_weights(sums, normal * scale, dus[step], window, WIDTH)
+        sums = add_to_weights(sums, normal * scale, dus[step], window, WIDTH)
         scale_sum += grad * normal
         grad *= scale
         total = inverse * (grad - normal * (tl.sum(grad * normal, 0) / dim))
         if HAS_DR:
             total += from_stream[step]
         tl.store(dx + (place - step) * dim + dims, total.to(dx.dtype.element_ty), mask=in_dim)
-        window = _push(window, dus[step], WIDTH - 1)
+        window = push(window, dus[step], WIDTH - 1)
         if HAS_STARTS:
-            window = _empty_if(is_start[step], window, WIDTH - 1)
+            window = empty_if(is_start[step], window, WIDTH - 1)
     return window, sums, scale_sum
 
 
@@ -149,10 +149,10 @@ def norm_conv_backward(
     in_dim = dims < dim
     first = chunk * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    filters = _taps(taps, dims, dim, WIDTH)
+    filters = load_taps(taps, dims, dim, WIDTH)
     scale = tl.load(weight + dims, mask=in_dim, other=0.0).to(tl.float32)
     after = du + (batch * time + last) * dim
-    window = _gradients_after(after, starts, batch, last, time, dims, dim, dim, 1, HAS_STARTS, WIDTH)
+    window = gradients_after(after, starts, batch, last, time, dims, dim, dim, 1, HAS_STARTS, WIDTH)
     sums = ()
     for _ in tl.static_range(WIDTH):
         sums = sums + (tl.zeros((BLOCK_DIM,), tl.float32),)
@@ -178,8 +178,8 @@ def norm_conv_backward(
                 for k in tl.static_range(1, WIDTH):
                     tail_grad += window[k - 1] * filters[k]
                 tl.store(dtail + tail_row, tail_grad.to(dtail.dtype.element_ty), mask=in_dim)
-                sums = _add_to_weights(sums, token, nothing, window, WIDTH)
-                window = _push(window, nothing, WIDTH - 1)
+                sums = add_to_weights(sums, token, nothing, window, WIDTH)
+                window = push(window, nothing, WIDTH - 1)
     own = shares + (batch * tl.num_programs(1) + chunk) * (WIDTH + 1) * dim
     for k in tl.static_range(WIDTH):
         tl.store(own + dims * WIDTH + k, sums[k], mask=in_dim)

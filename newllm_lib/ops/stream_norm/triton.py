@@ -25,7 +25,7 @@ _WARP = 128  # channels a warp takes in the walk through time: with twice as man
 
 def _tile(dim: int, elements: int) -> dict[str, int]:
     block = triton.next_power_of_2(dim)
-    return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4)
+    return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
 
 
 def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:

@@ -48,8 +48,6 @@ class RoundedAdafactor(RoundedOptimizer):
         self._squares[parameter] = squares(_matrix(parameter.grad))
         return self._squares[parameter][0].sum()
 
-    replayable = True
-
     def numbers_of(self, group: dict, step: int) -> list[float]:
         return step_numbers(group["lr"], group["lr"] * group["weight_decay"], group["betas"], step, group["momentum_bits"])
 

@@ -42,7 +42,7 @@ class RoundedOptimizer(torch.optim.Optimizer, ABC):
             return loss
         scale = torch.ones(1, device=stepped[0].device) if self._scale is None else self._scale
         self._scale = None
-        if self.replayable and self.recorder is not None:
+        if self.numbers_of is not None and self.recorder is not None:
             self._replay(stepped, scale)
         else:
             for parameter in stepped:
@@ -76,11 +76,8 @@ class RoundedOptimizer(torch.optim.Optimizer, ABC):
         """The squared norm of its gradient, one float32 element; asked for right before the parameter's step."""
         return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
 
-    replayable = False  # whether `update` takes `numbers`
-
-    def numbers_of(self, group: dict, step: int) -> list[float]:
-        """What changes from step to step, for `update`'s `numbers`."""
-        raise NotImplementedError
+    # What changes from step to step, of (group, step): `update`'s `numbers`. None: its steps cannot be recorded.
+    numbers_of: Callable[[dict, int], list[float]] | None = None
 
     def _replay(self, stepped: list[Tensor], scale: Tensor) -> None:
         """A step of all these, recorded at the second one with the same gradients' places (the first compiles its kernels)."""
