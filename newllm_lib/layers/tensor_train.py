@@ -49,9 +49,13 @@ class TensorTrainEmbedding(nn.Module):
 
 
 class TensorTrainHead(nn.Module):
-    """hidden (..., dim) -> logits (..., vocabulary) against the rows of an embedding, whose cores it shares or owns."""
+    """hidden (..., dim) -> logits (..., vocabulary) against the rows of an embedding, whose cores it shares or owns.
+
+    `block_elements`: logits that exist at a time while the loss is computed (None: as many as are fast).
+    """
 
     bias = None
+    block_elements: int | None = None
 
     def __init__(self, embedding: TensorTrainEmbedding, tied: bool):
         super().__init__()
@@ -69,4 +73,5 @@ class TensorTrainHead(nn.Module):
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor, tokens=None) -> torch.Tensor:
         """As `tensor_train_cross_entropy`: neither the matrix nor the logits are built."""
-        return tensor_train_cross_entropy(hidden, *self.table.cores(), labels, self.table.num_embeddings, tokens)
+        cores, words = self.table.cores(), self.table.num_embeddings
+        return tensor_train_cross_entropy(hidden, *cores, labels, words, tokens, self.block_elements)

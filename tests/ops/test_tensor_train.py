@@ -95,6 +95,12 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(sizes, cut):
     compare(with_gradients(found, leaves), with_gradients(expected, leaves), 1e-12)
 
 
+def test_blocks_of_any_size_give_one_loss():
+    leaves, labels, _ = inputs(33, 15, 3, 17)
+    whole, small = (tensor_train_cross_entropy(*leaves, labels, 33, block_elements=n) for n in (None, 80))  # two tokens of 40 rows
+    compare(with_gradients(small, leaves), with_gradients(whole, leaves), 1e-12)
+
+
 def test_gradients_are_finite_differences():
     (hidden, first, second), labels, ids = inputs(7, 6, 2, 4)
     assert torch.autograd.gradcheck(lambda a, b: tensor_train_rows(ids, a, b), (first, second))

@@ -15,37 +15,44 @@ from newllm_lib.ops.backend import autocast_dtype, runs_triton
 from newllm_lib.ops.cross_entropy import chunked
 from newllm_lib.ops.tensor_train.pieces import Pieces
 
-KERNEL_BLOCK_ELEMENTS = 1 << 27  # logits of a block of tokens: 256 MiB in half precision; each block forms the matrix anew
+KERNEL_BLOCK_ELEMENTS = 1 << 27  # logits of a block of tokens: 256 MiB in half precision
 
 
 def tensor_train_cross_entropy(
-    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, tokens: Tensor | int | None = None
-) -> Tensor:
+    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, tokens: Tensor | int | None = None,
+    block_elements: int | None = None,
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy, in nats, of hidden (..., d1 * d2) against labels (...) already shifted; -100: not predicted.
 
     Args:
         first, second: cores (V1, d1, rank), (V2, rank, d2). vocabulary: rows in use.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
+        block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix anew.
     """
     labels, rows = labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, first, second))
     dtype = autocast_dtype(hidden)
-    total, *_ = _summed(rows.to(dtype), first, second, labels, vocabulary, dtype, gradients)
+    total, *_ = _summed(rows.to(dtype), first, second, labels, vocabulary, dtype, gradients, block_elements or 0)
     count = (labels != chunked.IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
     return total / count.clamp_min(1)
 
 
 @torch.library.custom_op("newllm::tensor_train_cross_entropy", mutates_args=())
 def _summed(
-    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (float32); empty without `gradients`."""
+    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, gradients: bool,
+    block_elements: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (float32); empty without `gradients`.
+
+    block_elements: 0: the default.
+    """
     compute = torch.promote_types(dtype, torch.float32)
     pieces = Pieces(first, second, dtype)
     sums = _Gradients(pieces, hidden, compute) if gradients else None
     kernel = runs_triton(pieces.first) and vocabulary <= chunked.max_vocabulary()
     width = -(-first.shape[0] * second.shape[0] // 8) * 8  # rows of the buffer begin at 16 bytes
-    step = _block(len(hidden), max(1, (KERNEL_BLOCK_ELEMENTS if kernel else chunked.CHUNK_ELEMENTS) // width))
+    elements = block_elements or (KERNEL_BLOCK_ELEMENTS if kernel else chunked.CHUNK_ELEMENTS)
+    step = _block(len(hidden), max(1, elements // width))
     buffer = hidden.new_empty(min(step, len(hidden)), width, dtype=dtype)
     losses = torch.empty(len(hidden), device=hidden.device, dtype=compute)
     for start in range(0, len(hidden), step):
@@ -102,7 +109,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 @_summed.register_fake
-def _(hidden, first, second, labels, vocabulary, dtype, gradients):
+def _(hidden, first, second, labels, vocabulary, dtype, gradients, block_elements):
     total = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
     shapes = [x.shape if gradients else (0,) for x in (hidden, first, second)]
     return total, hidden.new_empty(shapes[0]), *(total.new_empty(shape) for shape in shapes[1:])
@@ -117,7 +124,7 @@ def _backward(ctx, grad_total, *_):
     by_hidden, *by_cores = ctx.saved_tensors
     by_hidden = (by_hidden * grad_total).to(by_hidden.dtype)  # a loss scale may be too large for fp16
     by_cores = [(g * grad_total).to(dtype) for g, dtype in zip(by_cores, ctx.dtypes, strict=True)]
-    return by_hidden, *by_cores, None, None, None, None
+    return by_hidden, *by_cores, None, None, None, None, None
 
 
 _summed.register_autograd(_backward, setup_context=_keep)

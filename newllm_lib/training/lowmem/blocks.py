@@ -18,11 +18,14 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from newllm_lib.errors import NewLLMError
+from newllm_lib.layers.tensor_train import TensorTrainHead
 from newllm_lib.training.lowmem.graphs import BlockGraphs
 from newllm_lib.training.lowmem.host_store import HostStore, InPlace
 
 if TYPE_CHECKING:
     from newllm_lib.training.lowmem.in_backward import StepInBackward
+
+SMALL_HEAD = 1 << 26  # logits that exist at a time: 128 MiB in half precision
 
 
 @dataclass
@@ -61,13 +64,17 @@ def checkpoint_blocks(
         sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is the batch's (that
         of
             its first argument) are cut, all others are given to each chunk whole.
-        offload: keep the inputs in the host's memory (pinned), fetched ahead of their use.
+        offload: keep the inputs in the host's memory (pinned), fetched ahead of their use. With them gone, a tensor-train head's
+            logits would be most of what is left: they come in smaller blocks.
         compiled: compile the blocks' forward with torch.compile, once for all of them.
         graphs: replay each block's two passes from CUDA graphs, on a GPU, once parameters are stepped in the backward pass. Only
             for blocks that draw no random numbers and wait for nothing.
     """
     device = next(model.parameters()).device
     store = HostStore(device) if offload and device.type == "cuda" else InPlace()
+    head = getattr(model, "lm_head", None)
+    if offload and isinstance(head, TensorTrainHead):
+        head.block_elements = SMALL_HEAD
     passes = BlockPasses(sequences, store, compiled, BlockGraphs(device) if graphs else None, blocks=find_blocks(model))
     for block in passes.blocks:
         inner = torch.compile(block.forward, dynamic=False) if compiled else block.forward

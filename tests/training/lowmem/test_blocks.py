@@ -11,6 +11,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.lowmem import blocks
 from newllm_lib.training.lowmem.blocks import checkpoint_blocks
 
 
@@ -108,6 +109,17 @@ def test_a_model_without_blocks_and_a_block_without_a_batch_are_refused():
     checkpoint_blocks(m, 1)
     with pytest.raises(NewLLMError, match="without a batch dimension"):
         m.layers[0](torch.ones(4, 2) * m.weight)
+
+
+def test_with_inputs_on_the_host_a_tensor_train_head_holds_fewer_logits(monkeypatch):
+    plain = model("phase7")
+    again = copy.deepcopy(plain)
+    monkeypatch.setattr(blocks, "SMALL_HEAD", 640)  # ten tokens of 64 rows
+    checkpoint_blocks(again, 2, offload=True)
+    assert plain.lm_head.block_elements is None and again.lm_head.block_elements == 640
+    ids = torch.randint(0, 60, (4, 12))
+    for a, b in zip(loss_and_gradients(plain, ids), loss_and_gradients(again, ids), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.gpu
