@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,7 +122,8 @@ def losses(work: str) -> list[dict]:
 def add_rows(arguments, measured: list[dict]) -> None:
     from newllm_lib.benchmarks.rows import Rows
 
-    rows, curve = Rows("phase7 run", "python benchmarks/" + " ".join([Path(__file__).name, *sys.argv[1:]])), losses(arguments.work)
+    rows = Rows("phase7 run", "python benchmarks/" + shlex.join([Path(__file__).name, *sys.argv[1:]]))
+    curve = losses(arguments.work)
     name, note = arguments.recipe, f"ChitChat, {arguments.steps} steps, stopped and continued at step {arguments.stop}"
     for which, row in (("first", curve[0]), ("last", curve[-1])):
         rows.add(name, f"training loss, {which} logged (step {row['step']})", row["loss"], "nats", note)

@@ -97,7 +97,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(sizes, cut):
 
 def test_blocks_of_any_size_give_one_loss():
     leaves, labels, _ = inputs(33, 15, 3, 17)
-    whole, small = (tensor_train_cross_entropy(*leaves, labels, 33, block_elements=n) for n in (None, 80))  # two tokens of 40 rows
+    whole, small = (tensor_train_cross_entropy(*leaves, labels, 33, block_elements=n) for n in (None, 80))  # 80: two tokens
     compare(with_gradients(small, leaves), with_gradients(whole, leaves), 1e-12)
 
 
