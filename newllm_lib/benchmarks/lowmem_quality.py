@@ -1,6 +1,7 @@
 """What each way to save memory costs in learning: one model, one text, the same tokens in the same order, several optimizers.
 
     python -m newllm_lib.benchmarks.lowmem_quality [--steps 1000] [--parallel 3] [--rows "AdamW float32,Adafactor 4-bit"]
+    python -m newllm_lib.benchmarks.lowmem_quality --picture docs/lowmem_quality.png       (trains, then draws)
 
 Each row is a training by `newllm_lib.training.train` on ChitChat (New-LLM of 104M parameters, batches of 16 x 128 tokens), and
 its validation loss at the end beside that of AdamW on float32 weights. `--small` takes a model of 0.9M parameters, for any
@@ -35,6 +36,10 @@ SIZES = {"hidden_size": 1024, "context_dim": 1024, "mlp_size": 4096, "num_layers
 SMALL = {"hidden_size": 128, "context_dim": 128, "mlp_size": 384, "num_layers": 3}
 
 
+def folder_of(row: str, folder: str) -> Path:
+    return Path(folder) / row.replace(" ", "_").replace(",", "")
+
+
 def recipe(row: str, arguments):
     from newllm_lib.recipe import load_recipe
 
@@ -42,7 +47,7 @@ def recipe(row: str, arguments):
         "sized_for": "h100", "batch_size": 16, "max_seq_length": 128, "max_steps": arguments.steps, "epochs": 100, "dropout": 0.0,
         "learning_rate": arguments.learning_rate, "learning_rate_batch_size": 16, "warmup_steps": 0.1, "schedule": "cosine",
         "compile": "replay", "carry_state": False, "logging_steps": 50, "save_minutes": 1000, "micro_batch_size": 16,
-        "force": True, "evals_per_epoch": 1, "output_dir": str(Path(arguments.folder) / row.replace(" ", "_").replace(",", "")),
+        "force": True, "evals_per_epoch": 1, "output_dir": str(folder_of(row, arguments.folder)),
     }  # fmt: skip
     return load_recipe("demo", {**keys, **(SMALL if arguments.small else SIZES), **ROWS[row]})
 
@@ -82,6 +87,34 @@ def table(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def draw(found: list[dict], folder: str, path: Path) -> None:
+    """The training losses over the steps, and how far each lies above the reference's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (losses, gaps) = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    curves = {}
+    for row in found:
+        lines = (folder_of(row["row"], folder) / "metrics.jsonl").read_text().splitlines()
+        curves[row["row"]] = {r["step"]: r["loss"] for r in map(json.loads, lines) if "loss" in r}
+    base = curves.get(REFERENCE, {})
+    for name, curve in curves.items():
+        losses.plot(list(curve), list(curve.values()), label=name)
+        both = [step for step in curve if step in base]
+        gaps.plot(both, [100 * (curve[step] / base[step] - 1) for step in both])
+    losses.set(xlabel="steps of 16 x 128 tokens", ylabel="training loss, nats")
+    gaps.set(xlabel="steps", ylabel=f"above {REFERENCE}, %", ylim=(-8, 8))
+    losses.legend(fontsize=7)
+    for axis in (losses, gaps):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=",".join(r.replace(",", "") for r in ROWS), help="; ".join(ROWS))
@@ -90,6 +123,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
     parser.add_argument("--folder", default="checkpoints/lowmem_quality")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--picture", type=Path, help="draw the losses there")
     parser.add_argument("--one", help="internal: this row, in this process")
     arguments = parser.parse_args()
     if arguments.one:
@@ -112,6 +146,8 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.parallel) as pool:
         found = [r for r in pool.map(run, rows) if r]
     print(table(found))
+    if arguments.picture:
+        draw(found, arguments.folder, arguments.picture)
 
 
 if __name__ == "__main__":

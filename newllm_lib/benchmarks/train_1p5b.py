@@ -337,8 +337,8 @@ def run(rows, ways: list[str], steps: int = 6, limit: float | None = None, side_
     """Measure each way and add its figures to `rows` (benchmarks.rows.Rows). What fails is said, and the others go on.
 
     Args:
-        limit: GiB of GPU memory that each of our processes may use. side_by_side: start all at once, and let only the timed steps
-            take turns: minutes less, if the GPU's memory holds them all.
+        limit: GiB of GPU memory that each of our processes may use, but for those that keep all activations.
+        side_by_side: start all at once, only the timed steps take turns: minutes less, if the GPU's memory holds them all.
     """
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(ways) if side_by_side else 1) as pool:
         meeting = Path(folder) / "meeting"
@@ -346,15 +346,19 @@ def run(rows, ways: list[str], steps: int = 6, limit: float | None = None, side_
         together = f"{meeting}:{len(ways)}" if side_by_side else None
 
         def found(way: str):
-            own = None if way in PEERS else limit
+            own = limit_of(way, limit)
             return in_a_process(way, "llama" if way in PEERS else "phase7", steps, own, together=together)
 
         waiting = [(way, pool.submit(found, way)) for way in ways]
         for way, future in waiting:
             try:
-                _add(rows, way, future.result(), steps, None if way in PEERS else limit)
+                _add(rows, way, future.result(), steps, limit_of(way, limit))
             except NewLLMError as error:
                 say(f"  {error}")
+
+
+def limit_of(way: str, limit: float | None) -> float | None:
+    return None if "micro" in OURS.get(way, {"micro": 1}) else limit
 
 
 def _add(rows, way: str, found: dict, steps: int, limit: float | None) -> None:
@@ -363,6 +367,7 @@ def _add(rows, way: str, found: dict, steps: int, limit: float | None) -> None:
     say(f"  {name}: {found['peak_reserved_gib']:.2f} GiB, {found['tokens_per_second']:,} tokens/s, MFU {found['mfu']:.3f}")
     say(f"    steps of {', '.join(map(str, found['times']))} s, losses {found['losses']}")
     rows.add(name, "peak memory reserved", found["peak_reserved_gib"], "GiB", note)
+    rows.add(name, "peak memory allocated", found["peak_allocated_gib"], "GiB", note)
     rows.add(name, "speed", found["tokens_per_second"], "tokens/s", note)
     rows.add(name, "MFU", found["mfu"], "of 800 TFLOP/s", note)
 

@@ -25,7 +25,7 @@ def add(commands, command, flag, positive) -> None:
         flag(parser, "ways", nargs="+", metavar="WAY", help="only these (default: all)")
     flag(large, "ways", nargs="+", metavar="WAY", help="only these (default: lowest, speed, bnb, torchao, default)")
     flag(large, "steps", type=positive, default=6, help="steps, of which the last four are timed (default: 6)")
-    flag(large, "limit", type=float, metavar="GIB", help="refuse the process more GPU memory than this")
+    flag(large, "limit", type=float, metavar="GIB", help="refuse our low-memory ways more GPU memory than this")
     flag(large, "side_by_side", action="store_true", help="start all ways at once; only their timed steps take turns")
     flag(large, "largest", action="store_true", help="also find the largest model that fits this GPU (minutes)")
     flag(linear, "parts", nargs="+", metavar="PART", help="speed, quality (default: both)")
