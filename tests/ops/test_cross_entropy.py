@@ -39,6 +39,24 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(tokens, dim, vocabul
     compare(with_gradients(found, hidden, weight), with_gradients(expected, hidden, weight), 1e-6)
 
 
+@pytest.mark.parametrize("vocabulary", [5, 8, 33])
+def test_an_odd_vocabulary_meets_the_kernel_in_whole_eights(vocabulary, monkeypatch):
+    widths = []
+
+    def overwrite(logits, target, losses):
+        widths.append((logits.stride(0), logits.shape[1]))
+        logits.copy_(chunked.by_torch(logits, target, losses))
+
+    stand_ins = {"runs_triton": lambda x: True, "_takes_exponentials": lambda x: False, "max_vocabulary": lambda: 40}
+    for name, stand_in in {**stand_ins, "by_kernel": overwrite}.items():
+        monkeypatch.setattr(chunked, name, stand_in)
+    hidden, weight, labels = inputs(9, 4, vocabulary)
+    expected = F.cross_entropy(hidden @ weight.T, labels, ignore_index=IGNORE)
+    found = linear_cross_entropy(hidden, weight, labels)
+    compare(with_gradients(found, hidden, weight), with_gradients(expected, hidden, weight), 1e-6)
+    assert widths == [(-(-vocabulary // 8) * 8, vocabulary)]
+
+
 def test_a_given_count_divides_the_sum_and_no_label_gives_zero():
     hidden, weight, labels = inputs(12, 4, 9)
     counted = int((labels != IGNORE).sum())

@@ -43,24 +43,39 @@ def _summed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed loss (float32); gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both empty without
     `gradients`; factors (tokens,) that the rows of the first are still to be multiplied by, empty if there are none."""
+    vocabulary = weight.shape[0]
     head = weight.to(dtype)
     by_exponentials = gradients and _takes_exponentials(head)
+    kernel = runs_triton(head) and vocabulary <= max_vocabulary()
+    if kernel and not by_exponentials:
+        head = whole_eights(head)
     losses, factors = (torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32) for _ in range(2))
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradients else weight.new_empty(0)
-    kernel = runs_triton(head) and head.shape[0] <= max_vocabulary()
-    step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // head.shape[0])
+    grad_weight = torch.zeros_like(head, dtype=torch.float32) if gradients else weight.new_empty(0)
+    step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // vocabulary)
     for start in range(0, hidden.shape[0], step):
         part = slice(start, start + step)
         if by_exponentials:
             grad_logits, inputs = _by_exponentials(hidden[part], head, labels[part], losses[part], factors[part])
         else:
-            grad_logits = (by_kernel if kernel else by_torch)(logits_of(hidden[part], head), labels[part], losses[part])
-            inputs = hidden[part]
+            grad_logits, inputs = logits_of(hidden[part], head), hidden[part]
+            if kernel:
+                by_kernel(grad_logits[:, :vocabulary], labels[part], losses[part])
+                grad_logits[:, vocabulary:] = 0
+            else:
+                grad_logits = by_torch(grad_logits, labels[part], losses[part])
         if gradients:
             torch.mm(grad_logits, head, out=grad_hidden[part])
             add_product_(grad_weight, grad_logits.T, inputs)
-    return losses.sum(), grad_hidden, grad_weight.to(weight.dtype), factors if by_exponentials else factors[:0].clone()
+    grad_weight = grad_weight[:vocabulary].to(weight.dtype)
+    return losses.sum(), grad_hidden, grad_weight, factors if by_exponentials else factors[:0].clone()
+
+
+def whole_eights(head: Tensor) -> Tensor:
+    """The rows of head (words, dim), and rows of zeros up to a multiple of eight: matrix products with a side of 50,257 take
+    several times as long, also where their rows begin at 16 bytes."""
+    missing = -head.shape[0] % 8
+    return torch.cat([head, head.new_zeros(missing, head.shape[1])]) if missing else head
 
 
 def logits_of(hidden: Tensor, head: Tensor) -> Tensor:

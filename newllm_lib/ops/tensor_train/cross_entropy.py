@@ -15,7 +15,7 @@ from newllm_lib.ops.backend import autocast_dtype, runs_triton
 from newllm_lib.ops.cross_entropy import chunked
 from newllm_lib.ops.tensor_train.pieces import Pieces
 
-KERNEL_BLOCK_ELEMENTS = 1 << 27  # logits of a block of tokens: 256 MiB in half precision
+KERNEL_BLOCK_ELEMENTS = 9 << 25  # logits of a block of tokens: 576 MiB in half precision
 
 
 def tensor_train_cross_entropy(
