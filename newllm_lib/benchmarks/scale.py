@@ -1,6 +1,6 @@
 """What several GPUs give: the same training by one and by all of them, at the same batch, in one run: tokens/s and losses.
 
-    python -m newllm_lib.benchmarks.scale [--gpus 2] [--models phase7_100m phase7_1.5b new_llm] [--out FILE]
+    python -m newllm_lib.benchmarks.scale [--gpus 2] [--models phase7_100m_replayed phase7_1.5b new_llm] [--out FILE]
 
 Each process trains one model after the other, as `newllm train` does but with no evaluation and no save. First each GPU measures
 some of the models alone, side by side; then all train each of them together.
@@ -28,10 +28,12 @@ _DATA = {
 }  # fmt: skip
 _ADAMW = {"optimizer": "adamw", "weights_dtype": "fp32", "step_in_backward": False, "learning_rate": 1e-3, "warmup_steps": 4}
 _25M = {"hidden_size": 512, "context_dim": 512, "num_layers": 8, "mlp_size": 1792, "max_seq_length": 256}
+_100M = {"batch_size": 128, "micro_batch_size": 32, "loss_on": "everything", "distribution": "ddp"}
+_FAST = {"gradient_checkpointing": "off", "max_steps": 24, "logging_steps": 6}
 MODELS = {  # recipe, keys
-    "phase7_100m": ("phase7_100m", _DATA | _ADAMW | {
-        "batch_size": 128, "micro_batch_size": 32, "loss_on": "everything", "distribution": "ddp", "compile": "off",
-    }),
+    "phase7_100m": ("phase7_100m", _DATA | _ADAMW | _100M | {"compile": "off"}),
+    "phase7_100m_replayed": ("phase7_100m", _DATA | _ADAMW | _100M | _FAST | {"compile": "replay"}),
+    "phase7_100m_compiled": ("phase7_100m", _DATA | _ADAMW | _100M | _FAST | {"compile": "on"}),
     "phase7_1.5b": ("phase7_1.5b", _DATA | _ADAMW | {
         "batch_size": 64, "micro_batch_size": 32, "loss_on": "everything", "distribution": "fsdp2", "compile": "off",
         "gradient_checkpointing": "on", "max_steps": 5, "logging_steps": 2,
@@ -66,9 +68,8 @@ class Found:
 def run(gpus: int, models: list[str], tiny: bool = False, seconds: float = 3600.0) -> tuple[list[Found], int]:
     """Measure; what was found, and how many of the processes failed or took longer than `seconds`."""
     with tempfile.TemporaryDirectory(prefix="newllm-scale-") as folder:
-        first = max(1, gpus - 1)  # the last model, whose compilation takes long, has a GPU to itself
-        shares = [models[:-1][gpu::first] for gpu in range(first)] + [models[-1:]]
-        alone = [_start(folder, tiny, share, gpu=gpu % gpus) for gpu, share in enumerate(shares) if share]
+        shares = [models[gpu::gpus] for gpu in range(gpus)]
+        alone = [_start(folder, tiny, share, gpu=gpu) for gpu, share in enumerate(shares) if share]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -133,6 +133,20 @@ def averaged_(tensor: torch.Tensor) -> None:
     """A tensor's mean over all processes, in place, where it lies."""
     dist.all_reduce(tensor)
     tensor.div_(world())
+
+
+def sum_(tensors: list[torch.Tensor]) -> None:
+    """Tensors' sums over all processes, in place, where they lie. Nothing to do alone."""
+    if several():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def as_the_first_has_them(tensors: Iterable[torch.Tensor]) -> None:
+    """The first process's values, in place, where they lie. Nothing to do alone."""
+    if several():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def summed(numbers: dict[str, float]) -> dict[str, float]:

@@ -309,8 +309,8 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     if checkpoint:
         check_weights(checkpoint, model)
     how = compilation(recipe, device)
-    if how == "replay" and (is_cut(recipe, device) or (ranks.several() and not recipe.step_in_backward)):
-        how = "off"  # what processes send each other is not recorded
+    if how == "replay" and is_cut(recipe, device):
+        how = "off"  # what processes send each other in a pass is not recorded
     blocks = prepare_blocks(model, recipe, micro, how)
     compiled = how in ("on", "graphs") and blocks is None
     if blocks is None and not recipe.teacher and device.torch_device == "cuda" and not ranks.several():
@@ -335,7 +335,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     trainer.eval_dtype = dtype_of(recipe, device)
     if how == "replay" and blocks is None:
         dtype = torch.bfloat16 if trainer.eval_dtype == "bf16" else None
-        trainer.step_graph = StepGraph(model, trainer.args.device, dtype)
+        trainer.replay(StepGraph(model, trainer.args.device, dtype))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if ranks.is_first():

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -44,8 +43,7 @@ def cut(model: nn.Module, device: torch.device, parts: int, compiled: bool) -> n
     copies = ranks.world() // parts
     shape, names = ((parts,), ("part",)) if copies == 1 else ((copies, parts), ("copy", "part"))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    for p in model.parameters():  # made from the same seed; that the processors also agree is not left to chance
-        dist.broadcast(p.data, src=0)
+    ranks.as_the_first_has_them(model.parameters())  # made from one seed; that the processors also agree is not left to chance
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)

@@ -28,6 +28,7 @@ from newllm_lib.training.callbacks import DataOrder, LogBlock
 from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.curves import plot_curves, write_training_log
 from newllm_lib.training.distill import Teacher
+from newllm_lib.training.lowmem.graphs import StepGraph
 from newllm_lib.training.lowmem.in_backward import StepInBackward
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
@@ -52,12 +53,12 @@ class RunTrainer(Trainer):
     def __init__(self, *, recipe: Recipe, run: Run, data, progress: Progress, log: LogBlock, checkpoint: Path | None, blocks=None,
                  **kwargs):  # fmt: skip
         super().__init__(**kwargs)
-        if recipe.step_in_backward or sharding.is_cut(self.model):  # whose gradients are not DDP's to average
-            self.accelerator.prepare_model = functools.partial(_prepared_unwrapped, self.accelerator.prepare_model)
+        if recipe.step_in_backward or sharding.is_cut(self.model):
+            self._leave_unwrapped()
         if sharding.is_cut(self.model):  # else every weight's copy in half precision would stay to the forward pass's end
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.blocks, self.in_backward = blocks, None  # lowmem.blocks.BlockPasses, lowmem.in_backward.StepInBackward
-        self.step_graph = None  # lowmem.graphs.StepGraph
+        self.step_graph = None
         self.resumed_from = checkpoint
         self.recipe, self.run, self.data, self.progress, self.log_block = recipe, run, data, progress, log
         self.teacher = Teacher(recipe, data.tokenizer, self.args.device) if recipe.teacher else None
@@ -71,6 +72,16 @@ class RunTrainer(Trainer):
         self.carried = CarriedState(self.args.gradient_accumulation_steps) if recipe.carry_state else None
         if self.carried is not None and checkpoint:
             self.carried.load(checkpoint, self.args.device)
+
+    def _leave_unwrapped(self) -> None:
+        """The gradients are not DDP's to average."""
+        self.accelerator.prepare_model = functools.partial(_prepared_unwrapped, self.accelerator.prepare_model)
+
+    def replay(self, graph: StepGraph) -> None:
+        """Compute losses and gradients by a recorded step. Several processes add their gradients up after a step's last one."""
+        self.step_graph = graph
+        self._leave_unwrapped()
+        ranks.as_the_first_has_them(graph.parameters.values())
 
     def _move_model_to_device(self, model, device) -> None:
         if not sharding.is_cut(model):  # which lies there already
@@ -156,7 +167,11 @@ class RunTrainer(Trainer):
             model.train()
             inputs = {key: inputs[key] for key in ("input_ids", "shift_labels")}
             tokens = torch.as_tensor(num_items_in_batch, device=self.args.device)
+            # A part of the loss of all processes' tokens: sums of loss and gradients are theirs.
             loss = self.step_graph({**self._prepare_inputs(inputs), "num_items_in_batch": tokens}, use_cache=False)
+            loss *= ranks.world()  # the log takes the mean
+            if self.accelerator.sync_gradients:
+                ranks.sum_(self.step_graph.sums)
         self._interval_loss += loss
         return loss
 

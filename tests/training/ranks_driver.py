@@ -141,6 +141,15 @@ def light() -> dict:
     return same("light", max_steps=6, **LIGHT)
 
 
+def replayed() -> dict:
+    """Whole steps as graphs record them, which on a processor are the functions themselves."""
+    original, run_recipe.compilation = run_recipe.compilation, lambda *_: "replay"  # which a processor would not choose
+    try:
+        return same("replayed", (1, 4), compile="replay", max_steps=6)
+    finally:
+        run_recipe.compilation = original
+
+
 def offloaded() -> dict:
     steps = {"gradient_checkpointing": "offload", **PHASE7}
     return same("offloaded", **steps) | {"cut": fit("offloaded-cut", 2, distribution="fsdp2", **steps)}
@@ -187,7 +196,9 @@ def _signal(number: int, which: int, step: int, run: Run, processes: list[int]) 
     os.kill(processes[which], number)
 
 
-SCENARIOS = {f.__name__: f for f in (carried, shuffled, streamed, tiny_gpt2, light, offloaded, adapters, cut, killed, stopped)}
+SCENARIOS = {f.__name__: f for f in (
+    carried, shuffled, streamed, tiny_gpt2, light, replayed, offloaded, adapters, cut, killed, stopped,
+)}  # fmt: skip
 
 
 if __name__ == "__main__":

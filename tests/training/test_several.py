@@ -48,7 +48,7 @@ def check_read(scenario: dict, batch: int = 8) -> None:
 
 
 def test_two_and_four_processes_train_as_one_does(tmp_path):
-    check_all(drive(tmp_path, "carried", "shuffled", "streamed", "light"))
+    check_all(drive(tmp_path, "carried", "shuffled", "streamed", "light", "replayed"))
 
 
 @pytest.mark.slow

@@ -86,6 +86,25 @@ def stand_ins(parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> di
     return made
 
 
+_ALIGNED = 64  # elements: where kernels read fastest
+
+
+def side_by_side(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Places of the same shapes and dtypes, and the tensors that they are parts of: one for each dtype, zero between parts."""
+    starts: dict[str, int] = {}
+    ends: dict[tuple, int] = {}
+    for name, x in tensors.items():
+        kind = x.dtype, x.device
+        starts[name] = ends.get(kind, 0)
+        ends[kind] = starts[name] + -(-x.numel() // _ALIGNED) * _ALIGNED
+    wholes = {kind: torch.zeros(size, dtype=kind[0], device=kind[1]) for kind, size in ends.items()}
+    parts = {}
+    for name, x in tensors.items():
+        whole = wholes[x.dtype, x.device]
+        parts[name] = whole[starts[name] : starts[name] + x.numel()].view(x.shape)
+    return parts, list(wholes.values())
+
+
 class BlockGraphs:
     """The two passes of checkpointed blocks (`blocks`), a graph for each block and each size of a chunk."""
 
@@ -174,10 +193,13 @@ class StepGraph:
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.gradients = {name: torch.empty_like(p) for name, p in self.parameters.items()}
+        self.gradients, self.sums = side_by_side(self.parameters)
 
     def __call__(self, inputs: dict[str, Tensor], **constants) -> Tensor:
-        """The loss of the model called with these; gradients are added to the parameters' (begun where there are none)."""
+        """The loss of the model called with these; gradients are added to the parameters' (begun where there are none).
+
+        `sums` holds all of them, in a tensor or two: what several processes have to add up once a step.
+        """
         fixed = dict(zip(inputs, self.places.filled("input", list(inputs.values())), strict=True))
         kind = tuple((name, x.shape, x.dtype) for name, x in fixed.items()), tuple(constants.items())
         fresh = [name for name, p in self.parameters.items() if p.grad is not self.gradients[name]]
