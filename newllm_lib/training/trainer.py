@@ -313,9 +313,14 @@ class RunTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         folder = Path(checkpoint) if checkpoint else None
-        if folder is None or not (sharding.is_cut(self.model) or (folder / sharding.OPTIMIZER).is_file()):
+        in_parts = folder and (sharding.is_cut(self.model) or (folder / sharding.OPTIMIZER).is_file())
+        on_processors = ranks.several() and self.args.device.type == "cpu"  # "cpu:0": transformers 5.15 cannot load onto that
+        if folder is None or not (in_parts or on_processors):
             return super()._load_optimizer_and_scheduler(checkpoint)
-        sharding.load_optimizer(self.optimizer.optimizer, self.model, folder)
+        if in_parts:
+            sharding.load_optimizer(self.optimizer.optimizer, self.model, folder)
+        else:
+            self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
     def _load_rng_state(self, checkpoint) -> None:
