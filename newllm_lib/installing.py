@@ -23,10 +23,10 @@ def keep(place: str) -> list[str]:
     """pip's constraints: all that is installed on Colab; elsewhere the system's torch and its companions, and for the rest the
     tested versions."""
     colab = place == "."
-    there = {
-        normal(d.name): d.version for d in metadata.distributions()
-        if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix))
-    }  # fmt: skip
+    there: dict[str, str] = {}
+    for d in metadata.distributions():
+        if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix)):
+            there.setdefault(normal(d.name), d.version)  # of two copies Python takes the first, and so does pip
     there.pop("newllm", None)
     tested = [] if colab else [line.strip() for line in open("constraints.txt", encoding="utf-8") if "==" in line]
     kept = [f"{name}=={version}" for name, version in there.items() if colab or re.fullmatch(_WITH_TORCH, name)]

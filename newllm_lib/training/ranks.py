@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.training.meeting import meeting_place
 
 LAUNCHED = "NEWLLM_LAUNCHED"  # set, to its pid, by `training.launch`, which holds the run for the processes it starts
 PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive and says nothing
@@ -83,7 +84,9 @@ def join(device: str) -> None:
                 "as there are GPUs."
             )
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cuda:nccl,cpu:gloo" if device == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
+    place, number, count = meeting_place(PATIENCE)
+    dist.init_process_group(backend, store=place, rank=number, world_size=count, timeout=PATIENCE)
     _host.append(dist.new_group(backend="gloo", timeout=PATIENCE) if device == "cuda" else dist.group.WORLD)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -200,6 +202,20 @@ def test_a_torch_that_is_there_is_used(world):
     assert world.calls("venv") == ["-m venv --system-site-packages .venv"]
 
 
+def test_of_two_copies_of_a_package_the_one_that_python_takes_is_kept(tmp_path):
+    """A later folder of the path may hold an older copy, as a system's own packages do."""
+    for folder, version in (("first", "2.0"), ("second", "1.0")):
+        about = tmp_path / folder / f"twice-{version}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Twice\nVersion: {version}\n")
+    path = os.pathsep.join(str(tmp_path / folder) for folder in ("first", "second"))
+    done = subprocess.run(
+        [sys.executable, "-m", "newllm_lib.installing", "keep", "."], capture_output=True, text=True, check=True,
+        cwd=SCRIPT.parent, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if line.startswith("twice==")] == ["twice==2.0"]
+
+
 def test_on_colab_the_system_python_keeps_every_package_it_has(world):
     done = world.piped("demo", COLAB_RELEASE_TAG="release-colab", NEWLLM_DIR=str(world.clone))
     assert done.returncode == 0, done.stderr
@@ -208,7 +224,7 @@ def test_on_colab_the_system_python_keeps_every_package_it_has(world):
     assert install.startswith(f"{world.programs}/python3 -m pip install ")
     kept = (world.clone / ".newllm-setup-constraints").read_text().splitlines()
     installed = subprocess.run(
-        [world.environment["REAL_PYTHON"], "-m", "pip", "freeze"], capture_output=True, text=True
+        [world.environment["REAL_PYTHON"], "-m", "pip", "freeze"], capture_output=True, text=True, env=world.environment
     )
     versions = {line for line in installed.stdout.lower().replace("_", "-").splitlines() if "==" in line}
     assert {line for line in versions if line.startswith(("torch==", "numpy==", "transformers=="))} <= set(kept)

@@ -16,7 +16,7 @@ LIST = "colab-gpu-pip-freeze.2026-08.txt"
 # What the image has of ours, with what they load; trl is not in it: the version that pip chooses there.
 OF_THE_IMAGE = (
     "transformers", "tokenizers", "datasets", "peft", "accelerate", "huggingface_hub", "pyarrow", "dill", "multiprocess",
-    "fsspec", "ipywidgets", "matplotlib", "safetensors", "httpx", "httpcore", "h11", "anyio",
+    "fsspec", "ipywidgets", "ipython_genutils", "matplotlib", "safetensors", "httpx", "httpcore", "h11", "anyio",
     "certifi", "sniffio", "requests", "urllib3", "charset_normalizer", "idna",
 )  # fmt: skip
 ADDED = ("trl==0.29.1",)

@@ -118,7 +118,7 @@ def test_torchrun_restarts_what_was_killed(tmp_path):
     launcher = start(tmp_path, "--epochs", "3", command=(sys.executable, *torchrun))
     wait_for_step(tmp_path, 3, launcher)
     next(p for p in psutil.Process(launcher.pid).children() if "train" in p.cmdline()).send_signal(signal.SIGKILL)
-    said, errors = launcher.communicate(timeout=200)
+    said, errors = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, errors[-2000:]
     assert state(tmp_path)["state"] == "done" and "Continuing from checkpoint-" in said
     steps = [row["step"] for row in Run(tmp_path / "run").metrics() if "loss" in row]
