@@ -33,6 +33,7 @@ class Settings:
     learning_rate: float = 6e-3
     muon_learning_rate: float = 0.02
     weight_decay: float = 0.1
+    muon_weight_decay: float | None = None  # as weight_decay
     beta2: float = 0.98
     rows: int = 128
     time: int = 128
@@ -156,7 +157,8 @@ class Training:
         adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, betas=(0.9, settings.beta2), **fast)
         if not matrices:
             return [adamw]
-        return [adamw, BatchedMuon(matrices, lr=self.muon_rate, weight_decay=settings.weight_decay, adjust_lr_fn="original")]
+        decay = settings.weight_decay if settings.muon_weight_decay is None else settings.muon_weight_decay
+        return [adamw, BatchedMuon(matrices, lr=self.muon_rate, weight_decay=decay, adjust_lr_fn="original")]
 
     def _vocabulary(self) -> int:
         return max(m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding))

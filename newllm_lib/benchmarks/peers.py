@@ -150,7 +150,7 @@ class Ours(nn.Module):
 
 
 SIZES = {"4M": 4_200_000, "10M": 10_000_000, "25M": 25_000_000}
-NAMES = ("new_llm", "attention", "attention_words", "tiny_gpt2", "lstm", "seed")
+NAMES = ("new_llm", "attention", "attention_helped", "attention_words", "tiny_gpt2", "lstm", "seed")
 
 
 def build(name: str, size: str, vocabulary: int, window: int, dropout: float, layers: int | None = None, **changes) -> nn.Module:
@@ -162,7 +162,7 @@ def build(name: str, size: str, vocabulary: int, window: int, dropout: float, la
     """
     target, (width, depth) = SIZES[size], {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
     depth = layers or depth
-    if name in ("attention", "attention_words"):
+    if name.startswith("attention"):
         inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
         return Attention(vocabulary, width, depth, width // 64, inner, dropout, **changes)
     if name == "lstm":

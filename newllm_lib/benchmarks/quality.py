@@ -19,9 +19,10 @@ from newllm_lib.benchmarks.rows import Rows
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 
-SEVERAL_SEEDS = ("new_llm", "attention")  # the comparison that counts; the others are trained once
+SEVERAL_SEEDS = ("new_llm", "attention", "attention_helped")  # the comparison that counts; the others are trained once
 SEEDS = (0, 1, 2)
 SMOKE_STEPS = 3
+WAIT = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,63 +45,48 @@ class Trial:
 
 
 def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
-    """The settings that are tried: six at 4M parameters, three at the larger sizes, as many for each model.
+    """The three settings that are tried: as many for each model, the same regularisation for those trained with Muon.
 
     Raises:
         UsageError: no such model or size.
     """
     if model not in _GRID or size not in _RATES:
         raise UsageError(f"No model {model!r} of size {size!r}: use {', '.join(_GRID)} and {', '.join(_RATES)}.")
-    tried = [
-        Trial(corpus, model, size, choice.get("dropout", 0.1), choice.get("changes", {}), {**_of(choice), "seed": 0}, smoke)
-        for choice in _GRID[model]
-    ]
-    if size == "4M":
-        return tried
-    factor = _RATES[size]
-    return [
-        replace(
-            trial, changes={name: value for name, value in trial.changes.items() if name != "layers"},
-            settings={**trial.settings, "learning_rate": factor * trial.settings["learning_rate"]},
-        )
-        for trial in tried[:3]
-    ]  # fmt: skip
-
-
-def _of(choice: dict) -> dict:
-    return {name: value for name, value in choice.items() if name not in ("dropout", "changes")}
+    found = []
+    for choice, regularisation in zip(_GRID[model], _REGULARISATIONS[size], strict=True):
+        settings = {"seed": 0, **choice}
+        changes = dict(settings.pop("changes", {}))
+        if settings.get("optimizer") != "adamw":
+            settings |= regularisation
+        if size != "4M":
+            changes.pop("layers", None)  # the larger sizes have their own depth
+        settings["learning_rate"] *= _RATES[size]
+        found.append(Trial(corpus, model, size, settings.pop("dropout", 0.1), changes, settings, smoke))
+    return found
 
 
 _RATES = {"4M": 1.0, "10M": 0.7, "25M": 0.5}  # AdamW's rate falls with the width; Muon's does not
-_FAST = {"learning_rate": 0.014, "muon_learning_rate": 0.04, "warmup": 60, "rows": 128}
-_MUON = {"learning_rate": 6e-3, "muon_learning_rate": 0.02, "rows": 64}
-_SLOWER = {**_MUON, "learning_rate": 4e-3, "muon_learning_rate": 0.014}
+_LIGHT, _DROPOUT, _MORE = {"dropout": 0.05}, {"dropout": 0.1}, {"dropout": 0.2}
+_DECAY = {"dropout": 0.0, "weight_decay": 0.3, "muon_weight_decay": 0.2}
+_REGULARISATIONS = {  # the more parameters for the same text, the more of it
+    "4M": (_DECAY, _LIGHT, _DROPOUT),
+    "10M": (_DECAY | _LIGHT, _DECAY | _DROPOUT, _DROPOUT),
+    "25M": (_DECAY | _DROPOUT, _DROPOUT, _MORE),
+}
+_MUON = {"learning_rate": 0.014, "muon_learning_rate": 0.04, "warmup": 60, "rows": 128}
+_SLOWER = {"learning_rate": 4e-3, "muon_learning_rate": 0.014, "rows": 16, "time": 512}
 _ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3, "rows": 64}
-_DEEPER = {"dropout": 0.05, "changes": {"layers": 6}}  # at 4M; the larger sizes have their own depth
-_BLOCKS = {"dropout": 0.05, "changes": {"layers": 6, "mlp_conv": True, "embedding_skip": True}}
-_WORDS = {**_BLOCKS, "changes": {**_BLOCKS["changes"], "word_memory": 1000.0}}
-_HELPED = {"dropout": 0.05, "changes": {"helped": True}}  # by what New-LLM's blocks have too
-_LONG = {"rows": 16, "time": 512}  # as many tokens a step, for those who see no further than a block
-_LONGER = {"rows": 32, "time": 512}
-_ATTENTION = [
-    {**_FAST, **_LONGER, **_HELPED}, {**_MUON, **_LONG, **_HELPED}, {**_MUON, **_LONG}, {**_MUON, **_LONG, "weight_decay": 0.3},
-    {**_MUON, **_LONG, **_DEEPER}, {**_ADAMW, **_LONG},
-]  # fmt: skip
-# The first of each was best in the trials of docs/LOG.md.
+_LONG = {"rows": 32, "time": 512}  # as many tokens a step, for those who see no further than a block
+_WORDS = {"layers": 6, "mlp_conv": True, "embedding_skip": True, "word_memory": 1000.0, "word_slots": 16}
 _GRID = {
-    "new_llm": [
-        {**_FAST, **_WORDS}, {**_MUON, **_WORDS}, {**_FAST, **_BLOCKS}, {**_MUON, **_DEEPER}, {**_FAST, **_WORDS, "dropout": 0.1},
-        _ADAMW,
-    ],
-    "attention": _ATTENTION,
-    "attention_words": [{**choice, "changes": {**choice.get("changes", {}), "words": 1000.0}} for choice in _ATTENTION],
-    "tiny_gpt2": [
-        {**_SLOWER, **_LONG}, {**_MUON, **_LONG}, {**_SLOWER, **_LONG, "weight_decay": 0.3}, _SLOWER,
-        {**_ADAMW, **_LONG, "learning_rate": 3e-3}, {**_ADAMW, **_LONG},
-    ],
-    "lstm": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.2) for rate in (3e-3, 6e-3, 1.5e-3)],
-    "seed": [{**_ADAMW, "learning_rate": rate, "dropout": p} for p in (0.1, 0.0) for rate in (1e-3, 2e-3, 5e-4)],
-}  # fmt: skip
+    "new_llm": [{**_MUON, "changes": _WORDS}] * 3,
+    "attention": [{**_MUON, **_LONG}] * 3,
+    "attention_helped": [{**_MUON, **_LONG, "changes": {"helped": True}}] * 3,  # by what New-LLM's blocks have beside the context
+    "attention_words": [{**_MUON, **_LONG, "changes": {"helped": True, "words": 1000.0}}] * 3,
+    "tiny_gpt2": [_SLOWER] * 3,
+    "lstm": [{**_ADAMW, "learning_rate": rate, "dropout": p} for rate, p in ((3e-3, 0.1), (6e-3, 0.1), (3e-3, 0.2))],
+    "seed": [{**_ADAMW, "learning_rate": rate, "dropout": p} for rate, p in ((1e-3, 0.1), (2e-3, 0.1), (1e-3, 0.0))],
+}
 
 
 def run(
@@ -128,7 +114,9 @@ def run(
                 break
             under_way.append(begun)
         if not under_way:
-            return
+            if time.monotonic() >= end or not any(missing(journal, *contest, smoke, settled) for contest in contests):
+                return
+            time.sleep(WAIT)  # for what others train: the seeds come after a grid's last trial
         for one in [one for one in under_way if not one.training.advance()]:
             _finish(journal, one)
             under_way.remove(one)

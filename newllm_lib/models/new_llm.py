@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
-from newllm_lib.layers.word_memory import Said, WordMemory, decay
+from newllm_lib.layers.word_memory import Said, Slots, WordMemory, WordSlots, decay
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
 
@@ -29,7 +29,7 @@ class NewLLMConfig(PreTrainedConfig):
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
     `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks. `word_memory`:
-    tokens that `layers.word_memory` lasts (0: none); the state then has more rows, which hold its counts."""
+    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots; the state then has more rows, for the counts."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -48,6 +48,7 @@ class NewLLMConfig(PreTrainedConfig):
         mlp_conv: bool = False,
         embedding_skip: bool = False,
         word_memory: float = 0.0,
+        word_slots: int = 0,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -66,6 +67,7 @@ class NewLLMConfig(PreTrainedConfig):
         self.mlp_conv = mlp_conv
         self.embedding_skip = embedding_skip
         self.word_memory = word_memory
+        self.word_slots = word_slots if word_memory else 0
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
@@ -171,6 +173,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
             self.layers = nn.ModuleList([SequentialContext(*sizes)])
             self.norm = nn.Identity()
+        self.word_slots = WordSlots(config.output_size, config.word_slots) if config.word_slots else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -180,8 +183,13 @@ class NewLLMModel(NewLLMPreTrainedModel):
 
     @property
     def word_rows(self) -> int:
-        """Rows of the state that hold the counts of the word memory."""
-        return -(-self.config.vocab_size // self.state_size) if self.config.word_memory else 0
+        """Rows of the state that hold the counts of the word memory, and the last token's key to its slots."""
+        return -(-sum(self._word_sizes) // self.state_size) if self.config.word_memory else 0
+
+    @property
+    def _word_sizes(self) -> tuple[int, int, int]:
+        words, slots = self.config.vocab_size, self.config.word_slots
+        return words, slots * words, slots
 
     def initial_state(self, batch: int) -> torch.Tensor:
         """The state before the first token: zeros (batch, layers (and rows of counts), state_size), float32."""
@@ -216,20 +224,33 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self._through(self.dropout(x), state, starts, valid)
-        said = None
+        said = key = None
         if self.config.word_memory:
             if input_ids is None:
                 raise ValueError("A model with a word memory counts words: give input_ids, not inputs_embeds.")
-            before = state[:, len(self.layers) :].flatten(1)[:, : self.config.vocab_size]
-            said = Said(input_ids, starts, valid, before)
+            said, key = self._said(input_ids, x, starts, valid, state)
         if not (use_cache if use_cache is not None else not self.training):
             return NewLLMOutput(x, None, said)
         new_state = torch.stack(new_state, 1)
         if said is not None:
-            counts = said.after(decay(self.config.word_memory))
-            counts = nn.functional.pad(counts, (0, self.word_rows * self.state_size - self.config.vocab_size))
-            new_state = torch.cat([new_state, counts.unflatten(1, (-1, self.state_size))], 1)
+            new_state = torch.cat([new_state, self._word_state(said, key)], 1)
         return NewLLMOutput(x, new_state, said)
+
+    def _said(self, ids, x, starts, valid, state) -> tuple[Said, torch.Tensor]:
+        """What the word memory counts, and the last token's key (batch, slots)."""
+        numbers = state[:, len(self.layers) :].flatten(1)[:, : sum(self._word_sizes)]
+        before, stored, key = numbers.split(self._word_sizes, 1)
+        slots = None
+        if self.word_slots is not None:
+            written, read, key = self.word_slots(x, starts, valid, key)
+            slots = Slots(written, read, stored.unflatten(1, (self.config.word_slots, -1)))
+        return Said(ids, starts, valid, before, slots), key
+
+    def _word_state(self, said: Said, key: torch.Tensor) -> torch.Tensor:
+        """(batch, word_rows, state_size): the counts after the last token."""
+        numbers = torch.cat([*(n.flatten(1) for n in said.after(decay(self.config.word_memory))), key], 1)
+        padding = self.word_rows * self.state_size - numbers.shape[1]
+        return nn.functional.pad(numbers, (0, padding)).unflatten(1, (-1, self.state_size))
 
     def _through(self, x, state, starts, valid):
         """x through the layers and the last norm; each layer's new state."""
@@ -256,7 +277,7 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
-        sizes = config.output_size, config.vocab_size, config.word_memory
+        sizes = config.output_size, config.vocab_size, config.word_memory, 2 if config.word_slots else 1
         self.word_memory = WordMemory(*sizes) if config.word_memory else None
         self.post_init()
 

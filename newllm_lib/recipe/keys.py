@@ -138,6 +138,10 @@ class ModelKeys:
         0.0, "New-LLM: tokens that its memory of the words of a text lasts; what came before becomes likelier (0: none)", "model",
         minimum=0.0,
     )  # fmt: skip
+    word_slots: int = key(
+        0, "New-LLM: kinds of situation that its memory of words also keeps apart (0: none; needs word_memory)", "model",
+        minimum=0,
+    )  # fmt: skip
     num_heads: int = key(4, "attention heads (TinyGPT2, Phase 7)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")

@@ -14,7 +14,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0}
+OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
@@ -30,6 +30,7 @@ def build(model="new_llm", recurrence="parallel", **changes):
         layer.shares.data.copy_(torch.tensor([0.8, 0.4]))  # at first the embeddings have no share
     if options:
         torch.nn.init.normal_(built.word_memory.trust.weight, std=0.3)
+        torch.nn.init.normal_(built.model.word_slots.project.weight, std=2.0)
     return built
 
 

@@ -3,6 +3,7 @@
 Triton's compiler needs no GPU, only to be told of one. Every launch becomes a compilation, so the results are garbage.
 """
 
+import itertools
 import re
 import sys
 
@@ -19,7 +20,7 @@ from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
 from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
-from newllm_lib.ops.linear_attention import features_triton
+from newllm_lib.ops.linear_attention import features_triton, sizes
 from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
@@ -131,14 +132,17 @@ def attend(dtype, head_size):
 
 
 def attend_linearly(dtype, features, head_size):
+    """Where the sizes are said to fit; elsewhere plain torch runs."""
     q, k = (torch.rand(1, 2, 100, features, dtype=dtype, requires_grad=True) for _ in "qk")
     v, log_decay = torch.randn(1, 2, 100, head_size, dtype=dtype), torch.zeros(1, 2, 100)
     starts = torch.zeros(1, 100, dtype=torch.bool)
-    out, state = linear.linear_attention(q, k, v, log_decay, starts, torch.zeros(1, 2, head_size + 1, features))
-    torch.autograd.grad(out.sum() + state.sum(), [q, k])
-    points = torch.randn(2, features, head_size)
-    found = features_triton.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
-    torch.autograd.grad(found.sum(), [v])
+    if sizes.chunk(features, head_size, dtype, v.device):
+        out, state = linear.linear_attention(q, k, v, log_decay, starts, torch.zeros(1, 2, head_size + 1, features))
+        torch.autograd.grad(out.sum() + state.sum(), [q, k])
+    if sizes.features_fit(features, head_size, dtype, v.device):
+        points = torch.randn(2, features, head_size)
+        found = features_triton.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
+        torch.autograd.grad(found.sum(), [v])
 
 
 driver.set_active(NoDriver())
@@ -149,5 +153,7 @@ if CAPABILITY >= 80:
     run_with_dot()
     for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
         attend(dtype, head_size)
-    for dtype, features, head_size in ((torch.bfloat16, 64, 64), (torch.bfloat16, 128, 128), (torch.float32, 64, 128)):
+    sizes.backend.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
+    assert sizes.chunk(64, 64, torch.bfloat16, None) and sizes.features_fit(64, 64, torch.bfloat16, None)  # Phase 8's presets
+    for dtype, features, head_size in itertools.product((torch.bfloat16, torch.float32), (64, 128), (64, 128)):
         attend_linearly(dtype, features, head_size)

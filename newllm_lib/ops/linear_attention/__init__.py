@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from newllm_lib.ops.backend import runs_triton_dot
-from newllm_lib.ops.linear_attention import chunked, reference
+from newllm_lib.ops.linear_attention import chunked, reference, sizes
 from newllm_lib.ops.linear_attention.features import horosphere_features
 
 BACKENDS = ("auto", "triton", "chunked", "reference")
@@ -30,7 +30,7 @@ def linear_attention(
         starts: (batch, time) bool, True where a document starts, which sees nothing before it.
         state: (batch, heads, dim + 1, features) from an earlier call: the text goes on from there. None: nothing was before.
         backend: "triton" (a chunk's weights in registers), "chunked" (plain torch, time x chunk numbers), "reference" (plain
-            torch, time x time), or "auto": triton where Triton has a tensor-core dot, else chunked.
+            torch, time x time), or "auto": triton where Triton has a tensor-core dot and the sizes fit the GPU, else chunked.
     Returns:
         out (batch, heads, time, dim) in v's dtype, and the new state in float32. A token with k 0 and log_decay 0 leaves the
         state as it was, so padding can be made invisible. Gradients for q, k, v, log_decay and state.
@@ -44,11 +44,15 @@ def linear_attention(
     arguments = q.to(v.dtype), k.to(v.dtype), v, log_decay, starts, state
     if backend == "reference" or (backend == "auto" and v.shape[2] == 1):  # one decoding step: the recurrence itself
         return reference.linear_attention(*arguments)
-    if backend == "triton" or (backend == "auto" and runs_triton_dot(v, float32=True)):
+    if backend == "triton" or (backend == "auto" and _kernels_take(q, v)):
         from newllm_lib.ops.linear_attention import triton
 
         return triton.linear_attention(*arguments)
     return chunked.linear_attention(*arguments)
+
+
+def _kernels_take(q: torch.Tensor, v: torch.Tensor) -> bool:
+    return runs_triton_dot(v, float32=True) and sizes.chunk(q.shape[3], v.shape[3], v.dtype, v.device) > 0
 
 
 def _check(q, k, v, log_decay, starts, state, backend) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.linear_attention import sizes
 
 
 def horosphere_features(
@@ -28,11 +29,13 @@ def horosphere_features(
     Args:
         u: (batch, heads, time, dim). directions: (heads, features, dim), of any length but 0: the boundary points.
         sharpness, curvature: (heads,), above 0: s and c.
-        backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot, else plain torch.
+        backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot and the sizes fit the
+            GPU, else plain torch.
     Returns:
         (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32 (float64 for float64).
     """
-    if backend == "triton" or (backend == "auto" and runs_triton_dot(u, float32=True)):
+    fits = runs_triton_dot(u, float32=True) and sizes.features_fit(directions.shape[1], u.shape[3], u.dtype, u.device)
+    if backend == "triton" or (backend == "auto" and fits):
         from newllm_lib.ops.linear_attention import features_triton
 
         return features_triton.horosphere_features(u, directions, sharpness, curvature)

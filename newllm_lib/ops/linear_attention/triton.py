@@ -8,21 +8,25 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.linear_attention import kernels
+from newllm_lib.ops.linear_attention import kernels, sizes
 
-CHUNK = 64
 _WALK = 256
+
+
+def _chunk(q: Tensor, v: Tensor) -> int:
+    """Tokens a program takes at once."""
+    return sizes.chunk(q.shape[3], v.shape[3], v.dtype, v.device) or min(sizes.CHUNKS)
 
 
 def _sizes(q: Tensor, v: Tensor) -> tuple[int, ...]:
     """heads, time, chunks, features, dim."""
-    return q.shape[1], q.shape[2], triton.cdiv(q.shape[2], CHUNK), q.shape[3], v.shape[3]
+    return q.shape[1], q.shape[2], triton.cdiv(q.shape[2], _chunk(q, v)), q.shape[3], v.shape[3]
 
 
 def _constants(q: Tensor, v: Tensor, first: Tensor | None) -> dict:
     features, dim = (max(16, triton.next_power_of_2(x.shape[3])) for x in (q, v))
     return dict(
-        HAS_FIRST=first is not None, CHUNK=CHUNK, BLOCK_F=features, BLOCK_D=dim,
+        HAS_FIRST=first is not None, CHUNK=_chunk(q, v), BLOCK_F=features, BLOCK_D=dim,
         PRECISION="tf32x3" if v.dtype == torch.float32 else "tf32", num_warps=4 if features * dim <= 4096 else 8, num_stages=1,
     )  # fmt: skip
 
@@ -53,15 +57,15 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, starts: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     first = _first(starts)
-    sizes, constants = _sizes(q, v), _constants(q, v, first)
-    heads, time, chunks, features, dim = sizes
+    counted, constants = _sizes(q, v), _constants(q, v, first)
+    heads, _, chunks, *_ = counted
     out, counts, keeps, states = _buffers(q, v, chunks)
     states[:, :, 0] = state
     grid = chunks, q.shape[0] * heads
     with torch.cuda.device_of(q):
-        kernels.collect[grid](k, v, log_decay, first, states, keeps, *sizes, *_strides(k, v), **constants)
+        kernels.collect[grid](k, v, log_decay, first, states, keeps, *counted, *_strides(k, v), **constants)
         _walk(states, keeps, reverse=False)
-        kernels.read[grid](q, k, v, log_decay, first, states, out, counts, *sizes, *_strides(q, k, v, out), **constants)
+        kernels.read[grid](q, k, v, log_decay, first, states, out, counts, *counted, *_strides(q, k, v, out), **constants)
     return out, states[:, :, -1].clone(), counts, keeps, states
 
 
@@ -74,7 +78,7 @@ def _buffers(q: Tensor, v: Tensor, chunks: int) -> list[Tensor]:
 
 @_attention.register_fake
 def _(q, k, v, log_decay, starts, state):
-    out, counts, keeps, states = _buffers(q, v, (q.shape[2] + CHUNK - 1) // CHUNK)
+    out, counts, keeps, states = _buffers(q, v, (q.shape[2] + _chunk(q, v) - 1) // _chunk(q, v))
     return out, torch.empty_like(state), counts, keeps, states
 
 
@@ -84,18 +88,18 @@ def _attention_backward(
     states: Tensor, dout: Tensor | None, dstate: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(starts)
-    sizes, constants = _sizes(q, v), _constants(q, v, first)
+    counted, constants = _sizes(q, v), _constants(q, v, first)
     dq, dk, dv = map(torch.empty_like, (q, k, v))
     dlog_decay, dstates = torch.empty_like(log_decay), torch.empty_like(states)
     dstates[:, :, -1] = 0 if dstate is None else dstate
-    grid = sizes[2], q.shape[0] * sizes[0]
+    grid = counted[2], q.shape[0] * counted[0]
     with torch.cuda.device_of(q):
         kernels.collect_gradients[grid](
-            q, log_decay, first, out, dout, counts, dstates, *sizes, *_strides(q, out, dout), **constants
+            q, log_decay, first, out, dout, counts, dstates, *counted, *_strides(q, out, dout), **constants
         )
         _walk(dstates, keeps, reverse=True)
         kernels.gradients[grid](
-            q, k, v, log_decay, first, states, dstates, out, dout, counts, dq, dk, dv, dlog_decay, *sizes,
+            q, k, v, log_decay, first, states, dstates, out, dout, counts, dq, dk, dv, dlog_decay, *counted,
             *_strides(q, k, v, out, dout, dq, dk, dv), **constants,
         )  # fmt: skip
     return dq, dk, dv, dlog_decay, dstates[:, :, 0].clone()
