@@ -76,10 +76,17 @@ def test_speeds_say_whether_they_were_measured(monkeypatch):
     monkeypatch.setattr(estimate, "_MEASURED", {})
     computed = phase7.outlook(recipe, device)
     assert not computed.measured and 1e7 < computed.tokens_an_hour < 1e10
-    monkeypatch.setattr(estimate, "_MEASURED", {("h100", count): 1000.0})
+    monkeypatch.setattr(estimate, "_MEASURED", {("h100", count, recipe.gradient_checkpointing): 1000.0})
     measured = phase7.outlook(recipe, device)
     assert measured.measured and measured.tokens_an_hour == 3.6e6
     assert not phase7.outlook(recipe, known_gpu("a100")).measured
+
+
+def test_the_two_ways_to_train_the_largest_have_speeds_of_their_own():
+    device = known_gpu("h100")
+    slow, fast = (phase7.outlook(load_recipe(name, device_kind="h100"), device) for name in ("phase7_1.5b", "phase7_1.5b_fast"))
+    assert slow.measured and fast.measured and slow.parameters == fast.parameters
+    assert 30_000 < slow.tokens_an_hour / 3600 < fast.tokens_an_hour / 3600
 
 
 def test_a_large_model_gets_more_of_a_gpu_as_was_measured():

@@ -60,8 +60,14 @@ def make_model(recipe: Recipe, device: torch.device, build: Callable[[], nn.Modu
     if recipe.weights_dtype == "fp32":
         return build()
     if device.type == "cuda":
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")  # large tensors come and go: no holes between them
+        _expandable_segments()
     return build_light(build, device)
+
+
+def _expandable_segments() -> None:
+    """Large tensors come and go: no holes between them. The name of torch's setting changed with 2.11."""
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (newer or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, how: str) -> BlockPasses | None:
