@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def _caches(tmp_path_factory):
             os.environ.pop(name)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """torch.compile gives a function up that it has compiled for too many kinds of arguments: each test begins from none."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(scope="session")
