@@ -8,6 +8,7 @@ from newllm_lib.runs.files import (
     clean_leftovers,
     explained,
     is_whole,
+    mark_in,
     missing_files,
     remove_directory,
     staged_directory,
@@ -26,7 +27,7 @@ __all__ = [
     "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "ask_to_save", "atomic_write_bytes",
     "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code",
     "explained", "find_run", "follow", "from_guides_name", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
-    "link_log", "link_model", "list_runs", "lock_holder", "mirror_status", "missing_files", "read_status", "read_status_file",
-    "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background", "start_mirror",
-    "stop", "tail", "tensors", "wait_for_mirror", "write_status",
+    "link_log", "link_model", "list_runs", "lock_holder", "mark_in", "mirror_status", "missing_files", "read_status",
+    "read_status_file", "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background",
+    "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip

@@ -116,6 +116,22 @@ def remove_directory(directory: Path) -> None:
     shutil.rmtree(doomed)
 
 
+@contextmanager
+def mark_in(folder: Path) -> Iterator[str]:
+    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has looked for before.
+
+    Raises:
+        NewLLMError: full or read-only disk, no permission.
+    """
+    path = _beside(Path(folder) / "mark", "tmp")
+    with explained(path):
+        path.touch()
+    try:
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def clean_leftovers(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`, and put back what they had moved aside.
 

@@ -30,6 +30,7 @@ from newllm_lib.runs import (
     checkpoint_step,
     gpu_for,
     link_log,
+    mark_in,
     read_status_file,
     write_status,
 )  # fmt: skip
@@ -192,14 +193,18 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
 
 def _check_that_all_see(run: Run, checkpoint) -> None:
     """Raises:
-    NewLLMError: this process goes on from another checkpoint than the first one, because its host has another folder.
+    NewLLMError: processes on another host have another folder than the first one, or go on from another checkpoint.
     """
+    if not ranks.several():
+        return
+    where = f"{run.path.absolute()}: all hosts need the run's folder on a disk they share (--output_dir)."
+    with mark_in(run.path) if ranks.is_first() else nullcontext() as mark:
+        blind = ranks.summed({"blind": int(not (run.path / ranks.as_the_first_says(mark)).exists())})["blind"]
+    if blind:
+        raise NewLLMError(f"{blind} of {ranks.world()} processes do not see what the first one wrote into {where}")
     mine, said = (checkpoint.name if checkpoint else "none"), ranks.as_the_first_says(checkpoint.name if checkpoint else "none")
     if mine != said:
-        raise NewLLMError(
-            f"Process {ranks.rank()} sees {mine} in {run.path.absolute()}, where the first process sees {said}: all hosts need "
-            "the run's folder on a disk they share (--output_dir)."
-        )
+        raise NewLLMError(f"Process {ranks.rank()} sees {mine}, where the first process sees {said}, in {where}")
 
 
 def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> None:
