@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 # Each room may use itself and those in the rows above it.
 FLOORS = (
-    ("errors", "installing"),
+    ("errors", "installing", "importing"),
     ("console", "device"),
     ("runs",),
     ("recipe",),

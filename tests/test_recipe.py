@@ -232,7 +232,7 @@ def test_arguments_reach_the_trainer(tmp_path):
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
-    from newllm_lib.training.arguments import compilation, dtype_of
+    from newllm_lib.training.compiling import compilation, dtype_of
 
     device = probe()
     assert dtype_of(recipe(), device) == device.dtype
@@ -244,7 +244,7 @@ def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
     assert [dtype_of(recipe(dtype=d), probe()) for d in ("fp32", "fp16", "bf16")] == ["fp32", "fp16", "bf16"]
     found = [compilation(recipe(compile=c), device) for c in ("on", "off", "graphs")]
     assert found == ["on", "off", "graphs"]
-    for kind, expected in (("cpu", "off"), ("t4", "on"), ("h100", "graphs")):
+    for kind, expected in (("cpu", "off"), ("t4", "on"), ("h100", "replay")):
         monkeypatch.setenv("NEWLLM_DEVICE", kind)
         assert compilation(recipe(), probe()) == expected
     assert recipe(compile=True).compile == "on"  # YAML 1.1 reads on and off as booleans

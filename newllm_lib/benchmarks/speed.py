@@ -5,6 +5,7 @@ The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, f
     eager       as it is
     compiled    model and loss by torch.compile
     graphs      the same, replayed from CUDA graphs ("reduce-overhead"), the optimizer launched after them: what training does
+    replay      loss and gradients as they are in one CUDA graph, nothing compiled but our kernels: what New-LLM's training does
     captured    the whole step in one CUDA graph, the optimizer in it
     trainer     `newllm train` on ChitChat: transformers' Trainer with its clipping, schedule and log
 """
@@ -26,7 +27,7 @@ from newllm_lib.console import say
 WAYS = (
     "seed_loop:eager", "seed:eager", "gpt2:eager", "gpt2:compiled", "gpt2:graphs", "gpt2:captured", "attention:graphs",
     "attention:captured", "lstm:eager", "tiny_gpt2:graphs", "new_llm:eager", "new_llm:compiled", "new_llm:graphs",
-    "new_llm:captured", "new_llm:trainer",
+    "new_llm:replay", "new_llm:captured", "new_llm:trainer",
 )  # fmt: skip
 CPU_WAYS = ("seed_loop_equal:eager", "seed_equal:eager", "new_llm:eager")
 GROUP = 10  # steps between two waits for the GPU: training does not wait for each step either
@@ -126,8 +127,7 @@ def measure(name: str, how: str, go, *, batch: int, length: int, vocabulary: int
 
     from newllm_lib.ops import ahead
 
-    if how != "eager":
-        ahead.start_compilers()
+    ahead.start(compiles=how not in ("eager", "replay"))
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
@@ -135,7 +135,8 @@ def measure(name: str, how: str, go, *, batch: int, length: int, vocabulary: int
     model = _model(name, vocabulary, length).to(device)
     tokens = torch.randint(1, vocabulary, (4, batch, length + 1), device=device)
     ahead.rehearse(model, lambda: _loss(model.step, model, tokens[0, :, :-1].contiguous(), tokens[0, :, 1:].contiguous())[0])
-    step = _captured(model, batch, length) if how == "captured" else _launched(model, how, batch)
+    ways = {"captured": _captured, "replay": _replayed}
+    step = ways[how](model, batch, length) if how in ways else _launched(model, how, batch)
     batches = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in tokens]
     wait = torch.cuda.synchronize if gpu else lambda: None
     step(*batches[0])
@@ -194,6 +195,26 @@ def _launched(model, how: str, batch: int):
     return step
 
 
+def _replayed(model, batch: int, length: int):
+    """step(inputs, labels): our model's loss and gradients replayed from a graph, the state with them; then the optimizer."""
+    import torch
+
+    from newllm_lib.training.lowmem.graphs import StepGraph
+
+    graph = StepGraph(model.model, torch.device("cuda"), torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = torch.tensor(batch * length, device="cuda")
+    states = [model.initial_state(batch)]
+
+    def step(inputs, labels):
+        named = {"input_ids": inputs, "shift_labels": labels, "num_items_in_batch": tokens, "state": states[0]}
+        states[0] = graph(named, use_cache=True)[1]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def _captured(model, batch: int, length: int):
     """step(inputs, labels): all of it in one CUDA graph, captured after three steps as they are."""
     import torch
@@ -242,7 +263,7 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     from newllm_lib.ops import ahead
     from newllm_lib.recipe import load_recipe
 
-    ahead.start_compilers()
+    ahead.start(compiles=name != "new_llm")
     from newllm_lib.training import run_recipe
 
     sizes = {"hidden_size": 256, "context_dim": 256, "num_layers": 4, "mlp_size": 1024, "num_heads": 4, "dropout": 0.0}

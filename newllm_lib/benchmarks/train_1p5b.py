@@ -139,7 +139,7 @@ def _accumulating(device, model, stepper, micro: int, how: str):
     def gradients(part, tokens):
         if graph is not None:
             inputs = {"input_ids": part[:, :-1], "shift_labels": part[:, 1:], "num_items_in_batch": tokens}
-            return graph(inputs, use_cache=False)
+            return graph(inputs, use_cache=False)[0]
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, part) * (part[:, 1:].numel() / tokens)
         loss.backward()

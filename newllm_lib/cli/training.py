@@ -12,12 +12,14 @@ from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import Interrupted, NewLLMError
+from newllm_lib.importing import read_ahead, without_collecting
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 
 
 def train(arguments):
     """Train a recipe, continuing its run if it was stopped before."""
+    _begin_at_once(arguments, arguments.name)
     recipe = _recipe(arguments, arguments.name)
     if arguments.background:
         run = Run(recipe.run_path())
@@ -35,6 +37,7 @@ _BASELINE = {"model": "tiny_gpt2", "carry_state": False}  # attention carries no
 
 def demo(arguments):
     """The main job: New-LLM and TinyGPT2 on the same data, then their comparison."""
+    _begin_at_once(arguments, "demo")
     ours = _recipe(arguments, "demo")
     baseline = _recipe(arguments, "demo", **_BASELINE)
     job = Run(ours.output_dir or ours.run_path().with_name(ours.run_name.removeprefix("new_llm_")))
@@ -61,12 +64,31 @@ def demo(arguments):
     return result if arguments.json else 0
 
 
+_compiling: list = []  # the process that compiles this command's kernels
+
+
+def _begin_at_once(arguments, name: str) -> None:
+    """What goes on by itself while this process imports: kernels are compiled, the packages' files read."""
+    from newllm_lib.cli.parser import overrides
+    from newllm_lib.training import kernels_ahead
+
+    if not arguments.background:  # else the process that trains does
+        read_ahead()
+        _compiling[:] = [kernels_ahead.begin(name, overrides(arguments))]
+
+
 def _run_training(recipe: Recipe):
     """`training.train`; what compiles for a GPU starts before its imports, not after them."""
-    from newllm_lib.ops import ahead
+    from newllm_lib.training.compiling import is_made_of_kernels
+    from newllm_lib.training.kernels_ahead import suits
 
-    if recipe.compile != "off":
-        ahead.start_compilers()
+    with without_collecting():
+        from newllm_lib.ops import ahead
+
+        if _compiling and _compiling[0] is not None and suits(recipe):
+            ahead.leave_to(_compiling[0])
+        ahead.start(compiles=recipe.compile in ("on", "graphs") or (recipe.compile == "auto" and not is_made_of_kernels(recipe)))
+        from newllm_lib.training import run_recipe  # noqa: F401
     from newllm_lib.training import train
 
     return train

@@ -74,7 +74,9 @@ class Blocks(Dataset):
 
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
-        positions = torch.tensor(starts, device=self.device)[:, None] + self._steps
+        # From pinned memory, so that the processor does not wait for the GPU, which is still busy with the last step.
+        at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+        positions = at[:, None] + self._steps
         inside = positions.clamp(0, last)
         tokens = self._ids[inside].long()
         ignored = (positions[:, 1:] > last) | (positions[:, 1:] < 1)

@@ -22,6 +22,7 @@ from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.layers.word_memory import Said, Slots, WordMemory, WordSlots, decay
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
+from newllm_lib.ops.token_embedding import token_embedding
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -214,7 +215,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, one of the two.")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
         starts = None
         if input_ids is not None and self.config.reset_at_bos:
             starts = document_starts(input_ids, self.config.bos_token_id)
@@ -252,6 +253,13 @@ class NewLLMModel(NewLLMPreTrainedModel):
         padding = self.word_rows * self.state_size - numbers.shape[1]
         return nn.functional.pad(numbers, (0, padding)).unflatten(1, (-1, self.state_size))
 
+    def _embedded(self, ids):
+        table = self.embed_tokens
+        if torch.is_autocast_enabled(ids.device.type) and type(table) is nn.Embedding and not table._forward_hooks:
+            if self.config.recurrence == "parallel":
+                return token_embedding(ids, table.weight, torch.get_autocast_dtype(ids.device.type))
+        return table(ids)
+
     def _through(self, x, state, starts, valid):
         """x through the layers and the last norm; each layer's new state."""
         saves = self.gradient_checkpointing and self.training
@@ -280,6 +288,14 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         sizes = config.output_size, config.vocab_size, config.word_memory, 2 if config.word_slots else 1
         self.word_memory = WordMemory(*sizes) if config.word_memory else None
         self.post_init()
+
+    def half_weights(self) -> list[str]:
+        """Names of the parameters that are read in autocast's dtype alone, and may be given to the model in it."""
+        products = ("project.weight", "out.weight", "up.weight", "down.weight")
+        if self.config.recurrence != "parallel":
+            return []
+        blocks = self.model.layers.named_parameters("model.layers")
+        return [name for name, p in blocks if name.endswith(products) and p.requires_grad]
 
     def logits_of(self, outputs: NewLLMOutput, kept) -> torch.Tensor:
         if self.word_memory is None:

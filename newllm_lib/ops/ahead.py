@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,15 +22,18 @@ _THREADS = 6  # more would only wait for Python's lock, and take it from torch's
 _LAYERS = 2  # a model's first block has no branch to add, its second has: the others launch what the second does
 _jobs: list[Future] = []
 _rehearsing = False
+_elsewhere: Future | None = None  # the exit code of a process that compiles for this one
 
 
-def start_compilers() -> None:
-    """Where there is a GPU, start what takes seconds and needs nothing of ours, while imports go on: the processes in which torch
-    compiles kernels of its own (until they are up, torch.compile works without them), and the GPU itself.
+def start(compiles: bool) -> None:
+    """Where there is a GPU, start what takes seconds and needs nothing of ours, while imports go on: the GPU itself, and where
+    torch `compiles` the processes in which it does (until they are up, torch.compile works without them).
     """
-    if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-        if torch.cuda.device_count() == 1:
-            threading.Thread(target=_first_touch, daemon=True).start()
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return
+    if torch.cuda.device_count() == 1:
+        threading.Thread(target=_first_touch, daemon=True).start()
+    if compiles:
         with contextlib.suppress(ImportError, AttributeError):  # a torch that names it otherwise starts them late, as always
             from torch._inductor.async_compile import AsyncCompile
 
@@ -38,7 +42,17 @@ def start_compilers() -> None:
 
 def _first_touch() -> None:
     with contextlib.suppress(RuntimeError):  # whoever needs the GPU meets the same, and says it
-        torch.zeros(1, device="cuda")
+        matrix = torch.zeros(16, 16, device="cuda", dtype=torch.bfloat16)
+        matrix @ matrix  # its libraries for matrix products are large files
+
+
+def leave_to(process: subprocess.Popen) -> None:
+    """Another process compiles the kernels into Triton's cache: `finish` waits for it, and nothing is rehearsed here."""
+    global _elsewhere
+    pool = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere")
+    _elsewhere = pool.submit(process.wait)
+    _jobs.append(_elsewhere)
+    pool.shutdown(wait=False)
 
 
 def rehearse(model: nn.Module, step: Callable[[], torch.Tensor]) -> None:
@@ -50,6 +64,8 @@ def rehearse(model: nn.Module, step: Callable[[], torch.Tensor]) -> None:
             runs, and leave nothing behind.
     """
     if not next(model.parameters()).is_cuda or importlib.util.find_spec("triton") is None:
+        return
+    if _elsewhere is not None and not (_elsewhere.done() and _elsewhere.result()):  # unless it has failed
         return
     from newllm_lib.ops.sequential_context import graph
 
@@ -84,7 +100,7 @@ def _launches_become_compilations() -> Iterator[None]:
             key = kernel, tuple(map(_kind, arguments)), tuple(sorted(constants.items()))
             if key not in known:
                 known.add(key)
-                _jobs.append(pool.submit(kernel.warmup, *arguments, grid=grid, **constants))
+                _jobs.append(pool.submit(_compile, kernel, arguments, constants, grid))
 
         return submit
 
@@ -94,6 +110,11 @@ def _launches_become_compilations() -> Iterator[None]:
     finally:
         JITFunction.__getitem__, _rehearsing = launch, False
         pool.shutdown(wait=False)
+
+
+def _compile(kernel, arguments: tuple, constants: dict, grid) -> None:
+    """Compile a kernel and load it, with what launches it, which takes another compiler."""
+    kernel.warmup(*arguments, grid=grid, **constants).run  # noqa: B018 (a property)
 
 
 def _kind(value):

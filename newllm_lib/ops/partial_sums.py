@@ -26,7 +26,7 @@ def sum_partials(partials, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_C
 def sum_rows(partials: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(rows, columns) float32 -> (columns,) in the dtype of `like`, always in the same order."""
     out = torch.empty(partials.shape[1], dtype=like.dtype, device=partials.device)
-    block_rows, block_columns = (_ROWS, 16) if partials.shape[0] >= 128 else (16, 64)
+    block_rows, block_columns = (_ROWS, 8) if partials.shape[0] >= 128 else (16, 64)
     grid = (triton.cdiv(partials.shape[1], block_columns),)
     sum_partials[grid](
         partials.contiguous(), out, *partials.shape, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, num_warps=_WARPS

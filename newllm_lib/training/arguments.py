@@ -1,31 +1,14 @@
-"""What transformers' Trainer is told: dtype, compilation, and its arguments, from the recipe and the device."""
+"""What transformers' Trainer is told, from the recipe and the device."""
 
 from __future__ import annotations
 
 from transformers import TrainingArguments
 
 from newllm_lib.device import Device
-from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import ranks
-
-
-def dtype_of(recipe: Recipe, device: Device) -> str:
-    """The dtype of matrix products.
-
-    Raises:
-        UsageError: this device does not compute in the recipe's.
-    """
-    if recipe.weights_dtype == "bf16":
-        return "bf16"
-    if recipe.dtype in ("auto", "fp32"):
-        return device.dtype if recipe.dtype == "auto" else "fp32"
-    if device.torch_device == "cpu":
-        raise UsageError(f"--dtype {recipe.dtype} needs a GPU: leave it at auto, which is fp32 here.")
-    if recipe.dtype == "bf16" and (device.capability or (0, 0)) < (8, 0):
-        raise UsageError(f"--dtype bf16: {device.name} only emulates it, slowly. Leave it at auto, which is fp16 here.")
-    return recipe.dtype
+from newllm_lib.training.compiling import dtype_of
 
 
 def training_arguments(recipe: Recipe, run: Run, device: Device, total: int, micro: int) -> TrainingArguments:
@@ -59,16 +42,3 @@ def argument_values(recipe: Recipe, run: Run, device: Device, total: int, micro:
         ddp_find_unused_parameters=False,  # every parameter takes part in every step
         **checkpointing,
     )  # fmt: skip
-
-
-def compilation(recipe: Recipe, device: Device) -> str:
-    """"off", "on", "graphs" or "replay" (on a GPU, without loss scaling)."""
-    if recipe.compile == "replay" and (device.torch_device == "cpu" or dtype_of(recipe, device) == "fp16"):
-        return "off"
-    if recipe.compile != "auto":
-        return recipe.compile
-    if not device.compile:
-        return "off"
-    if recipe.lora_rank or recipe.teacher or ranks.several():  # with these, and with fp16's scaling, graphs are not measured yet
-        return "on"
-    return "graphs" if dtype_of(recipe, device) == "bf16" else "on"

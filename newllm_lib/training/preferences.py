@@ -25,10 +25,11 @@ from newllm_lib.evaluation.preferences import clearly_better, in_words, pair_log
 from newllm_lib.models.lora import lora_config, without_dropout
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, check_folder, checkpoint_step, write_status
-from newllm_lib.training.arguments import argument_values, dtype_of
+from newllm_lib.training.arguments import argument_values
 from newllm_lib.training.base import PreparedBase, prepare_base
 from newllm_lib.training.callbacks import Heartbeat, SaveRequests, Signals, Timetable
 from newllm_lib.training.card import write_card
+from newllm_lib.training.compiling import dtype_of
 from newllm_lib.training.estimate import preference_needs
 from newllm_lib.training.keeping import MirrorNews, only_data_is_read
 from newllm_lib.training.memory import with_smaller_micro_batches

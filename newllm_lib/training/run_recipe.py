@@ -37,8 +37,9 @@ from newllm_lib.runs import (
 from newllm_lib.training import ranks
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
 from newllm_lib.training.agreement import Agreement
-from newllm_lib.training.arguments import compilation, dtype_of, training_arguments
+from newllm_lib.training.arguments import training_arguments
 from newllm_lib.training.callbacks import Heartbeat, LogBlock, SaveRequests, Signals, StepLog, Timetable
+from newllm_lib.training.compiling import compilation, dtype_of
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
 from newllm_lib.training.determinism import deterministic
@@ -340,7 +341,7 @@ def _fit(recipe, run, device, data, progress, steps_per_epoch, total, checkpoint
     trainer.eval_dtype = dtype_of(recipe, device)
     if how == "replay" and blocks is None:
         dtype = torch.bfloat16 if trainer.eval_dtype == "bf16" else None
-        trainer.replay(StepGraph(model, trainer.args.device, dtype))
+        trainer.replay(StepGraph(model, trainer.args.device, dtype, together=ranks.several()))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if ranks.is_first():

@@ -164,15 +164,24 @@ class RunTrainer(Trainer):
         if self.step_graph is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
-            model.train()
-            inputs = {key: inputs[key] for key in ("input_ids", "shift_labels")}
-            tokens = torch.as_tensor(num_items_in_batch, device=self.args.device)
             # A part of the loss of all processes' tokens: sums of loss and gradients are theirs.
-            loss = self.step_graph({**self._prepare_inputs(inputs), "num_items_in_batch": tokens}, use_cache=False)
-            loss *= ranks.world()  # the log takes the mean
+            loss = self._replayed(model, inputs, num_items_in_batch) * ranks.world()  # the log takes the mean
             if self.accelerator.sync_gradients:
                 ranks.sum_(self.step_graph.sums)
         self._interval_loss += loss
+        return loss
+
+    def _replayed(self, model, inputs, num_items_in_batch):
+        model.train()
+        inputs = self._prepare_inputs({key: inputs[key] for key in ("input_ids", "shift_labels")})
+        inputs["num_items_in_batch"] = torch.as_tensor(num_items_in_batch, device=self.args.device)
+        if self.carried is None:
+            return self.step_graph(inputs, use_cache=False)[0]
+        state = self.carried.take()
+        if state is None:  # a graph begins with a state in any case
+            state = self.model.model.initial_state(len(inputs["input_ids"]))
+        loss, state = self.step_graph({**inputs, "state": state}, use_cache=True)
+        self.carried.put(state)
         return loss
 
     # --- the log ----------------------------------------------------------------------------------------------------
@@ -223,7 +232,7 @@ class RunTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict:
         """Validation metrics in training's dtype (`newllm evaluate` uses float32); keeps the best model in `best/`."""
-        started = time.monotonic()
+        started = self._time_when_steps_are_done()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with sharding.whole_weights(self.model):
             with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
@@ -249,6 +258,12 @@ class RunTrainer(Trainer):
         super().log({k: v for k, v in found.items() if isinstance(v, float)})  # to what --report_to names
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _time_when_steps_are_done(self) -> float:
+        """Now, but that the GPU's queue is empty: what follows is no training, and what is in the queue is."""
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)
+        return time.monotonic()
 
     def _judged(self, metrics: dict) -> tuple[dict, bool]:
         """The row of an evaluation, which is appended to `metrics.jsonl`, and whether it is the best so far."""
@@ -342,7 +357,7 @@ class RunTrainer(Trainer):
         return str(self._staging) if getattr(self, "_staging", None) else str(self.run.path)
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        started = time.monotonic()
+        started = self._time_when_steps_are_done()
         step = self.state.global_step
         self.progress.interval_steps = step - self._logged_step
         self.progress.interval_loss = self._gather_mean(self._interval_loss) if self.progress.interval_steps else 0.0

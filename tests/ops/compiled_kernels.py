@@ -29,6 +29,7 @@ from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
 from newllm_lib.ops.squared_relu_mlp import triton as mlp
 from newllm_lib.ops.stream_norm import triton as stream
+from newllm_lib.ops.token_embedding import triton as embedding
 
 CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
@@ -86,6 +87,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     (r * n).sum().backward()
     r, u = stream.add_norm_conv(*inputs, float32(dim, 4), starts, float32(batch, 3, dim), 1e-6)
     (r * u).sum().backward()
+    stream.last_rows(inputs[0], inputs[2], 3, starts, 1e-6)
     (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
     state = torch.zeros(batch, 4 * dim)
     step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
@@ -103,6 +105,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     total, normed = stream.add_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
     gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
     (gated_sum * 2).sum().backward()
+    (embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2).sum().backward()
     hoisted._cell_type = lambda x: TritonCell
     layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
     weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))
@@ -119,6 +122,7 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
     (mlp.squared_relu_mlp(normal(rows, dim), normal(inner, dim), normal(dim, inner)) * 2).sum().backward()
     losses, factors = torch.empty(2, rows)
     labels = torch.zeros(rows, dtype=torch.long)
+    exponentials.scaled_rows(normal(rows, dim).detach(), losses, torch.ones(()))
     exponentials.softmax_factors(normal(rows, dim).detach(), normal(words, dim).detach(), labels, -100, losses, factors)
 
 

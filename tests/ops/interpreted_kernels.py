@@ -203,13 +203,15 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv", "add_norm", "add_norm_conv"]
-)
+    "name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv", "add_norm", "add_norm_conv",
+             "token_embedding"],
+)  # fmt: skip
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
     import newllm_lib.ops.context_scan.triton
     import newllm_lib.ops.gated_scan.triton
-    import newllm_lib.ops.short_conv.triton  # noqa: F401
+    import newllm_lib.ops.short_conv.triton
+    import newllm_lib.ops.token_embedding.triton  # noqa: F401
 
     draw = checks.Draw("cpu", torch.float32)
     batch, time, dim = 2, 3, 5
@@ -223,6 +225,7 @@ def test_operator_is_well_formed(name):
         "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
         "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
         "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), starts, draw.normal(batch, 3, dim), 1e-6),
+        "token_embedding": (draw.normal(7, dim), torch.tensor([0, 6, 6]), torch.float32),
     }
     torch.library.opcheck(getattr(torch.ops.newllm, name).default, arguments[name])
 
@@ -247,6 +250,15 @@ def test_compiles_without_graph_break():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_token_embedding(dtype, monkeypatch):
+    from newllm_lib.ops.token_embedding import triton
+
+    monkeypatch.setattr(triton, "_TILE", 64)
+    checks.check_token_embedding("cpu", dtype, 7, 35, (3, 19))
+    checks.check_token_embedding("cpu", dtype, 1, 1, (1, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_squared_relu_mlp(dtype, monkeypatch):
     from newllm_lib.ops.squared_relu_mlp import triton
 
@@ -254,6 +266,19 @@ def test_squared_relu_mlp(dtype, monkeypatch):
     monkeypatch.setattr(triton.launch, "multiprocessors", lambda device: 4)
     checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
     checks.check_squared_relu_mlp("cpu", dtype, 19, 32, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("time", "width", "flags"), [(4, 4, True), (9, 4, True), (7, 2, False)])
+def test_add_norms_last_rows(dtype, time, width, flags):
+    checks.check_last_rows("cpu", dtype, 3, time, 35, width, flags)
+
+
+def test_scaled_rows():
+    from newllm_lib.ops.cross_entropy.exponentials import scaled_rows
+
+    rows, factors, scale = torch.randn(37, 20), torch.randn(37), torch.tensor(0.5)
+    torch.testing.assert_close(scaled_rows(rows, factors, scale), rows * factors.unsqueeze(1) * scale)
 
 
 @pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [

@@ -191,6 +191,22 @@ def check_add_norm_conv(device, dtype, batch, time, dim, width=4, flags=True, wi
         compare(["u", *names], conv(triton), conv(reference), inputs, TOLERANCE[dtype])
 
 
+def check_last_rows(device, dtype, batch, time, dim, width=4, flags=True, seed=0):
+    from newllm_lib.ops.short_conv import new_tail
+    from newllm_lib.ops.stream_norm import reference, triton
+
+    draw = Draw(device, dtype, seed)
+    starts = draw.flags(batch, time, share=0.3) if flags else None
+    inputs = [draw.normal(batch, time, dim), draw.normal(dim, dtype=torch.float32)]
+
+    def expected(r, weight):
+        last = slice(time - width + 1, None)
+        return (new_tail(reference.norm(r[:, last], weight, 1e-6), width, None if starts is None else starts[:, last], None),)
+
+    found = lambda r, weight: (triton.last_rows(r, weight, width - 1, starts, 1e-6),)  # noqa: E731
+    compare(["tail", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
+
+
 def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):
     """One token by `module` against a sequence of length 1 in float64: what is read, and the state afterwards."""
     draw = Draw(device, dtype, seed)
@@ -215,6 +231,19 @@ def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, s
     if width > 1:
         expected = torch.cat([kept, exact[0].unsqueeze(1)], 1)[:, 1:].flatten(1)
         assert_near(new[:, dim:], expected, 1e-6, "tail")
+
+
+def check_token_embedding(device, dtype, words, dim, shape, seed=0):
+    from newllm_lib.ops.token_embedding import reference, triton
+
+    draw = Draw(device, torch.float32, seed)
+    weight, upstream = draw.normal(words, dim), draw.normal(*shape, dim).detach().to(dtype)
+    ids = torch.randint(0, words, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    found, expected = (module.token_embedding(ids, weight, dtype) for module in (triton, reference))
+    assert found.dtype == dtype and torch.equal(found, expected)
+    (expected,) = torch.autograd.grad(reference.token_embedding(ids, weight.double(), torch.float64), weight, upstream.double())
+    (gradient,) = torch.autograd.grad(found, weight, upstream)
+    assert_near(gradient, expected, 1e-6, "dweight")
 
 
 def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):

@@ -13,10 +13,10 @@ KERNELS = {
     "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials", "_conv_step", "_gate_step",
     "rounded_step", "adam_step", "tile_squares", "clip_scale", "moment", "tile_weighted", "limit_scale", "norm_forward",
     "norm_backward", "swiglu_forward", "swiglu_backward", "mix_forward", "mix_backward", "group_forward", "group_backward",
-    "norm_conv_forward", "norm_conv_backward",
+    "norm_conv_forward", "norm_conv_backward", "gather_rows", "add_rows", "norm_last_rows",
 }  # fmt: skip
 FROM_SM80 = {
-    "product", "exponentials", "finish", "key_numbers", "forward", "backward_queries", "backward_keys",
+    "product", "exponentials", "finish", "scale_rows", "key_numbers", "forward", "backward_queries", "backward_keys",
     "parameter_gradients", "collect", "walk", "read", "collect_gradients", "gradients",
     "features_forward", "features_backward",
     "turn", "find_first", "find_last",

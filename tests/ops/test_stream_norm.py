@@ -76,3 +76,11 @@ def test_the_sum_and_norm_alone_on_a_gpu(dtype, rows, dim, summed):
 def test_on_a_gpu_bare():
     checks.check_add_norm("cuda", torch.float16, 33, 64, with_branch=False)
     checks.check_add_norm_conv("cuda", torch.float16, 2, 63, 64, flags=False, with_tail=False, with_branch=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(512, 128, 256), (3, 4, 35), (1, 63, 513), (2, 9, 2048)], ids=str)
+def test_last_rows_on_a_gpu(sizes, dtype):
+    for flags in (True, False):
+        checks.check_last_rows("cuda", dtype, *sizes, flags=flags)

@@ -142,14 +142,26 @@ def _(hidden, weight, labels, dtype, gradients):
 
 
 def _keep(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
 
 
 def _backward(ctx, grad_total, *_):
+    if grad_total is None:
+        return (None,) * 5
     grad_hidden, grad_weight, factors = ctx.saved_tensors
-    factors = grad_total * factors.unsqueeze(1) if len(factors) else grad_total
-    by_hidden = (grad_hidden.float() * factors).to(grad_hidden.dtype)  # in float32: a loss scale may be too large for fp16
-    return by_hidden, grad_weight * grad_total.to(grad_weight.dtype), None, None, None
+    return scaled_rows(grad_hidden, factors, grad_total), grad_weight * grad_total.to(grad_weight.dtype), None, None, None
+
+
+def scaled_rows(rows: Tensor, factors: Tensor, scale: Tensor) -> Tensor:
+    """rows (count, dim) times factors (count,), if there are any, times scale: in float32 until the end, because a loss scale may
+    be too large for fp16."""
+    if runs_triton(rows) and len(factors):
+        from newllm_lib.ops.cross_entropy.exponentials import scaled_rows
+
+        return scaled_rows(rows, factors, scale)
+    factors = scale * factors.unsqueeze(1) if len(factors) else scale
+    return (rows.float() * factors).to(rows.dtype)
 
 
 _summed.register_autograd(_backward, setup_context=_keep)

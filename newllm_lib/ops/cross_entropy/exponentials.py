@@ -118,3 +118,34 @@ def softmax_factors(
         IGNORE=ignore, BLOCK_ROWS=_ROWS, BLOCK_DIM=padded,
     )
     return e, scaled
+
+
+@triton.jit
+def scale_rows(x, factors, scale, out, rows, dim, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """out = x * factors[:, None] * scale; x, out (rows, dim)."""
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    k = tl.arange(0, BLOCK_DIM)
+    factor = tl.load(factors + row, mask=row < rows, other=0.0) * tl.load(scale).to(tl.float32)
+    inside = (row < rows)[:, None] & (k < dim)[None, :]
+    place = row[:, None] * dim + k[None, :]
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("newllm::scaled_rows", mutates_args=())
+def scaled_rows(x: Tensor, factors: Tensor, scale: Tensor) -> Tensor:
+    """x (rows, dim) without gaps times factors (rows,) times scale (), both float32."""
+    return _scaled(x, factors, scale)
+
+
+@on_its_device
+def _scaled(x, factors, scale):
+    out = torch.empty_like(x)
+    block = max(16, triton.next_power_of_2(x.shape[1]))
+    scale_rows[(triton.cdiv(x.shape[0], _ROWS),)](x, factors, scale, out, *x.shape, BLOCK_ROWS=_ROWS, BLOCK_DIM=block)
+    return out
+
+
+@scaled_rows.register_fake
+def _(x, factors, scale):
+    return torch.empty_like(x)

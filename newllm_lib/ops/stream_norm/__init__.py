@@ -52,9 +52,18 @@ def add_norm_conv(
         r and u (batch, time, dim) in x's dtype, and the new tail (batch, width - 1, dim) float32.
     """
     r, u = _stream_and_conv(x, branch, weight, taps, starts, tail, eps)
-    first = max(0, r.shape[1] - taps.shape[1] + 1)  # the rows of the new tail, a few: normalised once more
+    return r, u, _tail_of(r, weight, taps.shape[1], starts, tail, eps)
+
+
+def _tail_of(r, weight, width, starts, tail, eps):
+    """The rows of the new tail, a few: normalised once more."""
+    if runs_triton(r) and r.shape[-1] <= MAX_CONV_DIM and r.shape[1] >= width > 1:
+        from newllm_lib.ops.stream_norm import triton
+
+        return triton.last_rows(r, weight, width - 1, starts, eps)
+    first = max(0, r.shape[1] - width + 1)
     last = reference.norm(r[:, first:].float(), weight, eps)
-    return r, u, new_tail(last, taps.shape[1], None if starts is None else starts[:, first:], tail)
+    return new_tail(last, width, None if starts is None else starts[:, first:], tail)
 
 
 def _stream_and_conv(x, branch, weight, taps, starts, tail, eps):

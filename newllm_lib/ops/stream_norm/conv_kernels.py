@@ -184,3 +184,22 @@ def norm_conv_backward(
     for k in tl.static_range(WIDTH):
         tl.store(own + dims * WIDTH + k, sums[k], mask=in_dim)
     tl.store(own + WIDTH * dim + dims, scale_sum, mask=in_dim)
+
+
+@triton.jit
+def norm_last_rows(
+    r, weight, starts, out, time, dim, eps, HAS_STARTS: tl.constexpr, COUNT: tl.constexpr, BLOCK_DIM: tl.constexpr
+):  # fmt: skip
+    """out (batch, COUNT, dim): the last rows of r (batch, time, dim), normalised; zeros before the last start of a document."""
+    batch, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    dims = tl.arange(0, BLOCK_DIM)
+    inside = dims < dim
+    place = time - COUNT + number
+    value = tl.load(r + (batch * time + place) * dim + dims, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value, 0) / dim + eps) * scale
+    if HAS_STARTS:
+        for later in tl.static_range(1, COUNT):
+            if number + later < COUNT:
+                value = tl.where(tl.load(starts + batch * time + place + later) != 0, 0.0, value)
+    tl.store(out + (batch * COUNT + number) * dim + dims, value, mask=inside)

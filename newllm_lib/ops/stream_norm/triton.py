@@ -178,7 +178,58 @@ def _norm_conv_gradient(ctx, dr, du):
 _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_conv)
 
 
+# ---- what the convolution's next call needs
+
+
+@torch.library.custom_op("newllm::norm_last_rows", mutates_args=())
+def _last_rows(r: Tensor, weight: Tensor, count: int, starts: Tensor | None, eps: float) -> Tensor:
+    """RMSNorm of the last rows of r (batch, time, dim) without gaps, float32; zeros before a start of a document among them."""
+    return _last_rows_forward(r, weight, count, starts, eps)
+
+
+@on_its_device
+def _last_rows_forward(r, weight, count, starts, eps):
+    batch, time, dim = r.shape
+    out = torch.empty(batch, count, dim, dtype=torch.float32, device=r.device)
+    block = triton.next_power_of_2(dim)
+    conv_kernels.norm_last_rows[(batch, count)](
+        r, weight.contiguous(), launch.flag_bytes(starts), out, time, dim, eps,
+        HAS_STARTS=starts is not None, COUNT=count, BLOCK_DIM=block, num_warps=max(1, block // 256),
+    )  # fmt: skip
+    return out
+
+
+@_last_rows.register_fake
+def _(r, weight, count, starts, eps):
+    return r.new_empty(r.shape[0], count, r.shape[2], dtype=torch.float32)
+
+
+def _keep_last_rows(ctx, inputs, output):
+    r, weight, ctx.count, starts, ctx.eps = inputs
+    ctx.save_for_backward(r, weight, output)
+
+
+def _last_rows_gradient(ctx, dout):
+    r, weight, out = ctx.saved_tensors
+    rows = r[:, r.shape[1] - ctx.count :].float()
+    inverse = torch.rsqrt(rows.square().mean(-1, keepdim=True) + ctx.eps)
+    normal = rows * inverse
+    dout = dout * (out != 0).any(-1, keepdim=True)  # a row of zeros was cut off
+    dnormal = dout * weight.float()
+    drows = inverse * (dnormal - normal * (dnormal * normal).mean(-1, keepdim=True))
+    dr = torch.nn.functional.pad(drows.to(r.dtype), (0, 0, r.shape[1] - ctx.count, 0))
+    return dr, (dout * normal).sum((0, 1)).to(weight.dtype), None, None, None
+
+
+_last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
+
+
 # ---- the public names, as in `stream_norm`
+
+
+def last_rows(r, weight, count, starts, eps):
+    """What `stream_norm.add_norm_conv` returns as its new tail, of at least `count` rows."""
+    return _last_rows(r.contiguous(), weight, count, starts, eps)
 
 
 def add_norm(x, branch, weight, eps):

@@ -7,7 +7,8 @@ read where they are; their gradients are added up at places that all blocks shar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,20 @@ class Recorder:
         if self.on_gpu:
             self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def record(self, function: Callable[[], None], kind, sums: list[Tensor]) -> Callable[[], None]:
+    def record(self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None) -> Callable[[], None]:
         """What repeats `function`, which has to read from and write to tensors that stay. On a processor the function itself.
 
         Args:
             kind: functions of one kind start the same kernels with the same sizes; the first of them is run once before.
-            sums: what it adds to; they are left as they were.
+            sums: what it adds to; they are left as they were. forget: called after a first run, to let go of what that has made.
         """
         before = [x.clone() for x in sums]
-        replay = self._recorded(function, kind)
+        replay = self._recorded(function, kind, forget)
         for x, was in zip(sums, before, strict=True):
             x.copy_(was)
         return replay
 
-    def _recorded(self, function: Callable[[], None], kind) -> Callable[[], None]:
+    def _recorded(self, function: Callable[[], None], kind, forget) -> Callable[[], None]:
         if not self.on_gpu:
             function()  # as on a GPU: what it leaves behind besides its results is known
             return function
@@ -47,6 +48,7 @@ class Recorder:
                 torch.cuda.empty_cache()
                 function()  # compiles kernels, starts libraries: what must not happen while recording
                 torch.cuda.synchronize(self.device)
+                forget()
                 torch.cuda.empty_cache()  # memory of this stream, which nobody else would get
                 self.warm.add(kind)
             graph = torch.cuda.CUDAGraph()
@@ -77,12 +79,11 @@ class Places:
 
 
 def stand_ins(parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leaves that share the parameters' memory and add their gradients to the given ones: made while recording they belong to its
-    stream, as the parameters' own do not, and their hooks stay silent."""
-    made = {}
-    for name, parameter in parameters.items():
-        made[name] = parameter.detach().requires_grad_()
-        made[name].grad = gradients[name]
+    """Leaves that share the parameters' memory and add their gradients to the given ones (where there are some): made while
+    recording they belong to its stream, as the parameters' own do not, and their hooks stay silent."""
+    made = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+    for name, gradient in gradients.items():
+        made[name].grad = gradient
     return made
 
 
@@ -187,39 +188,88 @@ class BlockGraphs:
 class StepGraph:
     """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing computed twice."""
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype | None):
-        """dtype: of autocast; None: without."""
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False):
+        """dtype: of autocast; None: without. together: gradients lie side by side, in `sums`, and begin at zero each step."""
         self.model, self.dtype = model, dtype
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.gradients, self.sums = side_by_side(self.parameters)
+        # Weights that are read in half precision alone are converted together, and their gradients back: two kernels for dozens.
+        self.halves = model.half_weights() if dtype is not None and hasattr(model, "half_weights") else []
+        self.maker: tuple | None = None  # the kind of the first graph, which makes the gradients; others add to them
+        self.gradients, self.sums = side_by_side(self.parameters) if together else ({}, [])
 
-    def __call__(self, inputs: dict[str, Tensor], **constants) -> Tensor:
-        """The loss of the model called with these; gradients are added to the parameters' (begun where there are none).
+    def __call__(self, inputs: dict[str, Tensor], **constants) -> tuple[Tensor, Tensor | None]:
+        """The loss of the model called with these, and its state, which the next call overwrites (None: it has none); gradients
+        are added to the parameters' (begun where there are none).
 
-        `sums` holds all of them, in a tensor or two: what several processes have to add up once a step.
+        `sums` holds them together, in a tensor or two: what several processes have to add up once a step.
         """
         fixed = dict(zip(inputs, self.places.filled("input", list(inputs.values())), strict=True))
         kind = tuple((name, x.shape, x.dtype) for name, x in fixed.items()), tuple(constants.items())
-        fresh = [name for name, p in self.parameters.items() if p.grad is not self.gradients[name]]
-        if kind not in self.replays:
-            results: list[Tensor] = []
+        fresh = [name for name, p in self.parameters.items() if p.grad is None or p.grad is not self.gradients.get(name)]
+        self.maker = self.maker or kind
+        makes = not self.sums and kind == self.maker and len(fresh) == len(self.parameters)
+        replay, results = self._recorded(fixed, constants, kind, makes, fresh)
+        if fresh and not makes:
+            torch._foreach_zero_([self.gradients[name] for name in fresh if name in self.gradients])
+            self._hand_over(fresh)
+        replay()
+        if makes:
+            self._hand_over(fresh)
+        return results[0].clone(), results[1]
+
+    def _recorded(self, fixed: dict[str, Tensor], constants: dict, kind: tuple, makes: bool, fresh: list[str]) -> tuple:
+        """(what repeats the step, where its loss and state lie), recorded the first time."""
+        key = kind, makes
+        if key not in self.replays:
+            results: list[Tensor | None] = []
 
             def run():
-                leaves = stand_ins(self.parameters, self.gradients)
+                results.clear()
+                if makes:
+                    self.gradients.clear()
+                leaves = self._leaves()
                 enabled = self.dtype is not None
                 with torch.autocast(self.recorder.device.type, self.dtype, enabled=enabled, cache_enabled=False):
-                    loss = functional_call(self.model, leaves, (), {**fixed, **constants}).loss
-                loss.backward()
-                results[:] = self.places.filled("loss", [loss.detach()])
+                    outputs = functional_call(self.model, leaves, (), {**fixed, **constants})
+                outputs.loss.backward()
+                self._gather(leaves, makes)
+                results[:] = self.places.filled("result", [outputs.loss.detach(), outputs.get("state")])
 
-            sums = [g for name, g in self.gradients.items() if name not in fresh]
-            self.replays[kind] = self.recorder.record(run, kind, sums), results
-        replay, results = self.replays[kind]
-        if fresh:
-            torch._foreach_zero_([self.gradients[name] for name in fresh])
-            for name in fresh:
-                self.parameters[name].grad = self.gradients[name]
-        replay()
-        return results[0].clone()
+            sums = [] if makes else [g for name, g in self.gradients.items() if name not in fresh]
+            forget = self.gradients.clear if makes else lambda: None
+            with _same_random_numbers(self.recorder.device):
+                self.replays[key] = self.recorder.record(run, key, sums, forget), results
+        return self.replays[key]
+
+    def _leaves(self) -> dict[str, Tensor]:
+        leaves = stand_ins(self.parameters, {n: g for n, g in self.gradients.items() if n not in self.halves})
+        if self.halves:
+            halves = [torch.empty_like(self.parameters[name], dtype=self.dtype) for name in self.halves]
+            torch._foreach_copy_(halves, [self.parameters[name].detach() for name in self.halves])
+            leaves |= {name: half.requires_grad_() for name, half in zip(self.halves, halves, strict=True)}
+        return leaves
+
+    def _gather(self, leaves: dict[str, Tensor], makes: bool) -> None:
+        """Keep the leaves' gradients, or add those that have not added themselves."""
+        if makes:
+            self.gradients |= {n: x.grad for n, x in leaves.items() if n not in self.halves and x.grad is not None}
+        if self.halves:
+            whole = [torch.empty_like(self.parameters[name]) for name in self.halves]
+            torch._foreach_copy_(whole, [leaves[name].grad for name in self.halves])
+            if makes:
+                self.gradients |= dict(zip(self.halves, whole, strict=True))
+            else:
+                torch._foreach_add_([self.gradients[name] for name in self.halves], whole)
+
+    def _hand_over(self, names: list[str]) -> None:
+        for name in names:
+            self.parameters[name].grad = self.gradients.get(name)
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Recording runs the step once for real: a run that is continued must draw what it would have drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -40,14 +40,15 @@ def refuse(recipe: Recipe, device: Device) -> None:
     if recipe.optimizer == "muon" and recipe.weights_dtype == "bf16" and recipe.momentum_bits == 0:
         raise UsageError("momentum_bits 0 is for adafactor: Muon is its momentum. Use 4, 8 or 32.")
 
-
     if recipe.compile == "replay":
         _refuse_replay(recipe)
 
 
 def _refuse_replay(recipe: Recipe) -> None:
-    if recipe.dropout or recipe.lora_dropout or recipe.carry_state or recipe.teacher:
-        raise UsageError("compile replay is for training without dropout, carried state or a teacher: choose on or off.")
+    if recipe.lora_rank or recipe.teacher:
+        raise UsageError("compile replay is for training without adapters or a teacher: choose on or off.")
+    if recipe.step_in_backward and (recipe.dropout or recipe.carry_state):
+        raise UsageError("compile replay with step_in_backward is without dropout or carried state: leave one of them out.")
     if (recipe.gradient_checkpointing == "off") == recipe.step_in_backward:
         raise UsageError(
             "compile replay goes with gradient_checkpointing off, or with step_in_backward and gradient_checkpointing on or "

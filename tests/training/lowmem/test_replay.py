@@ -1,11 +1,13 @@
 """`compile: replay` through a whole training: the same curve as without, and refused where it cannot be."""
 
+import shutil
+
 import pytest
 
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
 from newllm_lib.training import run_recipe, train
-from newllm_lib.training.arguments import compilation
+from newllm_lib.training.compiling import compilation
 from newllm_lib.training.lowmem.plan import refuse
 from tests.training.lowmem.test_memory_keys import LIGHT, recipe
 from tests.training.small_runs import curve
@@ -27,15 +29,29 @@ def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
     assert rows[0]["loss"] == pytest.approx(others[0]["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("keys", [{}, {"carry_state": True, "dropout": 0.1}, {"micro_batch_size": 2, "dropout": 0.1}], ids=str)
+def test_a_replayed_new_llm_is_the_run_to_the_last_digit(folder, monkeypatch, keys):
+    """Dropout and a carried state too: nothing is drawn for a recording, and a run goes on as if it had not been stopped."""
+    keys = {"optimizer": "adamw", "max_steps": 6, "save_steps": 3, "keep_checkpoints": 9, **keys}
+    plain = train(recipe(folder, "plain", **keys))
+    monkeypatch.setattr(run_recipe, "compilation", lambda *_: "replay")
+    again = train(recipe(folder, "again", **keys))
+    assert [row["loss"] for row in curve(again) if "loss" in row] == [row["loss"] for row in curve(plain) if "loss" in row]
+    shutil.rmtree(again.path / "checkpoint-6")
+    again = train(recipe(folder, "again", **keys))  # from checkpoint-3
+    assert [row["loss"] for row in curve(again) if "loss" in row] == [row["loss"] for row in curve(plain) if "loss" in row]
+
+
 def test_what_cannot_be_replayed_is_refused(folder, monkeypatch):
     for changes, words in (
-        ({**LIGHT, "dropout": 0.1}, "without dropout"),
+        ({**LIGHT, "dropout": 0.1}, "without dropout or carried"),
+        ({**LIGHT, "dropout": 0.0, "carry_state": True}, "carried state"),
         ({**LIGHT, "dropout": 0.0, "gradient_checkpointing": "off", "micro_batch_size": 4}, "goes with gradient_checkpointing"),
         ({**WHOLE, "dropout": 0.0, "gradient_checkpointing": "on"}, "goes with gradient_checkpointing"),
-        ({**WHOLE, "dropout": 0.0, "carry_state": True}, "carried state"),
+        ({"compile": "replay", "model": "new_llm", "lora_rank": 2}, "without adapters"),
     ):
         with pytest.raises(UsageError, match=words):
-            refuse(recipe(folder, compile="replay", **changes), probe())
+            refuse(recipe(folder, **{"compile": "replay", **changes}), probe())
     assert compilation(recipe(folder, compile="replay"), probe()) == "off"  # no GPU here
     monkeypatch.setenv("NEWLLM_DEVICE", "h100")
     assert compilation(recipe(folder, compile="replay"), probe()) == "replay"

@@ -1,0 +1,110 @@
+"""The process that compiles New-LLM's kernels beside a command's imports: when there is one, and that it meets them all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from newllm_lib.models import build_model
+from newllm_lib.ops import ahead
+from newllm_lib.ops.squared_relu_mlp import MAX_DIM
+from newllm_lib.recipe import load_recipe
+from newllm_lib.training import compiling, kernels_ahead
+
+
+def recipe(**changes):
+    return load_recipe("demo", {"sized_for": "h100", "vocab_size": 300, "batch_size": 3, "max_seq_length": 9, **changes})
+
+
+def test_the_limit_of_the_kernels_is_theirs():
+    assert compiling.KERNELS_MAX_DIM == MAX_DIM
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "expected"),
+    [
+        (["nvidia0"], {}, True), (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "0"}, True), ([], {}, False),
+        (["nvidiactl"], {}, False), (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "0,1"}, False), (["nvidia0"], {"NEWLLM_DEVICE": "t4"}, False),
+        (["nvidia0"], {"WORLD_SIZE": "2"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, tmp_path):
+    for name in ("CUDA_VISIBLE_DEVICES", "NEWLLM_DEVICE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in gpus:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(kernels_ahead, "_DEVICES", tmp_path)
+    started = []
+    monkeypatch.setattr(kernels_ahead.subprocess, "Popen", lambda words, **_: started.append(words))
+    kernels_ahead.begin("demo", {"vocab_size": "300"})
+    assert len(started) == expected
+
+
+def test_suits_what_is_made_of_our_kernels():
+    assert kernels_ahead.suits(recipe())
+    for changes in (
+        {"model": "tiny_gpt2", "carry_state": False}, {"recurrence": "sequential"}, {"hidden_size": 512}, {"compile": "off"},
+        {"kernels": "off"}, {"gradient_checkpointing": "on"}, {"micro_batch_size": 1}, {"word_memory": 100.0},
+    ):  # fmt: skip
+        assert not kernels_ahead.suits(recipe(**changes)), changes
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_conv": True, "embedding_skip": True}], ids=str)
+def test_computes_what_the_model_computes(changes):
+    model = build_model(recipe(num_layers=2, dropout=0.0, **changes), 300).train()
+    model.config.bos_token_id = 0
+    trunk = kernels_ahead._trunk(recipe(**changes))
+    found = {name.removeprefix("model."): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    found["table.weight"] = found.pop("embed_tokens.weight")
+    trunk.load_state_dict(found)
+    ids = torch.randint(0, 300, (3, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(input_ids=ids, shift_labels=ids, num_items_in_batch=torch.tensor(27)).loss
+    torch.testing.assert_close(trunk(ids), expected)
+
+
+def test_imports_no_transformers():
+    code = "import sys; from newllm_lib.training import kernels_ahead as k; from newllm_lib.recipe import load_recipe\n"
+    code += "print('torch' in sys.modules); k._trunk(load_recipe('demo', {'sized_for': 'h100'}))\n"
+    code += "print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False", "False"]
+
+
+def test_its_end_is_waited_for(monkeypatch):
+    monkeypatch.setattr(ahead, "_elsewhere", None)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    ahead.leave_to(process)
+    ahead.finish()
+    assert process.poll() == 0
+
+
+@pytest.mark.gpu
+def test_nothing_is_left_to_compile(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    sizes = {"vocab_size": 320, "hidden_size": 48, "context_dim": 48, "mlp_size": 80, "batch_size": 16, "max_seq_length": 64}
+    code = f"""
+import sys, torch
+from newllm_lib.recipe import load_recipe
+recipe = load_recipe("demo", {sizes})
+if sys.argv[1] == "ahead":
+    from newllm_lib.training import kernels_ahead
+    kernels_ahead.compile_for(recipe)
+else:
+    from newllm_lib.models import build_model
+    model, ids = build_model(recipe, 320).cuda().train(), torch.randint(0, 320, (16, 64), device="cuda")
+    model.config.bos_token_id = 0
+    tokens = torch.tensor(1024, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        model(input_ids=ids, shift_labels=ids, num_items_in_batch=tokens, use_cache=True).loss.backward()
+"""
+    there = []
+    for who in ("ahead", "model"):
+        subprocess.run([sys.executable, "-c", code, who], check=True)
+        there.append({file.name for file in Path(tmp_path).rglob("*.cubin")})
+    assert there[0] and there[1] <= there[0]
