@@ -250,7 +250,7 @@ class TrainingKeys:
     )  # fmt: skip
     compile: str = key(
         "auto", "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models); or "
-        "replay (CUDA graphs of the step as it is: begins at once, for large models of our own kernels)", "training",
+        "replay (CUDA graphs of the step as it is: begins at once, for models of our own kernels, as New-LLM)", "training",
         choices=("auto", "on", "off", "graphs", "replay"), identity=False,
     )  # fmt: skip
 
