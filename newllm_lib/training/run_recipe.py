@@ -51,7 +51,7 @@ from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after, settle
-from newllm_lib.training.several import in_words, is_cut, parts, processes, refuse_several
+from newllm_lib.training.several import distribution, in_words, is_cut, parts, processes, refuse_several
 from newllm_lib.training.sharding import cut
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
@@ -150,6 +150,7 @@ def _train_among_others(job: Job | None, recipe: Recipe, run: Run, device: Devic
     if ranks.is_first() and not ranks.holds_the_run() and not os.environ.get(BACKGROUND):
         console.also_to(run.log)
     try:
+        _check_that_all_plan_the_same(recipe, device)
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
             (job or _train_locked)(recipe, run, device, ranks.as_the_first_says(was_finished))
     except Interrupted as stop:
@@ -160,6 +161,21 @@ def _train_among_others(job: Job | None, recipe: Recipe, run: Run, device: Devic
     finally:
         if not ranks.holds_the_run():
             console.also_to(None)
+
+
+def _check_that_all_plan_the_same(recipe: Recipe, device: Device) -> None:
+    """Raises:
+    NewLLMError: the machine of some process asks for something else than the first one's, and they would wait for each other.
+    """
+    pieces, micro = parts(recipe, device), micro_batch_size(recipe, device, ranks.world())
+    mine = f"{distribution(recipe, device)} in {pieces} parts, {dtype_of(recipe, device)}, {micro} sequences at a time"
+    first = ranks.as_the_first_says(mine)
+    if ranks.summed({"others": int(mine != first)})["others"]:
+        other = f"; process {ranks.rank()}: {mine}" if mine != first else ""
+        raise NewLLMError(
+            f"The hosts would not train alike (the first process: {first}{other}): use the same GPUs, and as many on each host, "
+            "or say --distribution, --dtype and --micro_batch_size."
+        )
 
 
 def _launch(count: int, recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:

@@ -34,6 +34,7 @@ TINY = {
     "ssm_ranks": 4, "keep_checkpoints": 9,
 }  # fmt: skip
 FOLDER = Path(sys.argv[1])
+UNEVEN: list[int] = []  # processes of each one's host, where hosts have not as many
 
 
 def fit(name: str, count: int, then=None, **changes) -> dict:
@@ -72,7 +73,7 @@ def _fork(recipe, name: str, number: int, count: int, port: str) -> int:
     if count > 1:
         hosts = 2 if count == 4 and recipe.distribution == "fsdp2" else 1
         places = {"RANK": number, "LOCAL_RANK": number % (count // hosts)}
-        places |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count // hosts}
+        places |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": UNEVEN[number] if UNEVEN else count // hosts}
         os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     _note_what_is_read(FOLDER / f"{name}.{number}.read")
     code = 1
@@ -168,6 +169,15 @@ def cut() -> dict:
     return {"1": fit("cut-1", 1, **steps), "begun": two, "whole": one, "4": fit("cut", 4, **TWO_HOSTS, **steps)}
 
 
+def uneven() -> dict:
+    """Two processes on one host, one on another: they would cut the model into other parts, and wait for each other."""
+    UNEVEN[:] = [2, 2, 1]
+    try:
+        return {"cut": fit("uneven", 3, distribution="fsdp2", batch_size=9, **PHASE7)}
+    finally:
+        UNEVEN.clear()
+
+
 def killed() -> dict:
     """Of two processes one is killed after a save; four go on."""
 
@@ -197,7 +207,7 @@ def _signal(number: int, which: int, step: int, run: Run, processes: list[int]) 
 
 
 SCENARIOS = {f.__name__: f for f in (
-    carried, shuffled, streamed, tiny_gpt2, light, replayed, offloaded, adapters, cut, killed, stopped,
+    carried, shuffled, streamed, tiny_gpt2, light, replayed, offloaded, adapters, cut, uneven, killed, stopped,
 )}  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def check_all(found: dict) -> None:
 
 
 def test_killed_or_stopped_another_number_of_processes_goes_on(tmp_path):
-    found = drive(tmp_path, "stopped", "killed", "cut")
+    found = drive(tmp_path, "stopped", "killed", "cut", "uneven")
     broken = found["killed"]["broken"]
     assert broken["exits"] == [1, -9] and broken["status"] == "failed" and broken["seconds"] < 60
     assert "another one has ended" in broken["said"][0]
@@ -79,6 +79,10 @@ def test_killed_or_stopped_another_number_of_processes_goes_on(tmp_path):
     assert begun["exits"] == [130, 130] and whole["exits"] == [130] and len(begun["rows"]) < len(whole["rows"])
     check_same(found["cut"]["4"], found["cut"]["1"])
     check_whole_model(tmp_path / "cut" / "best")
+    uneven = found["uneven"]["cut"]
+    assert uneven["exits"] == [1, 1, 1] and uneven["rows"] == []
+    assert all("would not train alike" in said and "in 3 parts" in said for said in uneven["said"])
+    assert "process 2: fsdp2 in 1 parts" in uneven["said"][2]
 
 
 def check_whole_model(folder: Path) -> None:
