@@ -73,19 +73,20 @@ class _AttentionBlock(nn.Module):
         batch, time, width = x.shape
         if self.shares is not None:
             x = self.shares[0] * x + self.shares[1] * embedded
-        parts = self.project(self._last_tokens(0, self.norm(x))).view(batch, time, 3, self.heads, self.size)
+        parts = self.project(self._read(0, self.norm, x)).view(batch, time, 3, self.heads, self.size)
         query, key, value = parts.transpose(1, 3).unbind(2)
         query, key = (_turned(F.rms_norm(p, (self.size,)), turn).to(value.dtype) for p in (query, key))
         read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.dropout(self.out(read.transpose(1, 2).reshape(batch, time, width)))
-        gate, inner = self.up(self._last_tokens(1, self.norm_mlp(x))).chunk(2, -1)
+        gate, inner = self.up(self._read(1, self.norm_mlp, x)).chunk(2, -1)
         return x + self.dropout(self.down(F.silu(gate) * inner))
 
-    def _last_tokens(self, which: int, x):
+    def _read(self, which: int, norm: nn.RMSNorm, x):
+        """The stream through its norm and, where it has one, the short convolution."""
         if self.convs is None:
-            return x
+            return norm(x)
         conv = self.convs[which]
-        return conv(x, torch.zeros(len(x), conv.state_size, device=x.device), None, None)[0]
+        return conv(x, None, norm, torch.zeros(len(x), conv.state_size, device=x.device), None, None)[1]
 
 
 def _rotation(time: int, size: int, device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,6 +44,23 @@ def test_peers_have_the_same_number_of_parameters(name, size):
     assert size != "4M" or count <= 4_250_000
 
 
+@pytest.mark.parametrize("changes", [{}, {"helped": True}, {"words": 50.0}, {"helped": True, "words": 50.0}], ids=str)
+def test_attention_sees_no_later_token_and_learns(changes):
+    torch.manual_seed(0)
+    model, ids = peers.Attention(300, 16, 2, 2, 16, 0.0, **changes), torch.randint(1, 300, (4, 24))
+    changed = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % 300], 1)
+    torch.testing.assert_close(model(ids)[:, :-1], model(changed)[:, :-1])
+    losses, optimizer = [], torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(8):
+        loss, _ = model.step(ids[:, :-1], ids[:, 1:].contiguous(), None)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.2
+
+
 @pytest.mark.parametrize("name", ["attention", "lstm", "new_llm"])
 def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut(name, corpus):
     model = tiny(name)
