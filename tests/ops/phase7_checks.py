@@ -105,13 +105,24 @@ def check_hyperbolic_attention(
     tolerance = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]
     for name, x, y in zip(["out", "dq", "dk", "dv"], found, expected, strict=False):
         assert_near(x, y, tolerance, name)
-    for index, name in ((3, "beta"), (4, "curvature")):
-        # Only a head's own output depends on its parameter: one derivative forward gives the terms of all queries.
+    assert_sums_near(run("reference"), exact, upstream[0], found, expected, {3: "dbeta", 4: "dcurvature"}, 3 * tolerance)
+
+
+def assert_sums_near(reference, exact, upstream, found, expected, parameters, tolerance):
+    """The gradients of some inputs (heads,), each a sum over all vectors of its head of terms of either sign.
+
+    Args:
+        exact: all inputs in float64. upstream: of the only output (batch, heads, time, …). found, expected: output and gradients.
+        parameters: place among the inputs -> name.
+    """
+    for index, name in parameters.items():
+        # Only a head's own output depends on its parameter: one derivative forward gives the terms of all vectors.
         tangents = [torch.ones_like(x) if place == index else torch.zeros_like(x) for place, x in enumerate(exact)]
-        (_, moved) = torch.func.jvp(run("reference"), tuple(x.detach() for x in exact), tuple(tangents))
-        terms = (moved[0] * upstream[0].double()).sum(-1)
-        error = (found[index + 1].double() - expected[index + 1]).abs() / terms.norm(dim=(0, 2))
-        assert error.max() < 3 * tolerance, f"d{name}: {error.tolist()}"
+        (_, moved) = torch.func.jvp(reference, tuple(x.detach() for x in exact), tuple(tangents))
+        terms = (moved[0] * upstream.double()).sum(-1)
+        size = torch.maximum(terms.norm(dim=(0, 2)), expected[index + 1].abs()).clamp_min(1e-30)  # far out all is flat
+        error = (found[index + 1].double() - expected[index + 1]).abs() / size
+        assert error.max() < tolerance, f"{name}: {error.tolist()}"
 
 
 def check_linear_attention(
@@ -140,7 +151,8 @@ def check_linear_attention(
 
 
 def check_horosphere_features(device, dtype, batch, heads, time, features, dim, scale=1.0, seed=0):
-    """Features, and the gradients of vectors, boundary points, sharpness and curvature."""
+    """Features and the gradients of vectors and boundary points as near as elsewhere; those of sharpness and curvature against
+    their own terms, as in `check_hyperbolic_attention`."""
     from newllm_lib.ops.linear_attention import horosphere_features
 
     draw = Draw(device, dtype, seed)
@@ -154,8 +166,14 @@ def check_horosphere_features(device, dtype, batch, heads, time, features, dim, 
 
     tolerance = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]
     inputs = [u, directions, sharpness, curvature]
-    names = ["features", "du", "ddirections", "dsharpness", "dcurvature"]
-    compare(names, run("triton"), run("reference"), inputs, tolerance)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected, upstream = outputs_and_gradients(run("reference"), exact, None, seed + 1)
+    with poisoned_buffers():
+        found, _ = outputs_and_gradients(run("triton"), inputs, upstream, seed + 1)
+    for name, x, y in zip(["features", "du", "ddirections"], found, expected, strict=False):
+        assert_near(x, y, tolerance, name)
+    sums = {2: "dsharpness", 3: "dcurvature"}
+    assert_sums_near(run("reference"), exact, upstream[0], found, expected, sums, 3 * tolerance)
 
 
 def check_extreme_points(device, dtype, backend):
