@@ -75,6 +75,14 @@ def on_its_device(function):
     return run
 
 
+def on_the_processor(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is computed in. A compiler
+    fuses what autograd makes by itself."""
+    kinds = {(y.device.type, y.dtype) for y in (x, *others) if y is not None}
+    exact = kinds <= {("cpu", x.dtype)} and x.dtype in (torch.float32, torch.float64)
+    return exact and not torch.compiler.is_compiling()
+
+
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's interpreter: an H100's)."""

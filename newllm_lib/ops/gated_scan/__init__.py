@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton
-from newllm_lib.ops.gated_scan import reference
+from newllm_lib.ops.backend import on_the_processor, runs_triton
+from newllm_lib.ops.gated_scan import processor, reference
 
 
 def _implementation(x: torch.Tensor):
@@ -60,6 +60,8 @@ def gated_context(
         y (batch, time, dim), what the tokens read; c (batch, time, dim), the context vectors; final state (batch, dim)
         float32. The gradient of the projection comes back as one tensor of its shape.
     """
+    if projection.shape[1] > 1 and on_the_processor(projection, forget_bias, norm_weight, initial_state):
+        return processor.gated_context(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)
     return _implementation(projection).gated_context(
         projection, forget_bias, norm_weight, starts, valid, initial_state, eps
     )

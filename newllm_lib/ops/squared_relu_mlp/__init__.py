@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton_dot
-from newllm_lib.ops.squared_relu_mlp import reference
+from newllm_lib.ops.backend import on_the_processor, runs_triton_dot
+from newllm_lib.ops.squared_relu_mlp import processor, reference
 
 MAX_DIM = 256  # all channels of some rows of x and of some columns of a weight lie in shared memory together
 
@@ -31,4 +31,6 @@ def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> t
         from newllm_lib.ops.squared_relu_mlp import triton
 
         return triton.squared_relu_mlp(x, up, down)
+    if on_the_processor(x, up, down):
+        return processor.squared_relu_mlp(x, up, down)
     return reference.squared_relu_mlp(x, up, down)

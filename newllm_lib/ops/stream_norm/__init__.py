@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.backend import on_the_processor, runs_triton
 from newllm_lib.ops.short_conv import new_tail
-from newllm_lib.ops.stream_norm import reference
+from newllm_lib.ops.stream_norm import processor, reference
 
 MAX_DIM = 8192  # channels of which a program holds a row and the sum for its weight
 MAX_CONV_DIM = 2048  # channels of which a program also holds what the taps reach
@@ -31,6 +31,8 @@ def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float = 1e-6
         from newllm_lib.ops.stream_norm import triton
 
         return triton.add_norm(x, branch, weight, eps)
+    if on_the_processor(x, branch, weight):
+        return processor.add_norm(x, branch, weight, eps)
     return reference.add_norm(x, branch, weight, eps)
 
 
@@ -71,4 +73,6 @@ def _stream_and_conv(x, branch, weight, taps, starts, tail, eps):
         from newllm_lib.ops.stream_norm import triton
 
         return triton.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
+    if on_the_processor(x, branch, weight, taps, tail):
+        return processor.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
     return reference.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
