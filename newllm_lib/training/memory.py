@@ -10,6 +10,13 @@ from newllm_lib import console
 from newllm_lib.errors import NewLLMError
 
 
+def count_from_here() -> None:
+    """What is reserved at most on the GPU is this run's from now on, not that of an earlier one in the same process."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def with_smaller_micro_batches(
     micro: int, batch_size: int, unit: str, advice: str, attempt: Callable[[int, bool], None]
 ) -> None:

@@ -32,7 +32,7 @@ from newllm_lib.training.card import write_card
 from newllm_lib.training.compiling import dtype_of
 from newllm_lib.training.estimate import preference_needs
 from newllm_lib.training.keeping import MirrorNews, only_data_is_read
-from newllm_lib.training.memory import with_smaller_micro_batches
+from newllm_lib.training.memory import count_from_here, with_smaller_micro_batches
 from newllm_lib.training.preference_curves import plot_preferences
 from newllm_lib.training.preference_log import LogBeforeSaving, PreferenceLog, say_result
 from newllm_lib.training.progress import Progress
@@ -79,6 +79,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
             answers that became empty or repeat themselves.
     """
     _refuse(recipe)
+    count_from_here()
     checkpoint = checkpoint_to_resume(recipe, run)
     pairs = load_preferences(recipe)
     if checkpoint:

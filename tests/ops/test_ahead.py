@@ -48,4 +48,6 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(recurr
     found = loss()
     found.backward()
     assert not compiled, {kernel.__name__ for kernel in compiled}
-    assert abs(found.item() - 5.77) < 0.3  # of random weights: the logarithm of the vocabulary
+    with torch.no_grad():  # as on the processor, where no kernel runs (5.15: the labels are the inputs, which a tied head knows)
+        expected = model.cpu()(input_ids=ids.cpu(), shift_labels=ids.cpu()).loss
+    assert abs(found.item() - expected.item()) < 0.05
