@@ -16,6 +16,7 @@ from pathlib import Path
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training.compiling import is_made_of_kernels
 
+NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
 _DEVICES = Path("/dev")
 
 
@@ -41,20 +42,21 @@ def _has_gpu() -> bool:
     return asked and bool(numbers) and (visible.count(",") == 0 and visible not in ("", "-1") if visible is not None else True)
 
 
-def compile_for(recipe: Recipe) -> None:
-    """Compile what a training step of the recipe launches, on the first GPU."""
+def compile_for(recipe: Recipe) -> bool:
+    """Compile what a training step of the recipe launches, on the first GPU; False: this is not the recipe or the GPU for it."""
     import torch
 
     from newllm_lib.device import probe
     from newllm_lib.ops import ahead
 
     if not suits(recipe) or probe().dtype != "bf16":
-        return
+        return False
     torch.manual_seed(0)
     model = _trunk(recipe).cuda().train()
     ids = torch.ones(recipe.batch_size, recipe.max_seq_length, dtype=torch.long, device="cuda")
     ahead.rehearse(model, lambda: model(ids))
     ahead.finish()
+    return True
 
 
 def _trunk(recipe: Recipe):
@@ -92,4 +94,5 @@ def _trunk(recipe: Recipe):
 
 
 if __name__ == "__main__":
-    compile_for(load_recipe(sys.argv[1], json.loads(sys.argv[2])))
+    done = compile_for(load_recipe(sys.argv[1], json.loads(sys.argv[2])))
+    sys.exit(0 if done else NOTHING_DONE)

@@ -76,6 +76,12 @@ def test_imports_no_transformers():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False", "False"]
 
 
+def test_says_that_it_has_done_nothing(monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    words = [sys.executable, "-m", "newllm_lib.training.kernels_ahead", "demo", '{"vocab_size": "300"}']
+    assert subprocess.run(words).returncode == kernels_ahead.NOTHING_DONE
+
+
 def test_its_end_is_waited_for(monkeypatch):
     monkeypatch.setattr(ahead, "_elsewhere", None)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
