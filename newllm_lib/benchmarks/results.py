@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from newllm_lib.benchmarks.rows import read
@@ -140,7 +141,7 @@ def draw(results: Path, benchmark: str, path: Path) -> None:
     _DRAWN[benchmark](axis, rows)
     about = next((r for r in reversed(rows) if r["benchmark"] == benchmark), None)
     if about:
-        axis.set_title(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
+        figure.suptitle(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -150,9 +151,10 @@ def draw(results: Path, benchmark: str, path: Path) -> None:
 def _draw_speed(axis, rows, benchmark="speed", unit=(1e6, "million ")) -> None:
     steps, (scale, word) = _steps(rows, benchmark), unit
     colours = ["tab:orange" if r["model"].startswith("New-LLM") else "tab:gray" for r in steps]
-    bars = axis.barh([r["model"] for r in steps], [float(r["value"]) / scale for r in steps], color=colours)
-    axis.bar_label(bars, fmt="%.2f", padding=3)
-    axis.margins(x=0.12)  # room for the figures
+    names = [textwrap.fill(r["model"], 36) for r in steps]
+    bars = axis.barh(names, [float(r["value"]) / scale for r in steps], color=colours)
+    axis.bar_label(bars, fmt="%.2f" if word else "{:,.0f}", padding=3)
+    axis.margins(x=0.16)  # room for the figures
     axis.set_xlabel(f"training, {word}tokens a second")
 
 
@@ -174,10 +176,10 @@ def _draw_quality(axis, rows) -> None:
         mine = {_what(r): float(r["value"]) for r in found if r["model"] == model}
         at = [i + (number - len(models) / 2) * 0.15 for i, what in enumerate(places) if what in mine]
         errors = [spread.get((model, what), 0.0) for what in places if what in mine]
-        axis.bar(at, [mine[what] for what in places if what in mine], 0.14, yerr=errors, label=_NAMES[model])
+        axis.errorbar(at, [mine[what] for what in places if what in mine], errors, fmt="o", capsize=3, label=_NAMES[model])
     axis.set_xticks(range(len(places)), places)
-    if found:
-        axis.set_ylim(bottom=0.9 * min(float(r["value"]) for r in found))
+    axis.margins(x=0.3, y=0.2)
+    axis.grid(axis="y", alpha=0.3)
     axis.set_ylabel("bits per byte of the test text")
     axis.legend()
 
