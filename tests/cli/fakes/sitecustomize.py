@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import types
+from pathlib import Path
 
 from newllm_lib import console, device, runs
 from newllm_lib.errors import Interrupted, NewLLMError
@@ -68,6 +69,7 @@ def put(name: str, **contents) -> None:
     vars(sys.modules[name]).update(contents)
 
 
-put("newllm_lib.training", train=train)
+# What loads no torch stays as it is: its modules are found where they are.
+put("newllm_lib.training", train=train, run_recipe=None, __path__=[str(Path(runs.__file__).parents[1] / "training")])
 put("newllm_lib.training.estimate", estimate=estimate)
 put("newllm_lib.evaluation.comparison", compare=compare)
