@@ -30,11 +30,10 @@ from newllm_lib.runs import (
     checkpoint_step,
     gpu_for,
     link_log,
-    mark_in,
     read_status_file,
     write_status,
 )  # fmt: skip
-from newllm_lib.training import ranks
+from newllm_lib.training import hosts, ranks
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
 from newllm_lib.training.agreement import Agreement
 from newllm_lib.training.arguments import training_arguments
@@ -51,7 +50,7 @@ from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after, settle
-from newllm_lib.training.several import distribution, in_words, is_cut, parts, processes, refuse_several
+from newllm_lib.training.several import in_words, is_cut, parts, processes, refuse_several
 from newllm_lib.training.sharding import cut
 from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 from newllm_lib.training.trainer import RunTrainer
@@ -150,7 +149,7 @@ def _train_among_others(job: Job | None, recipe: Recipe, run: Run, device: Devic
     if ranks.is_first() and not ranks.holds_the_run() and not os.environ.get(BACKGROUND):
         console.also_to(run.log)
     try:
-        _check_that_all_plan_the_same(recipe, device)
+        hosts.check_that_all_plan_the_same(recipe, device)
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
             (job or _train_locked)(recipe, run, device, ranks.as_the_first_says(was_finished))
     except Interrupted as stop:
@@ -161,21 +160,6 @@ def _train_among_others(job: Job | None, recipe: Recipe, run: Run, device: Devic
     finally:
         if not ranks.holds_the_run():
             console.also_to(None)
-
-
-def _check_that_all_plan_the_same(recipe: Recipe, device: Device) -> None:
-    """Raises:
-    NewLLMError: the machine of some process asks for something else than the first one's, and they would wait for each other.
-    """
-    pieces, micro = parts(recipe, device), micro_batch_size(recipe, device, ranks.world())
-    mine = f"{distribution(recipe, device)} in {pieces} parts, {dtype_of(recipe, device)}, {micro} sequences at a time"
-    first = ranks.as_the_first_says(mine)
-    if ranks.summed({"others": int(mine != first)})["others"]:
-        other = f"; process {ranks.rank()}: {mine}" if mine != first else ""
-        raise NewLLMError(
-            f"The hosts would not train alike (the first process: {first}{other}): use the same GPUs, and as many on each host, "
-            "or say --distribution, --dtype and --micro_batch_size."
-        )
 
 
 def _launch(count: int, recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
@@ -195,7 +179,7 @@ def _gpu(recipe: Recipe, run: Run, device: Device):
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
     """Prepare the data and train until done."""
     checkpoint = checkpoint_to_resume(recipe, run)
-    _check_that_all_see(run, checkpoint)
+    hosts.check_that_all_see(run, checkpoint)
     if checkpoint:
         check_folder(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
@@ -206,22 +190,6 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         data = prepare(recipe, tokenizer=tokenizer, saved=progress.data_state, leads=leads)
     with contextlib.closing(data):
         _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished)
-
-
-def _check_that_all_see(run: Run, checkpoint) -> None:
-    """Raises:
-    NewLLMError: processes on another host have another folder than the first one, or go on from another checkpoint.
-    """
-    if not ranks.several():
-        return
-    where = f"{run.path.absolute()}: all hosts need the run's folder on a disk they share (--output_dir)."
-    with mark_in(run.path) if ranks.is_first() else nullcontext() as mark:
-        blind = ranks.summed({"blind": int(not (run.path / ranks.as_the_first_says(mark)).exists())})["blind"]
-    if blind:
-        raise NewLLMError(f"{blind} of {ranks.world()} processes do not see what the first one wrote into {where}")
-    mine, said = (checkpoint.name if checkpoint else "none"), ranks.as_the_first_says(checkpoint.name if checkpoint else "none")
-    if mine != said:
-        raise NewLLMError(f"Process {ranks.rank()} sees {mine}, where the first process sees {said}, in {where}")
 
 
 def _train_on(data, recipe, run, device, progress, checkpoint, start, was_finished) -> None:
