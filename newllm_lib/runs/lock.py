@@ -7,6 +7,7 @@ import json
 import os
 import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.errors import NewLLMError
@@ -95,9 +96,14 @@ class RunLock:
 
 def is_locked(run: Run) -> bool:
     """Whether a living process holds `run`."""
+    return is_held(run.lock_path)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock file `path`."""
     try:
-        descriptor = os.open(run.lock_path, os.O_RDONLY)
-    except OSError:  # never trained here
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # nobody has held it yet
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -16,8 +16,9 @@ from newllm_lib.runs.files import clean_leftovers, is_whole, remove_directory
 from newllm_lib.runs.run import Run, checkpoint_step
 
 STATUS = "mirror.json"  # in the run's folder: see mirroring.py
+LOCK = "mirror.lock"  # likewise: held by the process that copies
 START = "mirror.start"  # which start of a mirror was the last one
-_OURS_ALONE = ("run.lock", "mirror.lock", "save.request", STATUS, START, "WHOLE.json")  # belong to this machine
+_OURS_ALONE = ("run.lock", LOCK, "save.request", STATUS, START, "WHOLE.json")  # belong to this machine
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GONE = (errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT)
 _RESERVE = 2**20  # bytes left free for the small files

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.files import atomic_write_bytes
-from newllm_lib.runs.lock import INHERITED, is_locked
-from newllm_lib.runs.mirror import START, STATUS, Mirror
-from newllm_lib.runs.processes import is_alive, started_at
+from newllm_lib.runs.lock import INHERITED, is_held, is_locked
+from newllm_lib.runs.mirror import LOCK, START, STATUS, Mirror
 from newllm_lib.runs.run import Run
 
 SMALL_FILES_EVERY = 30.0  # seconds: log and metrics grow all the time
@@ -37,7 +36,7 @@ def start_mirror(run: Run, folder: Path | str) -> float:
     """
     since = time.time()
     atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
-    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, start=None)
+    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None)
     environment = {k: v for k, v in os.environ.items() if k != INHERITED}
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
@@ -56,9 +55,8 @@ def mirror_status(run: Run) -> dict | None:
         status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    working = status.get("state") in ("current", "trouble")
-    lost = status.get("state") == "starting" and time.time() - status["updated"] > STARTS_WITHIN
-    if lost or (working and not is_alive(status["pid"], status["start"])):
+    starts = status.get("pid") is None and time.time() - status["updated"] < STARTS_WITHIN
+    if status.get("state") in ("starting", "current", "trouble") and not starts and not is_held(run.path / LOCK):
         return {**status, "state": "dead", "message": "the copying process was killed; the next start goes on copying"}
     return status
 
@@ -100,7 +98,7 @@ def note(run: Run, **changes) -> None:
 def main(path: str, folder: str, since: str) -> int:
     """Mirror until training ends, then bring over what is left. `since`: which start this one belongs to."""
     run = Run(path)
-    with open(run.path / "mirror.lock", "a+") as lock:
+    with open(run.path / LOCK, "a+") as lock:
         # The mirror of the life before works: it goes on with this life, or, where it believes that all has ended, ends. In
         # case it does, the one of the newest start waits for its turn.
         while not _locks(lock):
@@ -112,6 +110,7 @@ def main(path: str, folder: str, since: str) -> int:
         lock.flush()
         os.nice(5)
         keeper = _Keeper(run, folder)
+        note(run, **keeper.who)  # the first copy of a large run takes minutes
         try:
             return keeper.keep()
         except Exception as error:  # nobody sees this process's output
@@ -127,7 +126,7 @@ class _Keeper:
         self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
         self.next_try, self.wait = 0.0, None  # `wait`: seconds, while it fails
         self.ended_at = None  # (monotonic, since 1970) when training was first seen to have ended
-        self.who = {"pid": os.getpid(), "start": started_at(os.getpid()), "folder": folder}
+        self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
         """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be had (1)."""

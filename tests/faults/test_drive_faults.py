@@ -175,10 +175,23 @@ def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):
         write_status(world.run, state="running")
         start_mirror(world.run, world.drive)
         world.train_until(world.there)
-        os.kill(mirror_status(world.run)["pid"], 9)
+        os.kill(mirror_status(world.run)["pid"], 9)  # it has said who it is before it copied anything
         world.train_until(lambda: mirror_status(world.run)["state"] == "dead")
         world.there()
         start_mirror(world.run, world.drive)
         start_mirror(world.run, world.drive)  # two at once: one of them works
         world.train(3)
+    assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done" and world.there() == world.step
+
+
+def test_a_first_copy_that_takes_longer_than_a_start_may_is_no_death(world, monkeypatch):
+    monkeypatch.setattr("newllm_lib.runs.mirroring.STARTS_WITHIN", 0.0)
+    with RunLock(world.run):
+        write_status(world.run, state="running")
+        world.train()
+        world.fault("stuck")
+        start_mirror(world.run, world.drive)
+        world.train_until(lambda: mirror_status(world.run)["pid"] is not None)
+        assert mirror_status(world.run)["state"] == "starting"
+        world.fault("")
     assert wait_for_mirror(world.run, print, timeout=60)["state"] == "done" and world.there() == world.step

@@ -1,6 +1,6 @@
 """Put this folder on PYTHONPATH and writing below FAULTY_FOLDER goes wrong as the file FAULT says, from one write to the next.
 
-full, read-only, gone, slow, partial (half of what was written arrives) or wrong (a byte is another one); empty: all is well.
+full, read-only, gone, slow, stuck, partial (half of what was written arrives) or wrong (a byte is another one); empty: all is well.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Faulty:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         if how == "slow":
             time.sleep(0.3)
+        while fault() == "stuck":
+            time.sleep(0.05)
         if how == "partial" and isinstance(data, bytes):
             data = data[: size // 2]
         if how == "wrong" and isinstance(data, bytes) and size:
