@@ -22,7 +22,7 @@ from newllm_lib.runs import (
     wait_for_mirror,
     write_status,
 )
-from newllm_lib.runs.copying import recorded_sums, sums_of
+from newllm_lib.runs.copying import recorded_sums, signature, sums_of
 from tests.colab.fake_run import append
 
 SAYS = {
@@ -71,14 +71,21 @@ class World:
         copy = Run(self.drive / "run")
         for folder in copy.path.iterdir() if copy.path.is_dir() else ():
             if folder.is_dir() and not folder.name.startswith("."):
-                try:
-                    assert is_whole(folder) and recorded_sums(folder) == sums_of(folder), folder
-                except FileNotFoundError:  # dropped or replaced while we looked
-                    continue
+                assert self.stays_whole(folder), folder
         for line in (copy.metrics_path.read_text() if copy.metrics_path.exists() else "").splitlines():
             json.loads(line)
         newest = copy.latest_checkpoint()
         return newest and int(newest.name.removeprefix("checkpoint-"))
+
+    @staticmethod
+    def stays_whole(folder: Path) -> bool:
+        """Whether its bytes are those that its sums tell; a folder that was dropped or replaced while we looked is not judged."""
+        before = signature(folder)
+        try:
+            whole = is_whole(folder) and recorded_sums(folder) == sums_of(folder)
+        except FileNotFoundError:
+            whole = False
+        return whole or not folder.is_dir() or signature(folder) != before
 
     def says(self, words: str) -> bool:
         status = mirror_status(self.run)
