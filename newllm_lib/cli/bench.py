@@ -70,11 +70,12 @@ def phase7(arguments):
     """1.5 billion parameters: memory, speed, MFU of whole training steps, ours and the peers'."""
     from newllm_lib.benchmarks import train_1p5b as bench
     from newllm_lib.benchmarks.rows import Rows
+    from newllm_lib.benchmarks.ways_1p5b import OURS, PEERS
     from newllm_lib.device import probe
 
     if probe().torch_device == "cpu":
         raise NewLLMError("This measures training on a GPU, and torch sees none here (`newllm doctor`).")
-    ways = _some(arguments.ways or ["lowest", "speed", "bnb", "torchao", "default"], [*bench.OURS, *bench.PEERS], "way")
+    ways = _some(arguments.ways or ["lowest", "speed", "bnb", "torchao", "default"], [*OURS, *PEERS], "way")
     say("Training steps of 1.5 billion parameters, each way in a process of its own: " + "; ".join(ways))
     rows = Rows("phase7")
     bench.run(rows, ways, arguments.steps, arguments.limit, arguments.side_by_side)

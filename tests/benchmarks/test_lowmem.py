@@ -5,7 +5,8 @@ import json
 import pytest
 
 from newllm_lib.benchmarks import lowmem_quality
-from newllm_lib.benchmarks.train_1p5b import OURS, PEERS, limit_of
+from newllm_lib.benchmarks.train_1p5b import limit_of
+from newllm_lib.benchmarks.ways_1p5b import OURS, PEERS
 
 
 @pytest.mark.parametrize("way", [*OURS, *PEERS])
