@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.context_block import ShortMemory
-from newllm_lib.layers.word_memory import Said, WordMemory
+from newllm_lib.layers.word_memory import Said, Table, WordMemory, decay
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.words = WordMemory(width, vocabulary, words) if words else None
+        self.words, self.span = (WordMemory(width, vocabulary), words) if words else (None, 0.0)
         _initialise(self, layers)
 
     @property
@@ -54,8 +54,9 @@ class Attention(nn.Module):
     def step(self, ids, labels, state):
         if self.words is None:
             return linear_cross_entropy(self(ids), self.head, labels), state
-        said = Said(ids, None, None, torch.zeros(len(ids), len(self.head), device=ids.device))
-        return self.words.loss(self(ids), self.head, said, labels), state
+        none = torch.zeros(len(ids), 1, len(self.head), device=ids.device)
+        said = Said(ids, None, None, [Table(decay(self.span), none)])
+        return self.words.loss(self(ids), self.head, said, None, labels)[0], state
 
 
 class _AttentionBlock(nn.Module):

@@ -82,10 +82,14 @@ class CausalLMWithState:
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.logits_of(outputs, kept)
-        state = outputs.state
+        state = self.state_of(outputs)
         if self.training and loss is not None and state is not None:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise
         return CausalLMOutput(loss, logits, state)
+
+    def state_of(self, outputs: ModelOutput) -> torch.Tensor | None:
+        """The new state, when loss and logits are known."""
+        return outputs.state
 
     def logits_of(self, outputs: ModelOutput, kept: slice | torch.Tensor) -> torch.Tensor:
         """Logits (batch, kept positions, vocabulary) of the backbone's outputs."""

@@ -19,10 +19,24 @@ from transformers.utils import ModelOutput
 from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
-from newllm_lib.layers.word_memory import Said, Slots, WordMemory, WordSlots, decay
+from newllm_lib.layers.word_memory import (
+    Experience,
+    Said,
+    Table,
+    Trust,
+    WordMemory,
+    WordSlots,
+    WordState,
+    decay,
+    keys_before,
+    newest_of,
+    pair_keys,
+)
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
 from newllm_lib.ops.token_embedding import token_embedding
+
+PAIRS_LAST = 4  # times as long as single words: pairs are rarer
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -30,7 +44,8 @@ class NewLLMConfig(PreTrainedConfig):
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
     `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks. `word_memory`:
-    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots; the state then has more rows, for the counts."""
+    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots, `word_pairs`: rows of its table of pairs,
+    `word_trust`: it learns from the text how far to trust itself; the state then has more rows, for the counts."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -50,6 +65,8 @@ class NewLLMConfig(PreTrainedConfig):
         embedding_skip: bool = False,
         word_memory: float = 0.0,
         word_slots: int = 0,
+        word_pairs: int = 0,
+        word_trust: bool = False,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -69,6 +86,8 @@ class NewLLMConfig(PreTrainedConfig):
         self.embedding_skip = embedding_skip
         self.word_memory = word_memory
         self.word_slots = word_slots if word_memory else 0
+        self.word_pairs = word_pairs if word_memory else 0
+        self.word_trust = bool(word_memory and word_trust)
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
@@ -83,11 +102,14 @@ class NewLLMConfig(PreTrainedConfig):
 @dataclass
 class NewLLMOutput(ModelOutput):
     """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32; `said`: with a word memory,
-    what it counts."""
+    what it counts; `experience`: what its trust is learned from; `trust`: what the
+    head has then learned."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
     said: Said | None = None
+    experience: Experience | None = None
+    trust: Trust | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -175,6 +197,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
             self.layers = nn.ModuleList([SequentialContext(*sizes)])
             self.norm = nn.Identity()
         self.word_slots = WordSlots(config.output_size, config.word_slots) if config.word_slots else None
+        sizes = config.vocab_size, config.output_size, config.word_slots, config.word_pairs, config.word_trust
+        self.word_state = WordState(*sizes) if config.word_memory else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -184,13 +208,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
 
     @property
     def word_rows(self) -> int:
-        """Rows of the state that hold the counts of the word memory, and the last token's key to its slots."""
-        return -(-sum(self._word_sizes) // self.state_size) if self.config.word_memory else 0
-
-    @property
-    def _word_sizes(self) -> tuple[int, int, int]:
-        words, slots = self.config.vocab_size, self.config.word_slots
-        return words, slots * words, slots
+        """Rows of the state that hold the word memory."""
+        return self.word_state.rows(self.state_size) if self.word_state else 0
 
     def initial_state(self, batch: int) -> torch.Tensor:
         """The state before the first token: zeros (batch, layers (and rows of counts), state_size), float32."""
@@ -225,33 +244,56 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self._through(self.dropout(x), state, starts, valid)
-        said = key = None
-        if self.config.word_memory:
+        said = experience = None
+        if self.word_state is not None:
             if input_ids is None:
                 raise ValueError("A model with a word memory counts words: give input_ids, not inputs_embeds.")
-            said, key = self._said(input_ids, x, starts, valid, state)
+            known = self.word_state.unpacked(state[:, len(self.layers) :])
+            said, keys = self._said(input_ids, x, starts, valid, known)
+            experience = self._experience(known)
         if not (use_cache if use_cache is not None else not self.training):
-            return NewLLMOutput(x, None, said)
+            return NewLLMOutput(x, None, said, experience)
         new_state = torch.stack(new_state, 1)
         if said is not None:
-            new_state = torch.cat([new_state, self._word_state(said, key)], 1)
-        return NewLLMOutput(x, new_state, said)
+            new_state = torch.cat([new_state, self._word_rows(x, said, keys, known)], 1)
+        return NewLLMOutput(x, new_state, said, experience)
 
-    def _said(self, ids, x, starts, valid, state) -> tuple[Said, torch.Tensor]:
-        """What the word memory counts, and the last token's key (batch, slots)."""
-        numbers = state[:, len(self.layers) :].flatten(1)[:, : sum(self._word_sizes)]
-        before, stored, key = numbers.split(self._word_sizes, 1)
-        slots = None
+    def _said(self, ids, x, starts, valid, known) -> tuple[Said, dict[str, torch.Tensor]]:
+        """What the word memory counts, and the last token's keys."""
+        span, tables, keys = self.config.word_memory, [], {}
+        tables.append(Table(decay(span), known["all"]))
         if self.word_slots is not None:
-            written, read, key = self.word_slots(x, starts, valid, key)
-            slots = Slots(written, read, stored.unflatten(1, (self.config.word_slots, -1)))
-        return Said(ids, starts, valid, before, slots), key
+            written, read, keys["slot_key"] = self.word_slots(x, starts, valid, known["slot_key"])
+            tables.append(Table(decay(span), known["slots"], written, read))
+        if self.config.word_pairs:
+            read = pair_keys(ids, self.config.word_pairs)
+            written, keys["pair_key"] = keys_before(read, known["pair_key"], starts, valid)
+            tables.append(Table(decay(PAIRS_LAST * span), known["pairs"], written, read))
+        return Said(ids, starts, valid, tables), keys
 
-    def _word_state(self, said: Said, key: torch.Tensor) -> torch.Tensor:
-        """(batch, word_rows, state_size): the counts after the last token."""
-        numbers = torch.cat([*(n.flatten(1) for n in said.after(decay(self.config.word_memory))), key], 1)
-        padding = self.word_rows * self.state_size - numbers.shape[1]
-        return nn.functional.pad(numbers, (0, padding)).unflatten(1, (-1, self.state_size))
+    def _experience(self, known) -> Experience | None:
+        """What the words' trust is learned from at the first token."""
+        if not self.config.word_trust:
+            return None
+        reads = [None] + [known["slot_read"]] * bool(self.config.word_slots) + [known["pair_key"]] * bool(self.config.word_pairs)
+        return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
+
+    def _word_rows(self, x, said: Said, keys, known) -> torch.Tensor:
+        """(batch, word_rows, state_size): the word memory after the last token, but for what its trust learns in the head."""
+        names = [name for name in ("all", "slots", "pairs") if name in self.word_state.sizes]
+        parts = known | dict(zip(names, said.after(), strict=True)) | keys
+        if self.config.word_trust:
+            newest = said.newest()
+            parts["hidden"] = newest_of(newest, known["hidden"], x)
+            if self.word_slots is not None:
+                parts["slot_read"] = newest_of(newest, known["slot_read"], said.tables[1].read)
+        return self.word_state.packed(parts, self.state_size)
+
+    def with_trust(self, state: torch.Tensor, trust: Trust) -> torch.Tensor:
+        """The state with what the head has learned of the text."""
+        layers = len(self.layers)
+        parts = self.word_state.unpacked(state[:, layers:]) | {"moved": trust.moved, "information": trust.information}
+        return torch.cat([state[:, :layers], self.word_state.packed(parts, self.state_size)], 1)
 
     def _embedded(self, ids):
         table = self.embed_tokens
@@ -285,8 +327,8 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
-        sizes = config.output_size, config.vocab_size, config.word_memory, 2 if config.word_slots else 1
-        self.word_memory = WordMemory(*sizes) if config.word_memory else None
+        kinds = 1 + bool(config.word_slots) + bool(config.word_pairs)
+        self.word_memory = WordMemory(config.output_size, config.vocab_size, kinds) if config.word_memory else None
         self.post_init()
 
     def half_weights(self) -> list[str]:
@@ -301,10 +343,19 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         if self.word_memory is None:
             return super().logits_of(outputs, kept)
         last = -kept.start if isinstance(kept, slice) and kept.start else None
-        logits = self.word_memory.logits(outputs.last_hidden_state, self.lm_head.weight, outputs.said, last)
+        logits, outputs.trust = self.word_memory.logits(*self._read(outputs), last)
         return logits if isinstance(kept, slice) else logits[:, kept]
 
     def loss_of(self, outputs: NewLLMOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
         if self.word_memory is None:
             return super().loss_of(outputs, labels, tokens)
-        return self.word_memory.loss(outputs.last_hidden_state, self.lm_head.weight, outputs.said, labels, tokens)
+        loss, outputs.trust = self.word_memory.loss(*self._read(outputs), labels, tokens)
+        return loss
+
+    def state_of(self, outputs: NewLLMOutput) -> torch.Tensor | None:
+        if outputs.state is None or outputs.trust is None:
+            return outputs.state
+        return self.model.with_trust(outputs.state, outputs.trust)
+
+    def _read(self, outputs: NewLLMOutput):
+        return outputs.last_hidden_state, self.lm_head.weight, outputs.said, outputs.experience

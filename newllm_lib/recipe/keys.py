@@ -142,6 +142,13 @@ class ModelKeys:
         0, "New-LLM: kinds of situation that its memory of words also keeps apart (0: none; needs word_memory)", "model",
         minimum=0,
     )  # fmt: skip
+    word_pairs: int = key(
+        0, "New-LLM: its memory of words also counts pairs, in a table of so many rows (0: none; needs word_memory)", "model",
+        minimum=0,
+    )  # fmt: skip
+    word_trust: bool = key(
+        False, "New-LLM: how far its memory of words is trusted is learned from each text while it is read", "model"
+    )
     num_heads: int = key(4, "attention heads (TinyGPT2, Phase 7)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")

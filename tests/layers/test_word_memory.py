@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.layers import word_memory
-from newllm_lib.layers.word_memory import Said, Slots, WordMemory, WordSlots
+from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, WordSlots, memory, pair_keys
 
 WORDS, SLOTS = 11, 3
 
@@ -28,63 +27,72 @@ def texts(batch, time, seed=0):
     starts = torch.rand(batch, time, generator=generator) < 0.2
     valid = torch.arange(time) >= torch.arange(batch).unsqueeze(1)
     written, read = torch.rand(2, batch, time, SLOTS, generator=generator)
-    slots = Slots(written, read, torch.rand(batch, SLOTS, WORDS, generator=generator))
-    return ids, starts, valid, torch.rand(batch, WORDS, generator=generator), slots
+    slots = Table(0.8, torch.rand(batch, SLOTS, WORDS, generator=generator), written, read)
+    return ids, starts, valid, Table(0.9, torch.rand(batch, 1, WORDS, generator=generator)), slots
 
 
 @pytest.mark.parametrize("time", [1, 2, 17])
 def test_counts_are_those_of_a_loop(time):
     ids, starts, valid, before, slots = texts(4, time)
-    said = Said(ids, starts, valid, before, slots)
+    said = Said(ids, starts, valid, [before, slots])
     rows = list(zip(ids, starts, valid, strict=True))
-    expected = torch.stack([looped(*row, before[i], 0.9) for i, row in enumerate(rows)])
-    apart = torch.stack([looped(*row, slots.before[i], 0.9, slots.written[i]) for i, row in enumerate(rows)])
-    counts, looked_up = said.counts(0.9)
+    expected = torch.stack([looped(*row, before.before[i, 0], 0.9) for i, row in enumerate(rows)])
+    apart = torch.stack([looped(*row, slots.before[i], 0.8, slots.written[i]) for i, row in enumerate(rows)])
+    counts, looked_up = said.counts()
     torch.testing.assert_close(counts, expected)
     torch.testing.assert_close(looked_up, torch.einsum("bts,btsv->btv", slots.read, apart))
-    after, stored = said.after(0.9)
-    torch.testing.assert_close(after, expected[:, -1])
+    after, stored = said.after()
+    torch.testing.assert_close(after[:, 0], expected[:, -1])
     torch.testing.assert_close(stored, apart[:, -1])
-    (counts,) = Said(ids, None, None, before).counts(0.9)
-    torch.testing.assert_close(counts[0], looped(ids[0], [False] * time, [True] * time, before[0], 0.9))
+    (counts,) = Said(ids, None, None, [before]).counts()
+    torch.testing.assert_close(counts[0], looped(ids[0], [False] * time, [True] * time, before.before[0, 0], 0.9))
 
 
 def made(kinds=2):
     torch.manual_seed(0)
-    memory = WordMemory(6, WORDS, 10.0, kinds)
-    memory.reset(torch.nn.init)
-    torch.nn.init.normal_(memory.trust.weight)
-    return memory
+    words = WordMemory(6, WORDS, kinds)
+    words.reset(torch.nn.init)
+    torch.nn.init.normal_(words.trust.weight)
+    return words
 
 
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("with_slots", [True, False])
-def test_loss_logits_and_gradients_are_the_same_in_chunks(monkeypatch, with_slots):
-    memory, (ids, starts, _, before, slots) = made(1 + with_slots), texts(3, 13)
+def test_loss_logits_and_gradients_are_the_same_in_chunks(monkeypatch, with_slots, padded, learns):
+    words, (ids, starts, valid, before, slots) = made(1 + with_slots), texts(3, 13)
     slots.written.requires_grad_(), slots.read.requires_grad_()
-    said = Said(ids, starts, None, before, slots if with_slots else None)
+    said = Said(ids, starts, valid if padded else None, [before] + [slots] * with_slots)
     hidden, weight = torch.randn(3, 13, 6, requires_grad=True), torch.randn(WORDS, 6, requires_grad=True)
+    trust = Trust(torch.randn(3, 2 + with_slots), torch.rand(3, 2 + with_slots))
+    known = Experience(torch.randn(3, 6), [None] + [torch.rand(3, SLOTS)] * with_slots, trust) if learns else None
     labels = torch.randint(0, WORDS, (3, 13))
     labels[0, 4:7] = -100
-    inputs = [hidden, weight, *memory.parameters(), *([slots.written, slots.read] if with_slots else [])]
-    logits = memory.logits(hidden, weight, said)
+    inputs = [hidden, weight, *words.parameters(), *([slots.written, slots.read] if with_slots else [])]
+    logits, after = words.logits(hidden, weight, said, known)
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     gradients = torch.autograd.grad(expected, inputs)
-    monkeypatch.setattr(word_memory, "CHUNK", 4)
-    torch.testing.assert_close(memory.logits(hidden, weight, said), logits)
-    torch.testing.assert_close(memory.logits(hidden, weight, said, last=3), logits[:, -3:])
-    loss = memory.loss(hidden, weight, said, labels)
+    monkeypatch.setattr(memory, "CHUNK", 4)
+    found, after_chunks = words.logits(hidden, weight, said, known)
+    torch.testing.assert_close(found, logits)
+    torch.testing.assert_close(words.logits(hidden, weight, said, known, last=3)[0], logits[:, -3:])
+    loss, after_loss = words.loss(hidden, weight, said, known, labels)
     torch.testing.assert_close(loss, expected)
     for one, other in zip(torch.autograd.grad(loss, inputs), gradients, strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(memory.loss(hidden, weight, said, labels, 72), expected * 36 / 72)
-    assert memory.loss(hidden, weight, said, torch.full_like(labels, -100)) == 0
+    torch.testing.assert_close(words.loss(hidden, weight, said, known, labels, 72)[0], expected * 36 / 72)
+    assert words.loss(hidden, weight, said, known, torch.full_like(labels, -100))[0] == 0
+    for learned in (after_chunks, after_loss) if learns else ():
+        torch.testing.assert_close(learned.moved, after.moved)
+        torch.testing.assert_close(learned.information, after.information)
 
 
 def test_a_word_that_was_said_becomes_likelier_and_a_new_document_forgets_it():
-    memory = WordMemory(6, WORDS, 10.0)
-    memory.reset(torch.nn.init)
-    said = Said(torch.tensor([[5, 3, 7, 4]]), torch.tensor([[False, False, True, False]]), None, torch.zeros(1, WORDS))
-    logits = memory.logits(torch.zeros(1, 4, 6), torch.zeros(WORDS, 6), said)[0]
+    words = WordMemory(6, WORDS)
+    words.reset(torch.nn.init)
+    table = Table(0.9, torch.zeros(1, 1, WORDS))
+    said = Said(torch.tensor([[5, 3, 7, 4]]), torch.tensor([[False, False, True, False]]), None, [table])
+    logits = words.logits(torch.zeros(1, 4, 6), torch.zeros(WORDS, 6), said, None)[0][0]
     assert logits[1, 3] > logits[1, 5] > logits[1, 0] == 0  # the longer ago, the less
     assert logits[3, 5] == logits[3, 3] == 0 < logits[3, 7]
 
@@ -106,3 +114,8 @@ def test_a_word_is_stored_under_what_came_before_it():
     torch.testing.assert_close(written[0, 2:], torch.stack([last[0], keys[0, 2], keys[0, 3]]))
     torch.testing.assert_close(written[1, [0, 1, 3]], torch.stack([last[1], keys[1, 0], keys[1, 1]]))
     torch.testing.assert_close(newest, torch.stack([keys[0, 4], keys[1, 3]]))
+
+
+def test_every_word_has_one_row_of_the_pairs_and_they_share_them_evenly():
+    keys = pair_keys(torch.arange(4096).unsqueeze(0), 64)[0]
+    assert (keys.sum(1) == 1).all() and keys.sum(0).min() > 40 and keys.sum(0).max() < 90

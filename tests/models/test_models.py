@@ -14,7 +14,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3}
+OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3, "word_pairs": 5, "word_trust": True}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
