@@ -7,14 +7,17 @@ Each maps token ids (batch, time) to hidden states (batch, time, width) whose pr
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.context_block import ShortMemory
-from newllm_lib.layers.word_memory import Said, Table, WordMemory, decay
+from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, decay, pair_table
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
+
+PAIRS = 64  # rows of the attention model's table of pairs, as New-LLM's
 
 
 class Attention(nn.Module):
@@ -23,7 +26,7 @@ class Attention(nn.Module):
 
     Args:
         helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP, a share of the
-            embeddings in each block. words: its memory of words lasts so many tokens (0: none), within the window.
+            embeddings in each block. words: its memory of words and pairs lasts so many tokens (0: none), within the window.
     """
 
     carries = False
@@ -37,7 +40,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.words, self.span = (WordMemory(width, vocabulary), words) if words else (None, 0.0)
+        self.words, self.span = (WordMemory(width, vocabulary, 2), words) if words else (None, 0.0)
         _initialise(self, layers)
 
     @property
@@ -54,9 +57,15 @@ class Attention(nn.Module):
     def step(self, ids, labels, state):
         if self.words is None:
             return linear_cross_entropy(self(ids), self.head, labels), state
-        none = torch.zeros(len(ids), 1, len(self.head), device=ids.device)
-        said = Said(ids, None, None, [Table(decay(self.span), none)])
-        return self.words.loss(self(ids), self.head, said, None, labels)[0], state
+        return self.words.loss(self(ids), self.head, *self._said(ids), labels)[0], state
+
+    def _said(self, ids: torch.Tensor) -> tuple[Said, Experience]:
+        """What the memory of words counts, from nothing at the window's beginning."""
+        zeros = partial(torch.zeros, len(ids), device=ids.device)
+        words, width = self.head.shape
+        pairs, _ = pair_table(ids, None, None, self.span, zeros(PAIRS, words), zeros(PAIRS))
+        said = Said(ids, None, None, [Table(decay(self.span), zeros(1, words)), pairs])
+        return said, Experience(zeros(width), [None, zeros(PAIRS)], Trust(zeros(3), zeros(3)))
 
 
 class _AttentionBlock(nn.Module):

@@ -28,15 +28,12 @@ from newllm_lib.layers.word_memory import (
     WordSlots,
     WordState,
     decay,
-    keys_before,
     newest_of,
-    pair_keys,
+    pair_table,
 )
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
 from newllm_lib.ops.token_embedding import token_embedding
-
-PAIRS_LAST = 4  # times as long as single words: pairs are rarer
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -266,9 +263,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
             written, read, keys["slot_key"] = self.word_slots(x, starts, valid, known["slot_key"])
             tables.append(Table(decay(span), known["slots"], written, read))
         if self.config.word_pairs:
-            read = pair_keys(ids, self.config.word_pairs)
-            written, keys["pair_key"] = keys_before(read, known["pair_key"], starts, valid)
-            tables.append(Table(decay(PAIRS_LAST * span), known["pairs"], written, read))
+            table, keys["pair_key"] = pair_table(ids, starts, valid, span, known["pairs"], known["pair_key"])
+            tables.append(table)
         return Said(ids, starts, valid, tables), keys
 
     def _experience(self, known) -> Experience | None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from newllm_lib.ops.online_trust import newest_before
 
+PAIRS_LAST = 4  # times as long as single words: pairs are rarer
+
 
 @dataclass
 class Table:
@@ -112,6 +114,16 @@ def keys_before(keys: Tensor, first: Tensor, starts: Tensor | None, valid: Tenso
         keys = keys.gather(1, newest.unsqueeze(2).expand_as(keys))
     written, last = keys[:, :-1], keys[:, -1]
     return (written if starts is None else written * ~starts.unsqueeze(2)), last
+
+
+def pair_table(
+    ids: Tensor, starts: Tensor | None, valid: Tensor | None, tokens: float, before: Tensor, first: Tensor
+) -> tuple[Table, Tensor]:
+    """The table of what followed each word, and the last token's key. tokens: how long single words last; before: (batch, rows,
+    words), first: (batch, rows), the key of the token before the first."""
+    read = pair_keys(ids, before.shape[1])
+    written, last = keys_before(read, first, starts, valid)
+    return Table(decay(PAIRS_LAST * tokens), before, written, read), last
 
 
 def newest_of(newest: Tensor, first: Tensor, later: Tensor) -> Tensor:

@@ -112,12 +112,15 @@ class WordMemory(nn.Module):
         self, hidden: Tensor, weight: Tensor, said: Said, experience: Experience | None, last: int | None = None
     ) -> tuple[Tensor, Trust | None]:
         """Logits (batch, time, words) float32, with `last` only of so many last positions; and the trust after them."""
-        wanted = min(last or said.ids.shape[1], said.ids.shape[1])
-        begin = 0 if experience else said.ids.shape[1] - wanted  # trust is learned from every token
+        time = said.ids.shape[1]
+        wanted = min(last or time, time)
+        place = 0 if experience else time - wanted  # trust is learned from every token
         found, trust = [], experience and experience.trust
-        for here, part, known in _chunks(hidden, said, experience, begin):
+        for here, part, known in _chunks(hidden, said, experience, place):
             made, trust = self(here, weight, part, known and replace(known, trust=trust))
-            found.append(made)
+            place += here.shape[1]
+            if place > time - wanted:
+                found.append(made)
         return torch.cat(found, 1)[:, -wanted:], trust
 
     def loss(
