@@ -20,11 +20,12 @@ from newllm_lib.errors import NewLLMError, UsageError
 
 VOCABULARY = 4096
 PARTS = ("train", "validation", "test")
+LONGEST = "longest"  # the test part's longest document, once more by itself
 
 
 @dataclass
 class Corpus:
-    """Token ids (uint16) of the three parts, and how many bytes of text each is."""
+    """Token ids (uint16) of the parts and of `LONGEST`, and how many bytes of text each is."""
 
     name: str
     vocabulary: int
@@ -42,7 +43,8 @@ class Corpus:
     def load(cls, name: str, folder: Path) -> Corpus:
         about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         ids = {
-            part: np.frombuffer(lzma.decompress((folder / f"{name}.{part}.xz").read_bytes()), dtype=np.uint16) for part in PARTS
+            part: np.frombuffer(lzma.decompress((folder / f"{name}.{part}.xz").read_bytes()), dtype=np.uint16)
+            for part in about["bytes"]
         }
         return cls(name, about["vocabulary"], ids, about["bytes"])
 
@@ -57,8 +59,11 @@ def open_corpus(name: str, folder: Path, text: Path | None = None) -> Corpus:
     """
     if name not in _TEXTS:
         raise UsageError(f"There is no benchmark corpus {name!r}: use {' or '.join(_TEXTS)}.")
-    if not (folder / f"{name}.json").is_file():
-        encode(name, _TEXTS[name](text)).save(folder)
+    if (folder / f"{name}.json").is_file():
+        found = Corpus.load(name, folder)
+        if LONGEST in found.ids:  # not made by an older version
+            return found
+    encode(name, _TEXTS[name](text)).save(folder)
     return Corpus.load(name, folder)
 
 
@@ -74,6 +79,7 @@ def encode(name: str, parts: dict[str, list[str]], vocabulary: int = VOCABULARY)
         vocab_size=vocabulary, special_tokens=["<start>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(parts["train"] + parts["validation"], trainer)
+    parts = {**parts, LONGEST: [max(parts["test"], key=len)]}
     ids = {
         part: np.concatenate([np.array([0, *e.ids], dtype=np.uint16) for e in tokenizer.encode_batch(documents)])
         for part, documents in parts.items()

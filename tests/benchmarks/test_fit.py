@@ -186,3 +186,17 @@ def test_captured_steps_side_by_side_train_as_eager_ones(corpus):
         pass
     for training in pair:
         assert abs(here["validation"] - training.result()["validation"]) < 0.05
+
+
+def test_the_longest_document_is_also_left_out():
+    texts = [f"A: {word} is {word}.\nB: is it {word}?" for word in ("red", "blue", "old", "new")]
+    test = [*texts, "A: " + "the new old blue red " * 20]
+    whole, rest = (encode("made", {"train": test, "validation": texts, "test": some}, 300) for some in (test, texts))
+    torch.manual_seed(0)
+    settings = Settings(rows=2, time=16, train_on=("train", "validation"))
+    training = Training(tiny("new_llm"), whole, settings, "cpu", limit_steps=3)
+    training.begin()
+    training.advance()
+    found = training.result()
+    expected = bits_per_byte(training.model, rest, "test", 16)
+    assert found["test_less_longest"] == pytest.approx(expected, rel=0.03) != pytest.approx(found["test"], rel=0.03)

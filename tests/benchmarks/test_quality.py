@@ -30,11 +30,12 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
     where = {"corpora": ["chitchat"], "models": ["new_llm"], "sizes": ["4M"]}
     assert quality.report(journal, rows, **where) == [] and rows.rows == []
     for number, trial in enumerate(second):
-        quality.write(journal, trial, {"validation": 0.1, "test": 1.30 + 0.01 * number, "parameters": 4_200_000, "seconds": 1.0})
+        result = {"validation": 0.1, "test": 1.30 + 0.01 * number, "test_less_longest": 1.4, "parameters": 4_200_000}
+        quality.write(journal, trial, {**result, "seconds": 1.0})
     assert quality.missing(journal, "chitchat", "new_llm", "4M") == []
     (found,) = quality.report(journal, rows, **where)
     assert found["test"] == pytest.approx(1.31) and found["seeds"] == 3
-    assert [r["value"] for r in rows.rows] == ["1.31", "0.01"] and "4,200,000 parameters" in rows.rows[0]["note"]
+    assert [r["value"] for r in rows.rows] == ["1.31", "0.01", "1.4", "0"] and "4,200,000 parameters" in rows.rows[0]["note"]
 
 
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
@@ -85,7 +86,8 @@ def test_trials_are_trained_on_their_corpus(tmp_path):
     from newllm_lib.benchmarks import corpus as corpora
 
     ids = np.arange(600) % 300
-    made = corpora.Corpus("chitchat", 4096, dict.fromkeys(corpora.PARTS, ids), dict.fromkeys(corpora.PARTS, 900))
+    parts = (*corpora.PARTS, corpora.LONGEST)
+    made = corpora.Corpus("chitchat", 4096, dict.fromkeys(parts, ids), dict.fromkeys(parts, 900))
     made.save(tmp_path / "data")
     trial = quality.grid("chitchat", "new_llm", "4M", smoke=True)[0]
     small = quality.replace(trial, settings={**trial.settings, "rows": 2, "time": 16})
