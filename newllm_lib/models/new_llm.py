@@ -271,7 +271,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         """What the words' trust is learned from at the first token."""
         if not self.config.word_trust:
             return None
-        reads = [None] + [known["slot_read"]] * bool(self.config.word_slots) + [known["pair_key"]] * bool(self.config.word_pairs)
+        reads = [None, *(known[name] for name in ("slot_read", "pair_key") if name in known)]
         return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
 
     def _word_rows(self, x, said: Said, keys, known) -> torch.Tensor:

@@ -65,6 +65,18 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     assert first.state.shape == second.state.shape  # one size however long the text
 
 
+@pytest.mark.parametrize("memory", [
+    {}, {"word_trust": True}, {"word_pairs": 5}, {"word_slots": 3}, {"word_pairs": 5, "word_trust": True},
+    {"word_slots": 3, "word_trust": True},
+], ids=str)  # fmt: skip
+def test_every_memory_of_words_goes_on_where_it_was(memory):
+    model, ids = build(word_memory=20.0, **memory), text(2, 12, documents=True)
+    whole, first = model(ids), model(ids[:, :5], use_cache=True)
+    second = model(ids[:, 5:], state=first.state, use_cache=True)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
 def test_in_training_with_labels_gradients_stop_at_the_state(recurrence):
     model, ids = build("new_llm", recurrence).train(), text(2, 12)
