@@ -48,9 +48,9 @@ def rate(parameters: float, way: str, micro_batches: float, alone: float, togeth
 
 # Steps of one H200 and of two, in seconds: benchmarks/results.csv, "scale".
 MEASURED = (
-    Model("New-LLM 25M", 25.2e6, "ddp", 2.487e6, rate(25.2e6, "ddp", 4, 0.2108, 0.10838), 0.52e6, 65_536, 8),
-    Model("Phase 7 100M", 99.6e6, "ddp", 502.4e3, rate(99.6e6, "ddp", 2, 0.2609, 0.13502), 2.1e6, 32_768, 12),
-    Model("Phase 7 1.5B", 1.512e9, "fsdp2", 28.6e3, rate(1.512e9, "fsdp2", 1, 2.2881, 1.1988), 4.2e6, 32_768, 24),
+    Model("New-LLM 25M", 25.2e6, "ddp", 2.616e6, rate(25.2e6, "ddp", 4, 0.20042, 0.10509), 0.52e6, 65_536, 8),
+    Model("Phase 7 100M", 99.6e6, "ddp", 506.6e3, rate(99.6e6, "ddp", 2, 0.25872, 0.13245), 2.1e6, 32_768, 12),
+    Model("Phase 7 1.5B", 1.512e9, "fsdp2", 43.2e3, rate(1.512e9, "fsdp2", 1, 1.51557, 0.81905), 4.2e6, 32_768, 24),
 )
 
 
