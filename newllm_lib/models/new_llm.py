@@ -252,7 +252,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             return NewLLMOutput(x, None, said, experience)
         new_state = torch.stack(new_state, 1)
         if said is not None:
-            new_state = torch.cat([new_state, self._word_rows(x, said, keys, known)], 1)
+            new_state = self.word_state.packed(new_state, self._words_after(x, said, keys, known))
         return NewLLMOutput(x, new_state, said, experience)
 
     def _said(self, ids, x, starts, valid, known) -> tuple[Said, dict[str, torch.Tensor]]:
@@ -274,8 +274,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
         reads = [None, *(known[name] for name in ("slot_read", "pair_key") if name in known)]
         return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
 
-    def _word_rows(self, x, said: Said, keys, known) -> torch.Tensor:
-        """(batch, word_rows, state_size): the word memory after the last token, but for what its trust learns in the head."""
+    def _words_after(self, x, said: Said, keys, known) -> dict[str, torch.Tensor]:
+        """The parts of the word memory after the last token, but for what its trust learns in the head."""
         names = [name for name in ("all", "slots", "pairs") if name in self.word_state.sizes]
         parts = known | dict(zip(names, said.after(), strict=True)) | keys
         if self.config.word_trust:
@@ -283,13 +283,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             parts["hidden"] = newest_of(newest, known["hidden"], x)
             if self.word_slots is not None:
                 parts["slot_read"] = newest_of(newest, known["slot_read"], said.tables[1].read)
-        return self.word_state.packed(parts, self.state_size)
-
-    def with_trust(self, state: torch.Tensor, trust: Trust) -> torch.Tensor:
-        """The state with what the head has learned of the text."""
-        layers = len(self.layers)
-        parts = self.word_state.unpacked(state[:, layers:]) | {"moved": trust.moved, "information": trust.information}
-        return torch.cat([state[:, :layers], self.word_state.packed(parts, self.state_size)], 1)
+        return parts
 
     def _embedded(self, ids):
         table = self.embed_tokens
@@ -349,9 +343,9 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         return loss
 
     def state_of(self, outputs: NewLLMOutput) -> torch.Tensor | None:
-        if outputs.state is None or outputs.trust is None:
-            return outputs.state
-        return self.model.with_trust(outputs.state, outputs.trust)
+        if outputs.state is not None and outputs.trust is not None:  # what the head has learned of the text
+            self.model.word_state.trust_(outputs.state, outputs.trust.moved, outputs.trust.information)
+        return outputs.state
 
     def _read(self, outputs: NewLLMOutput):
         return outputs.last_hidden_state, self.lm_head.weight, outputs.said, outputs.experience

@@ -87,8 +87,8 @@ class Said:
         return torch.full_like(self.ids[:, 0], end) if self.valid is None else newest_before(self.valid[:, :end])[:, -1]
 
     def _added(self, counts: Tensor, shares: Tensor) -> Tensor:
-        """counts (batch, n, words) and what each token adds to each of n, (batch, n, time)."""
-        return counts.scatter_add(2, self.ids.unsqueeze(1).expand_as(shares), shares)
+        """counts (batch, n, words), made for this, with what each token adds to each of n, shares (batch, n, time)."""
+        return counts.scatter_add_(2, self.ids.unsqueeze(1).expand_as(shares), shares)
 
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         """How many tokens up to each, how many documents began, and whether it counts: padding does not."""

@@ -14,6 +14,9 @@ class WordState:
     - `all` (1, words), `slots` (slots, words), `pairs` (pairs, words): counts
     - `slot_key`, `pair_key`: of the last token
     - `hidden`, `slot_read`: of the last token, and `moved`, `information`: the trust, for the head and each kind of counts
+
+    The counts are most of a state, a megabyte a text: they are copied into it once, before the head has learned its trust,
+    which is then written over the old one.
     """
 
     def __init__(self, words: int, hidden: int, slots: int, pairs: int, learns: bool):
@@ -29,11 +32,20 @@ class WordState:
         parts = rows.flatten(1)[:, : self.total].split([math.prod(size) for size in self.sizes.values()], 1)
         return {name: part.unflatten(1, size) for (name, size), part in zip(self.sizes.items(), parts, strict=True)}
 
-    def packed(self, parts: dict[str, Tensor], state_size: int) -> Tensor:
-        """The inverse: as many rows as are needed, the last one filled up with zeros."""
-        numbers = torch.cat([parts[name].flatten(1).float() for name in self.sizes], 1)
-        padding = self.rows(state_size) * state_size - self.total
-        return torch.nn.functional.pad(numbers, (0, padding)).unflatten(1, (-1, state_size))
+    def packed(self, layers: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """The inverse, a whole state: the layers' rows (batch, layers, state_size), then as many as the parts need, the
+        last one filled up with zeros."""
+        batch, _, state_size = layers.shape
+        numbers = [parts[name].flatten(1).float() for name in self.sizes]
+        padding = layers.new_zeros(batch, self.rows(state_size) * state_size - self.total)
+        return torch.cat([layers.flatten(1), *numbers, padding], 1).unflatten(1, (-1, state_size))
+
+    def trust_(self, state: Tensor, moved: Tensor, information: Tensor) -> None:
+        """Write the trust, each (batch, kinds), which lies last, into a state that `packed` has made."""
+        _, rows, state_size = state.shape
+        learned = torch.cat([moved, information], 1)
+        end = (rows - self.rows(state_size)) * state_size + self.total
+        state.view(-1, rows * state_size)[:, end - learned.shape[1] : end] = learned
 
     def rows(self, state_size: int) -> int:
         return -(-self.total // state_size)
