@@ -170,7 +170,7 @@ MODEL_KEYS = {  # another value of the key, and what must be set beside it for t
     "context_dim": (64, {}), "mlp_size": (64, {}), "conv_width": (2, {}), "mlp_conv": (True, {}), "embedding_skip": (True, {}),
     "word_memory": (500.0, {}),
     "word_slots": (3, {"word_memory": 500.0}),
-    "word_pairs": (64, {"word_memory": 500.0}),
+    "word_history": (64, {"word_memory": 500.0}),
     "word_trust": (True, {"word_memory": 500.0}),
     "num_heads": (8, {"model": "tiny_gpt2"}),
     "dropout": (0.3, {}), "tie_embeddings": (False, {}), "separate_documents": (False, {}),

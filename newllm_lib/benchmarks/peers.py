@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.context_block import ShortMemory
-from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, decay, pair_table
+from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, decay, history_of
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
-
-PAIRS = 64  # rows of the attention model's table of pairs, as New-LLM's
 
 
 class Attention(nn.Module):
@@ -26,7 +24,8 @@ class Attention(nn.Module):
 
     Args:
         helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP, a share of the
-            embeddings in each block. words: its memory of words and pairs lasts so many tokens (0: none), within the window.
+            embeddings in each block. words: its memory of words and of what followed them lasts so many tokens (0: none), within
+            the window.
     """
 
     carries = False
@@ -40,7 +39,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.words, self.span = (WordMemory(width, vocabulary, 2), words) if words else (None, 0.0)
+        self.words, self.span = (WordMemory(width, vocabulary, 3), words) if words else (None, 0.0)
         _initialise(self, layers)
 
     @property
@@ -63,9 +62,9 @@ class Attention(nn.Module):
         """What the memory of words counts, from nothing at the window's beginning."""
         zeros = partial(torch.zeros, len(ids), device=ids.device)
         words, width = self.head.shape
-        pairs, _ = pair_table(ids, None, None, self.span, zeros(PAIRS, words), zeros(PAIRS))
-        said = Said(ids, None, None, [Table(decay(self.span), zeros(1, words)), pairs])
-        return said, Experience(zeros(width), [None, zeros(PAIRS)], Trust(zeros(3), zeros(3)))
+        history = history_of(ids, None, None, self.span, torch.zeros_like(ids))
+        said = Said(ids, None, None, [Table(decay(self.span), zeros(1, words))], history)
+        return said, Experience(zeros(width), [None], Trust(zeros(4), zeros(4)))
 
 
 class _AttentionBlock(nn.Module):

@@ -78,7 +78,7 @@ _SLOWER = {"learning_rate": 4e-3, "muon_learning_rate": 0.014, "rows": 16, "time
 _ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3, "rows": 64}
 _LONG = {"rows": 32, "time": 512}  # as many tokens a step, for those who see no further than a block
 _WORDS = {"layers": 6, "mlp_conv": True, "embedding_skip": True, "word_memory": 1000.0, "word_slots": 16}
-_WORDS |= {"word_pairs": 64, "word_trust": True}
+_WORDS |= {"word_history": 4096, "word_trust": True}
 _GRID = {
     "new_llm": [{**_MUON, "changes": _WORDS}] * 3,
     "attention": [{**_MUON, **_LONG}] * 3,

@@ -56,14 +56,14 @@ def model_config(recipe: Recipe, vocab_size: int) -> PreTrainedConfig:
 
 
 def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
-    for name in ("word_slots", "word_pairs", "word_trust"):
+    for name in ("word_slots", "word_history", "word_trust"):
         if getattr(recipe, name) and not recipe.word_memory:
             raise UsageError(f"{name} {getattr(recipe, name)} is of the memory of words: set word_memory too, or leave it out.")
     return NewLLMConfig(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, context_dim=recipe.context_dim, mlp_size=recipe.mlp_size,
         num_hidden_layers=recipe.num_layers, conv_width=recipe.conv_width, recurrence=recipe.recurrence,
         time_scales=recipe.time_scales, mlp_conv=recipe.mlp_conv, embedding_skip=recipe.embedding_skip,
-        word_memory=recipe.word_memory, word_slots=recipe.word_slots, word_pairs=recipe.word_pairs,
+        word_memory=recipe.word_memory, word_slots=recipe.word_slots, word_history=recipe.word_history,
         word_trust=recipe.word_trust,
         dropout=recipe.dropout, reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
         bos_token_id=None, eos_token_id=None,

@@ -28,8 +28,8 @@ from newllm_lib.layers.word_memory import (
     WordSlots,
     WordState,
     decay,
+    history_of,
     newest_of,
-    pair_table,
 )
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
@@ -41,8 +41,8 @@ class NewLLMConfig(PreTrainedConfig):
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
     `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks. `word_memory`:
-    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots, `word_pairs`: rows of its table of pairs,
-    `word_trust`: it learns from the text how far to trust itself; the state then has more rows, for the counts."""
+    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots, `word_history`: tokens in which it looks up
+    what followed the same words, `word_trust`: it learns from the text how far to trust itself; the state then has more rows."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -62,7 +62,7 @@ class NewLLMConfig(PreTrainedConfig):
         embedding_skip: bool = False,
         word_memory: float = 0.0,
         word_slots: int = 0,
-        word_pairs: int = 0,
+        word_history: int = 0,
         word_trust: bool = False,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
@@ -83,7 +83,7 @@ class NewLLMConfig(PreTrainedConfig):
         self.embedding_skip = embedding_skip
         self.word_memory = word_memory
         self.word_slots = word_slots if word_memory else 0
-        self.word_pairs = word_pairs if word_memory else 0
+        self.word_history = word_history if word_memory else 0
         self.word_trust = bool(word_memory and word_trust)
         self.dropout = dropout
         self.initializer_range = initializer_range
@@ -194,7 +194,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             self.layers = nn.ModuleList([SequentialContext(*sizes)])
             self.norm = nn.Identity()
         self.word_slots = WordSlots(config.output_size, config.word_slots) if config.word_slots else None
-        sizes = config.vocab_size, config.output_size, config.word_slots, config.word_pairs, config.word_trust
+        sizes = config.vocab_size, config.output_size, config.word_slots, config.word_history, config.word_trust
         self.word_state = WordState(*sizes) if config.word_memory else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -262,22 +262,22 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if self.word_slots is not None:
             written, read, keys["slot_key"] = self.word_slots(x, starts, valid, known["slot_key"])
             tables.append(Table(decay(span), known["slots"], written, read))
-        if self.config.word_pairs:
-            table, keys["pair_key"] = pair_table(ids, starts, valid, span, known["pairs"], known["pair_key"])
-            tables.append(table)
-        return Said(ids, starts, valid, tables), keys
+        history = history_of(ids, starts, valid, span, known["recent"]) if self.config.word_history else None
+        return Said(ids, starts, valid, tables, history), keys
 
     def _experience(self, known) -> Experience | None:
         """What the words' trust is learned from at the first token."""
         if not self.config.word_trust:
             return None
-        reads = [None, *(known[name] for name in ("slot_read", "pair_key") if name in known)]
+        reads = [None, *(known[name] for name in ("slot_read",) if name in known)]
         return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
 
     def _words_after(self, x, said: Said, keys, known) -> dict[str, torch.Tensor]:
         """The parts of the word memory after the last token, but for what its trust learns in the head."""
-        names = [name for name in ("all", "slots", "pairs") if name in self.word_state.sizes]
+        names = [name for name in ("all", "slots") if name in self.word_state.sizes]
         parts = known | dict(zip(names, said.after(), strict=True)) | keys
+        if said.history is not None:
+            parts["recent"] = said.history.after()
         if self.config.word_trust:
             newest = said.newest()
             parts["hidden"] = newest_of(newest, known["hidden"], x)
@@ -317,7 +317,7 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
-        kinds = 1 + bool(config.word_slots) + bool(config.word_pairs)
+        kinds = 1 + bool(config.word_slots) + 2 * bool(config.word_history)
         self.word_memory = WordMemory(config.output_size, config.vocab_size, kinds) if config.word_memory else None
         self.post_init()
 

@@ -142,9 +142,9 @@ class ModelKeys:
         0, "New-LLM: kinds of situation that its memory of words also keeps apart (0: none; needs word_memory)", "model",
         minimum=0,
     )  # fmt: skip
-    word_pairs: int = key(
-        0, "New-LLM: its memory of words also counts pairs, in a table of so many rows (0: none; needs word_memory)", "model",
-        minimum=0,
+    word_history: int = key(
+        0, "New-LLM: its memory of words also looks up what followed the same word, and the same two, in the last so many "
+        "tokens (0: none; needs word_memory)", "model", minimum=0,
     )  # fmt: skip
     word_trust: bool = key(
         False, "New-LLM: how far its memory of words is trusted is learned from each text while it is read", "model"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, WordSlots, memory, pair_keys
+from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, WordSlots, history_of, memory
 
 WORDS, SLOTS = 11, 3
 
@@ -116,6 +116,32 @@ def test_a_word_is_stored_under_what_came_before_it():
     torch.testing.assert_close(newest, torch.stack([keys[0, 4], keys[1, 3]]))
 
 
-def test_every_word_has_one_row_of_the_pairs_and_they_share_them_evenly():
-    keys = pair_keys(torch.arange(4096).unsqueeze(0), 64)[0]
-    assert (keys.sum(1) == 1).all() and keys.sum(0).min() > 40 and keys.sum(0).max() < 90
+
+def test_the_words_kept_are_those_of_the_last_document_and_no_padding():
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    starts = torch.tensor([[False, False, True, False], [False] * 4])
+    valid = torch.tensor([[True] * 4, [False, True, False, True]])
+    recent = torch.tensor([[0.0, 2.0, 3.0], [0.0, 0.0, 4.0]])
+    history = history_of(ids, starts, valid, 10.0, recent)
+    assert history.after().tolist() == [[0, 8, 9], [4, 7, 9]]
+    assert history_of(ids, None, None, 10.0, recent).after().tolist() == [[7, 8, 9]] * 2
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_history_is_looked_up_alike_however_the_text_is_cut(padded):
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 3, (3, 24), generator=generator)
+    starts, valid = torch.rand(2, 3, 24, generator=generator) < torch.tensor([0.1, 0.7]).view(2, 1, 1)
+    valid = valid if padded else None
+    like, kept, found = torch.zeros(3), torch.zeros(3, 6), []
+    whole = history_of(ids, starts, valid, 10.0, kept)
+    for begin, end in ((0, 1), (1, 9), (9, 10), (10, 24)):
+        part = history_of(ids[:, begin:end], starts[:, begin:end], None if valid is None else valid[:, begin:end], 10.0, kept)
+        for one, other in zip(part.counts_before(like), whole.part(begin, end).counts_before(like), strict=True):
+            torch.testing.assert_close(one, other)
+        found.append(torch.stack(part.counts(like)))
+        kept = part.after()
+    torch.testing.assert_close(torch.cat(found, 2), torch.stack(whole.counts(like)))
+    torch.testing.assert_close(kept, whole.after())
+    cut = torch.cat([torch.stack(whole.part(a, b).counts(like)) for a, b in ((0, 7), (7, 24))], 2)
+    torch.testing.assert_close(cut, torch.cat(found, 2))

@@ -14,7 +14,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3, "word_pairs": 5, "word_trust": True}
+OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3, "word_history": 5, "word_trust": True}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
@@ -66,7 +66,7 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
 
 
 @pytest.mark.parametrize("memory", [
-    {}, {"word_trust": True}, {"word_pairs": 5}, {"word_slots": 3}, {"word_pairs": 5, "word_trust": True},
+    {}, {"word_trust": True}, {"word_history": 5}, {"word_slots": 3}, {"word_history": 5, "word_trust": True},
     {"word_slots": 3, "word_trust": True},
 ], ids=str)  # fmt: skip
 def test_every_memory_of_words_goes_on_where_it_was(memory):

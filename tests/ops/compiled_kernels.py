@@ -15,6 +15,7 @@ from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
+from newllm_lib.ops.followers import triton as followers
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
@@ -93,8 +94,9 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     state = torch.zeros(batch, 4 * dim)
     step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
     step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
-    logits, ids, two = torch.randn(batch, time, dim), torch.ones(batch, time, dtype=torch.long), torch.ones(batch, 4)
-    for count in (1, 2, 3, 4):
+    logits, ids, two = torch.randn(batch, time, dim), torch.ones(batch, time, dtype=torch.long), torch.ones(batch, 5)
+    followers.followers(ids, ids, ids, 4, 0.99, dim)
+    for count in range(1, 6):
         before, some = (logits[:, 0], [logits[:, 0]] * count), two[:, :count]
         trust.online_trust(logits, [logits] * count, before, ids, ids, starts, starts, some, some, 20.0, 0.999)
     weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)

@@ -238,6 +238,29 @@ def check_online_trust(device, batch, time, size, count, seed=0):
             assert_near(one, other, 1e-4, name)
 
 
+def followers_inputs(device, batch, time, size, reach, seed=0):
+    """What `followers` takes: texts that begin within what is kept, documents in between, and a token before all words."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(1, size + 1, (batch, reach + time), generator=generator)
+    words = words * (torch.arange(reach + time) >= torch.arange(batch).unsqueeze(1) % (reach + 1))
+    place = torch.arange(reach, reach + time).repeat(batch, 1)
+    place[0, 0] = -1
+    first = torch.where(torch.rand(batch, time, generator=generator) < 0.1, place, 0).clamp_min(0).cummax(1).values
+    return words.to(device), place.to(device), first.to(device)
+
+
+def check_followers(device, batch, time, size, reach, seed=0):
+    """The kernel against the comparison of all with all."""
+    from newllm_lib.ops.followers import reference, triton
+
+    words, place, first = followers_inputs(device, batch, time, size, reach, seed)
+    expected = reference.followers(words, place, first, reach, 0.99, size)
+    with poisoned_buffers():
+        found = triton.followers(words, place, first, reach, 0.99, size)
+    for name, one, other in zip(("one", "two"), found, expected, strict=True):
+        assert_near(one, other.double(), 1e-5, name)
+
+
 def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):
     """One token by `module` against a sequence of length 1 in float64: what is read, and the state afterwards."""
     draw = Draw(device, dtype, seed)

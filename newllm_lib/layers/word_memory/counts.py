@@ -4,6 +4,8 @@
     N_t[i, v] = keep * N_{t-1}[i, v] + k_{t-1}[i] [x_t is v]    of the words that followed a situation
 
 k are keys: a word is stored under the key of the token that it followed, and looked up by the present token's query q: q_t N_t.
+What followed the same word, and the same two, is counted in the last tokens themselves (`ops.followers`).
+
 Everything starts anew at each document; padding is passed over.
 """
 
@@ -15,9 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from newllm_lib.ops.followers import followers
 from newllm_lib.ops.online_trust import newest_before
 
-PAIRS_LAST = 4  # times as long as single words: pairs are rarer
+PAIRS_LAST = 4  # times as long as single words: the same two words are rarer
 
 
 @dataclass
@@ -35,13 +38,54 @@ class Table:
 
 
 @dataclass
+class History:
+    """A text's last words, in which is looked up what followed a word.
+
+    `words` (batch, length) int64: a word's number plus 1, none left out but padding; 0 before the text's beginning. `place`,
+    `first` (batch, time): where each token lies (padding: the token before it), and where its document begins. `before`, `begun`
+    (batch, 1): the same of the token before the first.
+    """
+
+    words: Tensor
+    place: Tensor
+    first: Tensor
+    before: Tensor
+    begun: Tensor
+    reach: int
+    keep: float
+
+    def part(self, begin: int, end: int) -> History:
+        """The tokens from `begin` up to `end`."""
+        place, first = self.place[:, begin:end], self.first[:, begin:end]
+        if begin == 0:
+            return replace(self, place=place, first=first)
+        before, begun = (numbers[:, begin - 1, None] for numbers in (self.place, self.first))
+        return replace(self, place=place, first=first, before=before, begun=begun)
+
+    def counts(self, like: Tensor) -> list[Tensor]:
+        """(batch, time, words) float32 of what followed the same word, and the same two, on the device of `like` (words,)."""
+        return followers(self.words, self.place, self.first, self.reach, self.keep, like)
+
+    def counts_before(self, like: Tensor) -> list[Tensor]:
+        """(batch, words) of the token before the first."""
+        found = followers(self.words, self.before, self.begun, self.reach, self.keep, like)
+        return [counts.squeeze(1) for counts in found]
+
+    def after(self) -> Tensor:
+        """(batch, reach) float32: the words that the next ones may look up."""
+        place = torch.arange(self.words.shape[1], device=self.words.device)
+        return (self.words * (place >= self.first[:, -1:]))[:, -self.reach :].float()
+
+
+@dataclass
 class Said:
-    """What is counted: ids (batch, time), starts and valid (batch, time) bool or None, and in which tables."""
+    """What is counted: ids (batch, time), starts and valid (batch, time) bool or None, in which tables, and the text's words."""
 
     ids: Tensor
     starts: Tensor | None
     valid: Tensor | None
     tables: list[Table]
+    history: History | None = None
 
     def part(self, begin: int, end: int, before: list[Tensor]) -> Said:
         """The tokens from `begin` up to `end`, after others that left `before` (what `after` returns)."""
@@ -50,10 +94,10 @@ class Said:
         for table, kept in zip(self.tables, before, strict=True):
             keys = (None if t is None else t[:, begin:end] for t in (table.written, table.read))
             tables.append(replace(table, before=kept, **dict(zip(("written", "read"), keys, strict=True))))
-        return Said(ids, starts, valid, tables)
+        return Said(ids, starts, valid, tables, self.history and self.history.part(begin, end))
 
     def counts(self) -> list[Tensor]:
-        """(batch, time, words) float32 after each token, of each table."""
+        """(batch, time, words) float32 after each token, of each table, and of the history's two."""
         place, document, counted = self._places()
         lag = (place.unsqueeze(2) - place.unsqueeze(1)).clamp_min(0)
         seen = torch.ones_like(lag, dtype=torch.bool).tril() & (document.unsqueeze(2) == document.unsqueeze(1))
@@ -68,7 +112,7 @@ class Said:
                     earlier = earlier.unsqueeze(2) * (table.read @ table.before)
                     shares = shares * (table.read @ table.written.mT)
                 found.append(self._added(earlier, shares))
-        return found
+        return found + (self.history.counts(self.tables[0].before[0, 0]) if self.history else [])
 
     def after(self) -> list[Tensor]:
         """(batch, rows, words) float32 after the last token, of each table."""
@@ -116,14 +160,21 @@ def keys_before(keys: Tensor, first: Tensor, starts: Tensor | None, valid: Tenso
     return (written if starts is None else written * ~starts.unsqueeze(2)), last
 
 
-def pair_table(
-    ids: Tensor, starts: Tensor | None, valid: Tensor | None, tokens: float, before: Tensor, first: Tensor
-) -> tuple[Table, Tensor]:
-    """The table of what followed each word, and the last token's key. tokens: how long single words last; before: (batch, rows,
-    words), first: (batch, rows), the key of the token before the first."""
-    read = pair_keys(ids, before.shape[1])
-    written, last = keys_before(read, first, starts, valid)
-    return Table(decay(PAIRS_LAST * tokens), before, written, read), last
+def history_of(ids: Tensor, starts: Tensor | None, valid: Tensor | None, tokens: float, recent: Tensor) -> History:
+    """The words of a text that goes on. tokens: how long single words last; recent: (batch, reach), what `History.after` left,
+    or zeros."""
+    reach, counted = recent.shape[1], torch.ones_like(ids) if valid is None else valid.long()
+    words = torch.cat([recent.long(), ids + 1], 1)
+    if valid is not None:  # padding goes to the front, as nothing
+        kept = torch.cat([torch.ones_like(words[:, :reach]), counted], 1)
+        order = kept.argsort(dim=1, stable=True)
+        words = (words * kept).gather(1, order)
+    before = reach - 1 + ids.shape[1] - counted.sum(1, keepdim=True)
+    place = before + counted.cumsum(1)
+    first = torch.zeros_like(place)
+    if starts is not None:
+        first = torch.where(starts & (counted > 0), place, 0).cummax(1).values
+    return History(words, place, first, before, torch.zeros_like(before), reach, decay(PAIRS_LAST * tokens))
 
 
 def newest_of(newest: Tensor, first: Tensor, later: Tensor) -> Tensor:
@@ -131,8 +182,3 @@ def newest_of(newest: Tensor, first: Tensor, later: Tensor) -> Tensor:
     rows = torch.arange(len(newest), device=newest.device)
     return torch.where((newest == 0).unsqueeze(1), first.to(later.dtype), later[rows, (newest - 1).clamp_min(0)])
 
-
-def pair_keys(ids: Tensor, rows: int) -> Tensor:
-    """ids (batch, time) -> (batch, time, rows) float32, a one in the row of each word; words share rows where there are more."""
-    bucket = (ids * 2654435761 >> 7) % rows
-    return torch.nn.functional.one_hot(bucket, rows).float()

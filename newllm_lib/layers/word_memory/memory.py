@@ -3,8 +3,8 @@
     logits_t = (1 + d0) h_t E + Σ_k (s_k(h_t) + d_k) w_k[v] log(1 + g_k n_k,t[v])
 
 over kinds k of counts (`counts.py`): of all words; of the words that followed a situation, by learned keys of a few slots; of the
-words that followed the same word as now. s, w and g are learned in training. d is learned from the text itself, while it is read
-(`ops.online_trust`): how far memory is to be trusted in this text.
+words that followed the same word as now, and the same two. s, w and g are learned in training. d is learned from the text itself,
+while it is read (`ops.online_trust`): how far memory is to be trusted in this text.
 
 All is of fixed size and starts anew at each document. Where a unigram cache (Kuhn & De Mori, 1990, IEEE TPAMI 12) mixes
 probabilities, this adds to the logits.
@@ -105,6 +105,8 @@ class WordMemory(nn.Module):
             table.before[:, 0] if read is None else (read.unsqueeze(1) @ table.before).squeeze(1)
             for table, read in zip(said.tables, experience.reads, strict=True)
         ]
+        if said.history is not None:
+            counts += said.history.counts_before(self.words[0])
         features = self._features(counts)
         return head + self._weighed(self.trust(hidden).float(), features), [head, *features]
 

@@ -11,17 +11,17 @@ from torch import Tensor
 class WordState:
     """The parts, one after the other, as many as the memory has:
 
-    - `all` (1, words), `slots` (slots, words), `pairs` (pairs, words): counts
-    - `slot_key`, `pair_key`: of the last token
+    - `all` (1, words), `slots` (slots, words): counts
+    - `slot_key`: of the last token; `recent` (history,): the last words, their numbers plus 1
     - `hidden`, `slot_read`: of the last token, and `moved`, `information`: the trust, for the head and each kind of counts
 
     The counts are most of a state, a megabyte a text: they are copied into it once, before the head has learned its trust,
     which is then written over the old one.
     """
 
-    def __init__(self, words: int, hidden: int, slots: int, pairs: int, learns: bool):
-        kinds = 1 + (slots > 0) + (pairs > 0)
-        sizes = {"all": (1, words), "slots": (slots, words), "pairs": (pairs, words), "slot_key": (slots,), "pair_key": (pairs,)}
+    def __init__(self, words: int, hidden: int, slots: int, history: int, learns: bool):
+        kinds = 1 + (slots > 0) + 2 * (history > 0)
+        sizes = {"all": (1, words), "slots": (slots, words), "slot_key": (slots,), "recent": (history,)}
         if learns:
             sizes |= {"hidden": (hidden,), "slot_read": (slots,), "moved": (kinds + 1,), "information": (kinds + 1,)}
         self.sizes = {name: size for name, size in sizes.items() if math.prod(size)}

@@ -13,15 +13,15 @@ from torch import Tensor
 from newllm_lib.ops.backend import on_its_device
 
 _BLOCK = 2048
-MOST_PARTS = 4
+MOST_PARTS = 5
 
 
 @triton.jit
-def _block(settled, f0, f1, f2, f3, d0, d1, d2, d3, words, inside, PARTS: tl.constexpr):
+def _block(settled, f0, f1, f2, f3, f4, d0, d1, d2, d3, d4, words, inside, PARTS: tl.constexpr):
     """A block of logits with the moved trust, and of each part."""
     x = tl.load(settled + words, mask=inside, other=float("-inf"))
     a = tl.load(f0 + words, mask=inside, other=0.0)
-    b, c, e = a, a, a
+    b, c, e, g = a, a, a, a
     x += d0 * a
     if PARTS > 1:
         b = tl.load(f1 + words, mask=inside, other=0.0)
@@ -32,7 +32,10 @@ def _block(settled, f0, f1, f2, f3, d0, d1, d2, d3, words, inside, PARTS: tl.con
     if PARTS > 3:
         e = tl.load(f3 + words, mask=inside, other=0.0)
         x += d3 * e
-    return x, a, b, c, e
+    if PARTS > 4:
+        g = tl.load(f4 + words, mask=inside, other=0.0)
+        x += d4 * g
+    return x, a, b, c, e, g
 
 
 @triton.jit
@@ -50,19 +53,21 @@ def _step(f, token, total, square, mass, moved, information, prior, keep):
 
 @triton.jit
 def _online_trust(
-    logits, p0, p1, p2, p3, first, q0, q1, q2, q3, ids, newest, told, begins, moved, information, learned, moved_after,
-    information_after, time, size, prior, keep, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    logits, p0, p1, p2, p3, p4, first, q0, q1, q2, q3, q4, ids, newest, told, begins, moved, information, learned,
+    moved_after, information_after, time, size, prior, keep, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = row * PARTS
     d0, i0 = tl.load(moved + at), tl.load(information + at)
-    d1, i1, d2, i2, d3, i3 = d0, i0, d0, i0, d0, i0
+    d1, i1, d2, i2, d3, i3, d4, i4 = d0, i0, d0, i0, d0, i0, d0, i0
     if PARTS > 1:
         d1, i1 = tl.load(moved + at + 1), tl.load(information + at + 1)
     if PARTS > 2:
         d2, i2 = tl.load(moved + at + 2), tl.load(information + at + 2)
     if PARTS > 3:
         d3, i3 = tl.load(moved + at + 3), tl.load(information + at + 3)
+    if PARTS > 4:
+        d4, i4 = tl.load(moved + at + 4), tl.load(information + at + 4)
     for t in range(time):
         here = row * time + t
         token = tl.load(ids + here)
@@ -72,15 +77,15 @@ def _online_trust(
             if place == 0:
                 offset = row * size
             settled = logits + offset
-            f0, f1, f2, f3 = p0 + offset, p1 + offset, p2 + offset, p3 + offset
+            f0, f1, f2, f3, f4 = p0 + offset, p1 + offset, p2 + offset, p3 + offset, p4 + offset
             if place == 0:
                 settled = first + offset
-                f0, f1, f2, f3 = q0 + offset, q1 + offset, q2 + offset, q3 + offset
+                f0, f1, f2, f3, f4 = q0 + offset, q1 + offset, q2 + offset, q3 + offset, q4 + offset
             top, mass = float("-inf"), 0.0
-            t0, s0, t1, s1, t2, s2, t3, s3 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            t0, s0, t1, s1, t2, s2, t3, s3, t4, s4 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for begin in range(0, size, BLOCK):
                 words = begin + tl.arange(0, BLOCK)
-                x, a, b, c, e = _block(settled, f0, f1, f2, f3, d0, d1, d2, d3, words, words < size, PARTS)
+                x, a, b, c, e, g = _block(settled, f0, f1, f2, f3, f4, d0, d1, d2, d3, d4, words, words < size, PARTS)
                 higher = tl.maximum(top, tl.max(x, 0))
                 scale, p = tl.exp(top - higher), tl.exp(x - higher)
                 top, mass = higher, scale * mass + tl.sum(p, 0)
@@ -91,6 +96,8 @@ def _online_trust(
                     t2, s2 = _moments(scale, p, t2, s2, c)
                 if PARTS > 3:
                     t3, s3 = _moments(scale, p, t3, s3, e)
+                if PARTS > 4:
+                    t4, s4 = _moments(scale, p, t4, s4, g)
             d0, i0 = _step(f0, token, t0, s0, mass, d0, i0, prior, keep)
             if PARTS > 1:
                 d1, i1 = _step(f1, token, t1, s1, mass, d1, i1, prior, keep)
@@ -98,8 +105,10 @@ def _online_trust(
                 d2, i2 = _step(f2, token, t2, s2, mass, d2, i2, prior, keep)
             if PARTS > 3:
                 d3, i3 = _step(f3, token, t3, s3, mass, d3, i3, prior, keep)
+            if PARTS > 4:
+                d4, i4 = _step(f4, token, t4, s4, mass, d4, i4, prior, keep)
         if tl.load(begins + here).to(tl.int32) != 0:
-            d0, i0, d1, i1, d2, i2, d3, i3 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            d0, i0, d1, i1, d2, i2, d3, i3, d4, i4 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         tl.store(learned + here * PARTS, d0)
         if PARTS > 1:
             tl.store(learned + here * PARTS + 1, d1)
@@ -107,6 +116,8 @@ def _online_trust(
             tl.store(learned + here * PARTS + 2, d2)
         if PARTS > 3:
             tl.store(learned + here * PARTS + 3, d3)
+        if PARTS > 4:
+            tl.store(learned + here * PARTS + 4, d4)
     tl.store(moved_after + at, d0)
     tl.store(information_after + at, i0)
     if PARTS > 1:
@@ -118,6 +129,9 @@ def _online_trust(
     if PARTS > 3:
         tl.store(moved_after + at + 3, d3)
         tl.store(information_after + at + 3, i3)
+    if PARTS > 4:
+        tl.store(moved_after + at + 4, d4)
+        tl.store(information_after + at + 4, i4)
 
 
 def online_trust(logits, parts, before, ids, newest, told, begins, moved, information, prior, keep):
@@ -150,13 +164,13 @@ def _launched(logits, parts, first, first_parts, ids, newest, told, begins, move
     (batch, time, size), count = logits.shape, len(parts)
     outputs = _outputs(logits, count)
     _online_trust[(batch,)](
-        logits.contiguous(), *_four(parts), first.contiguous(), *_four(first_parts), ids, newest, told, begins,
+        logits.contiguous(), *_all(parts), first.contiguous(), *_all(first_parts), ids, newest, told, begins,
         moved.contiguous(), information.contiguous(), *outputs, time, size, prior, keep,
         PARTS=count, BLOCK=min(_BLOCK, triton.next_power_of_2(size)), num_warps=8,
     )  # fmt: skip
     return outputs
 
 
-def _four(parts: list[Tensor]) -> list[Tensor]:
+def _all(parts: list[Tensor]) -> list[Tensor]:
     parts = [part.contiguous() for part in parts]
     return parts + parts[:1] * (MOST_PARTS - len(parts))
