@@ -54,9 +54,11 @@ def quality(arguments):
         bench.run(journal, data, seconds=seconds, smoke=arguments.smoke, text=text, together=arguments.together,
                   settled=arguments.settled, **where)  # fmt: skip
     finally:
-        failed = [p for p in others if p.wait()]
+        failed = [p.returncode for p in others if p.wait()]
     if failed:
-        raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed, as said above: the same command goes on.")
+        killed = [f"signal {-code}" for code in failed if code < 0]
+        how = f" ({len(killed)} killed without a word, by {', '.join(sorted(set(killed)))})" if killed else ", as said above"
+        raise NewLLMError(f"{len(failed)} of {arguments.jobs} processes failed{how}: the same command goes on.")
     if arguments.no_record:
         return 0
     only = {"smoke": arguments.smoke, "settled": arguments.settled}
