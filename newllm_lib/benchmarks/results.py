@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from newllm_lib.benchmarks.rows import read
@@ -11,8 +12,8 @@ from newllm_lib.errors import NewLLMError
 
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
 _NAMES = {
-    "new_llm": "New-LLM", "attention": "modern attention", "attention_words": "modern attention, memory of words",
-    "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
+    "new_llm": "New-LLM", "attention": "modern attention", "attention_helped": "… with convolutions and skips",
+    "attention_words": "… and a memory of its window's words", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
 }  # fmt: skip
 
 
@@ -98,19 +99,25 @@ def decode_table(rows: list[dict]) -> str:
 
 
 def quality_table(rows: list[dict]) -> str:
-    """Bits per byte of the test text, with the deviation over seeds where there is one."""
+    """Bits per byte of each test text and size, with the deviation over seeds where there is one."""
     found = newest(rows, "quality", "bits per byte")
     spread = {(r["model"], _what(r)): r["value"] for r in newest(rows, "quality", "deviation")}
-    columns = sorted({_what(r) for r in found}, key=lambda what: (what.split(",")[0], float(what.split()[-1].rstrip("M"))))
-    lines = ["| bits per byte | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for model in [m for m in _NAMES if any(r["model"] == m for r in found)]:
+    models = [m for m in _NAMES if any(r["model"] == m for r in found)]
+    lines = ["| bits per byte | " + " | ".join(_NAMES[m] for m in models) + " |", "|---" + "|---:" * len(models) + "|"]
+    for what in sorted({_what(r) for r in found}, key=_text_and_size):
         cells = []
-        for what in columns:
+        for model in models:
             value = next((r["value"] for r in found if r["model"] == model and _what(r) == what), None)
             deviation = spread.get((model, what))
             cells.append(_number(value, ".3f") + (f" ± {float(deviation):.3f}" if deviation else ""))
-        lines.append(f"| {_NAMES[model]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _text_and_size(what: str) -> tuple[str, float]:
+    """ "chitchat test, 4M" -> ("chitchat test", 4.0)."""
+    text, size = what.rsplit(", ", 1)
+    return text, float(size.rstrip("M"))
 
 
 def _what(row: dict) -> str:
@@ -168,20 +175,28 @@ def _draw_decode(axis, rows) -> None:
 
 
 def _draw_quality(axis, rows) -> None:
+    """Who was trained in the most sizes: the text that was measured most often, and the same less its longest document."""
     found = newest(rows, "quality", "bits per byte")
     spread = {(r["model"], _what(r)): float(r["value"]) for r in newest(rows, "quality", "deviation")}
-    places = sorted({_what(r) for r in found}, key=lambda what: (what.split(",")[0], float(what.split()[-1].rstrip("M"))))
-    models = [m for m in _NAMES if any(r["model"] == m for r in found)]
-    for number, model in enumerate(models):
-        mine = {_what(r): float(r["value"]) for r in found if r["model"] == model}
-        at = [i + (number - len(models) / 2) * 0.15 for i, what in enumerate(places) if what in mine]
-        errors = [spread.get((model, what), 0.0) for what in places if what in mine]
-        axis.errorbar(at, [mine[what] for what in places if what in mine], errors, fmt="o", capsize=3, label=_NAMES[model])
-    axis.set_xticks(range(len(places)), places)
-    axis.margins(x=0.3, y=0.2)
+    text = Counter(_text_and_size(_what(r))[0] for r in sorted(found, key=_what)).most_common(1)[0][0]
+    sizes_of = Counter(r["model"] for r in found if _text_and_size(_what(r))[0] == text)
+    for colour, model in enumerate(m for m in _NAMES if sizes_of[m] == max(sizes_of.values())):
+        for of, line in ((text, "-"), (f"{text} less its longest document", "--")):
+            mine = sorted((r for r in found if r["model"] == model and _text_and_size(_what(r))[0] == of), key=_size)
+            values, errors = [float(r["value"]) for r in mine], [spread.get((model, _what(r)), 0.0) for r in mine]
+            style = {"fmt": f"o{line}", "color": f"C{colour}", "capsize": 3}
+            axis.errorbar([_size(r) for r in mine], values, errors, label=_NAMES[model] if line == "-" else None, **style)
+    sizes = sorted({_size(r) for r in found})
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [f"{size:g}M" for size in sizes])
+    axis.set_xticks([], minor=True)
     axis.grid(axis="y", alpha=0.3)
-    axis.set_ylabel("bits per byte of the test text")
+    axis.set(xlabel=f"parameters (dashed: {text} less its longest document)", ylabel=f"bits per byte, {text}")
     axis.legend()
+
+
+def _size(row: dict) -> float:
+    return _text_and_size(_what(row))[1]
 
 
 _DRAWN = {

@@ -55,7 +55,8 @@ def test_the_readmes_tables_hold_the_newest_figures(figures, tmp_path):
     assert text.startswith("Before\n") and text.endswith("after\n") and "old" not in text
     assert "| New-LLM, graphs | 9.00 M | 8.50 M | 2.50 |" in text and text.index("GPT-2 (trans") < text.index("New-LLM, graphs")
     assert "| New-LLM, captured step | 8,400 (48.0 MiB) | 8,200 |" in text and "| GPT-2 | 350 | – |" in text
-    assert "| New-LLM | 1.250 ± 0.002 | – |" in text and "| modern attention | – | 1.310 |" in text
+    assert "| bits per byte | New-LLM | modern attention |" in text
+    assert "| chitchat test, 4M | 1.250 ± 0.002 | – |\n| chitchat test, 10M | – | 1.310 |" in text
     assert not results.write_tables(figures, readme)
     readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(NewLLMError, match="no place"):
