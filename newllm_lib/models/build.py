@@ -59,6 +59,8 @@ def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
     for name in ("word_slots", "word_history", "word_trust"):
         if getattr(recipe, name) and not recipe.word_memory:
             raise UsageError(f"{name} {getattr(recipe, name)} is of the memory of words: set word_memory too, or leave it out.")
+    if recipe.word_history in (1, 2):
+        raise UsageError(f"word_history {recipe.word_history} is too few tokens to find anything in: give 3 or more, or 0.")
     return NewLLMConfig(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, context_dim=recipe.context_dim, mlp_size=recipe.mlp_size,
         num_hidden_layers=recipe.num_layers, conv_width=recipe.conv_width, recurrence=recipe.recurrence,

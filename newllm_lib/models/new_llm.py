@@ -98,9 +98,9 @@ class NewLLMConfig(PreTrainedConfig):
 
 @dataclass
 class NewLLMOutput(ModelOutput):
-    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32; `said`: with a word memory,
-    what it counts; `experience`: what its trust is learned from; `trust`: what the
-    head has then learned."""
+    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers and rows of a word memory, state_size) float32;
+    `said`: with a word memory, what it counts; `experience`: what its trust is learned from; `trust`: what the head has then
+    learned."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None

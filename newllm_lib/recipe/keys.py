@@ -144,7 +144,7 @@ class ModelKeys:
     )  # fmt: skip
     word_history: int = key(
         0, "New-LLM: its memory of words also looks up what followed the same word, and the same two, in the last so many "
-        "tokens (0: none; needs word_memory)", "model", minimum=0,
+        "tokens (0: none; needs word_memory)", "model", minimum=0, maximum=1_000_000,
     )  # fmt: skip
     word_trust: bool = key(
         False, "New-LLM: how far its memory of words is trusted is learned from each text while it is read", "model"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, WordSlots, history_of, memory
+from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, WordSlots, decay, history_of, memory
 
 WORDS, SLOTS = 11, 3
 
@@ -59,12 +59,18 @@ def made(kinds=2):
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("with_slots", [True, False])
-def test_loss_logits_and_gradients_are_the_same_in_chunks(monkeypatch, with_slots, padded, learns):
-    words, (ids, starts, valid, before, slots) = made(1 + with_slots), texts(3, 13)
+@pytest.mark.parametrize("with_history", [True, False])
+def test_loss_logits_and_gradients_are_the_same_in_chunks(monkeypatch, with_history, with_slots, padded, learns):
+    kinds = 1 + with_slots + 2 * with_history
+    words, (ids, starts, valid, before, slots) = made(kinds), texts(3, 13)
+    if with_history:
+        ids = ids % 3  # few words, so that much comes again
     slots.written.requires_grad_(), slots.read.requires_grad_()
-    said = Said(ids, starts, valid if padded else None, [before] + [slots] * with_slots)
+    valid = valid if padded else None
+    history = history_of(ids, starts, valid, 10.0, ids[:, -6:] + 1.0) if with_history else None
+    said = Said(ids, starts, valid, [before] + [slots] * with_slots, history)
     hidden, weight = torch.randn(3, 13, 6, requires_grad=True), torch.randn(WORDS, 6, requires_grad=True)
-    trust = Trust(torch.randn(3, 2 + with_slots), torch.rand(3, 2 + with_slots))
+    trust = Trust(torch.randn(3, 1 + kinds), torch.rand(3, 1 + kinds))
     known = Experience(torch.randn(3, 6), [None] + [torch.rand(3, SLOTS)] * with_slots, trust) if learns else None
     labels = torch.randint(0, WORDS, (3, 13))
     labels[0, 4:7] = -100
@@ -116,7 +122,6 @@ def test_a_word_is_stored_under_what_came_before_it():
     torch.testing.assert_close(newest, torch.stack([keys[0, 4], keys[1, 3]]))
 
 
-
 def test_the_words_kept_are_those_of_the_last_document_and_no_padding():
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
     starts = torch.tensor([[False, False, True, False], [False] * 4])
@@ -127,21 +132,44 @@ def test_the_words_kept_are_those_of_the_last_document_and_no_padding():
     assert history_of(ids, None, None, 10.0, recent).after().tolist() == [[7, 8, 9]] * 2
 
 
+def told(words, keep, reach):
+    """Of one document's words so far, what followed the last one, and the last two, within `reach` tokens before it."""
+    counts = torch.zeros(2, WORDS)
+    here = len(words) - 1
+    for at in range(max(1, here - reach + 2), here + 1):
+        if words[at - 1] == words[here]:
+            counts[0, words[at]] += keep ** (here - at)
+            if at > max(1, here - reach + 2) and words[at - 2] == words[here - 1]:
+                counts[1, words[at]] += keep ** (here - at)
+    return counts
+
+
+@pytest.mark.parametrize("reach", [3, 6, 40])
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_history_is_looked_up_alike_however_the_text_is_cut(padded):
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, 3, (3, 24), generator=generator)
-    starts, valid = torch.rand(2, 3, 24, generator=generator) < torch.tensor([0.1, 0.7]).view(2, 1, 1)
+def test_what_followed_is_looked_up_in_each_document_however_the_text_is_cut(padded, reach):
+    generator = torch.Generator().manual_seed(reach)
+    ids = torch.randint(0, 3, (8, 30), generator=generator)
+    starts, valid = torch.rand(2, 8, 30, generator=generator) < torch.tensor([0.07, 0.7]).view(2, 1, 1)
+    valid = valid if padded else torch.ones_like(valid)
+    keep, expected = decay(4 * 10.0), []
+    for row in zip(ids.tolist(), starts.tolist(), valid.tolist(), strict=True):
+        document, found = [], []
+        for word, start, counted in zip(*row, strict=True):
+            if counted:
+                document = [word] if start else [*document, word]
+            found.append(told(document, keep, reach) if document else torch.zeros(2, WORDS))
+        expected.append(torch.stack(found, 1))
+    expected = torch.stack(expected, 1)
+    like, kept = torch.zeros(WORDS), torch.zeros(8, reach)
     valid = valid if padded else None
-    like, kept, found = torch.zeros(3), torch.zeros(3, 6), []
     whole = history_of(ids, starts, valid, 10.0, kept)
-    for begin, end in ((0, 1), (1, 9), (9, 10), (10, 24)):
+    torch.testing.assert_close(torch.stack(whole.counts(like)), expected)
+    cuts = [0, 1, 9, 10, 23, 30]
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        before = expected[:, :, begin - 1] if begin else torch.zeros(2, 8, WORDS)
         part = history_of(ids[:, begin:end], starts[:, begin:end], None if valid is None else valid[:, begin:end], 10.0, kept)
-        for one, other in zip(part.counts_before(like), whole.part(begin, end).counts_before(like), strict=True):
-            torch.testing.assert_close(one, other)
-        found.append(torch.stack(part.counts(like)))
+        for one in (part, whole.part(begin, end)):
+            torch.testing.assert_close(torch.stack(one.counts(like)), expected[:, :, begin:end])
+            torch.testing.assert_close(torch.stack(one.counts_before(like)), before)
         kept = part.after()
-    torch.testing.assert_close(torch.cat(found, 2), torch.stack(whole.counts(like)))
     torch.testing.assert_close(kept, whole.after())
-    cut = torch.cat([torch.stack(whole.part(a, b).counts(like)) for a, b in ((0, 7), (7, 24))], 2)
-    torch.testing.assert_close(cut, torch.cat(found, 2))

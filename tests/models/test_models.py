@@ -70,11 +70,23 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     {"word_slots": 3, "word_trust": True},
 ], ids=str)  # fmt: skip
 def test_every_memory_of_words_goes_on_where_it_was(memory):
-    model, ids = build(word_memory=20.0, **memory), text(2, 12, documents=True)
-    whole, first = model(ids), model(ids[:, :5], use_cache=True)
-    second = model(ids[:, 5:], state=first.state, use_cache=True)
-    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
+    model = build(word_memory=20.0, **memory)
+    ids = torch.randint(6, 9, (4, 30), generator=torch.Generator().manual_seed(0))  # few words, so that much comes again
+    ids[:2, 9] = BOS
+    whole = model(ids)
+    for cut in range(1, 30):
+        first = model(ids[:, :cut], use_cache=True)
+        second = model(ids[:, cut:], state=first.state, use_cache=True)
+        torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [{"word_history": 5, "word_trust": True}, {"word_history": 40}], ids=str)
+def test_a_memory_of_words_sees_its_own_document_alone(memory):
+    model = build(word_memory=20.0, **memory)
+    ids = torch.randint(6, 9, (3, 30), generator=torch.Generator().manual_seed(1))
+    ids[:, [0, 12]] = BOS
+    torch.testing.assert_close(model(ids).logits[:, 12:], model(ids[:, 12:]).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("recurrence", ["parallel", "sequential"])

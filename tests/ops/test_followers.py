@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm_lib.ops.followers import followers
+from newllm_lib.ops.followers import followers, reference
 from tests.ops import kernel_checks as checks
 
 
@@ -13,7 +13,8 @@ def by_hand(words, here, first, reach, keep, size):
     for at in range(max(first + 1, here - reach + 2), here + 1):
         if words[here] and words[at - 1] == words[here]:
             found[0][words[at] - 1] += keep ** (here - at)
-            if here > first and at > first + 1 and words[here - 1] and words[at - 2] == words[here - 1]:
+            inside = here > first and at > max(first + 1, here - reach + 2)
+            if inside and words[here - 1] and words[at - 2] == words[here - 1]:
                 found[1][words[at] - 1] += keep ** (here - at)
     return found
 
@@ -28,6 +29,8 @@ def test_counts_are_those_of_a_loop(reach):
             expected = by_hand(words[row].tolist(), here, int(first[row, t]), reach, 0.9, 4) if here >= 0 else [[0.0] * 4] * 2
             for counts, wanted in zip(found, expected, strict=True):
                 torch.testing.assert_close(counts[row, t], torch.tensor(wanted))
+    for counts, wanted in zip(found, reference.followers(words, place, first, reach, 0.9, 4), strict=True):
+        torch.testing.assert_close(counts, wanted)
 
 
 def test_what_followed_two_words_is_told_apart_from_what_followed_one():

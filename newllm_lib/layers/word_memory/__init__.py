@@ -1,4 +1,4 @@
-"""A memory of the words that a text has said, kept in counts of fixed size."""
+"""A memory of the words that a text has said, of fixed size: counts, and the last words themselves."""
 
 from newllm_lib.layers.word_memory.counts import Said, Table, decay, history_of, newest_of
 from newllm_lib.layers.word_memory.memory import Experience, WordMemory, WordSlots

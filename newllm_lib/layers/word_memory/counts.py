@@ -20,7 +20,7 @@ from torch import Tensor
 from newllm_lib.ops.followers import followers
 from newllm_lib.ops.online_trust import newest_before
 
-PAIRS_LAST = 4  # times as long as single words: the same two words are rarer
+FOLLOWERS_LAST = 4  # times as long as counts of words: what followed one of them is rarer
 
 
 @dataclass
@@ -79,7 +79,8 @@ class History:
 
 @dataclass
 class Said:
-    """What is counted: ids (batch, time), starts and valid (batch, time) bool or None, in which tables, and the text's words."""
+    """What is counted: ids (batch, time), starts and valid (batch, time) bool or None, in which tables; and the text's words,
+    which have an `after` of their own."""
 
     ids: Tensor
     starts: Tensor | None
@@ -174,7 +175,7 @@ def history_of(ids: Tensor, starts: Tensor | None, valid: Tensor | None, tokens:
     first = torch.zeros_like(place)
     if starts is not None:
         first = torch.where(starts & (counted > 0), place, 0).cummax(1).values
-    return History(words, place, first, before, torch.zeros_like(before), reach, decay(PAIRS_LAST * tokens))
+    return History(words, place, first, before, torch.zeros_like(before), reach, decay(FOLLOWERS_LAST * tokens))
 
 
 def newest_of(newest: Tensor, first: Tensor, later: Tensor) -> Tensor:

@@ -9,15 +9,14 @@ from torch import Tensor
 def followers(words: Tensor, place: Tensor, first: Tensor, reach: int, keep: float, size: int) -> tuple[Tensor, Tensor]:
     """As `followers.followers`, for `size` words."""
     at = torch.arange(words.shape[1], device=words.device)
-    lag, inside = place.unsqueeze(2) - at, at > first.unsqueeze(2)
-    inside = inside & (lag >= 0) & (lag < reach - 1)
-    one = inside & _same(words, place, 1)
-    two = one & _same(words, place, 2) & (at > first.unsqueeze(2) + 1) & (place > first).unsqueeze(2)
-    weight = torch.tensor(keep, device=words.device) ** lag.clamp_min(0)
+    lag, first = place.unsqueeze(2) - at, first.unsqueeze(2)
+    one = same(words, place, 1) & (at > first) & (lag >= 0) & (lag < reach - 1)
+    two = one & same(words, place, 2) & (at > first + 1) & (lag < reach - 2) & (place.unsqueeze(2) > first)
+    weight = keep ** lag.clamp_min(0)
     return _counted(words, one * weight, size), _counted(words, two * weight, size)
 
 
-def _same(words: Tensor, place: Tensor, back: int) -> Tensor:
+def same(words: Tensor, place: Tensor, back: int) -> Tensor:
     """(batch, time, length): whether the word `back` before each place is the one `back` - 1 before each token."""
     asked = place - (back - 1)
     word = words.gather(1, asked.clamp_min(0)) * (asked >= 0)

@@ -29,7 +29,7 @@ def _followers(words, place, first, one, two, time, length, size, reach, log2_ke
         same = inside & (tl.load(text + at - 1, mask=inside, other=0) == now)
         share = tl.exp2((here - at).to(tl.float32) * log2_keep)
         tl.atomic_add(one + row * size + word, share, mask=same)
-        two_before = tl.load(text + at - 2, mask=inside & (at > begin + 1), other=0)
+        two_before = tl.load(text + at - 2, mask=inside & (at > tl.maximum(begin + 1, here - reach + 2)), other=0)
         further = same & (two_before == earlier) & (two_before > 0)
         tl.atomic_add(two + row * size + word, share, mask=further)
 
@@ -60,6 +60,6 @@ def _launched(words, place, first, reach, keep, size):
     outputs = _outputs(words, place, size)
     time, length = place.shape[1], words.shape[1]
     _followers[(place.numel(),)](
-        words, place, first, *outputs, time, length, size, reach, math.log2(keep), BLOCK=_BLOCK, num_warps=4
+        words, place, first, *outputs, time, length, size, reach, math.log2(max(keep, 1e-30)), BLOCK=_BLOCK, num_warps=4
     )
     return outputs
