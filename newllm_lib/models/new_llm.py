@@ -269,7 +269,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         """What the words' trust is learned from at the first token."""
         if not self.config.word_trust:
             return None
-        reads = [None, *(known[name] for name in ("slot_read",) if name in known)]
+        reads = [None, known["slot_read"]] if self.config.word_slots else [None]
         return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
 
     def _words_after(self, x, said: Said, keys, known) -> dict[str, torch.Tensor]:

@@ -15,8 +15,8 @@ def followers(words: Tensor, place: Tensor, first: Tensor, reach: int, keep: flo
     lag = here - at
     one = (at > begin) & (lag >= 0) & (lag < reach - 1)
     two = one & (at > begin + 1) & (lag < reach - 2) & (here > begin)
-    two &= words[row, (at - 2).clamp_min(0)] == words[row, (here - 1).clamp_min(0)]
-    two &= words[row, (at - 2).clamp_min(0)] > 0
+    two_before = words[row, (at - 2).clamp_min(0)]
+    two &= (two_before == words[row, (here - 1).clamp_min(0)]) & (two_before > 0)
     found, weight = [], keep ** lag.clamp_min(0)
     for chosen in (one, two):
         counts = torch.zeros(*place.shape, size, device=words.device)
