@@ -213,6 +213,8 @@ def report(
         choice = "settings as docs/LOG.md found" if settled else f"best of {len(tried)} settings"
         note = f"{result['parameters']:,} parameters; {len(results)} seeds; {choice}: {how}"
         for key, what in (("test", "test"), ("test_less_longest", "test less its longest document")):
+            if any(key not in r for r in results):  # a journal of an older version
+                continue
             values, of = [r[key] for r in results], f"{corpus} {what}, {size}"
             rows.add(model, f"bits per byte, {of}", statistics.mean(values), "bit/byte", note)
             if len(values) > 1:

@@ -38,6 +38,15 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
     assert [r["value"] for r in rows.rows] == ["1.31", "0.01", "1.4", "0"] and "4,200,000 parameters" in rows.rows[0]["note"]
 
 
+def test_a_journal_of_an_older_version_is_reported_as_far_as_it_goes(tmp_path):
+    journal, rows = tmp_path / "quality.jsonl", Rows("quality", "newllm bench quality")
+    where = {"corpora": ["chitchat"], "models": ["lstm"], "sizes": ["4M"]}
+    for trial in quality.missing(journal, "chitchat", "lstm", "4M", settled=True):
+        quality.write(journal, trial, {"validation": 1.0, "test": 1.5, "parameters": 4_200_000, "seconds": 1.0})
+    assert len(quality.report(journal, rows, settled=True, **where)) == 1
+    assert [row["metric"] for row in rows.rows] == ["bits per byte, chitchat test, 4M"]
+
+
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
     """Several trainings at once, each written when it ends; what another process trains is left to it."""
     begun = []
