@@ -40,7 +40,6 @@ setup(
             "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "jupytext", "nbclient", "nbformat", "ipykernel",
         ],
         "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one
-        "fast": ["liger-kernel", "flash-linear-attention"],
         "lowmem": ["torchao", "bitsandbytes"],
     },
     entry_points={"console_scripts": ["newllm=newllm_lib.__main__:run"]},

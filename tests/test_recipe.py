@@ -168,10 +168,6 @@ def test_a_guides_name_used_wrongly_is_one_line(values, words):
 MODEL_KEYS = {  # another value of the key, and what must be set beside it for the key to count
     "model": ("tiny_gpt2", {}), "recurrence": ("sequential", {}), "num_layers": (2, {}), "hidden_size": (64, {}),
     "context_dim": (64, {}), "mlp_size": (64, {}), "conv_width": (2, {}), "mlp_conv": (True, {}), "embedding_skip": (True, {}),
-    "word_memory": (500.0, {}),
-    "word_slots": (3, {"word_memory": 500.0}),
-    "word_history": (64, {"word_memory": 500.0}),
-    "word_trust": (True, {"word_memory": 500.0}),
     "num_heads": (8, {"model": "tiny_gpt2"}),
     "dropout": (0.3, {}), "tie_embeddings": (False, {}), "separate_documents": (False, {}),
     "max_seq_length": (64, {"model": "tiny_gpt2"}), "match": ("phase7", {"model": "tiny_gpt2"}),
@@ -179,7 +175,7 @@ MODEL_KEYS = {  # another value of the key, and what must be set beside it for t
         key: (value, {"model": "phase7"})
         for key, value in {
             "attention": "dot", "attention_window": 7, "linear_features": 9, "flash_attention": False, "ar_ssm": False,
-            "ssm_ranks": 8, "rank_cost": 0.1, "embedding": "dense", "htt_rank": 5,
+            "ssm_ranks": 8, "embedding": "dense", "htt_rank": 5,
         }.items()
     },
 }  # fmt: skip

@@ -7,14 +7,12 @@ Each maps token ids (batch, time) to hidden states (batch, time, width) whose pr
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from newllm_lib.layers.context_block import ShortMemory
-from newllm_lib.layers.word_memory import Experience, Said, Table, Trust, WordMemory, decay, history_of
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 
@@ -24,22 +22,19 @@ class Attention(nn.Module):
 
     Args:
         helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP, a share of the
-            embeddings in each block. words: its memory of words and of what followed them lasts so many tokens (0: none), within
-            the window.
+            embeddings in each block.
     """
 
     carries = False
 
     def __init__(
-        self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float, helped: bool = False,
-        words: float = 0.0,
+        self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float, helped: bool = False
     ):  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.words, self.span = (WordMemory(width, vocabulary, 3), words) if words else (None, 0.0)
         _initialise(self, layers)
 
     @property
@@ -54,17 +49,7 @@ class Attention(nn.Module):
         return self.norm(x)
 
     def step(self, ids, labels, state):
-        if self.words is None:
-            return linear_cross_entropy(self(ids), self.head, labels), state
-        return self.words.loss(self(ids), self.head, *self._said(ids), labels)[0], state
-
-    def _said(self, ids: torch.Tensor) -> tuple[Said, Experience]:
-        """What the memory of words counts, from nothing at the window's beginning."""
-        zeros = partial(torch.zeros, len(ids), device=ids.device)
-        words, width = self.head.shape
-        history = history_of(ids, None, None, self.span, torch.zeros_like(ids))
-        said = Said(ids, None, None, [Table(decay(self.span), zeros(1, words))], history)
-        return said, Experience(zeros(width), [None], Trust(zeros(4), zeros(4)))
+        return linear_cross_entropy(self(ids), self.head, labels), state
 
 
 class _AttentionBlock(nn.Module):
@@ -160,7 +145,7 @@ class Ours(nn.Module):
 
 
 SIZES = {"4M": 4_200_000, "10M": 10_000_000, "25M": 25_000_000}
-NAMES = ("new_llm", "attention", "attention_helped", "attention_words", "tiny_gpt2", "lstm", "seed")
+NAMES = ("new_llm", "attention", "attention_helped", "tiny_gpt2", "lstm", "seed")
 
 
 def build(name: str, size: str, vocabulary: int, window: int, dropout: float, layers: int | None = None, **changes) -> nn.Module:
@@ -168,7 +153,7 @@ def build(name: str, size: str, vocabulary: int, window: int, dropout: float, la
 
     Args:
         window: positions of a model that stores them (TinyGPT2). layers: instead of the size's own.
-        changes: New-LLM's other recipe keys; `helped` and `words` of the attention model.
+        changes: New-LLM's other recipe keys; `helped` of the attention model.
     """
     target, (width, depth) = SIZES[size], {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
     depth = layers or depth
@@ -210,6 +195,3 @@ def _initialise(model: nn.Module, layers: int) -> None:
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
         elif isinstance(module, ShortMemory):
             nn.init.uniform_(module.weight, -0.5, 0.5)
-    for module in model.modules():
-        if isinstance(module, WordMemory):
-            module.reset(nn.init)

@@ -77,13 +77,10 @@ _MUON = {"learning_rate": 0.014, "muon_learning_rate": 0.04, "warmup": 60, "rows
 _SLOWER = {"learning_rate": 4e-3, "muon_learning_rate": 0.014, "rows": 16, "time": 512}
 _ADAMW = {"optimizer": "adamw", "learning_rate": 6e-3, "rows": 64}
 _LONG = {"rows": 32, "time": 512}  # as many tokens a step, for those who see no further than a block
-_WORDS = {"layers": 6, "mlp_conv": True, "embedding_skip": True, "word_memory": 1000.0, "word_slots": 16}
-_WORDS |= {"word_history": 4096, "word_trust": True}
 _GRID = {
-    "new_llm": [{**_MUON, "changes": _WORDS}] * 3,
+    "new_llm": [{**_MUON, "changes": {"layers": 6, "mlp_conv": True, "embedding_skip": True}}] * 3,
     "attention": [{**_MUON, **_LONG}] * 3,
     "attention_helped": [{**_MUON, **_LONG, "changes": {"helped": True}}] * 3,  # by what New-LLM's blocks have beside the context
-    "attention_words": [{**_MUON, **_LONG, "changes": {"helped": True, "words": 1000.0}}] * 3,
     "tiny_gpt2": [_SLOWER] * 3,
     "lstm": [{**_ADAMW, "learning_rate": rate, "dropout": p} for rate, p in ((3e-3, 0.1), (6e-3, 0.1), (3e-3, 0.2))],
     "seed": [{**_ADAMW, "learning_rate": rate, "dropout": p} for rate, p in ((1e-3, 0.1), (2e-3, 0.1), (1e-3, 0.0))],

@@ -13,15 +13,15 @@ from newllm_lib.errors import NewLLMError
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
 _NAMES = {
     "new_llm": "New-LLM", "attention": "modern attention", "attention_helped": "… with convolutions and skips",
-    "attention_words": "… and a memory of its window's words", "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
+    "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
 }  # fmt: skip
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
-    """The newest row of each model whose metric begins so, in the file's order."""
+    """The newest row of each model whose metric begins so, in the file's order; none of 0.1.0's memory of words."""
     found: dict[tuple[str, str], dict] = {}
     for row in rows:
-        if row["benchmark"] == benchmark and row["metric"].startswith(metric):
+        if row["benchmark"] == benchmark and row["metric"].startswith(metric) and "word_memory" not in row["note"]:
             found[row["model"], row["metric"]] = row
     return list(found.values())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from newllm_lib.evaluation.carry import measuring, model_device, precision, unwrapped
+from newllm_lib.evaluation.carry import measuring, model_device, precision
 
 _COLLAPSED_SPREAD = 0.01  # less than this share of what is carried differs between tokens
 _COLLAPSED_RANK = 2.0  # what differs lies on about one line
@@ -33,13 +33,11 @@ def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 6
     ids = split.ids[places[:, None] + np.arange(length)].astype(np.int64)
     inputs = torch.from_numpy(ids).to(device)
     state, seen = None, []
-    words = getattr(unwrapped(model).model, "word_rows", 0)  # of the state, the last ones
     with measuring(model), precision(device, dtype):
         for t in range(length):
             state = model(input_ids=inputs[:, t : t + 1], state=state, use_cache=True).state
             kept = inputs[:, t] != tokenizer.bos_token_id
-            vectors = state[:, : state.shape[1] - words, : model.config.context_dim]
-            seen.append(vectors[kept].float().cpu())
+            seen.append(state[kept, :, : model.config.context_dim].float().cpu())
     return vector_health(torch.cat(seen))
 
 

@@ -6,13 +6,12 @@ opens each group by a number between 0 and 1,
 
     y_t = W (rank_t * read-out(c_t)),   rank_t = sigmoid(R u_t + b)
 
-whose mean is what the token uses of the state. A recipe may put a price on it (`rank_cost`): easy tokens then learn to read
-little. It is a composition of `ops.short_conv` and `ops.gated_scan`, with no operation of its own.
+whose mean is what the token uses of the state. It is a composition of `ops.short_conv` and `ops.gated_scan`, with no operation of
+its own.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from newllm_lib.layers.context_block import ContextVector
@@ -20,7 +19,7 @@ from newllm_lib.ops.gates import group_gate
 
 
 class ARSSM(ContextVector):
-    """(batch, time, hidden) -> (batch, time, hidden), and each token's share of opened ranks."""
+    """(batch, time, hidden) -> (batch, time, hidden)."""
 
     def __init__(self, hidden_size: int, context_dim: int, conv_width: int, ranks: int):
         super().__init__(hidden_size, context_dim, conv_width)
@@ -30,7 +29,6 @@ class ARSSM(ContextVector):
 
     def forward(self, x, state, starts, valid, keep: bool = True):
         """state (batch, state_size) float32, None at a text's beginning; starts, valid (batch, time) bool or None. Returns the
-        output, the new state (None unless `keep`) and the share of ranks opened (batch, time), between 0 and 1."""
+        output and the new state (None unless `keep`)."""
         u, y, state = self.read(x, state, starts, valid, keep)
-        ranks = self.ranks(u)
-        return self.out(group_gate(y, ranks)), state, torch.sigmoid(ranks.float()).mean(-1)
+        return self.out(group_gate(y, self.ranks(u))), state

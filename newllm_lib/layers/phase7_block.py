@@ -69,22 +69,21 @@ class Phase7Block(nn.Module):
             state: (batch, state_size) float32, or None at a text's beginning. keep: also return the new state.
             starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which stands at the end), or None.
         Returns:
-            x, the new state or None, and each token's share of opened ranks (batch, time), None without AR-SSM.
+            x, and the new state or None.
         """
         carried, past = self._split(state)
         x, h = add_norm(x, None, self.norm_mixer.weight, self.norm_mixer.eps)
         y, past = self.attention(h, past, rotation, starts, lengths, curvature_factor, keep)
-        opened = None
         if self.ssm is not None:
             valid = None
             if lengths is not None:
                 valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
-            s, carried, opened = self.ssm(h, carried, starts, valid, keep)
+            s, carried = self.ssm(h, carried, starts, valid, keep)
             y = mix(y, s, self.gate(h))
         x, h = add_norm(x, self.dropout(self.out(y)), self.norm_mlp.weight, self.norm_mlp.eps)
         x = x + self.dropout(self.mlp(h))
         parts = [part.float() for part in (carried, past) if part is not None]
-        return x, torch.cat(parts, -1) if keep else None, opened
+        return x, torch.cat(parts, -1) if keep else None
 
     def _split(self, state):
         """The AR-SSM's state and attention's, None at a text's beginning (and the first without an AR-SSM)."""

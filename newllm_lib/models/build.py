@@ -56,17 +56,10 @@ def model_config(recipe: Recipe, vocab_size: int) -> PreTrainedConfig:
 
 
 def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
-    for name in ("word_slots", "word_history", "word_trust"):
-        if getattr(recipe, name) and not recipe.word_memory:
-            raise UsageError(f"{name} {getattr(recipe, name)} is of the memory of words: set word_memory too, or leave it out.")
-    if recipe.word_history in (1, 2):
-        raise UsageError(f"word_history {recipe.word_history} is too few tokens to find anything in: give 3 or more, or 0.")
     return NewLLMConfig(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, context_dim=recipe.context_dim, mlp_size=recipe.mlp_size,
         num_hidden_layers=recipe.num_layers, conv_width=recipe.conv_width, recurrence=recipe.recurrence,
         time_scales=recipe.time_scales, mlp_conv=recipe.mlp_conv, embedding_skip=recipe.embedding_skip,
-        word_memory=recipe.word_memory, word_slots=recipe.word_slots, word_history=recipe.word_history,
-        word_trust=recipe.word_trust,
         dropout=recipe.dropout, reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
@@ -87,7 +80,7 @@ def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
         conv_width=recipe.conv_width, attention=recipe.attention, attention_window=recipe.attention_window,
         linear_features=recipe.linear_features,
         flash_attention=recipe.flash_attention, ar_ssm=recipe.ar_ssm, ssm_ranks=recipe.ssm_ranks,
-        rank_cost=recipe.rank_cost, embedding=recipe.embedding, htt_rank=recipe.htt_rank, dropout=recipe.dropout,
+        embedding=recipe.embedding, htt_rank=recipe.htt_rank, dropout=recipe.dropout,
         reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip

@@ -81,19 +81,11 @@ class CausalLMWithState:
         logits = None
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.logits_of(outputs, kept)
-        state = self.state_of(outputs)
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        state = outputs.state
         if self.training and loss is not None and state is not None:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise
         return CausalLMOutput(loss, logits, state)
-
-    def state_of(self, outputs: ModelOutput) -> torch.Tensor | None:
-        """The new state, when loss and logits are known."""
-        return outputs.state
-
-    def logits_of(self, outputs: ModelOutput, kept: slice | torch.Tensor) -> torch.Tensor:
-        """Logits (batch, kept positions, vocabulary) of the backbone's outputs."""
-        return self.lm_head(outputs.last_hidden_state[:, kept])
 
     def loss_of(self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
         """The loss of the backbone's outputs; labels (batch, time) are shifted already, `tokens` divides the sum."""

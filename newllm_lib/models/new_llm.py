@@ -16,21 +16,10 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from newllm_lib.errors import NewLLMError
 from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
-from newllm_lib.layers.word_memory import (
-    Experience,
-    Said,
-    Table,
-    Trust,
-    WordMemory,
-    WordSlots,
-    WordState,
-    decay,
-    history_of,
-    newest_of,
-)
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.stream_norm import add_norm
 from newllm_lib.ops.token_embedding import token_embedding
@@ -40,9 +29,7 @@ class NewLLMConfig(PreTrainedConfig):
     """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
     where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
     a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
-    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks. `word_memory`:
-    tokens that `layers.word_memory` lasts (0: none), `word_slots`: its slots, `word_history`: tokens in which it looks up
-    what followed the same words, `word_trust`: it learns from the text how far to trust itself; the state then has more rows."""
+    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -60,10 +47,6 @@ class NewLLMConfig(PreTrainedConfig):
         context_eps: float = 1e-6,
         mlp_conv: bool = False,
         embedding_skip: bool = False,
-        word_memory: float = 0.0,
-        word_slots: int = 0,
-        word_history: int = 0,
-        word_trust: bool = False,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
@@ -81,13 +64,13 @@ class NewLLMConfig(PreTrainedConfig):
         self.context_eps = context_eps
         self.mlp_conv = mlp_conv
         self.embedding_skip = embedding_skip
-        self.word_memory = word_memory
-        self.word_slots = word_slots if word_memory else 0
-        self.word_history = word_history if word_memory else 0
-        self.word_trust = bool(word_memory and word_trust)
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
+        if any([kwargs.pop(f"word_{part}", None) for part in ("memory", "slots", "history", "trust")]):  # 0.1.0's
+            raise NewLLMError(
+                "This model was trained with a memory of words (word_memory), which is gone since 0.2.0: commit 6e07e55 reads it."
+            )
         super().__init__(tie_word_embeddings=tie_word_embeddings and recurrence == "parallel", **kwargs)
 
     @property
@@ -98,15 +81,10 @@ class NewLLMConfig(PreTrainedConfig):
 
 @dataclass
 class NewLLMOutput(ModelOutput):
-    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers and rows of a word memory, state_size) float32;
-    `said`: with a word memory, what it counts; `experience`: what its trust is learned from; `trust`: what the head has then
-    learned."""
+    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
-    said: Said | None = None
-    experience: Experience | None = None
-    trust: Trust | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -133,8 +111,6 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             init_context_vector(module, self.config.time_scales)
         if isinstance(module, ShortMemory):
             init_taps(module.weight)
-        if isinstance(module, WordMemory):
-            module.reset(init)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
@@ -193,9 +169,6 @@ class NewLLMModel(NewLLMPreTrainedModel):
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
             self.layers = nn.ModuleList([SequentialContext(*sizes)])
             self.norm = nn.Identity()
-        self.word_slots = WordSlots(config.output_size, config.word_slots) if config.word_slots else None
-        sizes = config.vocab_size, config.output_size, config.word_slots, config.word_history, config.word_trust
-        self.word_state = WordState(*sizes) if config.word_memory else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -203,15 +176,10 @@ class NewLLMModel(NewLLMPreTrainedModel):
     def state_size(self) -> int:
         return self.layers[0].state_size
 
-    @property
-    def word_rows(self) -> int:
-        """Rows of the state that hold the word memory."""
-        return self.word_state.rows(self.state_size) if self.word_state else 0
-
     def initial_state(self, batch: int) -> torch.Tensor:
-        """The state before the first token: zeros (batch, layers (and rows of counts), state_size), float32."""
-        weight, rows = self.embed_tokens.weight, len(self.layers) + self.word_rows
-        return torch.zeros(batch, rows, self.state_size, device=weight.device, dtype=torch.float32)
+        """The state before the first token: zeros (batch, layers, state_size), float32."""
+        device = self.embed_tokens.weight.device
+        return torch.zeros(batch, len(self.layers), self.state_size, device=device, dtype=torch.float32)
 
     def forward(
         self,
@@ -241,49 +209,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self._through(self.dropout(x), state, starts, valid)
-        said = experience = None
-        if self.word_state is not None:
-            if input_ids is None:
-                raise ValueError("A model with a word memory counts words: give input_ids, not inputs_embeds.")
-            known = self.word_state.unpacked(state[:, len(self.layers) :])
-            said, keys = self._said(input_ids, x, starts, valid, known)
-            experience = self._experience(known)
-        if not (use_cache if use_cache is not None else not self.training):
-            return NewLLMOutput(x, None, said, experience)
-        new_state = torch.stack(new_state, 1)
-        if said is not None:
-            new_state = self.word_state.packed(new_state, self._words_after(x, said, keys, known))
-        return NewLLMOutput(x, new_state, said, experience)
-
-    def _said(self, ids, x, starts, valid, known) -> tuple[Said, dict[str, torch.Tensor]]:
-        """What the word memory counts, and the last token's keys."""
-        span, tables, keys = self.config.word_memory, [], {}
-        tables.append(Table(decay(span), known["all"]))
-        if self.word_slots is not None:
-            written, read, keys["slot_key"] = self.word_slots(x, starts, valid, known["slot_key"])
-            tables.append(Table(decay(span), known["slots"], written, read))
-        history = history_of(ids, starts, valid, span, known["recent"]) if self.config.word_history else None
-        return Said(ids, starts, valid, tables, history), keys
-
-    def _experience(self, known) -> Experience | None:
-        """What the words' trust is learned from at the first token."""
-        if not self.config.word_trust:
-            return None
-        reads = [None, known["slot_read"]] if self.config.word_slots else [None]
-        return Experience(known["hidden"], reads, Trust(known["moved"], known["information"]))
-
-    def _words_after(self, x, said: Said, keys, known) -> dict[str, torch.Tensor]:
-        """The parts of the word memory after the last token, but for what its trust learns in the head."""
-        names = [name for name in ("all", "slots") if name in self.word_state.sizes]
-        parts = known | dict(zip(names, said.after(), strict=True)) | keys
-        if said.history is not None:
-            parts["recent"] = said.history.after()
-        if self.config.word_trust:
-            newest = said.newest()
-            parts["hidden"] = newest_of(newest, known["hidden"], x)
-            if self.word_slots is not None:
-                parts["slot_read"] = newest_of(newest, known["slot_read"], said.tables[1].read)
-        return parts
+        keep = use_cache if use_cache is not None else not self.training
+        return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None)
 
     def _embedded(self, ids):
         table = self.embed_tokens
@@ -317,8 +244,6 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = NewLLMModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size, bias=False)
-        kinds = 1 + bool(config.word_slots) + 2 * bool(config.word_history)
-        self.word_memory = WordMemory(config.output_size, config.vocab_size, kinds) if config.word_memory else None
         self.post_init()
 
     def half_weights(self) -> list[str]:
@@ -328,24 +253,3 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
             return []
         blocks = self.model.layers.named_parameters("model.layers")
         return [name for name, p in blocks if name.endswith(products) and p.requires_grad]
-
-    def logits_of(self, outputs: NewLLMOutput, kept) -> torch.Tensor:
-        if self.word_memory is None:
-            return super().logits_of(outputs, kept)
-        last = -kept.start if isinstance(kept, slice) and kept.start else None
-        logits, outputs.trust = self.word_memory.logits(*self._read(outputs), last)
-        return logits if isinstance(kept, slice) else logits[:, kept]
-
-    def loss_of(self, outputs: NewLLMOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
-        if self.word_memory is None:
-            return super().loss_of(outputs, labels, tokens)
-        loss, outputs.trust = self.word_memory.loss(*self._read(outputs), labels, tokens)
-        return loss
-
-    def state_of(self, outputs: NewLLMOutput) -> torch.Tensor | None:
-        if outputs.state is not None and outputs.trust is not None:  # what the head has learned of the text
-            self.model.word_state.trust_(outputs.state, outputs.trust.moved, outputs.trust.information)
-        return outputs.state
-
-    def _read(self, outputs: NewLLMOutput):
-        return outputs.last_hidden_state, self.lm_head.weight, outputs.said, outputs.experience

@@ -34,8 +34,8 @@ class Phase7Config(PreTrainedConfig):
 
     `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot", both to the last `attention_window` tokens, or "linear"
     (products of `linear_features` hyperbolic features of each head, to all tokens before). `flash_attention`: never hold all
-    scores. `ar_ssm`: with the state-space branch, of `context_dim` channels in `ssm_ranks` groups; `rank_cost` nats are added to
-    the training loss for each token that opens all of them. `embedding`: "htt" (a tensor train of rank 2 `htt_rank`) or "dense".
+    scores. `ar_ssm`: with the state-space branch, of `context_dim` channels in `ssm_ranks` groups. `embedding`: "htt" (a tensor
+    train of rank 2 `htt_rank`) or "dense".
     """
 
     model_type = "phase7"
@@ -56,7 +56,6 @@ class Phase7Config(PreTrainedConfig):
         flash_attention: bool = True,
         ar_ssm: bool = True,
         ssm_ranks: int = 16,
-        rank_cost: float = 0.0,
         embedding: str = "htt",
         htt_rank: int = 64,
         dropout: float = 0.0,
@@ -78,23 +77,21 @@ class Phase7Config(PreTrainedConfig):
         self.flash_attention = flash_attention
         self.ar_ssm = ar_ssm
         self.ssm_ranks = ssm_ranks
-        self.rank_cost = rank_cost
         self.embedding = embedding
         self.htt_rank = htt_rank
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
+        kwargs.pop("rank_cost", None)  # 0.1.0's: it was of training alone
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 @dataclass
 class Phase7Output(ModelOutput):
-    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32; `opened` (batch, time): the
-    share of the AR-SSM's ranks that each token opens, mean over the layers."""
+    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
-    opened: torch.Tensor | None = None
 
 
 class Phase7PreTrainedModel(PreTrainedModel):
@@ -199,28 +196,26 @@ class Phase7Model(Phase7PreTrainedModel):
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, starts = moved.there(x), moved.starts(starts)
         keep = use_cache if use_cache is not None else not self.training
-        x, state, opened = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
+        x, state = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
         x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
-        return Phase7Output(moved.back(x), state, opened if opened is None else moved.back(opened))
+        return Phase7Output(moved.back(x), state)
 
     def _blocks(self, x, state, starts, lengths, keep: bool):
-        """All blocks: the new x, the new state (None without `keep`), the share of opened ranks (None without AR-SSM)."""
+        """All blocks: the new x and the new state (None without `keep`)."""
         config = self.config
         turn = None
         if config.attention != "linear":
             behind = 0 if state is None else config.attention_window - 1
             turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
-        states, shares = [], []
+        states = []
         for index, layer in enumerate(self.layers):
             arguments = x, None if state is None else state[:, index], turn, starts, lengths, self.curvature_factor, keep
             if self.gradient_checkpointing and self.training:
-                x, layer_state, opened = self._gradient_checkpointing_func(layer.__call__, *arguments)
+                x, layer_state = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
-                x, layer_state, opened = layer(*arguments)
+                x, layer_state = layer(*arguments)
             states.append(layer_state)
-            shares.append(opened)
-        opened = torch.stack(shares).mean(0) if config.ar_ssm else None
-        return x, torch.stack(states, 1) if keep else None, opened
+        return x, torch.stack(states, 1) if keep else None
 
 
 @dataclass
@@ -276,13 +271,6 @@ class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixi
         return self.model.embed_tokens
 
     def loss_of(self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
-        """In training with the cost of the opened ranks in it (`rank_cost`)."""
         if isinstance(self.lm_head, TensorTrainHead):
-            loss = self.lm_head.loss(outputs.last_hidden_state, labels, tokens)
-        else:
-            loss = super().loss_of(outputs, labels, tokens)
-        if self.training and self.config.rank_cost and outputs.opened is not None:
-            counted = labels != -100
-            count = counted.sum() if tokens is None else torch.as_tensor(tokens, device=loss.device)
-            loss = loss + self.config.rank_cost * (outputs.opened * counted).sum() / count.clamp_min(1)
-        return loss
+            return self.lm_head.loss(outputs.last_hidden_state, labels, tokens)
+        return super().loss_of(outputs, labels, tokens)

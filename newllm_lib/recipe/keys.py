@@ -134,21 +134,6 @@ class ModelKeys:
     embedding_skip: bool = key(
         False, "New-LLM: each block reads a learned mixture of the residual stream and the embeddings", "model"
     )
-    word_memory: float = key(
-        0.0, "New-LLM: tokens that its memory of the words of a text lasts; what came before becomes likelier (0: none)", "model",
-        minimum=0.0,
-    )  # fmt: skip
-    word_slots: int = key(
-        0, "New-LLM: kinds of situation that its memory of words also keeps apart (0: none; needs word_memory)", "model",
-        minimum=0,
-    )  # fmt: skip
-    word_history: int = key(
-        0, "New-LLM: its memory of words also looks up what followed the same word, and the same two, in the last so many "
-        "tokens (0: none; needs word_memory)", "model", minimum=0, maximum=1_000_000,
-    )  # fmt: skip
-    word_trust: bool = key(
-        False, "New-LLM: how far its memory of words is trusted is learned from each text while it is read", "model"
-    )
     num_heads: int = key(4, "attention heads (TinyGPT2, Phase 7)", "model", minimum=1)
     dropout: float = key(0.1, "dropout on the residual branches", "model", minimum=0.0, maximum=0.9)
     tie_embeddings: bool = key(True, "use the embedding as the output layer too", "model")
@@ -178,9 +163,6 @@ class Phase7Keys:
     ar_ssm: bool = key(True, "the state-space branch, and the gate between it and attention", "phase7")
     ssm_ranks: int = key(
         16, "groups of its channels that each token opens by gates (must divide context_dim)", "phase7", minimum=1
-    )
-    rank_cost: float = key(
-        0.0, "added to the training loss for each token that opens all of them, in nats", "phase7", minimum=0.0
     )
     embedding: str = key(
         "htt", "embedding and head: htt, two small cores with phases (a tensor train), or dense", "phase7",

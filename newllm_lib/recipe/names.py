@@ -44,7 +44,7 @@ _NAMED_KEYS = {
     "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
     "attention": "", "attention_window": "window", "linear_features": "features", "curvature_schedule": "curvature-",
     "ar_ssm": "ssm-",
-    "rank_cost": "rank-cost", "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
+    "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
 }  # fmt: skip
 
 

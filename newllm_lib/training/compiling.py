@@ -44,6 +44,6 @@ def compilation(recipe: Recipe, device: Device) -> str:
 
 def is_made_of_kernels(recipe: Recipe) -> bool:
     """Whether torch's compiler would find little to fuse in a step: then it need not be waited for."""
-    plain = recipe.recurrence == "parallel" and recipe.hidden_size <= KERNELS_MAX_DIM and not recipe.word_memory
+    plain = recipe.recurrence == "parallel" and recipe.hidden_size <= KERNELS_MAX_DIM
     whole = recipe.gradient_checkpointing == "off" and not recipe.step_in_backward
     return recipe.model == "new_llm" and plain and whole and recipe.kernels != "off"

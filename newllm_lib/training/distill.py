@@ -105,5 +105,3 @@ def refuse_distillation(recipe: Recipe) -> None:
         raise UsageError(f"teacher: only new_llm is distilled into, not {recipe.model}.")
     if recipe.step_in_backward or recipe.lora_rank:
         raise UsageError("teacher does not go together with step_in_backward or lora_rank: leave one of them out.")
-    if recipe.word_memory:
-        raise UsageError("teacher compares what the heads say, without a memory of words: leave teacher or word_memory out.")

@@ -93,7 +93,6 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
     progress.data_fingerprint = pairs.fingerprint
     base = prepare_base(recipe, run)
     _check_window(recipe, base.model)
-    _check_head(recipe, base.model)
     encoded = [encode_pairs(split, base.tokenizer, recipe.max_seq_length) for split in (pairs.train, pairs.evaluation)]
     steps_per_epoch, total = _steps(recipe, len(encoded[0].rows))
     trained = checkpoint is not None and recipe.resume == "auto" and checkpoint_step(checkpoint) >= total
@@ -128,11 +127,6 @@ def _check_window(recipe: Recipe, model) -> None:
     size = window(model)
     if size is not None and recipe.max_seq_length > size:
         raise UsageError(f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once.")
-
-
-def _check_head(recipe: Recipe, model) -> None:
-    if getattr(model.config, "word_memory", 0):  # trl reads the backbone and the head, not what is added to the logits
-        raise UsageError(f"{recipe.base} has a memory of words, which preference training would leave out: use another base.")
 
 
 def _steps(recipe: Recipe, pairs: int) -> tuple[int, int]:

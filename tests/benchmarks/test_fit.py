@@ -44,7 +44,7 @@ def test_peers_have_the_same_number_of_parameters(name, size):
     assert size != "4M" or count <= 4_250_000
 
 
-@pytest.mark.parametrize("changes", [{}, {"helped": True}, {"words": 50.0}, {"helped": True, "words": 50.0}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"helped": True}], ids=str)
 def test_attention_sees_no_later_token_and_learns(changes):
     torch.manual_seed(0)
     model, ids = peers.Attention(300, 16, 2, 2, 16, 0.0, **changes), torch.randint(1, 300, (4, 24))

@@ -61,12 +61,6 @@ def test_models_are_measured_on_the_context_alone(recurrence, bpe, make_model, t
     assert "has collapsed" in dead["context_warning"]
 
 
-def test_a_memory_of_words_is_no_context_vector(bpe, make_model, tools):
-    model = make_model(bpe, word_memory=200.0, word_slots=4, word_history=30, word_trust=True)
-    health = context_health(model, tools.pack(bpe, tools.sentences(20)), bpe, places=10, tokens=20)
-    assert health["context_warning"] is None and health["context_effective_rank"] > 3
-
-
 def test_a_split_shorter_than_the_sample_is_enough(bpe, make_model, tools):
     split = tools.pack(bpe, ["Ada likes tea."])
     assert context_health(make_model(bpe), split, bpe)["context_variance"] > 0

@@ -14,7 +14,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
 FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True, "word_memory": 20.0, "word_slots": 3, "word_history": 5, "word_trust": True}
+OPTIONS = {"mlp_conv": True, "embedding_skip": True}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
@@ -28,9 +28,6 @@ def build(model="new_llm", recurrence="parallel", **changes):
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
     for layer in built.model.layers if options else ():
         layer.shares.data.copy_(torch.tensor([0.8, 0.4]))  # at first the embeddings have no share
-    if options:
-        torch.nn.init.normal_(built.word_memory.trust.weight, std=0.3)
-        torch.nn.init.normal_(built.model.word_slots.project.weight, std=2.0)
     return built
 
 
@@ -63,30 +60,6 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
     assert first.state.shape == second.state.shape  # one size however long the text
-
-
-@pytest.mark.parametrize("memory", [
-    {}, {"word_trust": True}, {"word_history": 5}, {"word_slots": 3}, {"word_history": 5, "word_trust": True},
-    {"word_slots": 3, "word_trust": True},
-], ids=str)  # fmt: skip
-def test_every_memory_of_words_goes_on_where_it_was(memory):
-    model = build(word_memory=20.0, **memory)
-    ids = torch.randint(6, 9, (4, 30), generator=torch.Generator().manual_seed(0))  # few words, so that much comes again
-    ids[:2, 9] = BOS
-    whole = model(ids)
-    for cut in range(1, 30):
-        first = model(ids[:, :cut], use_cache=True)
-        second = model(ids[:, cut:], state=first.state, use_cache=True)
-        torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("memory", [{"word_history": 5, "word_trust": True}, {"word_history": 40}], ids=str)
-def test_a_memory_of_words_sees_its_own_document_alone(memory):
-    model = build(word_memory=20.0, **memory)
-    ids = torch.randint(6, 9, (3, 30), generator=torch.Generator().manual_seed(1))
-    ids[:, [0, 12]] = BOS
-    torch.testing.assert_close(model(ids).logits[:, 12:], model(ids[:, 12:]).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("recurrence", ["parallel", "sequential"])

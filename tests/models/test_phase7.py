@@ -177,21 +177,6 @@ def test_loss_is_the_mean_cross_entropy_and_so_are_its_gradients(kind):
     near(model(ids, labels=torch.cat([ids[:, :1], target[:, :-1]], 1)).loss, found.loss)
 
 
-def test_opened_ranks_cost_what_the_recipe_asks_and_only_in_training():
-    free, priced = build(), build(rank_cost=0.5)
-    ids = text(2, 12)
-    labels = ids.clone()
-    labels[0, :9] = -100
-    opened = free.model(ids).opened.detach()
-    assert opened.shape == ids.shape and 0 < float(opened.min()) and float(opened.max()) < 1
-    near(priced(ids, shift_labels=labels).loss, free(ids, shift_labels=labels).loss)
-    free.train(), priced.train()
-    expected = 0.5 * opened[labels != -100].mean()
-    near(priced(ids, shift_labels=labels).loss - free(ids, shift_labels=labels).loss, expected)
-    halves = [priced(ids[i : i + 1], shift_labels=labels[i : i + 1], num_items_in_batch=15).loss for i in range(2)]
-    near(sum(halves), priced(ids, shift_labels=labels).loss)  # accumulated: the same cost
-
-
 def test_curvature_is_learned_and_the_factor_stands_on_top():
     model, ids = build(), text(2, 12)
     attention = model.model.layers[0].attention

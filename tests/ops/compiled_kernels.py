@@ -15,7 +15,6 @@ from newllm_lib.ops.context_scan import launch
 from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
-from newllm_lib.ops.followers import triton as followers
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
@@ -23,7 +22,6 @@ from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.linear_attention import features_triton, sizes
 from newllm_lib.ops.linear_attention import triton as linear
-from newllm_lib.ops.online_trust import triton as trust
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
 from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
@@ -94,11 +92,6 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     state = torch.zeros(batch, 4 * dim)
     step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
     step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
-    logits, ids, two = torch.randn(batch, time, dim), torch.ones(batch, time, dtype=torch.long), torch.ones(batch, 5)
-    followers.followers(ids, ids, ids, 4, 0.99, dim)
-    for count in range(1, 6):
-        before, some = (logits[:, 0], [logits[:, 0]] * count), two[:, :count]
-        trust.online_trust(logits, [logits] * count, before, ids, ids, starts, starts, some, some, 20.0, 0.999)
     weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)
     settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
     factors = torch.ones(dim), torch.ones(time)

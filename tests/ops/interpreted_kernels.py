@@ -290,16 +290,6 @@ def test_context_step(dtype, dim, width, flags):
     checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 5, 1), (3, 7, 33, 2), (2, 4, 2500, 4), (2, 5, 20, 3), (2, 5, 20, 5)], ids=str)
-def test_online_trust(sizes):
-    checks.check_online_trust("cpu", *sizes)
-
-
-@pytest.mark.parametrize("sizes", [(1, 1, 5, 3), (3, 40, 7, 12), (2, 9, 4, 1100)], ids=str)
-def test_followers(sizes):
-    checks.check_followers("cpu", *sizes)
-
-
 @pytest.mark.parametrize(("dtype", "rows", "dim", "groups"), [
     (torch.float32, 3, 30, 5), (torch.float16, 2, 1100, 4), (torch.float32, 1, 1, 1),
 ])  # fmt: skip

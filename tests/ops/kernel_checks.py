@@ -16,7 +16,6 @@ import torch
 
 from newllm_lib.ops.context_scan import reference as scan_reference
 from newllm_lib.ops.gated_scan import reference as gated_reference
-from newllm_lib.ops.online_trust import Trust, newest_before
 from newllm_lib.ops.short_conv import reference as conv_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
@@ -206,59 +205,6 @@ def check_last_rows(device, dtype, batch, time, dim, width=4, flags=True, seed=0
 
     found = lambda r, weight: (triton.last_rows(r, weight, width - 1, starts, 1e-6),)  # noqa: E731
     compare(["tail", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
-
-
-def online_trust_inputs(device, batch, time, size, count, seed=0):
-    """What `online_trust` takes; at each row's beginning padding, and a little in the middle."""
-    draw = Draw(device, torch.float32, seed)
-    logits, *parts = (draw.normal(batch, time, size, scale=2.0).detach() for _ in range(1 + count))
-    first, *first_parts = (draw.normal(batch, size, scale=2.0).detach() for _ in range(1 + count))
-    ids = torch.randint(0, size, (batch, time), generator=torch.Generator().manual_seed(seed)).to(device)
-    padding = torch.arange(time, device=device) < torch.arange(batch, device=device).unsqueeze(1) % 3
-    valid = ~(padding | draw.flags(batch, time, share=0.2))
-    moved, information = draw.normal(batch, count, scale=0.1).detach(), draw.uniform(batch, count)
-    return logits, parts, (first, first_parts), ids, draw.flags(batch, time, share=0.2), valid, Trust(moved, information)
-
-
-def check_online_trust(device, batch, time, size, count, seed=0):
-    """The kernel against the loop in float64, with padding and without."""
-    from newllm_lib.ops.online_trust import reference, triton
-
-    logits, parts, before, ids, starts, valid, trust = online_trust_inputs(device, batch, time, size, count, seed)
-    for padded in (False, True):
-        told = valid if padded else torch.ones_like(valid)
-        newest = newest_before(told)[:, :-1]
-        more = ids, newest, told, starts & told
-        exact = [x.double() for x in parts], (before[0].double(), [x.double() for x in before[1]])
-        numbers = trust.moved, trust.information
-        expected = reference.online_trust(logits.double(), *exact, *more, *(x.double() for x in numbers), 20.0, 0.999)
-        with poisoned_buffers():
-            found = triton.online_trust(logits, parts, before, *more, *numbers, 20.0, 0.999)
-        for name, one, other in zip(("learned", "moved", "information"), found, expected, strict=True):
-            assert_near(one, other, 1e-4, name)
-
-
-def followers_inputs(device, batch, time, size, reach, seed=0):
-    """What `followers` takes: texts that begin within what is kept, documents in between, and a token before all words."""
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(1, size + 1, (batch, reach + time), generator=generator)
-    words = words * (torch.arange(reach + time) >= torch.arange(batch).unsqueeze(1) % (reach + 1))
-    place = torch.arange(reach, reach + time).repeat(batch, 1)
-    place[0, 0] = -1
-    first = torch.where(torch.rand(batch, time, generator=generator) < 0.1, place, 0).clamp_min(0).cummax(1).values
-    return words.to(device), place.to(device), first.to(device)
-
-
-def check_followers(device, batch, time, size, reach, seed=0):
-    """The kernel against the comparison of all with all."""
-    from newllm_lib.ops.followers import reference, triton
-
-    words, place, first = followers_inputs(device, batch, time, size, reach, seed)
-    expected = reference.followers(words, place, first, reach, 0.99, size)
-    with poisoned_buffers():
-        found = triton.followers(words, place, first, reach, 0.99, size)
-    for name, one, other in zip(("one", "two"), found, expected, strict=True):
-        assert_near(one, other.double(), 1e-5, name)
 
 
 def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):

@@ -14,7 +14,6 @@ KERNELS = {
     "rounded_step", "adam_step", "tile_squares", "clip_scale", "moment", "tile_weighted", "limit_scale", "norm_forward",
     "norm_backward", "swiglu_forward", "swiglu_backward", "mix_forward", "mix_backward", "group_forward", "group_backward",
     "norm_conv_forward", "norm_conv_backward", "gather_rows", "add_rows", "norm_last_rows",
-    "_online_trust", "_followers",
 }  # fmt: skip
 FROM_SM80 = {
     "product", "exponentials", "finish", "scale_rows", "key_numbers", "forward", "backward_queries", "backward_keys",

@@ -109,8 +109,3 @@ def test_what_does_not_go_together_is_one_line(changes, message, here):
     with pytest.raises(UsageError, match=message) as error:
         train(load_recipe("demo", asked))
     assert "\n" not in str(error.value)
-
-
-def test_a_student_with_a_memory_of_words_is_refused():
-    with pytest.raises(UsageError, match="word_memory"):
-        distill.refuse_distillation(load_recipe("demo", {**TINY, "teacher": "made", "word_memory": 100.0}))

@@ -50,7 +50,7 @@ def test_suits_what_is_made_of_our_kernels():
     assert kernels_ahead.suits(recipe())
     for changes in (
         {"model": "tiny_gpt2", "carry_state": False}, {"recurrence": "sequential"}, {"hidden_size": 512}, {"compile": "off"},
-        {"kernels": "off"}, {"gradient_checkpointing": "on"}, {"micro_batch_size": 1}, {"word_memory": 100.0},
+        {"kernels": "off"}, {"gradient_checkpointing": "on"}, {"micro_batch_size": 1},
     ):  # fmt: skip
         assert not kernels_ahead.suits(recipe(**changes)), changes
 

@@ -80,7 +80,7 @@ def test_a_switch_changes_no_loss_beyond_rounding(folder, plain, switch):
 
 OTHER_RESULT = {  # switches that change the mathematics
     "HTT": {"embedding": "dense"}, "AR-SSM": {"ar_ssm": False}, "curvature": {"curvature_schedule": "off"},
-    "ranks": {"rank_cost": 1.0}, "geometry": {"attention": "dot"},
+    "geometry": {"attention": "dot"},
 }  # fmt: skip
 
 
