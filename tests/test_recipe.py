@@ -36,7 +36,7 @@ def test_shipped_recipes_load_for_every_device_and_survive_their_own_yaml(name, 
         ({"learning_rate": float("nan")}, ["learning_rate", "finite"]),
         ({"model": "gpt5"}, ["new_llm", "tiny_gpt2"]),
         ({"micro_batch_size": "some"}, ["micro_batch_size", "int or auto"]),
-        ({"separate_documents": 3}, ["separate_documents", "true or false"]),
+        ({"carry_state": 3}, ["carry_state", "true or false"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_helps(overrides, words):
@@ -64,10 +64,10 @@ def test_a_wrong_yaml_file_is_one_line_with_its_name(text, words, tmp_path):
 
 
 def test_values_as_text_from_a_command_line_or_a_form_are_understood():
-    words = {"learning_rate": "8e-4", "max_samples": "100,000", "patience": "none", "separate_documents": "false", "epochs": "2"}
+    words = {"learning_rate": "8e-4", "max_samples": "100,000", "patience": "none", "carry_state": "false", "epochs": "2"}
     loaded = recipe(compile="on", **words)
     assert (loaded.learning_rate, loaded.max_samples, loaded.patience) == (8e-4, 100_000, None)
-    assert (loaded.separate_documents, loaded.compile, loaded.epochs) == (False, "on", 2.0)
+    assert (loaded.carry_state, loaded.compile, loaded.epochs) == (False, "on", 2.0)
 
 
 def test_conditions_apply_by_device_and_model_and_flags_win(tmp_path):
@@ -101,6 +101,7 @@ def test_batch_size_scales_the_learning_rate_by_its_square_root_and_a_given_rate
 # --- the Phase 7 guide's names -----------------------------------------------------------------------------------------
 
 GUIDE = """
+model: phase7
 d_model: 64
 n_layers: 3
 n_seq: 32
@@ -167,14 +168,14 @@ def test_a_guides_name_used_wrongly_is_one_line(values, words):
 
 MODEL_KEYS = {  # another value of the key, and what must be set beside it for the key to count
     "model": ("tiny_gpt2", {}), "recurrence": ("sequential", {}), "num_layers": (2, {}), "hidden_size": (64, {}),
-    "context_dim": (64, {}), "mlp_size": (64, {}), "conv_width": (2, {}), "mlp_conv": (True, {}), "embedding_skip": (True, {}),
+    "context_dim": (64, {}), "mlp_size": (64, {}), "mlp_conv": (True, {}), "embedding_skip": (True, {}),
     "num_heads": (8, {"model": "tiny_gpt2"}),
-    "dropout": (0.3, {}), "tie_embeddings": (False, {}), "separate_documents": (False, {}),
+    "dropout": (0.3, {}),
     "max_seq_length": (64, {"model": "tiny_gpt2"}), "match": ("phase7", {"model": "tiny_gpt2"}),
     **{
         key: (value, {"model": "phase7"})
         for key, value in {
-            "attention": "dot", "attention_window": 7, "linear_features": 9, "flash_attention": False, "ar_ssm": False,
+            "attention": "dot", "attention_window": 7, "flash_attention": False, "ar_ssm": False,
             "ssm_ranks": 8, "embedding": "dense", "htt_rank": 5,
         }.items()
     },
@@ -298,7 +299,7 @@ def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
 
 
 ELSEWHERE = {
-    "task", "base", "beta", "loss_type", "precompute_ref_log_probs", "sft_warm_start", "sft_learning_rate",  # tests/training
+    "task", "base", "beta", "loss_type", "sft_warm_start", "sft_learning_rate",  # tests/training
     "lora_rank", "lora_alpha", "lora_dropout", "eval_pairs",  # tests/training, tests/data/preferences
     "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
     "data", "data_dir", "max_samples", "streaming", "template", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
@@ -306,11 +307,11 @@ ELSEWHERE = {
     "save_steps",  # above
     "carry_state",  # tests/training
     "sample_tokens",  # tests/training/test_samples.py
-    "curvature_schedule", "curvature_start", "curvature_steps",  # tests/training/test_curvature.py
+    "curvature_schedule",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
     "weights_dtype", "momentum_bits", "step_in_backward", "log_style", "deterministic",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
-    "teacher", "distill_weight", "distill_temperature",  # tests/training/test_distill.py
+    "teacher", "distill_weight",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py
     "mirror_dir", "force",  # tests/training/test_keeping.py
     "num_gpus", "distribution",  # tests/training/test_several.py

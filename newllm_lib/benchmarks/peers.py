@@ -172,11 +172,11 @@ def _of_the_project(name, target, vocabulary, width, depth, window, dropout, cha
 
     def recipe(mlp_size, **more):
         keys = {"sized_for": "cpu", "hidden_size": width, "context_dim": width, "num_layers": depth, "mlp_size": mlp_size}
-        keys |= {"num_heads": width // 64, "max_seq_length": window, "dropout": dropout, "conv_width": 4}
+        keys |= {"num_heads": width // 64, "max_seq_length": window, "dropout": dropout}
         return load_recipe("demo", {**keys, **changes, **more})
 
     if name == "seed":  # embedding and head untied, one layer of the per-token MLP, as the original
-        one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "tie_embeddings": False}
+        one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256}
         few, many = (count_parameters(model_config(recipe(n, **one), vocabulary)) for n in (256, 512))
         model = build_model(recipe(256 + round((target - few) * 256 / (many - few)), **one), vocabulary)
     else:

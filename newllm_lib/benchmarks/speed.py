@@ -329,7 +329,7 @@ def _seed(name: str, vocabulary: int, length: int):
 
     def recipe(mlp_size):
         one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "mlp_size": mlp_size}
-        return load_recipe("demo", {"sized_for": "cpu", "tie_embeddings": False, "dropout": 0.0, **one})
+        return load_recipe("demo", {"sized_for": "cpu", "dropout": 0.0, **one})
 
     size = 1024
     if name.endswith("equal"):

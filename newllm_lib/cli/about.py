@@ -13,7 +13,7 @@ from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
+from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, shipped_recipes
 
 PACKAGES = (
     "torch", "triton", "transformers", "datasets", "accelerate", "peft", "trl", "safetensors", "numpy", "matplotlib",
@@ -44,6 +44,7 @@ def doctor(arguments):
         report["kernels_checked"] = _check_kernels(device, arguments.kernels)
     if arguments.name:
         recipe = load_recipe(arguments.name, chosen)
+        refuse_without_effect(recipe.origin[1], recipe)
         report |= {"recipe": arguments.name, "run": recipe.run_name, **_needs(recipe, device)}
         say(f"Next: {command('train', arguments.name)}")
     else:

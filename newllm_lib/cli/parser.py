@@ -10,9 +10,8 @@ from newllm_lib import __version__
 from newllm_lib.cli import about, bench_flags, data, expand, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
-from newllm_lib.recipe.keys import StartKeys
+from newllm_lib.recipe.guides_keys import older_names
 
-_START = tuple(f.name for f in fields(StartKeys))  # the demo trains two models, and each from scratch
 GROUPS = {
     "run": "the run", "data": "the data", "model": "the model", "phase7": "Phase 7's parts", "start": "the start",
     "training": "the training", "scale": "several GPUs", "preference": "preference training", "lora": "LoRA adapters",
@@ -58,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
 
 def overrides(arguments: argparse.Namespace) -> dict[str, str]:
     """The recipe keys that the command line sets, as text: `Recipe` knows their types."""
-    keys = [*(f.name for f in fields(Recipe)), *GUIDES_KEYS]
+    keys = [*(f.name for f in fields(Recipe)), *GUIDES_KEYS, *older_names()]
     return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
 
 
@@ -88,7 +87,8 @@ def _training_commands(commands) -> None:
     train = _command(commands, "train", training.train, "train a recipe; the same command continues a stopped run")
     train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
     demo = _command(commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them")
-    for parser, left_out in ((train, ("recipe",)), (demo, ("recipe", "model", "run_name", *_START))):
+    two_from_scratch = ("recipe", "model", "run_name", "from_run")
+    for parser, left_out in ((train, ("recipe",)), (demo, two_from_scratch)):
         # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
         _flag(
             parser, "background", action="store_true", default=False, help="go on after this command; a log to follow"
@@ -194,10 +194,12 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
         default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
         help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
         names = [n for n in (f.metadata["flag"], f.name) if n]
-        _flag(groups[f.metadata["group"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
+        _flag(groups[f.metadata["section"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
     guides = parser.add_argument_group("the Phase 7 guide's names for the same")
     for name, ours in GUIDES_KEYS.items():
         _flag(guides, name, dest=f"set_{name}", metavar="VALUE", help=ours)
+    for name in older_names():
+        _flag(guides, name, dest=f"set_{name}", help=argparse.SUPPRESS)
 
 
 def _metavar(kind: type) -> str:

@@ -80,14 +80,15 @@ def run_of(word: str) -> str:
     Raises:
         UsageError: that recipe has no run yet.
     """
-    from newllm_lib.recipe import Recipe, shipped_recipes
+    from newllm_lib.recipe import shipped_recipes
+    from newllm_lib.recipe.files import read_yaml
     from newllm_lib.runs import from_guides_name, list_runs
 
     # The folder of `newllm demo` is named as a recipe is, but holds no model of its own.
     if word not in shipped_recipes() or any(run.name == word and run.best.is_dir() for run in list_runs()):
         return from_guides_name(word)
     trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
-    trained = [run for run in trained if Recipe.from_yaml(run.recipe_path).recipe == word]
+    trained = [run for run in trained if read_yaml(run.recipe_path).get("recipe") == word]
     if not trained:
         raise UsageError(f"There is no run of recipe {word} here yet: train it first ({command('train', word)}).")
     return str(max(trained, key=lambda run: run.best.stat().st_mtime).path)

@@ -13,7 +13,7 @@ from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.importing import read_ahead, without_collecting
-from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
 from newllm_lib.runs import Run
 
 
@@ -21,6 +21,7 @@ def train(arguments):
     """Train a recipe, continuing its run if it was stopped before."""
     _begin_at_once(arguments, arguments.name)
     recipe = _recipe(arguments, arguments.name)
+    refuse_without_effect(recipe.origin[1], recipe)
     if arguments.background:
         run = Run(recipe.run_path())
         say(f"{run.name}: starting in the background; everything it says is in {run.log}")
@@ -40,6 +41,7 @@ def demo(arguments):
     _begin_at_once(arguments, "demo")
     ours = _recipe(arguments, "demo")
     baseline = _recipe(arguments, "demo", **_BASELINE)
+    refuse_without_effect(ours.origin[1], ours, baseline)
     job = Run(ours.output_dir or ours.run_path().with_name(ours.run_name.removeprefix("new_llm_")))
     if ours.output_dir:  # one folder for the whole demo, a run each inside
         ours = _recipe(arguments, "demo", output_dir=str(job.path / ours.run_name))

@@ -13,11 +13,11 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, load_recipe, value_types
+from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, value_types
 from newllm_lib.recipe.start import decided_by_start
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
@@ -131,7 +131,9 @@ class Form:
             elif values[f.name] != defaults[f.name]:
                 own[f.name] = values[f.name]
         own.update({k: v for k, v in forced.items() if k not in extra and k not in ("recipe", "size", "gpu")})
-        if load_recipe(name, own, FORM_DEVICE, resolve_start=False).from_run:  # then the start's sizes count
+        chosen = load_recipe(name, own, FORM_DEVICE, resolve_start=False)
+        refuse_without_effect(chosen.origin[1], chosen, replace(chosen, model="tiny_gpt2"), spelling="{}")
+        if chosen.from_run:  # then the start's sizes count
             preset = {k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))}
         settings = Settings(name, preset | own, extra)
         say(settings.describe())
@@ -159,6 +161,9 @@ class Settings:
     def arguments(self, **more) -> list[str]:
         """The same as arguments of the `newllm` command: `["train", "wikitext", "--epochs", "20"]`."""
         chosen = {**self.overrides, **more}
+        recipe = load_recipe(self.name, chosen, resolve_start=False)
+        # A preset is for all models: what does nothing for this one would be refused.
+        chosen = {key: value for key, value in chosen.items() if recipe.depends_on(key)}
         return ["train", self.name, *(word for key, value in chosen.items() for word in (f"--{key}", _word(value)))]
 
     def command(self, **more) -> list[str]:

@@ -58,9 +58,8 @@ def model_config(recipe: Recipe, vocab_size: int) -> PreTrainedConfig:
 def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
     return NewLLMConfig(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, context_dim=recipe.context_dim, mlp_size=recipe.mlp_size,
-        num_hidden_layers=recipe.num_layers, conv_width=recipe.conv_width, recurrence=recipe.recurrence,
-        time_scales=recipe.time_scales, mlp_conv=recipe.mlp_conv, embedding_skip=recipe.embedding_skip,
-        dropout=recipe.dropout, reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
+        num_hidden_layers=recipe.num_layers, recurrence=recipe.recurrence, time_scales=recipe.time_scales,
+        mlp_conv=recipe.mlp_conv, embedding_skip=recipe.embedding_skip, dropout=recipe.dropout,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
 
@@ -77,11 +76,9 @@ def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
     return Phase7Config(
         vocab_size=vocab_size, hidden_size=recipe.hidden_size, num_hidden_layers=recipe.num_layers,
         num_attention_heads=recipe.num_heads, mlp_size=recipe.mlp_size, context_dim=recipe.context_dim,
-        conv_width=recipe.conv_width, attention=recipe.attention, attention_window=recipe.attention_window,
-        linear_features=recipe.linear_features,
+        attention=recipe.attention, attention_window=recipe.attention_window,
         flash_attention=recipe.flash_attention, ar_ssm=recipe.ar_ssm, ssm_ranks=recipe.ssm_ranks,
         embedding=recipe.embedding, htt_rank=recipe.htt_rank, dropout=recipe.dropout,
-        reset_at_bos=recipe.separate_documents, tie_word_embeddings=recipe.tie_embeddings,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
 
@@ -96,10 +93,9 @@ def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config
     """
     target = count_parameters(other)
     vocab, window, layers, heads = other.vocab_size, recipe.max_seq_length, recipe.num_layers, recipe.num_heads
-    head = vocab if not recipe.tie_embeddings else 0
 
     def fixed(width):  # embeddings, attention, norms, and biases of the MLP's output
-        return (vocab + head + window) * width + layers * (4 * width * width + 4 * width + 5 * width) + 2 * width
+        return (vocab + window) * width + layers * (4 * width * width + 4 * width + 5 * width) + 2 * width
 
     def total(width, inner):
         return fixed(width) + layers * (2 * width * inner + inner)
@@ -112,8 +108,7 @@ def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config
     inner = round((target - fixed(width)) / (layers * (2 * width + 1)))
     config = TinyGPT2Config(
         vocab_size=vocab, n_positions=window, n_embd=width, n_layer=layers, n_head=heads, n_inner=max(1, inner),
-        resid_pdrop=recipe.dropout, embd_pdrop=recipe.dropout, attn_pdrop=0.0, tie_word_embeddings=recipe.tie_embeddings,
-        separate_documents=recipe.separate_documents, bos_token_id=None, eos_token_id=None,
+        resid_pdrop=recipe.dropout, embd_pdrop=recipe.dropout, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     found = count_parameters(config)
     if abs(found - target) > 0.02 * target:

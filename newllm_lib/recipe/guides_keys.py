@@ -1,9 +1,21 @@
-"""The names that the Phase 7 guide's YAML has for our keys. They are read wherever ours are, and recorded as ours."""
+"""Other names of the keys: the Phase 7 guide's, and those of older versions. They are read wherever ours are, and recorded as
+ours. Keys that are gone are read too, as long as they do nothing."""
 
 from __future__ import annotations
 
 from newllm_lib.errors import UsageError
 
+# aliases: filled in by the rename
+_RENAMED: dict[str, str] = {}  # older name: today's
+_MEMORY = "a memory of words"
+_GONE = {  # a key that is gone: what it was for, and the value at which it did nothing (None: each)
+    "word_memory": (_MEMORY, 0), "word_slots": (_MEMORY, 0), "word_history": (_MEMORY, 0), "word_trust": (_MEMORY, False),
+    "rank_cost": ("a price on AR-SSM's ranks", 0), "conv_width": ("convolutions over other than 4 tokens", 4),
+    "tie_embeddings": ("a head beside the embedding", True), "linear_features": ("other than 64 features a head", 64),
+    "separate_documents": ("documents that see each other", True),
+    "curvature_start": ("another curvature schedule", 0.1), "curvature_steps": ("another curvature schedule", 0.5),
+    "distill_temperature": ("another temperature than 2", 2), "precompute_ref_log_probs": ("a slower way to the same", None),
+}  # fmt: skip
 _SAME = {
     "d_model": "hidden_size", "n_layers": "num_layers", "n_heads": "num_heads", "n_seq": "max_seq_length",
 }  # fmt: skip
@@ -26,29 +38,48 @@ GUIDES_KEYS = {
 
 
 def in_our_words(values: dict, where: str, at_a_time: int | str | None = None) -> dict:
-    """`values` with the guide's names replaced by ours.
+    """`values` with the guide's names and older ones replaced by ours, without keys that are gone.
 
     Args:
         where: what holds them, for errors. at_a_time: the micro-batch that `gradient_accumulation_steps` counts where no
             batch_size stands beside it.
     Raises:
-        UsageError: no `key: value` lines, a key under both names, or a switch that is neither true nor false.
+        UsageError: no `key: value` lines, a key under both names, a switch that is neither true nor false, or a key that is
+            gone and did something.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{where} must hold `key: value` lines.")
-    values = dict(values)
+    values = _without_gone(values, where)
     steps = values.pop("gradient_accumulation_steps", None)
     if steps is not None:
         values |= _batch(values, steps, at_a_time, where)
-    for name in [*_SAME, *_SWITCHES]:
+    same = _SAME | _RENAMED
+    for name in [*same, *_SWITCHES]:
         if name not in values:
             continue
-        ours = _SAME.get(name) or _SWITCHES[name][0]
+        ours = same.get(name) or _SWITCHES[name][0]
         if ours in values:
             raise UsageError(f"{where} has both {name} and {ours}, which are one key: leave one of them out.")
         value = values.pop(name)
-        values[ours] = value if name in _SAME else _SWITCHES[name][1 if _truth(value, name) else 2]
+        values[ours] = value if name in same else _SWITCHES[name][1 if _truth(value, name) else 2]
     return values
+
+
+def older_names() -> list[str]:
+    """The names that today's keys had in older versions."""
+    return list(_RENAMED)
+
+
+def _without_gone(values: dict, where: str) -> dict:
+    import yaml
+
+    for name in _GONE.keys() & values.keys():
+        what, neutral = _GONE[name]
+        if neutral is not None and yaml.safe_load(str(values[name])) != neutral:
+            raise UsageError(
+                f"{where} has {name} {values[name]} ({what}), which is gone since 0.2.0; commit 6e07e55 reads it."
+            )
+    return {name: value for name, value in values.items() if name not in _GONE}
 
 
 def _batch(values: dict, steps, at_a_time, where: str) -> dict:

@@ -12,8 +12,10 @@ from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.files import check_keys, read_yaml
 from newllm_lib.recipe.guides_keys import in_our_words
+from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
+from newllm_lib.recipe.recorded import as_of_today, is_record
 from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_name, word_for_start
 from newllm_lib.runs import Run
 
@@ -44,6 +46,9 @@ def load_recipe(
     path = _find(name_or_path)
     values = read_yaml(path)
     values.setdefault("recipe", path.stem)
+    recorded = is_record(values)
+    if recorded:
+        values = as_of_today(values, path, _KNOWN)
     values = _file_in_our_words(values, path)
     asked = in_our_words(overrides or {}, "the command line", values.get("micro_batch_size"))
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
@@ -51,6 +56,8 @@ def load_recipe(
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
     recipe = assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
+    if not recorded:
+        refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
     return recipe
 

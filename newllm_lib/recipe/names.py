@@ -39,10 +39,10 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
 
 
 _NAMED_KEYS = {
-    "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp", "conv_width": "conv",
+    "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp",
     "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "template": "", "seed": "seed",
     "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
-    "attention": "", "attention_window": "window", "linear_features": "features", "curvature_schedule": "curvature-",
+    "attention": "", "attention_window": "window", "curvature_schedule": "curvature-",
     "ar_ssm": "ssm-",
     "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
 }  # fmt: skip

@@ -17,9 +17,9 @@ from newllm_lib.runs import Run, find_run, is_whole, list_runs
 
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
-    "model", "recurrence", "time_scales", "num_layers", "hidden_size", "context_dim", "mlp_size", "conv_width", "mlp_conv",
-    "embedding_skip", "num_heads", "tie_embeddings", "separate_documents", "match", "attention",
-    "attention_window", "linear_features", "ar_ssm", "ssm_ranks", "embedding", "htt_rank",
+    "model", "recurrence", "time_scales", "num_layers", "hidden_size", "context_dim", "mlp_size", "mlp_conv",
+    "embedding_skip", "num_heads", "match", "attention",
+    "attention_window", "ar_ssm", "ssm_ranks", "embedding", "htt_rank",
 )  # fmt: skip
 MODELS = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2", "phase7": "phase7"}  # how they are called in the names of runs
 

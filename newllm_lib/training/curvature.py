@@ -1,7 +1,8 @@
 """The curvature schedule: space starts nearly flat, where gradients are those of ordinary distances, and bends while training.
 
-A factor on the learned curvatures rises from `curvature_start` to 1; what is learned is never overwritten. The model keeps the
-factor with its weights (`curvature_factor`), so a checkpoint from any moment is evaluated and continued as it was trained.
+A factor on the learned curvatures rises to 1 over the first half of training; what is learned is never overwritten. The model
+keeps the factor with its weights (`curvature_factor`), so a checkpoint from any moment is evaluated and continued as it was
+trained.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from transformers import TrainerCallback
 
 from newllm_lib.recipe import Recipe
 
+START = 0.1  # the factor at the first step
+
 
 def curvature_factor(step: int, total: int, recipe: Recipe) -> float:
     """The factor on the learned curvatures at `step` of `total`."""
     if recipe.curvature_schedule == "off":
         return 1.0
-    steps = recipe.curvature_steps * total if recipe.curvature_steps <= 1 else recipe.curvature_steps
-    done = min(1.0, step / steps) if steps else 1.0
+    done = min(1.0, 2 * step / total) if total else 1.0
     risen = done if recipe.curvature_schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
-    return recipe.curvature_start + (1 - recipe.curvature_start) * risen
+    return START + (1 - START) * risen
 
 
 def has_curvature_schedule(recipe: Recipe) -> bool:

@@ -19,6 +19,8 @@ from newllm_lib.ops.distillation import distillation_loss
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import list_runs
 
+TEMPERATURE = 2.0  # softens both distributions where they are compared
+
 
 class Teacher:
     """Gives hidden states and a head for blocks of token ids.
@@ -29,7 +31,7 @@ class Teacher:
     """
 
     def __init__(self, recipe: Recipe, tokenizer, device: torch.device):
-        self.share, self.temperature = recipe.distill_weight, recipe.distill_temperature
+        self.share = recipe.distill_weight
         model, own = load_teacher(recipe.teacher)
         _check_words(recipe.teacher, own, tokenizer)
         self.model = model.to(device).eval().requires_grad_(False)
@@ -55,7 +57,7 @@ class Teacher:
     def loss(self, student: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, tokens=None):
         """The student's loss from its hidden states (batch, time, width) for these ids and labels (already shifted)."""
         head = student.get_output_embeddings().weight
-        return distillation_loss(hidden, head, self.hidden(ids), self.head, labels, self.share, self.temperature, tokens)
+        return distillation_loss(hidden, head, self.hidden(ids), self.head, labels, self.share, TEMPERATURE, tokens)
 
     @torch.no_grad()
     def _check_head(self, name: str) -> None:

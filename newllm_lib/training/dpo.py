@@ -60,7 +60,7 @@ def dpo_config(recipe: Recipe, values: dict) -> DPOConfig:
     """TRL's arguments: those of every run, and what is DPO's own."""
     own = {
         "beta": recipe.beta, "loss_type": losses(recipe.loss_type), "max_length": recipe.max_seq_length,
-        "precompute_ref_log_probs": recipe.precompute_ref_log_probs,
+        "precompute_ref_log_probs": True,
         _checkpointing(): recipe.gradient_checkpointing != "off",  # TRL has it on; at these lengths it only costs time
         "disable_dropout": False,  # the base's is off already; TRL would also switch off the adapters'
     }  # fmt: skip
@@ -234,19 +234,16 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
         self.collapsed_before = True
 
 
-def _as_dataset(encoded, reference: torch.Tensor | None) -> Dataset:
-    rows = encoded.rows
-    if reference is not None:
-        rows = [
-            {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-            for row, (chosen, rejected) in zip(rows, reference.tolist(), strict=True)
-        ]
-    return Dataset.from_list(rows)
+def _as_dataset(encoded, reference: torch.Tensor) -> Dataset:
+    return Dataset.from_list([
+        {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for row, (chosen, rejected) in zip(encoded.rows, reference.tolist(), strict=True)
+    ])  # fmt: skip
 
 
 def _reference(model, recipe: Recipe):
-    """A frozen copy where TRL needs one: not with adapters (they are switched off), nor with log-probabilities computed before
-    (but TRL below 1.0 then insists, and would look for it in transformers' own models)."""
-    if recipe.lora_rank or (recipe.precompute_ref_log_probs and int(metadata.version("trl").split(".")[0]) >= 1):
+    """A frozen copy where TRL needs one: not with adapters (they are switched off), nor as its log-probabilities are computed
+    before (but TRL below 1.0 then insists, and would look for it in transformers' own models)."""
+    if recipe.lora_rank or int(metadata.version("trl").split(".")[0]) >= 1:
         return None
     return copy.deepcopy(model)

@@ -190,7 +190,7 @@ def _scores(recipe: Recipe, device: Device) -> int:
         kernels = device.tensor_core_dot and recipe.kernels == "auto"
         if recipe.attention != "linear" or kernels:
             return 0
-        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * recipe.linear_features + 3 * 64))  # chunks of 64
+        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64))  # 64 features, chunks of 64
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 

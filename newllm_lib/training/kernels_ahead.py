@@ -73,7 +73,7 @@ def _trunk(recipe: Recipe):
     class Trunk(nn.Module):
         def __init__(self):
             super().__init__()
-            sizes = recipe.hidden_size, recipe.context_dim, recipe.mlp_size, recipe.conv_width
+            sizes = recipe.hidden_size, recipe.context_dim, recipe.mlp_size, 4  # tokens of the convolution
             options = {"mlp_conv": recipe.mlp_conv, "embedding_skip": recipe.embedding_skip}
             self.table = nn.Embedding(recipe.vocab_size, recipe.hidden_size)
             self.layers = nn.ModuleList(ContextBlock(*sizes, 0.0, **options) for _ in range(2))

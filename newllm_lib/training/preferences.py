@@ -49,7 +49,7 @@ class PreparedPairs:
     tokenizer: object
     train: EncodedPairs
     evaluation: EncodedPairs
-    train_reference: torch.Tensor | None  # None: computed in every step
+    train_reference: torch.Tensor
     evaluation_reference: torch.Tensor
     before: dict  # figures and answers of the base
 
@@ -160,9 +160,8 @@ def _prepare(recipe: Recipe, run: Run, device: Device, encoded: Sequence[Encoded
     model = base.model.to(device.torch_device)
     dtype, pad = dtype_of(recipe, device), base.tokenizer.pad_token_id
     console.say("Before training: what the base prefers")
-    train_reference, started = None, time.monotonic()
-    if recipe.precompute_ref_log_probs:
-        train_reference = pair_log_probs(model, encoded[0].rows, pad, dtype)
+    started = time.monotonic()
+    train_reference = pair_log_probs(model, encoded[0].rows, pad, dtype)
     seconds, held_out = time.monotonic() - started, encoded[1]
     reference = pair_log_probs(model, held_out.rows, pad, dtype)
     figures = preference_metrics(reference, reference, held_out.pairs, recipe.beta)

@@ -16,6 +16,7 @@ from newllm_lib.data import load_split
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.baselines import bigram
 from newllm_lib.recipe import Recipe
+from newllm_lib.recipe.files import read_yaml
 from newllm_lib.runs import Run, atomic_write_text, list_runs
 from newllm_lib.training.samples import rows_of
 
@@ -103,7 +104,7 @@ def _earlier_runs(recipe: Recipe, run: Run, best: dict, most: int = 3) -> Iterat
 
 
 def _model(run: Run) -> str:
-    return Recipe.from_yaml(run.recipe_path).model
+    return read_yaml(run.recipe_path).get("model", "new_llm")  # whatever version wrote it
 
 
 def _advice(recipe: Recipe, run: Run, evaluations: list[dict], best: dict, table: float) -> Iterator[str]:

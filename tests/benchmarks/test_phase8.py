@@ -12,7 +12,7 @@ from tests.training.test_resume import write_text
 
 TINY = {
     "sized_for": "cpu", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "context_dim": 16, "mlp_size": 16, "htt_rank": 2,
-    "vocab_size": 300, "max_seq_length": 16, "batch_size": 4, "micro_batch_size": 4, "max_steps": 2, "linear_features": 8,
+    "vocab_size": 300, "max_seq_length": 16, "batch_size": 4, "micro_batch_size": 4, "max_steps": 2,
 }  # fmt: skip
 
 

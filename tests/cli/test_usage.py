@@ -85,7 +85,7 @@ def test_values_reach_the_recipe_with_their_types():
     words = [
         "train",
         "demo",
-        "--tie_embeddings",
+        "--carry_state",
         "false",
         "--learning-rate",
         "8e-4",
@@ -94,7 +94,7 @@ def test_values_reach_the_recipe_with_their_types():
         "2",
     ]
     recipe = load_recipe("demo", overrides(parse(words)), device_kind="cpu")
-    assert recipe.tie_embeddings is False and recipe.learning_rate == 8e-4
+    assert recipe.carry_state is False and recipe.learning_rate == 8e-4
     assert recipe.max_steps is None and recipe.epochs == 2.0
 
 

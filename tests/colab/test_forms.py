@@ -130,9 +130,9 @@ def test_values_become_overrides():
 
 def test_the_command_means_the_same_recipe():
     settings = PRETRAINING.read(size="small", epochs=2.5, max_samples=None, seed=7, data_dir="my text")
-    arguments = parse(settings.arguments(model="tiny_gpt2", tie_embeddings=False, max_steps=None))
+    arguments = parse(settings.arguments(model="tiny_gpt2", deterministic=True, max_steps=None))
     again = load_recipe(arguments.name, flag_overrides(arguments))
-    assert again == settings.recipe(model="tiny_gpt2", tie_embeddings=False, max_steps=None)
+    assert again == settings.recipe(model="tiny_gpt2", deterministic=True, max_steps=None)
 
 
 def test_overrides_from_the_environment_win(monkeypatch):
@@ -166,7 +166,7 @@ def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
 
 def test_parameters_follow_the_types():
     keys = {
-        "seed": "integer", "epochs": "number", "tie_embeddings": "boolean", "max_samples": "raw", "data_dir": "string",
+        "seed": "integer", "epochs": "number", "carry_state": "boolean", "max_samples": "raw", "data_dir": "string",
         "micro_batch_size": "string",
     }  # fmt: skip
     for name, kind in keys.items():

@@ -83,7 +83,7 @@ def test_the_command_on_the_card_means_the_same_run():
     from newllm_lib.evaluation.model_card import training_command
 
     for model in RECIPES:
-        recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "tie_embeddings": False, "patience": None})
+        recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "carry_state": model == "new_llm", "patience": None})
         arguments = parse(shlex.split(training_command(recipe))[1:])
         again = load_recipe(arguments.name, overrides(arguments))
         assert not again.differences(recipe)

@@ -13,7 +13,7 @@ from newllm_lib.evaluation.lanes import balanced_lanes, blocks, cut_to_windows, 
 KINDS = {
     "parallel": {"model": "new_llm"},
     "sequential": {"model": "new_llm", "recurrence": "sequential"},
-    "joined": {"model": "new_llm", "separate_documents": False},
+    "joined": {"model": "new_llm"},
     "tiny_gpt2": {"model": "tiny_gpt2"},
 }
 
@@ -44,6 +44,7 @@ def by_hand(model, split):
 def test_figures_equal_those_computed_by_hand(name, kind, masked, request, make_model, tools):
     tokenizer = request.getfixturevalue(name)
     model = make_model(tokenizer, **KINDS[kind])
+    model.config.reset_at_bos = kind != "joined"
     mask = (lambda n: np.arange(n) % 3 != 0) if masked else None
     split = tools.pack(tokenizer, tools.sentences(23, seed=5), mask, lost_bytes=17)
     result = metrics.evaluate(model, split, tokenizer, batch_size=5, block_length=11)

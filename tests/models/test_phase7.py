@@ -17,13 +17,18 @@ SMALL = {
     "sized_for": "cpu", "model": "phase7", "hidden_size": 24, "context_dim": 16, "mlp_size": 32, "num_layers": 2, "num_heads": 2,
     "dropout": 0.0, "max_seq_length": 64, "attention_window": 6, "ssm_ranks": 4, "htt_rank": 3,
 }  # fmt: skip
-KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_embeddings": False},
+KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_word_embeddings": False},
          {"attention": "linear", "linear_features": 10}, {"attention": "linear", "ar_ssm": False}]
 
 
 def build(**changes):
+    """`changes`: of the recipe's keys, or of what only the model's configuration can say."""
+    own = {name: changes.pop(name) for name in ("tie_word_embeddings", "linear_features", "reset_at_bos") if name in changes}
+    config = models.model_config(load_recipe("demo", {**SMALL, **changes}), VOCAB)
+    for name, value in own.items():
+        setattr(config, name, value)
     torch.manual_seed(0)
-    built = models.build_model(load_recipe("demo", {**SMALL, **changes}), VOCAB).eval()
+    built = models.Phase7ForCausalLM(config).eval()
     built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
     built.model.curvature_factor.fill_(0.6)
@@ -84,8 +89,8 @@ def test_packed_documents_are_read_as_if_alone(kind):
     near(*after)
 
 
-def test_documents_do_see_each_other_where_the_recipe_says_so():
-    model = build(separate_documents=False)
+def test_documents_do_see_each_other_where_the_configuration_says_so():
+    model = build(reset_at_bos=False)
     bos = torch.full((1, 1), BOS)
     packed = torch.cat([bos, text(1, 9, seed=1), bos, text(1, 5, seed=2)], 1)
     assert not torch.allclose(model(packed).logits[:, 10:], model(packed[:, 10:]).logits, atol=1e-5)

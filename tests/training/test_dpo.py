@@ -182,27 +182,13 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_pat
     assert run.checkpoint(2).is_dir() and run.is_finished
 
 
-@pytest.mark.parametrize(
-    ("model", "precomputed"),
-    [("new_llm", True), pytest.param("new_llm", False, marks=pytest.mark.slow),
-     pytest.param("tiny_gpt2", True, marks=pytest.mark.slow), pytest.param("tiny_gpt2", False, marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_without_adapters_and_with_the_reference_in_every_step(model, precomputed, bases, tmp_path):
-    chosen = {"lora_rank": 0, "precompute_ref_log_probs": precomputed, "learning_rate": 1e-3, "epochs": 1}
-    run = train(recipe(tmp_path, bases[model], **chosen))
+@pytest.mark.parametrize("model", ["new_llm", pytest.param("tiny_gpt2", marks=pytest.mark.slow)])
+def test_without_adapters(model, bases, tmp_path):
+    run = train(recipe(tmp_path, bases[model], lora_rank=0, learning_rate=1e-3, epochs=1))
     rows = training_rows(run)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[-1]["loss"] < rows[0]["loss"]
     assert (run.best / "config.json").is_file() and "eval_kl" not in evaluations(run)[-1]
     assert "PeftModel" not in (run.path / "card.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_the_reference_computed_before_is_the_one_of_every_step(bases, tmp_path):
-    curves = []
-    for precomputed in (True, False):
-        run = train(recipe(tmp_path, bases["new_llm"], f"run{precomputed}", precompute_ref_log_probs=precomputed, max_steps=8))
-        curves.append([row["loss"] for row in training_rows(run)])
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
 def test_a_warm_start_teaches_the_preferred_answers_and_becomes_the_base(bases, tmp_path):
@@ -336,12 +322,10 @@ def test_keys_reach_trl_and_peft(bases):
     def config(**changes):
         values = {"output_dir": "x", "use_cpu": True, "bf16": False, "fp16": False}
         return dpo_config(SimpleNamespace(**{"beta": 0.1, "loss_type": "sigmoid", "max_seq_length": 128,
-                                             "precompute_ref_log_probs": True,
                                              "gradient_checkpointing": "off"} | changes), values)  # fmt: skip
 
     assert config(beta=0.3).beta == 0.3 and config(loss_type="sigmoid+ipo").loss_type == ["sigmoid", "ipo"]
     assert config(max_seq_length=64).max_length == 64
-    assert not config(precompute_ref_log_probs=False).precompute_ref_log_probs
     model, _, _ = load_run(bases["tiny_gpt2"])
     adapters = lora_config(model, 8, 16.0, 0.2)
     assert (adapters.r, adapters.lora_alpha, adapters.lora_dropout) == (8, 16.0, 0.2)

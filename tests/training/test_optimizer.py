@@ -9,11 +9,15 @@ from newllm_lib.training.muon import BatchedMuon
 from newllm_lib.training.optimizer import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
 
 
-def setting(model="new_llm", optimizer="muon", **changes):
+def setting(model="new_llm", optimizer="muon", tie=True, **changes):
     small = {"hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "sized_for": "cpu"}
     recipe = load_recipe("demo", {**small, "model": model, "optimizer": optimizer, **changes})
     torch.manual_seed(0)
-    return recipe, build_model(recipe, 50)
+    built = build_model(recipe, 50)
+    if not tie:
+        built.config.tie_word_embeddings = False
+        built.lm_head.weight = torch.nn.Parameter(built.lm_head.weight.detach().clone())
+    return recipe, built
 
 
 def gradients(model, seed):
@@ -26,7 +30,7 @@ def gradients(model, seed):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("tie", [True, False])
 def test_every_parameter_is_in_one_group_and_only_vectors_do_not_decay(model, optimizer, tie):
-    recipe, built = setting(model, optimizer, tie_embeddings=tie)
+    recipe, built = setting(model, optimizer, tie)
     groups = build_optimizer(built, recipe).param_groups
     seen = [id(p) for group in groups for p in group["params"]]
     assert sorted(seen) == sorted(id(p) for p in built.parameters())
@@ -35,7 +39,7 @@ def test_every_parameter_is_in_one_group_and_only_vectors_do_not_decay(model, op
 
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
 def test_muon_takes_the_blocks_matrices_and_no_embedding_or_head(model):
-    _, built = setting(model, tie_embeddings=False)
+    _, built = setting(model, tie=False)
     names = {id(p): name for name, p in built.named_parameters()}
     taken = {names[id(p)] for p in block_matrices(built)}
     assert taken and all((".layers." in n or ".h." in n) and n.endswith("weight") for n in taken)
