@@ -3,4 +3,4 @@
 Importing this package loads no torch and touches no GPU and no network; its parts load what they need when used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -73,9 +73,8 @@ def older_names() -> list[str]:
 def _without_gone(values: dict, where: str) -> dict:
     import yaml
 
-    for name in _GONE.keys() & values.keys():
-        what, neutral = _GONE[name]
-        if neutral is not None and yaml.safe_load(str(values[name])) != neutral:
+    for name, (what, neutral) in _GONE.items():
+        if name in values and neutral is not None and yaml.safe_load(str(values[name])) != neutral:
             raise UsageError(
                 f"{where} has {name} {values[name]} ({what}), which is gone since 0.2.0; commit 6e07e55 reads it."
             )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
 
 from newllm_lib.cli import main
 from newllm_lib.cli.parser import build, overrides, parse
-from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.recipe.guides_keys import GUIDES_KEYS
+from newllm_lib.errors import UsageError
+from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
+from newllm_lib.recipe.guides_keys import GUIDES_KEYS, older_names
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -69,7 +71,7 @@ def test_every_recipe_key_is_a_flag_in_both_spellings():
         words = [part for name, value in given.items() for part in (f"--{spelling(name)}", value)]
         assert overrides(parse(["train", "demo", *words])) == given
     known = {action.dest for action in build()[1]["train"]._actions if action.dest.startswith("set_")}
-    assert known == {f"set_{name}" for name in [*given, *GUIDES_KEYS]}
+    assert known == {f"set_{name}" for name in [*given, *GUIDES_KEYS, *older_names()]}
 
 
 def test_help_of_train_shows_every_key_with_its_default(capsys):
@@ -157,3 +159,50 @@ def test_values_out_of_range_are_refused_before_anything_is_made(capsys, tmp_pat
     code, _, err = run(capsys, *words)
     assert code == 2 and expected in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train demo --base gpt2", "--base is for task dpo, and does nothing for task train"),
+        ("train dolly --beta 0.1", "--beta is for task dpo"),
+        ("train dpo --vocab_size 8192", "--vocab_size is for task train, and does nothing for task dpo"),
+        ("train dpo --model tiny_gpt2", "--model is for task train"),
+        ("train demo --attention dot", "--attention is for phase7, and does nothing for new_llm"),
+        ("train demo --use_htt false", "--embedding is for phase7"),
+        ("train demo --num_heads 8", "--num_heads is for tiny_gpt2 and phase7"),
+        ("demo --attention dot", "--attention is for phase7, and does nothing for new_llm or tiny_gpt2"),
+        ("train phase7_small --recurrence sequential", "--recurrence is for new_llm"),
+        ("train phase7_small --teacher gpt2", "--teacher is for new_llm"),
+        ("train dpo --from new_llm_demo", "--from is for task train"),
+        ("doctor --recipe demo --htt_rank 8", "--htt_rank is for phase7"),
+        ("train mine.yaml", "mine.yaml: beta is for task dpo"),
+        ("train other.yaml", "other.yaml, when: cpu: attention is for phase7"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    Path("mine.yaml").write_text("data: demo\nbeta: 0.2\n")
+    Path("other.yaml").write_text("data: demo\nwhen: {cpu: {attention: dot}}\n")
+    code, _, err = run(capsys, *words.split())
+    assert code == 2 and expected in err and err.count("\n") == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_key_of_one_of_the_demos_two_models_is_welcome(tmp_path, monkeypatch):
+    from newllm_lib.recipe import refuse_without_effect
+
+    both = [load_recipe("demo", {"model": model}, "cpu") for model in ("new_llm", "tiny_gpt2")]
+    refuse_without_effect(["num_heads", "carry_state", "recurrence", "time_scales", "teacher"], *both)
+    for key in ("num_heads", "teacher"):
+        with pytest.raises(UsageError, match=key):
+            refuse_without_effect(["num_heads", "teacher"], both[key == "teacher"])
+
+
+def test_what_recipes_show_prints_of_every_recipe_can_be_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    for name in shipped_recipes():
+        saved = tmp_path / f"{name}.yaml"
+        saved.write_text(run(capsys, "recipes", "show", name)[1])
+        load_recipe(str(saved), resolve_start=False)

@@ -6,9 +6,11 @@ import pickle
 import pytest
 import torch
 
+from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.load import load_run
-from newllm_lib.runs import Run
+from newllm_lib.recipe import load_recipe
+from newllm_lib.runs import Run, staged_directory
 
 
 @pytest.fixture
@@ -131,3 +133,32 @@ def test_what_is_not_there_is_a_usage_error(run, monkeypatch, tmp_path):
     empty.recipe_path.write_bytes(run.recipe_path.read_bytes())
     with pytest.raises(UsageError, match="nothing was saved there yet"):
         load_run(empty)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate old",
+        "evaluate checkpoints/old/best",
+        "chat old",
+        "compare old old",
+        "export old",
+        "expand old --context_dim 32",
+        "train dpo --base old",
+        "train demo --from old",
+        "train demo --run_name old",
+    ],
+)
+def test_every_command_says_that_the_memory_of_words_is_gone(words, make_model, bpe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    run, model = Run(tmp_path / "checkpoints" / "old"), make_model(bpe)
+    model.config.word_memory = 100.0  # as 0.1.0 saved it
+    with staged_directory(run.best) as staging:
+        model.save_pretrained(staging)
+        bpe.save_pretrained(staging)
+    record = load_recipe("demo", {"run_name": "old"}).to_yaml()
+    run.recipe_path.write_text(record.replace("version: ", "word_memory: 100.0 #"))
+    assert main(words.split()) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "memory of words" in said and "commit 6e07e55" in said
