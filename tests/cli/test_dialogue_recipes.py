@@ -16,7 +16,7 @@ from tests.data.test_hub import write_wikitext
 from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
 
 TINY = {
-    "sized_for": "cpu", "vocab_size": 300, "num_layers": 1, "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_heads": 2,
+    "sized_for": "cpu", "vocab_size": 300, "num_layers": 1, "hidden_size": 16, "context_dim": 16, "mlp_size": 16,
 }  # fmt: skip
 SHORT = {
     "max_seq_length": 32, "batch_size": 8, "epochs": 1, "max_steps": 6, "patience": 3, "learning_rate": 0.01, "logging_steps": 2,
