@@ -147,7 +147,6 @@ class Ours(nn.Module):
         super().__init__()
         self.model = model
         self.carries = hasattr(getattr(model, "model", None), "initial_state")
-        self.captured = getattr(model.config, "recurrence", "") != "sequential"  # that one replays graphs of its own
 
     def step(self, ids, labels, state):
         if not self.carries:

@@ -1,6 +1,6 @@
 """How much one reads to understand a module: the files of ours that it imports, and their statements.
 
-Statements (`ast.stmt` nodes) do not change with formatting; lines do. What imports what is read from the source, so nothing is run.
+Statements (`ast.stmt` nodes) do not change with formatting; lines do. What imports what is read from the source: nothing runs.
 """
 
 from __future__ import annotations

@@ -26,8 +26,6 @@ from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.online_trust import triton as trust
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
-from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
-from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
 from newllm_lib.ops.squared_relu_mlp import triton as mlp
 from newllm_lib.ops.stream_norm import triton as stream
@@ -113,11 +111,6 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
     (gated_sum * 2).sum().backward()
     (embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2).sum().backward()
-    hoisted._cell_type = lambda x: TritonCell
-    layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
-    weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))
-    h, final = hoisted.sequential_context(normal(batch, 2, dim), weights, None, starts[:, :2], starts[:, :2])
-    (h * 2).sum().backward()
 
 
 def run_with_dot(rows=300, dim=256, inner=1024, words=8192):

@@ -124,15 +124,6 @@ def test_add_norm_conv_widths(width, flags, tail, branch, chunks):
     checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, tail, branch)
 
 
-@pytest.mark.parametrize(("dtype", "layers", "flags"), [(torch.float32, 1, True), (torch.float32, 3, False)])
-def test_sequential_kernels(dtype, layers, flags):
-    checks.check_sequential_kernels("cpu", dtype, 3, 4, (2, 3, 5), layers, flags)
-
-
-def test_sequential_kernels_aligned_and_in_half_precision():
-    checks.check_sequential_kernels("cpu", torch.float16, 5, 3, (16, 16, 16))
-
-
 @pytest.mark.parametrize(
     ("tile", "case"),
     [

@@ -312,49 +312,6 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
 
 
-def check_sequential_kernels(device, dtype, batch, time, sizes, layers=1, flags=True, seed=0):
-    """The loop with its Triton cell against the reference in float64: the outputs, and gradients as near as in torch."""
-    from newllm_lib.ops.sequential_context import SequentialWeights, hoisted, reference
-    from newllm_lib.ops.sequential_context.cell import TorchCell
-    from newllm_lib.ops.sequential_context.triton import TritonCell
-
-    draw = Draw(device, dtype, seed)
-    embedding, context, hidden = sizes
-    widths = [embedding + context] + [hidden] * layers
-    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
-    parameters = [
-        draw.normal(*size, scale=size[-1] ** -0.5)
-        for width in widths[:-1]
-        for size in ((hidden, width), (hidden,))
-    ]  # fmt: skip
-    parameters += [draw.normal(3 * context, hidden, scale=hidden**-0.5), draw.normal(3 * context)]
-    parameters += [draw.normal(context, dtype=torch.float32), draw.normal(context, dtype=torch.float32)]
-
-    def run(function):
-        def with_weights(embeddings, initial, *parameters):
-            pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
-            weights = SequentialWeights(tuple(pairs[:-2]), pairs[-2], pairs[-1])
-            h, final = function(embeddings, weights, initial, starts, valid)
-            return h if valid is None else h * valid.unsqueeze(-1), final
-
-        return with_weights
-
-    inputs = [draw.normal(batch, time, embedding), draw.normal(batch, context, dtype=torch.float32), *parameters]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected, upstream = outputs_and_gradients(run(reference.sequential_context), exact, None, seed)
-    errors = {}
-    for cell in (TorchCell, TritonCell):
-        with poisoned_buffers(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hoisted, "_cell_type", lambda x, cell=cell: cell)
-            found, _ = outputs_and_gradients(run(hoisted.sequential_context), inputs, upstream, seed)
-        errors[cell] = [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True)]
-    # A ReLU that rounding opens or closes changes gradients by per cents in half precision, whoever computes them.
-    slack = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}[dtype]
-    for index, (by_torch, by_kernel) in enumerate(zip(*errors.values(), strict=True)):
-        limit = TOLERANCE[dtype] if index < 2 else 3 * by_torch + slack
-        assert by_kernel < limit, f"result {index}: {by_kernel:.1e}, in plain torch {by_torch:.1e}"
-
-
 def run_interpreted(selection):
     """Run the tests of `interpreted_kernels.py` that match, in a process whose Triton interprets its kernels on the
     CPU.

@@ -1,6 +1,5 @@
 """LoRA in fine-tuning: adapters alone learn, best/ loads like any model, and a stopped run goes on exactly."""
 
-import json
 import shutil
 
 import pytest
@@ -92,9 +91,6 @@ def test_a_stopped_run_with_adapters_goes_on_exactly_also_without_its_start(fold
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_adapters_need_something_to_stand_beside_and_say_what_they_cannot(folder):  # noqa: F811
+def test_adapters_need_something_to_stand_beside(folder):  # noqa: F811
     with pytest.raises(UsageError, match="--lora_rank trains adapters beside .* --from"):
         train(tuned(folder, from_run="none", lora_rank="2"))
-    with pytest.raises(UsageError, match="lora_dropout cannot be had with the sequential recurrence"):
-        train(adapted(folder, lora_dropout="0.1", **sequential(folder)))
-    assert json.loads((folder / "checkpoints/walker/status.json").read_text())["state"] == "done"
