@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.common.dispatch import runs_triton_dot
 from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
 from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
 

@@ -19,7 +19,7 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import build_model, count_parameters, load_model, model_config, parameters
 from newllm_lib.models.weights import check_weights
 from newllm_lib.ops import ahead
-from newllm_lib.ops.backend import kernels
+from newllm_lib.ops.common.dispatch import kernels
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import (
     BACKGROUND,

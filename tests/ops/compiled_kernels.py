@@ -11,9 +11,6 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from newllm_lib.ops.context_scan import launch
-from newllm_lib.ops.context_scan import triton as scan
-from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.followers import triton as followers
 from newllm_lib.ops.gated_scan import triton as gated
@@ -75,10 +72,8 @@ def run_everything(dtype, batch=2, time=64, dim=64):
 
     starts = torch.zeros(batch, time, dtype=torch.bool)
     for chunks in (1, 4):
-        launch.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
-        c, final = scan.context_scan(normal(batch, time, dim), normal(batch, time, dim), float32(batch, dim))
-        (c * 2).sum().backward()
-        y, c, final = gated.gated_context(
+        gated.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
+        y, c, final = gated.gated_scan(
             normal(batch, time, 3 * dim), float32(dim), float32(dim), starts, starts, float32(batch, dim)
         )
         (y * 2).sum().backward()
@@ -87,11 +82,12 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     (r * n).sum().backward()
     r, u = stream.add_norm_conv(*inputs, float32(dim, 4), starts, float32(batch, 3, dim), 1e-6)
     (r * u).sum().backward()
-    stream.last_rows(inputs[0], inputs[2], 3, starts, 1e-6)
+    stream.last_rows(inputs[0], inputs[2], 4, starts, None, 1e-6)
     (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
     state = torch.zeros(batch, 4 * dim)
-    step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
-    step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
+    conv.short_conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
+    new = torch.empty(batch, dim)
+    gated.gated_scan_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], new)
     logits, ids, two = torch.randn(batch, time, dim), torch.ones(batch, time, dtype=torch.long), torch.ones(batch, 5)
     followers.followers(ids, ids, ids, 4, 0.99, dim)
     for count in range(1, 6):
@@ -157,7 +153,7 @@ if CAPABILITY >= 80:
     run_with_dot()
     for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
         attend(dtype, head_size)
-    sizes.backend.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
+    sizes.dispatch.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
     assert sizes.chunk(64, 64, torch.bfloat16, None) and sizes.features_fit(64, 64, torch.bfloat16, None)  # Phase 8's presets
     for dtype, features, head_size in itertools.product((torch.bfloat16, torch.float32), (64, 128), (64, 128)):
         attend_linearly(dtype, features, head_size)

@@ -26,11 +26,11 @@ CASES = [
 @pytest.fixture(autouse=True)
 def short_unrolling(monkeypatch):
     """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
-    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
     from newllm_lib.ops.stream_norm import triton as stream
 
-    for tile in (launch.FORWARD, launch.BACKWARD, conv._FORWARD, conv._BACKWARD):
+    for tile in (scan.FORWARD, scan.BACKWARD, conv._FORWARD, conv._BACKWARD):
         monkeypatch.setitem(tile, "UNROLL", 3)
     monkeypatch.setattr(stream, "_UNROLL", 3)
 
@@ -38,50 +38,23 @@ def short_unrolling(monkeypatch):
 @pytest.fixture(params=["whole", "chunked"])
 def chunks(request, monkeypatch):
     """Time in one piece, and cut into pieces of at least 2 steps as where batch x dim does not fill a GPU."""
-    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
     from newllm_lib.ops.stream_norm import triton as stream
 
     wanted = 1 if request.param == "whole" else 3
-    monkeypatch.setattr(launch, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
+    monkeypatch.setattr(scan, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
     for module in (conv, stream):
         monkeypatch.setattr(module, "_MIN_CHUNK", 10**6 if wanted == 1 else 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_context_scan(case, chunks):
-    checks.check_context_scan("cpu", *case)
+def test_gated_scan(case, chunks):
+    checks.check_gated_scan("cpu", *case)
 
 
-def test_context_scan_without_state(chunks):
-    checks.check_context_scan("cpu", torch.float32, 2, 5, 3, with_state=False)
-
-
-def test_context_scan_strided():
-    from newllm_lib.ops.context_scan import reference, triton
-
-    draw = checks.Draw("cpu", torch.float32)
-    a, b = draw.uniform(5, 3, 2), draw.normal(5, 2, 6)
-
-    def strided(scan):
-        return lambda a, b: scan(a.permute(2, 0, 1), b.transpose(0, 1)[..., ::2])
-
-    compared = ["c", "final", "da", "db"]
-    checks.compare(compared, strided(triton.context_scan), strided(reference.context_scan), [a, b], 1e-5)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gated_context(case, chunks):
-    checks.check_gated_context("cpu", *case)
-
-
-def test_gated_context_bare(chunks):
-    checks.check_gated_context("cpu", torch.float32, 2, 6, 3, flags=False, with_state=False)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gated_halves(dtype):
-    checks.check_gated_halves("cpu", dtype, 2, 9, 5)
+def test_gated_scan_bare(chunks):
+    checks.check_gated_scan("cpu", torch.float32, 2, 6, 3, flags=False, with_state=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -194,25 +167,20 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv", "add_norm", "add_norm_conv",
+    "name", ["gated_scan", "short_conv", "add_norm", "add_norm_conv",
              "token_embedding"],
 )  # fmt: skip
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
-    import newllm_lib.ops.context_scan.triton
     import newllm_lib.ops.gated_scan.triton
     import newllm_lib.ops.short_conv.triton
     import newllm_lib.ops.token_embedding.triton  # noqa: F401
 
     draw = checks.Draw("cpu", torch.float32)
     batch, time, dim = 2, 3, 5
-    x, y, state = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.normal(batch, dim)
-    starts, valid = draw.flags(batch, time, share=0.3), draw.flags(batch, time, share=0.7)
+    x, y, starts = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.flags(batch, time, share=0.3)
     arguments = {
-        "context_scan": (draw.uniform(batch, time, dim), x, state),
-        "gated_scan": (x, y, draw.normal(dim), starts, valid, state),
-        "gated_readout": (x, y, draw.normal(dim), 1e-6),
-        "gated_context": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
+        "gated_scan": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
         "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
         "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
         "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), starts, draw.normal(batch, 3, dim), 1e-6),
@@ -230,7 +198,7 @@ def test_compiles_without_graph_break():
 
     def block(x, weight, taps):
         u = conv.short_conv(x, taps)
-        y, _, final = gated.gated_context(torch.tanh(u), None, weight)
+        y, _, final = gated.gated_scan(torch.tanh(u), None, weight)
         return y * 2, final
 
     eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, taps)], [x, weight, taps])
@@ -254,7 +222,7 @@ def test_squared_relu_mlp(dtype, monkeypatch):
     from newllm_lib.ops.squared_relu_mlp import triton
 
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
-    monkeypatch.setattr(triton.launch, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(triton.helpers, "multiprocessors", lambda device: 4)
     checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
     checks.check_squared_relu_mlp("cpu", dtype, 19, 32, 16)
 
@@ -275,10 +243,11 @@ def test_scaled_rows():
 @pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [
     (torch.float32, 5, 4, True), (torch.float16, 3, 4, False), (torch.float32, 300, 2, True), (torch.float32, 7, 1, False),
 ])  # fmt: skip
-def test_context_step(dtype, dim, width, flags):
-    from newllm_lib.ops.context_step import triton
+def test_decoding_steps(dtype, dim, width, flags):
+    from newllm_lib.ops.gated_scan import triton as scan
+    from newllm_lib.ops.short_conv import triton as conv
 
-    checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)
+    checks.check_steps("cpu", dtype, conv, scan, 3, dim, width, flags)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 5, 1), (3, 7, 33, 2), (2, 4, 2500, 4), (2, 5, 20, 3), (2, 5, 20, 5)], ids=str)

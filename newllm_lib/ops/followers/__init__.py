@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import runs_triton
 from newllm_lib.ops.followers import processor, reference
 
 

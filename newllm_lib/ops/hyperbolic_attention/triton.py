@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import shared_memory
+from newllm_lib.ops.common.dispatch import shared_memory
 from newllm_lib.ops.hyperbolic_attention import backward_kernels, forward_kernels, geometry, visibility_kernels
 from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.common.dispatch import runs_triton_dot
 from newllm_lib.ops.linear_attention import sizes
 
 

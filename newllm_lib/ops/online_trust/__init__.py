@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import runs_triton
 from newllm_lib.ops.online_trust import reference
 
 PRIOR = 20.0  # of a squared logit: how much a text must tell before it is believed

@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device, shared_memory
-from newllm_lib.ops.context_scan import launch
+from newllm_lib.ops.common import triton_helpers as helpers
+from newllm_lib.ops.common.dispatch import on_its_device, shared_memory
 from newllm_lib.ops.squared_relu_mlp import kernels
 
 # Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less shared memory.
@@ -33,7 +33,7 @@ def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
     out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
     tile = _tile(x.device, x.shape[1])
     columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])
-    walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), launch.multiprocessors(x.device) // columns))
+    walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), helpers.multiprocessors(x.device) // columns))
     kernels.product[(columns * walkers,)](
         x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
         INNER=x.shape[1], GRADIENT=squares is not None,

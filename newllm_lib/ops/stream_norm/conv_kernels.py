@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.context_scan.kernels import load_flags, load_rows
+from newllm_lib.ops.common.triton_helpers import load_flags, load_rows
 from newllm_lib.ops.short_conv.kernels import add_to_weights, empty_if, gradients_after, load_taps, push, stored_where
 
 
