@@ -258,9 +258,9 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     """`newllm train` on ChitChat, from its second step on; the median of so many steps' rows in its log, the first left out."""
     import torch
 
-    from newllm_lib.models import count_parameters, model_config
     from newllm_lib.ops import ahead
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     ahead.start(compiles=name != "new_llm")
     from newllm_lib.training import run_recipe
@@ -318,8 +318,8 @@ def _model(name: str, vocabulary: int, length: int):
 
 def _seed(name: str, vocabulary: int, length: int):
     from newllm_lib.benchmarks import peers
-    from newllm_lib.models import build_model, count_parameters, model_config
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
     def recipe(mlp_size):
         one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "mlp_size": mlp_size}

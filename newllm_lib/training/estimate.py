@@ -38,7 +38,7 @@ def estimate(
         training_tokens: tokens of the training split, where they are counted already.
         processes: that share each batch. parts: into how many the model is cut.
     """
-    from newllm_lib.models.build import count_parameters, model_config
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     if recipe.task == "dpo":
         return _preference_estimate(recipe, device)
@@ -54,7 +54,7 @@ def estimate(
 
 def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
     """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each at a time."""
-    from newllm_lib.models.build import count_parameters, model_config
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
     return least_memory_gib(recipe, device, count, parts) <= device.memory_gib
@@ -68,7 +68,7 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
     Raises:
         NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys to turn.
     """
-    from newllm_lib.models.build import count_parameters, model_config
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
     need = least_memory_gib(recipe, device, count, parts)

@@ -56,8 +56,9 @@ def test_adapters_learn_and_the_merged_model_is_what_was_measured(folder, kind, 
 
 
 def test_only_what_is_trained_is_in_the_optimizer(folder):  # noqa: F811
-    from newllm_lib.models import load_model, parameters
+    from newllm_lib.models import parameters
     from newllm_lib.training.adapters import add_adapters
+    from newllm_lib.training.model_config import load_model
     from newllm_lib.training.optimizer import build_optimizer
 
     recipe = adapted(folder, optimizer="muon")
@@ -70,8 +71,8 @@ def test_only_what_is_trained_is_in_the_optimizer(folder):  # noqa: F811
 
 
 def test_rank_scale_and_dropout_reach_the_adapters(folder):  # noqa: F811
-    from newllm_lib.models import load_model
     from newllm_lib.training.adapters import add_adapters
+    from newllm_lib.training.model_config import load_model
 
     recipe = adapted(folder, lora_rank="3", lora_alpha="6", lora_dropout="0.25")
     place = folder / "checkpoints/new_llm_wikitext/best"
