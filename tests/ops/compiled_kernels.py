@@ -16,9 +16,8 @@ from newllm_lib.ops.followers import triton as followers
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
-from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
-from newllm_lib.ops.linear_attention import features_triton, sizes
+from newllm_lib.ops.linear_attention import sizes
 from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.online_trust import triton as trust
 from newllm_lib.ops.rounded_step import new_momentum
@@ -128,7 +127,7 @@ def attend(dtype, head_size):
     out, *numbers = attention.forward(q, k, v, *parameters)
     attention.backward(q, k, v, *parameters, out, *numbers, out)
     turn = torch.ones(64, head_size // 2), torch.ones(64, head_size // 2)
-    packed._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
+    attention._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
 
 
 def attend_linearly(dtype, features, head_size):
@@ -141,7 +140,7 @@ def attend_linearly(dtype, features, head_size):
         torch.autograd.grad(out.sum() + state.sum(), [q, k])
     if sizes.features_fit(features, head_size, dtype, v.device):
         points = torch.randn(2, features, head_size)
-        found = features_triton.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
+        found = linear.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
         torch.autograd.grad(found.sum(), [v])
 
 

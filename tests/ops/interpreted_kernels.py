@@ -141,15 +141,15 @@ def test_linear_attention(case, monkeypatch):
     ids=str,
 )  # fmt: skip
 def test_linear_attentions_features(case, monkeypatch):
-    from newllm_lib.ops.linear_attention import features_triton
+    from newllm_lib.ops.linear_attention import triton
 
-    monkeypatch.setattr(features_triton, "_ROWS", 16)
-    monkeypatch.setattr(features_triton, "_PROGRAMS", 3)
+    monkeypatch.setattr(triton, "_ROWS", 16)
+    monkeypatch.setattr(triton, "_PROGRAMS", 3)
     phase7_checks.check_horosphere_features("cpu", *case)
 
 
 def test_linear_attention_is_a_well_formed_operator(monkeypatch):
-    import newllm_lib.ops.linear_attention.triton  # makes the operator
+    import newllm_lib.ops.linear_attention.triton  # noqa: F401  makes the operators
     from newllm_lib.ops.linear_attention import sizes
 
     monkeypatch.setattr(sizes, "CHUNKS", (16,))
@@ -159,8 +159,6 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     arguments = q, k, draw.normal(1, 2, 18, 3), log_decay, draw.flags(1, 18, share=0.1), draw.uniform(1, 2, 4, 4)
     checks_of = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.newllm.linear_attention.default, arguments, test_utils=checks_of)
-
-    import newllm_lib.ops.linear_attention.features_triton  # noqa: F401
 
     arguments = draw.normal(1, 2, 5, 4), draw.normal(2, 6, 4), draw.uniform(2), draw.uniform(2)
     torch.library.opcheck(torch.ops.newllm.horosphere_features.default, arguments, test_utils=checks_of)

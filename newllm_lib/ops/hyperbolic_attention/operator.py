@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from newllm_lib.ops.common.dispatch import Operation, runs_triton_dot
-from newllm_lib.ops.hyperbolic_attention import chunked, geometry
+from newllm_lib.ops.hyperbolic_attention import chunked
+from newllm_lib.ops.hyperbolic_attention.reference import padded
 
 _implementation = Operation(chunked)
 
@@ -29,7 +30,7 @@ def _attention(
 @_attention.register_fake
 def _(q, k, v, beta, curvature, starts, window, backend):
     dtype = torch.promote_types(q.dtype, torch.float32)
-    numbers = [q.new_empty(3, *x.shape[:2], geometry.padded(x.shape[2]), dtype=dtype) for x in (q, k)]
+    numbers = [q.new_empty(3, *x.shape[:2], padded(x.shape[2]), dtype=dtype) for x in (q, k)]
     return torch.empty_like(q), *numbers
 
 

@@ -1,4 +1,4 @@
-"""The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels` and `conv_kernels`.
+"""The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels`.
 
 What is saved for the backward pass is r, which the stream holds anyway. x and the branch have one gradient: the operators return
 it once, and autograd gives it to both.
@@ -13,7 +13,7 @@ from torch import Tensor
 from newllm_lib.ops.common import triton_helpers as helpers
 from newllm_lib.ops.common.dispatch import on_its_device
 from newllm_lib.ops.common.reductions import sum_rows
-from newllm_lib.ops.stream_norm import conv_kernels, kernels
+from newllm_lib.ops.stream_norm import kernels
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program, as in `gated_scan.triton`
 _PROGRAMS = 8  # programs a multiprocessor in the norm's backward pass
@@ -114,7 +114,7 @@ def _add_norm_conv(
 def _add_norm_conv_forward(x, branch, weight, taps, starts, tail, eps):
     r, u = x.new_empty(0 if branch is None else x.shape), torch.empty_like(x)
     grid, length, constants = _walk(x)
-    conv_kernels.norm_conv_forward[grid](
+    kernels.norm_conv_forward[grid](
         x, branch, weight.contiguous(), taps.contiguous(), helpers.flag_bytes(starts), tail, r, u, *x.shape[1:], length, eps,
         HAS_BRANCH=branch is not None, **_present(taps, starts, tail), **constants,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _conv_gradients(r, weight, taps, starts, tail, du, dr, eps):
     grid, length, constants = _walk(r)
     width, dim = taps.shape[1], r.shape[2]
     shares = torch.empty(grid[0] * grid[1], (width + 1) * dim, dtype=torch.float32, device=r.device)
-    conv_kernels.norm_conv_backward[grid](
+    kernels.norm_conv_backward[grid](
         r, weight.contiguous(), taps.contiguous(), helpers.flag_bytes(starts), tail, du, dr, dx, dtail, shares, *r.shape[1:],
         length, eps, HAS_DR=dr is not None, **_present(taps, starts, tail), **constants,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _last_rows_forward(r, weight, count, starts, eps):
     batch, time, dim = r.shape
     out = torch.empty(batch, count, dim, dtype=torch.float32, device=r.device)
     block = triton.next_power_of_2(dim)
-    conv_kernels.norm_last_rows[(batch, count)](
+    kernels.norm_last_rows[(batch, count)](
         r, weight.contiguous(), helpers.flag_bytes(starts), out, time, dim, eps,
         HAS_STARTS=starts is not None, COUNT=count, BLOCK_DIM=block, num_warps=max(1, block // 256),
     )  # fmt: skip
