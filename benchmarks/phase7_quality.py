@@ -18,9 +18,9 @@ from measuring import append_rows, machine
 
 from newllm_lib.evaluation.comparison import trained_speed
 from newllm_lib.evaluation.evaluate_run import evaluate_run
-from newllm_lib.models import count_parameters, model_config
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training import train
+from newllm_lib.training.model_config import count_parameters, model_config
 
 VARIANTS = {
     "phase7": {},

@@ -184,7 +184,7 @@ MODEL_KEYS = {  # another value of the key, and what must be set beside it for t
 
 @pytest.mark.parametrize("key", MODEL_KEYS)
 def test_each_model_key_changes_the_model(key):
-    from newllm_lib.models import model_config
+    from newllm_lib.training.model_config import model_config
 
     value, beside = MODEL_KEYS[key]
     one, other = (model_config(recipe(**chosen), 500) for chosen in (beside, {**beside, key: value}))

@@ -82,7 +82,7 @@ class Training:
                 self._step()
                 self.done += 1
         torch.cuda.synchronize()
-        if self.done < self.total and getattr(self.model, "captured", True):
+        if self.done < self.total:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             self.graph = torch.cuda.CUDAGraph()

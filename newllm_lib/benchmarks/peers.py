@@ -132,7 +132,6 @@ class Ours(nn.Module):
         super().__init__()
         self.model = model
         self.carries = hasattr(getattr(model, "model", None), "initial_state")
-        self.captured = getattr(model.config, "recurrence", "") != "sequential"  # that one replays graphs of its own
 
     def step(self, ids, labels, state):
         if not self.carries:
@@ -167,8 +166,8 @@ def build(name: str, size: str, vocabulary: int, window: int, dropout: float, la
 
 
 def _of_the_project(name, target, vocabulary, width, depth, window, dropout, changes):
-    from newllm_lib.models import build_model, count_parameters, model_config
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
     def recipe(mlp_size, **more):
         keys = {"sized_for": "cpu", "hidden_size": width, "context_dim": width, "num_layers": depth, "mlp_size": mlp_size}

@@ -79,7 +79,8 @@ class _Training:
     def __init__(self, recipe: Recipe):
         import torch
 
-        from newllm_lib.models import build_model, parameters
+        from newllm_lib.models import parameters
+        from newllm_lib.training.model_config import build_model
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
@@ -120,8 +121,8 @@ class _Training:
 def quality(rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_quality"), changes: dict | None = None) -> None:
     """Train each way and add its bits per byte of the test text. A run that is there is only evaluated."""
     from newllm_lib.evaluation.evaluate_run import evaluate_run
-    from newllm_lib.models import count_parameters, model_config
     from newllm_lib.training import train
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     for way in ways:
         name = way.lower().replace(",", "").replace(" ", "_")

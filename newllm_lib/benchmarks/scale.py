@@ -172,11 +172,11 @@ def _only_logs(timetable):
 def _train(recipe, name: str, data, device, folder: Path) -> Found:
     import torch
 
-    from newllm_lib.models import count_parameters, model_config
-    from newllm_lib.ops.backend import kernels
+    from newllm_lib.ops.common.dispatch import kernels
     from newllm_lib.runs import Run
     from newllm_lib.training import ranks, run_recipe
     from newllm_lib.training.estimate import micro_batch_size
+    from newllm_lib.training.model_config import count_parameters, model_config
     from newllm_lib.training.progress import Progress
 
     run = Run(folder / f"{name}-{ranks.world()}")

@@ -25,19 +25,18 @@ from newllm_lib.benchmarks.rows import Rows
 from newllm_lib.console import say
 
 WAYS = (
-    "seed_loop:eager", "seed:eager", "gpt2:eager", "gpt2:compiled", "gpt2:graphs", "gpt2:captured", "attention:graphs",
+    "seed:eager", "gpt2:eager", "gpt2:compiled", "gpt2:graphs", "gpt2:captured", "attention:graphs",
     "attention:captured", "lstm:eager", "tiny_gpt2:graphs", "new_llm:eager", "new_llm:compiled", "new_llm:graphs",
     "new_llm:replay", "new_llm:captured", "new_llm:trainer",
 )  # fmt: skip
-CPU_WAYS = ("seed_loop_equal:eager", "seed_equal:eager", "new_llm:eager")
+CPU_WAYS = ("seed_equal:eager", "new_llm:eager")
 GROUP = 10  # steps between two waits for the GPU: training does not wait for each step either
 SETTING = {"batch": 512, "length": 128, "vocabulary": 8192}
 CPU_SETTING = {"batch": 1, "length": 128, "vocabulary": 4096}
 _TITLES = {
-    "seed_loop": "seed recurrence as a Python loop", "seed": "seed recurrence", "gpt2": "GPT-2 (transformers)",
+    "seed": "seed recurrence as a Python loop", "gpt2": "GPT-2 (transformers)",
     "tiny_gpt2": "TinyGPT2", "attention": "modern attention", "lstm": "LSTM (cuDNN)", "new_llm": "New-LLM",
-    "seed_loop_equal": "seed recurrence as a Python loop, New-LLM's parameters",
-    "seed_equal": "seed recurrence, New-LLM's parameters",
+    "seed_equal": "seed recurrence as a Python loop, New-LLM's parameters",
 }  # fmt: skip
 
 
@@ -259,9 +258,9 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     """`newllm train` on ChitChat, from its second step on; the median of so many steps' rows in its log, the first left out."""
     import torch
 
-    from newllm_lib.models import count_parameters, model_config
     from newllm_lib.ops import ahead
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import count_parameters, model_config
 
     ahead.start(compiles=name != "new_llm")
     from newllm_lib.training import run_recipe
@@ -319,13 +318,8 @@ def _model(name: str, vocabulary: int, length: int):
 
 def _seed(name: str, vocabulary: int, length: int):
     from newllm_lib.benchmarks import peers
-    from newllm_lib.layers import sequential_context
-    from newllm_lib.models import build_model, count_parameters, model_config
-    from newllm_lib.ops.sequential_context import reference
     from newllm_lib.recipe import load_recipe
-
-    if name.startswith("seed_loop"):
-        sequential_context.sequential_context = reference.sequential_context
+    from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
     def recipe(mlp_size):
         one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256, "mlp_size": mlp_size}

@@ -46,8 +46,8 @@ def phase7(layers: int | None = None):
     """Phase 7's recipe of 1.51 billion parameters (or another depth)."""
     import torch
 
-    from newllm_lib.models import build_model
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import build_model
 
     keys = {"num_layers": layers} if layers else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -41,7 +41,7 @@ class Steps:
         self.said = torch.zeros(self.at_once, rows, dtype=torch.long, device=device)
         self.index = torch.zeros(1, dtype=torch.long, device=device)
         self.graph = None
-        # Only where nothing asks the device: the original recurrence, say, replays graphs of its own.
+        # Only where nothing asks the device.
         if self.on_gpu and getattr(model.config, "recurrence", None) == "parallel":
             self._capture()
 

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.ops.context_step import conv_step, gate_step
-from newllm_lib.ops.gated_scan import gated_context
-from newllm_lib.ops.short_conv import short_conv
+from newllm_lib.ops.gated_scan import gated_scan, gated_scan_step
+from newllm_lib.ops.short_conv import short_conv, short_conv_step
 from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
 from newllm_lib.ops.stream_norm import add_norm, add_norm_conv
 
@@ -82,15 +81,15 @@ class ContextVector(nn.Module):
         return context, tail.reshape(len(state), self.conv_width - 1, self.hidden_size)
 
     def _scan(self, u, context, starts, valid):
-        y, _, context = gated_context(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
+        y, _, context = gated_scan(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
         return y, context
 
     def _step(self, x, state, starts):
         """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if starts is None else starts[:, 0].contiguous()
-        u = conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
-        y = gate_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
+        u = short_conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
+        y = gated_scan_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
         return u.unsqueeze(1), y.unsqueeze(1), new
 
 
@@ -127,7 +126,7 @@ class ShortMemory(nn.Module):
             new, start = torch.empty_like(state, memory_format=torch.contiguous_format), None
             if starts is not None:
                 start = starts[:, 0].contiguous()
-            return conv_step(x[:, 0], self.weight, start, state, new).unsqueeze(1), new
+            return short_conv_step(x[:, 0], self.weight, start, state, new).unsqueeze(1), new
         tail = state.reshape(x.shape[0], self.weight.shape[1] - 1, x.shape[2])
         u, tail = short_conv(x, self.weight, starts, valid, tail)
         return u, tail.flatten(1).float()

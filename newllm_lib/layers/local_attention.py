@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.common.dispatch import runs_triton_dot
 from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
-from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
+from newllm_lib.ops.hyperbolic_attention.reference import first_visible
 
 
 class Past(NamedTuple):
@@ -88,7 +88,7 @@ class LocalAttention(nn.Module):
         return ours and runs_triton_dot(qkv, float32=True)
 
     def _packed(self, qkv, rotation, scale: float, starts, curvature_factor):
-        from newllm_lib.ops.hyperbolic_attention.packed import packed_attention_
+        from newllm_lib.ops.hyperbolic_attention.triton import packed_attention_
 
         sizes = {"window": self.window, "heads": self.num_heads, "scale": scale}
         rotation = tuple(t[-qkv.shape[1] :] for t in rotation)

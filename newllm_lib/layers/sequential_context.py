@@ -1,13 +1,15 @@
 """The original recurrence, kept exactly: its gates read the context, so it must be computed token by token.
 
     h_t = MLP_L([e_t; c_{t-1}]),   c_t = LN(sigmoid(W_f h_t) * c_{t-1} + sigmoid(W_i h_t) * W_d h_t),   c_0 = 0
+
+It is kept for comparison, in plain torch on every device; `layers.context_block` is what replaced it.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import nn
-
-from newllm_lib.ops.sequential_context import SequentialWeights, sequential_context
 
 
 class SequentialContext(nn.Module):
@@ -25,7 +27,43 @@ class SequentialContext(nn.Module):
     def state_size(self) -> int:
         return self.context_dim
 
-    def forward(self, x, state, starts=None, valid=None):
-        """x (batch, time, embedding), state (batch, context_dim) float32, starts and valid (batch, time) bool or None."""
-        weights = SequentialWeights.of(self.mlp, self.gates, self.norm)
-        return sequential_context(x, weights, state, starts, valid)
+    def forward(
+        self,
+        x: torch.Tensor,
+        state: torch.Tensor,
+        starts: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All tokens, one after the other.
+
+        Args:
+            x: (batch, time, embedding).
+            state: (batch, context_dim), the context before the first token.
+            starts: (batch, time) bool: there the context before the token is taken as 0.
+            valid: (batch, time) bool: False is padding, which leaves the context as it was whatever `starts` says; h means
+                nothing there.
+        Returns:
+            h (batch, time, hidden) in the dtype of the matrix products, and the context after the last token (batch, context_dim)
+            in float32 (float64 for float64 x).
+        """
+        context = state.to(torch.promote_types(x.dtype, torch.float32))
+        if valid is not None and starts is not None:
+            starts = starts & valid
+        outputs = []
+        for t, token in enumerate(x.unbind(1)):
+            if starts is not None:
+                context = context.masked_fill(starts[:, t, None], 0.0)
+            h, new = self._step(token, context)
+            context = new if valid is None else torch.where(valid[:, t, None], new, context)
+            outputs.append(h)
+        return torch.stack(outputs, 1), context
+
+    def _step(self, token: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token (batch, embedding): h (batch, hidden) and the new context, the cell in the context's dtype."""
+        h = torch.cat([token, context.to(token.dtype)], -1)
+        for layer in self.mlp:
+            h = torch.relu(layer(h))
+        delta, forget, write = self.gates(h).to(context.dtype).chunk(3, -1)
+        mixed = torch.sigmoid(forget) * context + torch.sigmoid(write) * delta
+        weight, bias = self.norm.weight.to(context.dtype), self.norm.bias.to(context.dtype)
+        return h, F.layer_norm(mixed, self.norm.normalized_shape, weight, bias, self.norm.eps)

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from newllm_lib.models.build import build_model, count_parameters, load_model, matched_tiny_gpt2, model_config, parameters
+from newllm_lib.models.causal_lm import parameters
 from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM, NewLLMModel
 from newllm_lib.models.phase7 import Phase7Config, Phase7ForCausalLM, Phase7Model
 from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
@@ -17,7 +17,13 @@ AutoConfig.register("tiny_gpt2", TinyGPT2Config, exist_ok=True)
 AutoModelForCausalLM.register(TinyGPT2Config, TinyGPT2ForCausalLM, exist_ok=True)
 
 __all__ = [
-    "NewLLMConfig", "NewLLMForCausalLM", "NewLLMModel", "Phase7Config", "Phase7ForCausalLM",
-    "Phase7Model", "TinyGPT2Config", "TinyGPT2ForCausalLM", "build_model",
-    "count_parameters", "load_model", "matched_tiny_gpt2", "model_config", "parameters",
-]  # fmt: skip
+    "NewLLMConfig",
+    "NewLLMForCausalLM",
+    "NewLLMModel",
+    "Phase7Config",
+    "Phase7ForCausalLM",
+    "Phase7Model",
+    "TinyGPT2Config",
+    "TinyGPT2ForCausalLM",
+    "parameters",
+]

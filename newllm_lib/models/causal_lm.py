@@ -11,6 +11,11 @@ from transformers.utils import ModelOutput
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
 
 
+def parameters(model: nn.Module) -> int:
+    """Stored, trainable parameters; tied ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 @dataclass
 class CausalLMOutput(ModelOutput):
     """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size) float32."""

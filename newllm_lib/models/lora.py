@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from newllm_lib.errors import UsageError
-
 
 def lora_config(model, rank: int, alpha: float, dropout: float):
-    """PEFT's configuration for adapters on every linear layer but the head.
-
-    Raises:
-        UsageError: the model's arithmetic does not pass through its layers, so that adapters would be ignored.
-    """
+    """PEFT's configuration for adapters on every linear layer but the head."""
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    if getattr(model.config, "recurrence", "parallel") == "sequential":
-        raise UsageError("The sequential recurrence reads its weights directly, past any adapter: use --lora_rank 0 with it.")
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # how GPT-2 keeps its weights
     return LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM",

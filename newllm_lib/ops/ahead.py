@@ -67,8 +67,6 @@ def rehearse(model: nn.Module, step: Callable[[], torch.Tensor]) -> None:
         return
     if _elsewhere is not None and not (_elsewhere.done() and _elsewhere.result()):  # unless it has failed
         return
-    from newllm_lib.ops.sequential_context import graph
-
     try:
         with _launches_become_compilations(), _first_blocks(model), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
             step().backward()
@@ -76,7 +74,6 @@ def rehearse(model: nn.Module, step: Callable[[], torch.Tensor]) -> None:
         pass  # the step itself will say so, or go on with a smaller batch: then its kernels are compiled as it meets them
     finally:
         model.zero_grad(set_to_none=True)
-        graph.forget()  # of the sequential recurrence: captured without its kernels
         torch.cuda.empty_cache()
 
 

@@ -80,11 +80,11 @@ class _Draw:
         return (torch.rand(*sizes, generator=self.generator) + 0.5).to(self.device).requires_grad_()
 
 
-def _gated_context(draw: _Draw):
-    from newllm_lib.ops.gated_scan import gated_context, reference
+def _gated_scan(draw: _Draw):
+    from newllm_lib.ops.gated_scan import gated_scan, reference
 
     inputs = [draw.normal(2, 129, 3 * 96), draw.normal(96, dtype=torch.float32), draw.normal(96, dtype=torch.float32)]
-    return lambda *x: gated_context(*x)[::2], lambda *x: reference.gated_context(*x)[::2], inputs
+    return lambda *x: gated_scan(*x)[::2], lambda *x: reference.gated_scan(*x)[::2], inputs
 
 
 def _short_conv(draw: _Draw):
@@ -139,7 +139,7 @@ def _cross_entropy(draw: _Draw):
 
 
 _OPERATIONS: dict[str, Callable] = {
-    "gated_context": _gated_context, "short_conv": _short_conv, "squared_relu_mlp": _squared_relu_mlp,
+    "gated_scan": _gated_scan, "short_conv": _short_conv, "squared_relu_mlp": _squared_relu_mlp,
     "hyperbolic_attention": _hyperbolic_attention, "linear_attention": _linear_attention, "cross_entropy": _cross_entropy,
 }  # fmt: skip
 OPERATIONS = tuple(_OPERATIONS)

@@ -26,9 +26,21 @@ def dtype_of(recipe: Recipe, device: Device) -> str:
 
 
 def compilation(recipe: Recipe, device: Device) -> str:
-    """"off", "on", "graphs" or "replay" (on a GPU, without loss scaling)."""
+    """"off", "on", "graphs" or "replay" (on a GPU, without loss scaling).
+
+    Raises:
+        UsageError: torch's compiler is asked to take a recurrence that is walked token by token.
+    """
     from newllm_lib.training import ranks  # which imports torch
 
+    if is_walked(recipe):
+        if recipe.compile in ("on", "graphs"):
+            raise UsageError(
+                f"--compile {recipe.compile} would compile every token of --recurrence sequential anew: leave it at auto."
+            )
+        alone = not (recipe.lora_rank or recipe.teacher or ranks.several())
+        replays = recipe.compile != "off" and device.torch_device == "cuda" and dtype_of(recipe, device) != "fp16"
+        return "replay" if replays and alone else "off"
     if recipe.compile == "replay" and (device.torch_device == "cpu" or dtype_of(recipe, device) == "fp16"):
         return "off"
     if recipe.compile != "auto":
@@ -40,6 +52,11 @@ def compilation(recipe: Recipe, device: Device) -> str:
     if dtype_of(recipe, device) != "bf16":
         return "on"
     return "replay" if is_made_of_kernels(recipe) else "graphs"
+
+
+def is_walked(recipe: Recipe) -> bool:
+    """Whether the model goes through a text token by token: the original recurrence."""
+    return recipe.model == "new_llm" and recipe.recurrence == "sequential"
 
 
 def is_made_of_kernels(recipe: Recipe) -> bool:

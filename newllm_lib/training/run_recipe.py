@@ -16,10 +16,10 @@ from newllm_lib import console
 from newllm_lib.data import prepare
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.models import build_model, count_parameters, load_model, model_config, parameters
+from newllm_lib.models import parameters
 from newllm_lib.models.weights import check_weights
 from newllm_lib.ops import ahead
-from newllm_lib.ops.backend import kernels
+from newllm_lib.ops.common.dispatch import kernels
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import (
     BACKGROUND,
@@ -47,6 +47,7 @@ from newllm_lib.training.estimate import check_memory, estimate, micro_batch_siz
 from newllm_lib.training.keeping import Kept, MirrorNews, continue_from_copy, copy_of, only_data_is_read
 from newllm_lib.training.lowmem.graphs import StepGraph
 from newllm_lib.training.lowmem.plan import make_model, prepare_blocks, refuse
+from newllm_lib.training.model_config import build_model, count_parameters, load_model, model_config
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after, settle

@@ -25,8 +25,8 @@ def tiny(name):
         return peers.Attention(300, 16, 1, 2, 16, 0.0)
     if name == "lstm":
         return peers.Lstm(300, 16, 2, 0.0)
-    from newllm_lib.models import build_model
     from newllm_lib.recipe import load_recipe
+    from newllm_lib.training.model_config import build_model
 
     sizes = {"hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "dropout": 0.0, "sized_for": "cpu"}
     model = build_model(load_recipe("demo", sizes), 300)

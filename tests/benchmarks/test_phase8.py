@@ -7,7 +7,7 @@ import pytest
 from newllm_lib.benchmarks import phase8
 from newllm_lib.benchmarks.rows import Rows, read
 from newllm_lib.cli import main
-from newllm_lib.models import count_parameters, model_config
+from newllm_lib.training.model_config import count_parameters, model_config
 from tests.training.test_resume import write_text
 
 TINY = {

@@ -10,8 +10,8 @@ import torch
 
 from newllm_lib.data.chat import UNKNOWN
 from newllm_lib.data.tokenizer import train_bpe, train_words, wrap
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model
 
 SIZES = {
     "sized_for": "cpu", "hidden_size": 16, "context_dim": 16, "mlp_size": 24, "num_layers": 2, "num_heads": 2,

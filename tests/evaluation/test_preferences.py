@@ -12,8 +12,8 @@ from newllm_lib.data.records import Message
 from newllm_lib.evaluation import preferences as measured
 from newllm_lib.evaluation.answers import collapsed, health, is_empty, kl_from_base, repeats, some_pairs
 from newllm_lib.evaluation.preferences import clearly_better, interval, pair_log_probs, preference_metrics
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model
 
 SIZES = {"sized_for": "cpu", "hidden_size": 16, "context_dim": 16, "mlp_size": 24, "num_layers": 2, "num_heads": 2}
 

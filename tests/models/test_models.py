@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import newllm_lib.models as models
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
 SMALL = {
     "sized_for": "cpu", "hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.0,
@@ -23,7 +24,7 @@ def build(model="new_llm", recurrence="parallel", **changes):
     options = recurrence == "options"
     recurrence, changes = ("parallel", {**OPTIONS, **changes}) if options else (recurrence, changes)
     recipe = load_recipe("demo", {**SMALL, "model": model, "recurrence": recurrence, "max_seq_length": 64, **changes})
-    built = models.build_model(recipe, VOCAB).eval()
+    built = build_model(recipe, VOCAB).eval()
     built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
     for layer in built.model.layers if options else ():
@@ -148,11 +149,11 @@ def test_loss_is_the_mean_cross_entropy_and_so_are_its_gradients(kind, labels):
 def test_tiny_gpt2_has_new_llms_parameters_within_two_percent(recurrence, size):
     changes = {**SMALL, "recurrence": recurrence, **size}
     sizes = [
-        models.count_parameters(models.model_config(load_recipe("demo", {**changes, "model": name}), 2048))
+        count_parameters(model_config(load_recipe("demo", {**changes, "model": name}), 2048))
         for name in ("new_llm", "tiny_gpt2")
     ]
     assert abs(sizes[1] - sizes[0]) <= 0.02 * sizes[0]
-    assert sizes[0] == models.parameters(models.build_model(load_recipe("demo", changes), 2048))
+    assert sizes[0] == models.parameters(build_model(load_recipe("demo", changes), 2048))
 
 
 def test_sequential_recurrence_is_the_seeds_equations():

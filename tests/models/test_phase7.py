@@ -11,6 +11,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model, count_parameters, model_config
 from tests.models.test_models import BOS, PAD, VOCAB, first_preference_loss, text
 
 SMALL = {
@@ -24,7 +25,7 @@ KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_
 def build(**changes):
     """`changes`: of the recipe's keys, or of what only the model's configuration can say."""
     own = {name: changes.pop(name) for name in ("tie_word_embeddings", "linear_features", "reset_at_bos") if name in changes}
-    config = models.model_config(load_recipe("demo", {**SMALL, **changes}), VOCAB)
+    config = model_config(load_recipe("demo", {**SMALL, **changes}), VOCAB)
     for name, value in own.items():
         setattr(config, name, value)
     torch.manual_seed(0)
@@ -263,7 +264,7 @@ def test_a_training_step_compiles_without_a_graph_break(kind, state):
 
 def test_a_tensor_train_starts_with_rows_as_large_as_a_dense_embeddings():
     torch.manual_seed(0)
-    built = models.build_model(load_recipe("demo", {**SMALL, "hidden_size": 128, "htt_rank": 32}), 1000)
+    built = build_model(load_recipe("demo", {**SMALL, "hidden_size": 128, "htt_rank": 32}), 1000)
     table = built.model.embed_tokens
     assert isinstance(table, TensorTrainEmbedding)
     assert float(table.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
@@ -294,15 +295,15 @@ def test_sizes_that_do_not_fit_are_one_line(wrong, words):
 )
 def test_the_recipes_have_the_sizes_they_say(name, least, most):
     recipe = load_recipe(name, device_kind="h100")
-    config = models.model_config(recipe, recipe.vocab_size)
-    assert least <= models.count_parameters(config) <= most
+    config = model_config(recipe, recipe.vocab_size)
+    assert least <= count_parameters(config) <= most
     if name == "phase7_1.5b":
         assert (config.hidden_size, config.num_hidden_layers, recipe.max_seq_length) == (2048, 24, 1024)
 
 
 def test_a_model_is_made_on_the_device_it_is_asked_for():
     recipe = load_recipe("phase7_1.5b", device_kind="h100")
-    model = models.build_model(recipe, 50257, device="meta")
+    model = build_model(recipe, 50257, device="meta")
     assert all(p.device.type == "meta" for p in model.parameters())
     assert model.model.curvature_factor.device.type == "meta"
 
@@ -312,5 +313,5 @@ def test_tiny_gpt2_of_equal_size(embedding):
     sizes = []
     for model in ("phase7", "tiny_gpt2"):
         recipe = load_recipe("phase7_small", {"model": model, "embedding": embedding}, device_kind="h100")
-        sizes.append(models.count_parameters(models.model_config(recipe, 4096)))
+        sizes.append(count_parameters(model_config(recipe, 4096)))
     assert abs(sizes[0] - sizes[1]) < 0.02 * sizes[0]

@@ -11,21 +11,15 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from newllm_lib.ops.context_scan import launch
-from newllm_lib.ops.context_scan import triton as scan
-from newllm_lib.ops.context_step import triton as step
 from newllm_lib.ops.cross_entropy import exponentials
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
-from newllm_lib.ops.hyperbolic_attention import packed
 from newllm_lib.ops.hyperbolic_attention import triton as attention
-from newllm_lib.ops.linear_attention import features_triton, sizes
+from newllm_lib.ops.linear_attention import sizes
 from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.rounded_step import new_momentum
 from newllm_lib.ops.rounded_step import triton as rounded
-from newllm_lib.ops.sequential_context import SequentialWeights, hoisted
-from newllm_lib.ops.sequential_context.triton import TritonCell
 from newllm_lib.ops.short_conv import triton as conv
 from newllm_lib.ops.squared_relu_mlp import triton as mlp
 from newllm_lib.ops.stream_norm import triton as stream
@@ -75,10 +69,8 @@ def run_everything(dtype, batch=2, time=64, dim=64):
 
     starts = torch.zeros(batch, time, dtype=torch.bool)
     for chunks in (1, 4):
-        launch.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
-        c, final = scan.context_scan(normal(batch, time, dim), normal(batch, time, dim), float32(batch, dim))
-        (c * 2).sum().backward()
-        y, c, final = gated.gated_context(
+        gated.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
+        y, c, final = gated.gated_scan(
             normal(batch, time, 3 * dim), float32(dim), float32(dim), starts, starts, float32(batch, dim)
         )
         (y * 2).sum().backward()
@@ -87,11 +79,12 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     (r * n).sum().backward()
     r, u = stream.add_norm_conv(*inputs, float32(dim, 4), starts, float32(batch, 3, dim), 1e-6)
     (r * u).sum().backward()
-    stream.last_rows(inputs[0], inputs[2], 3, starts, 1e-6)
+    stream.last_rows(inputs[0], inputs[2], 4, starts, None, 1e-6)
     (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
     state = torch.zeros(batch, 4 * dim)
-    step.conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
-    step.gate_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], torch.empty(batch, dim))
+    conv.short_conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
+    new = torch.empty(batch, dim)
+    gated.gated_scan_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], new)
     weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)
     settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
     factors = torch.ones(dim), torch.ones(time)
@@ -106,11 +99,6 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
     (gated_sum * 2).sum().backward()
     (embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2).sum().backward()
-    hoisted._cell_type = lambda x: TritonCell
-    layers = (normal(32, 2 * dim), normal(32)), (normal(32, 32), normal(32))
-    weights = SequentialWeights(layers, (normal(3 * dim, 32), normal(3 * dim)), (float32(dim), float32(dim)))
-    h, final = hoisted.sequential_context(normal(batch, 2, dim), weights, None, starts[:, :2], starts[:, :2])
-    (h * 2).sum().backward()
 
 
 def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
@@ -132,7 +120,7 @@ def attend(dtype, head_size):
     out, *numbers = attention.forward(q, k, v, *parameters)
     attention.backward(q, k, v, *parameters, out, *numbers, out)
     turn = torch.ones(64, head_size // 2), torch.ones(64, head_size // 2)
-    packed._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
+    attention._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
 
 
 def attend_linearly(dtype, features, head_size):
@@ -145,7 +133,7 @@ def attend_linearly(dtype, features, head_size):
         torch.autograd.grad(out.sum() + state.sum(), [q, k])
     if sizes.features_fit(features, head_size, dtype, v.device):
         points = torch.randn(2, features, head_size)
-        found = features_triton.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
+        found = linear.horosphere_features(v.requires_grad_(), points, torch.ones(2), torch.ones(2))
         torch.autograd.grad(found.sum(), [v])
 
 
@@ -157,7 +145,7 @@ if CAPABILITY >= 80:
     run_with_dot()
     for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
         attend(dtype, head_size)
-    sizes.backend.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
+    sizes.dispatch.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
     assert sizes.chunk(64, 64, torch.bfloat16, None) and sizes.features_fit(64, 64, torch.bfloat16, None)  # Phase 8's presets
     for dtype, features, head_size in itertools.product((torch.bfloat16, torch.float32), (64, 128), (64, 128)):
         attend_linearly(dtype, features, head_size)

@@ -26,11 +26,11 @@ CASES = [
 @pytest.fixture(autouse=True)
 def short_unrolling(monkeypatch):
     """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
-    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
     from newllm_lib.ops.stream_norm import triton as stream
 
-    for tile in (launch.FORWARD, launch.BACKWARD, conv._FORWARD, conv._BACKWARD):
+    for tile in (scan.FORWARD, scan.BACKWARD, conv._FORWARD, conv._BACKWARD):
         monkeypatch.setitem(tile, "UNROLL", 3)
     monkeypatch.setattr(stream, "_UNROLL", 3)
 
@@ -38,50 +38,23 @@ def short_unrolling(monkeypatch):
 @pytest.fixture(params=["whole", "chunked"])
 def chunks(request, monkeypatch):
     """Time in one piece, and cut into pieces of at least 2 steps as where batch x dim does not fill a GPU."""
-    from newllm_lib.ops.context_scan import launch
+    from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
     from newllm_lib.ops.stream_norm import triton as stream
 
     wanted = 1 if request.param == "whole" else 3
-    monkeypatch.setattr(launch, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
+    monkeypatch.setattr(scan, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
     for module in (conv, stream):
         monkeypatch.setattr(module, "_MIN_CHUNK", 10**6 if wanted == 1 else 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_context_scan(case, chunks):
-    checks.check_context_scan("cpu", *case)
+def test_gated_scan(case, chunks):
+    checks.check_gated_scan("cpu", *case)
 
 
-def test_context_scan_without_state(chunks):
-    checks.check_context_scan("cpu", torch.float32, 2, 5, 3, with_state=False)
-
-
-def test_context_scan_strided():
-    from newllm_lib.ops.context_scan import reference, triton
-
-    draw = checks.Draw("cpu", torch.float32)
-    a, b = draw.uniform(5, 3, 2), draw.normal(5, 2, 6)
-
-    def strided(scan):
-        return lambda a, b: scan(a.permute(2, 0, 1), b.transpose(0, 1)[..., ::2])
-
-    compared = ["c", "final", "da", "db"]
-    checks.compare(compared, strided(triton.context_scan), strided(reference.context_scan), [a, b], 1e-5)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gated_context(case, chunks):
-    checks.check_gated_context("cpu", *case)
-
-
-def test_gated_context_bare(chunks):
-    checks.check_gated_context("cpu", torch.float32, 2, 6, 3, flags=False, with_state=False)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gated_halves(dtype):
-    checks.check_gated_halves("cpu", dtype, 2, 9, 5)
+def test_gated_scan_bare(chunks):
+    checks.check_gated_scan("cpu", torch.float32, 2, 6, 3, flags=False, with_state=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -122,15 +95,6 @@ def test_add_norm_conv(case, chunks):
 )
 def test_add_norm_conv_widths(width, flags, tail, branch, chunks):
     checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, tail, branch)
-
-
-@pytest.mark.parametrize(("dtype", "layers", "flags"), [(torch.float32, 1, True), (torch.float32, 3, False)])
-def test_sequential_kernels(dtype, layers, flags):
-    checks.check_sequential_kernels("cpu", dtype, 3, 4, (2, 3, 5), layers, flags)
-
-
-def test_sequential_kernels_aligned_and_in_half_precision():
-    checks.check_sequential_kernels("cpu", torch.float16, 5, 3, (16, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -177,15 +141,15 @@ def test_linear_attention(case, monkeypatch):
     ids=str,
 )  # fmt: skip
 def test_linear_attentions_features(case, monkeypatch):
-    from newllm_lib.ops.linear_attention import features_triton
+    from newllm_lib.ops.linear_attention import triton
 
-    monkeypatch.setattr(features_triton, "_ROWS", 16)
-    monkeypatch.setattr(features_triton, "_PROGRAMS", 3)
+    monkeypatch.setattr(triton, "_ROWS", 16)
+    monkeypatch.setattr(triton, "_PROGRAMS", 3)
     phase7_checks.check_horosphere_features("cpu", *case)
 
 
 def test_linear_attention_is_a_well_formed_operator(monkeypatch):
-    import newllm_lib.ops.linear_attention.triton  # makes the operator
+    import newllm_lib.ops.linear_attention.triton  # noqa: F401  makes the operators
     from newllm_lib.ops.linear_attention import sizes
 
     monkeypatch.setattr(sizes, "CHUNKS", (16,))
@@ -196,32 +160,25 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     checks_of = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.newllm.linear_attention.default, arguments, test_utils=checks_of)
 
-    import newllm_lib.ops.linear_attention.features_triton  # noqa: F401
-
     arguments = draw.normal(1, 2, 5, 4), draw.normal(2, 6, 4), draw.uniform(2), draw.uniform(2)
     torch.library.opcheck(torch.ops.newllm.horosphere_features.default, arguments, test_utils=checks_of)
 
 
 @pytest.mark.parametrize(
-    "name", ["context_scan", "gated_scan", "gated_readout", "gated_context", "short_conv", "add_norm", "add_norm_conv",
+    "name", ["gated_scan", "short_conv", "add_norm", "add_norm_conv",
              "token_embedding"],
 )  # fmt: skip
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
-    import newllm_lib.ops.context_scan.triton
     import newllm_lib.ops.gated_scan.triton
     import newllm_lib.ops.short_conv.triton
     import newllm_lib.ops.token_embedding.triton  # noqa: F401
 
     draw = checks.Draw("cpu", torch.float32)
     batch, time, dim = 2, 3, 5
-    x, y, state = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.normal(batch, dim)
-    starts, valid = draw.flags(batch, time, share=0.3), draw.flags(batch, time, share=0.7)
+    x, y, starts = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.flags(batch, time, share=0.3)
     arguments = {
-        "context_scan": (draw.uniform(batch, time, dim), x, state),
-        "gated_scan": (x, y, draw.normal(dim), starts, valid, state),
-        "gated_readout": (x, y, draw.normal(dim), 1e-6),
-        "gated_context": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
+        "gated_scan": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
         "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
         "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
         "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), starts, draw.normal(batch, 3, dim), 1e-6),
@@ -239,7 +196,7 @@ def test_compiles_without_graph_break():
 
     def block(x, weight, taps):
         u = conv.short_conv(x, taps)
-        y, _, final = gated.gated_context(torch.tanh(u), None, weight)
+        y, _, final = gated.gated_scan(torch.tanh(u), None, weight)
         return y * 2, final
 
     eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, taps)], [x, weight, taps])
@@ -263,7 +220,7 @@ def test_squared_relu_mlp(dtype, monkeypatch):
     from newllm_lib.ops.squared_relu_mlp import triton
 
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
-    monkeypatch.setattr(triton.launch, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(triton.helpers, "multiprocessors", lambda device: 4)
     checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
     checks.check_squared_relu_mlp("cpu", dtype, 19, 32, 16)
 
@@ -284,10 +241,11 @@ def test_scaled_rows():
 @pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [
     (torch.float32, 5, 4, True), (torch.float16, 3, 4, False), (torch.float32, 300, 2, True), (torch.float32, 7, 1, False),
 ])  # fmt: skip
-def test_context_step(dtype, dim, width, flags):
-    from newllm_lib.ops.context_step import triton
+def test_decoding_steps(dtype, dim, width, flags):
+    from newllm_lib.ops.gated_scan import triton as scan
+    from newllm_lib.ops.short_conv import triton as conv
 
-    checks.check_context_step("cpu", dtype, triton, 3, dim, width, flags)
+    checks.check_steps("cpu", dtype, conv, scan, 3, dim, width, flags)
 
 
 @pytest.mark.parametrize(("dtype", "rows", "dim", "groups"), [

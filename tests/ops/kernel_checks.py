@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from newllm_lib.ops.context_scan import reference as scan_reference
 from newllm_lib.ops.gated_scan import reference as gated_reference
 from newllm_lib.ops.short_conv import reference as conv_reference
 
@@ -82,19 +81,7 @@ def outputs_and_gradients(function, inputs, upstream, seed):
     return [*(x.detach() for x in outputs), *gradients], upstream
 
 
-def check_context_scan(device, dtype, batch, time, dim, with_state=True, seed=0):
-    from newllm_lib.ops.context_scan import triton
-
-    draw = Draw(device, dtype, seed)
-    a = draw.uniform(batch, time, dim)
-    with torch.no_grad():
-        a[draw.flags(batch, time, share=0.1)] = 0.0
-    inputs = [a, draw.normal(batch, time, dim), draw.normal(batch, dim, dtype=torch.float32) if with_state else None]
-    names = ["c", "final", "da", "db", "dinitial"]
-    compare(names, triton.context_scan, scan_reference.context_scan, inputs, TOLERANCE[dtype])
-
-
-def check_gated_context(device, dtype, batch, time, dim, flags=True, with_state=True, seed=0):
+def check_gated_scan(device, dtype, batch, time, dim, flags=True, with_state=True, seed=0):
     from newllm_lib.ops.gated_scan import triton
 
     draw = Draw(device, dtype, seed)
@@ -107,32 +94,8 @@ def check_gated_context(device, dtype, batch, time, dim, flags=True, with_state=
     def with_flags(function):
         return lambda p, bias, weight, initial: function(p, bias, weight, starts, valid, initial)
 
-    found, exact = with_flags(triton.gated_context), with_flags(gated_reference.gated_context)
+    found, exact = with_flags(triton.gated_scan), with_flags(gated_reference.gated_scan)
     compare(names, found, exact, [projection, bias, weight, initial], TOLERANCE[dtype])
-
-
-def check_gated_halves(device, dtype, batch, time, dim, seed=0):
-    """The scan and the read-out by themselves, reading strided thirds of one projection."""
-    from newllm_lib.ops.gated_scan import triton
-
-    draw = Draw(device, dtype, seed)
-    starts, valid = draw.flags(batch, time, share=0.1), draw.flags(batch, time, share=0.8)
-    projection, bias = draw.normal(batch, time, 3 * dim), draw.normal(dim, dtype=torch.float32)
-
-    def scan(module):
-        def function(p, bias):
-            input, forget, _ = p.chunk(3, -1)
-            return module.gated_scan(input, forget, bias, starts, valid, None)
-
-        return function
-
-    def readout(module):
-        return lambda c, p, weight: (module.gated_readout(c, p.chunk(3, -1)[2], weight, 1e-6),)
-
-    names = ["c", "final", "dprojection", "dbias"]
-    compare(names, scan(triton), scan(gated_reference), [projection, bias], TOLERANCE[dtype])
-    inputs = [draw.normal(batch, time, dim), projection, draw.normal(dim, dtype=torch.float32)]
-    compare(["y", "dc", "dz", "dweight"], readout(triton), readout(gated_reference), inputs, TOLERANCE[dtype])
 
 
 def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, seed=0):
@@ -203,12 +166,12 @@ def check_last_rows(device, dtype, batch, time, dim, width=4, flags=True, seed=0
         last = slice(time - width + 1, None)
         return (new_tail(reference.norm(r[:, last], weight, 1e-6), width, None if starts is None else starts[:, last], None),)
 
-    found = lambda r, weight: (triton.last_rows(r, weight, width - 1, starts, 1e-6),)  # noqa: E731
+    found = lambda r, weight: (triton.last_rows(r, weight, width, starts, None, 1e-6),)  # noqa: E731
     compare(["tail", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
 
 
-def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, seed=0):
-    """One token by `module` against a sequence of length 1 in float64: what is read, and the state afterwards."""
+def check_steps(device, dtype, conv, scan, batch, dim, width=4, flags=True, seed=0):
+    """One token by the modules `conv` and `scan` against a sequence of length 1 in float64: what is read, the state after it."""
     draw = Draw(device, dtype, seed)
     x, taps = draw.normal(batch, dim), draw.normal(dim, width, dtype=torch.float32)
     projection, bias = draw.normal(batch, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
@@ -219,12 +182,12 @@ def check_context_step(device, dtype, module, batch, dim, width=4, flags=True, s
     one = state.detach()[:, 1].double()  # a layer's part of the state: its rows lie apart
     tail = one[:, dim:].reshape(batch, width - 1, dim)
     u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], starts, tail)
-    y, _, context = gated_reference.gated_context(exact[2].unsqueeze(1), exact[3], exact[4], starts, None, one[:, :dim])
+    y, _, context = gated_reference.gated_scan(exact[2].unsqueeze(1), exact[3], exact[4], starts, None, one[:, :dim])
     kept = tail if start is None else tail.masked_fill(start[:, None, None], 0.0)
     with poisoned_buffers(), torch.no_grad():
         new = torch.empty(batch, width * dim, device=device)
-        found_u = module.conv_step(x, taps, start, state[:, 1, dim:], new[:, dim:])
-        found_y = module.gate_step(projection, bias, weight, start, state[:, 1, :dim], new[:, :dim])
+        found_u = conv.short_conv_step(x, taps, start, state[:, 1, dim:], new[:, dim:])
+        found_y = scan.gated_scan_step(projection, bias, weight, start, state[:, 1, :dim], new[:, :dim])
     assert_near(found_u, u[:, 0], TOLERANCE[dtype], "u")
     assert_near(found_y, y[:, 0], TOLERANCE[dtype], "y")
     assert_near(new[:, :dim], context, 1e-6 if dtype == torch.float32 else 1e-5, "context")
@@ -256,49 +219,6 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
         return lambda *inputs: (module.squared_relu_mlp(*inputs),)
 
     compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
-
-
-def check_sequential_kernels(device, dtype, batch, time, sizes, layers=1, flags=True, seed=0):
-    """The loop with its Triton cell against the reference in float64: the outputs, and gradients as near as in torch."""
-    from newllm_lib.ops.sequential_context import SequentialWeights, hoisted, reference
-    from newllm_lib.ops.sequential_context.cell import TorchCell
-    from newllm_lib.ops.sequential_context.triton import TritonCell
-
-    draw = Draw(device, dtype, seed)
-    embedding, context, hidden = sizes
-    widths = [embedding + context] + [hidden] * layers
-    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
-    parameters = [
-        draw.normal(*size, scale=size[-1] ** -0.5)
-        for width in widths[:-1]
-        for size in ((hidden, width), (hidden,))
-    ]  # fmt: skip
-    parameters += [draw.normal(3 * context, hidden, scale=hidden**-0.5), draw.normal(3 * context)]
-    parameters += [draw.normal(context, dtype=torch.float32), draw.normal(context, dtype=torch.float32)]
-
-    def run(function):
-        def with_weights(embeddings, initial, *parameters):
-            pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
-            weights = SequentialWeights(tuple(pairs[:-2]), pairs[-2], pairs[-1])
-            h, final = function(embeddings, weights, initial, starts, valid)
-            return h if valid is None else h * valid.unsqueeze(-1), final
-
-        return with_weights
-
-    inputs = [draw.normal(batch, time, embedding), draw.normal(batch, context, dtype=torch.float32), *parameters]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected, upstream = outputs_and_gradients(run(reference.sequential_context), exact, None, seed)
-    errors = {}
-    for cell in (TorchCell, TritonCell):
-        with poisoned_buffers(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hoisted, "_cell_type", lambda x, cell=cell: cell)
-            found, _ = outputs_and_gradients(run(hoisted.sequential_context), inputs, upstream, seed)
-        errors[cell] = [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True)]
-    # A ReLU that rounding opens or closes changes gradients by per cents in half precision, whoever computes them.
-    slack = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}[dtype]
-    for index, (by_torch, by_kernel) in enumerate(zip(*errors.values(), strict=True)):
-        limit = TOLERANCE[dtype] if index < 2 else 3 * by_torch + slack
-        assert by_kernel < limit, f"result {index}: {by_kernel:.1e}, in plain torch {by_torch:.1e}"
 
 
 def run_interpreted(selection):

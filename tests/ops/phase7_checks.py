@@ -20,7 +20,7 @@ def check_packed_attention(device, dtype, batch, heads, time, dim, window, docum
     """Against rotating, then attending: the projection's gradient and those of beta and curvature."""
     from newllm_lib.layers.local_attention import rotated, rotation
     from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
-    from newllm_lib.ops.hyperbolic_attention.packed import packed_attention_
+    from newllm_lib.ops.hyperbolic_attention.triton import packed_attention_
 
     draw, turn, scale = Draw(device, dtype, seed), rotation(time, dim, device), dim**-0.5
     starts = draw.flags(batch, time, share=0.05) if documents else None
@@ -43,14 +43,14 @@ def check_packed_attention(device, dtype, batch, heads, time, dim, window, docum
 
 
 def check_visibility(device):
-    from newllm_lib.ops.hyperbolic_attention import visibility, visibility_kernels
+    from newllm_lib.ops.hyperbolic_attention import reference, triton
 
     draw = Draw(device, torch.float32)
     for batch, time, window, share in ((1, 1, 1, 0.5), (3, 50, 7, 0.1), (2, 1500, 64, 0.01), (2, 40, 40, 0.0)):
         starts = draw.flags(batch, time, share=share)
-        first = visibility_kernels.first_visible(starts, window)
-        assert torch.equal(first, visibility.first_visible(batch, time, window, starts, torch.device(device)))
-        assert torch.equal(visibility_kernels.last_seeing(first), visibility.last_seeing(first))
+        first = triton.first_visible_on_gpu(starts, window)
+        assert torch.equal(first, reference.first_visible(batch, time, window, starts, torch.device(device)))
+        assert torch.equal(triton.last_seeing_on_gpu(first), reference.last_seeing(first))
 
 
 def check_gradient_norms(device, dtype, rows, columns, seed=0):

@@ -21,8 +21,7 @@ def test_only_the_first_blocks_are_gone_through():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
-def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(recurrence, monkeypatch, tmp_path):
+def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(monkeypatch, tmp_path):
     from triton.runtime.jit import JITFunction
 
     from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM
@@ -32,7 +31,7 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(recurr
     monkeypatch.setattr(JITFunction, "_do_compile", lambda self, *a, **k: (compiled.append(self), compile_one(self, *a, **k))[1])
     sizes = {"vocab_size": 320, "hidden_size": 48, "context_dim": 48, "mlp_size": 80, "num_hidden_layers": 4, "bos_token_id": 0}
     torch.manual_seed(0)
-    model = NewLLMForCausalLM(NewLLMConfig(**sizes, recurrence=recurrence)).cuda().train()
+    model = NewLLMForCausalLM(NewLLMConfig(**sizes)).cuda().train()
     ids = torch.randint(1, 320, (16, 64), device="cuda")
 
     def loss():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.ops.gated_scan import gated_context, gated_scan
+from newllm_lib.ops.gated_scan import gated_scan
 from tests.ops import kernel_checks as checks
 
 
@@ -31,7 +31,7 @@ def test_plain_version_is_the_equations(batch, time, dim):
     results = []
     for outputs in (
         _by_hand(projection, bias, weight, starts, valid, state, 1e-6),
-        gated_context(projection, bias, weight, starts, valid, state, 1e-6),
+        gated_scan(projection, bias, weight, starts, valid, state, 1e-6),
     ):
         loss = sum((x.double() ** 2 * torch.linspace(0.5, 1.5, x.shape[-1])).sum() for x in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, inputs)])
@@ -41,18 +41,19 @@ def test_plain_version_is_the_equations(batch, time, dim):
 
 def test_low_precision_computes_in_float32():
     draw = checks.Draw("cpu", torch.bfloat16)
-    input, forget = draw.normal(2, 60, 4), draw.normal(2, 60, 4)
-    c, final = gated_scan(input, forget)
-    exact, _ = gated_scan(input.double(), forget.double())
-    assert c.dtype == torch.bfloat16 and final.dtype == torch.float32
-    checks.assert_near(c, exact, 4e-3)
+    projection, weight = draw.normal(2, 60, 12), torch.ones(4)
+    y, c, final = gated_scan(projection, None, weight)
+    exact, exact_c, _ = gated_scan(projection.double(), None, weight.double())
+    assert y.dtype == c.dtype == torch.bfloat16 and final.dtype == torch.float32
+    checks.assert_near(c, exact_c, 4e-3)
+    checks.assert_near(y, exact, 1e-2)
 
 
 def test_gates_near_one_keep_their_digits():
     """1 - a of a very long memory: 1e-6 wrong by 6e-8 would be 6 %."""
-    forget = torch.full((1, 4, 1), 13.8)
-    found, _ = gated_scan(torch.ones(1, 4, 1), forget)
-    exact, _ = gated_scan(torch.ones(1, 4, 1).double(), forget.double())
+    projection = torch.tensor([1.0, 13.8, 1.0]).expand(1, 4, 3)
+    found = gated_scan(projection, None, torch.ones(1))[1]
+    exact = gated_scan(projection.double(), None, torch.ones(1).double())[1]
     checks.assert_near(found, exact, 1e-6)
 
 
@@ -64,15 +65,21 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 63, 100), (2, 1000, 513), (2, 1000, 1), (2, 63, 513), (3, 1000, 100)])
 def test_on_a_gpu(sizes, dtype):
-    checks.check_gated_context("cuda", dtype, *sizes)
+    checks.check_gated_scan("cuda", dtype, *sizes)
 
 
 @pytest.mark.gpu
-def test_halves_and_other_dtypes_on_a_gpu():
-    checks.check_gated_halves("cuda", torch.bfloat16, 2, 63, 100)
-    checks.check_gated_halves("cuda", torch.float32, 3, 130, 64)
-    checks.check_gated_context("cuda", torch.float16, 5, 64, 256)
-    checks.check_gated_context("cuda", torch.bfloat16, 600, 40, 256, flags=False, with_state=False)
+def test_other_dtypes_and_a_batch_that_fills_the_gpu():
+    checks.check_gated_scan("cuda", torch.float16, 5, 64, 256)
+    checks.check_gated_scan("cuda", torch.bfloat16, 600, 40, 256, flags=False, with_state=False)
+
+
+@pytest.mark.gpu
+def test_long_sequences_are_cut_and_agree_with_the_plain_version():
+    from newllm_lib.ops.gated_scan import triton
+
+    assert triton.count_chunks(2, 20_000, torch.device("cuda", 0)) > 64
+    checks.check_gated_scan("cuda", torch.float32, 1, 20_000, 128)
 
 
 @pytest.mark.gpu
@@ -82,7 +89,7 @@ def test_compiles_without_graph_break():
     starts = draw.flags(2, 40, share=0.1)
 
     def function(x, weight, bias, norm):
-        y, _, final = gated_context(F.linear(x, weight), bias, norm, starts)
+        y, _, final = gated_scan(F.linear(x, weight), bias, norm, starts)
         return y + x, final
 
     compiled = torch.compile(function, fullgraph=True)

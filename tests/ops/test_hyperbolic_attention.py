@@ -160,11 +160,11 @@ def test_compiles_without_graph_break():
 
 def test_a_gpu_without_tensor_core_dot_runs_plain_torch(monkeypatch):
     pytest.importorskip("triton")
-    monkeypatch.setattr("newllm_lib.ops.backend.runs_triton", lambda x: True)
+    monkeypatch.setattr("newllm_lib.ops.common.dispatch.runs_triton", lambda x: True)
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    assert operator._implementation(torch.zeros(1), "auto") is chunked
+    assert operator._implementation(torch.zeros(1)) is chunked
     monkeypatch.setenv("NEWLLM_DEVICE", "a100")
-    assert operator._implementation(torch.zeros(1), "auto") is not chunked
+    assert operator._implementation(torch.zeros(1)) is not chunked
 
 
 def test_in_the_interpreter():

@@ -10,7 +10,7 @@ import pytest
 
 KERNELS = {
     "scan_forward", "scan_backward", "scan_backward_summary", "readout_forward", "readout_backward", "conv_forward",
-    "conv_backward", "activate", "update", "gates_gradient", "deactivate", "sum_partials", "_conv_step", "_gate_step",
+    "conv_backward", "sum_partials", "conv_step", "scan_step",
     "rounded_step", "adam_step", "tile_squares", "clip_scale", "moment", "tile_weighted", "limit_scale", "norm_forward",
     "norm_backward", "swiglu_forward", "swiglu_backward", "mix_forward", "mix_backward", "group_forward", "group_backward",
     "norm_conv_forward", "norm_conv_backward", "gather_rows", "add_rows", "norm_last_rows",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from newllm_lib.ops.cross_entropy import IGNORE, linear_cross_entropy
-from newllm_lib.ops.gated_scan import gated_context
+from newllm_lib.ops.gated_scan import gated_scan
 from newllm_lib.ops.gated_scan import reference as gated
 from newllm_lib.ops.squared_relu_mlp import reference as mlp
 from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
@@ -33,15 +33,15 @@ def compare(found, expected, inputs):
 
 @pytest.mark.parametrize("flags", [True, False])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_gated_context(sizes, flags):
+def test_gated_scan(sizes, flags):
     draw, (batch, time, dim) = Draw("cpu", torch.float64), sizes
     starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
     inputs = draw.normal(batch, time, 3 * dim), draw.normal(dim), draw.normal(dim), draw.normal(batch, dim)
     projection, bias, weight, initial = inputs
     arguments = projection, bias, weight, starts, valid, initial, 1e-6
-    compare(gated_context(*arguments), gated.gated_context(*arguments), inputs)
+    compare(gated_scan(*arguments), gated.gated_scan(*arguments), inputs)
     plain = projection, None, weight
-    compare(gated_context(*plain), gated.gated_context(*plain), [projection, weight])
+    compare(gated_scan(*plain), gated.gated_scan(*plain), [projection, weight])
 
 
 @pytest.mark.parametrize("flags", [True, False])

@@ -55,7 +55,7 @@ def test_compiles_without_graph_break_and_a_t4_takes_the_plain_one(monkeypatch):
     torch.testing.assert_close(compiled, op.squared_relu_mlp(inputs[0] * 2, *inputs[1:]) + 1)
     expected = torch.autograd.grad(compiled.sum(), inputs)
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    from newllm_lib.ops.backend import runs_triton_dot
+    from newllm_lib.ops.common.dispatch import runs_triton_dot
 
     assert not runs_triton_dot(inputs[0])
     found = torch.autograd.grad((op.squared_relu_mlp(inputs[0] * 2, *inputs[1:]) + 1).sum(), inputs)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from newllm_lib.models import build_model
 from newllm_lib.ops import token_embedding as op
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model
 from tests.ops import kernel_checks as checks
 
 SIZES = [(8192, 256, (512, 128)), (1000, 100, (3, 7)), (50, 513, (1, 1)), (5, 1, (64, 63))]

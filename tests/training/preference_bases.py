@@ -8,8 +8,8 @@ import torch
 
 from newllm_lib.data.preferences import generate
 from newllm_lib.data.tokenizer import train_bpe, wrap
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model
 
 SIZES = {
     "sized_for": "cpu", "hidden_size": 32, "context_dim": 32, "mlp_size": 48, "num_layers": 1, "num_heads": 2,

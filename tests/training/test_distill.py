@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import UsageError
-from newllm_lib.models import build_model
 from newllm_lib.ops import distillation
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import distill, train
+from newllm_lib.training.model_config import build_model
 from tests.training.small_runs import write_text
 
 TINY = {

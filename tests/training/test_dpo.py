@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from newllm_lib.data.preferences import encode_pairs, generate
-from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.evaluation.export import export
 from newllm_lib.evaluation.load import load_run
@@ -256,10 +256,10 @@ def test_pairs_that_are_none_are_left_out_and_said(bases, tmp_path):
     assert "1 × two equal answers" in log and "1 × an empty answer" in log and "1 pairs left out for a prompt" in log
 
 
-def test_the_sequential_recurrence_refuses_adapters(tmp_path):
+def test_the_sequential_recurrence_learns_from_pairs_by_adapters(tmp_path):
     base = make_base(tmp_path / "base", "new_llm", recurrence="sequential")
-    with pytest.raises(UsageError, match="--lora_rank 0"):
-        train(recipe(tmp_path, base, max_samples=24, eval_pairs=8))
+    run = train(recipe(tmp_path, base, max_samples=24, eval_pairs=8, max_steps=2))
+    assert read_status(run)["state"] == "done"
 
 
 def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from newllm_lib.models import build_model
 from newllm_lib.ops import ahead
 from newllm_lib.ops.squared_relu_mlp import MAX_DIM
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import compiling, kernels_ahead
+from newllm_lib.training.model_config import build_model
 
 
 def recipe(**changes):
@@ -102,7 +102,7 @@ if sys.argv[1] == "ahead":
     from newllm_lib.training import kernels_ahead
     kernels_ahead.compile_for(recipe)
 else:
-    from newllm_lib.models import build_model
+    from newllm_lib.training.model_config import build_model
     model, ids = build_model(recipe, 320).cuda().train(), torch.randint(0, 320, (16, 64), device="cuda")
     model.config.bos_token_id = 0
     tokens = torch.tensor(1024, device="cuda")

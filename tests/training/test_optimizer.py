@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
+from newllm_lib.training.model_config import build_model
 from newllm_lib.training.muon import BatchedMuon
 from newllm_lib.training.optimizer import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
 

@@ -12,7 +12,7 @@ from newllm_lib.evaluation.carry import Reader
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.evaluation.generation import complete
 from newllm_lib.evaluation.load import load_run
-from newllm_lib.ops.backend import kernels, runs_triton
+from newllm_lib.ops.common.dispatch import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import arguments, run_recipe, train
 from newllm_lib.training.estimate import check_memory, estimate

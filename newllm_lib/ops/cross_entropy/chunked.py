@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import autocast_dtype, runs_triton, runs_triton_dot
+from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton, runs_triton_dot
 
 IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32

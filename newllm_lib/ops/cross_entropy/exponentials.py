@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device, shared_memory
-from newllm_lib.ops.context_scan.kernels import exp2
+from newllm_lib.ops.common.dispatch import on_its_device, shared_memory
+from newllm_lib.ops.common.triton_helpers import exp2
 from newllm_lib.ops.cross_entropy.chunked import aligned_rows
 
 # Rows, words, warps, with all channels of both in shared memory: the first that fits is taken. The first was measured on an

@@ -1,51 +1,28 @@
-"""The context vector's token mixer between its two matrix products: gates, scan and read-out.
-
-`gated_context` is the whole of it, from one packed projection; `gated_scan` and `gated_readout` are its halves. Each
-runs Triton's kernels where there are any (`triton.py`), else plain torch (`reference.py`).
-"""
+"""The recurrence that carries New-LLM's context vector, between the token mixer's two matrix products: gates, scan, read-out."""
 
 from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import on_the_processor, runs_triton
+from newllm_lib.ops.common.dispatch import Operation, on_the_processor, runs_triton
 from newllm_lib.ops.gated_scan import processor, reference
 
+_implementation = Operation(reference)
 
-def _implementation(x: torch.Tensor):
-    if not runs_triton(x):
-        return reference
+
+@_implementation.register(runs_triton)
+def _triton():
     from newllm_lib.ops.gated_scan import triton
 
     return triton
 
 
+@_implementation.register(lambda x, *others: x.ndim == 3 and x.shape[1] > 1 and on_the_processor(x, *others))
+def _processor():
+    return processor
+
+
 def gated_scan(
-    input: torch.Tensor,
-    forget: torch.Tensor,
-    forget_bias: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    valid: torch.Tensor | None = None,
-    initial_state: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """c_t = a_t c_{t-1} + (1 - a_t) silu(input_t) with a_t = sigmoid(forget_t + forget_bias).
-
-    Args:
-        input, forget: (batch, time, dim), any strides (views into one projection are read in place).
-        forget_bias: (dim,). starts: (batch, time) bool, a_t = 0 there. valid: (batch, time) bool, False is padding:
-            there c_t = c_{t-1}, whatever `starts` says. initial_state: (batch, dim), zeros by default.
-    Returns:
-        c (batch, time, dim) in the input's dtype and the final state (batch, dim) in float32.
-    """
-    return _implementation(input).gated_scan(input, forget, forget_bias, starts, valid, initial_state)
-
-
-def gated_readout(c: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """RMSNorm(c; weight, eps) * silu(gate): c, gate (batch, time, dim), weight (dim,) -> their size, gate's dtype."""
-    return _implementation(c).gated_readout(c, gate, weight, eps)
-
-
-def gated_context(
     projection: torch.Tensor,
     forget_bias: torch.Tensor | None,
     norm_weight: torch.Tensor,
@@ -54,14 +31,44 @@ def gated_context(
     initial_state: torch.Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`gated_scan`, then `gated_readout`, from projection (batch, time, 3 * dim) = [input, forget, output gate].
+    """c_t = a_t c_{t-1} + (1 - a_t) silu(i_t) with a_t = sigmoid(f_t + forget_bias), and y_t = RMSNorm(c_t) silu(z_t).
 
+    Args:
+        projection: (batch, time, 3 * dim) = [i, f, z]: input, forget gate, read-out gate of each token.
+        forget_bias: (dim,) or None for zeros.
+        norm_weight: (dim,), of the read-out's norm.
+        starts: (batch, time) bool, True where a document starts: a_t is 0 there.
+        valid: (batch, time) bool, False at padding: there c_t = c_{t-1}, whatever `starts` says.
+        initial_state: (batch, dim), the context before the first token; zeros by default.
+        eps: of the norm.
     Returns:
-        y (batch, time, dim), what the tokens read; c (batch, time, dim), the context vectors; final state (batch, dim)
-        float32. The gradient of the projection comes back as one tensor of its shape.
+        y (batch, time, dim), what the tokens read, and c (batch, time, dim), both in the projection's dtype; the final state
+        (batch, dim) in float32 (float64 for float64). The gradient of the projection comes back as one tensor of its shape.
     """
-    if projection.shape[1] > 1 and on_the_processor(projection, forget_bias, norm_weight, initial_state):
-        return processor.gated_context(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)
-    return _implementation(projection).gated_context(
-        projection, forget_bias, norm_weight, starts, valid, initial_state, eps
-    )
+    chosen = _implementation(projection, forget_bias, norm_weight, initial_state)
+    return chosen.gated_scan(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)
+
+
+def gated_scan_step(
+    projection: torch.Tensor,
+    forget_bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    start: torch.Tensor | None,
+    state: torch.Tensor,
+    new_state: torch.Tensor,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """`gated_scan` of one token, for decoding, which is bound by how many small operations it takes: here one. No gradients.
+
+    Args:
+        projection: (batch, 3 * dim).
+        forget_bias, norm_weight: (dim,).
+        start: (batch,) bool, the token begins a document; None: none does.
+        state: (batch, dim) float32, rows may lie apart.
+        new_state: the same size, overwritten; not the memory of `state`.
+        eps: of the norm.
+    Returns:
+        y (batch, dim) in the projection's dtype.
+    """
+    chosen = _implementation(projection, forget_bias, norm_weight)
+    return chosen.gated_scan_step(projection, forget_bias, norm_weight, start, state, new_state, eps)

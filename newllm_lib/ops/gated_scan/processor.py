@@ -1,4 +1,4 @@
-"""`gated_context` for processors: plain torch with its gradient written by hand, in a third of the passes that autograd makes.
+"""`gated_scan` for processors: plain torch with its gradient written by hand, in a third of the passes that autograd makes.
 
 With x the forget gate's input, s = silu(input), a = sigmoid(x), b = sigmoid(-x) and g the gradient by the context's scan:
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.context_scan.chunked import scan
+from newllm_lib.ops.common.linear_scan import scan
 
 _silu_gradient = torch.ops.aten.silu_backward
 
@@ -42,7 +42,7 @@ def through_the_norm(gradient: Tensor, normal: Tensor, inverse: Tensor) -> Tenso
     return gradient.addcmul_(normal, share).mul_(inverse)
 
 
-class _GatedContext(torch.autograd.Function):
+class _GatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, projection, bias, weight, starts, valid, initial, eps):
         ctx.set_materialize_grads(False)
@@ -83,8 +83,8 @@ class _GatedContext(torch.autograd.Function):
         return gradient, dbias, dweight, None, None, g[:, 0] * keep[:, 0], None
 
 
-def gated_context(projection, forget_bias, norm_weight, starts, valid, initial_state, eps):
-    """As `gated_scan.gated_context`, where `on_the_processor` says so; the final state in the projection's dtype."""
+def gated_scan(projection, forget_bias, norm_weight, starts, valid, initial_state, eps):
+    """As `gated_scan.gated_scan`, where `on_the_processor` says so; the final state in the projection's dtype."""
     if initial_state is None:
         initial_state = projection.new_zeros(projection.shape[0], projection.shape[2] // 3)
-    return _GatedContext.apply(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)
+    return _GatedScan.apply(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)

@@ -8,17 +8,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.ops.context_scan import chunked
-from newllm_lib.ops.context_scan import reference as loop
+from newllm_lib.ops.common.linear_scan import linear_scan
 
 
-def _compute_dtype(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def gates(forget, forget_bias, starts, valid) -> tuple[torch.Tensor, torch.Tensor]:
-    """a and 1 - a, (batch, time, dim): how much of the context is kept and how much written (padding: all, none)."""
-    x = forget.to(_compute_dtype(forget))
+def gates(
+    forget: torch.Tensor, forget_bias: torch.Tensor | None, starts: torch.Tensor | None, valid: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """a and 1 - a, of forget's size: how much of the context is kept and how much written (padding: all, none)."""
+    x = forget.to(torch.promote_types(forget.dtype, torch.float32))
     if forget_bias is not None:
         x = x + forget_bias.to(x.dtype)
     keep, share = torch.sigmoid(x), torch.sigmoid(-x)  # 1 - keep would lose the digits of a gate near 1
@@ -30,25 +27,26 @@ def gates(forget, forget_bias, starts, valid) -> tuple[torch.Tensor, torch.Tenso
     return keep, share
 
 
-def gated_scan(input, forget, forget_bias=None, starts=None, valid=None, initial_state=None):
-    """As `gated_scan.gated_scan`."""
-    keep, share = gates(forget, forget_bias, starts, valid)
-    written = share * F.silu(input.to(keep.dtype))
-    scan = loop.context_scan if input.shape[1] == 1 else chunked.context_scan
-    c, final = scan(keep, written, initial_state)
-    return c.to(input.dtype), final
-
-
-def gated_readout(c, gate, weight, eps=1e-6):
-    """As `gated_scan.gated_readout`."""
-    compute = _compute_dtype(gate)
+def readout(c: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm(c; weight, eps) * silu(gate): c, gate (..., dim), weight (dim,) -> their size, gate's dtype."""
+    compute = torch.promote_types(gate.dtype, torch.float32)
     x = c.to(compute)
     normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     return (normal * weight.to(compute) * F.silu(gate.to(compute))).to(gate.dtype)
 
 
-def gated_context(projection, forget_bias, norm_weight, starts=None, valid=None, initial_state=None, eps=1e-6):
-    """As `gated_scan.gated_context`."""
+def gated_scan(projection, forget_bias, norm_weight, starts=None, valid=None, initial_state=None, eps=1e-6):
+    """As `gated_scan.gated_scan`."""
     input, forget, gate = projection.chunk(3, -1)
-    c, final = gated_scan(input, forget, forget_bias, starts, valid, initial_state)
-    return gated_readout(c, gate, norm_weight, eps), c, final
+    keep, share = gates(forget, forget_bias, starts, valid)
+    c, final = linear_scan(keep, share * F.silu(input.to(keep.dtype)), initial_state)
+    c = c.to(projection.dtype)
+    return readout(c, gate, norm_weight, eps), c, final
+
+
+def gated_scan_step(projection, forget_bias, norm_weight, start, state, new_state, eps=1e-6):
+    """As `gated_scan.gated_scan_step`."""
+    input, forget, gate = projection.chunk(3, -1)
+    keep, share = gates(forget, forget_bias, start, None)
+    new_state.copy_(keep * state.to(keep.dtype) + share * F.silu(input.to(keep.dtype)))
+    return readout(new_state.to(projection.dtype), gate, norm_weight, eps)

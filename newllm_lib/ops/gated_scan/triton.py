@@ -1,4 +1,4 @@
-"""Gates, scan and read-out on a GPU: three custom operators over the kernels of `context_scan` and `readout_kernels`.
+"""Gates, scan and read-out on a GPU: a custom operator over `kernels`, one node for torch.compile.
 
 The scan saves its pre-activations and c, in their own dtype, and makes the gates again in the backward pass: nothing in
 float32 is kept, and nothing but c is added to what the projection stores anyway.
@@ -10,13 +10,104 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device
-from newllm_lib.ops.context_scan import launch
-from newllm_lib.ops.gated_scan import readout_kernels
-from newllm_lib.ops.partial_sums import sum_rows
+from newllm_lib.ops.common import triton_helpers as helpers
+from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.reductions import sum_rows
+from newllm_lib.ops.gated_scan import kernels
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program: few enough that many programs share a multiprocessor
 _PROGRAMS = 6  # programs a multiprocessor in the read-out's backward pass
+# BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte words.
+# UNROLL: time steps whose inputs are in flight at once. The backward pass reads four tensors: with 8 steps of each, its
+# registers let too few programs run together.
+FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
+BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
+MIN_CHUNK = 32  # time steps; shorter chunks cost more in summaries than they win
+FULL = 16  # programs a multiprocessor above which cutting time does not pay: it reads the inputs twice
+
+
+def count_chunks(programs: int, time: int, device: torch.device) -> int:
+    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim gives nearly as many by itself."""
+    wanted = FULL * helpers.multiprocessors(device)
+    if 2 * programs > wanted:
+        return 1
+    return max(1, min(wanted // programs, time // MIN_CHUNK))
+
+
+class _Plan:
+    """Grid and chunking of one scan, and the constants that every pass takes."""
+
+    def __init__(self, x, bias, starts, valid, tile: dict[str, int]):
+        self.batch, self.time, self.dim = x.shape
+        blocks = self.batch * triton.cdiv(self.dim, tile["BLOCK_DIM"])
+        self.chunks = count_chunks(blocks, self.time, x.device)
+        self.length = triton.cdiv(self.time, self.chunks)
+        self.chunks = triton.cdiv(self.time, self.length)  # none is empty
+        self.grid = (blocks, self.chunks)
+        self.sizes = self.time, self.dim, self.chunks, self.length
+        self.constants = dict(
+            HAS_BIAS=bias is not None, HAS_STARTS=starts is not None, HAS_VALID=valid is not None, **tile
+        )
+
+
+def _scan_summaries(product, end, outer):
+    """Exit state of every chunk, from what each does to its entry: the same scan over (batch, chunks, dim)."""
+    return _forward(product, end, None, None, None, outer, gated=False)[0]
+
+
+@on_its_device
+def _forward(x, y, bias, starts, valid, initial, gated: bool = True):
+    """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if absent."""
+    plan = _Plan(x, bias, starts, valid, FORWARD)
+    starts, valid = helpers.flag_bytes(starts), helpers.flag_bytes(valid)
+    c = torch.empty(x.shape, dtype=y.dtype, device=y.device)
+    final = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=y.device)
+    arguments = (*plan.sizes, *helpers.strides(x), *helpers.strides(y))
+    exits = final
+    if plan.chunks > 1:
+        product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=y.device)
+        end = torch.empty_like(product)
+        kernels.scan_forward[plan.grid](
+            x, y, bias, starts, valid, None, product, c, product, end, *arguments,
+            HAS_INITIAL=False, SUMMARY=True, GATED=gated, **plan.constants,
+        )  # fmt: skip
+        exits = _scan_summaries(product, end, initial)
+    kernels.scan_forward[plan.grid](
+        x, y, bias, starts, valid, initial, exits, c, final, final, *arguments,
+        HAS_INITIAL=initial is not None, SUMMARY=False, GATED=gated, **plan.constants,
+    )  # fmt: skip
+    return c, final
+
+
+@on_its_device
+def _backward(x, y, bias, starts, valid, initial, c, dc, dfinal, dx, dy):
+    """Fills dx, dy (batch, time, dim, any strides); returns (float32) d bias in partial sums (any, dim) or None, and d initial.
+
+    dc, dfinal: gradients of c and of the final state, None where there is none. d initial: (batch, dim).
+    """
+    plan = _Plan(x, bias, starts, valid, BACKWARD)
+    starts, valid = helpers.flag_bytes(starts), helpers.flag_bytes(valid)
+    dfinal = None if dfinal is None else dfinal.float().contiguous()
+    dinitial = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=x.device)
+    dc_ = c if dc is None else dc
+    dbias = None
+    if bias is not None:
+        dbias = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=x.device)
+    exits = dinitial
+    if plan.chunks > 1:
+        product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=x.device)
+        end = torch.empty_like(product)
+        kernels.scan_backward_summary[plan.grid](
+            x, bias, starts, valid, dc_, product, end, *plan.sizes, *helpers.strides(x), *helpers.strides(dc_),
+            HAS_DC=dc is not None, **plan.constants,
+        )  # fmt: skip
+        exits = _scan_summaries(product.flip(1), end.flip(1), dfinal).flip(1).contiguous()
+    kernels.scan_backward[plan.grid](
+        x, y, bias, starts, valid, initial, c, dc_, dfinal, exits, dx, dy, dbias, dinitial,
+        *plan.sizes, *helpers.strides(x), *helpers.strides(y), *helpers.strides(dc_), *helpers.strides(dx), *helpers.strides(dy),
+        HAS_INITIAL=initial is not None, HAS_DC=dc is not None, HAS_DFINAL=dfinal is not None, **plan.constants,
+    )  # fmt: skip
+    return None if dbias is None else dbias.flatten(0, 1), dinitial
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:
@@ -36,7 +127,7 @@ def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     (c, c_row, _), (z, z_row, z_dim) = _rows(c.contiguous()), _rows(z)
     tile = _tile(z.shape[1], _FORWARD_TILE)
     grid = (triton.cdiv(z.shape[0], tile["ROWS"]),)
-    readout_kernels.readout_forward[grid](c, z, weight.contiguous(), y, *z.shape, eps, c_row, z_row, z_dim, **tile)
+    kernels.readout_forward[grid](c, z, weight.contiguous(), y, *z.shape, eps, c_row, z_row, z_dim, **tile)
     return y
 
 
@@ -49,9 +140,9 @@ def _readout_backward(
     (c, c_row, _), (z, z_row, z_dim), (dy, dy_row, dy_dim) = _rows(c.contiguous()), _rows(z), _rows(dy)
     dz = dz.flatten(0, -2)
     tile = _tile(z.shape[1], _BACKWARD_TILE)
-    programs = min(triton.cdiv(z.shape[0], tile["ROWS"]), _PROGRAMS * launch.multiprocessors(z.device))
+    programs = min(triton.cdiv(z.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(z.device))
     dweight = torch.empty(programs, z.shape[1], dtype=torch.float32, device=z.device)
-    readout_kernels.readout_backward[(programs,)](
+    kernels.readout_backward[(programs,)](
         c, z, weight.contiguous(), dy, dc, dz, dweight, *z.shape, eps,
         c_row, z_row, z_dim, dy_row, dy_dim, *dz.stride(), **tile,
     )  # fmt: skip
@@ -62,116 +153,25 @@ def _bias_gradient(dbias: Tensor | None, bias: Tensor | None, like: Tensor) -> T
     return like.new_empty(0) if bias is None else sum_rows(dbias, bias)  # an operator can't return None
 
 
-# ---- the scan alone
-
-
 @torch.library.custom_op("newllm::gated_scan", mutates_args=())
 def _scan(
-    input: Tensor, forget: Tensor, bias: Tensor | None, starts: Tensor | None, valid: Tensor | None,
-    initial: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return launch.forward(forget, input, bias, starts, valid, initial, gated=True)
-
-
-@_scan.register_fake
-def _(input, forget, bias, starts, valid, initial):
-    return input.new_empty(input.shape), input.new_empty(input.shape[0], input.shape[2], dtype=torch.float32)
-
-
-@torch.library.custom_op("newllm::gated_scan_backward", mutates_args=())
-def _scan_backward(
-    input: Tensor, forget: Tensor, bias: Tensor | None, starts: Tensor | None, valid: Tensor | None,
-    initial: Tensor | None, c: Tensor, dc: Tensor | None, dfinal: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dinput, dforget = input.new_empty(input.shape), forget.new_empty(forget.shape)
-    dbias, dinitial = launch.backward(
-        forget, input, bias, starts, valid, initial, c, dc, dfinal, dforget, dinput, gated=True
-    )
-    return dinput, dforget, _bias_gradient(dbias, bias, c), dinitial
-
-
-@_scan_backward.register_fake
-def _(input, forget, bias, starts, valid, initial, c, dc, dfinal):
-    dbias = c.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    dinitial = c.new_empty(c.shape[0], c.shape[2], dtype=torch.float32)
-    return input.new_empty(input.shape), forget.new_empty(forget.shape), dbias, dinitial
-
-
-def _keep_scan(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, output[0])
-
-
-def _scan_gradient(ctx, dc, dfinal):
-    if dc is None and dfinal is None:
-        return (None,) * 6
-    *inputs, c = ctx.saved_tensors
-    dinput, dforget, dbias, dinitial = _scan_backward(*inputs, c, dc, dfinal)
-    return dinput, dforget, None if inputs[2] is None else dbias, None, None, None if inputs[5] is None else dinitial
-
-
-_scan.register_autograd(_scan_gradient, setup_context=_keep_scan)
-
-
-# ---- the read-out alone
-
-
-@torch.library.custom_op("newllm::gated_readout", mutates_args=())
-def _readout_op(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _readout(c, z, weight, eps)
-
-
-@_readout_op.register_fake
-def _(c, z, weight, eps):
-    return z.new_empty(z.shape)
-
-
-@torch.library.custom_op("newllm::gated_readout_backward", mutates_args=())
-def _readout_op_backward(c: Tensor, z: Tensor, weight: Tensor, dy: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    dz = z.new_empty(z.shape)
-    dc, dweight = _readout_backward(c, z, weight, dy, dz, eps)
-    return dc, dz, dweight
-
-
-@_readout_op_backward.register_fake
-def _(c, z, weight, dy, eps):
-    return c.new_empty(c.shape), z.new_empty(z.shape), weight.new_empty(weight.shape)
-
-
-def _keep_readout(ctx, inputs, output):
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _readout_gradient(ctx, dy):
-    return *_readout_op_backward(*ctx.saved_tensors, dy, ctx.eps), None
-
-
-_readout_op.register_autograd(_readout_gradient, setup_context=_keep_readout)
-
-
-# ---- both, from one packed projection
-
-
-@torch.library.custom_op("newllm::gated_context", mutates_args=())
-def _context(
     projection: Tensor, bias: Tensor | None, weight: Tensor, starts: Tensor | None, valid: Tensor | None,
     initial: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     input, forget, gate = projection.chunk(3, -1)
-    c, final = launch.forward(forget, input, bias, starts, valid, initial, gated=True)
+    c, final = _forward(forget, input, bias, starts, valid, initial)
     return _readout(c, gate, weight, eps), c, final
 
 
-@_context.register_fake
+@_scan.register_fake
 def _(projection, bias, weight, starts, valid, initial, eps):
     shape = (*projection.shape[:2], projection.shape[2] // 3)
     final = projection.new_empty(shape[0], shape[2], dtype=torch.float32)
     return projection.new_empty(shape), projection.new_empty(shape), final
 
 
-@torch.library.custom_op("newllm::gated_context_backward", mutates_args=())
-def _context_backward(
+@torch.library.custom_op("newllm::gated_scan_backward", mutates_args=())
+def _scan_backward(
     projection: Tensor, bias: Tensor | None, weight: Tensor, starts: Tensor | None, valid: Tensor | None,
     initial: Tensor | None, c: Tensor, dy: Tensor | None, dc: Tensor | None, dfinal: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -184,54 +184,49 @@ def _context_backward(
     else:
         from_readout, dweight = _readout_backward(c, gate, weight, dy, dgate, eps)
         dc = from_readout if dc is None else from_readout.add_(dc)
-    dbias, dinitial = launch.backward(
-        forget, input, bias, starts, valid, initial, c, dc, dfinal, dforget, dinput, gated=True
-    )
+    dbias, dinitial = _backward(forget, input, bias, starts, valid, initial, c, dc, dfinal, dforget, dinput)
     return gradient, _bias_gradient(dbias, bias, c), dweight, dinitial
 
 
-@_context_backward.register_fake
+@_scan_backward.register_fake
 def _(projection, bias, weight, starts, valid, initial, c, dy, dc, dfinal, eps):
     dbias = c.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     dinitial = c.new_empty(c.shape[0], c.shape[2], dtype=torch.float32)
     return projection.new_empty(projection.shape), dbias, weight.new_empty(weight.shape), dinitial
 
 
-def _keep_context(ctx, inputs, output):
+def _keep(ctx, inputs, output):
     *tensors, ctx.eps = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _context_gradient(ctx, dy, dc, dfinal):
+def _scan_gradient(ctx, dy, dc, dfinal):
     if dy is None and dc is None and dfinal is None:
         return (None,) * 7
     *inputs, c = ctx.saved_tensors
-    gradient, dbias, dweight, dinitial = _context_backward(*inputs, c, dy, dc, dfinal, ctx.eps)
+    gradient, dbias, dweight, dinitial = _scan_backward(*inputs, c, dy, dc, dfinal, ctx.eps)
     dbias, dinitial = None if inputs[1] is None else dbias, None if inputs[5] is None else dinitial
     return gradient, dbias, dweight, None, None, dinitial, None
 
 
-_context.register_autograd(_context_gradient, setup_context=_keep_context)
+_scan.register_autograd(_scan_gradient, setup_context=_keep)
 
 
-# ---- the public names, as in `gated_scan`
-
-
-def _state(initial_state: Tensor | None) -> Tensor | None:
-    return None if initial_state is None else initial_state.float().contiguous()
-
-
-def gated_scan(input, forget, forget_bias=None, starts=None, valid=None, initial_state=None):
+def gated_scan(projection, forget_bias, norm_weight, starts=None, valid=None, initial_state=None, eps=1e-6):
     """As `gated_scan.gated_scan`, for float32, bfloat16 and float16."""
-    return _scan(input, forget, forget_bias, starts, valid, _state(initial_state))
+    initial = None if initial_state is None else initial_state.float().contiguous()
+    return _scan(projection, forget_bias, norm_weight, starts, valid, initial, eps)
 
 
-def gated_readout(c, gate, weight, eps=1e-6):
-    """As `gated_scan.gated_readout`, for float32, bfloat16 and float16."""
-    return _readout_op(c, gate, weight, eps)
-
-
-def gated_context(projection, forget_bias, norm_weight, starts=None, valid=None, initial_state=None, eps=1e-6):
-    """As `gated_scan.gated_context`, for float32, bfloat16 and float16."""
-    return _context(projection, forget_bias, norm_weight, starts, valid, _state(initial_state), eps)
+@on_its_device
+def gated_scan_step(projection, forget_bias, norm_weight, start, state, new_state, eps=1e-6):
+    """As `gated_scan.gated_scan_step`."""
+    batch, dim = state.shape
+    y = torch.empty(batch, dim, device=projection.device, dtype=projection.dtype)
+    block = triton.next_power_of_2(dim)
+    kernels.scan_step[(batch,)](
+        projection, forget_bias, norm_weight, start, state, new_state, y, dim, eps, projection.stride(0), state.stride(0),
+        new_state.stride(0), STARTS=start is not None, BLOCK=block, num_warps=min(16, max(1, block // 128)),
+    )  # fmt: skip
+    return y

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.gates import reference
 
+_implementation = Operation(reference)
 
-def _implementation(x: torch.Tensor):
-    if not runs_triton(x) or torch.compiler.is_compiling():
-        return reference
+
+@_implementation.register(lambda x: runs_triton(x) and not torch.compiler.is_compiling())
+def _triton():
     from newllm_lib.ops.gates import triton
 
     return triton

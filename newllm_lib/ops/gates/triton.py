@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.context_scan.kernels import sigmoid
+from newllm_lib.ops.common.triton_helpers import sigmoid
 
 _BLOCK = 1024  # elements a program
 _WARPS = 4

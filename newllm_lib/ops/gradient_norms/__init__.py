@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.gradient_norms import reference
 
+_implementation = Operation(reference)
 
-def _implementation(x: torch.Tensor):
-    if not runs_triton(x):
-        return reference
+
+@_implementation.register(runs_triton)
+def _triton():
     from newllm_lib.ops.gradient_norms import triton
 
     return triton

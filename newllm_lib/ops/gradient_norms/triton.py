@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device
+from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gradient_norms.reference import TINY
-from newllm_lib.ops.partial_sums import sum_rows
 
 _ROWS, _COLUMNS = 64, 256  # of a tile
 _VECTOR = 1024  # elements of a vector that one program holds at a time

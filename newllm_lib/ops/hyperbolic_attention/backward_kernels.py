@@ -1,4 +1,4 @@
-"""Triton kernels of the backward pass; notation and sizes are those of `tiles`.
+"""Triton kernels of the backward pass; notation and sizes are those of `kernels`.
 
 The gradient of D is that of its logarithm's argument, dD/dy = 1/√(y(y+h)), and the rest is products: with
 g = dscore/√(y(y+h)),
@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.hyperbolic_attention.tiles import (
+from newllm_lib.ops.hyperbolic_attention.kernels import (
     LOG2E,
     A_of,
     exp2,

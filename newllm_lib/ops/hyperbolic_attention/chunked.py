@@ -1,6 +1,6 @@
 """Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot in Triton.
 
-The mathematics, the notation and the numbers kept for the backward pass are those of `tiles` and `backward_kernels`; a
+The mathematics, the notation and the numbers kept for the backward pass are those of `kernels` and `backward_kernels`; a
 chunk's scores, for all heads at once, are all that is ever in memory of (queries, keys).
 """
 
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.hyperbolic_attention import geometry
-from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
+from newllm_lib.ops.hyperbolic_attention.reference import first_visible, least_angle, padded
 
 _CHUNK = 2**24  # scores at a time: 64 MiB in float32, of which a backward step holds about eight
 _WINDOWED_ROWS = 64
@@ -36,7 +35,7 @@ def _numbers(u: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
     delta = (-torch.expm1(-a)).clamp_min(torch.finfo(a.dtype).eps)
     E = torch.where(norm > 0, _A(delta) / norm.clamp_min(torch.finfo(a.dtype).tiny), 0)
     numbers = torch.stack([delta, E, torch.zeros_like(a)])
-    return a, F.pad(numbers, (0, geometry.padded(u.shape[2]) - u.shape[2]))
+    return a, F.pad(numbers, (0, padded(u.shape[2]) - u.shape[2]))
 
 
 def _A(delta: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def _scaled_cosh(products: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor,
     (row_delta, row_E), (delta, E) = row[:2].unsqueeze(-1), column[:2].unsqueeze(-2)
     row_A, A = _A(row_delta), _A(delta)
     angle = A - row_E / row_A * (products * E)
-    spread = 2 * row_A * torch.maximum(angle, geometry.least_angle(products.dtype) * A)
+    spread = 2 * row_A * torch.maximum(angle, least_angle(products.dtype) * A)
     return (row_delta - delta).square() + spread, 4 * (1 - row_delta) * (1 - delta), spread
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import runs_triton_dot
-from newllm_lib.ops.hyperbolic_attention import chunked, geometry
+from newllm_lib.ops.common.dispatch import Operation, runs_triton_dot
+from newllm_lib.ops.hyperbolic_attention import chunked
+from newllm_lib.ops.hyperbolic_attention.reference import padded
+
+_implementation = Operation(chunked)
 
 
-def _implementation(q: Tensor, backend: str):
-    if backend == "chunked" or (backend == "auto" and not runs_triton_dot(q, float32=True)):
-        return chunked
+@_implementation.register(lambda q: runs_triton_dot(q, float32=True))
+def _triton():
     from newllm_lib.ops.hyperbolic_attention import triton
 
     return triton
@@ -22,13 +24,13 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _implementation(q, backend).forward(q, k, v, beta, curvature, window, starts)
+    return _implementation.named(backend, q).forward(q, k, v, beta, curvature, window, starts)
 
 
 @_attention.register_fake
 def _(q, k, v, beta, curvature, starts, window, backend):
     dtype = torch.promote_types(q.dtype, torch.float32)
-    numbers = [q.new_empty(3, *x.shape[:2], geometry.padded(x.shape[2]), dtype=dtype) for x in (q, k)]
+    numbers = [q.new_empty(3, *x.shape[:2], padded(x.shape[2]), dtype=dtype) for x in (q, k)]
     return torch.empty_like(q), *numbers
 
 
@@ -37,7 +39,7 @@ def _attention_backward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
     backend: str, out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    implementation = _implementation(q, backend)
+    implementation = _implementation.named(backend, q)
     return implementation.backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers, dout)
 
 

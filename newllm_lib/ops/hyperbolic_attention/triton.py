@@ -6,13 +6,14 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import shared_memory
-from newllm_lib.ops.hyperbolic_attention import backward_kernels, forward_kernels, geometry, visibility_kernels
-from newllm_lib.ops.hyperbolic_attention.visibility import first_visible
+from newllm_lib.ops.common.dispatch import on_its_device, shared_memory
+from newllm_lib.ops.hyperbolic_attention import backward_kernels, kernels
+from newllm_lib.ops.hyperbolic_attention.reference import first_visible, least_angle, padded
 
 # The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
-_LEAST = {torch.float32: geometry.least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
+_LEAST = {torch.float32: least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
 _KEY_ROWS = 32
+_POSITIONS = 1024  # positions at a time of what finds the keys that a query sees
 
 
 def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
@@ -55,7 +56,7 @@ def _first(k: Tensor, window: int | None, starts: Tensor | None) -> Tensor | Non
         return None
     if starts is None:
         return first_visible(batch, time, window, starts, k.device).contiguous()
-    return visibility_kernels.first_visible(starts, time if window is None else window)
+    return first_visible_on_gpu(starts, time if window is None else window)
 
 
 def _rows_together(x: Tensor) -> Tensor:
@@ -74,17 +75,17 @@ def forward(
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     out = torch.empty_like(q) if out is None else out
     q_numbers, k_numbers = (
-        torch.empty(3, batch, heads, geometry.padded(time), dtype=torch.float32, device=q.device)
+        torch.empty(3, batch, heads, padded(time), dtype=torch.float32, device=q.device)
         for time in (queries, keys)
     )
     first, tile = _first(k, window, starts), _tiles(q)["forward"]
     constants = _constants(q, first)
     with torch.cuda.device_of(q):
-        forward_kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
+        kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
             k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
             EVEN_D=constants["EVEN_D"], BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
         )  # fmt: skip
-        forward_kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
+        kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
             q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
             *_strides(q, k, v, out), **constants, **tile,
         )  # fmt: skip
@@ -101,10 +102,10 @@ def backward(
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     first, tiles = _first(k, window, starts), _tiles(q)
-    last = None if first is None else visibility_kernels.last_seeing(first)
+    last = None if first is None else last_seeing_on_gpu(first)
     constants = _constants(q, first)
     q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
-    delta = torch.empty(batch, heads, geometry.padded(queries), dtype=torch.float32, device=q.device)
+    delta = torch.empty(batch, heads, padded(queries), dtype=torch.float32, device=q.device)
     q_parts = torch.empty(2, batch, heads, q_tiles, dtype=torch.float32, device=q.device)
     k_parts = torch.empty(batch, heads, k_tiles, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
@@ -121,3 +122,82 @@ def backward(
             q_parts, k_parts, beta, curvature, dbeta, dcurvature, batch, heads, q_tiles, k_tiles, BLOCK=64, num_warps=1
         )
     return dq, dk, dv, dbeta, dcurvature
+
+
+@on_its_device
+def first_visible_on_gpu(starts: Tensor, window: int) -> Tensor:
+    """As `reference.first_visible`, for starts (batch, time) on a GPU."""
+    batch, time = starts.shape
+    first = torch.empty(batch, time, dtype=torch.int32, device=starts.device)
+    kernels.find_first[(batch,)](starts.contiguous().view(torch.uint8), first, time, window, BLOCK=_POSITIONS, num_warps=4)
+    return first
+
+
+@on_its_device
+def last_seeing_on_gpu(first: Tensor) -> Tensor:
+    """As `reference.last_seeing`, for first (batch, time) without gaps."""
+    batch, time = first.shape
+    last = torch.empty_like(first)
+    grid = batch, triton.cdiv(time, _POSITIONS)
+    kernels.find_last[grid](first, last, time, STEPS=time.bit_length(), BLOCK=_POSITIONS, num_warps=4)
+    return last
+
+
+# ---- rotation and attention on one packed projection [q, k, v], with no tensor of its size beside it: queries and keys are
+# rotated where they lie, and the three gradients are written side by side, as the projection's own
+
+
+@on_its_device
+def _turn_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float, sign: int) -> None:
+    batch, time, width = qkv.shape
+    half = width // (6 * heads)
+    sizes = dict(HEADS=heads, HALF=half, BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_HALF=triton.next_power_of_2(half))
+    kernels.turn[(batch * time, 2)](qkv, cos, sin, time, scale, SIGN=sign, num_warps=4, **sizes)
+
+
+def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v (batch, heads, time, dim), views."""
+    return tuple(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, beta, curvature, starts, window: int, heads: int, scale: float):
+        _turn_(qkv, cos, sin, heads, scale, 1)
+        q, k, v = _parts(qkv, heads)
+        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+        beta, curvature = beta.contiguous(), curvature.contiguous()
+        by_head = out.unflatten(-1, (heads, -1)).transpose(1, 2)
+        _, *numbers = forward(q, k, v, beta, curvature, window, starts, out=by_head)
+        ctx.save_for_backward(qkv, cos, sin, beta, curvature, starts, out, *numbers)
+        ctx.settings = window, heads, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        qkv, cos, sin, beta, curvature, starts, out, *numbers = ctx.saved_tensors
+        window, heads, scale = ctx.settings
+        dqkv = torch.empty_like(qkv)
+        out, dout = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (out, dout))
+        *_, dbeta, dcurvature = backward(
+            *_parts(qkv, heads), beta, curvature, window, starts, out, *numbers, dout, into=_parts(dqkv, heads)
+        )
+        _turn_(dqkv, cos, sin, heads, scale, -1)
+        return dqkv, None, None, dbeta, dcurvature, None, None, None, None
+
+
+def packed_attention_(
+    qkv: Tensor, rotation: tuple[Tensor, Tensor], beta: Tensor, curvature: Tensor, *, window: int, heads: int, scale: float,
+    starts: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`hyperbolic_attention` of queries and keys rotated by their position and scaled.
+
+    Args:
+        qkv: (batch, time, 3 heads dim), contiguous; it is used up: its queries and keys are rotated in place.
+        rotation: cos and sin (time, dim / 2), float32. scale: of the rotated queries and keys.
+        beta, curvature, window, starts: as for `hyperbolic_attention`.
+    Returns:
+        (batch, time, heads dim).
+    """
+    cos, sin = (x.contiguous() for x in rotation)
+    return _PackedAttention.apply(qkv.contiguous(), cos, sin, beta, curvature, starts, window, heads, scale)

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton_dot
+from newllm_lib.ops.common.dispatch import Operation, runs_triton_dot
 from newllm_lib.ops.linear_attention import chunked, reference, sizes
 from newllm_lib.ops.linear_attention.features import horosphere_features
 
 BACKENDS = ("auto", "triton", "chunked", "reference")
+
+_implementation = Operation(chunked)
+
+
+@_implementation.register(lambda q, v: v.shape[2] == 1)  # one decoding step: the recurrence itself
+def _reference():
+    return reference
+
+
+@_implementation.register(
+    lambda q, v: runs_triton_dot(v, float32=True) and sizes.chunk(q.shape[3], v.shape[3], v.dtype, v.device) > 0
+)
+def _triton():
+    from newllm_lib.ops.linear_attention import triton
+
+    return triton
 
 
 def linear_attention(
@@ -42,17 +58,7 @@ def linear_attention(
         compute = torch.promote_types(v.dtype, torch.float32)
         state = v.new_zeros(*v.shape[:2], v.shape[3] + 1, q.shape[3], dtype=compute)
     arguments = q.to(v.dtype), k.to(v.dtype), v, log_decay, starts, state
-    if backend == "reference" or (backend == "auto" and v.shape[2] == 1):  # one decoding step: the recurrence itself
-        return reference.linear_attention(*arguments)
-    if backend == "triton" or (backend == "auto" and _kernels_take(q, v)):
-        from newllm_lib.ops.linear_attention import triton
-
-        return triton.linear_attention(*arguments)
-    return chunked.linear_attention(*arguments)
-
-
-def _kernels_take(q: torch.Tensor, v: torch.Tensor) -> bool:
-    return runs_triton_dot(v, float32=True) and sizes.chunk(q.shape[3], v.shape[3], v.dtype, v.device) > 0
+    return _implementation.named(backend, q, v).linear_attention(*arguments)
 
 
 def _check(q, k, v, log_decay, starts, state, backend) -> None:

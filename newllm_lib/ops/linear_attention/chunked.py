@@ -1,7 +1,7 @@
 """Linear attention in chunks, in plain torch: products of matrices that fit tensor cores, and a scan over the chunks.
 
 Inside a chunk all pairs of tokens are weighed, as in ordinary attention; what came before is a sum of k v' products, one matrix a
-chunk, which `ops.context_scan` carries from chunk to chunk. Work and memory grow with time x chunk. The scheme is that of gated
+chunk, which `linear_scan` carries from chunk to chunk. Work and memory grow with time x chunk. The scheme is that of gated
 linear attention (Yang et al., 2023, arXiv 2312.06635) with one decay for each head and token, as in Mamba-2 (Dao & Gu, 2024,
 arXiv 2405.21060).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.ops.context_scan import context_scan
+from newllm_lib.ops.common.linear_scan import linear_scan
 from newllm_lib.ops.linear_attention.reference import least
 
 CHUNK = 64
@@ -69,6 +69,6 @@ def _scan(k, v, leaving, kept, state):
     added = torch.cat([v.mT @ keys, keys.sum(-2, keepdim=True)], -2).to(state.dtype)
     flat = added.flatten(3).flatten(0, 1)  # (batch x heads, chunks, ...)
     gates = kept.flatten(0, 1).expand_as(flat)
-    after, last = context_scan(gates, flat, state.flatten(2).flatten(0, 1))
+    after, last = linear_scan(gates, flat, state.flatten(2).flatten(0, 1))
     after = after.view(added.shape)
     return torch.cat([state.unsqueeze(2), after[:, :, :-1]], 2), last.view(state.shape)

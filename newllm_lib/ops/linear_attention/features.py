@@ -15,10 +15,21 @@ numbers between 0 and 1; that gives up the exact equality and keeps what it is f
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from newllm_lib.ops.backend import runs_triton_dot
-from newllm_lib.ops.linear_attention import sizes
+from newllm_lib.ops.common.dispatch import Operation, runs_triton_dot
+from newllm_lib.ops.linear_attention import reference, sizes
+
+_implementation = Operation(reference)
+
+
+@_implementation.register(
+    lambda u, directions: runs_triton_dot(u, float32=True)
+    and sizes.features_fit(directions.shape[1], u.shape[3], u.dtype, u.device)
+)
+def _triton():
+    from newllm_lib.ops.linear_attention import triton
+
+    return triton
 
 
 def horosphere_features(
@@ -34,20 +45,4 @@ def horosphere_features(
     Returns:
         (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32 (float64 for float64).
     """
-    fits = runs_triton_dot(u, float32=True) and sizes.features_fit(directions.shape[1], u.shape[3], u.dtype, u.device)
-    if backend == "triton" or (backend == "auto" and fits):
-        from newllm_lib.ops.linear_attention import features_triton
-
-        return features_triton.horosphere_features(u, directions, sharpness, curvature)
-    return log_horospheres(u, directions, curvature).mul(-sharpness[:, None, None]).softmax(-1)
-
-
-def log_horospheres(u: torch.Tensor, directions: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
-    """log(1 - κ·ω), (batch, heads, time, features)."""
-    compute = torch.promote_types(u.dtype, torch.float32)
-    with torch.autocast(u.device.type, enabled=False):  # 1 - κ·ω has no digits to lose near the boundary
-        u, boundary = u.to(compute), F.normalize(directions.to(compute), dim=-1)
-        root = 2 * curvature.to(compute).sqrt()[:, None, None]
-        norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-        stretch = torch.where(norm > 1e-6, torch.tanh(root * norm) / norm.clamp_min(1e-6), root)
-        return torch.log1p(-((stretch * u) @ boundary.mT).clamp(max=1 - 2.0**-20))
+    return _implementation.named(backend, u, directions).horosphere_features(u, directions, sharpness, curvature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def linear_attention(q, k, v, log_decay, starts, state):
@@ -25,3 +26,19 @@ def linear_attention(q, k, v, log_decay, starts, state):
 def least(total: torch.Tensor) -> torch.Tensor:
     """A sum of weights, never so small that its inverse overflows: a token that saw nothing at all gives 0."""
     return total.clamp_min(1e-30)
+
+
+def horosphere_features(u, directions, sharpness, curvature):
+    """As `features.horosphere_features`."""
+    return log_horospheres(u, directions, curvature).mul(-sharpness[:, None, None]).softmax(-1)
+
+
+def log_horospheres(u: torch.Tensor, directions: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    """log(1 - κ·ω), (batch, heads, time, features)."""
+    compute = torch.promote_types(u.dtype, torch.float32)
+    with torch.autocast(u.device.type, enabled=False):  # 1 - κ·ω has no digits to lose near the boundary
+        u, boundary = u.to(compute), F.normalize(directions.to(compute), dim=-1)
+        root = 2 * curvature.to(compute).sqrt()[:, None, None]
+        norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+        stretch = torch.where(norm > 1e-6, torch.tanh(root * norm) / norm.clamp_min(1e-6), root)
+        return torch.log1p(-((stretch * u) @ boundary.mT).clamp(max=1 - 2.0**-20))

@@ -7,26 +7,28 @@ nearest value. Rounded up or down at random, in proportion to the distances, it 
 
 from __future__ import annotations
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.rounded_step import reference
 from newllm_lib.ops.rounded_step.reference import BLOCK, new_momentum, read_momentum, step_numbers, stochastic_round
 
 __all__ = ["BLOCK", "adam_step_", "new_momentum", "read_momentum", "rounded_step_", "step_numbers", "stochastic_round"]
 
 
+_implementation = Operation(reference)
+
+
+@_implementation.register(lambda parameter: runs_triton(parameter) and parameter.is_contiguous())
+def _triton():
+    from newllm_lib.ops.rounded_step import triton
+
+    return triton
+
+
 def rounded_step_(parameter, direction, momentum, factors, scale, **settings) -> None:
     """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain torch elsewhere."""
-    if runs_triton(parameter) and parameter.is_contiguous():
-        from newllm_lib.ops.rounded_step import triton
-
-        return triton.rounded_step_(parameter, direction.contiguous(), momentum, factors, scale, **settings)
-    return reference.rounded_step_(parameter, direction, momentum, factors, scale, **settings)
+    _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, **settings)
 
 
 def adam_step_(parameter, gradient, second, momentum, scale, **settings) -> None:
     """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the arguments."""
-    if runs_triton(parameter) and parameter.is_contiguous():
-        from newllm_lib.ops.rounded_step import triton
-
-        return triton.adam_step_(parameter, gradient.contiguous(), second, momentum, scale, **settings)
-    return reference.adam_step_(parameter, gradient, second, momentum, scale, **settings)
+    _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, **settings)

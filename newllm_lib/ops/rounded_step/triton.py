@@ -109,7 +109,8 @@ def rounded_step_(
     parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
     rate: float, decay: float, beta: float, correction: float, bits: int, seed: int, numbers: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """As `reference.rounded_step_`; the parameter and the direction are contiguous."""
+    """As `reference.rounded_step_`; the parameter is contiguous."""
+    direction = direction.contiguous()
     first, scales = (*momentum, scale, scale)[:2]
     rows, columns = factors or (scale, scale)
     blocks = triton.cdiv(parameter.numel(), BLOCK)
@@ -145,7 +146,8 @@ def adam_step_(
     parameter: Tensor, gradient: Tensor, second: Tensor, momentum: Tensor, scale: Tensor, *,
     rate: float, decay: float, betas: tuple[float, float], step: int, seed: int, numbers: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """As `reference.adam_step_`; the parameter and the gradient are contiguous."""
+    """As `reference.adam_step_`; the parameter is contiguous."""
+    gradient = gradient.contiguous()
     with torch.cuda.device_of(parameter):
         adam_step[(triton.cdiv(parameter.numel(), _SMALL_BLOCK),)](
             parameter, gradient, second, momentum, scale, scale if numbers is None else numbers, parameter.numel(),

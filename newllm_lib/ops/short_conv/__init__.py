@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.short_conv import reference
+
+_implementation = Operation(reference)
+
+
+@_implementation.register(runs_triton)
+def _triton():
+    from newllm_lib.ops.short_conv import triton
+
+    return triton
 
 
 def short_conv(
@@ -36,11 +45,24 @@ def short_conv(
     if valid is not None:
         return _without_padding(x, weight, starts, valid, tail)
     new = new_tail(x, weight.shape[1], starts, tail) if keep else None
-    if runs_triton(x):
-        from newllm_lib.ops.short_conv import triton
+    return _implementation(x).short_conv(x, weight, starts, tail), new
 
-        return triton.short_conv(x, weight, starts, tail), new
-    return reference.short_conv(x, weight, starts, tail), new
+
+def short_conv_step(
+    x: torch.Tensor, weight: torch.Tensor, start: torch.Tensor | None, tail: torch.Tensor, new_tail: torch.Tensor
+) -> torch.Tensor:
+    """`short_conv` of one token, for decoding: one small operation where that takes a score of them. No gradients.
+
+    Args:
+        x: (batch, dim).
+        weight: (dim, width).
+        start: (batch,) bool, the token begins a document: nothing before it counts; None: none does.
+        tail: (batch, (width - 1) * dim) float32, the tokens before, oldest first; may be a view of a state, rows apart.
+        new_tail: the same size, overwritten by what the next token needs; not the memory of `tail`.
+    Returns:
+        u (batch, dim) in x's dtype.
+    """
+    return _implementation(x).short_conv_step(x, weight, start, tail, new_tail)
 
 
 def new_tail(x: torch.Tensor, width: int, starts: torch.Tensor | None, tail: torch.Tensor | None) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a tail.
 
-As in `context_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the taps reach
+As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the taps reach
 (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1 outputs) is a window in
 registers, emptied where a document starts, so that every value crosses the memory bus once. Time is cut into chunks
 freely: each reads WIDTH - 1 rows more.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.context_scan.kernels import load_flags, load_rows
+from newllm_lib.ops.common.triton_helpers import load_flags, load_rows
 
 
 @triton.jit
@@ -229,3 +229,26 @@ def conv_backward(
     for k in tl.static_range(WIDTH):
         place = ((batch * tl.num_programs(1) + chunk) * WIDTH + k) * dim + dims
         tl.store(dweight + place, sums[k], mask=in_dim)
+
+
+@triton.jit
+def conv_step(
+    x, weight, start, tail, new_tail, u, dim, x_row, tail_row, new_row,
+    WIDTH: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = dims < dim
+    now = tl.load(x + row * x_row + dims, mask=inside, other=0.0).to(tl.float32)
+    total = now * (1.0 + tl.load(weight + dims * WIDTH, mask=inside, other=0.0).to(tl.float32))
+    for k in tl.static_range(1, WIDTH):
+        place = WIDTH - 1 - k
+        past = tl.load(tail + row * tail_row + place * dim + dims, mask=inside, other=0.0)
+        if STARTS:
+            past = tl.where(tl.load(start + row).to(tl.int32) == 0, past, 0.0)
+        total += past * tl.load(weight + dims * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
+        if place > 0:
+            tl.store(new_tail + row * new_row + (place - 1) * dim + dims, past, mask=inside)
+    if WIDTH > 1:
+        tl.store(new_tail + row * new_row + (WIDTH - 2) * dim + dims, now, mask=inside)
+    tl.store(u + row * dim + dims, total.to(u.dtype.element_ty), mask=inside)

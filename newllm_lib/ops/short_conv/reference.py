@@ -25,3 +25,15 @@ def short_conv(
             past = past * (document[:, behind - k : behind - k + time] == document[:, behind:]).unsqueeze(-1)
         u = u + past * weight[:, k]
     return u.to(x.dtype)
+
+
+def short_conv_step(x, weight, start, tail, new_tail):
+    """As `short_conv.short_conv_step`."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    now, taps = x.to(compute), weight.to(compute)
+    behind = tail.reshape(x.shape[0], weight.shape[1] - 1, x.shape[1]).to(compute)
+    if start is not None:
+        behind = behind.masked_fill(start[:, None, None], 0.0)
+    new_tail.copy_(torch.cat([behind[:, 1:], now.unsqueeze(1)], 1)[:, : behind.shape[1]].flatten(1))
+    past = torch.einsum("bkd,dk->bd", behind, taps[:, 1:].flip(1))
+    return (now * (1 + taps[:, 0]) + past).to(x.dtype)

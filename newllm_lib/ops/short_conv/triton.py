@@ -6,23 +6,24 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device
-from newllm_lib.ops.context_scan import launch
-from newllm_lib.ops.partial_sums import sum_rows
+from newllm_lib.ops.common import triton_helpers as helpers
+from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.short_conv import kernels
 
-# As in `context_scan.launch`.
+# As in `gated_scan.triton`.
 _FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 _BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
 _FULL = 16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
 _MIN_CHUNK = 32
+_STEP_BLOCK = 256  # channels a program in a step of one token
 
 
 def _plan(x: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int], int]:
     """Grid and time steps a chunk."""
     batch, time, dim = x.shape
     blocks = batch * triton.cdiv(dim, tile["BLOCK_DIM"])
-    wanted = triton.cdiv(_FULL * launch.multiprocessors(x.device), blocks)
+    wanted = triton.cdiv(_FULL * helpers.multiprocessors(x.device), blocks)
     length = triton.cdiv(time, max(1, min(wanted, time // _MIN_CHUNK)))
     return (blocks, triton.cdiv(time, length)), length
 
@@ -43,8 +44,8 @@ def _forward(x, weight, starts, tail):
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, length = _plan(x, _FORWARD)
     kernels.conv_forward[grid](
-        x, weight.contiguous(), launch.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
-        *launch.strides(x), **_constants(weight, starts, tail), **_FORWARD,
+        x, weight.contiguous(), helpers.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
+        *helpers.strides(x), **_constants(weight, starts, tail), **_FORWARD,
     )  # fmt: skip
     return u
 
@@ -68,8 +69,8 @@ def _gradients(x, weight, starts, tail, du):
     grid, length = _plan(x, _BACKWARD)
     dweight = torch.empty(x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device)
     kernels.conv_backward[grid](
-        x, weight.contiguous(), launch.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
-        length, *launch.strides(x), *launch.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
+        x, weight.contiguous(), helpers.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
+        length, *helpers.strides(x), *helpers.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
     )  # fmt: skip
     return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dtail
 
@@ -96,3 +97,16 @@ _conv.register_autograd(_backward, setup_context=_keep_for_backward)
 def short_conv(x: Tensor, weight: Tensor, starts: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
     """u = x + conv(x), sizes as in `short_conv.short_conv`, for float32, bfloat16 and float16."""
     return _conv(x, weight, starts, None if tail is None else tail.contiguous())
+
+
+@on_its_device
+def short_conv_step(x, weight, start, tail, new_tail):
+    """As `short_conv.short_conv_step`."""
+    batch, dim = x.shape
+    u = torch.empty(batch, dim, device=x.device, dtype=x.dtype)
+    grid = batch, triton.cdiv(dim, _STEP_BLOCK)
+    kernels.conv_step[grid](
+        x, weight, start, tail, new_tail, u, dim, x.stride(0), tail.stride(0), new_tail.stride(0),
+        WIDTH=weight.shape[1], STARTS=start is not None, BLOCK=_STEP_BLOCK,
+    )  # fmt: skip
+    return u

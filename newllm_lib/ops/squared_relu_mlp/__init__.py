@@ -9,10 +9,26 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import on_the_processor, runs_triton_dot
+from newllm_lib.ops.common.dispatch import Operation, on_the_processor, runs_triton_dot
 from newllm_lib.ops.squared_relu_mlp import processor, reference
 
 MAX_DIM = 256  # all channels of some rows of x and of some columns of a weight lie in shared memory together
+
+_implementation = Operation(reference)
+
+
+@_implementation.register(
+    lambda x, up, down: runs_triton_dot(x) and x.dtype == up.dtype == down.dtype and x.shape[-1] <= MAX_DIM
+)
+def _triton():
+    from newllm_lib.ops.squared_relu_mlp import triton
+
+    return triton
+
+
+@_implementation.register(on_the_processor)
+def _processor():
+    return processor
 
 
 def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -23,14 +39,7 @@ def squared_relu_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> t
     Returns:
         (..., dim), in the dtype of the products.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
-    if runs_triton_dot(x) and x.dtype == up.dtype == down.dtype and x.shape[-1] <= MAX_DIM:
-        from newllm_lib.ops.squared_relu_mlp import triton
-
-        return triton.squared_relu_mlp(x, up, down)
-    if on_the_processor(x, up, down):
-        return processor.squared_relu_mlp(x, up, down)
-    return reference.squared_relu_mlp(x, up, down)
+    return _implementation(x, up, down).squared_relu_mlp(x, up, down)

@@ -11,12 +11,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_the_processor, runs_triton
-from newllm_lib.ops.short_conv import new_tail
+from newllm_lib.ops.common.dispatch import Operation, on_the_processor, runs_triton
 from newllm_lib.ops.stream_norm import processor, reference
 
 MAX_DIM = 8192  # channels of which a program holds a row and the sum for its weight
 MAX_CONV_DIM = 2048  # channels of which a program also holds what the taps reach
+
+_norm, _norm_conv, _last_rows = Operation(reference), Operation(reference), Operation(reference)
+
+
+@_norm.register(lambda x, *_: runs_triton(x) and x.shape[-1] <= MAX_DIM)
+@_norm_conv.register(lambda x, *_: runs_triton(x) and x.shape[-1] <= MAX_CONV_DIM)
+@_last_rows.register(lambda r, taps: runs_triton(r) and r.shape[-1] <= MAX_CONV_DIM and r.shape[1] >= taps.shape[1] > 1)
+def _triton():
+    from newllm_lib.ops.stream_norm import triton
+
+    return triton
+
+
+@_norm.register(on_the_processor)
+@_norm_conv.register(on_the_processor)
+def _processor():
+    return processor
 
 
 def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -27,13 +43,7 @@ def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float = 1e-6
     Returns:
         r and n (..., dim), in x's dtype.
     """
-    if runs_triton(x) and x.shape[-1] <= MAX_DIM:
-        from newllm_lib.ops.stream_norm import triton
-
-        return triton.add_norm(x, branch, weight, eps)
-    if on_the_processor(x, branch, weight):
-        return processor.add_norm(x, branch, weight, eps)
-    return reference.add_norm(x, branch, weight, eps)
+    return _norm(x, branch, weight).add_norm(x, branch, weight, eps)
 
 
 def add_norm_conv(
@@ -53,26 +63,5 @@ def add_norm_conv(
     Returns:
         r and u (batch, time, dim) in x's dtype, and the new tail (batch, width - 1, dim) float32.
     """
-    r, u = _stream_and_conv(x, branch, weight, taps, starts, tail, eps)
-    return r, u, _tail_of(r, weight, taps.shape[1], starts, tail, eps)
-
-
-def _tail_of(r, weight, width, starts, tail, eps):
-    """The rows of the new tail, a few: normalised once more."""
-    if runs_triton(r) and r.shape[-1] <= MAX_CONV_DIM and r.shape[1] >= width > 1:
-        from newllm_lib.ops.stream_norm import triton
-
-        return triton.last_rows(r, weight, width - 1, starts, eps)
-    first = max(0, r.shape[1] - width + 1)
-    last = reference.norm(r[:, first:].float(), weight, eps)
-    return new_tail(last, width, None if starts is None else starts[:, first:], tail)
-
-
-def _stream_and_conv(x, branch, weight, taps, starts, tail, eps):
-    if runs_triton(x) and x.shape[-1] <= MAX_CONV_DIM:
-        from newllm_lib.ops.stream_norm import triton
-
-        return triton.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
-    if on_the_processor(x, branch, weight, taps, tail):
-        return processor.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
-    return reference.add_norm_conv(x, branch, weight, taps, starts, tail, eps)
+    r, u = _norm_conv(x, branch, weight, taps, tail).add_norm_conv(x, branch, weight, taps, starts, tail, eps)
+    return r, u, _last_rows(r, taps).last_rows(r, weight, taps.shape[1], starts, tail, eps)  # a few rows, normalised once more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from newllm_lib.ops.short_conv import new_tail
 from newllm_lib.ops.short_conv import reference as conv
 
 
@@ -25,3 +26,10 @@ def add_norm_conv(x, branch, weight, taps, starts, tail, eps) -> tuple[Tensor, T
     r = x if branch is None else x + branch.to(x.dtype)
     compute = torch.promote_types(r.dtype, torch.float32)
     return r, conv.short_conv(norm(r.to(compute), weight, eps), taps, starts, tail).to(r.dtype)
+
+
+def last_rows(r: Tensor, weight: Tensor, width: int, starts: Tensor | None, tail: Tensor | None, eps: float) -> Tensor:
+    """The new tail of `stream_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the tail, normalised."""
+    first = max(0, r.shape[1] - width + 1)
+    last = norm(r[:, first:].float(), weight, eps)
+    return new_tail(last, width, None if starts is None else starts[:, first:], tail)

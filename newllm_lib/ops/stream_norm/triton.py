@@ -1,4 +1,4 @@
-"""The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels` and `conv_kernels`.
+"""The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels`.
 
 What is saved for the backward pass is r, which the stream holds anyway. x and the branch have one gradient: the operators return
 it once, and autograd gives it to both.
@@ -10,10 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device
-from newllm_lib.ops.context_scan import launch
-from newllm_lib.ops.partial_sums import sum_rows
-from newllm_lib.ops.stream_norm import conv_kernels, kernels
+from newllm_lib.ops.common import triton_helpers as helpers
+from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.reductions import sum_rows
+from newllm_lib.ops.stream_norm import kernels
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program, as in `gated_scan.triton`
 _PROGRAMS = 8  # programs a multiprocessor in the norm's backward pass
@@ -31,7 +31,7 @@ def _tile(dim: int, elements: int) -> dict[str, int]:
 def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
     """Grid (batch, chunks of time), time steps a chunk, and the constants of a walk through time."""
     batch, time, dim = x.shape
-    wanted = triton.cdiv(_FULL * launch.multiprocessors(x.device), batch)
+    wanted = triton.cdiv(_FULL * helpers.multiprocessors(x.device), batch)
     length = triton.cdiv(time, max(1, min(wanted, time // _MIN_CHUNK)))
     length = triton.cdiv(length, 2 * _UNROLL) * 2 * _UNROLL  # no steps left over but at the end
     block = triton.next_power_of_2(dim)
@@ -69,7 +69,7 @@ def _add_norm_backward(r: Tensor, weight: Tensor, dn: Tensor, dr: Tensor | None,
 def _norm_gradients(r, weight, dn, dr, eps):
     dx = torch.empty_like(r)
     tile = _tile(r.shape[1], _BACKWARD_TILE)
-    programs = min(triton.cdiv(r.shape[0], tile["ROWS"]), _PROGRAMS * launch.multiprocessors(r.device))
+    programs = min(triton.cdiv(r.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(r.device))
     shares = torch.empty(programs, r.shape[1], dtype=torch.float32, device=r.device)
     kernels.norm_backward[(programs,)](
         r, weight.contiguous(), dn, dr, dx, shares, *r.shape, eps, HAS_DR=dr is not None, **tile
@@ -114,8 +114,8 @@ def _add_norm_conv(
 def _add_norm_conv_forward(x, branch, weight, taps, starts, tail, eps):
     r, u = x.new_empty(0 if branch is None else x.shape), torch.empty_like(x)
     grid, length, constants = _walk(x)
-    conv_kernels.norm_conv_forward[grid](
-        x, branch, weight.contiguous(), taps.contiguous(), launch.flag_bytes(starts), tail, r, u, *x.shape[1:], length, eps,
+    kernels.norm_conv_forward[grid](
+        x, branch, weight.contiguous(), taps.contiguous(), helpers.flag_bytes(starts), tail, r, u, *x.shape[1:], length, eps,
         HAS_BRANCH=branch is not None, **_present(taps, starts, tail), **constants,
     )  # fmt: skip
     return r, u
@@ -144,8 +144,8 @@ def _conv_gradients(r, weight, taps, starts, tail, du, dr, eps):
     grid, length, constants = _walk(r)
     width, dim = taps.shape[1], r.shape[2]
     shares = torch.empty(grid[0] * grid[1], (width + 1) * dim, dtype=torch.float32, device=r.device)
-    conv_kernels.norm_conv_backward[grid](
-        r, weight.contiguous(), taps.contiguous(), launch.flag_bytes(starts), tail, du, dr, dx, dtail, shares, *r.shape[1:],
+    kernels.norm_conv_backward[grid](
+        r, weight.contiguous(), taps.contiguous(), helpers.flag_bytes(starts), tail, du, dr, dx, dtail, shares, *r.shape[1:],
         length, eps, HAS_DR=dr is not None, **_present(taps, starts, tail), **constants,
     )  # fmt: skip
     return dx, sum_rows(shares, shares), dtail
@@ -192,8 +192,8 @@ def _last_rows_forward(r, weight, count, starts, eps):
     batch, time, dim = r.shape
     out = torch.empty(batch, count, dim, dtype=torch.float32, device=r.device)
     block = triton.next_power_of_2(dim)
-    conv_kernels.norm_last_rows[(batch, count)](
-        r, weight.contiguous(), launch.flag_bytes(starts), out, time, dim, eps,
+    kernels.norm_last_rows[(batch, count)](
+        r, weight.contiguous(), helpers.flag_bytes(starts), out, time, dim, eps,
         HAS_STARTS=starts is not None, COUNT=count, BLOCK_DIM=block, num_warps=max(1, block // 256),
     )  # fmt: skip
     return out
@@ -227,9 +227,9 @@ _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 # ---- the public names, as in `stream_norm`
 
 
-def last_rows(r, weight, count, starts, eps):
-    """What `stream_norm.add_norm_conv` returns as its new tail, of at least `count` rows."""
-    return _last_rows(r.contiguous(), weight, count, starts, eps)
+def last_rows(r, weight, width, starts, tail, eps):
+    """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the old tail."""
+    return _last_rows(r.contiguous(), weight, width - 1, starts, eps)
 
 
 def add_norm(x, branch, weight, eps):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import autocast_dtype, runs_triton
+from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton
 from newllm_lib.ops.cross_entropy import chunked
 from newllm_lib.ops.tensor_train.pieces import Pieces
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.backend import autocast_dtype
+from newllm_lib.ops.common.dispatch import autocast_dtype
 from newllm_lib.ops.tensor_train.pieces import Pieces
 
 CONTRACTED_ELEMENTS = 1 << 24  # intermediate entries that exist at a time while contracting

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.backend import runs_triton
+from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.token_embedding import reference
+
+_implementation = Operation(reference)
+
+
+@_implementation.register(lambda weight: runs_triton(weight) and not torch.are_deterministic_algorithms_enabled())
+def _triton():
+    from newllm_lib.ops.token_embedding import triton
+
+    return triton
 
 
 def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -20,8 +29,4 @@ def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype)
     Returns:
         (..., dim).
     """
-    if runs_triton(weight) and not torch.are_deterministic_algorithms_enabled():
-        from newllm_lib.ops.token_embedding import triton
-
-        return triton.token_embedding(ids, weight, dtype)
-    return reference.token_embedding(ids, weight, dtype)
+    return _implementation(weight).token_embedding(ids, weight, dtype)

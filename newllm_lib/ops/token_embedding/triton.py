@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.backend import on_its_device
+from newllm_lib.ops.common.dispatch import on_its_device
 
 _TILE = 2048  # elements a program
 

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.memory import peak_memory
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.lowmem import blocks
 from newllm_lib.training.lowmem.blocks import checkpoint_blocks
+from newllm_lib.training.model_config import build_model
 
 
 def model(name, dropout=0.0):

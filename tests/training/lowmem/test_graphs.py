@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.lowmem.adafactor import RoundedAdafactor
 from newllm_lib.training.lowmem.blocks import checkpoint_blocks
 from newllm_lib.training.lowmem.graphs import Recorder, StepGraph
 from newllm_lib.training.lowmem.in_backward import StepInBackward
+from newllm_lib.training.model_config import build_model
 from newllm_lib.training.optimizer import build_optimizer
 from tests.training.lowmem.test_blocks import model
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.backend import on_its_device
+from newllm_lib.ops.common.dispatch import on_its_device
 
 _ROWS, _WARPS = 256, 8
 

@@ -1,4 +1,4 @@
-"""The context scan without a Python loop over time: the version for processors, in plain torch.
+"""c_t = a_t * c_{t-1} + b_t without a Python loop over time, in plain torch.
 
 The sequence is cut into about sqrt(time) chunks. Inside the chunks, all of them advance one step together; then the state at the
 chunk edges is passed along; then every position adds what its chunk started with. That is 2 sqrt(time) small steps instead of
@@ -61,7 +61,7 @@ def _(a, b, state, backwards=False):
     return torch.empty_like(b, memory_format=torch.contiguous_format)
 
 
-class _ContextScan(torch.autograd.Function):
+class _LinearScan(torch.autograd.Function):
     """The gradient of a scan is the same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t."""
 
     @staticmethod
@@ -84,10 +84,21 @@ class _ContextScan(torch.autograd.Function):
         return (g * previous).to(to_a), g.to(to_b), (g[:, 0] * a[:, 0]).to(to_state)
 
 
-def context_scan(
+def linear_scan(
     a: torch.Tensor, b: torch.Tensor, initial_state: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.context_scan`: a, b (batch, time, dim), initial_state (batch, dim) -> c (batch, time, dim), final state."""
+    """c_t = a_t * c_{t-1} + b_t, elementwise.
+
+    Args:
+        a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
+        initial_state: (batch, dim) before the first step; zeros by default.
+    Returns:
+        c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for float64 inputs).
+    """
+    compute = torch.float64 if b.dtype == torch.float64 else torch.float32
     if initial_state is None:
-        initial_state = b.new_zeros(b.shape[0], b.shape[2], dtype=torch.float64 if b.dtype == torch.float64 else torch.float32)
-    return _ContextScan.apply(a, b, initial_state)
+        initial_state = b.new_zeros(b.shape[0], b.shape[2], dtype=compute)
+    if b.shape[1] == 1:  # one decoding step: the recurrence itself
+        state = a[:, 0].to(compute) * initial_state.to(compute) + b[:, 0].to(compute)
+        return state.unsqueeze(1).to(b.dtype), state
+    return _LinearScan.apply(a, b, initial_state)

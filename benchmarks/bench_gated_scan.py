@@ -1,8 +1,8 @@
 """How near New-LLM's fused operations come to what the memory bus allows, and how far ahead of plain torch they are.
 
-    python benchmarks/bench_context_scan.py --out benchmarks/context_scan.csv
+    python benchmarks/bench_gated_scan.py --out benchmarks/gated_scan.csv
 
-Times forward and forward + backward of the scan, the fused token mixer and the short convolution on one GPU, replayed
+Times forward and forward + backward of the gated scan (with its read-out) and the short convolution on one GPU, replayed
 from a CUDA graph over several sets of inputs, so that neither launches nor the cache flatter anyone. The floor is the
 time that the bytes of every input, output and gradient, each moved once, take at the bandwidth of a large copy measured
 in the same run.
@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from measuring import append_rows, gpu_ms, machine
 
-from newllm_lib.ops.context_scan import chunked
-from newllm_lib.ops.context_scan import triton as scan
 from newllm_lib.ops.gated_scan import reference as plain_mixer
 from newllm_lib.ops.gated_scan import triton as mixer
 from newllm_lib.ops.short_conv import reference as plain_conv
@@ -45,10 +43,6 @@ def cases(batch: int, steps: int, dim: int, dtype: torch.dtype) -> list[Case]:
     def normal(*shape, dtype=torch.float32):
         return torch.randn(*shape, device="cuda", dtype=dtype, requires_grad=True)
 
-    def scan_inputs():
-        gates = torch.rand(batch, steps, dim, device="cuda").to(dtype).requires_grad_()
-        return gates, normal(batch, steps, dim, dtype=dtype), normal(batch, dim)
-
     def mixer_inputs():
         return normal(batch, steps, 3 * dim, dtype=dtype), normal(dim), normal(dim), normal(batch, dim)
 
@@ -56,19 +50,17 @@ def cases(batch: int, steps: int, dim: int, dtype: torch.dtype) -> list[Case]:
         return normal(batch, steps, dim, dtype=dtype), normal(dim, 4), normal(batch, 3, dim)
 
     def mix(module):
-        return lambda p, bias, weight, state: module.gated_context(p, bias, weight, starts, None, state)[0]
+        return lambda p, bias, weight, state: module.gated_scan(p, bias, weight, starts, None, state)[0]
 
     def convolve(module):
         return lambda x, weight, tail: module.short_conv(x, weight, starts, tail)
 
-    scans = {"triton": lambda *x: scan.context_scan(*x)[0], "torch": lambda *x: chunked.context_scan(*x)[0]}
     mixers, convs = (
         {"triton": make(kernels), "torch": make(plain)}
         for make, kernels, plain in ((mix, mixer, plain_mixer), (convolve, conv, plain_conv))
     )
     return [
-        Case("context_scan", 3 * size, 5 * size, scan_inputs, scans),  # a, b -> c; a, c, dc -> da, db
-        Case("gated_context", 5 * size, 8 * size, mixer_inputs, mixers),  # p -> y, c; p, c, dy -> dp; p counts three
+        Case("gated_scan", 5 * size, 8 * size, mixer_inputs, mixers),  # p -> y, c; p, c, dy -> dp; p counts three
         Case("short_conv", 2 * size, 3 * size, conv_inputs, convs),  # x -> u; x, du -> dx
     ]
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t and of its gradient. No tensor-core dot: they run from sm70 on.
+"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, of its read-out and of both gradients. No tensor-core dot: from sm70 on.
 
 One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The
 state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them
@@ -7,9 +7,13 @@ is too small to fill the GPU, time is cut into chunks as well: a first pass (`SU
 state that enters it (exit = product * entry + end), these summaries are scanned by the same kernel, and the main pass
 starts each chunk from the right state.
 
-`GATED` kernels make the coefficients themselves from pre-activations x (forget) and y (input), so that neither a nor b
-is ever stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. Otherwise x is a and y
-is b.
+The coefficients are made from pre-activations x (forget) and y (input), so that neither a nor b is ever stored:
+a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. For the summaries x is a and y is b (not
+`GATED`).
+
+The read-out y = RMSNorm(c) * silu(z) is a pass of its own, over ROWS whole rows a program; x and z may lie strided in memory
+(thirds of a packed projection). Its backward pass keeps few programs, each of which walks over many blocks of rows, so that the
+sum that makes the weight's gradient stays in registers until the end. `scan_step` is both for one token, in decoding.
 
 Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); starts, valid (batch, time) bytes;
 initial and final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
@@ -17,58 +21,10 @@ initial and final state and their gradients (batch, dim) float32; products, ends
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which knows no instructions
-
-
-@triton.jit
-def exp2(x):
-    """2^x as the special-function unit gives it, 0 below 2^-126: tl.exp2 spends three more instructions on such numbers."""
-    if INTERPRETED:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-
-
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)) to 3e-7, as a squared reciprocal root: 5 instructions, where exp and a division take 12."""
-    root = tl.rsqrt(1.0 + exp2(x * -LOG2_E))
-    return root * root
-
-
-@triton.jit
-def sigmoid_pair(x):
-    """sigmoid(x) and 1 - sigmoid(x) to full relative precision: subtracting would lose the digits of a gate near 1."""
-    e = exp2(tl.minimum(x * -LOG2_E, 126.0, propagate_nan=tl.PropagateNan.ALL))  # at 128 it would be infinite
-    root = tl.rsqrt(1.0 + e)
-    keep = root * root
-    return keep, e * keep
-
-
-@triton.jit
-def load_rows(row, stride_time, stride_dim, dims, mask, UNROLL: tl.constexpr, STEP: tl.constexpr):
-    """UNROLL rows from `row` on, forward or backward (STEP 1 or -1), as a tuple of float32 vectors."""
-    rows = ()
-    for u in tl.static_range(UNROLL):
-        rows = rows + (tl.load(row + u * STEP * stride_time + dims * stride_dim, mask=mask, other=0.0).to(tl.float32),)
-    return rows
-
-
-@triton.jit
-def load_flags(flags, place, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
-    """The bytes at `place` and after (or before) it, for UNROLL steps: which are set? All, if there is no such tensor."""
-    found = ()
-    for u in tl.static_range(UNROLL):
-        if STORED:
-            found = found + (tl.load(flags + place + u * STEP) != 0,)
-        else:
-            found = found + (True,)
-    return found
+from newllm_lib.ops.common.triton_helpers import load_flags, load_rows, sigmoid, sigmoid_pair
 
 
 @triton.jit
@@ -175,7 +131,7 @@ def scan_forward(
 @triton.jit
 def _summary_steps(
     carried, kept, x_row, dc_row, shift, starts, valid, place, dims, in_dim, x_time, x_dim, dc_time, dc_dim,
-    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """UNROLL steps backward from the rows given; the gradient carried and the product of a after them."""
@@ -185,7 +141,7 @@ def _summary_steps(
     if HAS_DC:
         dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
     for u in tl.static_range(UNROLL):
-        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
+        a, share = _gates(xs[u], shift, is_start[u], counts[u], True, HAS_STARTS, HAS_VALID)
         if HAS_DC:
             carried += dcs[u]
         carried = a * carried
@@ -197,7 +153,7 @@ def _summary_steps(
 def scan_backward_summary(
     x, bias, starts, valid, dc, product, end,
     time, dim, chunks, chunk_length, x_batch, x_time, x_dim, dc_batch, dc_time, dc_dim,
-    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
     HAS_DC: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """What a chunk does to a gradient that enters it from the later chunks: exit = product * entry + end."""
@@ -219,14 +175,14 @@ def scan_backward_summary(
     for back in range(0, whole, UNROLL):
         carried, kept = _summary_steps(
             carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
-            x_time, x_dim, dc_time, dc_dim, GATED, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
+            x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
         )  # fmt: skip
         x_row -= UNROLL * x_time
         dc_row -= UNROLL * dc_time
     for back in range(whole, last - first):
         carried, kept = _summary_steps(
             carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
-            x_time, x_dim, dc_time, dc_dim, GATED, HAS_STARTS, HAS_VALID, HAS_DC, 1,
+            x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, 1,
         )  # fmt: skip
         x_row -= x_time
         dc_row -= dc_time
@@ -250,7 +206,7 @@ def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
 def _backward_steps(
     carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid, place,
     t, dim, dims, in_dim, x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx after."""
@@ -258,25 +214,19 @@ def _backward_steps(
     before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
     is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
     counts = load_flags(valid, place, HAS_VALID, UNROLL, -1)
-    if GATED:
-        ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, -1)
+    ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, -1)
     if HAS_DC:
         dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
     for u in tl.static_range(UNROLL):
-        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
+        a, share = _gates(xs[u], shift, is_start[u], counts[u], True, HAS_STARTS, HAS_VALID)
         if HAS_DC:
             carried += dcs[u]
-        grad_x = carried * before[u]
-        grad_y = share * carried
-        if GATED:
-            gate = sigmoid(ys[u])
-            silu = ys[u] * gate
-            # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in padding.
-            grad_x = (grad_x - carried * silu) * (a * share)
-            grad_y = grad_y * (gate + silu * (1.0 - gate))
-            bias_sum += grad_x
-        elif HAS_VALID:
-            grad_x = tl.where(counts[u], grad_x, 0.0)
+        gate = sigmoid(ys[u])
+        silu = ys[u] * gate
+        # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in padding.
+        grad_x = (carried * before[u] - carried * silu) * (a * share)
+        grad_y = share * carried * (gate + silu * (1.0 - gate))
+        bias_sum += grad_x
         tl.store(dx_row - u * dx_time + dims * dx_dim, grad_x.to(dx_row.dtype.element_ty), mask=in_dim)
         tl.store(dy_row - u * dy_time + dims * dy_dim, grad_y.to(dy_row.dtype.element_ty), mask=in_dim)
         carried = a * carried
@@ -288,13 +238,13 @@ def scan_backward(
     x, y, bias, starts, valid, initial, c, dc, dfinal, exits, dx, dy, dbias, dinitial,
     time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim, dc_batch, dc_time, dc_dim,
     dx_batch, dx_time, dx_dim, dy_batch, dy_time, dy_dim,
-    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_DC: tl.constexpr, HAS_DFINAL: tl.constexpr,
     UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, dinitial = a_1 g_1
 
-    GATED: writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the chunk.
+    Writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the chunk.
     """
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
@@ -325,7 +275,7 @@ def scan_backward(
             carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
             batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-            GATED, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
+            HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
         )  # fmt: skip
         x_row -= UNROLL * x_time
         y_row -= UNROLL * y_time
@@ -338,7 +288,7 @@ def scan_backward(
             carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
             batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-            GATED, HAS_STARTS, HAS_VALID, HAS_DC, 1,
+            HAS_STARTS, HAS_VALID, HAS_DC, 1,
         )  # fmt: skip
         x_row -= x_time
         y_row -= y_time
@@ -350,3 +300,75 @@ def scan_backward(
         tl.store(dbias + (batch * chunks + chunk) * dim + dims, bias_sum, mask=in_dim)
     if chunk == 0:
         tl.store(dinitial + batch * dim + dims, carried, mask=in_dim)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def readout_forward(
+    c, z, weight, y, rows, dim, eps, c_row, z_row, z_dim, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    dims = tl.arange(0, BLOCK_DIM)[None, :]
+    mask = (row < rows) & (dims < dim)
+    x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
+    out = (x * inverse) * scale * (gate * sigmoid(gate))
+    tl.store(y + row * dim + dims, out.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def readout_backward(
+    c, z, weight, dy, dc, dz, dweight, rows, dim, eps, c_row, z_row, z_dim, dy_row, dy_dim, dz_row, dz_dim,
+    ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """dweight (programs, dim) float32: each program's share of the weight's gradient."""
+    program = tl.program_id(0)
+    dims = tl.arange(0, BLOCK_DIM)[None, :]
+    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
+    weight_sum = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
+    for block in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tl.full((ROWS, 1), block, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        mask = (row < rows) & (dims < dim)
+        x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(dy + row * dy_row + dims * dy_dim, mask=mask, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
+        normal = x * inverse
+        opened = sigmoid(gate)
+        silu = gate * opened
+        along_normal = grad * normal
+        weight_sum += along_normal * silu
+        grad_gate = along_normal * scale * (opened + silu * (1.0 - opened))
+        grad_normal = grad * scale * silu
+        grad_x = inverse * (grad_normal - normal * tl.sum(grad_normal * normal, axis=1, keep_dims=True) / dim)
+        tl.store(dz + row * dz_row + dims * dz_dim, grad_gate.to(dz.dtype.element_ty), mask=mask)
+        tl.store(dc + row * dim + dims, grad_x.to(dc.dtype.element_ty), mask=mask)
+    total = tl.sum(weight_sum, axis=0)
+    dims = tl.arange(0, BLOCK_DIM)
+    tl.store(dweight + program * dim + dims, total, mask=dims < dim)
+
+
+@triton.jit
+def scan_step(
+    projection, bias, weight, start, context, new_context, y, dim, eps, p_row, c_row, new_row,
+    STARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, BLOCK)
+    inside = dims < dim
+    here = projection + row * p_row + dims
+    value = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    forget = tl.load(here + dim, mask=inside, other=0.0).to(tl.float32)
+    forget += tl.load(bias + dims, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(here + 2 * dim, mask=inside, other=0.0).to(tl.float32)
+    keep, share = sigmoid(forget), sigmoid(-forget)
+    if STARTS:
+        begins = tl.load(start + row).to(tl.int32) != 0
+        keep, share = tl.where(begins, 0.0, keep), tl.where(begins, 1.0, share)
+    c = keep * tl.load(context + row * c_row + dims, mask=inside, other=0.0) + share * value * sigmoid(value)
+    tl.store(new_context + row * new_row + dims, c, mask=inside)
+    read = c.to(y.dtype.element_ty).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(read * read, 0) / dim + eps)
+    scale = tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * dim + dims, (read * inverse * scale * gate * sigmoid(gate)).to(y.dtype.element_ty), mask=inside)

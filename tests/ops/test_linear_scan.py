@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from newllm_lib.ops.context_scan import chunked, context_scan, reference
+from newllm_lib.ops.common.linear_scan import linear_scan
+
+
+def _loop(a, b, state=None):
+    """c_t = a_t * c_{t-1} + b_t, one step at a time."""
+    state, contexts = torch.zeros_like(b[:, 0]) if state is None else state, []
+    for t in range(b.shape[1]):
+        state = a[:, t] * state + b[:, t]
+        contexts.append(state)
+    return torch.stack(contexts, 1), state
 
 
 def _inputs(batch, time, dim, dtype=torch.float64, seed=0):
@@ -27,21 +36,21 @@ def _results(scan, inputs, with_state=True):
 @pytest.mark.parametrize(("batch", "time", "dim"), [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 63, 1), (2, 64, 17), (1, 1000, 3)])
 @pytest.mark.parametrize("with_state", [True, False])
 def test_chunked_equals_loop(batch, time, dim, with_state):
-    expected = _results(reference.context_scan, _inputs(batch, time, dim), with_state)
-    found = _results(chunked.context_scan, _inputs(batch, time, dim), with_state)
+    expected = _results(_loop, _inputs(batch, time, dim), with_state)
+    found = _results(linear_scan, _inputs(batch, time, dim), with_state)
     for x, y in zip(expected, found, strict=True):
         torch.testing.assert_close(y, x, rtol=1e-10, atol=1e-10)
 
 
 def test_gradients_equal_finite_differences():
-    torch.autograd.gradcheck(chunked.context_scan, _inputs(2, 6, 3))
+    torch.autograd.gradcheck(linear_scan, _inputs(2, 6, 3))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision_accumulates_in_float32(dtype, tolerance):
     low = _inputs(2, 200, 9, dtype)
-    exact = reference.context_scan(*[x.detach().double() for x in low])
-    c, final = context_scan(*low)
+    exact = _loop(*[x.detach().double() for x in low])
+    c, final = linear_scan(*low)
     assert c.dtype == dtype and final.dtype == torch.float32
     for x, y in zip(exact, (c, final), strict=True):
         assert (y.double() - x).norm() / x.norm() < tolerance
@@ -49,8 +58,8 @@ def test_low_precision_accumulates_in_float32(dtype, tolerance):
 
 def test_a_split_sequence_continues_from_its_state():
     a, b, state = _inputs(2, 50, 4)
-    whole, final = context_scan(a, b, state)
-    first, middle = context_scan(a[:, :17], b[:, :17], state)
-    second, last = context_scan(a[:, 17:], b[:, 17:], middle)
+    whole, final = linear_scan(a, b, state)
+    first, middle = linear_scan(a[:, :17], b[:, :17], state)
+    second, last = linear_scan(a[:, 17:], b[:, 17:], middle)
     torch.testing.assert_close(torch.cat([first, second], 1), whole)
     torch.testing.assert_close(last, final)

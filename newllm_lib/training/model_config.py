@@ -8,15 +8,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from newllm_lib.errors import UsageError
+from newllm_lib.models.causal_lm import parameters
 from newllm_lib.models.new_llm import NewLLMConfig, NewLLMForCausalLM
 from newllm_lib.models.phase7 import Phase7Config, Phase7ForCausalLM
 from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.recipe import Recipe
-
-
-def parameters(model: torch.nn.Module) -> int:
-    """Stored, trainable parameters; tied ones count once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def build_model(recipe: Recipe, vocab_size: int, tokenizer=None, device: str | None = None) -> PreTrainedModel:

@@ -1,0 +1,1 @@
+"""What operations share: the choice of an implementation, and pieces of kernels."""
