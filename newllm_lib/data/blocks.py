@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from newllm_lib.data.packing import PackedSplit, check_length
-from newllm_lib.data.stream import StreamedSplit, Window
+from newllm_lib.data.streaming.stream import StreamedSplit, Window
 from newllm_lib.errors import NewLLMError, UsageError
 
 IGNORED = -100  # a label that the loss leaves out

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, spoken, template_of
 from newllm_lib.data.records import Record
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, spoken, template_of
 
 # Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"

@@ -18,11 +18,11 @@ import numpy as np
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.chat import TEMPLATE_VERSION
 from newllm_lib.data.encoder import Encoder
+from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, Tally
-from newllm_lib.data.sources import Source
 from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
 

@@ -14,7 +14,11 @@ from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.chat import (
+from newllm_lib.data.hub import Asked, patiently
+from newllm_lib.data.readers.base import Source
+from newllm_lib.data.records import Tally
+from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.templates import (
     CHAT_TEMPLATE,
     CONTROL_TOKENS,
     END_OF_TEXT,
@@ -25,10 +29,6 @@ from newllm_lib.data.chat import (
     UNKNOWN,
     template_of,
 )
-from newllm_lib.data.hub import Asked, patiently
-from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import Source
-from newllm_lib.data.splits import held_out_key, made_splits, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 
 VERSION = 1  # of how tokenizers are trained here

@@ -7,10 +7,10 @@ import pytest
 
 from newllm_lib.data import prepare
 from newllm_lib.data.blocks import Blocks
-from newllm_lib.data.chat import TEMPLATES, encode_messages, template_of
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.schemas import parse_row
+from newllm_lib.data.templates import TEMPLATES, encode_messages, template_of
 from newllm_lib.evaluation import ChatSession
 from newllm_lib.recipe import load_recipe
 from tests.data.conftest import paragraphs, write_jsonl

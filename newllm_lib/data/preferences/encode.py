@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
 from newllm_lib.data.preferences.pairs import Pair
 from newllm_lib.data.records import Message
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
 from newllm_lib.errors import NewLLMError
 
 # For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the end of text.
