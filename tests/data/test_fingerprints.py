@@ -141,7 +141,10 @@ def test_the_same_preference_pairs_are_read_as_ever(tmp_path):
     def rows(numbers: range) -> list[dict]:
         return [{"chosen": talk(i, "Yes."), "rejected": talk(i, "No.")} for i in numbers]
 
-    texts = [{"prompt": f"Question {i}?", "chosen": f"Good {i}.", "rejected": f"Bad {i}.", "group": f"g{i % 40}"} for i in range(200)]
+    texts = [
+        {"prompt": f"Question {i}?", "chosen": f"Good {i}.", "rejected": f"Bad {i}.", "group": f"g{i % 40}"}
+        for i in range(200)
+    ]
     file = write_jsonl(tmp_path / "pairs.jsonl", texts)
     (tmp_path / "folder").mkdir()
     write_jsonl(tmp_path / "folder/train.jsonl", rows(range(100)))
