@@ -276,6 +276,21 @@ def test_a_process_that_dies_is_said_and_replaced(prepared, cache):
     pool.wait(missing)
 
 
+def test_files_of_the_current_folder_are_never_run(prepared, cache, tmp_path, monkeypatch):
+    """Not where Python was started with -m (its folder stands on sys.path), nor in a notebook (an empty entry), nor by an empty
+    entry of PYTHONPATH."""
+    here = tmp_path / "mine"
+    here.mkdir()
+    for name in ("calendar", "random", "tokenizers"):
+        (here / f"{name}.py").write_text("open('was_run', 'w').close()\nraise SystemExit(3)\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", ["", str(here), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(Path(__file__).parents[2]))
+    data, _ = prepared(cache)
+    assert sum(window.tokens for window in windows(data.train)) > 10_000
+    assert not (here / "was_run").exists()
+
+
 def test_bad_rows_are_skipped_and_counted_and_too_many_stop_it(recipe, tmp_path, cache, small, capsys):
     rows = [json.dumps({"messages": m}) for m in dialogues(1000)]
     place = tmp_path / "few"
