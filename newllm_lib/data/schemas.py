@@ -133,20 +133,19 @@ def _instruction(row: dict, context: str, response: str) -> Record | None:
     return _dialogue([("user", whole), ("assistant", _checked_turn(row[response], response))])._replace(context=below)
 
 
-def _prompt(row: dict) -> Record | None:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list | tuple) and isinstance(completion, list | tuple):
-        return _message_list([*prompt, *completion], "prompt")
-    return _dialogue([
-        ("user", _checked_turn(prompt, "prompt")), ("assistant", _checked_turn(completion, "completion")),
-    ])  # fmt: skip
+def _exchange(row: dict, asked: str, answered: str) -> Record | None:
+    """What is asked and what is answered: two texts, or two lists of messages that follow each other."""
+    prompt, answer = row[asked], row[answered]
+    if isinstance(prompt, list | tuple) and isinstance(answer, list | tuple):
+        return _message_list([*prompt, *answer], asked)
+    return _dialogue([("user", _checked_turn(prompt, asked)), ("assistant", _checked_turn(answer, answered))])
 
 
 # each goes to other processes: so `parse` is a function of this file, or a `partial` of one
 MESSAGES = Schema(("messages",), (), _messages)
 DOLLY = Schema(("instruction", "response"), ("context",), partial(_instruction, context="context", response="response"))
 ALPACA = Schema(("instruction", "output"), ("input",), partial(_instruction, context="input", response="output"))
-COMPLETION = Schema(("prompt", "completion"), (), _prompt)
+COMPLETION = Schema(("prompt", "completion"), (), partial(_exchange, asked="prompt", answered="completion"))
 CHOSEN = Schema(("chosen",), (), _chosen)  # hh-rlhf
 DIALOG = Schema(("dialog",), (), partial(_turns, column="dialog"))  # DailyDialog
 UTTERANCES = Schema(("utterances",), (), partial(_turns, column="utterances"))  # DailyDialog as others publish it
