@@ -15,7 +15,7 @@ from newllm_lib.data import prepare
 from newllm_lib.data.blocks import training_blocks
 from newllm_lib.data.preferences import load_preferences
 from tests.data.conftest import dialogues, hub_worker, paragraphs, write_jsonl
-from tests.data.test_hub import write_wikitext
+from tests.data.readers.test_hub import write_wikitext
 from tests.dialogue_sets import dialogue_hub
 
 PINNED = json.loads(Path(__file__).with_name("fingerprints.json").read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ class FileReader(Protocol):
     def read(self, place: str, begin: int, end: int) -> bytes:
         """The bytes from `begin` to before `end`, or fewer at the file's end."""
 
-    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+    def row_groups(self, segment: Segment, columns: frozenset[str] | None) -> Iterator[list[dict]]:
         """The rows of each row group of a parquet file that begins in the segment."""
 
 

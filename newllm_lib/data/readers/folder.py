@@ -102,7 +102,7 @@ class LocalReader:
             file.seek(begin)
             return file.read(end - begin)
 
-    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+    def row_groups(self, segment: Segment, columns: frozenset[str] | None) -> Iterator[list[dict]]:
         with open_parquet(Path(segment.place)) as file:
             yield from (read_group(file, group, columns) for group in groups_in(file, segment))
 

@@ -221,7 +221,7 @@ class HubReader:
 
         return hub.patiently(action, self.asked, self.delays)
 
-    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
+    def row_groups(self, segment: Segment, columns: frozenset[str] | None) -> Iterator[list[dict]]:
         """A row group is held in memory as a whole."""
         from huggingface_hub import HfFileSystem
         from pyarrow.parquet import ParquetFile

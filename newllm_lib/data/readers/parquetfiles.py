@@ -55,7 +55,7 @@ def groups_in(file: ParquetFile, segment: Segment) -> list[int]:
     return found
 
 
-def read_group(file: ParquetFile, number: int, columns: frozenset[str]) -> list[dict]:
+def read_group(file: ParquetFile, number: int, columns: frozenset[str] | None) -> list[dict]:
     """The rows of one row group, with the columns among `columns` (all of them where there is none)."""
     return file.read_row_group(number, columns=_wanted(file, columns)).to_pylist()
 

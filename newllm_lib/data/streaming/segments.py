@@ -33,15 +33,18 @@ def cut(files: list[DataFile]) -> list[Segment]:
     return [segments[i] for i in np.random.default_rng(ORDER_SEED).permutation(len(segments))]
 
 
-def read_rows(segment: Segment, reader: FileReader, fetched: bytes | None = None) -> Iterator[tuple[str, object]]:
+def read_rows(
+    segment: Segment, reader: FileReader, fetched: bytes | None = None, columns: frozenset[str] | None = COLUMNS
+) -> Iterator[tuple[str, object]]:
     """(where, row) of every record of the segment; a row that cannot be parsed is a `ValueError` instead.
 
     Args:
         fetched: what `fetch` gave for it, where that was called before.
+        columns: those that are needed, where the file keeps its columns apart; None: all.
     """
     if segment.place.endswith(".parquet"):
         number = 0
-        for rows in reader.row_groups(segment, COLUMNS):
+        for rows in reader.row_groups(segment, columns):
             for row in rows:
                 number += 1
                 yield f"{segment.place}, row {number} after byte {segment.begin:,}", row
@@ -117,7 +120,7 @@ class LargeSource(Source):
     def rows(self, split: str, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
         reader = self.reader()
         for segment in self.sample(split):
-            yield from read_rows(segment, reader)
+            yield from read_rows(segment, reader, columns=columns)
 
     def records(self, split: str, tally: Tally) -> Iterator[Record]:
         return super().records(split, tally) if self.sample(split) else self.source.records(split, tally)

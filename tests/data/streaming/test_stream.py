@@ -232,7 +232,7 @@ def test_a_preparation_killed_at_any_moment_goes_on_and_gives_the_same_bytes(cha
     def start(cache):
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(chats), str(cache)], stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
         )  # fmt: skip
 
     killed = tmp_path / "killed"
@@ -285,7 +285,7 @@ def test_files_of_the_current_folder_are_never_run(prepared, cache, tmp_path, mo
         (here / f"{name}.py").write_text("open('was_run', 'w').close()\nraise SystemExit(3)\n")
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", ["", str(here), *sys.path])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(Path(__file__).parents[3]))
     data, _ = prepared(cache)
     assert sum(window.tokens for window in windows(data.train)) > 10_000
     assert not (here / "was_run").exists()
