@@ -57,8 +57,9 @@ def recipe():
 
 def stream(began: float, cache: str, processes: int, segment_kib: int) -> dict:
     """The whole set through `newllm`, in a process of its own; `began`: when that was started."""
-    from newllm_lib.data import prepare, segment_pool, segments
+    from newllm_lib.data import prepare
     from newllm_lib.data.blocks import training_blocks
+    from newllm_lib.data.streaming import segment_pool, segments
 
     segment_pool.cores, segments.SEGMENT_BYTES = lambda: processes, segment_kib << 10
     data = prepare(recipe(), cache)

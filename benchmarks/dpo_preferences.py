@@ -70,9 +70,9 @@ def main() -> None:
 def write_texts(folder: Path, conversations: int | None) -> None:
     """train.jsonl: ChitChat's conversations, and questions of the Japanese training pairs with both of their answers."""
     from newllm_lib.data.cache import cache_root
+    from newllm_lib.data.datasets import open_source
     from newllm_lib.data.preferences import generate
     from newllm_lib.data.records import Tally
-    from newllm_lib.data.sources import open_source
     from newllm_lib.recipe import load_recipe
 
     if (folder / "train.jsonl").exists():
@@ -90,7 +90,7 @@ def write_texts(folder: Path, conversations: int | None) -> None:
 
 def split_file(path: Path, folder: Path) -> Path:
     """train.jsonl and test.jsonl from one file of pairs: what is asked first decides where a pair goes."""
-    from newllm_lib.data.folder import read_table
+    from newllm_lib.data.readers.folder import read_table
 
     if not folder.exists():
         folder.mkdir(parents=True)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from newllm_lib.data.sources import REGISTRY
+from newllm_lib.data.datasets import REGISTRY
 from tests.data.conftest import paragraphs, write_jsonl
 from tests.hub_server import Handler, HubServer
 

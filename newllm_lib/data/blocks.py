@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from newllm_lib.data.packing import PackedSplit, check_length
-from newllm_lib.data.stream import StreamedSplit, Window
+from newllm_lib.data.streaming.stream import StreamedSplit, Window
 from newllm_lib.errors import NewLLMError, UsageError
+
+if TYPE_CHECKING:
+    from newllm_lib.recipe import Recipe
 
 IGNORED = -100  # a label that the loss leaves out
 
@@ -85,7 +89,7 @@ class Blocks(Dataset):
         return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].masked_fill(ignored, IGNORED)}
 
 
-def collate(batch):
+def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The DataLoader's `collate_fn` for `Blocks`, which already gives whole batches."""
     return batch
 
@@ -138,7 +142,7 @@ class BlockSampler(Sampler[int]):
             yield from (offset + part * self.length).tolist()
 
 
-class LaneSampler(Sampler[int]):
+class LaneSampler(BlockSampler):
     """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
 
     The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every epoch begins at
@@ -149,31 +153,18 @@ class LaneSampler(Sampler[int]):
     """
 
     def __init__(self, split: PackedSplit, length: int, batch_size: int, seed: int):
-        self.plain = BlockSampler(split, length, batch_size, seed)  # the same number of blocks, the same errors
-        self.predicted, self.length, self.batch_size, self.seed = split.tokens - 1, length, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is (from 0)."""
-        self.epoch = epoch
-
-    def seek(self, position: int) -> None:
-        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its beginning."""
-        self.set_epoch(position // len(self))
-
-    def __len__(self) -> int:
-        return len(self.plain)
+        super().__init__(split, length, batch_size, seed)
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[int]:
-        steps = len(self.plain) // self.batch_size
+        steps = self.blocks // self.batch_size
         # The stream is cut once more at an offset below one block, so that blocks never reach past its end.
         random = np.random.default_rng([self.seed, self.epoch])
-        blocks = steps * self.batch_size
-        offset = int(random.integers(self.predicted - blocks * self.length + 1))
-        first = int(random.integers(blocks))
+        offset = int(random.integers(self.predicted - self.blocks * self.length + 1))
+        first = int(random.integers(self.blocks))
         lanes = np.arange(self.batch_size) * steps
         for step in range(steps):
-            yield from (offset + (first + lanes + step) % blocks * self.length).tolist()
+            yield from (offset + (first + lanes + step) % self.blocks * self.length).tolist()
 
 
 SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
@@ -235,7 +226,9 @@ class StreamSampler(Sampler[tuple[int, int, int]]):
         yield from itertools.islice(self.split.starts(self.position, self.length), self.blocks - seen)
 
 
-def training_blocks(split, recipe, device: torch.device | None = None) -> tuple[Dataset, Sampler]:
+def training_blocks(
+    split: PackedSplit | StreamedSplit, recipe: Recipe, device: torch.device | None = None
+) -> tuple[Dataset, Sampler]:
     """The data set and the sampler that a recipe is trained with, on a packed or a streamed split.
 
     Raises:

@@ -15,12 +15,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, spoken, template_of
 from newllm_lib.data.records import Record
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, spoken, template_of
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 # Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -50,7 +54,7 @@ class Encoder:
     Works on a copy of the tokenizer in which control tokens are never found in text, whatever the text spells.
     """
 
-    def __init__(self, tokenizer, answers_only: bool = False):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, answers_only: bool = False):
         import tokenizers
 
         self.backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -65,7 +69,6 @@ class Encoder:
         self._lower = tokenizers.normalizers.Lowercase()
         self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
         self.template = template_of(tokenizer)
-        self._answer_lead = bool(spoken(self.template, "assistant", "")[0])
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
 
@@ -84,7 +87,7 @@ class Encoder:
                 answers.append((starts[-1] + 1, len(ids)))
             for role, _ in record.messages:
                 ids.append(self._labels[role])
-                if role == "assistant" and self._answer_lead:
+                if TURNS[self.template][role].lead:
                     ids += next(remaining).ids
                 begin = len(ids)
                 ids += next(remaining).ids
@@ -112,7 +115,9 @@ class Encoder:
             pieces.append(_Piece(turn, content if answer else turn, answer))  # the space before an answer is not the author's
         return pieces
 
-    def _account(self, pieces, encodings, stream, mask) -> np.ndarray:
+    def _account(
+        self, pieces: list[_Piece], encodings: list[Encoding], stream: np.ndarray, mask: np.ndarray | None
+    ) -> np.ndarray:
         """(bytes, lost bytes, words, unknown tokens) of what counts."""
         if self.answers_only:
             encodings = [encoding for encoding, piece in zip(encodings, pieces, strict=True) if piece.answer]
@@ -134,12 +139,12 @@ class Encoder:
         return np.array([size, lost, words, unknown], dtype=np.int64)
 
 
-def lower_cases(backend) -> bool:
+def lower_cases(backend: Tokenizer) -> bool:
     """Whether a tokenizer lower-cases its text."""
     return backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
 
 
-def kind_of_loss(backend) -> str:
+def kind_of_loss(backend: Tokenizer) -> str:
     """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or "other"."""
     parts = json.loads(backend.to_str())
     model, before = parts["model"], parts["pre_tokenizer"] or {}
@@ -156,7 +161,7 @@ def _byte_alphabet() -> list[str]:
     return pre_tokenizers.ByteLevel.alphabet()
 
 
-def _bytes_of_words(backend, unk_id: int) -> np.ndarray:
+def _bytes_of_words(backend: Tokenizer, unk_id: int) -> np.ndarray:
     sizes = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     for word, index in backend.get_vocab(with_added_tokens=True).items():
         sizes[index] = len(word.encode("utf-8"))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.data.cache import cache_root
+from newllm_lib.data.datasets import open_source
+from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, Tally
-from newllm_lib.data.sources import Source, open_source
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe

@@ -13,18 +13,23 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.chat import TEMPLATE_VERSION
 from newllm_lib.data.encoder import Encoder
+from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, Tally
-from newllm_lib.data.sources import Source
 from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 2  # of everything that decides what is packed: change it when that changes
 BATCH_CHARACTERS = 1 << 20  # of text, tokenized in one call
@@ -57,7 +62,7 @@ class PackedSplit:
         """Unknown tokens among all tokens but the first."""
         return self.unk_tokens / max(1, self.tokens - 1)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # to another process goes the place, not gigabytes of tokens
         return open_packed, (self.path,)
 
@@ -77,7 +82,7 @@ def open_packed(entry: Path) -> PackedSplit | None:
     )
 
 
-def _mapped(path: Path, dtype) -> np.ndarray:
+def _mapped(path: Path, dtype: DTypeLike) -> np.ndarray:
     # there is nothing to map in an empty file, as of a segment without documents
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
@@ -106,7 +111,7 @@ def check_answers(split: PackedSplit) -> None:
 
 def pack(
     source: Source,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     wanted: list[str],
     cache: Path,
     *,
@@ -141,7 +146,9 @@ def pack(
     return packed
 
 
-def _key(source: Source, tokenizer, split: str, max_samples: int | None, answers_only: bool) -> dict:
+def _key(
+    source: Source, tokenizer: PreTrainedTokenizerBase, split: str, max_samples: int | None, answers_only: bool
+) -> dict:
     made = made_splits(source)
     from_train = split == "train" or split in made
     return {
@@ -152,7 +159,9 @@ def _key(source: Source, tokenizer, split: str, max_samples: int | None, answers
     }  # fmt: skip
 
 
-def _pack_now(source: Source, tokenizer, entries: dict, max_samples: int | None, answers_only: bool) -> None:
+def _pack_now(
+    source: Source, tokenizer: PreTrainedTokenizerBase, entries: dict, max_samples: int | None, answers_only: bool
+) -> None:
     console.say(f"Packing {source.title} ({', '.join(entries)})")
     encoder, tally = Encoder(tokenizer, answers_only), Tally()
     progress, done = console.Progress("packing", _text_size(source, set(entries)), "characters"), 0

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from newllm_lib.errors import NewLLMError
 
 ROLES = ("user", "assistant", "system")
-BAD_SHARE = 0.05  # more bad rows than this share of all: the file is not what it should be
 SHOWN = 12  # reasons in the summary, the most frequent ones
 HOPELESS = 1000  # so many bad rows and not one good: there is no use in reading the rest
 
@@ -49,15 +48,34 @@ class BadRecord(ValueError):
     """A row is not a record; the message is the reason, in a few words and without the row's content."""
 
 
+class Kind(NamedTuple):
+    """What the rows of a pass should be, in words for the user, and how many may be something else."""
+
+    plural: str
+    needs: str  # what each row needs
+    left_out: str  # what is said of rows that are not
+    bad_share: float  # more bad rows than this share of all: the data is not what it should be
+
+
+RECORDS = Kind(
+    "records",
+    'a "text", or "messages" as a list of {"role": "user|assistant|system", "content": "..."}, or "instruction" and '
+    '"response", or "prompt" and "completion"',
+    "rows skipped",
+    0.05,
+)
+
+
 class Tally:
     """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should be.
 
     Args:
+        kind: what the rows should be.
         hopeless: so many bad rows and not one good stop it at once.
     """
 
-    def __init__(self, hopeless: int = HOPELESS):
-        self.hopeless = hopeless
+    def __init__(self, kind: Kind = RECORDS, hopeless: int = HOPELESS):
+        self.kind, self.hopeless = kind, hopeless
         self.good = 0
         self.held_out = 0  # training records that a validation or test split of the source holds too: not trained on
         self.reasons: Counter[str] = Counter()
@@ -67,11 +85,11 @@ class Tally:
     def bad(self) -> int:
         return sum(self.reasons.values())
 
-    def reject(self, reason: str, where: str) -> None:
-        """Count a bad row found at `where` ("file, line 3")."""
-        if not self.bad:
+    def reject(self, reason: str, where: str = "", count: int = 1) -> None:
+        """Count bad rows, the first of them found at `where` ("file, line 3")."""
+        if count and not self.bad:
             self.first_at, self.first_reason = where, reason
-        self.reasons[reason] += 1
+        self.reasons[reason] += count
         if not self.good and self.bad >= self.hopeless:
             self.finish()
 
@@ -79,14 +97,12 @@ class Tally:
         """To be called at the end of a pass.
 
         Raises:
-            NewLLMError: more than 5 % of the rows were bad.
+            NewLLMError: too many of the rows were bad (of records more than 5 %).
         """
-        if self.bad > BAD_SHARE * (self.good + self.bad):
+        if self.bad > self.kind.bad_share * (self.good + self.bad):
             raise NewLLMError(
-                f"{self.bad:,} of {self.good + self.bad:,} rows are no records; the first: {self.first_at}: "
-                f'{self.first_reason}. Each row needs a "text", or "messages" as a list of '
-                '{"role": "user|assistant|system", "content": "..."}, or "instruction" and "response", or "prompt" and '
-                '"completion".'
+                f"{self.bad:,} of {self.good + self.bad:,} rows are no {self.kind.plural}; the first: {self.first_at}: "
+                f"{self.first_reason}. Each row needs {self.kind.needs}."
             )
 
     def counts(self) -> dict:
@@ -109,8 +125,9 @@ class Tally:
         were good."""
         said = []
         if self.bad:
-            reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN))
-            said.append(f"{self.bad:,} rows skipped ({reasons}; the first at {self.first_at})")
+            reasons = [f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN) if count]
+            first = f"; the first at {self.first_at}" if self.first_at else ""
+            said.append(f"{self.bad:,} {self.kind.left_out} ({', '.join(reasons)}{first})")
         if self.held_out:
             said.append(f"{self.held_out:,} records not trained on, because validation or test holds the same")
         return "; ".join(said)

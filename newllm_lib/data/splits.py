@@ -13,8 +13,8 @@ import heapq
 import weakref
 from collections.abc import Iterable, Iterator
 
+from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, Tally
-from newllm_lib.data.sources import Source
 from newllm_lib.errors import UsageError
 
 SPLITS = ("train", "validation", "test")

@@ -11,10 +11,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.chat import (
+from newllm_lib.data.hub import Asked, patiently
+from newllm_lib.data.readers.base import Source
+from newllm_lib.data.records import Tally
+from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.templates import (
     CHAT_TEMPLATE,
     CONTROL_TOKENS,
     END_OF_TEXT,
@@ -25,11 +30,13 @@ from newllm_lib.data.chat import (
     UNKNOWN,
     template_of,
 )
-from newllm_lib.data.hub import Asked, patiently
-from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import Source
-from newllm_lib.data.splits import held_out_key, made_splits, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from newllm_lib.recipe import Recipe
 
 VERSION = 1  # of how tokenizers are trained here
 TRAINING_BYTES = 50_000_000  # of text from the beginning of the training split: more would change very little
@@ -37,11 +44,9 @@ SAMPLE_BYTES = 10_000_000  # of a set that is prepared while training, where the
 TRAINED = ("bpe", "words")
 
 
-def load_tokenizer(recipe, source: Source, cache: Path):
+def load_tokenizer(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
     """The recipe's tokenizer: trained on the source's training split (or taken from the cache), or loaded by name.
 
-    Returns:
-        A `PreTrainedTokenizerFast`.
     Raises:
         NewLLMError: not found, not reachable, or not a fast tokenizer.
         UsageError: a vocabulary too small for the tokenizer.
@@ -52,7 +57,7 @@ def load_tokenizer(recipe, source: Source, cache: Path):
     return tokenizer
 
 
-def _trained(recipe, source: Source, cache: Path):
+def _trained(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
     most = SAMPLE_BYTES if source.in_order else TRAINING_BYTES
     parts = {
         "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
@@ -69,7 +74,7 @@ def _trained(recipe, source: Source, cache: Path):
     return _from_folder(entry)
 
 
-def _train_into(entry: Path, recipe, source: Source, parts: dict, most: int) -> None:
+def _train_into(entry: Path, recipe: Recipe, source: Source, parts: dict, most: int) -> None:
     console.say(f"Training the tokenizer ({recipe.tokenizer}, {recipe.vocab_size:,} entries) on {source.title}")
     text = _TrainingText(source, recipe.max_samples, most)
     progress = console.Progress("reading", unit="bytes of text")
@@ -96,7 +101,7 @@ class _TrainingText:
         self.records = self.bytes = 0
         self.whole = False
 
-    def batches(self, progress) -> Iterator[list[str]]:
+    def batches(self, progress: console.Progress) -> Iterator[list[str]]:
         batch, size = [], 0
         for _, record in read_splits(self.source, {"train"}, self.max_samples, Tally()):
             batch += record.texts()
@@ -119,7 +124,7 @@ class _TrainingText:
         return f"{extent} {self.records:,} records ({self.bytes:,} bytes) of the train split of {self.source.title}"
 
 
-def train_bpe(batches: Iterator[list[str]], vocab_size: int):
+def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
     """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. The same text gives the same tokenizer.
 
     Raises:
@@ -141,7 +146,7 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int):
     return backend
 
 
-def train_words(batches: Iterator[list[str]], vocab_size: int):
+def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
     """The seed's vocabulary: lower-cased words between white space, the most frequent ones; all others are `<unk>`.
 
     `vocab_size` counts everything, control tokens and `<unk>` too. Words of equal frequency are taken in alphabetical
@@ -169,7 +174,7 @@ def train_words(batches: Iterator[list[str]], vocab_size: int):
     return backend
 
 
-def wrap(backend, unk_token: str | None = None, trained_on: str = ""):
+def wrap(backend: Tokenizer, unk_token: str | None = None, trained_on: str = "") -> PreTrainedTokenizerFast:
     """A `tokenizers.Tokenizer` as a `PreTrainedTokenizerFast` with our control tokens and chat template.
 
     What it adds by itself around a text (Llama's `<s>`) is taken away: documents begin and end as `chat` says.
@@ -189,7 +194,7 @@ def wrap(backend, unk_token: str | None = None, trained_on: str = ""):
     )  # fmt: skip
 
 
-def tokenizer_hash(tokenizer) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for tokenizers that encode alike, however they were made or loaded."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     for volatile in ("truncation", "padding", "post_processor", "version"):
@@ -200,7 +205,7 @@ def tokenizer_hash(tokenizer) -> str:
     return key_hash({"tokenizer": parts, "ends": tokenizer.bos_token_id, **more})
 
 
-def named_tokenizer(name: str):
+def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A tokenizer by folder (also a run's) or hub id, with our control tokens added where it lacks them.
 
     Raises:
@@ -217,7 +222,7 @@ def named_tokenizer(name: str):
     return _ours(_from_hub(name))
 
 
-def _from_hub(name: str):
+def _from_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:  # what was downloaded before needs no network
@@ -228,7 +233,7 @@ def _from_hub(name: str):
     return patiently(lambda: AutoTokenizer.from_pretrained(name), asked)
 
 
-def _from_folder(folder: Path):
+def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -238,7 +243,7 @@ def _from_folder(folder: Path):
         raise NewLLMError(f"The tokenizer in {folder} cannot be loaded ({reason}): is the folder whole?") from error
 
 
-def _ours(tokenizer):
+def _ours(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """The tokenizer itself if it already is one of ours, else wrapped."""
     if not getattr(tokenizer, "is_fast", False):
         raise NewLLMError(f"Tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json): name another one.")

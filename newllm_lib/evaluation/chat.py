@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from newllm_lib.console import say
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text, spoken, template_of
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text, spoken, template_of
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import Reader, measuring
 from newllm_lib.evaluation.decoding import Text

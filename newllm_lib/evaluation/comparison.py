@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from newllm_lib.console import say
-from newllm_lib.data.chat import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
+from newllm_lib.data.templates import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
 from newllm_lib.evaluation.carry import model_device
 from newllm_lib.evaluation.evaluate_run import counted_baselines, data_recipe, packed_split, training_recipe
 from newllm_lib.evaluation.generation import complete

@@ -82,7 +82,7 @@ def data_recipe(recipe, run, data_dir: str | Path | None, data: str | None = Non
 
 def training_recipe(recipe, own):
     """The one whose data holds a training split: `recipe`, or `own` where `recipe`'s data is a folder without one."""
-    from newllm_lib.data.folder import find_files
+    from newllm_lib.data.readers.folder import find_files
 
     without = recipe.data_dir is not None and "train" not in find_files(Path(recipe.data_dir))
     return own if without else recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from newllm_lib.data.chat import encode_text
+from newllm_lib.data.templates import encode_text
 from newllm_lib.evaluation.sampling import Settings, reserved_tokens, stop_tokens
 
 

@@ -73,7 +73,7 @@ def _front_matter(recipe: Recipe, home: str, licence: str) -> str:
 
 def _data(recipe: Recipe) -> tuple[str, str, str]:
     """Title, where it is, licence."""
-    from newllm_lib.data.sources import REGISTRY
+    from newllm_lib.data.datasets import REGISTRY
 
     if recipe.data_dir:
         return "a folder of texts", f"`{Path(recipe.data_dir).name}`", "not known; whoever gave the texts knows it"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from newllm_lib.data.chat import ROLE_TOKENS, encode_messages, encode_text
+from newllm_lib.data.templates import ROLE_TOKENS, encode_messages, encode_text
 from newllm_lib.evaluation.generation import complete
 from newllm_lib.evaluation.sampling import Settings, token_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
-from newllm_lib.data.chat import END_OF_TURN
+from newllm_lib.data.templates import END_OF_TURN
 from newllm_lib.errors import UsageError
 
 _LIMITS = {  # name: (lowest, highest, what it does)

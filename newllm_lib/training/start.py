@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from newllm_lib.data.chat import TEMPLATES
+from newllm_lib.data.templates import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.load import whole_model_folder

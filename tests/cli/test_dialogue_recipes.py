@@ -12,7 +12,7 @@ import pytest
 
 from newllm_lib.runs import Run
 from tests.data.conftest import dialogues, write_jsonl
-from tests.data.test_hub import write_wikitext
+from tests.data.readers.test_hub import write_wikitext
 from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
 
 TINY = {

@@ -124,7 +124,7 @@ def bpe():
 @pytest.fixture(scope="session")
 def words():
     """A small word list, as in the seed's protocol."""
-    from newllm_lib.data.chat import UNKNOWN
+    from newllm_lib.data.templates import UNKNOWN
     from newllm_lib.data.tokenizer import train_words, wrap
 
     return wrap(train_words(iter([["the old house and the green river runs near the small city"]]), 16), UNKNOWN)

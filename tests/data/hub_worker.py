@@ -11,7 +11,8 @@ import time
 from types import SimpleNamespace
 
 from newllm_lib import console
-from newllm_lib.data import hub, prepare, segment_pool, segments, stream
+from newllm_lib.data import hub, prepare
+from newllm_lib.data.streaming import segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError
 
 hub.DELAYS = (0.05, 0.05, 0.05, 0.05)

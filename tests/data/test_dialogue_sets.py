@@ -2,8 +2,8 @@
 
 import pytest
 
-from newllm_lib.data.schemas import COLUMNS
-from newllm_lib.data.sources import REGISTRY
+from newllm_lib.data.datasets import REGISTRY
+from newllm_lib.data.schemas import SCHEMAS
 from newllm_lib.recipe import load_recipe, shipped_recipes
 from tests.data.conftest import hub_worker
 from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, packed
@@ -50,7 +50,7 @@ def test_answers_alone_count_if_asked(worker, cache, hub):
 def test_each_set_has_a_recipe_that_learns_its_answers(name, kind):
     recipe = load_recipe(name, device_kind=kind)
     assert recipe.data == name and recipe.loss_on == "answers" and len(shipped_recipes()[name]) > 20
-    assert set(REGISTRY[name].fields) <= COLUMNS
+    assert REGISTRY[name].schema in SCHEMAS
     if kind == "cpu":
         assert recipe.hidden_size <= 128 and recipe.max_steps <= 600 and recipe.batch_size <= 32
 

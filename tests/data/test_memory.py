@@ -72,7 +72,7 @@ def write(folder: Path, kind: str, megabytes: int) -> Path:
 def test_reading_is_flat(tmp_path, kind):
     code = """
 from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import FolderSource
+from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.splits import read_splits
 
 def run(folder):

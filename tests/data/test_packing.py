@@ -16,8 +16,8 @@ import pytest
 
 from newllm_lib.data import cache as cache_module
 from newllm_lib.data.packing import open_packed, pack
+from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import FolderSource
 from newllm_lib.data.splits import read_splits
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
@@ -149,7 +149,7 @@ def pack_in_script(folder, tokenizer, cache, before: str) -> subprocess.Complete
     tokenizer.save_pretrained(folder.parent / "tokenizer")
     script = (
         "import os, resource, signal, sys; from pathlib import Path; from newllm_lib.data import packing\n"
-        "from newllm_lib.data.sources import FolderSource; from newllm_lib.data.tokenizer import named_tokenizer\n"
+        "from newllm_lib.data.readers.folder import FolderSource; from newllm_lib.data.tokenizer import named_tokenizer\n"
         f"source, tokenizer = FolderSource(Path(sys.argv[1])), named_tokenizer(sys.argv[2])\n{before}\n"
         "try: packing.pack(source, tokenizer, ['train', 'test'], Path(sys.argv[3]))\n"
         "except packing.NewLLMError as error: print(error)"

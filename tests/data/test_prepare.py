@@ -12,10 +12,10 @@ import pytest
 
 from newllm_lib.data import load_split, prepare
 from newllm_lib.data import tokenizer as tokenizer_module
+from newllm_lib.data.datasets import open_source
+from newllm_lib.data.readers.textfiles import read_documents
 from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import open_source
 from newllm_lib.data.splits import SPLITS, read_splits
-from newllm_lib.data.textfiles import read_documents
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import paragraphs, write_jsonl
 

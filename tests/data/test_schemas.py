@@ -8,7 +8,7 @@ import pytest
 
 from newllm_lib.data import load_split, prepare
 from newllm_lib.data.blocks import Blocks
-from newllm_lib.data.folder import read_file
+from newllm_lib.data.readers.folder import read_file
 from newllm_lib.data.records import BadRecord, Message, Tally
 from newllm_lib.data.schemas import LONGEST_TURN, parse_row
 from newllm_lib.errors import NewLLMError

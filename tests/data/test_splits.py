@@ -2,8 +2,8 @@
 
 import random
 
+from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import Message, Record, Tally
-from newllm_lib.data.sources import FolderSource
 from newllm_lib.data.splits import read_splits, split_of
 from tests.data.conftest import dialogues, paragraphs, write_jsonl
 

@@ -7,10 +7,10 @@ import pytest
 
 from newllm_lib.data import prepare
 from newllm_lib.data.blocks import Blocks
-from newllm_lib.data.chat import TEMPLATES, encode_messages, template_of
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.schemas import parse_row
+from newllm_lib.data.templates import TEMPLATES, encode_messages, template_of
 from newllm_lib.evaluation import ChatSession
 from newllm_lib.recipe import load_recipe
 from tests.data.conftest import paragraphs, write_jsonl
@@ -75,6 +75,41 @@ def test_apply_chat_template_gives_the_packed_ids(name, worded):
     asked = worded.apply_chat_template(DIALOGUE[:2], add_generation_prompt=True, return_dict=False)
     assert asked == [worded.bos_token_id, *encode_messages(worded, DIALOGUE[:2], add_generation_prompt=True)]
     assert ids[: len(asked)] == asked  # what is asked is how training began the answer
+
+
+def test_the_texts_that_saved_tokenizers_hold_are_known_by_name(worded):
+    """A tokenizer that was saved earlier is told by its template's text: one that changes would no longer be known as ours."""
+    written = (
+        "{{ '<|endoftext|>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|assistant|>LEAD' }}"
+        "{% generation %}{{ BEFOREmessage['content'] + '<|end|>' }}{% endgeneration %}{% else %}"
+        "{{ '<|' + message['role'] + '|>' + WORDSmessage['content'] + AFTER'<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>LEAD' }}{% endif %}"
+    )
+    words = {
+        "chat": {"LEAD": "", "BEFORE": "", "WORDS": "", "AFTER": ""},
+        "instruction": {
+            "LEAD": "Response:", "BEFORE": "' ' + ",
+            "WORDS": "('System: ' if message['role'] == 'system' else 'Instruction: ') + ",
+            "AFTER": "'\n' + ('Context: ' + message['context'] + '\n' if message['context'] else '') + ",
+        },
+    }  # fmt: skip
+    for name, parts in words.items():
+        text = written
+        for part, value in parts.items():
+            text = text.replace(part, value)
+        worded.chat_template = text
+        assert template_of(worded) == name and TEMPLATES[name] == text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_context_below_an_instruction_is_the_same_in_both(name, worded):
+    worded.chat_template = TEMPLATES[name]
+    row = {"instruction": "Sum it\n\nup.", "context": "A text.", "response": "A."}
+    record = parse_row(row)
+    asked = [m._asdict() for m in record.messages]
+    if name == "instruction":  # it keeps the two apart
+        asked[0] |= {"content": row["instruction"], "context": row["context"]}
+    assert worded.apply_chat_template(asked, return_dict=False) == packed(worded, record).ids.tolist()
 
 
 def test_a_context_can_be_given_to_the_template(worded):

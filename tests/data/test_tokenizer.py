@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.data.chat import CHAT_TEMPLATE, CONTROL_TOKENS, encode_messages, encode_text
+from newllm_lib.data.templates import CHAT_TEMPLATE, CONTROL_TOKENS, encode_messages, encode_text
 from newllm_lib.data.tokenizer import named_tokenizer, tokenizer_hash, train_bpe, train_words, wrap
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import byte_level_bpe, dialogues, paragraphs

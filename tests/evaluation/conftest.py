@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from newllm_lib.data.chat import UNKNOWN
+from newllm_lib.data.templates import UNKNOWN
 from newllm_lib.data.tokenizer import train_bpe, train_words, wrap
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
@@ -62,7 +62,7 @@ def pack(tokenizer, documents, loss_mask=None, lost_bytes=0):
 
 def dialogue(tokenizer, turns):
     """Token ids of a dialogue without its <|endoftext|>."""
-    from newllm_lib.data.chat import encode_messages
+    from newllm_lib.data.templates import encode_messages
 
     roles = ("user", "assistant")
     return encode_messages(tokenizer, [(roles[i % 2], t) for i, t in enumerate(turns)])

@@ -90,7 +90,7 @@ def test_wikitext_equals_ones_own_computation(protocol, model, make_run, make_mo
 
 def _own_computation(network, tokenizer, path, protocol):
     """(nats, predicted tokens, unknown tokens, lost bytes), each document read by itself."""
-    from newllm_lib.data.textfiles import read_documents
+    from newllm_lib.data.readers.textfiles import read_documents
 
     vocabulary = set(tokenizer.get_vocab()) - {tokenizer.unk_token}  # WikiText-2 itself spells rare words <unk>
     size = getattr(network.config, "n_positions", 10**9)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from newllm_lib.data import segments, stream
+from newllm_lib.data.streaming import segments, stream
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
 

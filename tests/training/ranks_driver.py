@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import torch._dynamo  # noqa: F401  (what a training imports on its way is imported here, once)
 
-from newllm_lib.data import blocks, segments, stream
+from newllm_lib.data import blocks
+from newllm_lib.data.streaming import segments, stream
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run

@@ -147,7 +147,7 @@ def test_a_torn_start_is_refused(folder):
 
 
 def test_the_template_is_the_starts_unless_another_is_asked_for(folder):
-    from newllm_lib.data.chat import TEMPLATES
+    from newllm_lib.data.templates import TEMPLATES
     from newllm_lib.training.start import find_start, tokenizer_for
 
     for asked, expected in (({}, "chat"), ({"template": "instruction"}, "instruction")):

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
 from newllm_lib.data.preferences.pairs import Pair
 from newllm_lib.data.records import Message
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
 from newllm_lib.errors import NewLLMError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the end of text.
 PLAIN_TURNS = (
@@ -41,7 +45,7 @@ class EncodedPairs:
         return ", ".join(f"{count:,} {what}" for count, what in found if count)
 
 
-def with_template(tokenizer):
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer, with a chat template and a padding token if it brings none.
 
     Raises:
@@ -56,7 +60,7 @@ def with_template(tokenizer):
     return tokenizer
 
 
-def encode_pairs(pairs: Iterable[Pair], tokenizer, max_length: int) -> EncodedPairs:
+def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedPairs:
     """Token ids of pairs, at most `max_length` for prompt and answer together.
 
     Raises:
@@ -85,14 +89,14 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer, max_length: int) -> EncodedPa
     return encoded
 
 
-def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation up to where the assistant begins to speak."""
     if _ours(tokenizer):
         return [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt=True)]
     return _ids(tokenizer, prompt_text(tokenizer, messages))
 
 
-def encode_answer(tokenizer, messages: Sequence[Message], answer: str) -> list[int]:
+def encode_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Token ids of what the assistant says then, with the token that ends its turn."""
     if _ours(tokenizer):
         return [*encode_text(tokenizer, answer), tokenizer.convert_tokens_to_ids(END_OF_TURN)]
@@ -103,19 +107,19 @@ def encode_answer(tokenizer, messages: Sequence[Message], answer: str) -> list[i
     return _ids(tokenizer, text.rstrip("\n") if text.rstrip("\n").endswith(end) else text)
 
 
-def prompt_text(tokenizer, messages: Sequence[Message]) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """The conversation as the tokenizer's chat template writes it, ready for the assistant."""
     return _rendered(tokenizer, messages, add_generation_prompt=True)
 
 
-def _ours(tokenizer) -> bool:
+def _ours(tokenizer: PreTrainedTokenizerBase) -> bool:
     known = tokenizer.get_added_vocab()
     return all(token in known for token in (*ROLE_TOKENS.values(), END_OF_TURN))
 
 
-def _rendered(tokenizer, messages: Sequence[Message], **options) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options) -> str:
     return tokenizer.apply_chat_template([m._asdict() for m in messages], tokenize=False, **options)
 
 
-def _ids(tokenizer, text: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from newllm_lib.data.preferences.pairs import Pair
 
 _WORD = re.compile(r"[一-鿿々〆]+|[ぁ-ゟ]+|[ァ-ヿー]+|[^\W\d_ぁ-ヿ一-鿿々〆]+|\d+|[^\w\s]")
@@ -50,12 +52,10 @@ _FEATURES: dict[str, Callable[[str], Counter]] = {
 
 def _accuracy(features: Callable[[str], Counter], train: Sequence[Pair], evaluation: Sequence[Pair]) -> float:
     """Pairwise logistic regression (Bradley and Terry) on the difference of the two answers' features."""
-    import numpy as np
-
     sides = [[(features(p.chosen), features(p.rejected)) for p in pairs] for pairs in (train, evaluation)]
     frequent = Counter(name for good, bad in sides[0] for name in {*good, *bad}).most_common(_MOST_FEATURES)
     columns = {name: i for i, (name, _) in enumerate(frequent)}
-    x, unseen = (_differences(side, columns, np) for side in sides)
+    x, unseen = (_differences(side, columns) for side in sides)
     weights, step = np.zeros(len(columns)), 4.0 / max(1.0, float((x**2).sum(1).mean()))
     for _ in range(300):  # gradient descent: the problem is convex, and small
         wrong = 1 / (1 + np.exp(np.clip(x @ weights, -30, 30)))
@@ -64,7 +64,7 @@ def _accuracy(features: Callable[[str], Counter], train: Sequence[Pair], evaluat
     return float(((scores > 1e-9) + 0.5 * (abs(scores) <= 1e-9)).mean())
 
 
-def _differences(side: list[tuple[Counter, Counter]], columns: dict[str, int], np):
+def _differences(side: list[tuple[Counter, Counter]], columns: dict[str, int]) -> np.ndarray:
     """(pairs, features): the good answer's features minus the bad one's."""
     x = np.zeros((len(side), len(columns)))
     for row, (good, bad) in enumerate(side):

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from newllm_lib.data.cache import cache_root, key_hash
-from newllm_lib.data.folder import KINDS, find_files, kind_of, read_table
-from newllm_lib.data.hub import HUB_SPLIT_NAMES, HubDataset, HubName
+from newllm_lib.data.datasets import REGISTRY
 from newllm_lib.data.preferences.generate import generate
-from newllm_lib.data.preferences.pairs import Pair
-from newllm_lib.data.preferences.rows import Drops, parse_pairs
-from newllm_lib.data.sources import REGISTRY
+from newllm_lib.data.preferences.pairs import PAIRS, Pair, parse_pair
+from newllm_lib.data.readers.base import Source
+from newllm_lib.data.readers.folder import KINDS, FolderSource, kind_of
+from newllm_lib.data.readers.hub import HUB_SPLIT_NAMES, HubName, HubSource
+from newllm_lib.data.records import Tally
+from newllm_lib.data.schemas import parse_rows
 from newllm_lib.errors import NewLLMError, UsageError
+
+if TYPE_CHECKING:
+    from newllm_lib.recipe import Recipe
 
 MADE_HERE = "preferences_ja"
 HELD_OUT_SHARE = 0.1  # of pairs whose source has no split of its own
-_PREFERENCE_SPLITS = {"train_prefs": "train", "test_prefs": "test"} | HUB_SPLIT_NAMES
-_ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
+_SPLIT_NAMES = {"train_prefs": "train", "test_prefs": "test"} | HUB_SPLIT_NAMES
+_HOMES = {
+    "hh_rlhf": f"{REGISTRY['hh_rlhf'].home}@{REGISTRY['hh_rlhf'].revision}",
+    "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
+}
 
 
 @dataclass
@@ -29,7 +37,7 @@ class Preferences:
     title: str
     train: list[Pair]
     evaluation: list[Pair]
-    drops: Drops = field(default_factory=Drops)
+    tally: Tally
 
     @property
     def fingerprint(self) -> str:
@@ -39,100 +47,87 @@ class Preferences:
     def description(self) -> str:
         groups = len({p.group for p in self.evaluation if p.group})
         about = f" about {groups} things that training never mentions" if groups else ""
-        left_out = self.drops.summary()
+        left_out = self.tally.summary()
         return (
             f"{self.title}: {len(self.train):,} pairs to train on, {len(self.evaluation):,} held out{about}"
             + (f"; {left_out}" if left_out else "")
         )
 
 
-def load_preferences(recipe) -> Preferences:
+def load_preferences(recipe: Recipe) -> Preferences:
     """The pairs that a recipe names (`data`, `data_dir`, `max_samples`, `eval_pairs`, `seed`).
 
     Raises:
         UsageError: no such source. NewLLMError: it cannot be read, or holds no pairs.
     """
-    drops = Drops()
+    tally = Tally(PAIRS)
     if recipe.data_dir is None and recipe.data == MADE_HERE:
         title, pairs = "Japanese pairs made here", generate(seed=recipe.seed)
-        drops.good = len(pairs)
+        tally.good = len(pairs)
     else:
-        title, pairs = _read(recipe, drops)
-    drops.check()
-    train, evaluation = _apart(pairs, drops)
+        source = _open(recipe)
+        title, pairs = source.title, _read(source, tally)
+        tally.finish()
+    if not pairs:
+        raise NewLLMError(f"There are no preference pairs in the data: each row needs {PAIRS.needs}.")
+    train, evaluation = _apart(pairs, tally)
     train = _smallest(train, recipe.max_samples)
     evaluation = _smallest(evaluation, recipe.eval_pairs)
     for split, name in ((train, "to train on"), (evaluation, "to hold out")):
         if not split:
             raise NewLLMError(f"{title}: no pairs are left {name}. Give more, with different prompts.")
-    return Preferences(title, train, evaluation, drops)
+    return Preferences(title, train, evaluation, tally)
 
 
-def _read(recipe, drops: Drops) -> tuple[str, list[Pair]]:
-    """The title and all pairs, with the split where the source has one."""
+def _open(recipe: Recipe) -> Source:
+    """The source that a recipe's pairs are read from."""
     if recipe.data_dir is not None:
-        found = find_files(Path(recipe.data_dir))
-        title = Path(recipe.data_dir).resolve().name
-        return title, _of_splits({split: _file_rows(paths) for split, paths in found.items()}, drops)
+        return FolderSource(Path(recipe.data_dir).expanduser())
     path = Path(recipe.data).expanduser()
     if path.is_file():
         if kind_of(path) not in KINDS[1:]:
             raise UsageError(f"{path}: preference pairs are read from {', '.join(KINDS[1:])}.")
-        return path.name, list(parse_pairs(_file_rows([path]), drops))
-    name, revision, title = _home(recipe.data)
-    cache = cache_root() / "hub" / f"preferences-{key_hash({'name': str(name), 'revision': revision})}.json"
-    hub = HubDataset(HubName(name.repository, name.config, revision), cache, or_newest=True, split_names=_PREFERENCE_SPLITS)
-    rows = {split: ((f"{title}, row {i}", row) for i, row in enumerate(hub.rows(split), 1)) for split in hub.splits}
-    return title, _of_splits(rows, drops)
-
-
-def _home(data: str) -> tuple[HubName, str, str]:
-    """The hub id, its revision and the title of a source by name."""
-    if data == "hh_rlhf":
-        known = REGISTRY["hh_rlhf"]
-        return HubName.parse(known.home), known.revision, known.title
-    name = HubName.parse(_ULTRAFEEDBACK if data == "ultrafeedback" else data)
-    is_file = data.lower().endswith(KINDS)
+        return FolderSource(path, {"train": [path]})
+    name = HubName.parse(_HOMES.get(recipe.data, recipe.data))
+    is_file = recipe.data.lower().endswith(KINDS)
     if name is None or is_file:
         what = "is no file" if is_file else "are no preference pairs"
         raise UsageError(
-            f"There {what} {data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a .jsonl file, or "
+            f"There {what} {recipe.data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a .jsonl file, or "
             "--data_dir FOLDER."
         )
-    return name, name.revision, str(name)
+    return HubSource(name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
-def _file_rows(paths: Sequence[Path]) -> Iterator[tuple[str, object]]:
-    for path in paths:
-        yield from read_table(path)
-
-
-def _of_splits(rows: dict[str, Iterator], drops: Drops) -> list[Pair]:
-    """Pairs of a source with splits: those that are not for training are for evaluation. One split alone is divided later."""
-    named = {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(rows) > 1 else {}
+def _read(source: Source, tally: Tally) -> list[Pair]:
+    """All pairs, with the split where the source has one: those that are not for training are for evaluation. One split alone is
+    divided later."""
+    named = {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
     return [
-        pair._replace(split=named.get(split, pair.split)) for split, found in rows.items() for pair in parse_pairs(found, drops)
+        pair._replace(split=named.get(split, pair.split))
+        for split in source.splits
+        for pair in parse_rows(source.rows(split), tally, parse_pair)
     ]
 
 
-def _apart(pairs: list[Pair], drops: Drops) -> tuple[list[Pair], list[Pair]]:
+def _apart(pairs: list[Pair], tally: Tally) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys = sorted({_position(pair.key()) for pair in pairs})
         share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])  # by content; of a few pairs at least a tenth
         pairs = [pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs]
-    evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], drops)
+    evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], tally)
     held_out = {pair.key() for pair in evaluation}
     train = [pair for pair in pairs if pair.split != "evaluation"]
     kept = [pair for pair in train if pair.key() not in held_out]
-    drops.add("held out under the same prompt", count=len(train) - len(kept))
-    return _once(kept, drops), evaluation
+    tally.reject("held out under the same prompt", count=len(train) - len(kept))
+    return _once(kept, tally), evaluation
 
 
-def _once(pairs: list[Pair], drops: Drops) -> list[Pair]:
+def _once(pairs: list[Pair], tally: Tally) -> list[Pair]:
     """Without repetitions."""
     kept = list({pair[:3]: pair for pair in pairs}.values())
-    drops.add("a repetition", count=len(pairs) - len(kept))
+    tally.reject("a repetition", count=len(pairs) - len(kept))
     return kept
 
 

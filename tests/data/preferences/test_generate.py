@@ -9,9 +9,8 @@ from collections import Counter
 import pytest
 
 from newllm_lib.data.preferences import generate, most_pairs, shortcuts
-from newllm_lib.data.preferences.facts import FACETS, facts
-from newllm_lib.data.preferences.questions import ASKED, OPENERS
-from newllm_lib.data.preferences.rejected import KINDS
+from newllm_lib.data.preferences.facts import ASKED, FACETS, OPENERS, facts
+from newllm_lib.data.preferences.generate import KINDS
 from newllm_lib.errors import UsageError
 
 

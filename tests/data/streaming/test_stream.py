@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from newllm_lib.data import load_split, prepare, segment_pool, segments, stream
+from newllm_lib.data import load_split, prepare
 from newllm_lib.data.blocks import training_blocks
+from newllm_lib.data.readers.base import DataFile
+from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import Tally
-from newllm_lib.data.sources import FolderSource
 from newllm_lib.data.splits import SPLITS, made_splits, read_splits
+from newllm_lib.data.streaming import segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import dialogues, write_jsonl
 
@@ -207,7 +209,8 @@ def test_a_sampler_that_goes_on_gives_what_is_left_of_the_epoch(prepared, cache)
 SCRIPT = """
 import sys
 from types import SimpleNamespace
-from newllm_lib.data import prepare, segments, stream
+from newllm_lib.data import prepare
+from newllm_lib.data.streaming import segments, stream
 segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 12_000, 6, 2, 4
 data = prepare(SimpleNamespace(data="demo", data_dir=sys.argv[1], max_samples=None, tokenizer="bpe", vocab_size=400, seed=0,
                                max_seq_length=16, loss_on="answers", streaming="on", template="chat", carry_state=False),
@@ -229,7 +232,7 @@ def test_a_preparation_killed_at_any_moment_goes_on_and_gives_the_same_bytes(cha
     def start(cache):
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(chats), str(cache)], stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
         )  # fmt: skip
 
     killed = tmp_path / "killed"
@@ -273,6 +276,21 @@ def test_a_process_that_dies_is_said_and_replaced(prepared, cache):
     pool.wait(missing)
 
 
+def test_files_of_the_current_folder_are_never_run(prepared, cache, tmp_path, monkeypatch):
+    """Not where Python was started with -m (its folder stands on sys.path), nor in a notebook (an empty entry), nor by an empty
+    entry of PYTHONPATH."""
+    here = tmp_path / "mine"
+    here.mkdir()
+    for name in ("calendar", "random", "tokenizers"):
+        (here / f"{name}.py").write_text("open('was_run', 'w').close()\nraise SystemExit(3)\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", ["", str(here), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(Path(__file__).parents[3]))
+    data, _ = prepared(cache)
+    assert sum(window.tokens for window in windows(data.train)) > 10_000
+    assert not (here / "was_run").exists()
+
+
 def test_bad_rows_are_skipped_and_counted_and_too_many_stop_it(recipe, tmp_path, cache, small, capsys):
     rows = [json.dumps({"messages": m}) for m in dialogues(1000)]
     place = tmp_path / "few"
@@ -295,7 +313,7 @@ def test_too_many_bad_rows_late_in_the_set_stop_it(recipe, tmp_path, cache, smal
     place = tmp_path / "late"
     place.mkdir()
     (place / "train.jsonl").write_text("\n".join(good))
-    first = {s.begin for s in segments.cut([segments.DataFile("x", (place / "train.jsonl").stat().st_size)])[:6]}
+    first = {s.begin for s in segments.cut([DataFile("x", (place / "train.jsonl").stat().st_size)])[:6]}
     lines, position = [], 0
     for i, line in enumerate(good):  # outside the sample every third row is broken
         sampled = position // 12_000 * 12_000 in first or (position + len(line)) // 12_000 * 12_000 in first

@@ -8,9 +8,11 @@ held in memory: a longer document is cut (a file of several gigabytes without a 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from newllm_lib.errors import NewLLMError
 
@@ -110,7 +112,7 @@ def read_lines(path: Path) -> Iterator[str]:
                 return
 
 
-def decode_piece(decoder, piece: bytes, position: int, path: Path) -> str:
+def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int, path: Path) -> str:
     """The next characters of a file; `position`: where `piece` begins; an empty piece ends the file.
 
     Raises:
@@ -128,12 +130,23 @@ def decode_piece(decoder, piece: bytes, position: int, path: Path) -> str:
         ) from None
 
 
-def open_data(path: Path):
+def open_data(path: Path) -> BinaryIO:
     """Open a data file for reading bytes; a failure is one line for the user."""
     try:
         return open(path, "rb")
     except OSError as error:
         raise NewLLMError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def content_hash(paths: list[Path]) -> str:
+    """A hash of the files' bytes (not of their names or times)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with open_data(path) as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        digest.update(path.stat().st_size.to_bytes(8, "little"))
+    return digest.hexdigest()
 
 
 def _starts_as_utf16(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A process that packs segments: `python -m newllm_lib.data.segment_worker`, started by `segment_pool`.
+"""A process that packs segments, started by `segment_pool`.
 
 On standard input it gets a pickled `Job`, then the number of a segment a line; the end of the input (also where whoever started
 it was killed) ends it. For each segment it writes an answer, a line of JSON after `MARK`, to standard output; other lines there
@@ -15,16 +15,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from newllm_lib.data.cache import locked, read_meta, sweep
 from newllm_lib.data.encoder import Encoder
-from newllm_lib.data.folder import parse_rows
 from newllm_lib.data.packing import Writer
-from newllm_lib.data.records import Tally
-from newllm_lib.data.segments import Reader, Segment, fetch, read_rows
+from newllm_lib.data.readers.base import FileReader, Segment
+from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.schemas import parse_rows
 from newllm_lib.data.splits import split_of
+from newllm_lib.data.streaming.segments import fetch, read_rows
 from newllm_lib.errors import NewLLMError
 
 MARK = "\x1e"
@@ -37,7 +39,8 @@ class Job(NamedTuple):
     folder: Path  # of the packed segments
     key: dict  # everything that they are made from
     segments: list[Segment]
-    reader: Reader
+    reader: FileReader
+    parse: Callable[[object], Record | None]  # a row as a record
     encoder: Encoder
     made: tuple[str, ...]  # splits whose records are not packed here: they are held out by their hash
     held_out: frozenset[bytes] = frozenset()  # digests of more that is not
@@ -68,7 +71,7 @@ def _pack(job: Job, number: int, fetched: bytes | None) -> None:
     tally = Tally(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
     writer = Writer(job.entry(number), job.encoder)
     try:
-        for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally):
+        for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally, job.parse):
             digest = record.digest() if job.made or job.held_out else b""
             if digest in job.held_out:
                 tally.held_out += 1
@@ -80,6 +83,7 @@ def _pack(job: Job, number: int, fetched: bytes | None) -> None:
 
 
 def main() -> None:
+    """Pack what is asked for until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
     if hasattr(os, "nice"):
         os.nice(5)  # training comes first
@@ -113,7 +117,3 @@ def _read_ahead(job: Job, ahead: queue.Queue) -> None:
         except Exception as error:
             ahead.put((number, None, error))
     ahead.put((_END, None, None))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,56 +8,19 @@ source of which only this sample is read: the tokenizer is trained on it, and va
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from newllm_lib.data.folder import open_parquet, parse_rows
-from newllm_lib.data.jsonfiles import LARGEST, parse_json
+from newllm_lib.data.readers.base import DataFile, FileReader, Segment, Source
+from newllm_lib.data.readers.jsonfiles import LARGEST, parse_json
 from newllm_lib.data.records import Record, Tally
 from newllm_lib.data.schemas import COLUMNS
-from newllm_lib.data.textfiles import open_data
 
 VERSION = 1  # of how files are cut and put in order
 SEGMENT_BYTES = 4 << 20
 ORDER_SEED = 0
 HEAD = 8  # segments of the training split that are the sample: about 32 MiB
 HELD_OUT_HEAD = 1  # segments of a validation or test split that the source has itself
-KINDS = (".jsonl", ".parquet")
-
-
-class DataFile(NamedTuple):
-    """A file by its path or URL."""
-
-    place: str
-    bytes: int
-
-
-class Segment(NamedTuple):
-    """What begins in the bytes from `begin` to before `end` of a file."""
-
-    place: str
-    begin: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{self.place.rsplit('/', 1)[-1]}, bytes {self.begin:,} to {self.end:,}"
-
-
-class Reader(Protocol):
-    """Reads bytes of files; goes to other processes."""
-
-    def read(self, place: str, begin: int, end: int) -> bytes:
-        """The bytes from `begin` to before `end`, or fewer at the file's end."""
-
-    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
-        """The rows of each row group of a parquet file that begins in the segment."""
-
-
-def in_segments(files: list[DataFile]) -> list[DataFile] | None:
-    """The files themselves if each can be read in segments."""
-    return files if files and all(file.place.endswith(KINDS) for file in files) else None
 
 
 def cut(files: list[DataFile]) -> list[Segment]:
@@ -70,15 +33,18 @@ def cut(files: list[DataFile]) -> list[Segment]:
     return [segments[i] for i in np.random.default_rng(ORDER_SEED).permutation(len(segments))]
 
 
-def read_rows(segment: Segment, reader: Reader, fetched: bytes | None = None) -> Iterator[tuple[str, object]]:
+def read_rows(
+    segment: Segment, reader: FileReader, fetched: bytes | None = None, columns: frozenset[str] | None = COLUMNS
+) -> Iterator[tuple[str, object]]:
     """(where, row) of every record of the segment; a row that cannot be parsed is a `ValueError` instead.
 
     Args:
         fetched: what `fetch` gave for it, where that was called before.
+        columns: those that are needed, where the file keeps its columns apart; None: all.
     """
     if segment.place.endswith(".parquet"):
         number = 0
-        for rows in reader.row_groups(segment, COLUMNS):
+        for rows in reader.row_groups(segment, columns):
             for row in rows:
                 number += 1
                 yield f"{segment.place}, row {number} after byte {segment.begin:,}", row
@@ -103,7 +69,7 @@ def _row(line: bytes) -> object:
         return ValueError("not UTF-8")
 
 
-def fetch(segment: Segment, reader: Reader) -> bytes:
+def fetch(segment: Segment, reader: FileReader) -> bytes:
     """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for parquet)."""
     if segment.place.endswith(".parquet"):
         return b""
@@ -119,36 +85,7 @@ def fetch(segment: Segment, reader: Reader) -> bytes:
     return data
 
 
-class LocalReader:
-    """Files of this machine."""
-
-    def read(self, place: str, begin: int, end: int) -> bytes:
-        with open_data(Path(place)) as file:
-            file.seek(begin)
-            return file.read(end - begin)
-
-    def row_groups(self, segment: Segment, columns: frozenset[str]) -> Iterator[list[dict]]:
-        with open_parquet(Path(segment.place)) as file:
-            yield from (read_group(file, group, columns) for group in groups_in(file, segment))
-
-
-def groups_in(parquet, segment: Segment) -> list[int]:
-    """The numbers of the row groups of a `ParquetFile` whose first column begins in the segment."""
-    found = []
-    for number in range(parquet.metadata.num_row_groups):
-        column = parquet.metadata.row_group(number).column(0)
-        if segment.begin <= min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset) < segment.end:
-            found.append(number)
-    return found
-
-
-def read_group(parquet, number: int, columns: frozenset[str]) -> list[dict]:
-    """The rows of one row group, with the columns among `columns` (all of them where there is none)."""
-    wanted = [name for name in parquet.schema_arrow.names if name in columns]
-    return parquet.read_row_group(number, columns=wanted or None).to_pylist()
-
-
-class LargeSource:
+class LargeSource(Source):
     """A source whose training split is too large to be read before training begins; it answers as if its sample were all.
 
     `max_samples` are the first records in order (`in_order`): to find those with the smallest hashes all would have to be read.
@@ -156,18 +93,10 @@ class LargeSource:
 
     in_order = True
 
-    def __init__(self, source):
-        self.source, self.title = source, source.title
-        self.reader: Reader = source.reader()
+    def __init__(self, source: Source):
+        self.source, self.title, self.splits = source, source.title, source.splits
+        self.commit, self.parse = source.commit, source.parse
         self._segments: dict[str, list[Segment]] = {}
-
-    @property
-    def splits(self) -> set[str]:
-        return self.source.splits
-
-    @property
-    def commit(self) -> str:
-        return self.source.commit
 
     def segments(self, split: str) -> list[Segment]:
         """All segments of a split in order; none where its files cannot be read in segments."""
@@ -188,10 +117,13 @@ class LargeSource:
             return self.source.size(split)
         return sum(segment.end - segment.begin for segment in self.sample(split))
 
-    def records(self, split: str, tally: Tally) -> Iterator[Record]:
-        if not self.sample(split):
-            yield from self.source.records(split, tally)
-            return
+    def rows(self, split: str, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
+        reader = self.reader()
         for segment in self.sample(split):
-            yield from parse_rows(read_rows(segment, self.reader), tally)
-        tally.finish()
+            yield from read_rows(segment, reader, columns=columns)
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        return super().records(split, tally) if self.sample(split) else self.source.records(split, tally)
+
+    def reader(self) -> FileReader:
+        return self.source.reader()

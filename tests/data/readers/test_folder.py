@@ -5,7 +5,7 @@ import json
 import pytest
 
 from newllm_lib.data import prepare
-from newllm_lib.data.folder import find_files, read_file
+from newllm_lib.data.readers.folder import find_files, read_file
 from newllm_lib.data.records import Message, Record, Tally
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import dialogues, paragraphs, write_jsonl
@@ -113,7 +113,7 @@ def test_json_file_that_holds_json_lines(tmp_path):
 
 
 def test_json_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.data.jsonfiles.PIECE", 3)
+    monkeypatch.setattr("newllm_lib.data.readers.jsonfiles.PIECE", 3)
     texts = ["", "a", "ü" * 50, '"]}', "東京"]
     path = write_rows(tmp_path, ".json", [{"text": t, "n": 123456} for t in texts])
     assert [r.text for r in rows_of(path)[0]] == texts[1:]  # a row without text is none
@@ -153,7 +153,7 @@ def test_a_wrong_schema_names_the_first_row_and_the_right_one(tmp_path):
 
 
 def _source_records(place, tally=None):
-    from newllm_lib.data.sources import FolderSource
+    from newllm_lib.data.readers.folder import FolderSource
 
     return FolderSource(place).records("train", tally or Tally())
 

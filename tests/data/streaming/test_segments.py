@@ -5,12 +5,13 @@ import random
 
 import pytest
 
-from newllm_lib.data import segments
-from newllm_lib.data.folder import parse_rows, read_file
+from newllm_lib.data.readers.base import DataFile
+from newllm_lib.data.readers.folder import FolderSource, LocalReader, read_file
 from newllm_lib.data.records import Tally
-from newllm_lib.data.segments import DataFile, LargeSource, LocalReader, cut, fetch, read_rows
-from newllm_lib.data.sources import FolderSource
+from newllm_lib.data.schemas import parse_rows
 from newllm_lib.data.splits import read_splits
+from newllm_lib.data.streaming import segments
+from newllm_lib.data.streaming.segments import LargeSource, cut, fetch, read_rows
 from tests.data.conftest import dialogues, paragraphs, write_jsonl
 
 

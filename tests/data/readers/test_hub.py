@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.data import hub as hub_module
-from newllm_lib.data.hub import Asked, HubDataset, HubName, HubUnreachable, explain
-from newllm_lib.data.sources import REGISTRY
+from newllm_lib.data.datasets import REGISTRY
+from newllm_lib.data.hub import Asked, HubUnreachable, explain
+from newllm_lib.data.readers.hub import HubName, HubSource
 from newllm_lib.errors import NewLLMError
 from tests.data.conftest import byte_level_bpe, dialogues, hub_worker, paragraphs, write_jsonl
 from tests.hub_server import HubServer
@@ -211,16 +212,16 @@ class BreakingStream:
 
 def broken_dataset(monkeypatch, breaks):
     monkeypatch.setattr(hub_module, "DELAYS", (0, 0))
-    monkeypatch.setattr(HubDataset, "__init__", lambda self: None)
-    dataset = HubDataset()
-    dataset.name, dataset.commit, dataset.splits = HubName("me/x"), "c", {"train": "train"}
+    monkeypatch.setattr(HubSource, "__init__", lambda self: None)
+    dataset = HubSource()
+    dataset.name, dataset.commit, dataset._names = HubName("me/x"), "c", {"train": "train"}
     dataset._loaded = {"train": BreakingStream(breaks)}
     return dataset
 
 
 def test_a_stream_that_breaks_goes_on_where_it_stopped(monkeypatch):
     dataset = broken_dataset(monkeypatch, [0, 3, 3, 4, 9])
-    assert [row["n"] for row in dataset.rows("train")] == list(range(10))
+    assert [row["n"] for _, row in dataset.rows("train")] == list(range(10))
 
 
 def test_a_stream_that_keeps_breaking_ends_in_one_line(monkeypatch):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from newllm_lib.data.textfiles import document_kind, group_lines, read_documents, read_lines
+from newllm_lib.data.readers.textfiles import document_kind, group_lines, read_documents, read_lines
 from newllm_lib.errors import NewLLMError
 
 WIKITEXT = (
@@ -41,16 +41,16 @@ def test_empty_file_has_no_documents(tmp_path):
 def test_documents_concatenate_to_the_file(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     # small limits, so that lines and documents are cut, also within a character of several bytes
-    monkeypatch.setattr("newllm_lib.data.textfiles.PIECE", rng.choice([5, 17, 1 << 20]))
-    monkeypatch.setattr("newllm_lib.data.textfiles.LONGEST", rng.choice([20, 1 << 20]))
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.PIECE", rng.choice([5, 17, 1 << 20]))
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.LONGEST", rng.choice([20, 1 << 20]))
     parts = ["\n", " \n", " = T = \n", "\n\n", "word ", "東京 ", "ü", "\r\n", " = = S = = \n", "\x00", "\u2028", "𝄞"]
     text = "".join(rng.choices(parts, k=rng.randint(0, 200)))
     assert "".join(documents(tmp_path, text)) == text
 
 
 def test_no_document_grows_without_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.data.textfiles.PIECE", 10)
-    monkeypatch.setattr("newllm_lib.data.textfiles.LONGEST", 40)
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.PIECE", 10)
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.LONGEST", 40)
     pieces = documents(tmp_path, "x" * 1000)
     assert "".join(pieces) == "x" * 1000 and max(map(len, pieces)) <= 40
 
@@ -80,7 +80,7 @@ def test_hub_rows_group_like_file_lines(tmp_path):
 
 
 def test_unreadable_utf8_names_file_byte_and_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.data.textfiles.PIECE", 7)
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.PIECE", 7)
     with pytest.raises(NewLLMError, match=r"a\.txt is not UTF-8: byte 13 \(0xe9\).*iconv -f CP1252 -t UTF-8") as error:
         documents(tmp_path, "naïve text\n".encode() + b"x\xe9y\n")
     assert "\n" not in str(error.value)

@@ -13,9 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from newllm_lib import console
-from newllm_lib.data.segment_worker import MARK, Job
+from newllm_lib.data.streaming.segment_worker import MARK, Job
 from newllm_lib.errors import NewLLMError, UsageError
 
 AHEAD = 2  # segments a process has been told: one in work, one being read
@@ -23,6 +24,12 @@ PAUSE = 30.0  # seconds after a failure before more is prepared that nobody wait
 LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
+
+# Python started with -c or -m looks for modules in the current folder first: a calendar.py of the user's would be run.
+_PROGRAM = """import sys
+sys.path[:] = {path!r}
+from newllm_lib.data.streaming.segment_worker import main
+main()"""
 
 
 class SegmentPool:
@@ -167,12 +174,16 @@ class SegmentPool:
             self._running.remove(process)
 
     def _spawn(self) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with self._state:
             process = subprocess.Popen(
-                [sys.executable, "-m", "newllm_lib.data.segment_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+                [sys.executable, "-c", _PROGRAM.format(path=_search_path())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
                 start_new_session=True,  # a Ctrl-C or a stop is for the training, which ends this
-            )  # fmt: skip
+            )
             self._running.append(process)
             if self._closed:
                 process.kill()
@@ -211,6 +222,13 @@ class SegmentPool:
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)
+
+
+def _search_path() -> list[str]:
+    """Where a process finds its modules: as this one, but never in the current folder; where the package itself lies there (a
+    clone), in that last."""
+    here, home = os.getcwd(), str(Path(__file__).parents[3])
+    return [place for place in sys.path if place and os.path.realpath(place) != os.path.realpath(here)] + [home]
 
 
 def cores() -> int:

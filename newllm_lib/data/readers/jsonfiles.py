@@ -9,8 +9,9 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from newllm_lib.data.textfiles import PIECE, decode_piece, open_data
+from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
 from newllm_lib.errors import NewLLMError
 
 LARGEST = 64 << 20  # characters in one value: more is no record, and must not fill the memory
@@ -40,7 +41,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path):
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     with open_data(path) as file:
         if path.suffix.lower() != ".gz":
             yield file

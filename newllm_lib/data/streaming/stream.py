@@ -18,22 +18,27 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from newllm_lib import console
 from newllm_lib.data.cache import META, key_hash, plain_write_errors
-from newllm_lib.data.chat import TEMPLATE_VERSION
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.packing import VERSION, PackedSplit, open_packed
 from newllm_lib.data.records import Tally
-from newllm_lib.data.segment_pool import SegmentPool
-from newllm_lib.data.segment_worker import Job
-from newllm_lib.data.segments import LargeSource
 from newllm_lib.data.splits import held_out_key, made_splits, own_held_out
+from newllm_lib.data.streaming.segment_pool import SegmentPool
+from newllm_lib.data.streaming.segment_worker import Job
+from newllm_lib.data.streaming.segments import LargeSource
+from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from newllm_lib.recipe import Recipe
 
 FIRST = 4  # segments in the first window
 WINDOW = 16  # in every other: about 64 MiB of text, shuffled together
@@ -76,26 +81,40 @@ class StreamedSplit:
     """The training split of a large source. `start` begins its preparation, `close` ends it.
 
     Args:
-        max_samples: only the first so many records, in the order of the segments.
-        seed: of the order in which blocks are taken.
-        leads: see `SegmentPool`.
+        recipe: `max_samples`: only the first so many records, in the order of the segments; `loss_on`; `seed`: of the order in
+            which blocks are taken.
         known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go on.
+        leads: see `SegmentPool`.
     """
 
     def __init__(
-        self, source: LargeSource, tokenizer, cache: Path, *, answers_only: bool, max_samples: int | None, seed: int,
-        known: dict | None = None, leads: bool = True,
-    ):  # fmt: skip
+        self,
+        source: LargeSource,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: Path,
+        recipe: Recipe,
+        known: dict | None = None,
+        leads: bool = True,
+    ):
+        answers_only = recipe.loss_on == "answers"
         made = tuple(sorted(made_splits(source)))
         key = {
             "packing": VERSION, "template": TEMPLATE_VERSION, "tokenizer": tokenizer_hash(tokenizer), "made": made,
             "content": source.fingerprint("train"), "answers_only": answers_only, **held_out_key(source),
         }  # fmt: skip
         self.path = cache / "streams" / f"train-{key_hash(key)}"
-        encoder = Encoder(tokenizer, answers_only)
-        job = Job(self.path, key, source.segments("train"), source.reader, encoder, made, own_held_out(source))
-        self.title, self.max_samples, self.seed = source.title, max_samples, seed
-        self.job, self.pool = job, SegmentPool(job, leads=leads)
+        self.job = Job(
+            folder=self.path,
+            key=key,
+            segments=source.segments("train"),
+            reader=source.reader(),
+            parse=source.parse,
+            encoder=Encoder(tokenizer, answers_only),
+            made=made,
+            held_out=own_held_out(source),
+        )
+        self.title, self.max_samples, self.seed = source.title, recipe.max_samples, recipe.seed
+        self.pool = SegmentPool(self.job, leads=leads)
         self.tally = Tally()
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass

@@ -1,0 +1,161 @@
+"""From a recipe to packed tokens: source → records → tokenizer → packed splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from newllm_lib import console
+from newllm_lib.data.cache import cache_root, key_hash
+from newllm_lib.data.datasets import open_source
+from newllm_lib.data.packing import PackedSplit, check_answers, check_length, pack
+from newllm_lib.data.readers.base import Source
+from newllm_lib.data.splits import SPLITS, check_train
+from newllm_lib.data.streaming import stream
+from newllm_lib.data.streaming.segments import LargeSource
+from newllm_lib.data.streaming.stream import StreamedSplit
+from newllm_lib.data.tokenizer import load_tokenizer
+from newllm_lib.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from newllm_lib.recipe import Recipe
+
+
+@dataclass
+class PreparedData:
+    """All that a run needs to know of its data. To be closed: a streamed training split is prepared until then."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: PackedSplit | StreamedSplit
+    validation: PackedSplit
+    test: PackedSplit
+    description: str  # one line: source, documents, tokens, vocabulary, share of <unk>
+    fingerprint: str  # the same if and only if tokenizer and tokens of all splits are: for exact resume
+    commit: str = ""  # of the hub
+
+    def state(self) -> dict:
+        """What a checkpoint must remember to go on with the same data, on another machine too."""
+        return {"commit": self.commit, "stream": self.train.state() if hasattr(self.train, "state") else None}
+
+    def close(self) -> None:
+        """End what still prepares."""
+        if hasattr(self.train, "close"):
+            self.train.close()
+
+
+def prepare(
+    recipe: Recipe,
+    cache_dir: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    saved: dict | None = None,
+    leads: bool = True,
+) -> PreparedData:
+    """Make (or find in the cache) everything that training on a recipe's data needs, saying what is done.
+
+    A set whose training files are large is not packed before training but while it trains (`stream`).
+
+    Args:
+        recipe: a `Recipe`; its fields data, data_dir, max_samples, streaming, carry_state, seed, tokenizer, vocab_size,
+            max_seq_length and loss_on are used.
+        cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
+        tokenizer: another run's, to use instead of the recipe's.
+        saved: `PreparedData.state` of a checkpoint to go on from.
+        leads: False where another process on this machine prepares the same data for the same training.
+    Raises:
+        NewLLMError: one line that says what is wrong with the data and how to mend it.
+    """
+    cache = cache_root(cache_dir)
+    source = _open(recipe, cache, (saved or {}).get("commit", ""))
+    check_train(source, set(SPLITS))
+    tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
+    if isinstance(source, LargeSource):
+        return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"), leads)
+    answers_only = recipe.loss_on == "answers"
+    packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only)
+    for split in packed.values():
+        check_length(split, recipe.max_seq_length)
+        check_answers(split)
+    train = packed["train"]
+    description = (
+        f"{source.title}: {train.documents:,} documents, {console.count(train.tokens)} tokens to train on "
+        f"(validation {console.count(packed['validation'].tokens)}, test {console.count(packed['test'].tokens)}), "
+        f"vocabulary {len(tokenizer):,}, <unk> {100 * train.unk_share:.1f} %"
+        + (", text lower-cased" if train.lower_cased else "")
+        + (f", loss on the answers ({100 * train.loss_mask.mean():.0f} % of the tokens)" if answers_only else "")
+    )
+    fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
+    return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit)
+
+
+def _prepare_stream(
+    recipe: Recipe,
+    source: LargeSource,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path,
+    known: dict | None,
+    leads: bool,
+) -> PreparedData:
+    """The held-out splits of a large source's sample; its training split, begun."""
+    answers_only = recipe.loss_on == "answers"
+    train = StreamedSplit(source, tokenizer, cache, recipe, known, leads)
+    try:
+        if not known:
+            train.start()
+        packed = pack(source, tokenizer, ["validation", "test"], cache, answers_only=answers_only)
+        for split in packed.values():
+            check_length(split, recipe.max_seq_length)
+            check_answers(split)
+        train.declare()
+        train.check_disk()
+    except BaseException:
+        train.close()
+        raise
+    description = (
+        f"{source.title}: about {console.count(train.documents)} documents, {console.count(train.tokens)} tokens to train on, "
+        f"estimated from the first of {len(train.job.segments):,} pieces and prepared while training "
+        f"(validation {console.count(packed['validation'].tokens)}, test {console.count(packed['test'].tokens)}), "
+        f"vocabulary {len(tokenizer):,}, <unk> {100 * packed['validation'].unk_share:.1f} %"
+        + (", loss on the answers" if answers_only else "")
+    )
+    parts = {split: part.path.name for split, part in packed.items()}
+    fingerprint = key_hash({**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed})
+    return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit)
+
+
+def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
+    """The recipe's source; a `LargeSource` where it is to be prepared while training.
+
+    Raises:
+        UsageError: `streaming: on` for data that cannot be, or as `open_source`.
+    """
+    source = open_source(recipe, cache, commit)
+    files = source.files("train") if recipe.streaming != "off" and "train" in source.splits else None
+    if recipe.streaming == "on" and files is None:
+        raise UsageError(f"--streaming on needs records in .jsonl or .parquet, and {source.title} has others: leave it out.")
+    large = files is not None and sum(file.bytes for file in files) >= stream.LARGE and not recipe.carry_state
+    return LargeSource(source) if large or recipe.streaming == "on" else source
+
+
+def load_split(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str, cache_dir: str | Path | None = None
+) -> PackedSplit:
+    """One split of a recipe's data, packed with a given tokenizer (a finished run's own). Of a large set's training split, the
+    sample that is read before training.
+
+    Raises:
+        NewLLMError: as `prepare`.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
+    cache = cache_root(cache_dir)
+    source = _open(recipe, cache)
+    check_train(source, {split})
+    if split == "train" and isinstance(source, LargeSource):
+        console.say(f"  {source.title} is large: the first {source.size('train') / 1e6:.0f} MB stand for its training split")
+    answers_only = recipe.loss_on == "answers"
+    packed = pack(source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only)[split]
+    check_answers(packed)
+    return packed

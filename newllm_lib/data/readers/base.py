@@ -1,0 +1,125 @@
+"""What every source of data answers: which splits it has, what identifies their content, how large they are, and their rows.
+
+A new kind of source is a class beside this one; a new data set of a kind that is known is a line in `datasets`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.schemas import COLUMNS, Schema, parse_row, parse_rows
+
+# what files and data sets call their splits
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+class DataFile(NamedTuple):
+    """A file by its path or URL."""
+
+    place: str
+    bytes: int
+
+
+class Segment(NamedTuple):
+    """What begins in the bytes from `begin` to before `end` of a file."""
+
+    place: str
+    begin: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.place.rsplit('/', 1)[-1]}, bytes {self.begin:,} to {self.end:,}"
+
+
+def in_segments(files: list[DataFile]) -> list[DataFile] | None:
+    """The files themselves if each can be read in segments."""
+    return files if files and all(file.place.endswith((".jsonl", ".parquet")) for file in files) else None
+
+
+class FileReader(Protocol):
+    """Reads bytes of a source's files; goes to other processes."""
+
+    def read(self, place: str, begin: int, end: int) -> bytes:
+        """The bytes from `begin` to before `end`, or fewer at the file's end."""
+
+    def row_groups(self, segment: Segment, columns: frozenset[str] | None) -> Iterator[list[dict]]:
+        """The rows of each row group of a parquet file that begins in the segment."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set that is known by name; see `datasets.REGISTRY`."""
+
+    title: str
+    home: str  # a PyPI package, or a hub id as `HubName` writes it
+    revision: str  # the version, commit or branch that it was written for
+    licence: str
+    reader: type[Source]
+    schema: Schema | None = None  # what its rows look like; None: the reader knows
+
+    def open(self, cache: Path, commit: str = "") -> Source:
+        """The data set, as its reader reads it.
+
+        Args:
+            cache: where prepared data is kept.
+            commit: of the hub, to use instead of `revision`.
+        Raises:
+            NewLLMError: it cannot be reached, or is not installed.
+        """
+        return self.reader.of(self, cache, commit)
+
+
+class Source(abc.ABC):
+    """Data to train on. `title` is its name in what the user is told."""
+
+    title: str
+    splits: Set[str]  # which of train, validation and test it has itself
+    commit = ""  # of the hub
+    in_order = False  # `max_samples` are the first records, not those with the smallest hashes
+    parse: Callable[[object], Record | None] = staticmethod(parse_row)  # a row as a record
+
+    @classmethod
+    def of(cls, info: DatasetInfo, cache: Path, commit: str) -> Source:
+        """The source that a data set known by name is read from."""
+        raise NotImplementedError(f"{cls.__name__} reads no data set by name")
+
+    @abc.abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """Changes whenever the content of `split` does. Part of the names in the cache: what prepared data is found by."""
+
+    @abc.abstractmethod
+    def rows(self, split: str, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
+        """(where, row) of the split in order; a row that cannot be read comes as a `ValueError`.
+
+        Args:
+            columns: those that are needed, where a file keeps its columns apart; default: all.
+        """
+
+    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+        """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too many."""
+        yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
+        tally.finish()
+
+    def size(self, split: str) -> int | None:
+        """About how many bytes of text the split holds, for progress; None if unknown."""
+        return None
+
+    def files(self, split: str) -> list[DataFile] | None:
+        """The split's files, where all of them can be read in segments (see `streaming.segments`) by `reader`."""
+        return None
+
+    def reader(self) -> FileReader:
+        """Reads the files that `files` names."""
+        raise NotImplementedError(f"{self.title} is not read in segments")
