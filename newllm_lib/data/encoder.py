@@ -21,6 +21,7 @@ import numpy as np
 
 from newllm_lib.data.chat import END_OF_TURN, ROLE_TOKENS, spoken, template_of
 from newllm_lib.data.records import Record
+from newllm_lib.errors import NewLLMError
 
 # Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -64,6 +65,7 @@ class Encoder:
         self.end_of_text, self.unk_id = tokenizer.bos_token_id, tokenizer.unk_token_id
         self._lower = tokenizers.normalizers.Lowercase()
         self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
+        self._has_turns = all(self.backend.token_to_id(token) is not None for token in ROLE_TOKENS.values())
         self.template = template_of(tokenizer)
         self._answer_lead = bool(spoken(self.template, "assistant", "")[0])
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
@@ -76,6 +78,11 @@ class Encoder:
         remaining = iter(encodings)
         ids: list[int] = []
         starts, answers = [], []  # answers: from where to where in `ids`
+        if not self._has_turns and any(record.messages for record in records):
+            raise NewLLMError(
+                "These are dialogues, and this model's tokenizer has no tokens for their turns (<|user|>, <|assistant|>): "
+                "measure it on plain text (--data wikitext, or a folder of texts with --data_dir)."
+            )
         for record in records:
             starts.append(len(ids))
             ids.append(self.end_of_text)

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from newllm_lib.checkpoints import whole_model_folder
 from newllm_lib.data.chat import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.load import whole_model_folder
 from newllm_lib.recipe import Recipe, start_run
 from newllm_lib.runs import Run, is_locked
 

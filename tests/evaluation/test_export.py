@@ -15,10 +15,10 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation import gguf
 from newllm_lib.evaluation.export import export
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, link_model, staged_directory
+from tests.helpers.loading import load_run
 from tests.hub_server import HubServer
 
 TOKEN = "hf_averysecrettokenthatmustnotbeseen"

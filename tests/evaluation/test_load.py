@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.runs import Run
+from tests.helpers.loading import load_run
 
 
 @pytest.fixture

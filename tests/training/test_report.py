@@ -16,7 +16,8 @@ from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixture
 
 def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(folder, capsys):  # noqa: F811
     from newllm_lib.data import load_split
-    from newllm_lib.evaluation import bigram, load_run
+    from newllm_lib.evaluation import bigram
+    from tests.helpers.loading import load_run
 
     earlier = train(tuned(folder, seed="1"))
     run = train(tuned(folder))

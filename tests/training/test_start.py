@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
+from tests.helpers.loading import load_run
 from tests.training.small_runs import curve, rows, stopped_after
 
 TINY = {
@@ -64,12 +64,12 @@ def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer
 
 def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
     from newllm_lib.evaluation.chat import open_session
-    from newllm_lib.evaluation.evaluate_run import evaluate_run
+    from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 
     run = train(tuned(folder))
-    found = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"), loss_on="answers")
+    found = evaluate_run("new_llm_wikitext", EvaluationData("validation", None, folder / "talks", "answers"))
     assert rows(run)[0]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-5)
-    everything = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"))
+    everything = evaluate_run("new_llm_wikitext", EvaluationData("validation", None, folder / "talks"))
     assert everything["loss_on"] == "everything" and everything["bytes"] > found["bytes"]
     # Learning answers alone says nothing of who speaks first: the record says that it answers.
     assert open_session(run).dialogue and not open_session("new_llm_wikitext").dialogue
