@@ -19,6 +19,9 @@ GROUPS = {
 }  # fmt: skip
 
 
+_ANY_MODEL = "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id (OWNER/NAME)"
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -111,7 +114,9 @@ def _result_commands(commands) -> None:
     _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
     compare = _command(commands, "compare", results.compare, "set two runs side by side: quality, speed, memory")
     for which in ("RUN_A", "RUN_B"):
-        compare.add_argument(which.lower(), metavar=which, help="a run's name or folder")
+        compare.add_argument(which.lower(), metavar=which, help=_ANY_MODEL)
+    _flag(compare, "data_dir", help="take the text from this folder instead of the first run's data")
+    _flag(compare, "data", help="other data by name, such as wikitext")
     _flag(compare, "output_dir", help="where the table (Markdown) and the picture go (default: the first run's folder)")
     export = _command(commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card")
     _run_argument(export)
@@ -133,7 +138,7 @@ def _expand_command(commands) -> None:
 
 
 def _run_argument(parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
+    parser.add_argument("run", metavar="RUN", help=_ANY_MODEL)
     _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
 
 

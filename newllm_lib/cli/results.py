@@ -37,8 +37,10 @@ def compare(arguments):
     """Two runs side by side; saves the table and the picture."""
     say(f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, memory")
     from newllm_lib.evaluation.comparison import compare as compare_runs
+    from newllm_lib.evaluation.evaluate_run import EvaluationData
 
-    result = compare_runs(run_of(arguments.run_a), run_of(arguments.run_b), output_dir=arguments.output_dir)
+    data = EvaluationData(data=arguments.data, data_dir=arguments.data_dir)
+    result = compare_runs(run_of(arguments.run_a), run_of(arguments.run_b), data, output_dir=arguments.output_dir)
     say(f"Next: {command('chat', arguments.run_a)}")
     return result if arguments.json else 0
 

@@ -58,10 +58,18 @@ def list_files(name: str, asked: Asked) -> list[str]:
 def converted_revision(name: str, asked: Asked) -> str | None:
     """Where the hub's converter offers the same weights as safetensors; None: nowhere. Raises: as `fetch`."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     def find() -> str | None:
-        offers = HfApi().get_repo_discussions(repo_id=name, author=_CONVERTER, discussion_type="pull_request")
-        return next((offer.git_reference for offer in offers if offer.title == _CONVERSION), None)
+        try:
+            offers = HfApi().get_repo_discussions(
+                repo_id=name, author=_CONVERTER, discussion_type="pull_request"
+            )
+            return next((offer.git_reference for offer in offers if offer.title == _CONVERSION), None)
+        except HfHubHTTPError as error:
+            if error.response.status_code in (403, 404, 410):  # a repository without discussions
+                return None
+            raise
 
     return patiently(find, asked)
 

@@ -58,7 +58,7 @@ def compare(
 
     data, pair = data or EvaluationData(), (locate(model_a), locate(model_b))
     recorded = next((recipe for recipe in (place.recipe() for place in pair) if recipe is not None), None)
-    data.recipe(recorded, f"neither {pair[0].title()} nor {pair[1].title()}")  # refuses before anything is loaded
+    data.recipe(recorded, f"{pair[0].title()} and {pair[1].title()}")  # refuses before anything is loaded
     measure = _Measure(data, recorded, samples, settings, speed, device or probe().torch_device)
     models = []
     for place in pair:

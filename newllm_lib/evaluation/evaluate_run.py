@@ -53,7 +53,7 @@ class EvaluationData:
 
         if own is None and self.is_own:
             raise NewLLMError(
-                f"{name} has no recipe.yaml, so its data is not known: name some with --data (wikitext, demo, …) or --data_dir."
+                f"{name}: no recipe.yaml says on what it was trained, so name data with --data (wikitext, demo, …) or --data_dir."
             )
         named = self.data if self.data in shipped_recipes() else None
         known = (

@@ -57,7 +57,7 @@ def test_compare(replaced, capsys):
     assert main(["compare", "a", "b", "--output_dir", "table"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Comparing a with b") and "chat a" in out.splitlines()[-1]
-    assert calls == [(("a", "b"), {"output_dir": "table"})]
+    assert calls == [(("a", "b", EvaluationData()), {"output_dir": "table"})]
 
 
 def test_chat_takes_the_sampling_settings(replaced, capsys):
