@@ -59,12 +59,6 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
     return arguments
 
 
-def overrides(arguments: argparse.Namespace) -> dict[str, str]:
-    """The recipe keys that the command line sets, as text: `Recipe` knows their types."""
-    keys = [*(f.name for f in fields(Recipe)), *GUIDES_KEYS]
-    return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
-
-
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     """The parser, and the parser of each command by name."""
     parser = _Parser(prog="newllm", description="Train small language models, watch them, measure them, talk to them.")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from newllm_lib.cli import main
-from newllm_lib.cli.parser import build, overrides, parse
-from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.cli.parser import build, parse
+from newllm_lib.recipe import Recipe, load_recipe, overrides
 from newllm_lib.recipe.guides_keys import GUIDES_KEYS
 
 

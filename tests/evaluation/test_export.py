@@ -79,8 +79,9 @@ def test_the_card_is_filled(made, tmp_path):
 def test_the_command_on_the_card_means_the_same_run():
     import shlex
 
-    from newllm_lib.cli.parser import overrides, parse
+    from newllm_lib.cli.parser import parse
     from newllm_lib.evaluation.model_card import training_command
+    from newllm_lib.recipe import overrides
 
     for model in RECIPES:
         recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "tie_embeddings": False, "patience": None})

@@ -17,7 +17,7 @@ from newllm_lib.data.preferences import encode_pairs, generate
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.evaluation.export import export
-from newllm_lib.runs import Run, ask_to_save, is_whole, read_status
+from newllm_lib.runs import Run, ask_to_save, is_finished, is_whole, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.helpers.loading import load_run
@@ -179,7 +179,7 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_pat
 
     monkeypatch.setattr(callbacks.SaveRequests, "on_step_end", ask)
     train(recipe(tmp_path, bases["new_llm"], max_steps=4))
-    assert run.checkpoint(2).is_dir() and run.is_finished
+    assert run.checkpoint(2).is_dir() and is_finished(run)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def test_ultrachat_is_one_pass_and_the_guides_fifty_for_a_part_of_it():
 def test_the_guides_flags_reach_the_recipe_through_the_command():
     import shlex
 
-    from newllm_lib.cli.parser import overrides, parse
+    from newllm_lib.cli.parser import parse
+    from newllm_lib.recipe import overrides
 
     line = (
         "train ultrachat --num_layers 4 --max_samples 10000 --max_seq_length 256 --epochs 100 --context_dim 512 "

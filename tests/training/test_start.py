@@ -178,3 +178,25 @@ def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
     assert result["models"][0]["bytes"] == result["models"][1]["bytes"] > 0  # of the answers
     assert "bigram" in result["baselines"] and all(p.endswith("assistant:") for p in result["prompts"])
     assert (ours.path / "comparison.md").is_file()
+
+
+def test_an_exported_folder_is_a_start_like_the_run_it_came_from(folder):
+    from newllm_lib.evaluation.export import export
+
+    exported = export("new_llm_wikitext", folder / "given")
+    shutil.rmtree("checkpoints/new_llm_wikitext")
+    run = train(tuned(folder, from_run=str(exported), output_dir="mine"))
+    start, ours = load_run(exported)[0], load_run(run, "last")[0]
+    before, after = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours))
+    assert 0 < (after - before).norm() < 0.5 * before.norm()
+
+
+def test_adapters_alone_are_no_start(folder):
+    best = Run("checkpoints/new_llm_wikitext").best
+    (best / "adapter_config.json").write_text("{}")
+    (best / "adapter_model.safetensors").write_bytes((best / "model.safetensors").read_bytes())
+    manifest = json.loads((best / "WHOLE.json").read_text())
+    manifest["files"] = {p.name: p.stat().st_size for p in best.iterdir() if p.name != "WHOLE.json"}
+    (best / "WHOLE.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="merge them first .*newllm export new_llm_wikitext"):
+        train(tuned(folder))
