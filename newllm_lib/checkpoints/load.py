@@ -1,7 +1,8 @@
-"""Loading a model, whatever it is: a run, an exported folder, adapters with their base, or a model of the hub.
+"""Loading a model, whatever it is: a run, an exported folder, adapters with their base, or one of the hub.
 
-Only safetensors are read, never pickles, no program that lies beside a model is run, and only what is whole is loaded: a folder
-that lost a file, or whose file was cut off, is refused by name. Only a hub id is fetched from a network, and only once.
+Only safetensors are read, never pickles, no program that lies beside a model is run, and only what is whole
+is loaded: a folder that lost a file, or whose file was cut off, is refused by name. Only a hub id is fetched
+from a network, and only once.
 """
 
 from __future__ import annotations
@@ -72,24 +73,28 @@ def load_model(
     """Load a model by whatever name a user gave it.
 
     Args:
-        model: a run (its name or folder), a folder that holds a model or adapters, a hub id, or what `locate` found.
+        model: a run (its name or folder), a folder that holds a model or adapters, a hub id, or what `locate`
+            found.
         which: of a run "best", "last" or "checkpoint-N".
         device: put the model there (default: the CPU).
         dtype: of the weights, such as `torch.float32`; "auto": as they were saved.
-        merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a `PeftModel`).
+        merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a
+            `PeftModel`).
     Raises:
-        UsageError: there is no such model here, nor on the hub. NewLLMError: it is not whole, is no causal language model,
-            is gated, needs a program of its own, has its weights only as a pickle, or the hub cannot be reached.
+        UsageError: there is no such model here, nor on the hub. NewLLMError: it is not whole, is no causal
+            language model, is gated, needs a program of its own, has its weights only as a pickle, or the hub
+            cannot be reached.
     """
     location = model if isinstance(model, ModelLocation) else locate(model, which)
     return _load(location, device, dtype, merge, within=())
 
 
 def whole_model_folder(model: str | Path | Run | ModelLocation, which: str = "best") -> Path:
-    """The folder of a model (of a hub id: in the hub's cache), with every file whole, and none that could run code or lead elsewhere.
+    """The folder of a model (of a hub id: in the hub's cache), every file whole and none that could run code.
 
     Raises:
-        UsageError: there is no such model. NewLLMError: it is not whole, not to be trusted, or the hub cannot be reached.
+        UsageError: there is no such model. NewLLMError: it is not whole, not to be trusted, or the hub cannot
+            be reached.
     """
     location = model if isinstance(model, ModelLocation) else locate(model, which)
     folder = location.folder or _fetched(location.name)
@@ -98,10 +103,11 @@ def whole_model_folder(model: str | Path | Run | ModelLocation, which: str = "be
 
 
 def base_sizes(name: str) -> tuple[PreTrainedConfig, int] | None:
-    """The configuration of a model and its number of parameters, without its weights; None where only the hub could tell.
+    """A model's configuration and number of parameters, without weights; None where only the hub could tell.
 
     Raises:
-        UsageError: there is no such model. NewLLMError: its configuration cannot be read, or is no causal language model's.
+        UsageError: there is no such model. NewLLMError: its configuration cannot be read, or is no causal
+            language model's.
     """
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config
@@ -136,7 +142,7 @@ def _load(
     else:
         model, tokenizer = _pretrained(folder, name, dtype)
     _check_tokenizer(name, model, tokenizer)
-    # What is saved with it, such as adapters that are trained on it, names the hub's model and not this machine's cache.
+    # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
     model.eval()
     model = model.to(device) if device else model
@@ -144,7 +150,7 @@ def _load(
 
 
 def recipe_beside(location: ModelLocation, folder: Path) -> Recipe | None:
-    """The record of a model's training; of a hub model what its owner uploaded beside it. None where there is no record."""
+    """The record of a model's training (of a hub model: what its owner uploaded with it), if there is one."""
     if location.folder is not None:
         return location.recipe()
     return Recipe.from_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
@@ -182,7 +188,7 @@ def _pretrained(
 def _adapted(
     folder: Path, name: str, dtype: str | torch.dtype, merge: bool, within: tuple[Path, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model with the adapters in it (Hu et al., 2021, arXiv 2106.09685; PEFT's files), and the tokenizer."""
+    """The base with the adapters in it (Hu et al., 2021, arXiv 2106.09685; PEFT's files), and a tokenizer."""
     from peft import PeftModel
 
     wanted = base_of(folder)
@@ -190,7 +196,8 @@ def _adapted(
         base = _load(locate(wanted), None, dtype, True, within)
     except UsageError as error:
         raise NewLLMError(
-            f"The adapters in {name} belong to {wanted}, which is neither here nor on the hub: copy the whole run, with its base/."
+            f"The adapters in {name} belong to {wanted}, which is neither here nor on the hub: copy the "
+            "whole run, with its base/."
         ) from error
     with _one_line(f"The adapters in {name}"):
         model = PeftModel.from_pretrained(base.model, str(folder))
@@ -200,7 +207,7 @@ def _adapted(
 
 
 def _config(folder: Path, name: str) -> PreTrainedConfig:
-    """The configuration in a folder, if it is a causal language model's that transformers or this package knows."""
+    """The configuration in a folder, if it is that of a causal language model which is known here."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     import newllm_lib.models  # noqa: F401  registers our models with transformers
@@ -209,8 +216,8 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if written.get("auto_map") and written.get("model_type") not in CONFIG_MAPPING:
             raise NewLLMError(
-                f"{name} needs a program of its own (auto_map in its config.json), and none is run from a model's folder: name a "
-                "model that transformers knows."
+                f"{name} needs a program of its own (auto_map in its config.json), and none is run from "
+                "a model's folder: name a model that transformers knows."
             )
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
@@ -219,8 +226,8 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
     text_alone = hasattr(config, "vocab_size")  # one that sees pictures too keeps its text's sizes apart
     if not known or not text_alone or (made_as and known.isdisjoint(made_as)):
         raise NewLLMError(
-            f"{name} is no causal language model of text (it is {', '.join(made_as) or config.model_type}), which is what trains, chats and "
-            "is measured here: name one, such as openai-community/gpt2."
+            f"{name} is no causal language model of text (it is {', '.join(made_as) or config.model_type}), "
+            "which is what trains, chats and is measured here: name one, such as openai-community/gpt2."
         )
     return config
 
@@ -236,20 +243,21 @@ def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         if not needed or find_spec("sentencepiece") is not None:
             raise
         raise NewLLMError(
-            f"The tokenizer of {name} is SentencePiece's: `pip install sentencepiece protobuf`, or name another model."
+            f"The tokenizer of {name} is SentencePiece's: `pip install sentencepiece protobuf`, "
+            "or name another model."
         ) from error
 
 
 def _check_tokenizer(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         raise NewLLMError(
-            f"{name}: its tokenizer has no end token (eos_token), so nothing could say where a text ends: name another model, or "
-            "set eos_token in its tokenizer_config.json."
+            f"{name}: its tokenizer has no end token (eos_token), so nothing could say where a text ends: "
+            "name another model, or set eos_token in its tokenizer_config.json."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise NewLLMError(
-            f"{name}: its tokenizer has {len(tokenizer):,} tokens, its model only {model.config.vocab_size:,}: they "
-            "do not belong together. Copy the folder again from where it was trained."
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, its model only {model.config.vocab_size:,}"
+            ": they do not belong together. Copy the folder again from where it was trained."
         )
 
 
@@ -294,7 +302,7 @@ def _converted(name: str, folder: Path, files: list[str], asked: Asked) -> Path:
 
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
-    """Whatever a damaged or unknown file makes transformers or PEFT raise becomes one line with the name and the cause."""
+    """What a damaged or unknown file makes transformers or PEFT raise becomes one line: name and cause."""
     try:
         yield
     except NewLLMError:

@@ -1,4 +1,4 @@
-"""Where the model is that a user names: in a run, in another folder, or on the hub. Nothing of it is read into memory here."""
+"""Where the model is that a user names: in a run, in another folder, or on the hub. No weights are read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelLocation:
         return recorded_recipe(self.folder) if self.folder else None
 
     def title(self) -> str:
-        """What it is called in tables and cards: a run by its name, a folder by its own, a hub id as it is."""
+        """What it is called in tables and cards: a run or a folder by its name, a hub id as it is."""
         return self.run.name if self.run else shown_name(self.name)
 
 
@@ -88,7 +88,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """What the base model of a folder of adapters is called: a folder in the run, or what their configuration names.
+    """What the base model of a folder of adapters is called: a folder in the run, or what they name.
 
     Raises:
         NewLLMError: neither is to be found.
@@ -118,7 +118,7 @@ def recorded_recipe(folder: Path) -> Recipe | None:
 
 
 def shown_name(place: str) -> str:
-    """How a model or a file is called where others read it: a folder of this machine by its name alone, a hub id as it is."""
+    """How a model or a file is called where others read it: a folder by its name alone, a hub id as it is."""
     path = Path(place).expanduser()
     if not path.is_absolute() and not place.startswith(".") and not path.exists():
         return place
@@ -154,7 +154,7 @@ def _others(run_path: Path) -> str:
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Whether to ask the hub for a name that is neither a run nor a folder: not for a path, nor for a run misspelt."""
+    """Whether to ask the hub for what is neither a run nor a folder: not for paths, nor for misspelt runs."""
     if not _HUB_ID.fullmatch(name) or Path(name).exists():
         return False
     owner, slash, _ = name.partition("/")
@@ -186,7 +186,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """What a plain transformers folder (or one of adapters, whose base may lend the tokenizer) lacks to be loaded."""
+    """What a plain transformers folder (or one of adapters, whose base may lend the tokenizer) lacks."""
     if is_adapter(folder):
         return [] if (folder / "adapter_model.safetensors").is_file() else ["adapter_model.safetensors"]
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
@@ -207,6 +207,6 @@ def _shards(index: Path) -> list[str]:
 def only_pickles(name: str, file: str) -> str:
     """The line for a model whose weights are in no format that is read here."""
     return (
-        f"{name} has its weights only as a pickle ({file}), which can run any program when it is read: refused. Name a model "
-        "with model.safetensors."
+        f"{name} has its weights only as a pickle ({file}), which can run any program when it is read: "
+        "refused. Name a model with model.safetensors."
     )

@@ -35,7 +35,10 @@ def check_weights(folder: Path, model) -> None:
 
 
 def _refusal(file: Path, name: str, found: str, wanted: str) -> str:
-    return f"{file}: {name} {found}, this model needs {wanted}: refused. Copy the folder again from where it was trained."
+    return (
+        f"{file}: {name} {found}, this model needs {wanted}: refused. "
+        "Copy the folder again from where it was trained."
+    )
 
 
 def _text(shape: tuple) -> str:

@@ -1,4 +1,4 @@
-"""Files of models and tokenizers on the hub, fetched into its cache: text and safetensors, never a pickle, never a program."""
+"""Files of models and tokenizers on the hub, fetched into its cache: text and safetensors alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from newllm_lib.data.hub import Asked, patiently
 
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "recipe.yaml")
-# The hub's own converter offers a model whose weights are pickles as safetensors too, in a pull request of this author.
+# The hub's own converter offers the weights of many a model as safetensors, in a pull request of its author.
 _CONVERTER, _CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 

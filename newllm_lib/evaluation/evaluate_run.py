@@ -1,4 +1,4 @@
-"""A model evaluated on a split of its own data, or of other data: `newllm evaluate`, and each row of a comparison."""
+"""A model evaluated on a split of its own or of other data: `newllm evaluate`, and rows of a comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class EvaluationData:
         split: "train", "validation" or "test".
         data: a source by name, or a hub id; None: the run's own.
         data_dir: a folder of texts instead.
-        loss_on: count "answers" or "everything"; None: as the recipe of that source learns it, else as the run did.
+        loss_on: count "answers" or "everything"; None: as the recipe of that source learns it, else as the
+            run did.
     """
 
     split: str = "test"
@@ -53,7 +54,8 @@ class EvaluationData:
 
         if own is None and self.is_own:
             raise NewLLMError(
-                f"{name}: no recipe.yaml says on what it was trained, so name data with --data (wikitext, demo, …) or --data_dir."
+                f"{name}: no recipe.yaml says on what it was trained, so name data with --data (wikitext, …) "
+                "or --data_dir."
             )
         named = self.data if self.data in shipped_recipes() else None
         known = (
@@ -84,13 +86,13 @@ def evaluate_run(
     Args:
         data: on what (default: the test split of what its run was trained on).
         which: of a run "best", "last" or "checkpoint-N".
-        baselines: also the unigram and bigram tables under "baselines", counted on the training split of the same data
-            (of the run's own data where `data.data_dir` has none).
+        baselines: also the unigram and bigram tables under "baselines", counted on the training split of the
+            same data (of the run's own data where `data.data_dir` has none).
         device: "cpu" or "cuda" (default: what `probe()` finds).
         how: `batch_size`, `block_length` and `dtype` of `metrics.evaluate`.
     Returns:
-        the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs those of
-        `evaluate_pairs`.
+        the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs
+        those of `evaluate_pairs`.
     Raises:
         UsageError: no such model. NewLLMError: it is damaged, or its data cannot be had.
     """
@@ -122,7 +124,7 @@ def evaluate_run(
 
 
 def counted_baselines(recipe: Recipe | None, tokenizer, split) -> dict:
-    """{"unigram": figures, "bigram": figures} of the recipe's training split on `split`; empty where there is none to count."""
+    """{"unigram": figures, "bigram": figures} of the recipe's training split on `split`; {} without one."""
     if recipe is None:
         return {}
     train = packed_split(recipe, tokenizer, "train")
@@ -130,7 +132,7 @@ def counted_baselines(recipe: Recipe | None, tokenizer, split) -> dict:
 
 
 def training_recipe(recipe: Recipe, own: Recipe | None) -> Recipe | None:
-    """The one whose data holds a training split: `recipe`, or `own` where `recipe`'s data is a folder without one."""
+    """The one whose data holds a training split: `recipe`, or `own` where `recipe`'s folder has none."""
     from newllm_lib.data.folder import find_files
 
     without = recipe.data_dir is not None and "train" not in find_files(Path(recipe.data_dir))
@@ -147,7 +149,7 @@ def packed_split(recipe: Recipe, tokenizer, split: str):
 
     if not tokenizer.is_fast:
         raise NewLLMError(
-            f"The tokenizer of {tokenizer.name_or_path} has no fast version (tokenizer.json): name another model."
+            f"The tokenizer of {tokenizer.name_or_path} has no fast version (tokenizer.json): name another."
         )
     if tokenizer.bos_token_id is None:  # Qwen's, say: a document begins where the one before it ended
         tokenizer.bos_token = tokenizer.eos_token

@@ -1,4 +1,4 @@
-"""Every command that takes a model takes a run, a folder, an export, adapters with their base elsewhere, and a hub id."""
+"""Every command that takes a model takes a run, a folder, an export, adapters, and a hub id."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Program:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder as a user's: texts, a run in checkpoints/, its export, adapters; and a hub with other people's models."""
+    """A folder as a user's: texts, a run, adapters; and a hub with other people's models."""
     here = tmp_path_factory.mktemp("place")
     (here / "texts").mkdir()
     for split, repeated in (("train", 30), ("validation", 10), ("test", 10)):
@@ -93,7 +93,7 @@ def _spoil(hub: Path) -> None:
 
 @pytest.fixture(scope="module")
 def newllm(place, tmp_path_factory):
-    """newllm(*words, said="") in one process that knows the hub; gives code, out, err. `newllm.hub` is the server."""
+    """newllm(*words, said="") in one process that knows the hub; gives code, out, err; `.hub`: the server."""
     with HubServer(place / "hub") as hub:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         environment |= {
@@ -166,6 +166,14 @@ def test_a_run_is_compared_with_a_model_of_the_hub_on_the_runs_text(newllm, plac
         newllm("compare", "some/qwen2", "some/llama", "--data_dir", "texts", "--output_dir", "both")["code"]
         == 0
     )
+
+
+def test_dialogues_are_not_measured_with_a_tokenizer_that_has_no_turns(newllm, place):
+    (place / "dialogues").mkdir()
+    turns = [{"role": "user", "content": "Ada?"}, {"role": "assistant", "content": "Tea."}]
+    (place / "dialogues" / "test.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    done = newllm("evaluate", "some/gpt2", "--data_dir", "dialogues", "--no_baselines")
+    assert done["code"] == 1 and "no tokens for their turns" in done["err"] and done["err"].count("\n") == 1
 
 
 def test_what_was_fetched_once_is_not_asked_for_again(newllm):

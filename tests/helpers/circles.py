@@ -1,4 +1,4 @@
-"""Circles between the files of a package: files that need each other, directly or by way of others, also by late imports."""
+"""Circles between the files of a package: those that need each other, also by late imports."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[2] / "newllm_lib"
 def circles(package: Path = PACKAGE) -> list[list[str]]:
     """The circles of a package, each as the sorted names of its modules; none: an empty list.
 
-    Every import counts, wherever it stands in a file, those for type checkers too. Importing `a.b.c` also runs
-    `a/__init__.py` and `a/b/__init__.py`. Only what a file needs of the packages that it lies in itself does not
-    count: an `__init__` is the face of the modules beside it, as of an operation and its kernels.
+    Every import counts, wherever it stands in a file, those for type checkers too. Importing `a.b.c` also
+    runs `a/__init__.py` and `a/b/__init__.py`. Only what a file needs of the packages that it lies in itself
+    does not count: an `__init__` is the face of the modules beside it, as of an operation and its kernels.
     """
     files = _modules(package)
     graph = {name: _imports(name, path, files) for name, path in files.items()}

@@ -1,4 +1,4 @@
-"""Tiny models of other people's kinds, as their repositories on the hub hold them: random weights, a tokenizer of their form."""
+"""Tiny models of other people's kinds, as on the hub: random weights, a tokenizer of their form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_model(folder: Path, kind: str, eos: str | None = END, bos: str | None =
 
 
 def make_adapter(folder: Path, base: Path, base_name: str) -> Path:
-    """Save LoRA adapters that change what a base says, without a tokenizer, as they lie on the hub; returns the folder."""
+    """Save LoRA adapters that change what a base says, without a tokenizer; returns the folder."""
     from peft import LoraConfig, get_peft_model
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base)

@@ -55,6 +55,8 @@ def test_the_default_base_comes_from_the_hub_and_its_adapters_go_anywhere(tmp_pa
     assert not (run.path / "base").exists()  # the hub has it
     first = next(row for row in run.metrics() if "loss" in row)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
+    adapters = json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapters["base_model_name_or_path"] == "microsoft/DialoGPT-small"  # not a folder of this machine
     card = (run.path / "card.md").read_text(encoding="utf-8")
     assert 'from_pretrained("microsoft/DialoGPT-small")' in card and "newllm_lib" not in card.partition("## Use")[2]
     gone = home | {"HF_HUB_OFFLINE": "1"}  # what was fetched once needs no network
