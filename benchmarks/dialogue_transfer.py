@@ -80,13 +80,15 @@ def tested(run: str, data: Path) -> dict:
     """Test figures of a run on a set's held-out answers, and what it says to the fixed prompts."""
     from dataclasses import replace
 
+    from newllm_lib.checkpoints import load_model
     from newllm_lib.device import probe
-    from newllm_lib.evaluation import evaluate, load_run
+    from newllm_lib.evaluation import evaluate
     from newllm_lib.evaluation.evaluate_run import counted_baselines, packed_split
     from newllm_lib.evaluation.samples import Prompts, answer
 
-    model, tokenizer, recipe = load_run(run, device=probe().torch_device)
-    recipe = replace(recipe, data_dir=str(data.absolute()), loss_on="answers", max_samples=None)
+    loaded = load_model(run, device=probe().torch_device)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    recipe = replace(loaded.recipe, data_dir=str(data.absolute()), loss_on="answers", max_samples=None)
     split = packed_split(recipe, tokenizer, "test")
     figures = evaluate(model, split, tokenizer)
     figures["bigram"] = counted_baselines(recipe, tokenizer, split)["bigram"]["bits_per_byte"]

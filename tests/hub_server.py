@@ -6,7 +6,8 @@
         hub.requests                        # what was asked: "GET /api/datasets/OWNER/NAME 200"
 
 In a repository's folder, a file `.gated` makes it gated, `.private` hides it from whoever has no token, and `.commit`
-holds its commit (else it is made from the files). By hand: `python tests/hub_server.py ROOT PORT`.
+holds its commit (else it is made from the files). What a folder `.converted` holds is offered in pull request 1 by the hub's
+converter of weights. By hand: `python tests/hub_server.py ROOT PORT`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 
 NAME = r"([^/]+(?:/(?!revision/|tree/|paths-info/|resolve/)[^/]+)?)"  # OWNER/NAME, or an old name without owner
 UPLOAD = re.compile(r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/main)")
-API = re.compile(rf"/api/(models|datasets)/{NAME}(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?")
-RESOLVE = re.compile(rf"/(?:(datasets)/)?{NAME}/resolve/([^/]+)/(.+)")
+API = re.compile(rf"/api/(models|datasets)/{NAME}(?:/(revision|tree|paths-info)/(refs/pr/1|[^/]+)/?(.*))?")
+DISCUSSIONS = re.compile(r"/api/models/([^/]+/[^/]+)/discussions")
+RESOLVE = re.compile(rf"/(?:(datasets)/)?{NAME}/resolve/(refs/pr/1|[^/]+)/(.+)")
 WHEN = "2026-01-01T00:00:00.000Z"
 
 
@@ -39,7 +41,8 @@ class Repository:
         self.path = path
 
     def files(self, below: str = "") -> list[Path]:
-        return sorted(p for p in (self.path / below).rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = ((p, p.relative_to(self.path).parts) for p in (self.path / below).rglob("*") if p.is_file())
+        return sorted(p for p, parts in found if not any(part.startswith(".") for part in parts))
 
     def marked(self, mark: str) -> bool:
         return (self.path / f".{mark}").exists()
@@ -143,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer_route(self) -> None:
         if upload := UPLOAD.fullmatch(self.route):
             return self.answer_upload(upload[1], upload[2], upload[3])
+        if asked := DISCUSSIONS.fullmatch(self.route):
+            return self.answer_discussions(self.server.hub.root / "models" / asked[1])
         api, resolve = API.fullmatch(self.route), RESOLVE.fullmatch(self.route)
         if not (api or resolve):
             return self.refuse(404, "", "Not found")
@@ -151,13 +156,24 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization")
         if not repository.path.is_dir() or (repository.marked("private") and not token):
             return self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
-        if revision not in (None, "main", repository.commit):
+        converted = Repository(repository.path / ".converted")
+        if revision in ("refs/pr/1", converted.commit) and converted.path.is_dir():
+            repository = converted
+        elif revision not in (None, "main", repository.commit):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if resolve:
             if repository.marked("gated") and not token:
                 return self.refuse(401, "GatedRepo", f"Access to dataset {name} is restricted.")
             return self.answer_file(repository, resolve[4])
         self.answer_api(repository, name, api[3], api[5] or "")
+
+    def answer_discussions(self, repository: Path) -> None:
+        offer = {
+            "num": 1, "title": "Adding `safetensors` variant of this model", "author": {"name": "SFconvertbot"}, "status": "open",
+            "isPullRequest": True, "createdAt": WHEN, "repo": {"name": "x", "type": "model"},
+        }  # fmt: skip
+        found = [offer] if (repository / ".converted").is_dir() else []
+        self.answer(200, {"discussions": found, "count": len(found), "start": 0})
 
     def answer_api(self, repository: Repository, name: str, call: str | None, below: str) -> None:
         commit = {"X-Repo-Commit": repository.commit}

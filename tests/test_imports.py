@@ -19,6 +19,7 @@ FLOORS = (
     ("ops",),
     ("layers",),
     ("models", "data"),
+    ("checkpoints",),
     ("evaluation",),
     ("training",),
     ("benchmarks",),

@@ -13,7 +13,7 @@ from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, shipped_recipes
+from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
 
 PACKAGES = (
     "torch", "triton", "transformers", "datasets", "accelerate", "peft", "trl", "safetensors", "numpy", "matplotlib",
@@ -23,7 +23,6 @@ PACKAGES = (
 
 def doctor(arguments):
     """This machine, what will be used on it and why; with --recipe also what that recipe needs."""
-    from newllm_lib.cli.parser import overrides
 
     chosen = overrides(arguments)
     if chosen and not arguments.name:

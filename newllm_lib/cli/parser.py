@@ -18,6 +18,9 @@ GROUPS = {
 }  # fmt: skip
 
 
+_ANY_MODEL = "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id (OWNER/NAME)"
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -53,12 +56,6 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
         raise UsageError("--json and --background do not go together: the result comes when the run has ended.")
     arguments.argv = argv
     return arguments
-
-
-def overrides(arguments: argparse.Namespace) -> dict[str, str]:
-    """The recipe keys that the command line sets, as text: `Recipe` knows their types."""
-    keys = [*(f.name for f in fields(Recipe)), *GUIDES_KEYS, *older_names()]
-    return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
 
 
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
@@ -111,7 +108,9 @@ def _result_commands(commands) -> None:
     _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
     compare = _command(commands, "compare", results.compare, "set two runs side by side: quality, speed, memory")
     for which in ("RUN_A", "RUN_B"):
-        compare.add_argument(which.lower(), metavar=which, help="a run's name or folder")
+        compare.add_argument(which.lower(), metavar=which, help=_ANY_MODEL)
+    _flag(compare, "data_dir", help="take the text from this folder instead of the first run's data")
+    _flag(compare, "data", help="other data by name, such as wikitext")
     _flag(compare, "output_dir", help="where the table (Markdown) and the picture go (default: the first run's folder)")
     export = _command(commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card")
     _run_argument(export)
@@ -133,7 +132,7 @@ def _expand_command(commands) -> None:
 
 
 def _run_argument(parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
+    parser.add_argument("run", metavar="RUN", help=_ANY_MODEL)
     _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
 
 

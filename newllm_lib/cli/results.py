@@ -10,18 +10,22 @@ from newllm_lib.errors import UsageError
 def evaluate(arguments):
     """Measure a run on a split, beside the unigram and bigram tables of the same data."""
     say(f"Evaluating {arguments.run} ({arguments.checkpoint}) on the {arguments.split} split of its data")
-    from newllm_lib.evaluation.evaluate_run import evaluate_run
+    from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 
+    model = run_of(arguments.run)
     names = arguments.data.split(",") if arguments.data else [None]
     results = {}
     for name in names:
         if len(names) > 1:
             say(f"{name}:")
         results[name] = evaluate_run(
-            arguments.run, arguments.split, arguments.data_dir, data=name, loss_on=arguments.loss_on,
-            which=arguments.checkpoint, baselines=not arguments.no_baselines, batch_size=arguments.batch_size,
+            model,
+            EvaluationData(arguments.split, name, arguments.data_dir, arguments.loss_on),
+            which=arguments.checkpoint,
+            baselines=not arguments.no_baselines,
+            batch_size=arguments.batch_size,
             block_length=arguments.block_length,
-        )  # fmt: skip
+        )
     for name, found in results.items() if len(names) > 1 else ():
         say(f"  {found['bits_per_byte']:.4f} bits per byte of the {_COUNTED[found['loss_on']]} of {name}")
     result = results[names[0]] if len(names) == 1 else {"data": results}
@@ -33,24 +37,26 @@ def compare(arguments):
     """Two runs side by side; saves the table and the picture."""
     say(f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, memory")
     from newllm_lib.evaluation.comparison import compare as compare_runs
+    from newllm_lib.evaluation.evaluate_run import EvaluationData
 
-    result = compare_runs(arguments.run_a, arguments.run_b, output_dir=arguments.output_dir)
+    data = EvaluationData(data=arguments.data, data_dir=arguments.data_dir)
+    result = compare_runs(run_of(arguments.run_a), run_of(arguments.run_b), data, output_dir=arguments.output_dir)
     say(f"Next: {command('chat', arguments.run_a)}")
     return result if arguments.json else 0
 
 
 def export(arguments):
-    """A run as a folder for others, with a model card; with --push to the hub too."""
+    """A model as a folder for others, with a model card; with --push to the hub too."""
+    from newllm_lib.checkpoints import locate
     from newllm_lib.evaluation.export import export as export_run
     from newllm_lib.evaluation.export import push
     from newllm_lib.evaluation.gguf import write_gguf
-    from newllm_lib.runs import find_run
 
-    run = find_run(arguments.run)
-    folder = export_run(run, arguments.output_dir, arguments.checkpoint)
+    model = run_of(arguments.run)
+    folder = export_run(model, arguments.output_dir, arguments.checkpoint)
     result = {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}
     if arguments.gguf:
-        result["gguf"] = str(write_gguf(folder, run.name))
+        result["gguf"] = str(write_gguf(folder, locate(model, arguments.checkpoint).title().rpartition("/")[2]))
     if arguments.push:
         result["address"] = push(folder, arguments.push, private=not arguments.public)
         say(f"It is at {result['address']}")

@@ -13,7 +13,7 @@ from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.importing import read_ahead, without_collecting
-from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
+from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
 
@@ -71,7 +71,6 @@ _compiling: list = []  # the process that compiles this command's kernels
 
 def _begin_at_once(arguments, name: str) -> None:
     """What goes on by itself while this process imports: kernels are compiled, the packages' files read."""
-    from newllm_lib.cli.parser import overrides
     from newllm_lib.training import kernels_ahead
 
     if not arguments.background:  # else the process that trains does
@@ -97,7 +96,6 @@ def _run_training(recipe: Recipe):
 
 
 def _recipe(arguments, name: str, **forced) -> Recipe:
-    from newllm_lib.cli.parser import overrides
 
     return load_recipe(name, {**overrides(arguments), **forced})
 

@@ -49,7 +49,7 @@ def start(settings: Settings, **more) -> Started:
         UsageError: the settings are not valid.
     """
     run, more = place(settings, **{**_second_place(settings), **more})
-    if run.is_finished:
+    if runs.is_finished(run):
         say(f"{run.name} is finished already: shown as it is. Change the form for another run.")
         return Started(run)
     try:

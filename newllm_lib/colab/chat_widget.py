@@ -16,9 +16,9 @@ def chat(run, first: str | None = None, settings=None) -> Chat:
     """Load a run and talk with it: `first` is said at once, then the window waits (without widgets: use `.ask(...)`).
 
     Args:
-        run: as for `evaluation.load_run`. settings: `evaluation.Settings`.
+        run: as for `checkpoints.load_model`. settings: `evaluation.Settings`.
     Raises:
-        UsageError, NewLLMError: the run cannot be loaded.
+        UsageError, NewLLMError: the model cannot be loaded.
     """
     from newllm_lib.evaluation.chat import open_session
 

@@ -58,15 +58,15 @@ def report(run: Run) -> None:
 
 def answer(run: Run | str, *questions: str, **settings) -> list[str]:
     """What a run answers to questions: `answer(run, "AIとは何ですか。", temperature=0.7)`."""
+    from newllm_lib.checkpoints import load_model
     from newllm_lib.data.preferences import Pair
     from newllm_lib.data.records import Message
     from newllm_lib.device import probe
     from newllm_lib.evaluation.answers import answers
-    from newllm_lib.evaluation.load import load_run
 
-    model, tokenizer, _ = load_run(run, device=probe().torch_device)
+    loaded = load_model(run, device=probe().torch_device)
     pairs = [Pair((Message("user", question),), "", "") for question in questions]
-    said = answers(model, tokenizer, pairs, settings.pop("max_new_tokens", 64), **settings)
+    said = answers(loaded.model, loaded.tokenizer, pairs, settings.pop("max_new_tokens", 64), **settings)
     for question, text in zip(questions, said, strict=True):
         say(f"{question}\n  {text}")
     return said

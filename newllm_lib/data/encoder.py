@@ -21,6 +21,7 @@ import numpy as np
 
 from newllm_lib.data.records import Record
 from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, spoken, template_of
+from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -68,6 +69,7 @@ class Encoder:
         self.end_of_text, self.unk_id = tokenizer.bos_token_id, tokenizer.unk_token_id
         self._lower = tokenizers.normalizers.Lowercase()
         self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
+        self._has_turns = all(self.backend.token_to_id(token) is not None for token in ROLE_TOKENS.values())
         self.template = template_of(tokenizer)
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
@@ -79,6 +81,11 @@ class Encoder:
         remaining = iter(encodings)
         ids: list[int] = []
         starts, answers = [], []  # answers: from where to where in `ids`
+        if not self._has_turns and any(record.messages for record in records):
+            raise NewLLMError(
+                "These are dialogues, and this model's tokenizer has no tokens for their turns (<|user|>, <|assistant|>): "
+                "measure it on plain text (--data wikitext, or a folder of texts with --data_dir)."
+            )
         for record in records:
             starts.append(len(ids))
             ids.append(self.end_of_text)

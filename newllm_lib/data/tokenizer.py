@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.hub import Asked, patiently
+from newllm_lib.data.hub import Asked
+from newllm_lib.data.hub_models import TEXT_FILES, cached_snapshot, fetch
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Tally
 from newllm_lib.data.splits import held_out_key, made_splits, read_splits
@@ -225,12 +226,17 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def _from_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    try:  # what was downloaded before needs no network
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError, ImportError):
-        pass
     asked = Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
-    return patiently(lambda: AutoTokenizer.from_pretrained(name), asked)
+    folder = cached_snapshot(name, _holds_tokenizer) or fetch(name, TEXT_FILES, asked)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged or unknown file makes transformers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NewLLMError(f"{asked.what} cannot be loaded ({reason[:200]}): {asked.instead}.") from error
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
 
 
 def _from_folder(folder: Path) -> PreTrainedTokenizerFast:

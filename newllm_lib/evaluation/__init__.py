@@ -9,7 +9,7 @@ import importlib
 _HOME = {
     "evaluate": "metrics", "describe": "metrics",
     "unigram": "baselines", "bigram": "baselines", "context_health": "health", "measure_speed": "speed",
-    "load_run": "load", "complete": "generation", "Settings": "sampling", "ChatSession": "chat",
+    "complete": "generation", "Settings": "sampling", "ChatSession": "chat",
     "compare": "comparison",
 }  # fmt: skip
 __all__ = list(_HOME)

@@ -218,25 +218,25 @@ def _answer(session: ChatSession, line: str, out) -> bool:
 
 
 def chat(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> None:
-    """`newllm chat RUN`: load the run and talk with it in the terminal.
+    """`newllm chat MODEL`: load it and talk with it in the terminal.
 
     Raises:
-        UsageError, NewLLMError: the run cannot be loaded (see `load_run`).
+        UsageError, NewLLMError: the model cannot be loaded (see `load_model`).
     """
     run_terminal(open_session(run, settings, which, device))
 
 
 def open_session(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> ChatSession:
-    """A conversation with a run: in turns where its record says that it learned answers.
+    """A conversation with a model, as `load_model` finds it: in turns where its record says that it learned answers.
 
     A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`) says nothing.
 
     Raises:
-        UsageError, NewLLMError: the run cannot be loaded (see `load_run`).
+        UsageError, NewLLMError: the model cannot be loaded (see `load_model`).
     """
+    from newllm_lib.checkpoints import load_model
     from newllm_lib.device import probe
-    from newllm_lib.evaluation.load import load_run
 
-    model, tokenizer, recipe = load_run(run, which, device or probe().torch_device)
-    answers = recipe is not None and recipe.loss_on == "answers"
-    return ChatSession(model, tokenizer, settings, dialogue=True if answers else None)
+    loaded = load_model(run, which, device=device or probe().torch_device)
+    answers = loaded.recipe is not None and loaded.recipe.loss_on == "answers"
+    return ChatSession(loaded.model, loaded.tokenizer, settings, dialogue=True if answers else None)

@@ -1,4 +1,4 @@
-"""Two runs side by side on the same text: what each predicts, says and takes, and what counting alone would do."""
+"""Two models side by side on the same text: what each predicts, says and takes, and what counting alone would do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from newllm_lib.checkpoints import ModelLocation, load_model, locate
 from newllm_lib.console import say
 from newllm_lib.data.templates import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
 from newllm_lib.evaluation.carry import model_device
-from newllm_lib.evaluation.evaluate_run import counted_baselines, data_recipe, packed_split, training_recipe
+from newllm_lib.evaluation.evaluate_run import EvaluationData, counted_baselines, packed_split, training_recipe
 from newllm_lib.evaluation.generation import complete
-from newllm_lib.evaluation.load import load_run, model_folder
 from newllm_lib.evaluation.metrics import describe, evaluate
 from newllm_lib.evaluation.sampling import Settings, token_id
 from newllm_lib.evaluation.speed import measure_speed
+from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 
 SAMPLING = Settings(temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60, seed=0)
@@ -26,42 +27,57 @@ _NO_DIFFERENCE = 0.05  # per cent: nearer than this, two figures are called equa
 
 
 def compare(
-    run_a, run_b, *, split: str = "test", data_dir: str | Path | None = None, output_dir: str | Path | None = None,
-    samples: int = 3, settings: Settings = SAMPLING, speed: bool = True, device: str | None = None,
-) -> dict:  # fmt: skip
-    """Evaluate two runs on `split` of their data, print the table, save comparison.md and comparison.png.
+    model_a: str | Path | Run,
+    model_b: str | Path | Run,
+    data: EvaluationData | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    samples: int = 3,
+    settings: Settings = SAMPLING,
+    speed: bool = True,
+    device: str | None = None,
+) -> dict:
+    """Evaluate two models on the same text, print the table, save comparison.md and comparison.png.
 
     Args:
-        run_a, run_b: as for `load_run`. Differences are run_a's, in % of run_b's.
-        output_dir: where the two files go (default: run_a's folder).
+        model_a, model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
+        data: on what (default: the test split of what the first of them was trained on that is a run).
+        output_dir: where the two files go (default: the first run's folder, or the current one where there is no run).
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
+        device: "cpu" or "cuda" (default: what `probe()` finds).
     Returns:
         models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and `speed.measure_speed`,
         samples, curve), baselines, prompts, difference_percent, verdict, notes, split, files.
     Raises:
-        UsageError, NewLLMError: a run cannot be loaded, or its data cannot be had.
+        UsageError, NewLLMError: a model cannot be loaded, or its data cannot be had.
     """
     from newllm_lib.device import probe
     from newllm_lib.evaluation.comparison_picture import draw
     from newllm_lib.evaluation.comparison_table import as_markdown, as_text
 
-    device = device or probe().torch_device
-    models, shared = [], None
-    for run in (run_a, run_b):
-        say(f"Evaluating {_name(run)} on the {split} split")
-        entry, shared = _one(run, split, data_dir, samples, settings, speed, device, shared)
-        models.append(entry)
+    data, pair = data or EvaluationData(), (locate(model_a), locate(model_b))
+    recorded = next((recipe for recipe in (place.recipe() for place in pair) if recipe is not None), None)
+    data.recipe(recorded, f"{pair[0].title()} and {pair[1].title()}")  # refuses before anything is loaded
+    measure = _Measure(data, recorded, samples, settings, speed, device or probe().torch_device)
+    models = []
+    for place in pair:
+        say(f"Evaluating {place.title()} on the {data.split} split")
+        models.append(measure(place))
     if models[0]["name"] == models[1]["name"]:
-        for entry, run in zip(models, (run_a, run_b), strict=True):
-            entry["name"] = str(getattr(run, "path", run))
+        for entry, place in zip(models, pair, strict=True):
+            entry["name"] = str(place.run.path if place.run else place.name)
     result = {
-        "split": split, "models": models, "baselines": shared["baselines"], "prompts": shared["prompts"],
-        "settings": settings, "notes": _notes(*models),
-    }  # fmt: skip
+        "split": data.split,
+        "models": models,
+        "baselines": measure.baselines,
+        "prompts": measure.prompts,
+        "settings": settings,
+        "notes": _notes(*models),
+    }
     result["difference_percent"] = differences(*models)
     result["verdict"] = verdict(result)
-    folder = Path(output_dir) if output_dir else _run_folder(run_a).absolute()
+    folder = Path(output_dir) if output_dir else next((p.run.path for p in pair if p.run), Path()).absolute()
     files = [folder / "comparison.md", folder / "comparison.png"]
     say(as_text(result))
     atomic_write_text(files[0], as_markdown(result))
@@ -71,30 +87,51 @@ def compare(
     return result | {"files": [str(f) for f in files]}
 
 
-def _one(run, split, data_dir, samples, settings, speed, device, shared) -> tuple[dict, dict]:
-    """Everything about one run; `shared` is what the first run gave for both (documents of the prompts, baselines)."""
+class _Measure:
+    """Everything about one model after the other, on the same text: what the first one gives for both is kept.
+
+    Args:
+        recorded: whose data it is where `data` names none, also for a model without a record of its own.
+    """
+
+    def __init__(
+        self, data: EvaluationData, recorded: Recipe | None, samples: int, settings: Settings, speed: bool, device: str
+    ):
+        self.data, self.recorded, self.samples, self.settings = data, recorded, samples, settings
+        self.speed, self.device = speed, device
+        self.documents: list[int] | None = None  # which ones are continued
+        self.prompts: list[str] = []
+        self.baselines: dict = {}
+
+    def __call__(self, place: ModelLocation) -> dict:
+        """The entry of one model in the comparison's `models`."""
+        loaded = load_model(place, device=self.device)
+        model, tokenizer, own = loaded.model, loaded.tokenizer, loaded.recipe or self.recorded
+        recipe = self.data.recipe(own, place.title())
+        packed = packed_split(recipe, tokenizer, self.data.split)
+        entry = {"name": place.title(), **_kind(model), "protocol": recipe.protocol}
+        entry |= evaluate(model, packed, tokenizer)
+        say("  " + describe(entry))
+        if self.documents is None:
+            self.documents = _sample_documents(packed, self.samples)
+            self.baselines = counted_baselines(training_recipe(recipe, own), tokenizer, packed)
+            self.prompts = [readable(tokenizer, ids) for ids in prompts(packed, tokenizer, self.documents)]
+        beginnings = prompts(packed, tokenizer, self.documents)
+        entry["samples"] = [complete(model, tokenizer, [ids], self.settings)[0] for ids in beginnings]
+        if self.speed:
+            entry |= measure_speed(model, length=recipe.max_seq_length, dtype=_training_dtype(model, recipe))
+        if place.run is None:
+            return entry | {"curve": [], "trained_tokens_per_second": None}
+        return entry | {"curve": validation_curve(place.run), "trained_tokens_per_second": trained_speed(place.run)}
+
+
+def _kind(model) -> dict:
+    """What kind of model it is, how tables call that, and its size."""
     from newllm_lib.models import parameters
 
-    model, tokenizer, recipe = load_run(run, device=device)
-    own, recipe = recipe, data_recipe(recipe, run, data_dir)
-    packed = packed_split(recipe, tokenizer, split)
     kind = model.config.model_type
     label = "Phase 8" if getattr(model.config, "attention", None) == "linear" else _LABELS.get(kind, kind)
-    entry = {"name": _name(run), "label": label, "kind": kind, "parameters": parameters(model)}
-    entry["protocol"] = recipe.protocol
-    entry |= evaluate(model, packed, tokenizer)
-    say("  " + describe(entry))
-    if shared is None:
-        documents, training = _sample_documents(packed, samples), training_recipe(recipe, own)
-        shared = {"documents": documents, "baselines": counted_baselines(training, tokenizer, packed)}
-        shared["prompts"] = [readable(tokenizer, ids) for ids in prompts(packed, tokenizer, documents)]
-    beginnings = prompts(packed, tokenizer, shared["documents"])
-    entry["samples"] = [complete(model, tokenizer, [ids], settings)[0] for ids in beginnings]
-    if speed:
-        entry |= measure_speed(model, length=recipe.max_seq_length, dtype=_training_dtype(model, recipe))
-    trained = Run(_run_folder(run))
-    entry |= {"curve": validation_curve(trained), "trained_tokens_per_second": trained_speed(trained)}
-    return entry, shared
+    return {"label": label, "kind": kind, "parameters": parameters(model)}
 
 
 def _training_dtype(model, recipe) -> str | None:
@@ -145,16 +182,6 @@ def trained_speed(run: Run) -> float | None:
     """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training reached."""
     speeds = [r["tokens_per_second"] for r in run.metrics() if "tokens_per_second" in r]
     return statistics.median(speeds[1 + len(speeds) // 10 :] or speeds) if speeds else None
-
-
-def _name(run) -> str:
-    return run.name if isinstance(run, Run) else _run_folder(run).absolute().name
-
-
-def _run_folder(run) -> Path:
-    """The run's folder, also where one of its checkpoints was named."""
-    folder = model_folder(run)
-    return folder.parent if (folder.parent / "recipe.yaml").is_file() else folder
 
 
 def differences(a: dict, b: dict) -> dict:

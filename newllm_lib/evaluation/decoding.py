@@ -7,6 +7,7 @@ left at any token; `continue_texts` continues many at once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -148,33 +149,39 @@ class Text:
     def _from_state(self, logits: torch.Tensor, count: int) -> Iterator[int]:
         if self._steps is None:
             self._steps = Steps(self.reader.model, 1, self.sampler, sorted(self.stop))
-        steps = self._steps
-        (token,) = steps.begin(self.reader.carried, logits.unsqueeze(0), [self.recent])
+        (token,) = self._steps.begin(self.reader.carried, logits.unsqueeze(0), [self.recent])
         if self._ends(token):
             return
         yield token
-        count -= 1
-        while count > 0:
-            size = min(count, steps.at_once)
-            before, first, given, whole = steps.state.clone(), self.unread, [], False
-            try:
-                (tokens,) = steps.run(size)
+        left = count - 1
+        while left > 0:
+            size = min(left, self._steps.at_once)
+            with self._kept_as_far_as_given() as given:
+                (tokens,) = self._steps.run(size)
                 for token in tokens:
                     if self._ends(token):
-                        whole = True  # the state stayed as it was when the stop was chosen
                         return
                     given.append(token)
                     yield token
-                whole = True
-            finally:
-                if whole:
-                    self.reader.carried = steps.state.clone()
-                else:  # left in the middle: the state went on without us
-                    self.reader.carried = before
-                    if given:
-                        with measuring(self.reader.model):
-                            self.reader.read([*first, *given[:-1]])
-            count -= size
+            left -= size
+
+    @contextlib.contextmanager
+    def _kept_as_far_as_given(self) -> Iterator[list[int]]:
+        """The state goes on by whole batches of steps; whoever leaves in the middle of one finds it where the text ends.
+
+        Yields:
+            a list for the tokens that are given out.
+        """
+        before, unread, given = self._steps.state.clone(), self.unread, []
+        try:
+            yield given
+        except BaseException:  # also the generator's end: the batch is read again, but for its newest token
+            self.reader.carried = before
+            if given:
+                with measuring(self.reader.model):
+                    self.reader.read([*unread, *given[:-1]])
+            raise
+        self.reader.carried = self._steps.state.clone()  # at a stop it is the one that chose the stop
 
     def _ends(self, token: int) -> bool:
         if token in self.stop:

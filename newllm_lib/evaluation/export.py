@@ -6,59 +6,75 @@ import os
 import shutil
 from pathlib import Path
 
+from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_model_folder
+from newllm_lib.checkpoints.load import recipe_beside
+from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.adapters import is_adapter, load_with_base
-from newllm_lib.evaluation.base_model import shown_name
-from newllm_lib.evaluation.load import whole_model_folder
-from newllm_lib.evaluation.model_card import model_card, training_command
+from newllm_lib.evaluation.model_card import best_row, foreign_card, model_card, training_command
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, find_run, staged_directory
+from newllm_lib.runs import WHOLE, Run, staged_directory
 
 # Of a checkpoint, what is needed to continue training and by nobody else.
 _TRAINING_ONLY = (WHOLE, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
 
 
-def export(run: Run | str, output_dir: str | Path | None = None, which: str = "best") -> Path:
-    """Write the folder (default: `export/` in the run's) and return it; an export that is there is replaced.
+def export(model: Run | str | Path, output_dir: str | Path | None = None, which: str = "best") -> Path:
+    """Write the folder and return it; an export that is there is replaced.
 
     Args:
-        which: "best", "last" or "checkpoint-N".
+        model: as for `load_model`. Adapters are merged into their base.
+        output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in the current one.
+        which: of a run "best", "last" or "checkpoint-N".
     Raises:
-        UsageError: no such run, or the folder is in the way. NewLLMError: the run is damaged, or the disk is full.
+        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk is full.
     """
-    run = run if isinstance(run, Run) else find_run(run)
-    source = whole_model_folder(run, which)
-    folder = Path(output_dir) if output_dir else run.path / "export"
+    location = locate(model, which)
+    source = whole_model_folder(location)
+    name = location.title().rpartition("/")[2]
+    folder = Path(output_dir) if output_dir else location.run.path / "export" if location.run else Path(f"{name}_export")
     if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
         raise UsageError(f"{folder} holds something else than an export: choose another --output_dir.")
-    recipe = Recipe.from_yaml(run.recipe_path)
     with staged_directory(folder) as staging:
-        if is_adapter(source):
-            _write_merged(source, staging)
-        for file in sorted(source.iterdir()) if not is_adapter(source) else ():
-            if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
-                shutil.copyfile(file, staging / file.name)
-        # A folder of this machine means nothing elsewhere, and may name its user.
-        if recipe.task == "dpo":
-            recipe.base, recipe.data = shown_name(recipe.base), shown_name(recipe.data)
-        recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
-        (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        own = run.path / "card.md"  # a preference run's, with what it measured
-        made = model_card(run, recipe, staging if is_adapter(source) else source, training_command(recipe))
-        card = _with_use_of(made, own.read_text(encoding="utf-8")) if own.is_file() else made
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        _write_model(source, staging)
+        recipe = recipe_beside(location, source)
+        if recipe is not None:
+            recipe = _without_this_machine(recipe)
+            (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (staging / "README.md").write_text(_card(location, recipe, staging), encoding="utf-8")
     (folder / WHOLE).unlink()
     size = sum(file.stat().st_size for file in folder.iterdir())
-    say(f"Exported {run.name} ({which}) to {folder} ({size / 2**20:,.1f} MiB)")
+    say(f"Exported {location.title()}{f' ({which})' if location.run else ''} to {folder} ({size / 2**20:,.1f} MiB)")
     return folder
 
 
-def _write_merged(source: Path, folder: Path) -> None:
-    """The model of a folder of adapters as an ordinary one, the adapters added to its weights."""
-    model, tokenizer = load_with_base(source)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _write_model(source: Path, folder: Path) -> None:
+    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of their base."""
+    if is_adapter(source):
+        loaded = load_model(source)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        return
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _without_this_machine(recipe: Recipe) -> Recipe:
+    """A folder of this machine means nothing elsewhere, and may name its user."""
+    if recipe.task == "dpo":
+        recipe.base, recipe.data = shown_name(recipe.base), shown_name(recipe.data)
+    recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
+    return recipe
+
+
+def _card(location: ModelLocation, recipe: Recipe | None, folder: Path) -> str:
+    if recipe is None:
+        return foreign_card(location.title(), folder, from_hub=location.folder is None)
+    best = best_row(location.run) if location.run else None
+    card = model_card(location.title(), best, recipe, folder, training_command(recipe))
+    own = location.run.path / "card.md" if location.run else None  # a preference run's, with what it measured
+    return _with_use_of(card, own.read_text(encoding="utf-8")) if own and own.is_file() else card
 
 
 def _with_use_of(card: str, own: str) -> str:

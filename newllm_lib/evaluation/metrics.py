@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,19 +24,40 @@ LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
 _SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of the documents that one of several processes predicts.
+
+    Attributes:
+        part: which one, from 0 on.
+        parts: of how many.
+        total: sums the counts of all parts, on every process.
+    """
+
+    part: int = 0
+    parts: int = 1
+    total: Callable[[dict], dict] = dict
+
+
 def evaluate(
-    model, split, tokenizer, *, batch_size: int | None = None, block_length: int | None = None, device=None,
-    dtype: str | torch.dtype | None = None, health: bool = True, share: tuple[int, int] = (0, 1),
-    add: Callable[[dict], dict] | None = None,
-) -> dict:  # fmt: skip
+    model,
+    split,
+    tokenizer,
+    *,
+    batch_size: int | None = None,
+    block_length: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    health: bool = True,
+    share: Share = Share(),
+) -> dict:
     """Predict the whole of `split` with `model`.
 
     Args:
         split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
-        batch_size, block_length: rows and tokens a row in one forward pass (defaults suit the device); both are lowered
-            where the logits would need more than 256 MiB.
-        device, dtype: move the model there first; run matrix products in it (see `precision`).
-        share, add: this process predicts part `share[0]` of `share[1]` of the documents, and `add` sums the parts' counts.
+        batch_size: rows in one forward pass (default: what suits the device).
+        block_length: tokens a row in one forward pass; both are lowered where the logits would need more than 256 MiB.
+        dtype: of matrix products (see `precision`); default: as the weights are.
+        share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see health.py).
     Returns:
         loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share, tokens
@@ -43,8 +65,6 @@ def evaluate(
     Raises:
         NewLLMError: the split has no token to predict.
     """
-    if device is not None:
-        model.to(device)
     device = model_device(model)
     batch_size = batch_size or (16 if device.type == "cpu" else 128)
     counts = _Counts(split, tokenizer, device)
@@ -54,9 +74,8 @@ def evaluate(
         for logits, offsets in _predictions(model, split, batch_size, block_length, device, share):
             counts.add(logits, offsets)
             done += int((offsets >= 0).sum())
-            progress.update(done * share[1])
-    totals = counts.totals()
-    result = figures(split, tokenizer, **(add(totals) if add else totals))
+            progress.update(done * share.parts)
+    result = figures(split, tokenizer, **share.total(counts.totals()))
     if health and getattr(model.config, "context_dim", 0):
         from newllm_lib.evaluation.health import context_health
 
@@ -64,14 +83,14 @@ def evaluate(
     return result
 
 
-def _predictions(model, split, batch_size, block_length, device, share=(0, 1)) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def _predictions(model, split, batch_size, block_length, device, share: Share) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after block."""
     starts, lengths = plan.document_pieces(split)
     size, has_state = window(model), carries_state(model)
     if size is not None:
         starts, lengths = plan.cut_to_windows(starts, lengths, size)
-    if share[1] > 1:
-        starts, lengths = plan.dealt_out(starts, lengths, *share)
+    if share.parts > 1:
+        starts, lengths = plan.dealt_out(starts, lengths, share.part, share.parts)
         if not len(starts):
             return
     longest = int(lengths.max()) if not has_state else int(lengths.sum())

@@ -23,18 +23,36 @@ _DEFINITIONS = """\
 - **accuracy**: how often the most probable token was the right one."""
 
 
-def model_card(run: Run, recipe: Recipe, folder: Path, command: str) -> str:
+def foreign_card(name: str, folder: Path, from_hub: bool) -> str:
+    """The text of README.md of a model that has no record of its training here.
+
+    Args:
+        name: what it is called. folder: the model's folder. from_hub: whether the name is its id on the hub.
+    """
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if from_hub:
+        lines.append(f"base_model: {name}")
+        origin = f"A copy of [{name}](https://huggingface.co/{name}); its licence and its card are there."
+    else:
+        origin = "Exported from a folder that does not say on what it was trained, nor under which licence."
+    front = "\n".join([*lines, "---"])
+    return f"{front}\n\n# {name}\n\n{origin} {_size(folder)}.\n\n## Use\n\n{_use(folder)}\n"
+
+
+def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, command: str) -> str:
     """The text of README.md, with the front matter that the hub reads.
 
     Args:
-        folder: the model's folder. command: what trained it.
+        name: what the model is called.
+        best: the row of metrics of its best evaluation.
+        folder: the model's folder.
+        command: what trained it.
     """
     title, home, licence = _data(recipe)
-    best = _best(run)
     kind = "phase8" if recipe.model == "phase7" and recipe.attention == "linear" else recipe.model
     parts = [
         _front_matter(recipe, home, licence),
-        f"# {run.name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
+        f"# {name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
         f"## Use\n\n{_use(folder)}",
         f"## Training\n\n```bash\n{command}\n```\n\n{_settings(recipe)}",
         f"## Data\n\n{title} ({home}), licence: {licence}. A model keeps traces of what it was trained on: the licence of the "
@@ -44,6 +62,12 @@ def model_card(run: Run, recipe: Recipe, folder: Path, command: str) -> str:
         "included. It was not made to be safe for the public.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def best_row(run: Run) -> dict | None:
+    """The row of metrics of the best evaluation on the validation split; None before the first."""
+    rows = [row for row in run.metrics() if "eval_bits_per_byte" in row]
+    return min(rows, key=lambda row: row["eval_bits_per_byte"], default=None)
 
 
 def training_command(recipe: Recipe, changed: dict | None = None) -> str:
@@ -97,15 +121,10 @@ def _size(folder: Path) -> str:
 
 
 def _use(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return (
-            f"A LoRA adapter for `{base}`:\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
-            "model = AutoPeftModelForCausalLM.from_pretrained(FOLDER_OR_REPOSITORY)\n```"
-        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    ours = f"```bash\npip install git+{HOME}\n```\n\n```python\nimport newllm_lib.models  # makes its models known\n"
     return (
-        f"```bash\npip install git+{HOME}\n```\n\n```python\nimport newllm_lib.models  # makes its models known\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        (ours if kind in _KINDS else "```python\n") + "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "model = AutoModelForCausalLM.from_pretrained(FOLDER_OR_REPOSITORY)\n"
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER_OR_REPOSITORY)\n```"
     )
@@ -116,11 +135,6 @@ def _settings(recipe: Recipe) -> str:
         f"{recipe.epochs:g} epochs at most, {recipe.batch_size} x {recipe.max_seq_length} tokens a step, {recipe.optimizer}, "
         f"peak learning rate {recipe.scaled_learning_rate():.2g}, seed {recipe.seed}. Every setting stands in `recipe.yaml`."
     )
-
-
-def _best(run: Run) -> dict | None:
-    rows = [row for row in run.metrics() if "eval_bits_per_byte" in row]
-    return min(rows, key=lambda row: row["eval_bits_per_byte"], default=None)
 
 
 def _figures(best: dict | None) -> str:

@@ -11,11 +11,11 @@ max_samples: only a part of the data) and are resolved when the recipe is loaded
 """
 
 from newllm_lib.recipe.guides_keys import GUIDES_KEYS
-from newllm_lib.recipe.loading import load_recipe, shipped_recipes, start_run
+from newllm_lib.recipe.loading import load_recipe, overrides, shipped_recipes, start_run
 from newllm_lib.recipe.meaning import refuse_without_effect
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import value_types
 
 __all__ = [
-    "GUIDES_KEYS", "Recipe", "load_recipe", "refuse_without_effect", "shipped_recipes", "start_run", "value_types",
+    "GUIDES_KEYS", "Recipe", "load_recipe", "overrides", "refuse_without_effect", "shipped_recipes", "start_run", "value_types",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.files import check_keys, read_yaml
-from newllm_lib.recipe.guides_keys import in_our_words
+from newllm_lib.recipe.guides_keys import GUIDES_KEYS, in_our_words, older_names
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
@@ -60,6 +60,16 @@ def load_recipe(
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
     return recipe
+
+
+def overrides(arguments: object) -> dict[str, str]:
+    """The recipe keys that a command line sets, as text (`Recipe` knows their types).
+
+    Args:
+        arguments: what the parser made of it, with a `set_<key>` for each key that was given.
+    """
+    keys = [*_KNOWN, *GUIDES_KEYS, *older_names()]
+    return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
 
 
 def _file_in_our_words(values: dict, path: Path) -> dict:

@@ -20,14 +20,14 @@ from newllm_lib.runs.mirror import Mirror
 from newllm_lib.runs.mirroring import mirror_status, start_mirror, wait_for_mirror
 from newllm_lib.runs.restore import bring_back, is_ahead, restore, saved
 from newllm_lib.runs.run import Run, checkpoint_step, drive_folder, find_run, link_model, list_runs, roots
-from newllm_lib.runs.status import last_line, read_status, read_status_file, tail, write_status
+from newllm_lib.runs.status import is_finished, last_line, read_status, read_status_file, tail, write_status
 from newllm_lib.runs.trust import check_folder, tensors
 
 __all__ = [
     "BACKGROUND", "WHOLE", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "ask_to_save", "atomic_write_bytes",
     "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code",
-    "explained", "find_run", "follow", "from_guides_name", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
-    "link_log", "link_model", "list_runs", "lock_holder", "mark_in", "mirror_status", "missing_files", "read_status",
+    "explained", "find_run", "follow", "from_guides_name", "gpu_for", "is_ahead", "is_finished", "is_locked", "is_whole",
+    "last_line", "link_log", "link_model", "list_runs", "lock_holder", "mark_in", "mirror_status", "missing_files", "read_status",
     "read_status_file", "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background",
     "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip

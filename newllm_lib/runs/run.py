@@ -51,12 +51,6 @@ class Run:
     def latest_checkpoint(self) -> Path | None:
         return max(self.checkpoints(), key=checkpoint_step, default=None)
 
-    @property
-    def is_finished(self) -> bool:
-        from newllm_lib.runs.status import read_status
-
-        return read_status(self)["state"] == "done"
-
     def metrics(self) -> Iterator[dict]:
         """Rows of metrics.jsonl, oldest first; a last line that a crash cut off is left out."""
         if not self.metrics_path.exists():

@@ -76,6 +76,11 @@ def last_error(run: Run) -> str:
     return next((line for line in reversed(lines) if _ERROR.search(line)), "") or last_line(run)
 
 
+def is_finished(run: Run) -> bool:
+    """Whether the run was trained to its end."""
+    return read_status(run)["state"] == "done"
+
+
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime

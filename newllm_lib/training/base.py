@@ -12,11 +12,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
+from newllm_lib.checkpoints import load_model, locate
+from newllm_lib.checkpoints.location import BASE
 from newllm_lib.data.preferences.encode import with_template
 from newllm_lib.device import Device
 from newllm_lib.errors import Interrupted
-from newllm_lib.evaluation.adapters import BASE
-from newllm_lib.evaluation.base_model import load_base, local_base
 from newllm_lib.models import parameters
 from newllm_lib.models.lora import without_dropout
 from newllm_lib.recipe import Recipe
@@ -49,7 +49,7 @@ class PreparedBase:
             return
         if recipe.sft_warm_start:
             _learn_answers(self.model, self.tokenizer, recipe, run, device, rows)
-        if recipe.sft_warm_start or local_base(recipe.base) is not None:
+        if recipe.sft_warm_start or locate(recipe.base).folder is not None:
             with staged_directory(run.path / BASE) as staging:
                 self.model.save_pretrained(staging)
                 self.tokenizer.save_pretrained(staging)
@@ -65,7 +65,8 @@ def prepare_base(recipe: Recipe, run: Run) -> PreparedBase:
     """
     own = run.path / BASE
     ready = is_whole(own)
-    model, tokenizer = load_base(str(own) if ready else recipe.base)
+    loaded = load_model(own if ready else recipe.base, dtype=torch.float32)
+    model, tokenizer = loaded.model, loaded.tokenizer
     if ready:
         _call(model, str(own.absolute()))
     return PreparedBase(model, with_template(tokenizer), recipe.base, ready)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from newllm_lib.evaluation.base_model import shown_name
+from newllm_lib.checkpoints.location import shown_name
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.preference_log import verdict

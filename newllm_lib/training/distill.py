@@ -6,18 +6,15 @@ ids. It reads the same blocks; nothing of it is trained or saved.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.checkpoints import load_model
+from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import window
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.models import TinyGPT2ForCausalLM
 from newllm_lib.ops.distillation import distillation_loss
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import list_runs
 
 TEMPERATURE = 2.0  # softens both distributions where they are compared
 
@@ -32,7 +29,8 @@ class Teacher:
 
     def __init__(self, recipe: Recipe, tokenizer, device: torch.device):
         self.share = recipe.distill_weight
-        model, own = load_teacher(recipe.teacher)
+        loaded = load_model(recipe.teacher)
+        model, own = loaded.model, loaded.tokenizer
         _check_words(recipe.teacher, own, tokenizer)
         self.model = model.to(device).eval().requires_grad_(False)
         longest = window(self.model)
@@ -65,23 +63,6 @@ class Teacher:
         logits = self.model(input_ids=ids).logits[..., : self.head.shape[0]].float()
         if not torch.allclose(self.hidden(ids).float() @ self.head.float().T, logits, rtol=1e-2, atol=1e-2):
             raise UsageError(f"Teacher {name} changes its logits after its head's matrix: distillation cannot, so use another.")
-
-
-def load_teacher(name: str):
-    """Model and tokenizer of a run, a folder or a hub id.
-
-    Raises:
-        NewLLMError: the hub has none, or cannot be reached. UsageError: the run has no model.
-    """
-    if Path(name).is_dir() or any(run.name == name for run in list_runs()):
-        return load_run(name)[:2]
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        cause = str(error).strip().split("\n")[0][:160]
-        raise NewLLMError(f"There is no teacher {name} here, nor on the hub ({cause}): name a run or a folder.") from error
 
 
 def _check_words(name: str, own, tokenizer) -> None:

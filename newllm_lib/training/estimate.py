@@ -123,7 +123,7 @@ def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
 
 def _preference_estimate(recipe: Recipe, device: Device) -> dict:
     """As `estimate`; all None where the base has to be asked of the hub first."""
-    from newllm_lib.evaluation.base_model import base_sizes
+    from newllm_lib.checkpoints.load import base_sizes
 
     known = base_sizes(recipe.base)
     if known is None:

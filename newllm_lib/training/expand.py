@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from newllm_lib import console
+from newllm_lib.checkpoints import load_model, save_model
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
-from newllm_lib.runs import Run, atomic_write_text, find_run, staged_directory
+from newllm_lib.runs import Run, atomic_write_text, find_run
 
 
 def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Run:
@@ -25,15 +25,14 @@ def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Ru
     target = Run(Path(output_dir) if output_dir else run.path.with_name(f"{run.name}_context{context_dim}"))
     if target.path.exists():
         raise UsageError(f"{target.path} is there already: give another --output_dir.")
-    model, tokenizer, recipe = load_run(run)
+    loaded = load_model(run)
+    model, recipe = loaded.model, loaded.recipe
     if not isinstance(model, NewLLMForCausalLM):
         raise UsageError(f"{run.name} is no New-LLM: only its context vector can be expanded.")
     if recipe is None:
         raise NewLLMError(f"{run.path} has no recipe.yaml: copy the whole folder of the run.")
     larger = expand_context(model, context_dim)
-    with staged_directory(target.best) as staging:
-        larger.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+    save_model(larger, loaded.tokenizer, target.best)
     record = replace(recipe, context_dim=context_dim, run_name=target.name, output_dir=None)
     atomic_write_text(target.recipe_path, record.to_yaml())
     old, new = (sum(p.numel() for p in m.parameters()) for m in (model, larger))

@@ -15,12 +15,12 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
+from newllm_lib.checkpoints import load_model
 from newllm_lib.data.preferences import EncodedPairs, Pair, encode_pairs, load_preferences, shortcuts
 from newllm_lib.device import Device
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.evaluation.answers import answers, collapsed, health, kl_from_base, some_pairs
 from newllm_lib.evaluation.carry import window
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.evaluation.preferences import clearly_better, in_words, pair_log_probs, preference_metrics
 from newllm_lib.models.lora import lora_config, without_dropout
 from newllm_lib.recipe import Recipe
@@ -226,7 +226,8 @@ def _finish(recipe: Recipe, run: Run, device: Device, data: PreparedPairs, descr
     Raises:
         NewLLMError: the answers of what was kept are empty or repeat themselves.
     """
-    model, tokenizer, _ = load_run(run, "best", device.torch_device)
+    kept = load_model(run, "best", device=device.torch_device)
+    model, tokenizer = kept.model, kept.tokenizer
     dtype, pad = dtype_of(recipe, device), tokenizer.pad_token_id
     log_probs = pair_log_probs(model, data.evaluation.rows, pad, dtype)
     figures = preference_metrics(log_probs, data.evaluation_reference, data.evaluation.pairs, recipe.beta)

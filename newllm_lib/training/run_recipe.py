@@ -13,11 +13,11 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
+from newllm_lib.checkpoints.weights import check_weights
 from newllm_lib.data import prepare
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.models import parameters
-from newllm_lib.models.weights import check_weights
 from newllm_lib.ops import ahead
 from newllm_lib.ops.common.dispatch import kernels
 from newllm_lib.recipe import Recipe

@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from newllm_lib.checkpoints import whole_model_folder
+from newllm_lib.checkpoints.location import is_adapter
 from newllm_lib.data.templates import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.load import whole_model_folder
 from newllm_lib.recipe import Recipe, start_run
 from newllm_lib.runs import Run, is_locked
 
@@ -35,6 +36,11 @@ def find_start(recipe: Recipe) -> Start | None:
     if is_locked(run):
         raise UsageError(f"{run.name}, from which this starts, is being trained now: wait for its end, or stop it first.")
     folder = whole_model_folder(run, "best")
+    if is_adapter(folder):
+        raise UsageError(
+            f"{run.name} holds adapters beside another model's weights: merge them first "
+            f"(`newllm export {recipe.from_run}`), and start from that folder with --from."
+        )
     return Start(run.name, folder, weights_fingerprint(folder))
 
 

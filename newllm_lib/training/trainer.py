@@ -19,7 +19,7 @@ from transformers import Trainer
 from newllm_lib import console
 from newllm_lib.data.blocks import training_blocks
 from newllm_lib.errors import NewLLMError
-from newllm_lib.evaluation.metrics import evaluate
+from newllm_lib.evaluation.metrics import Share, evaluate
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, checkpoint_step, explained, link_model, remove_directory, staged_directory, write_status
 from newllm_lib.training import ranks, sharding
@@ -238,7 +238,7 @@ class RunTrainer(Trainer):
             with torch.compiler.set_stance("force_eager"):  # shapes unlike training's: compiling them costs more than it gives
                 metrics = evaluate(
                     model, self.data.validation, self.data.tokenizer, dtype=self.eval_dtype,
-                    share=(ranks.rank(), ranks.world()), add=ranks.summed,
+                    share=Share(ranks.rank(), ranks.world(), ranks.summed),
                 )  # fmt: skip
             row, best = self._judged(metrics)
             if self.is_world_process_zero():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 
 from newllm_lib.cli import main
+from newllm_lib.evaluation.evaluate_run import EvaluationData
 
 
 @pytest.fixture
 def replaced(monkeypatch):
-    """Replaces a function of a module that loads torch; its calls are recorded and answered."""
+    """Replaces a function of a module; its calls are recorded and answered."""
 
     def replace(module: str, name: str, answer):
         calls = []
@@ -25,24 +26,20 @@ def replaced(monkeypatch):
             print("a library prints this")
             return answer
 
-        fake = types.ModuleType(module)
-        setattr(fake, name, function)
-        monkeypatch.setitem(sys.modules, module, fake)
+        monkeypatch.setattr(importlib.import_module(module), name, function)
         return calls
 
     return replace
 
 
 def test_evaluate(replaced, capsys):
-    calls = replaced(
-        "newllm_lib.evaluation.evaluate_run", "evaluate_run", {"bits_per_byte": 1.5, "perplexity": float("inf")}
-    )
+    calls = replaced("newllm_lib.evaluation.evaluate_run", "evaluate_run", {"bits_per_byte": 1.5, "perplexity": float("inf")})
     assert main(["evaluate", "my_run", "--split", "validation", "--block-length", "64", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"bits_per_byte": 1.5, "perplexity": None}
     assert "Evaluating my_run (best) on the validation split" in captured.err
-    named = {"data": None, "loss_on": None, "which": "best", "baselines": True, "batch_size": None, "block_length": 64}
-    assert calls == [(("my_run", "validation", None), named)]
+    named = {"which": "best", "baselines": True, "batch_size": None, "block_length": 64}
+    assert calls == [(("my_run", EvaluationData("validation")), named)]
 
 
 def test_evaluate_on_several_sets_ends_with_a_line_for_each(replaced, capsys):
@@ -51,7 +48,7 @@ def test_evaluate_on_several_sets_ends_with_a_line_for_each(replaced, capsys):
     assert main(["evaluate", "my_run", "--data", "dailydialog,dolly", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"data": {"dailydialog": found, "dolly": found}}
-    assert [named["data"] for _, named in calls] == ["dailydialog", "dolly"]
+    assert [data.data for (_, data), _ in calls] == ["dailydialog", "dolly"]
     assert "1.5000 bits per byte of the answers of dolly" in captured.err
 
 
@@ -60,7 +57,7 @@ def test_compare(replaced, capsys):
     assert main(["compare", "a", "b", "--output_dir", "table"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Comparing a with b") and "chat a" in out.splitlines()[-1]
-    assert calls == [(("a", "b"), {"output_dir": "table"})]
+    assert calls == [(("a", "b", EvaluationData()), {"output_dir": "table"})]
 
 
 def test_chat_takes_the_sampling_settings(replaced, capsys):

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from newllm_lib.cli import main
-from newllm_lib.cli.parser import build, overrides, parse
+from newllm_lib.cli.parser import build, parse
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, load_recipe, shipped_recipes
+from newllm_lib.recipe import Recipe, load_recipe, overrides, shipped_recipes
 from newllm_lib.recipe.guides_keys import GUIDES_KEYS, older_names
 
 

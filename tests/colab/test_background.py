@@ -12,7 +12,7 @@ from newllm_lib.colab import background, live
 from newllm_lib.colab.forms import OVERRIDES_VARIABLE
 from newllm_lib.colab.settings import PRETRAINING
 from newllm_lib.errors import Interrupted, NewLLMError
-from newllm_lib.runs import Run
+from newllm_lib.runs import Run, is_finished
 
 # What a training process does to its run's folder, without training.
 CHILD = """
@@ -58,7 +58,7 @@ def ends(monkeypatch, how: str) -> None:
 
 def test_it_is_started_watched_and_shown_again(settings, capsys):
     run = background.train(settings, every=0.05)
-    assert run.is_finished and run.name == "new_llm_demo" and run.path.parent.name == "checkpoints"
+    assert is_finished(run) and run.name == "new_llm_demo" and run.path.parent.name == "checkpoints"
     assert "training in the background (pid" in capsys.readouterr().out
     assert background.train(settings, every=0.05).path == run.path
     assert "finished already" in capsys.readouterr().out

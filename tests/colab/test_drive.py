@@ -6,7 +6,7 @@ import pytest
 
 from newllm_lib.colab import drive
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs import Run, staged_directory
+from newllm_lib.runs import Run, is_finished, staged_directory
 from tests.colab.fake_run import finished
 
 
@@ -23,7 +23,7 @@ def test_save_says_where_and_restore_brings_it_back(run, tmp_path, capsys):
     copy = drive.save(run, tmp_path / "backup")
     assert copy == tmp_path / "backup" / "new_llm_demo" and "Saved new_llm_demo" in capsys.readouterr().out
     assert drive.saved(tmp_path / "backup") == ["new_llm_demo"]
-    assert drive.restore("new_llm_demo", tmp_path / "backup", tmp_path / "new machine").is_finished
+    assert is_finished(drive.restore("new_llm_demo", tmp_path / "backup", tmp_path / "new machine"))
 
 
 def test_on_colab_runs_go_to_my_drive(run, tmp_path, colab, monkeypatch):
@@ -31,7 +31,7 @@ def test_on_colab_runs_go_to_my_drive(run, tmp_path, colab, monkeypatch):
     assert drive.save(run) == tmp_path / "drive" / "MyDrive" / "new-llm" / "new_llm_demo"
     assert colab.mounted == [str(tmp_path / "drive")]
     assert drive.saved() == ["new_llm_demo"]
-    assert drive.restore("new_llm_demo", into=tmp_path / "here").is_finished
+    assert is_finished(drive.restore("new_llm_demo", into=tmp_path / "here"))
 
 
 def test_a_drive_that_is_refused_is_one_line(run, tmp_path, colab):

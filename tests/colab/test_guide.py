@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.cli.parser import build, overrides, parse
-from newllm_lib.recipe import load_recipe
+from newllm_lib.cli.parser import build, parse
+from newllm_lib.recipe import load_recipe, overrides
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "README_COLAB.md").read_text(encoding="utf-8")

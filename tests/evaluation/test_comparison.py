@@ -9,8 +9,8 @@ from newllm_lib.errors import UsageError
 from newllm_lib.evaluation import comparison
 from newllm_lib.evaluation.comparison_table import as_markdown, as_text, table
 from newllm_lib.evaluation.evaluate_run import evaluate_run
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.runs import Run
+from tests.helpers.loading import load_run
 
 
 @pytest.fixture(scope="module")

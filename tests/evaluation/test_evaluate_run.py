@@ -11,9 +11,9 @@ import torch
 from newllm_lib.data import load_split, prepare
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation import baselines
-from newllm_lib.evaluation.evaluate_run import evaluate_run
-from newllm_lib.evaluation.load import load_run
+from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.recipe import load_recipe
+from tests.helpers.loading import load_run
 
 KEYS = {"bits_per_byte", "perplexity", "word_perplexity", "accuracy", "vocab_size", "unk_share", "tokens", "bytes"}
 
@@ -32,7 +32,7 @@ def test_a_run_is_evaluated_with_its_own_tokenizer_and_data(make_run, bpe, tmp_p
     assert result["context_effective_rank"] > 1
     said = capsys.readouterr().out
     assert "bits per byte" in said and f"vocabulary {len(bpe)}" in said and "bigram: " in said
-    other = evaluate_run(str(run.best), "validation", batch_size=2, block_length=5)
+    other = evaluate_run(str(run.best), EvaluationData("validation"), batch_size=2, block_length=5)
     assert other["bytes"] != result["bytes"] and "baselines" not in other
 
 
@@ -40,7 +40,7 @@ def test_another_folder_of_text_keeps_the_runs_own_counts(make_run, bpe, tmp_pat
     run = make_run(tmp_path / "small", bpe)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "test.txt").write_text("Ada likes rain.\n", encoding="utf-8")
-    result = evaluate_run(run, data_dir=tmp_path / "mine", baselines=True)
+    result = evaluate_run(run, EvaluationData(data_dir=tmp_path / "mine"), baselines=True)
     assert result["bytes"] == 16
     _, tokenizer, recipe = load_run(run)
     moved = load_recipe("demo", {"data_dir": str(tmp_path / "mine"), "sized_for": "cpu"})
@@ -51,7 +51,7 @@ def test_another_folder_of_text_keeps_the_runs_own_counts(make_run, bpe, tmp_pat
 def test_wrong_requests_are_one_line(make_run, bpe, tmp_path, cache):
     run = make_run(tmp_path / "small", bpe)
     with pytest.raises(UsageError, match="no split 'tests'"):
-        evaluate_run(run, "tests")
+        EvaluationData("tests")
     run.recipe_path.unlink()
     with pytest.raises(NewLLMError, match="no recipe.yaml"):
         evaluate_run(run.best)

@@ -15,10 +15,10 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation import gguf
 from newllm_lib.evaluation.export import export
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, link_model, staged_directory
 from newllm_lib.training.model_config import build_model
+from tests.helpers.loading import load_run
 from tests.hub_server import HubServer
 
 TOKEN = "hf_averysecrettokenthatmustnotbeseen"
@@ -79,8 +79,9 @@ def test_the_card_is_filled(made, tmp_path):
 def test_the_command_on_the_card_means_the_same_run():
     import shlex
 
-    from newllm_lib.cli.parser import overrides, parse
+    from newllm_lib.cli.parser import parse
     from newllm_lib.evaluation.model_card import training_command
+    from newllm_lib.recipe import overrides
 
     for model in RECIPES:
         recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "carry_state": model == "new_llm", "patience": None})

@@ -8,9 +8,9 @@ import torch
 
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, staged_directory
+from tests.helpers.loading import load_run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_figures_are_those_of_the_processor(kind, bpe, make_model, tools):
     split = tools.pack(bpe, tools.sentences(60, seed=5))
     model = make_model(bpe, kind)
     expected = evaluate(model, split, bpe)
-    exact = evaluate(model, split, bpe, device="cuda", batch_size=7, block_length=19)
+    exact = evaluate(model.to("cuda"), split, bpe, batch_size=7, block_length=19)
     half = evaluate(model, split, bpe, dtype=probe().dtype)
     assert model.device.type == "cuda"
     assert exact["loss"] == pytest.approx(expected["loss"], rel=1e-4)

@@ -90,7 +90,7 @@ def test_a_checkpoint_that_is_not_whole(trained, capsys, command, damage):
 
 
 def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypatch):
-    from newllm_lib.runs import Run
+    from newllm_lib.runs import Run, is_finished
     from newllm_lib.training import trainer
 
     save = trainer.Trainer._save_checkpoint
@@ -111,7 +111,7 @@ def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypat
     monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", save)  # space was made: the same command continues
     assert newllm(capsys, *words)[0] == 0
     steps = [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]
-    assert steps == sorted(steps) and run.is_finished
+    assert steps == sorted(steps) and is_finished(run)
 
 
 def test_no_network(folder, capsys):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.runs import Run, find_run, is_whole, read_status
+from newllm_lib.runs import Run, find_run, is_finished, is_whole, read_status
 from tests.notebooks.test_run import NOTEBOOKS, TINY, write_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -173,7 +173,7 @@ def test_it_runs_stops_saves_goes_on_and_answers(tab):
     line = tab.page.locator("input[placeholder*='press Enter']")
     until(lambda: line.count() or tab.errors(), 900, "the notebook did not come to the chat")
     tab.wait_until_idle()
-    assert tab.errors() == [] and stopped.is_finished
+    assert tab.errors() == [] and is_finished(stopped)
     assert "Continuing from checkpoint-" in stopped.log.read_text(encoding="utf-8")
     assert tab.page.locator(".jp-OutputArea img").count() >= 1
     if tab.page.locator(".jp-OutputArea table").count():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.runs import Run, checkpoint_step, is_whole
+from newllm_lib.runs import Run, checkpoint_step, is_finished, is_whole
 from tests.bootstrap.conftest import copy_working_tree
 from tests.notebooks.test_run import TINY
 
@@ -113,7 +113,7 @@ def test_with_only_drive_left_it_goes_on_at_the_next_step_with_the_same_curve(tm
     second.ended()
     log = second.run().log.read_text()
     assert "further than here: it is brought back and continued" in log and f"Continuing from checkpoint-{saved}\n" in log
-    assert second.run().is_finished and second.run().name == name
+    assert is_finished(second.run()) and second.run().name == name
 
     alone = Machine(tmp_path / "alone", tmp_path / "another drive")
     alone.ended()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from newllm_lib.errors import UsageError
-from newllm_lib.runs import Run, checkpoint_step, find_run, list_runs, staged_directory, write_status
+from newllm_lib.runs import Run, checkpoint_step, find_run, is_finished, list_runs, staged_directory, write_status
 
 
 def save(run: Run, step: int) -> None:
@@ -39,7 +39,7 @@ def test_a_run_is_found_by_name_and_by_folder(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "no run").mkdir()
     assert find_run("new_llm_demo").path.samefile("checkpoints/new_llm_demo")
     assert find_run("checkpoints/tinygpt2_demo/").name == "tinygpt2_demo"
-    assert find_run("checkpoints/new_llm_demo").is_finished
+    assert is_finished(find_run("checkpoints/new_llm_demo"))
     assert {run.name for run in list_runs("checkpoints")} == {"new_llm_demo", "tinygpt2_demo"}
 
 

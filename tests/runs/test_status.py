@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from newllm_lib.runs import Run, RunLock, last_line, read_status, tail, write_status
+from newllm_lib.runs import Run, RunLock, is_finished, last_line, read_status, tail, write_status
 from newllm_lib.runs import status as status_module
 
 
@@ -29,7 +29,7 @@ def test_a_run_goes_from_new_over_running_to_done(run):
         )
         assert status["started"] <= status["updated"]
         write_status(run, state="done", message="finished")
-    assert read_status(run)["state"] == "done" and run.is_finished
+    assert read_status(run)["state"] == "done" and is_finished(run)
 
 
 def test_a_run_whose_process_is_gone_is_dead_and_shows_its_last_line(run):
@@ -37,13 +37,13 @@ def test_a_run_whose_process_is_gone_is_dead_and_shows_its_last_line(run):
     run.log.write_text("step 7\nRuntimeError: CUDA error\n\n")
     status = read_status(run)
     assert status["state"] == "dead" and "RuntimeError: CUDA error" in status["message"] and status["step"] == 7
-    assert not run.is_finished
+    assert not is_finished(run)
 
 
 def test_a_finished_run_that_is_started_again_is_running(run):
     write_status(run, state="done")
     with RunLock(run):
-        assert read_status(run)["state"] == "running" and not run.is_finished
+        assert read_status(run)["state"] == "running" and not is_finished(run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])

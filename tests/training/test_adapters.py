@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
+from tests.helpers.loading import load_run
 from tests.training.small_runs import curve, rows, stopped_after
 from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixtures
 

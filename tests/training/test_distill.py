@@ -1,6 +1,7 @@
 """Distillation: the loss and its gradients against plain torch, and a student that follows its teacher."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def model_of(kind, tokenizer, loud=0.0):
 
 @pytest.mark.parametrize("kind", ["new_llm", "tiny_gpt2"])
 def test_a_student_follows_its_teacher(kind, words, monkeypatch):
-    monkeypatch.setattr(distill, "load_teacher", lambda name: (model_of(kind, words, loud=0.3), words))
+    made = SimpleNamespace(model=model_of(kind, words, loud=0.3), tokenizer=words)
+    monkeypatch.setattr(distill, "load_model", lambda name: made)
     teacher = distill.Teacher(load_recipe("demo", {**TINY, "teacher": "made", "distill_weight": 1.0}), words, torch.device("cpu"))
     student = model_of("new_llm", words)
     ids = torch.randint(3, len(words), (8, 16))

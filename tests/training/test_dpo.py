@@ -17,10 +17,10 @@ from newllm_lib.data.preferences import encode_pairs, generate
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.evaluation.export import export
-from newllm_lib.evaluation.load import load_run
-from newllm_lib.runs import Run, ask_to_save, is_whole, read_status
+from newllm_lib.runs import Run, ask_to_save, is_finished, is_whole, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
+from tests.helpers.loading import load_run
 from tests.training.preference_bases import make_base, recipe
 from tests.training.small_runs import stopped_after
 
@@ -179,7 +179,7 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_pat
 
     monkeypatch.setattr(callbacks.SaveRequests, "on_step_end", ask)
     train(recipe(tmp_path, bases["new_llm"], max_steps=4))
-    assert run.checkpoint(2).is_dir() and run.is_finished
+    assert run.checkpoint(2).is_dir() and is_finished(run)
 
 
 @pytest.mark.parametrize("model", ["new_llm", pytest.param("tiny_gpt2", marks=pytest.mark.slow)])
@@ -212,8 +212,8 @@ def pairs_file(folder, rows):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base": "./nowhere"}, "There is no base model ./nowhere"),
-        ({"base": "no such model!"}, "There is no base model"),
+        ({"base": "./nowhere"}, "No run './nowhere'"),
+        ({"base": "no such model!"}, "No run 'no such model!'"),
         ({"base": "owner/model"}, "Base model owner/model cannot be read from the Hugging Face hub"),
         ({"max_seq_length": 97}, "reads at most 96 tokens"),
         ({"max_seq_length": 5}, "No pair fits into 5 tokens"),
@@ -229,22 +229,6 @@ def test_bad_input_is_one_line(changes, words, bases, tmp_path, monkeypatch):
         train(recipe(tmp_path, changes.pop("base", bases["tiny_gpt2"]), **changes))
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not any((tmp_path / "run" / name).exists() for name in ("best", "recipe.yaml"))  # the folder is free for another try
-
-
-def test_a_tokenizer_that_needs_a_package_names_it(monkeypatch, tmp_path):
-    from newllm_lib.evaluation import base_model, load
-
-    def refused(folder):  # in transformers' own words
-        raise NewLLMError(f"{folder} cannot be loaded (`tiktoken` is required to read a `tiktoken` file).")
-
-    monkeypatch.setattr(load, "load_run", refused)
-    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NewLLMError, match="is SentencePiece's: `pip install sentencepiece protobuf`"):
-        base_model.load_base(str(tmp_path))
-    monkeypatch.setattr(base_model, "find_spec", lambda name: "there")
-    with pytest.raises(NewLLMError, match="tiktoken"):
-        base_model.load_base(str(tmp_path))
 
 
 def test_pairs_that_are_none_are_left_out_and_said(bases, tmp_path):

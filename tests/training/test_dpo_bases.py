@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.training import preferences, train
 from tests.data.conftest import byte_level_bpe
+from tests.helpers.loading import load_run
 from tests.training.preference_bases import recipe
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -10,8 +10,8 @@ import torch
 
 from newllm_lib.device import probe
 from newllm_lib.evaluation.export import export
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.training import preferences, train
+from tests.helpers.loading import load_run
 from tests.training.preference_bases import make_base, recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

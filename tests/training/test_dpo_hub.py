@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from newllm_lib.runs import Run
 from tests.data.conftest import byte_level_bpe
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def dialogpt(folder: Path) -> None:
-    """A tiny model in the format of microsoft/DialoGPT-small: weights as a .bin with old buffers, two files of vocabulary, its
+    """A tiny model in the format of microsoft/DialoGPT-small: weights with old buffers, two files of vocabulary, its
     template in the tokenizer's configuration."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -32,7 +33,8 @@ def dialogpt(folder: Path) -> None:
     config = GPT2Config(vocab_size=backend.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes)
     model = GPT2LMHeadModel(config)
     buffers = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril().bool() for i in range(2)}
-    torch.save(model.state_dict() | buffers, folder / "pytorch_model.bin")
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
+    save_file(weights | buffers, folder / "model.safetensors", {"format": "pt"})
     written = {**config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(written))
     template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
@@ -53,6 +55,8 @@ def test_the_default_base_comes_from_the_hub_and_its_adapters_go_anywhere(tmp_pa
     assert not (run.path / "base").exists()  # the hub has it
     first = next(row for row in run.metrics() if "loss" in row)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
+    adapters = json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapters["base_model_name_or_path"] == "microsoft/DialoGPT-small"  # not a folder of this machine
     card = (run.path / "card.md").read_text(encoding="utf-8")
     assert 'from_pretrained("microsoft/DialoGPT-small")' in card and "newllm_lib" not in card.partition("## Use")[2]
     gone = home | {"HF_HUB_OFFLINE": "1"}  # what was fetched once needs no network

@@ -3,10 +3,10 @@
 import pytest
 
 from newllm_lib.cli import main
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import train
+from tests.helpers.loading import load_run
 from tests.training.small_runs import write_text
 
 TINY = {

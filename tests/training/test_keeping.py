@@ -9,7 +9,7 @@ import pytest
 
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, mirror_status
+from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, is_finished, mirror_status
 from newllm_lib.training import run_recipe, train
 from tests.training.small_runs import curve as rows_of
 from tests.training.small_runs import recipe, write_text
@@ -51,7 +51,7 @@ def test_the_machine_goes_away_and_the_copy_is_continued_with_the_same_curve(fol
     assert "brought back and continued" in shown and "Continuing from checkpoint-17" in shown
     assert curve(run.path) == curve(folder / "whole") == curve(folder / "drive" / "run")
     shutil.rmtree(folder / "run")
-    assert train(recipe(folder, mirror_dir="drive")).is_finished and "is finished already" in capsys.readouterr().out
+    assert is_finished(train(recipe(folder, mirror_dir="drive"))) and "is finished already" in capsys.readouterr().out
 
 
 def test_another_run_in_the_same_place_is_not_overwritten(folder):
@@ -131,5 +131,5 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(folder, monkey
 
     monkeypatch.setattr(run_recipe.SaveRequests, "on_step_end", ask)
     train(recipe(folder, keep_checkpoints=9))
-    assert asked == [True] and run.checkpoint(5).is_dir() and run.is_finished and not run.save_request.exists()
+    assert asked == [True] and run.checkpoint(5).is_dir() and is_finished(run) and not run.save_request.exists()
     assert not ask_to_save(run)

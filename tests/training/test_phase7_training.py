@@ -11,12 +11,12 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.carry import Reader
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.evaluation.generation import complete
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.ops.common.dispatch import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import arguments, run_recipe, train
 from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.optimizer import build_optimizer
+from tests.helpers.loading import load_run
 from tests.training.small_runs import losses, stopped_after, write_text
 
 

@@ -16,7 +16,8 @@ from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixture
 
 def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(folder, capsys):  # noqa: F811
     from newllm_lib.data import load_split
-    from newllm_lib.evaluation import bigram, load_run
+    from newllm_lib.evaluation import bigram
+    from tests.helpers.loading import load_run
 
     earlier = train(tuned(folder, seed="1"))
     run = train(tuned(folder))
@@ -84,7 +85,8 @@ def test_ultrachat_is_one_pass_and_the_guides_fifty_for_a_part_of_it():
 def test_the_guides_flags_reach_the_recipe_through_the_command():
     import shlex
 
-    from newllm_lib.cli.parser import overrides, parse
+    from newllm_lib.cli.parser import parse
+    from newllm_lib.recipe import overrides
 
     line = (
         "train ultrachat --num_layers 4 --max_samples 10000 --max_seq_length 256 --epochs 100 --context_dim 512 "

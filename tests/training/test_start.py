@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
+from tests.helpers.loading import load_run
 from tests.training.small_runs import curve, rows, stopped_after
 
 TINY = {
@@ -64,12 +64,12 @@ def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer
 
 def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
     from newllm_lib.evaluation.chat import open_session
-    from newllm_lib.evaluation.evaluate_run import evaluate_run
+    from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 
     run = train(tuned(folder))
-    found = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"), loss_on="answers")
+    found = evaluate_run("new_llm_wikitext", EvaluationData("validation", None, folder / "talks", "answers"))
     assert rows(run)[0]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-5)
-    everything = evaluate_run("new_llm_wikitext", "validation", str(folder / "talks"))
+    everything = evaluate_run("new_llm_wikitext", EvaluationData("validation", None, folder / "talks"))
     assert everything["loss_on"] == "everything" and everything["bytes"] > found["bytes"]
     # Learning answers alone says nothing of who speaks first: the record says that it answers.
     assert open_session(run).dialogue and not open_session("new_llm_wikitext").dialogue
@@ -178,3 +178,25 @@ def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
     assert result["models"][0]["bytes"] == result["models"][1]["bytes"] > 0  # of the answers
     assert "bigram" in result["baselines"] and all(p.endswith("assistant:") for p in result["prompts"])
     assert (ours.path / "comparison.md").is_file()
+
+
+def test_an_exported_folder_is_a_start_like_the_run_it_came_from(folder):
+    from newllm_lib.evaluation.export import export
+
+    exported = export("new_llm_wikitext", folder / "given")
+    shutil.rmtree("checkpoints/new_llm_wikitext")
+    run = train(tuned(folder, from_run=str(exported), output_dir="mine"))
+    start, ours = load_run(exported)[0], load_run(run, "last")[0]
+    before, after = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours))
+    assert 0 < (after - before).norm() < 0.5 * before.norm()
+
+
+def test_adapters_alone_are_no_start(folder):
+    best = Run("checkpoints/new_llm_wikitext").best
+    (best / "adapter_config.json").write_text("{}")
+    (best / "adapter_model.safetensors").write_bytes((best / "model.safetensors").read_bytes())
+    manifest = json.loads((best / "WHOLE.json").read_text())
+    manifest["files"] = {p.name: p.stat().st_size for p in best.iterdir() if p.name != "WHOLE.json"}
+    (best / "WHOLE.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="merge them first .*newllm export new_llm_wikitext"):
+        train(tuned(folder))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import resuming, train, trainer
+from tests.helpers.loading import load_run
 from tests.training.small_runs import recipe, rows, stopped_after
 
 

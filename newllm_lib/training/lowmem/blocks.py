@@ -8,9 +8,10 @@ memory. Between the passes only the blocks' inputs are kept, on the device or on
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +23,29 @@ from newllm_lib.layers.tensor_train import TensorTrainHead
 from newllm_lib.training.lowmem.graphs import BlockGraphs
 from newllm_lib.training.lowmem.host_store import HostStore, InPlace
 
-if TYPE_CHECKING:
-    from newllm_lib.training.lowmem.in_backward import StepInBackward
-
 SMALL_HEAD = 1 << 26  # logits that exist at a time: 128 MiB in half precision
+
+
+class GradientConsumer(Protocol):
+    """Who uses a parameter's gradient as soon as it is whole, such as an optimizer in the backward pass."""
+
+    waits: Collection[Tensor]  # parameters whose gradients are kept for later
+
+    def whole(self, parameter: Tensor) -> None:
+        """Use the gradient of a parameter, which nothing adds to any more."""
 
 
 @dataclass
 class BlockPasses:
     """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last
-    ones. `stepper`: who is told of a parameter whose gradient is whole (in_backward.StepInBackward), if anybody.
+    ones. `stepper`: who is told of a parameter whose gradient is whole, if anybody.
     """
 
     sequences: int | None
     store: HostStore | InPlace
     compiled: bool = False
     graphs: BlockGraphs | None = None
-    stepper: StepInBackward | None = None
+    stepper: GradientConsumer | None = None
     complete: bool = True
     blocks: list[nn.Module] = field(default_factory=list)
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, UsageError
-from newllm_lib.evaluation.load import load_run
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train, trainer
 from newllm_lib.training.lowmem.plan import refuse
+from tests.helpers.loading import load_run
 from tests.training.small_runs import curve
 
 LIGHT = {

@@ -25,13 +25,20 @@ def check_weights(folder: Path, model) -> None:
             if wanted is None:
                 continue
             if tuple(wanted.shape) != shape:
-                raise NewLLMError(_refusal(file, name, f"has the shape {_text(shape)}", _text(tuple(wanted.shape))))
+                raise NewLLMError(
+                    _refusal(file, name, f"has the shape {_text(shape)}", _text(tuple(wanted.shape)))
+                )
             if wanted.dtype.is_floating_point != (dtype in _FLOATS):
-                raise NewLLMError(_refusal(file, name, f"holds {dtype}", str(wanted.dtype).removeprefix("torch.")))
+                raise NewLLMError(
+                    _refusal(file, name, f"holds {dtype}", str(wanted.dtype).removeprefix("torch."))
+                )
 
 
 def _refusal(file: Path, name: str, found: str, wanted: str) -> str:
-    return f"{file}: {name} {found}, this model needs {wanted}: refused. Copy the folder again from where it was trained."
+    return (
+        f"{file}: {name} {found}, this model needs {wanted}: refused. "
+        "Copy the folder again from where it was trained."
+    )
 
 
 def _text(shape: tuple) -> str:

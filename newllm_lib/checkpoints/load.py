@@ -1,0 +1,329 @@
+"""Loading a model, whatever it is: a run, an exported folder, adapters with their base, or one of the hub.
+
+Only safetensors are read, never pickles, no program that lies beside a model is run, and only what is whole
+is loaded: a folder that lost a file, or whose file was cut off, is refused by name. Only a hub id is fetched
+from a network, and only once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newllm_lib.checkpoints.location import (
+    ModelLocation,
+    base_of,
+    check_model_folder,
+    is_adapter,
+    locate,
+    missing_parts,
+    only_pickles,
+)
+from newllm_lib.data import hub_models
+from newllm_lib.data.hub import Asked, HubUnreachable
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt|h5|msgpack|ot)")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready for use.
+
+    Attributes:
+        model: a transformers causal language model in evaluation mode.
+        tokenizer: its own.
+        recipe: the record of its training; None where its folder holds none.
+        folder: where its files are (of a hub model: in the hub's cache).
+        location: where it was found, with the run that it belongs to and its name.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe | None
+    folder: Path
+    location: ModelLocation
+
+    @property
+    def run(self) -> Run | None:
+        """The run that it belongs to; None: an export, another folder, or the hub's."""
+        return self.location.run
+
+
+def load_model(
+    model: str | Path | Run | ModelLocation,
+    which: str = "best",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    merge: bool = True,
+) -> LoadedModel:
+    """Load a model by whatever name a user gave it.
+
+    Args:
+        model: a run (its name or folder), a folder that holds a model or adapters, a hub id, or what `locate`
+            found.
+        which: of a run "best", "last" or "checkpoint-N".
+        device: put the model there (default: the CPU).
+        dtype: of the weights, such as `torch.float32`; "auto": as they were saved.
+        merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a
+            `PeftModel`).
+    Raises:
+        UsageError: there is no such model here, nor on the hub. NewLLMError: it is not whole, is no causal
+            language model, is gated, needs a program of its own, has its weights only as a pickle, or the hub
+            cannot be reached.
+    """
+    location = model if isinstance(model, ModelLocation) else locate(model, which)
+    return _load(location, device, dtype, merge, within=())
+
+
+def whole_model_folder(model: str | Path | Run | ModelLocation, which: str = "best") -> Path:
+    """The folder of a model (of a hub id: in the hub's cache), every file whole and none that could run code.
+
+    Raises:
+        UsageError: there is no such model. NewLLMError: it is not whole, not to be trusted, or the hub cannot
+            be reached.
+    """
+    location = model if isinstance(model, ModelLocation) else locate(model, which)
+    folder = location.folder or _fetched(location.name)
+    check_model_folder(folder)
+    return folder
+
+
+def base_sizes(name: str) -> tuple[PreTrainedConfig, int] | None:
+    """A model's configuration and number of parameters, without weights; None where only the hub could tell.
+
+    Raises:
+        UsageError: there is no such model. NewLLMError: its configuration cannot be read, or is no causal
+            language model's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    location = locate(name)
+    if name == "microsoft/DialoGPT-small":
+        config = GPT2Config()  # GPT-2 small's architecture, to the letter
+    else:
+        folder = location.folder or hub_models.cached_snapshot(name, lambda f: (f / "config.json").is_file())
+        if folder is None or is_adapter(folder):
+            return None
+        config = _config(folder, name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return config, sum(p.numel() for p in model.parameters())
+
+
+def _load(
+    location: ModelLocation,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype,
+    merge: bool,
+    within: tuple[Path, ...],
+) -> LoadedModel:
+    """`within`: the folders of adapters that this model is the base of."""
+    folder = whole_model_folder(location)
+    if folder in within:
+        raise NewLLMError(f"{folder} holds adapters that name themselves as their base: copy it again.")
+    name = location.name if location.folder is None else str(folder)
+    if is_adapter(folder):
+        model, tokenizer = _adapted(folder, name, dtype, merge, (*within, folder))
+    else:
+        model, tokenizer = _pretrained(folder, name, dtype)
+    _check_tokenizer(name, model, tokenizer)
+    # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
+    model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
+    model.eval()
+    model = model.to(device) if device else model
+    return LoadedModel(model, tokenizer, recipe_beside(location, folder), folder, location)
+
+
+def recipe_beside(location: ModelLocation, folder: Path) -> Recipe | None:
+    """The record of a model's training (of a hub model: what its owner uploaded with it), if there is one."""
+    if location.folder is not None:
+        return location.recipe()
+    return Recipe.from_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
+
+
+def _pretrained(
+    folder: Path, name: str, dtype: str | torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from newllm_lib.checkpoints.weights import check_weights
+
+    config = _config(folder, name)
+    with _one_line(name), _quiet():
+        if getattr(config, "quantization_config", None) is None:
+            with torch.device("meta"):
+                check_weights(folder, AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise NewLLMError(
+            f"{name} holds no weights for {names}: it was made by another version or is damaged."
+        )
+    return model, _tokenizer(folder, name)
+
+
+def _adapted(
+    folder: Path, name: str, dtype: str | torch.dtype, merge: bool, within: tuple[Path, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with the adapters in it (Hu et al., 2021, arXiv 2106.09685; PEFT's files), and a tokenizer."""
+    from peft import PeftModel
+
+    wanted = base_of(folder)
+    try:
+        base = _load(locate(wanted), None, dtype, True, within)
+    except UsageError as error:
+        raise NewLLMError(
+            f"The adapters in {name} belong to {wanted}, which is neither here nor on the hub: copy the "
+            "whole run, with its base/."
+        ) from error
+    with _one_line(f"The adapters in {name}"):
+        model = PeftModel.from_pretrained(base.model, str(folder))
+        model = model.merge_and_unload() if merge else model
+    own = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    return model, _tokenizer(folder, name) if own else base.tokenizer
+
+
+def _config(folder: Path, name: str) -> PreTrainedConfig:
+    """The configuration in a folder, if it is that of a causal language model which is known here."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    import newllm_lib.models  # noqa: F401  registers our models with transformers
+
+    with _one_line(name):
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if written.get("auto_map") and written.get("model_type") not in CONFIG_MAPPING:
+            raise NewLLMError(
+                f"{name} needs a program of its own (auto_map in its config.json), and none is run from "
+                "a model's folder: name a model that transformers knows."
+            )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
+    known = {kind.__name__ for kind in (causal if isinstance(causal, tuple) else (causal,))}
+    made_as = list(config.architectures or ())
+    text_alone = hasattr(config, "vocab_size")  # one that sees pictures too keeps its text's sizes apart
+    if not known or not text_alone or (made_as and known.isdisjoint(made_as)):
+        raise NewLLMError(
+            f"{name} is no causal language model of text (it is {', '.join(made_as) or config.model_type}), "
+            "which is what trains, chats and is measured here: name one, such as openai-community/gpt2."
+        )
+    return config
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with _one_line(name, "its tokenizer"):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except NewLLMError as error:  # transformers asks for another package than the one that helps
+        needed = re.search("sentencepiece|tiktoken|protobuf", str(error), re.IGNORECASE)
+        if not needed or find_spec("sentencepiece") is not None:
+            raise
+        raise NewLLMError(
+            f"The tokenizer of {name} is SentencePiece's: `pip install sentencepiece protobuf`, "
+            "or name another model."
+        ) from error
+
+
+def _check_tokenizer(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
+        raise NewLLMError(
+            f"{name}: its tokenizer has no end token (eos_token), so nothing could say where a text ends: "
+            "name another model, or set eos_token in its tokenizer_config.json."
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise NewLLMError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, its model only {model.config.vocab_size:,}"
+            ": they do not belong together. Copy the folder again from where it was trained."
+        )
+
+
+def _fetched(name: str) -> Path:
+    """The folder in the hub's cache that holds a model of the hub, downloaded if it was not before."""
+    cached = hub_models.cached_snapshot(name, lambda folder: not missing_parts(folder))
+    if cached:
+        return cached
+    what = f"Model {name}" if "/" in name else f"No run {name!r} is here, and a model of that name"
+    asked = Asked(what, "name one of our runs (`newllm runs` lists them) or a folder")
+    try:
+        folder = hub_models.fetch(name, hub_models.TEXT_FILES, asked)
+        if not is_adapter(folder) and (folder / "config.json").is_file():
+            _config(folder, name)  # before gigabytes of weights
+        if weights := [file for file in missing_parts(folder) if file.endswith(".safetensors")]:
+            files = hub_models.list_files(name, asked)
+            there = set(weights) <= set(files)
+            folder = (
+                hub_models.fetch(name, weights, asked) if there else _converted(name, folder, files, asked)
+            )
+    except HubUnreachable as error:
+        raise error if "/" in name else UsageError(str(error)) from error
+    if missing := missing_parts(folder):
+        raise NewLLMError(f"{name} on the hub has no {missing[0]}: it cannot be loaded. Name another model.")
+    return folder
+
+
+def _converted(name: str, folder: Path, files: list[str], asked: Asked) -> Path:
+    """The same model with its weights as safetensors, where the hub has converted them.
+
+    Raises:
+        NewLLMError: it has not.
+    """
+    pickle = next((file for file in sorted(files) if _PICKLE.fullmatch(file)), None)
+    if pickle is None:
+        return folder
+    revision = hub_models.converted_revision(name, asked)
+    if revision is None:
+        raise NewLLMError(only_pickles(name, pickle))
+    return hub_models.fetch(name, (*hub_models.TEXT_FILES, "*.safetensors"), asked, revision)
+
+
+@contextlib.contextmanager
+def _one_line(name: str, part: str = "") -> Iterator[None]:
+    """What a damaged or unknown file makes transformers or PEFT raise becomes one line: name and cause."""
+    try:
+        yield
+    except NewLLMError:
+        raise
+    except Exception as error:
+        cause = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+        if "trust_remote_code" in str(error):
+            cause = "it needs a program of its own, and none is run from a model's folder"
+        what = f"{name}: {part} cannot" if part else f"{name} cannot"
+        raise NewLLMError(f"{what} be loaded ({cause}). Copy it again, or take another.") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers for the few milliseconds that loading takes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
