@@ -14,7 +14,12 @@ HALF_DONE = [
     *"--batch_size 4 --max_steps 12 --evals_per_epoch 10 --carry_state true".split(),
 ]
 PHASE7 = [
-    *("train", "phase7_small", *_SIZES, *"--logging_steps 2 --hidden_size 16 --num_heads 2 --mlp_size 32".split()),
+    *(
+        "train",
+        "phase7_small",
+        *_SIZES,
+        *"--logging_steps 2 --hidden_size 16 --num_heads 2 --mlp_size 32".split(),
+    ),
     *"--context_dim 16 --attention_window 16 --ssm_ranks 4 --htt_rank 2 --batch_size 8 --epochs 4".split(),
     *"--evals_per_epoch 1".split(),
 ]
@@ -25,5 +30,7 @@ def put(into: Path, *names: str) -> Path:
     for name in ("text", *names):
         shutil.copytree(FIXTURES / name, into / name, dirs_exist_ok=True)
     for record in [*into.rglob("recipe.yaml"), *into.rglob("mirror.json")]:
-        record.write_text(record.read_text(encoding="utf-8").replace("/fixtures", str(into)), encoding="utf-8")
+        record.write_text(
+            record.read_text(encoding="utf-8").replace("/fixtures", str(into)), encoding="utf-8"
+        )
     return into

@@ -10,6 +10,7 @@ import numpy as np
 
 from newllm_lib.console import say
 from newllm_lib.data.chat import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
+from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import model_device
 from newllm_lib.evaluation.evaluate_run import counted_baselines, data_recipe, packed_split, training_recipe
 from newllm_lib.evaluation.generation import complete
@@ -17,7 +18,7 @@ from newllm_lib.evaluation.load import load_run, model_folder
 from newllm_lib.evaluation.metrics import describe, evaluate
 from newllm_lib.evaluation.sampling import Settings, token_id
 from newllm_lib.evaluation.speed import measure_speed
-from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.runs import Run, atomic_write_text, check_file
 
 SAMPLING = Settings(temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60, seed=0)
 _LABELS = {"new_llm": "New-LLM", "tiny_gpt2": "TinyGPT2", "phase7": "Phase 7"}
@@ -46,6 +47,9 @@ def compare(
     from newllm_lib.evaluation.comparison_picture import draw
     from newllm_lib.evaluation.comparison_table import as_markdown, as_text
 
+    folder = Path(output_dir) if output_dir else _run_folder(run_a).absolute()
+    files = [folder / "comparison.md", folder / "comparison.png"]
+    _refuse_others(*files)
     device = device or probe().torch_device
     models, shared = [], None
     for run in (run_a, run_b):
@@ -61,14 +65,21 @@ def compare(
     }  # fmt: skip
     result["difference_percent"] = differences(*models)
     result["verdict"] = verdict(result)
-    folder = Path(output_dir) if output_dir else _run_folder(run_a).absolute()
-    files = [folder / "comparison.md", folder / "comparison.png"]
     say(as_text(result))
     atomic_write_text(files[0], as_markdown(result))
     draw(result, files[1])
     say(f"Saved {files[0]} and {files[1].name}")
     result["settings"] = vars(settings)
     return result | {"files": [str(f) for f in files]}
+
+
+def _refuse_others(page: Path, picture: Path) -> None:
+    """Raise UsageError where what is no comparison of ours would be replaced."""
+    if page.parent.exists() and not page.parent.is_dir():
+        raise UsageError(f"{page.parent} is a file, and --output_dir names a folder: give another.")
+    check_file(page, "--output_dir", lambda text: "![comparison](comparison.png)" in text)
+    if not page.exists():  # a picture without its page is another's
+        check_file(picture, "--output_dir", lambda text: False)
 
 
 def _one(run, split, data_dir, samples, settings, speed, device, shared) -> tuple[dict, dict]:

@@ -13,14 +13,14 @@ from newllm_lib.evaluation.base_model import shown_name
 from newllm_lib.evaluation.load import whole_model_folder
 from newllm_lib.evaluation.model_card import model_card, training_command
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, find_run, staged_directory
+from newllm_lib.runs import MARK, WHOLE, Run, find_run, owned_directory
 
 # Of a checkpoint, what is needed to continue training and by nobody else.
 _TRAINING_ONLY = (WHOLE, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
 
 
 def export(run: Run | str, output_dir: str | Path | None = None, which: str = "best") -> Path:
-    """Write the folder (default: `export/` in the run's) and return it; an export that is there is replaced.
+    """Write the folder (default: `export/` in the run's) and return it; only an earlier export is ever replaced.
 
     Args:
         which: "best", "last" or "checkpoint-N".
@@ -30,10 +30,8 @@ def export(run: Run | str, output_dir: str | Path | None = None, which: str = "b
     run = run if isinstance(run, Run) else find_run(run)
     source = whole_model_folder(run, which)
     folder = Path(output_dir) if output_dir else run.path / "export"
-    if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
-        raise UsageError(f"{folder} holds something else than an export: choose another --output_dir.")
     recipe = Recipe.from_yaml(run.recipe_path)
-    with staged_directory(folder) as staging:
+    with owned_directory(folder, "export", "--output_dir", run.name) as staging:
         if is_adapter(source):
             _write_merged(source, staging)
         for file in sorted(source.iterdir()) if not is_adapter(source) else ():
@@ -49,7 +47,7 @@ def export(run: Run | str, output_dir: str | Path | None = None, which: str = "b
         card = _with_use_of(made, own.read_text(encoding="utf-8")) if own.is_file() else made
         (staging / "README.md").write_text(card, encoding="utf-8")
     (folder / WHOLE).unlink()
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(f"Exported {run.name} ({which}) to {folder} ({size / 2**20:,.1f} MiB)")
     return folder
 
@@ -87,7 +85,8 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
     api = HfApi(token=token)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload {folder.parent.name}")
+        about = f"Upload {folder.parent.name}"
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK])
     except HFValidationError as error:
         raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
     except HfHubHTTPError as error:

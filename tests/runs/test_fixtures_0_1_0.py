@@ -90,7 +90,9 @@ def test_a_sequential_run_says_and_measures_what_it_did(tmp_path, monkeypatch):
     found = evaluate_run("sequential", "test", device="cpu")
     for key, value in recorded["evaluation"].items():
         assert found[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
-    ids = tokenizer(tokenizer.bos_token + recorded["prompt"], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = tokenizer(tokenizer.bos_token + recorded["prompt"], return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
         said = model.generate(ids, do_sample=False, max_new_tokens=len(recorded["greedy_ids"]))
