@@ -139,16 +139,18 @@ def table(arguments):
 
 def _recorded(arguments, name: str, measure):
     """Run `measure(rows)`, append its rows, draw the picture."""
-    from newllm_lib.benchmarks.results import draw, picture_of
+    from newllm_lib.benchmarks.results import draw, picture_of, refuse_another
     from newllm_lib.benchmarks.rows import Rows
+    from newllm_lib.runs import check_file
 
-    rows, out = Rows(name), Path(arguments.out)
+    rows, out, picture = Rows(name), Path(arguments.out), Path(arguments.picture or picture_of(name))
+    check_file(out, "--out", lambda text: text.startswith("date,benchmark,"))
+    refuse_another(picture)
     measure(rows)
     if not rows.rows:
         say("Nothing to record.")
         return {"rows": []} if arguments.json else 0
     rows.append_to(out)
-    picture = Path(arguments.picture or picture_of(name))
     draw(out, name, picture)
     say(f"{len(rows.rows)} rows appended to {out}; picture: {picture}. Next: newllm bench table")
     return {"rows": rows.rows} if arguments.json else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,15 +10,16 @@ from pathlib import Path
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
-from newllm_lib.runs import atomic_write_text
+from newllm_lib.runs import atomic_write_text, check_file
 
 
 def preferences(arguments):
     """Write Japanese preference pairs as JSONL, and say what could tell their better side without understanding it."""
     from newllm_lib.data.preferences import generate, shortcuts
 
-    pairs = generate(arguments.count, arguments.seed)
     path = Path(arguments.output)
+    check_file(path, "--output", _begins_with_a_pair)
+    pairs = generate(arguments.count, arguments.seed)
     atomic_write_text(path, "".join(pair.to_json() + "\n" for pair in pairs))
     train = [pair for pair in pairs if pair.split == "train"]
     held_out = [pair for pair in pairs if pair.split == "evaluation"]
@@ -31,6 +33,14 @@ def preferences(arguments):
     say(f"Next: {command('train', 'dpo', '--data', str(path))}")
     result = {"file": str(path), "pairs": len(pairs), "train": len(train), "evaluation": len(held_out), "kinds": dict(kinds)}
     return {**result, "shortcuts": found} if arguments.json else 0
+
+
+def _begins_with_a_pair(text: str) -> bool:
+    """Whether the first line of a file is a pair as `preferences` writes it."""
+    try:
+        return {"prompt", "chosen", "rejected", "kind"} <= set(json.loads(text.partition("\n")[0]))
+    except (ValueError, TypeError):
+        return False
 
 
 def get(arguments):

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
-from newllm_lib.errors import Interrupted, NewLLMError
+from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.importing import read_ahead, without_collecting
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
@@ -47,6 +48,7 @@ def demo(arguments):
         ours = _recipe(arguments, "demo", output_dir=str(job.path / ours.run_name))
         baseline = _recipe(arguments, "demo", output_dir=str(job.path / baseline.run_name), **_BASELINE)
     both = [Run(recipe.run_path()) for recipe in (ours, baseline)]
+    _refuse_others_folders(ours, job, both)
     say(f"Demo: trains {both[0].name} and {both[1].name} on real dialogues, then compares them in {job.path}")
     if arguments.background:
         return _start_in_background(arguments, job, both)
@@ -64,6 +66,16 @@ def demo(arguments):
         _keep_comparison(job, ours.mirror_dir)
     say(f"Next: {command('chat', word_for(both[0]))}")
     return result if arguments.json else 0
+
+
+def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
+    """Raise UsageError, before anything is made, where another's files are in the way of the demo's folders."""
+    if job.recipe_path.exists():
+        raise UsageError(f"{job.path} holds recipe.yaml, which no demo of ours wrote: give another --output_dir.")
+    for run in (job, *both):
+        runs.check_shared(run.path, "run", "--output_dir")
+        if recipe.mirror_dir:
+            runs.check_shared(Path(recipe.mirror_dir) / run.name, "mirror", "--mirror_dir")
 
 
 _compiling: list = []  # the process that compiles this command's kernels

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from newllm_lib.colab.environment import on_colab
 from newllm_lib.console import say
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.runs import Run, explained, is_whole
 
 _BESIDE = ("recipe.yaml", "metrics.jsonl", "curves.png", "train.log")
@@ -21,7 +21,7 @@ def download(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     Args:
         extra: further files to put in, such as a comparison's.
     Raises:
-        NewLLMError: the run has no whole model yet, or the disk is full.
+        NewLLMError: the run has no whole model yet, or the disk is full. UsageError: a file of another stands there.
     """
     archive = bundle(run, extra)
     say(f"{archive} ({archive.stat().st_size / 2**20:,.1f} MiB): unpack it and load {run.name}/best with transformers")
@@ -32,6 +32,17 @@ def download(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     return archive
 
 
+def _refuse_another(archive: Path, run: Run) -> None:
+    """Raise UsageError where a file that is no zip of this run would be replaced."""
+    if not os.path.lexists(archive):
+        return
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as before:
+            if {name.partition("/")[0] for name in before.namelist()} == {run.name}:
+                return
+    raise UsageError(f"{archive} is there and is no zip of {run.name}: it stays. Move it away, then download.")
+
+
 def bundle(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     """Write the zip under a temporary name, then rename it. Arguments and errors as for `download`."""
     model = next((folder for folder in (run.best, run.last) if is_whole(folder)), None)
@@ -40,7 +51,8 @@ def bundle(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     parts = [p for p in sorted(model.rglob("*")) if p.is_file()] + [
         run.path / n for n in _BESIDE if (run.path / n).is_file()
     ]
-    archive = run.path.parent / f"{run.name}.zip"
+    archive = run.path.absolute().parent / f"{run.name}.zip"
+    _refuse_another(archive, run)
     temporary = archive.with_suffix(".zip.tmp")
     with explained(archive):
         # Weights do not compress; level 1 is enough for the text.

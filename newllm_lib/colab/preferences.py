@@ -13,7 +13,7 @@ from newllm_lib.colab.forms import Settings
 from newllm_lib.console import say
 from newllm_lib.device import stale_packages
 from newllm_lib.errors import Interrupted, NewLLMError
-from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.runs import Run, atomic_write_text, check_file
 
 _PACKAGES = ("torch", "numpy", "transformers", "datasets", "accelerate", "peft", "trl")
 
@@ -107,6 +107,7 @@ def show_sweep(rows: Sequence[dict], folder: str | Path = "checkpoints") -> None
         spread = f"{100 * row['accuracy']:.1f} % ({100 * row['accuracy_low']:.1f}–{100 * row['accuracy_high']:.1f})"
         cells = (f"{row['beta']:g}", f"{row['learning_rate']:g}", spread, f"{row['margin']:+.2f}", kl, row["problem"][:60])
         lines.append(f"| {' | '.join(cells)} |")
+    check_file(Path(folder) / "sweep.md", "folder", lambda text: text.startswith(lines[0]))
     atomic_write_text(Path(folder) / "sweep.md", "\n".join(lines) + "\n")
     if not shell():
         say("\n".join(lines))

@@ -15,7 +15,7 @@ from newllm_lib.data.records import Record, Tally
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import staged_directory
+from newllm_lib.runs import owned_directory, replaceable
 
 HELD_OUT = 0.05  # documents of validation and of test for each one to train on
 OFFERED = ("demo", "wikitext", "dolly", "ultrachat_200k", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")
@@ -54,12 +54,13 @@ def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, di
         weights: each source's share of the documents. Of a source its first records are taken, each at most once; where there
             are fewer than its share all are, and it is said.
     Raises:
-        UsageError: an unknown source. NewLLMError: it cannot be read.
+        UsageError: an unknown source, or the folder holds what is no mixture of ours. NewLLMError: it cannot be read.
     """
+    replaceable(folder, "mixture", "--output")  # before anything is downloaded
     cache = cache_root(None)
     sources = {name: _open(name, cache) for name in weights}
     found: dict[str, dict[str, int]] = {}
-    with staged_directory(folder) as staging:
+    with owned_directory(folder, "mixture", "--output") as staging:
         files = {split: open(staging / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}
         try:
             for name, source in sources.items():

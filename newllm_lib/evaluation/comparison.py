@@ -11,6 +11,7 @@ import numpy as np
 from newllm_lib.checkpoints import ModelLocation, load_model, locate
 from newllm_lib.console import say
 from newllm_lib.data.templates import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
+from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.carry import model_device
 from newllm_lib.evaluation.evaluate_run import EvaluationData, counted_baselines, packed_split, training_recipe
 from newllm_lib.evaluation.generation import complete
@@ -18,7 +19,7 @@ from newllm_lib.evaluation.metrics import describe, evaluate
 from newllm_lib.evaluation.sampling import Settings, token_id
 from newllm_lib.evaluation.speed import measure_speed
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.runs import Run, atomic_write_text, check_file
 
 SAMPLING = Settings(temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60, seed=0)
 _LABELS = {"new_llm": "New-LLM", "tiny_gpt2": "TinyGPT2", "phase7": "Phase 7"}
@@ -57,6 +58,9 @@ def compare(
     from newllm_lib.evaluation.comparison_table import as_markdown, as_text
 
     data, pair = data or EvaluationData(), (locate(model_a), locate(model_b))
+    folder = Path(output_dir) if output_dir else next((p.run.path for p in pair if p.run), Path()).absolute()
+    files = [folder / "comparison.md", folder / "comparison.png"]
+    _refuse_others(*files)
     recorded = next((recipe for recipe in (place.recipe() for place in pair) if recipe is not None), None)
     data.recipe(recorded, f"{pair[0].title()} and {pair[1].title()}")  # refuses before anything is loaded
     measure = _Measure(data, recorded, samples, settings, speed, device or probe().torch_device)
@@ -77,14 +81,21 @@ def compare(
     }
     result["difference_percent"] = differences(*models)
     result["verdict"] = verdict(result)
-    folder = Path(output_dir) if output_dir else next((p.run.path for p in pair if p.run), Path()).absolute()
-    files = [folder / "comparison.md", folder / "comparison.png"]
     say(as_text(result))
     atomic_write_text(files[0], as_markdown(result))
     draw(result, files[1])
     say(f"Saved {files[0]} and {files[1].name}")
     result["settings"] = vars(settings)
     return result | {"files": [str(f) for f in files]}
+
+
+def _refuse_others(page: Path, picture: Path) -> None:
+    """Raise UsageError where what is no comparison of ours would be replaced."""
+    if page.parent.exists() and not page.parent.is_dir():
+        raise UsageError(f"{page.parent} is a file, and --output_dir names a folder: give another.")
+    check_file(page, "--output_dir", lambda text: "![comparison](comparison.png)" in text)
+    if not page.exists():  # a picture without its page is another's
+        check_file(picture, "--output_dir", lambda text: False)
 
 
 class _Measure:

@@ -13,14 +13,14 @@ from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.model_card import best_row, foreign_card, model_card, training_command
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, staged_directory
+from newllm_lib.runs import MARK, WHOLE, Run, owned_directory
 
 # Of a checkpoint, what is needed to continue training and by nobody else.
 _TRAINING_ONLY = (WHOLE, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
 
 
 def export(model: Run | str | Path, output_dir: str | Path | None = None, which: str = "best") -> Path:
-    """Write the folder and return it; an export that is there is replaced.
+    """Write the folder and return it; only an earlier export is ever replaced.
 
     Args:
         model: as for `load_model`. Adapters are merged into their base.
@@ -33,9 +33,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     source = whole_model_folder(location)
     name = location.title().rpartition("/")[2]
     folder = Path(output_dir) if output_dir else location.run.path / "export" if location.run else Path(f"{name}_export")
-    if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
-        raise UsageError(f"{folder} holds something else than an export: choose another --output_dir.")
-    with staged_directory(folder) as staging:
+    with owned_directory(folder, "export", "--output_dir", name) as staging:
         _write_model(source, staging)
         recipe = recipe_beside(location, source)
         if recipe is not None:
@@ -43,7 +41,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
             (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         (staging / "README.md").write_text(_card(location, recipe, staging), encoding="utf-8")
     (folder / WHOLE).unlink()
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(f"Exported {location.title()}{f' ({which})' if location.run else ''} to {folder} ({size / 2**20:,.1f} MiB)")
     return folder
 
@@ -103,7 +101,8 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
     api = HfApi(token=token)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"Upload {folder.parent.name}")
+        about = f"Upload {folder.parent.name}"
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK])
     except HFValidationError as error:
         raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
     except HfHubHTTPError as error:

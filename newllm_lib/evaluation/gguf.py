@@ -13,6 +13,7 @@ from pathlib import Path
 
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.runs import add_to_mark
 
 # The converter names a tokenizer by the hash of what it makes of a test text, and knows no tokenizer trained here. Ours splits
 # text as GPT-2's does (byte-level), which is what that name decides. And it takes GPT-2's inner width to be four times the
@@ -57,6 +58,7 @@ def write_gguf(folder: Path, name: str) -> Path:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise NewLLMError(f"llama.cpp's converter failed: {last[:200]}")
         shutil.copyfile(Path(temporary) / "made.gguf", target)
+    add_to_mark(folder, target.name)
     say(f"Wrote {target} ({target.stat().st_size / 2**20:,.1f} MiB): llama-cli -m {target}")
     return target
 

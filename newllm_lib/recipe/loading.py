@@ -17,7 +17,7 @@ from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
 from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_name, word_for_start
-from newllm_lib.runs import Run
+from newllm_lib.runs import Run, check_plain_name
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 _PART = "max_samples"  # the condition that only a part of the data is used
@@ -151,6 +151,7 @@ def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, d
         base = replace(base, tokenizer="words", vocab_size=1000)
     if recipe.run_name == "auto":
         recipe.run_name = run_name(base, recipe)
+    check_plain_name(recipe.run_name, "--run_name")
     for key in ("data_dir", "mirror_dir"):  # the record must be true from any folder
         if getattr(recipe, key):
             setattr(recipe, key, str(Path(getattr(recipe, key)).expanduser().absolute()))

@@ -128,8 +128,8 @@ def link_log(run: Run, folder: Path = Path("/content")) -> Path | None:
     if "COLAB_RELEASE_TAG" not in os.environ or not folder.is_dir():
         return None
     link = folder / f"{run.name}.log"
-    if link.exists() and not link.is_symlink():
-        return None  # a file of the user's own
+    if os.path.lexists(link) and not (link.is_symlink() and os.readlink(link).endswith("/train.log")):
+        return None  # the user's own
     link.unlink(missing_ok=True)
     link.symlink_to(run.log.absolute())
     return link

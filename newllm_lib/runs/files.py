@@ -11,7 +11,6 @@ import errno
 import itertools
 import json
 import os
-import re
 import shutil
 import stat
 import sys
@@ -20,10 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.ownership import LEFTOVER, MANIFEST, MARK, foreign_in, mark_text, read_mark, replaceable
 from newllm_lib.runs.processes import identity, is_alive
 
-WHOLE = "WHOLE.json"
-_LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-(?P<start>\d+)-\d+$")
+WHOLE = MANIFEST
 _counter = itertools.count()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ALMOST_NOTHING = 32 * 2**20  # bytes: a disk with less is full for every practical purpose
@@ -69,26 +68,70 @@ def atomic_write_bytes(
 
 
 @contextmanager
-def staged_directory(final: Path, parents: bool = True) -> Iterator[Path]:
+def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
     """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as `run/best`.
 
-    Until then `run/best` is what it was. An error in the block leaves nothing behind; a killed process leaves a hidden
-    folder, which `clean_leftovers` removes. `parents` as for `atomic_write_bytes`.
+    Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link stays one: what it
+    points to is replaced. An error in the block leaves nothing behind; a killed process leaves a hidden folder, which
+    `clean_leftovers` removes. `parents` as for `atomic_write_bytes`, `what` as for `ownership.foreign_in`.
 
     Raises:
         NewLLMError: full or read-only disk, no permission; what stood at `final` is untouched.
     """
     final = Path(final)
+    final = Path(os.path.realpath(final)) if final.is_symlink() else final
     temporary = _beside(final, "tmp")
     try:
         with explained(final):
             temporary.mkdir(parents=parents)
             yield temporary
             _seal(temporary)
-            _put_in_place(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    with explained(final):
+        try:
+            old = _swap(temporary, final)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(final.parent)
+        if old is not None:
+            _drop(old, final, what)
+
+
+@contextmanager
+def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
+    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours, marked as ours.
+
+    Args:
+        what: "export" or "mixture". flag: how the user named the folder. run: what it was made of.
+    Raises:
+        UsageError: see `ownership.replaceable`. NewLLMError: as for `staged_directory`.
+    """
+    final = replaceable(folder, what, flag)
+    before = read_mark(final)
+    with staged_directory(final, what=what) as staging:
+        yield staging
+        files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+        text = mark_text(what, run, before and before.get("since"), files)
+        (staging / MARK).write_text(text, encoding="utf-8")
+        replaceable(folder, what, flag)  # while it was filled, something may have been put there
+
+
+def mark_folder(folder: Path, what: str, run: str) -> None:
+    """Mark a run's folder ("run"), or its copy's ("mirror"), unless it is; see `ownership.check_shared`."""
+    if read_mark(folder) is None:
+        atomic_write_text(Path(folder) / MARK, mark_text(what, run))
+
+
+def add_to_mark(folder: Path, *names: str) -> None:
+    """Say in the mark of an export or a mixture, if it has one, that these files in it are ours, too."""
+    mark = read_mark(folder)
+    if mark is None:
+        return
+    files = sorted({*mark["files"], *names})
+    atomic_write_text(folder / MARK, mark_text(mark["what"], mark["run"], mark["since"], files))
 
 
 def is_whole(directory: Path) -> bool:
@@ -110,10 +153,24 @@ def missing_files(directory: Path) -> list[str]:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a folder. It is never half there under its name: it is renamed first; a kill leaves a hidden leftover."""
-    doomed = _beside(Path(directory), "tmp")
+    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays there.
+
+    It is never half there under its name: it is renamed first; a kill leaves a hidden leftover.
+    """
+    directory = Path(directory)
+    if directory.is_symlink():
+        directory.unlink()
+        return
+    doomed = _beside(directory, "tmp")
     os.rename(directory, doomed)
-    shutil.rmtree(doomed)
+    _drop(doomed, directory)
+
+
+def replace_directory(directory: Path, final: Path) -> None:
+    """Rename a finished folder; of what stood under the new name only what is not ours stays in it."""
+    old = _move_aside_for(Path(directory), Path(final))
+    if old is not None:
+        _drop(old, Path(final))
 
 
 @contextmanager
@@ -137,20 +194,22 @@ def clean_leftovers(folder: Path) -> None:
 
     Call it with the run's lock held. Temporary names of living processes are left alone.
     """
-    leftovers = [(path, match) for path in Path(folder).iterdir() if (match := _LEFTOVER.match(path.name))]
+    leftovers = [(path, match) for path in Path(folder).iterdir() if (match := LEFTOVER.match(path.name))]
     dead = [(p, m) for p, m in leftovers if not is_alive(int(m["pid"]), int(m["start"]))]
-    # A folder killed between the two renames of `_put_in_place`: the new one is whole, so it counts; else the old one.
+    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else the old one.
     for path, match in sorted(dead, key=lambda item: item[1]["kind"], reverse=True):
         final = path.with_name(match["name"])
         if path.is_dir() and not final.exists() and is_whole(path) and _moved_aside(final, dead):
             os.rename(path, final)
         elif match["kind"] == "old" and not final.exists():
             os.rename(path, final)
-    for path, _ in dead:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+    for path, match in dead:
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
+        elif match["kind"] == "old" or (path / WHOLE).exists():  # it stood under its name, and may hold more than ours
+            _drop(path, path.with_name(match["name"]))
+        else:  # half-written
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -237,17 +296,42 @@ def _seal(directory: Path) -> None:
         _sync(folder)
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    if not final.exists():
-        os.rename(temporary, final)
-    elif _exchange(temporary, final):  # the old folder now stands under the temporary name
-        shutil.rmtree(temporary)
-    else:
-        old = _beside(final, "old")
+def _swap(temporary: Path, final: Path) -> Path | None:
+    """Put a finished folder under its name; where what stood there is now (None: nothing did)."""
+    if final.exists() and _exchange(temporary, final):
+        return temporary
+    return _move_aside_for(temporary, final)
+
+
+def _move_aside_for(temporary: Path, final: Path) -> Path | None:
+    old = _beside(final, "old") if final.exists() else None
+    if old is not None:
         os.rename(final, old)  # killed after this line: clean_leftovers puts the new folder, or this one, in place
+    try:
         os.rename(temporary, final)
-        shutil.rmtree(old)
-    _sync(final.parent)
+    except OSError:
+        if old is not None:
+            os.rename(old, final)
+        raise
+    return old
+
+
+def _drop(doomed: Path, final: Path, what: str | None = None) -> None:
+    """Delete a folder that stood at `final`; what is not ours in it goes (back) there.
+
+    Where the disk does not let us, it stays under its hidden name, for `clean_leftovers`.
+    """
+    with suppress(OSError):
+        for name in list(foreign_in(doomed, what)):
+            place = final / name
+            while os.path.lexists(place):
+                place = place.with_name(f"{place.name}.kept")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(doomed / name, place)
+        half_gone = _beside(final, "tmp")  # killed below, it must not be taken for what stood there
+        os.rename(doomed, half_gone)
+        (half_gone / WHOLE).unlink(missing_ok=True)
+        shutil.rmtree(half_gone, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

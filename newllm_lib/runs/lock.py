@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.files import clean_leftovers, explained
+from newllm_lib.runs.files import clean_leftovers, explained, mark_folder
+from newllm_lib.runs.ownership import check_shared
 from newllm_lib.runs.processes import started_at
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class RunLock:
 
     Raises:
         AlreadyRunning: with the pid of the process that holds the run and the commands to follow or stop it.
+        UsageError: something that is not ours lies there under a name that a run would write; nothing was changed.
     """
 
     def __init__(self, run: Run):
@@ -45,6 +47,7 @@ class RunLock:
             self._close()
 
     def acquire(self) -> None:
+        check_shared(self.run.path, "run", "--output_dir")
         with explained(self.run.path):
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.descriptor = _inherited(self.run)
@@ -59,6 +62,7 @@ class RunLock:
             )
         try:
             self._write_holder(os.getpid())
+            mark_folder(self.run.path, "run", self.run.name)
             clean_leftovers(self.run.path)
         except BaseException:
             self._close()

@@ -10,15 +10,16 @@ import errno
 import shutil
 from pathlib import Path
 
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.runs.copying import Replaced, copy_folder, copy_plain, recorded_sums, signature, sums_of
-from newllm_lib.runs.files import clean_leftovers, is_whole, remove_directory
+from newllm_lib.runs.files import clean_leftovers, is_whole, mark_folder, remove_directory
+from newllm_lib.runs.ownership import RUN_FILES, check_shared, is_part
 from newllm_lib.runs.run import Run, checkpoint_step
 
 STATUS = "mirror.json"  # in the run's folder: see mirroring.py
 LOCK = "mirror.lock"  # likewise: held by the process that copies
 START = "mirror.start"  # which start of a mirror was the last one
-_OURS_ALONE = ("run.lock", LOCK, "save.request", STATUS, START, "WHOLE.json")  # belong to this machine
+_OURS_ALONE = ("run.lock", LOCK, "save.request", STATUS, START)  # belong to this machine
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GONE = (errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT)
 _RESERVE = 2**20  # bytes left free for the small files
@@ -32,19 +33,20 @@ class Mirror:
         self.target = Run(self.folder / run.name)
         self._copied: dict[str, tuple] = {}  # name -> signature of what was copied
         self._elsewhere = self._is_another_disk()
+        self._is_marked = False
 
     def copy(self) -> None:
         """Bring the copy up to date.
 
         Raises:
             NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were written. What
-                was whole there before still is.
+                was whole there before still is. UsageError: what lies there is no copy of a run.
         """
         # Listed before the small files are read, so that metrics.jsonl reaches as far as every checkpoint that is copied.
         checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
         try:
             self._check_place()
-            self.target.path.mkdir(exist_ok=True)
+            self._take_place()
             clean_leftovers(self.target.path)
             self._copy_small_files()
             newest = all([self._copy_folder(folder) for folder in (*others, *checkpoints[:1])])
@@ -52,6 +54,8 @@ class Mirror:
                 self._drop_all_but(checkpoints)
                 for folder in checkpoints[1:]:
                     self._copy_if_it_fits(folder)
+        except UsageError:
+            raise
         except (OSError, NewLLMError) as error:
             raise NewLLMError(self._explain(error)) from error
 
@@ -70,6 +74,14 @@ class Mirror:
         if not self.folder.is_dir() or (self._elsewhere and not self._is_another_disk()):
             raise FileNotFoundError(errno.ENOTCONN, "not there")
 
+    def _take_place(self) -> None:
+        """Make the copy's folder and mark it, once; what is not ours there is refused before anything is written."""
+        if not (self._is_marked and self.target.path.is_dir()):
+            check_shared(self.target.path, "mirror", "--mirror_dir")
+            self.target.path.mkdir(exist_ok=True)
+            mark_folder(self.target.path, "mirror", self.run.name)
+            self._is_marked = True
+
     def _is_another_disk(self) -> bool:
         try:
             return self.folder.stat().st_dev != self.run.path.stat().st_dev
@@ -80,7 +92,7 @@ class Mirror:
         """The run's finished folders that are no checkpoints: `best/`, and `last/` unless it is a checkpoint's files again."""
         found = []
         for folder in sorted(self.run.path.iterdir()) if self.run.path.is_dir() else ():
-            if folder.is_symlink() or folder.name.startswith((".", "checkpoint-", "superseded-")) or not is_whole(folder):
+            if not is_part(folder) or folder.name.startswith(("checkpoint-", "superseded-")) or not is_whole(folder):
                 continue
             if folder != self.run.last or not self._is_a_checkpoints_own(folder):
                 found.append(folder)
@@ -95,7 +107,7 @@ class Mirror:
 
     def _copy_small_files(self) -> None:
         for file in sorted(self.run.path.iterdir()):
-            if file.is_symlink() or not file.is_file() or file.name.startswith(".") or file.name in _OURS_ALONE:
+            if file.is_symlink() or not file.is_file() or file.name not in RUN_FILES or file.name in _OURS_ALONE:
                 continue
             try:
                 found = file.stat()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from newllm_lib.console import Progress, say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs.copying import SUMS, DamagedCopy, Replaced, copy_folder, copy_plain, recorded_sums
-from newllm_lib.runs.files import WHOLE, clean_leftovers, explained, is_whole, missing_files, staged_directory
+from newllm_lib.runs.copying import DamagedCopy, Replaced, copy_folder, copy_plain, recorded_sums
+from newllm_lib.runs.files import WHOLE, clean_leftovers, explained, is_whole, mark_folder, missing_files, staged_directory
+from newllm_lib.runs.ownership import RUN_FILES, check_plain_name, check_shared, is_part
 from newllm_lib.runs.run import Run, checkpoint_step, link_model
 from newllm_lib.runs.trust import check_folder, check_member, check_name
 
@@ -21,13 +22,15 @@ def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> 
     """Bring `folder/name` (or `folder/name.zip`, as `download` makes it) back to `into/name`; the same command continues it.
 
     Raises:
-        UsageError: no such run there, or one of that name is here already. NewLLMError: damaged, or it holds what is not
-            read from elsewhere (links, pickles, names that climb out).
+        UsageError: no such run there, or one of that name (or anything in its place) is here already. NewLLMError: damaged,
+            or it holds what is not read from elsewhere (links, pickles, names that climb out).
     """
+    check_plain_name(name, "RUN")
     folder, target = Path(folder), Run(Path(into) / name.removesuffix(".zip"))
     archive = folder / (name if name.endswith(".zip") else f"{name}.zip")
     if target.path.is_dir() and (target.checkpoints() or is_whole(target.best)):
         raise UsageError(f"{target.path} is here already and stays as it is: move it away to restore {name} from {folder}.")
+    check_shared(target.path, "run", "--into")
     if (folder / name).is_dir():
         _restore_folder(Run(folder / name), target)
     elif archive.is_file():
@@ -62,11 +65,12 @@ def bring_back(copy: Run, run: Run) -> None:
     for part in ordered:
         check_folder(part)
     run.path.mkdir(parents=True, exist_ok=True)
+    mark_folder(run.path, "run", run.name)
     clean_leftovers(run.path)
     for file in sorted(copy.path.iterdir()):
-        if file.is_symlink():
+        if file.name in RUN_FILES and file.is_symlink():
             raise NewLLMError(f"{file} is a link: refused. Delete it, and restore again.")
-        if file.is_file() and not file.name.startswith(".") and file.name not in (WHOLE, SUMS, "run.lock"):
+        if file.name in RUN_FILES and file.is_file() and file.name != "run.lock":
             check_name(file)
             if file.name == run.log.name and run.log.is_file():
                 _put_before(file, run.log)
@@ -103,7 +107,7 @@ def _bring_part(part: Path, run: Run) -> None:
 
 
 def _is_part(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and not folder.name.startswith(".") and is_whole(folder)
+    return is_part(folder) and folder.is_dir() and not folder.is_symlink() and is_whole(folder)
 
 
 def _restore_folder(copy: Run, target: Run) -> None:
@@ -118,6 +122,8 @@ def _restore_folder(copy: Run, target: Run) -> None:
 
 def _unpack(archive: Path, target: Run) -> None:
     """A zip of ours into a new run folder; nothing is written before every name in it was looked at."""
+    if target.path.is_dir() and any(target.path.iterdir()):
+        raise UsageError(f"{target.path} is here already and stays as it is: move it away to unpack {archive}.")
     try:
         with zipfile.ZipFile(archive) as packed:
             members = {member: _inside(member) for member in packed.infolist() if not member.is_dir()}
@@ -132,6 +138,7 @@ def _unpack(archive: Path, target: Run) -> None:
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise NewLLMError(f"{archive} is no readable zip ({error}): download it again.") from error
     (target.path / WHOLE).unlink()  # a run grows; only its parts are sealed
+    mark_folder(target.path, "run", target.name)
     say(f"Unpacked {archive.name} to {target.path}: its best model, without checkpoints to continue from")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.checkpoints import load_model, save_model
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs import Run, atomic_write_text, find_run
+from newllm_lib.runs import Run, atomic_write_text, explained, find_run, mark_folder
 
 
 def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Run:
@@ -23,7 +24,7 @@ def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Ru
 
     run = find_run(name)
     target = Run(Path(output_dir) if output_dir else run.path.with_name(f"{run.name}_context{context_dim}"))
-    if target.path.exists():
+    if os.path.lexists(target.path):
         raise UsageError(f"{target.path} is there already: give another --output_dir.")
     loaded = load_model(run)
     model, recipe = loaded.model, loaded.recipe
@@ -32,6 +33,9 @@ def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Ru
     if recipe is None:
         raise NewLLMError(f"{run.path} has no recipe.yaml: copy the whole folder of the run.")
     larger = expand_context(model, context_dim)
+    with explained(target.path):
+        target.path.mkdir(parents=True)
+    mark_folder(target.path, "run", target.name)
     save_model(larger, loaded.tokenizer, target.best)
     record = replace(recipe, context_dim=context_dim, run_name=target.name, output_dir=None)
     atomic_write_text(target.recipe_path, record.to_yaml())

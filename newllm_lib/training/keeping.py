@@ -12,14 +12,14 @@ from transformers import TrainerCallback
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, bring_back, is_ahead, mirror_status, start_mirror, wait_for_mirror
+from newllm_lib.runs import Run, bring_back, check_shared, is_ahead, mirror_status, start_mirror, wait_for_mirror
 
 
 def copy_of(recipe: Recipe, run: Run) -> Run | None:
     """The run as it stands in `mirror_dir`; None if it is not mirrored.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or what it holds under the run's name is no copy of one.
     """
     if not recipe.mirror_dir:
         return None
@@ -27,7 +27,9 @@ def copy_of(recipe: Recipe, run: Run) -> Run | None:
         raise UsageError(f"--mirror_dir {recipe.mirror_dir} is no folder: make it, or mount Drive first.")
     if run.path.absolute() == Path(recipe.mirror_dir).absolute() / run.name:
         raise UsageError(f"--mirror_dir {recipe.mirror_dir} is where the run lies itself: choose a folder elsewhere.")
-    return Run(Path(recipe.mirror_dir) / run.name)
+    copy = Run(Path(recipe.mirror_dir) / run.name)
+    check_shared(copy.path, "mirror", "--mirror_dir")
+    return copy
 
 
 def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:

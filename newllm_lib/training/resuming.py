@@ -10,7 +10,7 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.runs import Run, atomic_write_text, checkpoint_step, from_guides_name, missing_files, remove_directory
+from newllm_lib.runs import Run, atomic_write_text, checkpoint_step, from_guides_name, missing_files, replace_directory
 from newllm_lib.training.samples import forget_after as forget_samples_after
 
 
@@ -84,7 +84,5 @@ def set_aside_after(run: Run, checkpoint) -> None:
     for newer in run.checkpoints():
         if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
             aside = newer.with_name(f"superseded-{newer.name}")
-            if aside.exists():
-                remove_directory(aside)
-            newer.rename(aside)
+            replace_directory(newer, aside)
             console.say(f"  {newer.name} is newer than what is resumed: kept as {aside.name}")

@@ -27,6 +27,7 @@ from newllm_lib.runs import (
     RunLock,
     atomic_write_text,
     check_folder,
+    check_shared,
     checkpoint_step,
     gpu_for,
     link_log,
@@ -97,6 +98,7 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU.")
     run = Run(recipe.run_path())
+    check_shared(run.path, "run", "--output_dir")
     copy = copy_of(recipe, run)
     for home in (run, copy):
         recipe = settle(recipe, home) if home is not None else recipe

@@ -16,6 +16,7 @@ import pytest
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import (
+    MARK,
     WHOLE,
     Run,
     RunLock,
@@ -31,7 +32,7 @@ from newllm_lib.runs import (
 
 
 def hidden(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    return [p.name for p in folder.iterdir() if p.name.startswith(".") and p.name != MARK]
 
 
 def fill(folder: Path, content: str) -> None:

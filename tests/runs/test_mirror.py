@@ -11,6 +11,7 @@ import pytest
 
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.runs import (
+    MARK,
     Mirror,
     Run,
     bring_back,
@@ -70,7 +71,7 @@ def test_what_is_whole_is_copied_and_nothing_else(run, backup):
     assert copier.is_due()
     copier.copy()
     copy = backup / "new_llm_demo"
-    assert names(copy) == ["best", "checkpoint-100", "checkpoint-200", "metrics.jsonl", "recipe.yaml", "status.json"]
+    assert names(copy) == [MARK, "best", "checkpoint-100", "checkpoint-200", "metrics.jsonl", "recipe.yaml", "status.json"]
     assert all(is_whole(copy / n) for n in ("best", "checkpoint-100", "checkpoint-200"))
     assert (copy / "best/weights.json").read_bytes() == b"best" * 1000 and saved(backup) == ["new_llm_demo"]
     assert copier.newest_step() == 200 and not copier.is_due()
@@ -93,7 +94,7 @@ def test_only_what_is_new_is_copied_again(run, backup, monkeypatch):
     copy = backup / "new_llm_demo"
     assert not (copy / "checkpoint-100").exists() and (copy / "best/weights.json").read_text() == "better" * 1000
     assert (copy / "metrics.jsonl").read_bytes() == run.metrics_path.read_bytes()
-    assert [n for n in names(copy) if n.startswith(".")] == []
+    assert [n for n in names(copy) if n.startswith(".")] == [MARK]
 
 
 def test_a_checkpoint_of_the_same_name_with_other_bytes_is_another(run, backup):
@@ -146,8 +147,9 @@ def test_restore_brings_the_run_back_and_it_can_be_copied_again(run, backup, tmp
     write_status(run, state="running", step=200)  # the copy was made while it trained
     Mirror(run, backup).copy()
     back = restore("new_llm_demo", backup, tmp_path / "new machine")
-    ours = contents(back.path)
-    assert {k: v for k, v in ours.items() if not k.startswith("last/")} == contents(backup / "new_llm_demo")
+    ours, theirs = contents(back.path), contents(backup / "new_llm_demo")
+    assert json.loads(ours.pop(MARK))["what"] == "run" and json.loads(theirs.pop(MARK))["what"] == "mirror"
+    assert {k: v for k, v in ours.items() if not k.startswith("last/")} == theirs
     assert [p.name for p in back.checkpoints()] == ["checkpoint-100", "checkpoint-200"]
     assert read_status(back)["state"] == "dead"  # so that training continues it
     Mirror(back, backup).copy()
