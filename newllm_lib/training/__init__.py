@@ -1,4 +1,4 @@
-"""Training on `transformers.Trainer`: one call takes a recipe to a finished run folder."""
+"""Training: one call takes a recipe to a finished run folder."""
 
 from __future__ import annotations
 

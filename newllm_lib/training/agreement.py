@@ -1,4 +1,4 @@
-"""What one process of several wants, all do at the same step: stop (a signal came), save (asked for, or it is time)."""
+"""What one process of several wants, all do at the same step: stop for a signal, save on request or in time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from newllm_lib.training.timetable import Decision, Timetable
 
 
 class Agreement(Wishes):
-    """Each step's wishes are summed up beside the next step, so that nothing waits for them: all processes see the same sum, one
-    step later.
+    """Each step's wishes are summed up beside the next step, so that nothing waits for them: all processes
+    see the same sum, one step later.
     """
 
     def __init__(self, signals: Signals, timetable: Timetable, requests: SaveRequests):

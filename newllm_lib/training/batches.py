@@ -46,7 +46,7 @@ class Batches:
 
 
 def count_labels(batches: list[dict[str, Tensor]]) -> Tensor:
-    """How many tokens a step predicts, in all its micro-batches and processes, as float32: its losses are divided by it."""
+    """How many tokens a step predicts, in all micro-batches and processes: what its losses are divided by."""
     count = sum((batch["labels"] != IGNORED).sum() for batch in batches)
     if ranks.several():
         ranks.sum_([count])

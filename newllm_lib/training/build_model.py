@@ -1,4 +1,4 @@
-"""The model of a run, as it is trained: fresh, a start's or a checkpoint's, on its device, cut, compiled or checkpointed."""
+"""The model of a run, as it is trained: fresh or a start's; on its device; cut, compiled or checkpointed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from newllm_lib.training.lowmem.plan import make_model, prepare_blocks
 from newllm_lib.training.several import is_cut, parts
 from newllm_lib.training.sharding import cut
 
-_LARGE = 200_000_000  # parameters from which on a model is made on its GPU: a small machine's host could not hold it
+# Parameters from which on a model is made on its GPU: a small machine's host could not hold it.
+_LARGE = 200_000_000
 
 
 @dataclass
@@ -38,7 +39,7 @@ class BuiltModel:
 
 
 def build(context: RunContext) -> BuiltModel:
-    """The model on its device, with the weights that it begins with. A checkpoint's are read later (`checkpointing`)."""
+    """The model on its device, as it begins. A checkpoint's weights are read later (`checkpointing`)."""
     recipe, device = context.recipe, context.torch_device
     model = make_model(recipe, torch.device(device.type), partial(_make, context))
     if context.checkpoint:

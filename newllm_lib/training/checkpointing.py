@@ -1,10 +1,10 @@
-"""A run's checkpoints: everything that the next step depends on, whole or not there. And `best/`, for those who use the model.
+"""A run's checkpoints: everything that the next step depends on, whole or not there; and `best/`.
 
 model.safetensors, config.json, tokenizer     what `from_pretrained` reads (adapter/ beside it with LoRA)
 optimizer.pt, scheduler.pt, scaler.pt         torch's state dicts (optimizer.safetensors where it is sharded)
 rng_state.pth                                 random numbers' states, of each process (rng_state_1.pth)
 gradient_norms, carried_state .safetensors    what clips the next step in the backward pass; the rows' states
-progress.json, trainer_state.json             best score, the loss since the last row, where the data stood; the step
+progress.json, trainer_state.json             best score, loss since the last row, where the data stood; step
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from newllm_lib.training.strategies import Autograd
 
 
 class Checkpoints:
-    """Writes and reads them. All processes call each method; the first writes, and what others have they add."""
+    """Writes and reads them. All processes call each method; the first writes, others add what they have."""
 
     def __init__(self, context: RunContext, strategy: Autograd, carried: CarriedState | None):
         self.context, self.run, self.strategy, self.carried = context, context.run, strategy, carried
@@ -61,10 +61,10 @@ class Checkpoints:
                 self.context.data.tokenizer.save_pretrained(folder)
 
     def load(self) -> None:
-        """Bring weights, optimizer, schedule and carried state to where the context's checkpoint has them, if it has one.
+        """Bring weights, optimizer, schedule and carried state to where the context's checkpoint has them.
 
         Raises:
-            NewLLMError: the state is no plain data (a pickle that would run something), or other weights than this model's.
+            NewLLMError: the state is no plain data (a pickle that would run something), or of another model.
         """
         checkpoint = self.context.checkpoint
         if checkpoint is None:
@@ -76,8 +76,11 @@ class Checkpoints:
             self.carried.load(checkpoint, self.context.torch_device)
 
     def load_random_state(self) -> None:
-        """The random numbers with which the next step begins. A process that has none there (the run had fewer, or none yet) gets
-        numbers of its own; a fresh run's first process goes on with those of the seed."""
+        """The random numbers with which the next step begins.
+
+        A process that finds none (the run had fewer processes, or begins) gets numbers of its own; the first
+        process of a run that begins goes on with those of the seed.
+        """
         checkpoint, seed = self.context.checkpoint, self.context.recipe.seed
         file = checkpoint / _random_state_file() if checkpoint else None
         if file is not None and file.is_file():
@@ -97,6 +100,7 @@ class Checkpoints:
             "max_steps": context.total_steps,
             "epoch": context.epoch_at(step),
             "train_batch_size": context.sequences_at_once,
+            "stateful_callbacks": {"TrainerControl": {}},
         }
         (folder / "trainer_state.json").write_text(
             json.dumps(state)
@@ -104,7 +108,7 @@ class Checkpoints:
 
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
-        """`staged_directory` of the first process, for all: they may write into it, too, before it gets its name."""
+        """`staged_directory` of the first process, for all: they may write into it before it gets its name."""
         with staged_directory(folder) if ranks.is_first() else nullcontext() as staging:
             yield Path(ranks.as_the_first_says(str(staging)))
             ranks.wait_for_all()

@@ -56,7 +56,7 @@ class RunContext:
 
     @property
     def sequences_at_once(self) -> int:
-        """Sequences in one call of the model. Stepped in the backward pass, the blocks cut the batch themselves."""
+        """Sequences in one call of the model. Where weights are stepped in it, the blocks cut the batch."""
         return self.recipe.batch_size // ranks.world() if self.recipe.step_in_backward else self.micro_batch
 
     @property

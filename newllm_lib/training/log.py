@@ -1,4 +1,4 @@
-"""What a run says while it trains: rows of `metrics.jsonl`, lines for the reader, status.json, and what --report_to names."""
+"""What a run says while it trains: rows of `metrics.jsonl`, lines to read, status.json, trackers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Row:
 
 
 class TrainingLog:
-    """The figures of the steps. The loss of an interval is summed up where it is computed, and a checkpoint remembers the sum.
+    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the sum.
 
     On a GPU a row is read while the next step runs, so that the GPU never waits for its log.
 
@@ -124,7 +124,7 @@ class TrainingLog:
         return row | found
 
     def keep_interval(self, step: int) -> None:
-        """Put the loss since the last row into `progress`, for a checkpoint of this step. All processes call it.
+        """Put the loss since the last row into `progress`, for a checkpoint of this step. All call it.
 
         Raises:
             NewLLMError: it is no number.
@@ -152,7 +152,7 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluating or saving: what was logged before is written, and the time that passes is not training's."""
+        """Evaluating or saving: the row that waits is written first; the time that passes is not training's."""
         self.flush()
         if self.context.torch_device.type == "cuda":
             torch.cuda.synchronize(self.context.torch_device)  # what is in its queue is training
@@ -223,7 +223,7 @@ class EpochLines:
 
 
 class StepLines(EpochLines):
-    """The Phase 7 guide's log: a line for each logged step, with the gradients' norm before clipping and the seconds of a step.
+    """The Phase 7 guide's log: a line for each logged step, with gradients' norm and seconds of a step.
 
     Step   1000 | Loss: 3.2145 | PPL: 24.87 | LR: 2.50e-04 | Grad: 0.823 | Time: 0.45s
     """
@@ -259,7 +259,7 @@ def refuse_trackers(recipe: Recipe) -> None:
 
 
 class Heartbeat:
-    """Every few seconds of training: a sign of life in status.json, with the step, and a log that does not grow for ever."""
+    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow for ever."""
 
     def __init__(self, run: Run, total_steps: int, every_seconds: float = 10.0):
         self.run, self.total_steps, self.every_seconds, self.last = (

@@ -1,10 +1,13 @@
 """The loop: accumulate, clip, step, schedule, log, evaluate, save.
 
-What a step does to the gradients is its strategy's business (`strategies`), what is written its log's (`log`, `checkpointing`),
-and when, the timetable's (`timetable`) and that of who asks from outside (`signals`; several processes agree: `agreement`).
+How gradients are computed and weights stepped is the strategy's business (`strategies`). When something
+happens is decided by the timetable (`timetable`) and by who asks from outside (`signals`; several processes
+agree first: `agreement`). What is written is in `log` and `checkpointing`.
 """
 
 from __future__ import annotations
+
+import gc
 
 import torch
 from transformers import set_seed
@@ -42,6 +45,8 @@ class TrainingLoop:
         set_seed(recipe.seed)
         built = build(context)
         set_seed(recipe.seed)  # what follows does not depend on what was drawn for the weights
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing happens where no GPU is in use
         self.model, self.accelerator = built.model, make_accelerator(context, is_cut(built.model))
         self.carried = CarriedState(context.accumulation_steps) if recipe.carry_state else None
         self.strategy = strategy_for(context, built, self.accelerator)(
@@ -71,7 +76,8 @@ class TrainingLoop:
         """Train until the last step, or until patience is at its end.
 
         Raises:
-            Interrupted: a signal came; a checkpoint was saved. NewLLMError: a loss that is no number, or the disk's trouble.
+            Interrupted: a signal came; a checkpoint was saved.
+            NewLLMError: a loss that is no number, or the disk's trouble.
         """
         context = self.context
         if ranks.is_first():
@@ -90,6 +96,7 @@ class TrainingLoop:
                 while not self.stopping:
                     self.train_epoch()
                 self.wishes.end()
+                self.log.flush()
         finally:
             if ranks.is_first():
                 write_training_log(context.run)
@@ -138,7 +145,7 @@ class TrainingLoop:
         self.stopping = self.stopping or decision.stop
 
     def evaluate(self) -> None:
-        """Validation metrics in training's dtype (`newllm evaluate` uses float32); keeps the best model in `best/`."""
+        """Measure on the validation text, in training's dtype, and keep the best model in `best/`."""
         context, progress = self.context, self.context.progress
         with self.log.paused():
             with (

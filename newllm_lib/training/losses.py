@@ -1,4 +1,4 @@
-"""What a micro-batch is trained on: the loss of its next tokens, or a teacher's whole distribution beside it."""
+"""What a micro-batch is trained on: its next tokens, or a teacher's whole distribution beside them."""
 
 from __future__ import annotations
 

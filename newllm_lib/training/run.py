@@ -1,5 +1,8 @@
-"""The order of a run, from a recipe to a finished folder, from top to bottom: settle what is asked for and refuse what cannot be,
-hold the folder, prepare the data, train (`loop`), report; and what happens when something goes wrong on the way."""
+"""The order of a run, from a recipe to a finished folder, read from top to bottom.
+
+Settle what is asked for and refuse what cannot be; hold the folder; prepare the data; say what will be done;
+train (`loop`), with less memory at a time if there is too little; report.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +64,13 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
     """Train what `recipe` describes in its run folder; an unfinished run continues where it was saved last.
 
     Args:
-        job: prepares and trains, called with the recipe, the run (locked), the device and whether the run was finished before.
+        job: prepares and trains, called with the recipe, the run (locked), the device and whether the run was
+            finished before.
             Default: learn to predict the next token.
         was_finished: that, where a launcher of ours knows it and holds the run.
     Raises:
-        UsageError: the folder holds another run (names the keys that differ), or the device asked for is not there.
+        UsageError: the folder holds another run (names the keys that differ), or the device asked for is not
+            there.
         NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
@@ -92,7 +97,11 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
 
 
 def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, Device]:
-    """The recipe as the run records it, the run, its copy and the device; what cannot be is refused before anything is made."""
+    """The recipe as the run records it, the run, its copy and the device. Nothing is made before this returns.
+
+    Raises:
+        UsageError: what was asked for cannot be.
+    """
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
@@ -311,7 +320,7 @@ def _announce(context: RunContext) -> None:
 
 
 def _train_with_memory_left(context: RunContext) -> None:
-    """Train; when the GPU's memory is short, halve the micro-batch (not the batch) and go on from the last save."""
+    """Train; when the GPU's memory is short, halve the micro-batch, not the batch, and go on from the last save."""
 
     def attempt(micro: int, first: bool) -> None:
         try:

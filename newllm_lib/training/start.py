@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from newllm_lib.data.chat import TEMPLATES
@@ -16,11 +17,15 @@ from newllm_lib.runs import Run, is_locked
 
 @dataclass(frozen=True)
 class Start:
-    """Another run's best model: its folder, and a fingerprint of its weights."""
+    """Another run's best model."""
 
     name: str
     folder: Path
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same if and only if its weights are; computed when it is asked for: it reads them all."""
+        return weights_fingerprint(self.folder)
 
 
 def find_start(recipe: Recipe) -> Start | None:
@@ -35,7 +40,7 @@ def find_start(recipe: Recipe) -> Start | None:
     if is_locked(run):
         raise UsageError(f"{run.name}, from which this starts, is being trained now: wait for its end, or stop it first.")
     folder = whole_model_folder(run, "best")
-    return Start(run.name, folder, weights_fingerprint(folder))
+    return Start(run.name, folder)
 
 
 def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> Start | None:

@@ -1,6 +1,6 @@
-"""How a step is run: what computes its gradients, what clips them, and what steps the weights. One object for each way.
+"""How a step is run: what computes its gradients, clips them and steps the weights. One object for each way.
 
-    Autograd      as it is, or by torch's compiler; several processes average their gradients (DistributedDataParallel)
+    Autograd      as it is, or by torch's compiler; several processes average their gradients (DDP)
     LossScaled    fp16: losses are scaled up, and a step whose gradients overflow is left out
     Replayed      loss and gradients from one CUDA graph (`lowmem.graphs`)
     InBackward    each weight is stepped while the backward pass goes on (`lowmem.in_backward`)
@@ -38,7 +38,7 @@ SHARD = "400MB"  # weights in one file, at most: the host never holds more than 
 def make_accelerator(context: RunContext, sharded: bool) -> Accelerator:
     """accelerate's object for this run: an earlier one in this process may have had another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    # DDP: every parameter takes part in every step. Autocast's cache would keep a sharded weight's copy to the pass's end.
+    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are fetched.
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=False),
         AutocastKwargs(cache_enabled=not sharded),
@@ -88,7 +88,7 @@ class Autograd:
     # --- a step -----------------------------------------------------------------------------------------------------
 
     def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
-        """Add a micro-batch's gradients; its part of the loss. The step's `last` one sends them to the other processes."""
+        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other processes."""
         with nullcontext() if last else self.accelerator.no_sync(self.forward):
             loss = self.loss(self.forward, batch, tokens)
             if ranks.several():
@@ -157,7 +157,7 @@ class Autograd:
 
 
 class LossScaled(Autograd):
-    """fp16. accelerate's cover of the optimizer knows whether a step was left out: then the schedule waits too."""
+    """fp16. accelerate's optimizer knows whether a step was left out: then the schedule waits too."""
 
     def _prepare_optimizer(self) -> torch.optim.Optimizer:
         return self.accelerator.prepare_optimizer(super()._prepare_optimizer())
@@ -189,7 +189,7 @@ class LossScaled(Autograd):
 
 
 class Replayed(Autograd):
-    """Losses and gradients by a recorded step. Several processes add their gradients up after a step's last micro-batch."""
+    """Losses and gradients by a recorded step. Several processes add theirs up after the last micro-batch."""
 
     wraps = False
 
@@ -227,7 +227,7 @@ class Replayed(Autograd):
 
 
 class InBackward(Autograd):
-    """Weights are stepped, and their gradients freed, in the backward pass; `clip` steps the few that wait for its end."""
+    """Weights are stepped, and their gradients freed, in the backward pass; `clip` steps those that wait."""
 
     wraps = False  # the hooks average
 

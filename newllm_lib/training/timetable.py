@@ -19,15 +19,17 @@ class Decision:
 
 
 class Timetable:
-    """Log every `logging_steps`; evaluate `evals_per_epoch` times an epoch, and at the end; save with every evaluation, every
-    `save_steps`, and at least every `save_minutes`."""
+    """Log every `logging_steps`; evaluate `evals_per_epoch` times an epoch, and at the end; save with every
+    evaluation, every `save_steps`, and at least every `save_minutes`."""
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int, total_steps: int):
         self.recipe, self.steps_per_epoch, self.total_steps = recipe, steps_per_epoch, total_steps
         self.last_save = time.monotonic()
 
     def after(self, step: int) -> Decision:
-        """What the step's number alone decides; `is_due` is the clock's word, on which several processes agree first."""
+        """What the step's number alone decides; `is_due` is the clock's word, on which several processes
+        agree first.
+        """
         last = step >= self.total_steps
         evaluate = self.evaluates_at(step)
         by_steps = self.recipe.save_steps is not None and step % self.recipe.save_steps == 0

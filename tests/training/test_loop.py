@@ -73,7 +73,9 @@ def test_each_way_of_running_a_step_is_one_object(folder, changes, how, scaler, 
 
 
 def scale_losses(monkeypatch) -> None:
-    """Loss scaling as on a GPU with fp16: torch's scaler works on a processor too, for float32's gradients."""
+    """Loss scaling as on a GPU with fp16: torch's scaler works on a processor too, for float32's
+    gradients.
+    """
     real = loop.make_accelerator
 
     def scaled(*words):
