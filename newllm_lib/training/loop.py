@@ -100,6 +100,8 @@ class TrainingLoop:
         finally:
             if ranks.is_first():
                 write_training_log(context.run)
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         if ranks.is_first():
             plot_curves(context.run)
         if self.wishes.stopped:

@@ -64,9 +64,8 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
     """Train what `recipe` describes in its run folder; an unfinished run continues where it was saved last.
 
     Args:
-        job: prepares and trains, called with the recipe, the run (locked), the device and whether the run was
-            finished before.
-            Default: learn to predict the next token.
+        job: prepares and trains; called with the recipe, the run (locked), the device and whether the run was
+            finished before. Default: learn to predict the next token.
         was_finished: that, where a launcher of ours knows it and holds the run.
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not
@@ -87,10 +86,10 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
         else:
             work = job or _train_locked
         if ranks.holds_the_run():
-            gpu = (
-                nullcontext() if ranks.several() or count > 1 else _gpu(recipe, run, device)
-            )  # else each process has its own
-            _hold_and_train(recipe, run, copy, device, gpu, work)
+            shared = ranks.several() or count > 1  # then each process holds a GPU of its own
+            _hold_and_train(
+                recipe, run, copy, device, nullcontext() if shared else _gpu(recipe, run, device), work
+            )
         else:
             work(recipe, run, device, was_finished)
     return run
@@ -223,15 +222,11 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         data = prepare(recipe, tokenizer=tokenizer, saved=progress.data_state, leads=leads)
     with contextlib.closing(data):
         micro = micro_batch_size(recipe, device, ranks.world())
-        context = RunContext(
-            recipe, run, device, data, start, checkpoint, progress, *steps(recipe, data), micro
-        )
+        per_epoch, total = steps(recipe, data)
+        context = RunContext(recipe, run, device, data, start, checkpoint, progress, per_epoch, total, micro)
         _record(context)
-        if (
-            checkpoint
-            and recipe.resume == "auto"
-            and (was_finished or checkpoint_step(checkpoint) >= context.total_steps)
-        ):
+        trained = checkpoint is not None and (was_finished or checkpoint_step(checkpoint) >= total)
+        if trained and recipe.resume == "auto":
             console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
             return
         if ranks.is_first():
@@ -242,7 +237,7 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         if ranks.is_first():
             write_status(
                 run, state="done", message="finished"
-            )  # a report that is cut off must not make it train again
+            )  # were the report cut off, it must not train again
             _say_finished(run)
             report(recipe, run, data)
 
