@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import islice
 
 import torch
@@ -47,7 +48,7 @@ class Batches:
 
 def count_labels(batches: list[dict[str, Tensor]]) -> Tensor:
     """How many tokens a step predicts, in all micro-batches and processes: what its losses are divided by."""
-    count = sum((batch["labels"] != IGNORED).sum() for batch in batches)
+    count = reduce(torch.add, ((batch["labels"] != IGNORED).sum() for batch in batches))
     if ranks.several():
         ranks.sum_([count])
     return count.to(torch.float32)
