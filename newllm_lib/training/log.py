@@ -47,9 +47,7 @@ class TrainingLog:
         progress = context.progress
         self.interval_loss = torch.tensor(progress.interval_loss, device=context.torch_device)
         self._measured_from = checkpoint_step(context.checkpoint) if context.checkpoint else 0
-        self._logged_step = (
-            self._measured_from - progress.interval_steps
-        )  # step of the last row, perhaps before a restart
+        self._logged_step = self._measured_from - progress.interval_steps  # perhaps before a restart
         self._since = time.monotonic()
         self._paused = 0.0  # seconds of evaluating and saving, which are not training time
         self._waiting: _Row | None = None

@@ -63,7 +63,7 @@ class TrainingLoop:
         self.signals = Signals()
         wishes = Agreement if ranks.several() else Wishes
         self.wishes = wishes(self.signals, self.timetable, SaveRequests(context.run))
-        self.stopping = False
+        self.stopping = self.step >= context.total_steps
 
     def _loss(self) -> NextTokenLoss:
         recipe = self.context.recipe
@@ -150,10 +150,8 @@ class TrainingLoop:
         """Measure on the validation text, in training's dtype, and keep the best model in `best/`."""
         context, progress = self.context, self.context.progress
         with self.log.paused():
-            with (
-                self.strategy.whole_weights(),
-                torch.compiler.set_stance("force_eager"),
-            ):  # shapes unlike training's
+            # Not compiled: its shapes are unlike training's.
+            with self.strategy.whole_weights(), torch.compiler.set_stance("force_eager"):
                 metrics = evaluate(
                     self.model,
                     context.data.validation,

@@ -158,6 +158,14 @@ def test_a_row_that_waits_for_the_gpu_is_written_before_all_that_follows_it(fold
     assert curve(run) == curve(plain)
 
 
+def test_a_finished_run_that_is_asked_to_go_on_from_its_end_takes_no_further_step(folder):
+    keys = {"max_steps": 5, "logging_steps": 1}
+    run = train(recipe(folder, **keys))
+    before = curve(run)
+    train(recipe(folder, **keys, resume="last"))
+    assert curve(run) == before and run.latest_checkpoint().name == "checkpoint-5"
+
+
 def test_weights_that_lack_something_are_refused(folder, monkeypatch):
     from safetensors.torch import load_file, save_file
 
