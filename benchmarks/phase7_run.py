@@ -61,38 +61,31 @@ def train_part(recipe, stop: int | None) -> None:
     import torch
 
     from newllm_lib.errors import Interrupted
-    from newllm_lib.training import train
-    from newllm_lib.training.trainer import RunTrainer
+    from newllm_lib.training import run, train
+    from newllm_lib.training.loop import TrainingLoop
+    from newllm_lib.training.strategies import Autograd
 
-    class Watched(RunTrainer):
+    class Watched(TrainingLoop):
         before_evaluation = True
 
-        def _save_checkpoint(self, *arguments, **more):
-            with watched("save"):
-                super()._save_checkpoint(*arguments, **more)
+        @watched("save")
+        def save(self):
+            super().save()
 
-        def _load_from_checkpoint(self, *arguments, **more):
-            with watched("load weights"):
-                super()._load_from_checkpoint(*arguments, **more)
-
-        def _load_optimizer_and_scheduler(self, checkpoint):
-            with watched("load states" if checkpoint else "no states to load"):
-                super()._load_optimizer_and_scheduler(checkpoint)
-
-        def evaluate(self, *arguments, **more):
+        def evaluate(self):
             self.before_evaluation = False
-            return super().evaluate(*arguments, **more)
+            super().evaluate()
 
-        def log(self, logs, *arguments):
-            super().log(logs, *arguments)
+        def after_step(self, norm):
+            super().after_step(norm)
             if self.before_evaluation and torch.cuda.is_available():
-                say(what="reserved", step=self.state.global_step, gib=round(torch.cuda.max_memory_reserved() / GIB, 3))
-            if stop is not None and self.state.global_step == stop:
+                say(what="reserved", step=self.step, gib=round(torch.cuda.max_memory_reserved() / GIB, 3))
+            if stop is not None and self.step == stop:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    import newllm_lib.training.run_recipe as run_recipe
-
-    run_recipe.RunTrainer = Watched
+    Autograd.load_weights = watched("load weights")(Autograd.load_weights)
+    Autograd.load_state = watched("load states")(Autograd.load_state)
+    run.TrainingLoop = Watched
     try:
         train(recipe)
     except Interrupted as stopped:

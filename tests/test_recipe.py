@@ -220,14 +220,13 @@ def test_muons_learning_rate_is_its_own():
     assert _course(recipe(optimizer="muon")) != _course(recipe(optimizer="muon", muon_learning_rate=0.01))
 
 
-def test_arguments_reach_the_trainer(tmp_path):
-    from newllm_lib.runs import Run
-    from newllm_lib.training.arguments import training_arguments
+def test_a_package_to_report_to_that_is_not_installed_is_one_line(monkeypatch):
+    from newllm_lib.training.log import refuse_trackers
 
-    arguments = training_arguments(recipe(seed=7, max_grad_norm=0.5, report_to="tensorboard"), Run(tmp_path), probe(), 10, 4)
-    assert (arguments.seed, arguments.max_grad_norm, arguments.max_steps) == (7, 0.5, 10)
-    assert arguments.report_to == ["tensorboard"]
-    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == recipe().batch_size
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refuse_trackers(recipe())
+    with pytest.raises(UsageError, match="--report_to wandb needs a package: `pip install wandb`"):
+        refuse_trackers(recipe(report_to="wandb"))
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
@@ -275,19 +274,19 @@ def test_the_memory_keys_lower_the_estimate(monkeypatch):
 
 
 def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
-    from transformers import TrainerControl
-
-    from newllm_lib.training.callbacks import Timetable
+    from newllm_lib.training.signals import Wishes
+    from newllm_lib.training.timetable import Timetable
 
     def days(**changes):
-        table = Timetable(recipe(**changes), steps_per_epoch=100)
+        table = Timetable(recipe(**changes), steps_per_epoch=100, total_steps=200)
         table.last_save -= 120  # two minutes ago
+        wishes = Wishes(SimpleNamespace(received=None), table, SimpleNamespace(taken=lambda: False))
         seen = []
         for step in range(1, 201):
-            control = table.on_step_end(
-                SimpleNamespace(world_size=1), SimpleNamespace(global_step=step, max_steps=200), TrainerControl()
-            )
-            seen.append((control.should_log, control.should_evaluate, control.should_save))
+            decision = table.after(step)
+            wishes.heed(decision)
+            seen.append((decision.log, decision.evaluate, decision.save))
+            assert decision.stop == (step == 200)
         return seen
 
     base = days()

@@ -130,7 +130,7 @@ def measure() -> None:
     from newllm_lib.data import prepare
     from newllm_lib.device import probe
     from newllm_lib.recipe import load_recipe
-    from newllm_lib.training import ranks, run_recipe
+    from newllm_lib.training import loop, ranks
 
     console.quiet_libraries()
     console.mute()
@@ -144,24 +144,24 @@ def measure() -> None:
         ranks.join(device.torch_device)
         while not Path(folder, "go").exists():
             time.sleep(0.05)
-    real, run_recipe.Timetable = run_recipe.Timetable, _only_logs(run_recipe.Timetable)
+    real, loop.Timetable = loop.Timetable, _only_logs(loop.Timetable)
     for name, recipe in recipes.items():
         found = _train(recipe, name, prepared[recipe.vocab_size, recipe.max_samples], device, Path(folder))
         if ranks.is_first():
             with open(Path(folder, f"{ranks.world()}-{os.getpid()}.found"), "a") as file:
                 file.write(json.dumps(found.__dict__) + "\n")
             print(found, flush=True)
-    run_recipe.Timetable = real
+    loop.Timetable = real
 
 
 def _only_logs(timetable):
     class OnlyLogs(timetable):
         """No evaluation and no save: they would be measured, and a large model's take minutes."""
 
-        def on_step_end(self, args, state, control, **kwargs):
-            control = super().on_step_end(args, state, control, **kwargs)
-            control.should_evaluate = control.should_save = False
-            return control
+        def after(self, step: int):
+            decision = super().after(step)
+            decision.evaluate = decision.save = False
+            return decision
 
         def is_due(self) -> bool:
             return False
@@ -174,20 +174,22 @@ def _train(recipe, name: str, data, device, folder: Path) -> Found:
 
     from newllm_lib.ops.common.dispatch import kernels
     from newllm_lib.runs import Run
-    from newllm_lib.training import ranks, run_recipe
+    from newllm_lib.training import ranks
+    from newllm_lib.training.context import RunContext
     from newllm_lib.training.estimate import micro_batch_size
+    from newllm_lib.training.loop import TrainingLoop
     from newllm_lib.training.model_config import count_parameters, model_config
     from newllm_lib.training.progress import Progress
+    from newllm_lib.training.run import steps
 
     run = Run(folder / f"{name}-{ranks.world()}")
     run.path.mkdir(exist_ok=True)
-    per_epoch, total = run_recipe._steps(recipe, data)
     cuda = device.torch_device == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     micro = micro_batch_size(recipe, device, ranks.world())
     with kernels(recipe.kernels != "off"):
-        run_recipe._fit(recipe, run, device, data, Progress(), per_epoch, total, None, None, micro)
+        TrainingLoop(RunContext(recipe, run, device, data, None, None, Progress(), *steps(recipe, data), micro)).run()
     ranks.wait_for_all()
     logged = [row for row in run.metrics() if "loss" in row]
     # The first step, and the first interval after it, compile and warm up.

@@ -7,7 +7,7 @@ The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, f
     graphs      the same, replayed from CUDA graphs ("reduce-overhead"), the optimizer launched after them: what training does
     replay      loss and gradients as they are in one CUDA graph, nothing compiled but our kernels: what New-LLM's training does
     captured    the whole step in one CUDA graph, the optimizer in it
-    trainer     `newllm train` on ChitChat: transformers' Trainer with its clipping, schedule and log
+    trainer     `newllm train` on ChitChat: the training loop with its clipping, schedule and log
 """
 
 from __future__ import annotations
@@ -255,7 +255,8 @@ def _captured(model, batch: int, length: int):
 
 
 def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int, steps: int) -> dict:
-    """`newllm train` on ChitChat, from its second step on; the median of so many steps' rows in its log, the first left out."""
+    """`newllm train` on ChitChat, from its second step on; the median of the rows in its log, the first two left out (one
+    of them has waited for the word to begin)."""
     import torch
 
     from newllm_lib.ops import ahead
@@ -263,7 +264,7 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     from newllm_lib.training.model_config import count_parameters, model_config
 
     ahead.start(compiles=name != "new_llm")
-    from newllm_lib.training import run_recipe
+    from newllm_lib.training import log, run
 
     sizes = {"hidden_size": 256, "context_dim": 256, "num_layers": 4, "mlp_size": 1024, "num_heads": 4, "dropout": 0.0}
     keys = {
@@ -276,24 +277,25 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     class Measured(Exception):
         """Enough rows are there."""
 
-    class Timed(run_recipe.RunTrainer):
-        def log(self, logs, start_time=None):
-            super().log(logs, start_time)
-            if self.state.global_step == 1:
+    class Timed(log.EpochLines):
+        """Told of each row when it is written."""
+
+        def training_line(self, row):
+            super().training_line(row)
+            if row["step"] == 1:
                 go()
-                self._interval_start = time.monotonic()
-            elif "loss" in logs:
-                speeds.append(list(self.run.metrics())[-1]["tokens_per_second"])
-            if len(speeds) == 5:
+            else:
+                speeds.append(row["tokens_per_second"])
+            if len(speeds) == 6:
                 raise Measured
 
-    run_recipe.RunTrainer = Timed
+    log.EpochLines = Timed
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         recipe = load_recipe("demo", {**keys, "output_dir": folder})
         with contextlib.redirect_stdout(nowhere), contextlib.suppress(Measured):
-            run_recipe.train(recipe)
+            run.train(recipe)
     return {
-        "tokens_per_second": statistics.median(speeds[1:]), "first_step": None, "carries": name == "new_llm", "waited": None,
+        "tokens_per_second": statistics.median(speeds[2:]), "first_step": None, "carries": name == "new_llm", "waited": None,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         "parameters": count_parameters(model_config(recipe, vocabulary)),
     }  # fmt: skip

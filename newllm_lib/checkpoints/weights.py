@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import tensors
 
@@ -43,3 +45,21 @@ def _refusal(file: Path, name: str, found: str, wanted: str) -> str:
 
 def _text(shape: tuple) -> str:
     return "x".join(map(str, shape)) or "of a number"
+
+
+def load_weights(model, folder: Path) -> None:
+    """Fill a built model with the weights saved in a folder, in one file or several: one at a time is in the host's memory.
+
+    Raises:
+        NewLLMError: some are missing, or are not this model's.
+    """
+    missing, unknown = set(model.state_dict()), set()
+    for file in sorted(Path(folder).glob("model*.safetensors")):
+        found = load_file(file)
+        missing -= found.keys()
+        unknown |= set(model.load_state_dict(found, strict=False).unexpected_keys)
+    model.tie_weights()  # a tied head is in no file
+    missing -= set(getattr(model, "all_tied_weights_keys", {}))
+    if missing or unknown:
+        what = f"no {min(missing)}" if missing else f"{min(unknown)}, which this model does not know"
+        raise NewLLMError(f"{folder} holds {what}: copy it again from where it was trained.")

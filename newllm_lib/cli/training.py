@@ -101,7 +101,7 @@ def _run_training(recipe: Recipe):
         if _compiling and _compiling[0] is not None and suits(recipe):
             ahead.leave_to(_compiling[0])
         ahead.start(compiles=recipe.compile in ("on", "graphs") or (recipe.compile == "auto" and not is_made_of_kernels(recipe)))
-        from newllm_lib.training import run_recipe  # noqa: F401
+        from newllm_lib.training import run  # noqa: F401
     from newllm_lib.training import train
 
     return train

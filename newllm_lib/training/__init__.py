@@ -1,11 +1,11 @@
-"""Training on `transformers.Trainer`: one call takes a recipe to a finished run folder."""
+"""Training: one call takes a recipe to a finished run folder."""
 
 from __future__ import annotations
 
 
 def train(recipe, was_finished: bool | None = None):
-    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run_recipe`."""
-    from newllm_lib.training.run_recipe import train as run_training
+    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run`."""
+    from newllm_lib.training.run import train as run_training
 
     if recipe.task == "dpo":
         from newllm_lib.training.preferences import train_preferences

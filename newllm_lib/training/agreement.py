@@ -1,40 +1,48 @@
-"""What one process of several wants, all do at the same step: stop (a signal came), save (asked for, or it is time)."""
+"""What one process of several wants, all do at the same step: stop for a signal, save on request or in time."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
 
 from newllm_lib import console
 from newllm_lib.training import ranks
-from newllm_lib.training.callbacks import SaveRequests, Signals, Timetable
+from newllm_lib.training.signals import SaveRequests, Signals, Wishes
+from newllm_lib.training.timetable import Decision, Timetable
 
 
-class Agreement(TrainerCallback):
-    """The last of the callbacks. Each step's wishes are summed up beside the next step, so that nothing waits for them: all
-    processes see the same sum, one step later.
+class Agreement(Wishes):
+    """Each step's wishes are summed up beside the next step, so that nothing waits for them: all processes
+    see the same sum, one step later.
     """
 
     def __init__(self, signals: Signals, timetable: Timetable, requests: SaveRequests):
-        self.signals, self.timetable, self.requests = signals, timetable, requests
+        super().__init__(signals, timetable, requests)
         self.wishes = self.message = None
-        self.stopped = False
+        self.agreed = False
 
-    def on_step_end(self, args, state, control, **kwargs):
+    @property
+    def stopped(self) -> bool:
+        return self.agreed
+
+    def heed(self, decision: Decision) -> None:
         if self._heard():
             stop, save = self.wishes.tolist()
             if stop and self.signals.received is None:
                 console.say("\nStopping: another process was asked to; saving a checkpoint first")
-            self.stopped = self.stopped or bool(stop)
-            control.should_save = control.should_save or bool(stop or save)
-            control.should_training_stop = control.should_training_stop or bool(stop)
-        if not control.should_training_stop:
+            self.agreed = self.agreed or bool(stop)
+            decision.save = decision.save or bool(stop or save)
+            decision.stop = decision.stop or bool(stop)
+        if not decision.stop:
             # Before a save the clock still says that one is due: not again.
-            save = ranks.is_first() and not control.should_save and (self.timetable.is_due() or self.requests.taken())
+            save = (
+                ranks.is_first() and not decision.save and (self.timetable.is_due() or self.requests.taken())
+            )
             self.wishes = torch.tensor([int(self.signals.received is not None), int(save)])
             self.message = dist.all_reduce(self.wishes, group=ranks.host_group(), async_op=True)
-        return control
+
+    def end(self) -> None:
+        self._heard()
 
     def _heard(self) -> bool:
         """Wait for the sum of what was sent after the last step; False if nothing was."""
@@ -43,6 +51,3 @@ class Agreement(TrainerCallback):
         self.message.wait()
         self.message = None
         return True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._heard()

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from newllm_lib import console
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, rotate_log, write_status
+from newllm_lib.training import keeping
 
 
 class Timetable(TrainerCallback):
@@ -122,6 +123,16 @@ class SaveRequests(TrainerCallback):
         if args.world_size == 1 and self.taken():
             control.should_save = True
         return control
+
+
+class MirrorNews(TrainerCallback):
+    """`keeping.MirrorNews`, at each row of the log."""
+
+    def __init__(self, run: Run):
+        self.news = keeping.MirrorNews(run)
+
+    def on_log(self, args, state, control, **kwargs):
+        self.news.look()
 
 
 class LogBlock(TrainerCallback):

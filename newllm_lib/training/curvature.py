@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from transformers import TrainerCallback
+from torch import nn
 
 from newllm_lib.recipe import Recipe
 
@@ -31,11 +31,11 @@ def has_curvature_schedule(recipe: Recipe) -> bool:
     return scheduled and recipe.from_run is None
 
 
-class CurvatureSchedule(TrainerCallback):
+class CurvatureSchedule:
     """Sets the model's factor before each step; in place, so that a compiled step and its CUDA graph read it too."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        model.base_model.curvature_factor.fill_(curvature_factor(state.global_step, state.max_steps, self.recipe))
+    def set(self, model: nn.Module, step: int, total: int) -> None:
+        model.base_model.curvature_factor.fill_(curvature_factor(step, total, self.recipe))

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import TrainerCallback
-
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
@@ -63,13 +61,14 @@ class Kept:
             wait_for_mirror(self.run, console.say, self.since)
 
 
-class MirrorNews(TrainerCallback):
+class MirrorNews:
     """Says in the log when the mirror is in trouble, and when it is well again; once each."""
 
     def __init__(self, run: Run):
         self.run, self.told = run, ""
 
-    def on_log(self, args, state, control, **kwargs):
+    def look(self) -> None:
+        """Say what has changed since the last look."""
         status = mirror_status(self.run)
         if status is None or status["state"] == "starting" or status["message"] == self.told:
             return

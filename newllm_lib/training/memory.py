@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,10 @@ def with_smaller_micro_batches(
             return attempt(micro, first)
         except torch.OutOfMemoryError as error:
             if micro == 1:
-                raise NewLLMError(f"The GPU's memory is too small even for one of the {unit} at a time: {advice}.") from error
+                raise NewLLMError(
+                    f"The GPU's memory is too small even for one {unit.removesuffix('s')} at a time: {advice}."
+                ) from error
         micro, first = next(n for n in range(micro // 2, 0, -1) if batch_size % n == 0), False
         console.say(f"  Out of GPU memory: going on with {micro} {unit} at a time (the batch stays {batch_size})")
+        gc.collect()  # a prepared model holds itself
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after, the card.
 
-Lock, status, resuming, signals and the run's folder are `run_recipe`'s; the trainer is in `dpo`.
+Lock, status, resuming, signals and the run's folder are `run`'s; the trainer is in `dpo`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, check_folder, checkpoint_step, write_status
 from newllm_lib.training.arguments import argument_values
 from newllm_lib.training.base import PreparedBase, prepare_base
-from newllm_lib.training.callbacks import Heartbeat, SaveRequests, Signals, Timetable
+from newllm_lib.training.callbacks import Heartbeat, MirrorNews, SaveRequests, Signals, Timetable
 from newllm_lib.training.card import write_card
 from newllm_lib.training.compiling import dtype_of
 from newllm_lib.training.estimate import preference_needs
-from newllm_lib.training.keeping import MirrorNews, only_data_is_read
+from newllm_lib.training.keeping import only_data_is_read
 from newllm_lib.training.memory import count_from_here, with_smaller_micro_batches
 from newllm_lib.training.preference_curves import plot_preferences
 from newllm_lib.training.preference_log import LogBeforeSaving, PreferenceLog, say_result

@@ -145,6 +145,13 @@ def sum_(tensors: list[torch.Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def all_gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Every process's tensor of this shape, in their order, where it lies."""
+    found = [torch.empty_like(tensor) for _ in range(world())]
+    dist.all_gather(found, tensor)
+    return found
+
+
 def as_the_first_has_them(tensors: Iterable[torch.Tensor]) -> None:
     """The first process's values, in place, where they lie. Nothing to do alone."""
     if several():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from newllm_lib.checkpoints import whole_model_folder
@@ -17,11 +18,15 @@ from newllm_lib.runs import Run, is_locked
 
 @dataclass(frozen=True)
 class Start:
-    """Another run's best model: its folder, and a fingerprint of its weights."""
+    """Another run's best model."""
 
     name: str
     folder: Path
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same if and only if its weights are; computed when it is asked for: it reads them all."""
+        return weights_fingerprint(self.folder)
 
 
 def find_start(recipe: Recipe) -> Start | None:
@@ -41,7 +46,7 @@ def find_start(recipe: Recipe) -> Start | None:
             f"{run.name} holds adapters beside another model's weights: merge them first "
             f"(`newllm export {recipe.from_run}`), and start from that folder with --from."
         )
-    return Start(run.name, folder, weights_fingerprint(folder))
+    return Start(run.name, folder)
 
 
 def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> Start | None:

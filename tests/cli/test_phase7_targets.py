@@ -77,7 +77,7 @@ def test_without_a_gpu_those_that_need_one_say_so_and_fail(folder, capsys, monke
     ],
 )
 def test_what_is_missing_is_one_line_and_exit_code_2(folder, capsys, monkeypatch, target, variables, expected):
-    monkeypatch.setattr("newllm_lib.training.run_recipe.check_memory", lambda *_: None)  # this machine may have too little
+    monkeypatch.setattr("newllm_lib.training.run.check_memory", lambda *_: None)  # this machine may have too little
     code, _, err = call(capsys, words_of(target, *variables))
     assert code == 2 and expected in err and err.count("\n") == 1
 

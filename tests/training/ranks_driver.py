@@ -21,12 +21,12 @@ from newllm_lib.data.streaming import segments, stream
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run
-from newllm_lib.training import run_recipe, train, trainer
+from newllm_lib.training import build_model, loop, train
+from newllm_lib.training import run as running
 
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
-for module in (run_recipe, trainer):  # pictures and advice take longer than these trainings, and are tested elsewhere
-    module.plot_curves = lambda run: None
-run_recipe.report = lambda *_: None
+loop.plot_curves = lambda run: None  # pictures and advice take longer than these trainings, and are tested elsewhere
+running.report = lambda *_: None
 segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 2000, 4, 1, 2
 TINY = {
     "sized_for": "cpu", "vocab_size": 300, "max_seq_length": 16, "batch_size": 8, "hidden_size": 16, "context_dim": 16,
@@ -145,11 +145,11 @@ def light() -> dict:
 
 def replayed() -> dict:
     """Whole steps as graphs record them, which on a processor are the functions themselves."""
-    original, run_recipe.compilation = run_recipe.compilation, lambda *_: "replay"  # which a processor would not choose
+    original, build_model.compilation = build_model.compilation, lambda *_: "replay"  # which a processor would not choose
     try:
         return same("replayed", (1, 4), compile="replay", max_steps=6)
     finally:
-        run_recipe.compilation = original
+        build_model.compilation = original
 
 
 def offloaded() -> dict:

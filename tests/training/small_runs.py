@@ -60,15 +60,15 @@ def losses(run) -> list[float]:
 @contextlib.contextmanager
 def stopped_after(step: int):
     """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say so."""
-    from newllm_lib.training.trainer import RunTrainer
+    from newllm_lib.training.loop import TrainingLoop
 
-    real = RunTrainer.training_step
+    real = TrainingLoop.train_step
 
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == step:
+    def interrupted(self, batches):
+        if self.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args, **kwargs)
+        return real(self, batches)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"):
-        patch.setattr(RunTrainer, "training_step", interrupted)
+        patch.setattr(TrainingLoop, "train_step", interrupted)
         yield

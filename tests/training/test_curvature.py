@@ -1,7 +1,5 @@
 """The curvature schedule: its course, and that it stands on top of what is learned."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from newllm_lib.recipe import load_recipe
@@ -34,7 +32,7 @@ def test_each_schedule_has_its_own_course():
 def test_it_moves_the_factor_and_leaves_what_is_learned():
     model = build()
     learned = [p.clone() for p in model.parameters()]
-    CurvatureSchedule(recipe()).on_step_begin(None, SimpleNamespace(global_step=20, max_steps=100), None, model=model)
+    CurvatureSchedule(recipe()).set(model, 20, 100)
     assert float(model.model.curvature_factor) == pytest.approx(0.46)
     assert all((a == b).all() for a, b in zip(learned, model.parameters(), strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -10,7 +11,8 @@ import pytest
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, is_finished, mirror_status
-from newllm_lib.training import run_recipe, train
+from newllm_lib.training import run as running
+from newllm_lib.training import signals, train
 from tests.training.small_runs import curve as rows_of
 from tests.training.small_runs import recipe, write_text
 
@@ -29,14 +31,14 @@ def curve(path) -> list:
 
 def stopped_at(monkeypatch, step: int) -> None:
     """The next training ends there as `newllm runs stop` ends it: saved, and copied."""
-    real = run_recipe.Signals.on_step_end
+    real, steps = signals.Wishes.heed, itertools.count(1)
 
-    def ends(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            self.received = 15
-        return real(self, args, state, control, **kwargs)
+    def ends(self, decision):
+        if next(steps) == step:
+            self.signals.received = 15
+        return real(self, decision)
 
-    monkeypatch.setattr(run_recipe.Signals, "on_step_end", ends)
+    monkeypatch.setattr(signals.Wishes, "heed", ends)
 
 
 def test_the_machine_goes_away_and_the_copy_is_continued_with_the_same_curve(folder, monkeypatch, capsys):
@@ -111,25 +113,25 @@ def test_one_run_a_gpu_unless_forced(folder, tmp_path, monkeypatch):
 
 def test_training_on_a_gpu_asks_for_it_and_on_a_processor_does_not(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(run_recipe, "gpu_for", lambda *words: asked.append(words))
+    monkeypatch.setattr(running, "gpu_for", lambda *words: asked.append(words))
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    run_recipe._gpu(recipe(folder, force=True), Run("x"), probe())
+    running._gpu(recipe(folder, force=True), Run("x"), probe())
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
-    with run_recipe._gpu(recipe(folder), Run("x"), probe()):
+    with running._gpu(recipe(folder), Run("x"), probe()):
         pass
     assert [words[1:] for words in asked] == [(0, True)]
 
 
 def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(folder, monkeypatch):
     run, asked = Run(folder / "run"), []
-    real = run_recipe.SaveRequests.on_step_end
+    real, steps = signals.SaveRequests.taken, itertools.count(1)
 
-    def ask(self, args, state, control, **kwargs):
-        if state.global_step == 5:
+    def ask(self):
+        if next(steps) == 5:
             asked.append(ask_to_save(run))
-        return real(self, args, state, control, **kwargs)
+        return real(self)
 
-    monkeypatch.setattr(run_recipe.SaveRequests, "on_step_end", ask)
+    monkeypatch.setattr(signals.SaveRequests, "taken", ask)
     train(recipe(folder, keep_checkpoints=9))
     assert asked == [True] and run.checkpoint(5).is_dir() and is_finished(run) and not run.save_request.exists()
     assert not ask_to_save(run)

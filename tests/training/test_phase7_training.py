@@ -13,8 +13,10 @@ from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.evaluation.generation import complete
 from newllm_lib.ops.common.dispatch import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import arguments, run_recipe, train
+from newllm_lib.training import run as running
+from newllm_lib.training import train
 from newllm_lib.training.estimate import check_memory, estimate
+from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.optimizer import build_optimizer
 from tests.helpers.loading import load_run
 from tests.training.small_runs import losses, stopped_after, write_text
@@ -91,15 +93,20 @@ def test_a_switch_of_the_mathematics_changes_the_losses_and_still_learns(folder,
 
 
 def test_switches_reach_what_they_switch(folder, monkeypatch):
-    run = SimpleNamespace(path=folder, name="run")
-    both = (recipe(folder, gradient_checkpointing=choice) for choice in ("true", "false"))
-    on, off = (arguments.training_arguments(one, run, probe(), 10, 4) for one in both)
-    assert on.gradient_checkpointing and not off.gradient_checkpointing
+    checkpointed, step = [], TrainingLoop.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            TrainingLoop, "train_step",
+            lambda self, batches: checkpointed.append(self.model.is_gradient_checkpointing) or step(self, batches),
+        )  # fmt: skip
+        for choice in ("true", "false"):
+            train(recipe(folder, choice, gradient_checkpointing=choice, max_steps=1))
+    assert checkpointed == [True, False]
     for fused in (True, False):
         optimizer = build_optimizer(torch.nn.Linear(2, 2), recipe(folder, fused_optimizer=fused))
         assert all(group["fused"] is fused for group in optimizer.param_groups)
     on_a_gpu, seen = SimpleNamespace(is_cuda=True, dtype=torch.float32), []
-    monkeypatch.setattr(run_recipe, "_train_locked", lambda *_, **__: seen.append(runs_triton(on_a_gpu)))
+    monkeypatch.setattr(running, "_train_locked", lambda *_, **__: seen.append(runs_triton(on_a_gpu)))
     train(recipe(folder, kernels="auto")), train(recipe(folder, kernels="off"))
     assert seen == [runs_triton(on_a_gpu), False]
     with kernels(False), kernels(True):

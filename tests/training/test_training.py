@@ -9,7 +9,7 @@ import torch
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
-from newllm_lib.training import resuming, train, trainer
+from newllm_lib.training import loop, losses, resuming, train
 from tests.helpers.loading import load_run
 from tests.training.small_runs import recipe, rows, stopped_after
 
@@ -84,34 +84,34 @@ def test_micro_batches_change_nothing_but_rounding(folder):
 def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monkeypatch):
     """With a learning rate of 0 the losses of an epoch read in order are those of reading each lane in one piece."""
     seen = []
-    step = trainer.RunTrainer.compute_loss
+    loss = losses.NextTokenLoss.__call__
 
-    def spy(self, model, inputs, *args, **kwargs):
-        seen.append(torch.stack([inputs["input_ids"], inputs["shift_labels"]]))
-        return step(self, model, inputs, *args, **kwargs)
+    def spy(self, model, batch, tokens):
+        seen.append(torch.stack([batch["input_ids"], batch["labels"]]))
+        return loss(self, model, batch, tokens)
 
-    monkeypatch.setattr(trainer.RunTrainer, "compute_loss", spy)
+    monkeypatch.setattr(losses.NextTokenLoss, "__call__", spy)
     still = {"learning_rate": 0.0, "carry_state": True, "dropout": 0.0, "logging_steps": 1, "epochs": 1, "micro_batch_size": 4}
     run = train(recipe(folder, **still))
-    losses = torch.tensor([row["loss"] for row in rows(run) if "loss" in row])
+    found = torch.tensor([row["loss"] for row in rows(run) if "loss" in row])
     steps = [torch.cat(seen[i : i + 2], 1) for i in range(0, len(seen), 2)]  # two micro-batches each
     lanes, labels = torch.cat(steps, 2)  # (batch, the whole epoch)
     nll = torch.nn.functional.cross_entropy(load_run(run)[0](lanes).logits.transpose(1, 2), labels, reduction="none")
-    torch.testing.assert_close(losses, nll.unflatten(1, (-1, 16)).mean((0, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, nll.unflatten(1, (-1, 16)).mean((0, 2)), rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match="carry_state"):
         train(recipe(folder, model="tiny_gpt2", carry_state=True, output_dir=str(folder / "gpt2")))
 
 
 def test_too_little_memory_halves_the_micro_batch_and_gives_the_same_curve(folder, monkeypatch):
     whole = train(recipe(folder, dropout=0.0, logging_steps=1, output_dir=str(folder / "whole")))
-    step = trainer.RunTrainer.training_step
+    step = loop.TrainingLoop.train_step
 
-    def small_gpu(self, model, inputs, *args, **kwargs):
-        if len(inputs["input_ids"]) > 2 and self.state.global_step >= 9:
+    def small_gpu(self, batches):
+        if len(batches[0]["input_ids"]) > 2 and self.step >= 9:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, model, inputs, *args, **kwargs)
+        return step(self, batches)
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", small_gpu)
+    monkeypatch.setattr(loop.TrainingLoop, "train_step", small_gpu)
     run = train(recipe(folder, dropout=0.0, logging_steps=1, save_minutes=0))
     assert run.log.read_text().count("Out of GPU memory") == 2  # 8, 4, 2 sequences at a time
     found, expected = ([r["loss"] for r in rows(x) if "loss" in r] for x in (run, whole))
@@ -120,22 +120,22 @@ def test_too_little_memory_halves_the_micro_batch_and_gives_the_same_curve(folde
     def no_gpu(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", no_gpu)
+    monkeypatch.setattr(loop.TrainingLoop, "train_step", no_gpu)
     with pytest.raises(NewLLMError, match="too small even for one sequence"):
         train(recipe(folder, output_dir=str(folder / "never")))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, value):
-    step = trainer.RunTrainer.training_step
+    step = loop.TrainingLoop.train_step
 
-    def broken(self, *args, **kwargs):
-        loss = step(self, *args, **kwargs)
-        if self.state.global_step == 7:
-            self._interval_loss += value
-        return loss
+    def broken(self, batches):
+        norm = step(self, batches)
+        if self.step == 7:
+            self.log.interval_loss += value
+        return norm
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", broken)
+    monkeypatch.setattr(loop.TrainingLoop, "train_step", broken)
     with pytest.raises(NewLLMError, match="loss became (nan|inf).*checkpoint-7.*--learning_rate") as error:
         train(recipe(folder, logging_steps=5, save_minutes=0))
     run = Run(folder / "run")
@@ -233,7 +233,7 @@ def test_a_run_that_patience_ended_stays_ended_and_a_refused_command_changes_not
 
 
 def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
-    monkeypatch.setattr(trainer, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")})
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")})
     with pytest.raises(NewLLMError, match="loss became nan"):
         train(recipe(folder))
     run = Run(folder / "run")
@@ -243,15 +243,15 @@ def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
 def test_a_second_sigterm_does_not_lose_the_save(folder, monkeypatch):
     import signal
 
-    step = trainer.RunTrainer.training_step
+    step = loop.TrainingLoop.train_step
 
-    def twice(self, *args, **kwargs):
-        if self.state.global_step == 4:
+    def twice(self, batches):
+        if self.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
+        return step(self, batches)
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", twice)
+    monkeypatch.setattr(loop.TrainingLoop, "train_step", twice)
     with pytest.raises(Interrupted):
         train(recipe(folder))
     assert Run(folder / "run").latest_checkpoint().name == "checkpoint-5"

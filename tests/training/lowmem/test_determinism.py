@@ -10,19 +10,20 @@ import time
 import pytest
 import torch
 
-from newllm_lib.training import train, trainer
+from newllm_lib.training import train
+from newllm_lib.training.loop import TrainingLoop
 from tests.training.lowmem.test_memory_keys import recipe
 
 
 def test_it_holds_while_a_run_trains_and_not_after(folder, monkeypatch):
     seen = []
-    step = trainer.RunTrainer.training_step
+    step = TrainingLoop.train_step
 
-    def watched(self, *args, **kwargs):
+    def watched(self, batches):
         seen.append(torch.are_deterministic_algorithms_enabled())
-        return step(self, *args, **kwargs)
+        return step(self, batches)
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", watched)
+    monkeypatch.setattr(TrainingLoop, "train_step", watched)
     for on in (True, False):
         train(recipe(folder, f"run{on}", max_steps=2, deterministic=on))
     assert seen == [True, True, False, False] and not torch.are_deterministic_algorithms_enabled()

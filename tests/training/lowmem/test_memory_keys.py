@@ -12,7 +12,8 @@ from safetensors import safe_open
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train, trainer
+from newllm_lib.training import strategies, train
+from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.lowmem.plan import refuse
 from tests.helpers.loading import load_run
 from tests.training.small_runs import curve
@@ -61,19 +62,19 @@ def test_a_stopped_light_run_goes_on_bit_by_bit(folder, monkeypatch, optimizer):
     """Rounding, quantised states, dropout and the norms that clip the next step: all as if nothing had happened."""
     keys = {**LIGHT, "optimizer": optimizer, "max_grad_norm": 0.5}
     if optimizer == "muon":
-        monkeypatch.setattr(trainer, "SHARD", "100KB")  # a large model's weights are in several files
+        monkeypatch.setattr(strategies, "SHARD", "100KB")  # a large model's weights are in several files
     whole = train(recipe(folder, "whole", **keys))
-    step = trainer.RunTrainer.training_step
+    step = TrainingLoop.train_step
 
-    def stop(self, *args, **kwargs):
-        if self.state.global_step == 5:
+    def stop(self, batches):
+        if self.step == 5:
             os.kill(os.getpid(), 15)
-        return step(self, *args, **kwargs)
+        return step(self, batches)
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", stop)
+    monkeypatch.setattr(TrainingLoop, "train_step", stop)
     with pytest.raises(Interrupted):
         train(recipe(folder, **keys))
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", step)
+    monkeypatch.setattr(TrainingLoop, "train_step", step)
     run = train(recipe(folder, **keys))
     assert curve(run) == curve(whole)
     assert (len(list(run.latest_checkpoint().glob("model*.safetensors"))) > 1) == (optimizer == "muon")

@@ -6,7 +6,7 @@ import pytest
 
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
-from newllm_lib.training import run_recipe, train
+from newllm_lib.training import build_model, train
 from newllm_lib.training.compiling import compilation
 from newllm_lib.training.lowmem.plan import refuse
 from tests.training.lowmem.test_memory_keys import LIGHT, recipe
@@ -19,7 +19,7 @@ WHOLE = {"optimizer": "adafactor", "weights_dtype": "bf16", "micro_batch_size": 
 def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
     keys = {**keys, "dropout": 0.0, "max_steps": 6, "max_grad_norm": 0.5}
     plain = train(recipe(folder, "plain", **keys))
-    monkeypatch.setattr(run_recipe, "compilation", lambda *_: "replay")  # which a processor would not choose
+    monkeypatch.setattr(build_model, "compilation", lambda *_: "replay")  # which a processor would not choose
     again = train(recipe(folder, "again", **keys, compile="replay"))
     rows, others = ([row for row in curve(run) if "loss" in row] for run in (plain, again))
     for a, b in zip(rows, others, strict=True):
@@ -34,7 +34,7 @@ def test_a_replayed_new_llm_is_the_run_to_the_last_digit(folder, monkeypatch, ke
     """Dropout and a carried state too: nothing is drawn for a recording, and a run goes on as if it had not been stopped."""
     keys = {"optimizer": "adamw", "max_steps": 6, "save_steps": 3, "keep_checkpoints": 9, **keys}
     plain = train(recipe(folder, "plain", **keys))
-    monkeypatch.setattr(run_recipe, "compilation", lambda *_: "replay")
+    monkeypatch.setattr(build_model, "compilation", lambda *_: "replay")
     again = train(recipe(folder, "again", **keys))
     assert [row["loss"] for row in curve(again) if "loss" in row] == [row["loss"] for row in curve(plain) if "loss" in row]
     shutil.rmtree(again.path / "checkpoint-6")

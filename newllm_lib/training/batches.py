@@ -1,0 +1,54 @@
+"""The micro-batches of a run's steps, on the device: this process's share of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from newllm_lib.data.blocks import IGNORED, training_blocks
+from newllm_lib.training import ranks
+from newllm_lib.training.context import RunContext
+
+
+class Batches:
+    """Their order comes from the seed and the epoch alone, also after a restart."""
+
+    def __init__(self, context: RunContext):
+        self.context, self.device = context, context.torch_device
+        self.blocks, self.sampler = training_blocks(context.data.train, context.recipe, self.device)
+
+    def from_step(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
+        """For each step from here to the epoch's end its micro-batches.
+
+        Yields:
+            dicts of `input_ids` and `labels` (already shifted), both (batch, time) int64.
+        """
+        size, per_epoch = self.context.recipe.batch_size, self.context.steps_per_epoch
+        self.sampler.seek(step * size)
+        starts = islice(iter(self.sampler), step % per_epoch * size, None)
+        for _ in range(step % per_epoch, per_epoch):
+            yield [self._read(part) for part in self._dealt(list(islice(starts, size)))]
+
+    def _dealt(self, starts: list) -> Iterator[list]:
+        """A batch's micro-batches are dealt out to the processes in turn."""
+        size = self.context.sequences_at_once
+        for begin in range(ranks.rank() * size, len(starts), ranks.world() * size):
+            yield starts[begin : begin + size]
+
+    def _read(self, starts: list) -> dict[str, Tensor]:
+        batch = self.blocks.__getitems__(starts)
+        if self.device.type == "cpu" or batch["labels"].is_cuda:
+            return batch
+        return {name: rows.pin_memory().to(self.device, non_blocking=True) for name, rows in batch.items()}
+
+
+def count_labels(batches: list[dict[str, Tensor]]) -> Tensor:
+    """How many tokens a step predicts, in all micro-batches and processes: what its losses are divided by."""
+    count = reduce(torch.add, ((batch["labels"] != IGNORED).sum() for batch in batches))
+    if ranks.several():
+        ranks.sum_([count])
+    return count.to(torch.float32)

@@ -1,0 +1,144 @@
+"""A run's checkpoints: everything that the next step depends on, whole or not there; and `best/`.
+
+model.safetensors, config.json, tokenizer     what `from_pretrained` reads (adapter/ beside it with LoRA)
+optimizer.pt, scheduler.pt, scaler.pt         torch's state dicts (optimizer.safetensors where it is sharded)
+rng_state.pth                                 random numbers' states, of each process (rng_state_1.pth)
+gradient_norms, carried_state .safetensors    what clips the next step in the backward pass; the rows' states
+progress.json, trainer_state.json             best score, loss since the last row, where the data stood; step
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from newllm_lib import console
+from newllm_lib.runs import checkpoint_step, link_model, remove_directory, staged_directory
+from newllm_lib.training import ranks
+from newllm_lib.training.carry import CarriedState
+from newllm_lib.training.context import RunContext
+from newllm_lib.training.curves import write_training_log
+from newllm_lib.training.keeping import only_data_is_read
+from newllm_lib.training.strategies import Autograd
+
+
+class Checkpoints:
+    """Writes and reads them. All processes call each method; the first writes, others add what they have."""
+
+    def __init__(self, context: RunContext, strategy: Autograd, carried: CarriedState | None):
+        self.context, self.run, self.strategy, self.carried = context, context.run, strategy, carried
+
+    def save(self, step: int) -> None:
+        """Write `checkpoint-<step>`, then remove what is older than the recipe keeps."""
+        final = self.run.path / f"checkpoint-{step}"
+        with self._staged(final) as folder:
+            self.strategy.save_weights(folder)
+            self.strategy.save_state(folder)
+            _save_random_state(folder, self.context.torch_device)
+            if self.carried is not None:
+                self.carried.save(folder)
+            if ranks.is_first():
+                self._save_progress(folder, step)
+                self.context.data.tokenizer.save_pretrained(folder)
+        if ranks.is_first():
+            link_model(final, self.run.last)
+            for old in self.run.checkpoints()[: -self.context.recipe.keep_checkpoints]:
+                remove_directory(old)
+            write_training_log(self.run)
+            console.say("  [Checkpoint saved]")
+
+    def save_best(self) -> None:
+        """Model and tokenizer, all that `from_pretrained` needs."""
+        with self._staged(self.run.best) as folder:
+            self.strategy.save_weights(folder)
+            if ranks.is_first():
+                self.context.data.tokenizer.save_pretrained(folder)
+
+    def load(self) -> None:
+        """Bring weights, optimizer, schedule and carried state to where the context's checkpoint has them.
+
+        Raises:
+            NewLLMError: the state is no plain data (a pickle that would run something), or of another model.
+        """
+        checkpoint = self.context.checkpoint
+        if checkpoint is None:
+            return
+        with only_data_is_read(checkpoint):
+            self.strategy.load_weights(checkpoint)
+            self.strategy.load_state(checkpoint)
+        if self.carried is not None:
+            self.carried.load(checkpoint, self.context.torch_device)
+
+    def load_random_state(self) -> None:
+        """The random numbers with which the next step begins.
+
+        A process that finds none (the run had fewer processes, or begins) gets numbers of its own; the first
+        process of a run that begins goes on with those of the seed.
+        """
+        checkpoint, seed = self.context.checkpoint, self.context.recipe.seed
+        file = checkpoint / _random_state_file() if checkpoint else None
+        if file is not None and file.is_file():
+            with only_data_is_read(checkpoint):
+                _load_random_state(file, self.context.torch_device)
+        elif checkpoint:
+            ranks.own_random_numbers(seed, checkpoint_step(checkpoint))
+        elif not ranks.is_first():  # other dropout than the first process's
+            ranks.own_random_numbers(seed, 0)
+
+    def _save_progress(self, folder: Path, step: int) -> None:
+        context = self.context
+        context.progress.data_state = context.data.state()
+        context.progress.save(folder)
+        state = {
+            "global_step": step,
+            "max_steps": context.total_steps,
+            "epoch": context.epoch_at(step),
+            "train_batch_size": context.sequences_at_once,
+            "stateful_callbacks": {"TrainerControl": {}},
+        }
+        (folder / "trainer_state.json").write_text(
+            json.dumps(state)
+        )  # as transformers' Trainer, and version 0.1.0, read it
+
+    @contextmanager
+    def _staged(self, folder: Path) -> Iterator[Path]:
+        """`staged_directory` of the first process, for all: they may write into it before it gets its name."""
+        with staged_directory(folder) if ranks.is_first() else nullcontext() as staging:
+            yield Path(ranks.as_the_first_says(str(staging)))
+            ranks.wait_for_all()
+
+
+def _random_state_file() -> str:
+    return "rng_state.pth" if ranks.world() == 1 else f"rng_state_{ranks.rank()}.pth"
+
+
+def _save_random_state(folder: Path, device: torch.device) -> None:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    torch.save(state, folder / _random_state_file())
+
+
+def _load_random_state(file: Path, device: torch.device) -> None:
+    core = np._core if hasattr(np, "_core") else np.core
+    numpys = [
+        core.multiarray._reconstruct,
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+    ]  # numpy's state is an array
+    with torch.serialization.safe_globals(numpys):
+        state = torch.load(file, weights_only=True)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        mine = state["cuda"]
+        # Version 0.1.0 wrote, of several processes, each one's states of all GPUs.
+        torch.cuda.set_rng_state(mine[device.index] if isinstance(mine, list) else mine, device)

@@ -1,0 +1,274 @@
+"""What a run says while it trains: rows of `metrics.jsonl`, lines to read, status.json, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from newllm_lib import console
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, checkpoint_step, explained, rotate_log, write_status
+from newllm_lib.training import ranks
+from newllm_lib.training.context import RunContext
+from newllm_lib.training.keeping import MirrorNews
+
+
+@dataclass
+class _Row:
+    """A row whose numbers may still be on their way from the GPU."""
+
+    step: int
+    learning_rate: float
+    numbers: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+
+class TrainingLog:
+    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the sum.
+
+    On a GPU a row is read while the next step runs, so that the GPU never waits for its log.
+
+    Args:
+        track: what --report_to names is given these figures (accelerate's `Accelerator.log`).
+    """
+
+    def __init__(self, context: RunContext, track: Callable[[dict, int], None] | None = None):
+        self.context, self.run, self.track = context, context.run, track
+        self.lines = lines_for(context)
+        self.mirror = MirrorNews(context.run)
+        progress = context.progress
+        self.interval_loss = torch.tensor(progress.interval_loss, device=context.torch_device)
+        self._measured_from = checkpoint_step(context.checkpoint) if context.checkpoint else 0
+        self._logged_step = self._measured_from - progress.interval_steps  # perhaps before a restart
+        self._since = time.monotonic()
+        self._paused = 0.0  # seconds of evaluating and saving, which are not training time
+        self._waiting: _Row | None = None
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's part of its step's loss."""
+        self.interval_loss += loss
+
+    def take(self, step: int, learning_rate: float, norm: torch.Tensor) -> None:
+        """Begin a row: the mean loss since the last one, and this step's gradients' norm before clipping."""
+        self.flush()
+        numbers = torch.stack([self.interval_loss, norm.to(self.interval_loss)])
+        if ranks.several():
+            numbers = torch.stack(ranks.all_gathered(numbers))
+        arrived = None
+        if numbers.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.interval_loss.zero_()
+        self._waiting = _Row(step, learning_rate, numbers, arrived)
+        if arrived is None:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the row that waits, if one does.
+
+        Raises:
+            NewLLMError: its loss is no number.
+        """
+        if self._waiting is None:
+            return
+        waiting, self._waiting = self._waiting, None
+        if waiting.arrived is not None:
+            waiting.arrived.synchronize()
+        row = self._row(waiting)
+        self._report({key: value for key, value in row.items() if key != "step"}, row["step"])
+        self._append(row)
+        self.mirror.look()
+        self.check_finite(row["loss"], row["step"])
+        if ranks.is_first():
+            self.lines.training_line(row)
+            write_status(self.run, step=row["step"], total_steps=self.context.total_steps)
+
+    def _row(self, waiting: _Row) -> dict:
+        losses, norms = waiting.numbers.double().view(-1, 2).T
+        step, recipe, now = waiting.step, self.context.recipe, time.monotonic()
+        tokens = (step - self._measured_from) * recipe.batch_size * recipe.max_seq_length
+        speed = tokens / max(1e-9, now - self._since - self._paused)
+        loss = losses.mean().item() / (step - self._logged_step)
+        self._logged_step = self._measured_from = step
+        self._since, self._paused = now, 0.0
+        return {
+            "step": step,
+            "epoch": round(self.context.epoch_at(step), 6),
+            "loss": loss,
+            "learning_rate": waiting.learning_rate,
+            "grad_norm": norms[0].item(),
+            "tokens_per_second": round(speed, 1),
+            "time": round(time.time(), 3),
+        }
+
+    def evaluated(self, step: int, metrics: dict, best: bool) -> dict:
+        """Write an evaluation's row; returns it."""
+        row = {"step": step, "epoch": round(self.context.epoch_at(step), 6)}
+        found = {
+            f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None
+        }
+        self._append({**row, **found, "best": best, "time": round(time.time(), 3)})
+        self._report({k: v for k, v in found.items() if isinstance(v, float)}, step)
+        self.mirror.look()
+        return row | found
+
+    def keep_interval(self, step: int) -> None:
+        """Put the loss since the last row into `progress`, for a checkpoint of this step. All call it.
+
+        Raises:
+            NewLLMError: it is no number.
+        """
+        progress = self.context.progress
+        progress.interval_steps = step - self._logged_step
+        values = ranks.all_gathered(self.interval_loss) if ranks.several() else [self.interval_loss]
+        progress.interval_loss = (
+            torch.stack(values).double().mean().item() if progress.interval_steps else 0.0
+        )
+        self.check_finite(progress.interval_loss, step)
+
+    def check_finite(self, loss: float, step: int) -> None:
+        """Raises:
+        NewLLMError: the loss is no number; says what to lower.
+        """
+        if math.isfinite(loss):
+            return
+        last, rate = self.run.latest_checkpoint(), self.context.recipe.scaled_learning_rate()
+        kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
+        raise NewLLMError(
+            f"The loss became {loss} near step {step}; {kept}. Lower --learning_rate "
+            f"(now {rate:.1e}) or --max_grad_norm, and give the new run another --output_dir."
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Evaluating or saving: the row that waits is written first; the time that passes is not training's."""
+        self.flush()
+        if self.context.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.context.torch_device)  # what is in its queue is training
+        started = time.monotonic()
+        yield
+        self._paused += time.monotonic() - started
+
+    def _append(self, row: dict) -> None:
+        if ranks.is_first():
+            with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _report(self, figures: dict, step: int) -> None:
+        if self.track is not None:  # named as transformers' integrations name them
+            self.track(
+                {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in figures.items()},
+                step,
+            )
+
+
+class EpochLines:
+    """The owner's log, in lines that survive in a file:
+
+    Epoch 25/50
+      Training...  40% | step 400/1000 | Loss: 2.953 | 81k tokens/s | 1.2 min left
+      Val: Loss=2.910 PPL=18.4 (vocab 4,096, <unk> 0.0%) Acc=44.2% bits/byte=1.532 ✓
+      [Checkpoint saved]
+    """
+
+    def __init__(self, steps_per_epoch: int, total_steps: int, every_seconds: float = 10.0):
+        self.steps_per_epoch, self.total_steps, self.every_seconds = (
+            steps_per_epoch,
+            total_steps,
+            every_seconds,
+        )
+        self.last_line = 0.0
+        self.began: tuple[float, int] | None = None  # when and at which step the first line came
+
+    def epoch_line(self, step: int) -> None:
+        """Said where an epoch begins, or goes on after `step`."""
+        console.say(
+            f"Epoch {step // self.steps_per_epoch + 1}/{max(1, -(-self.total_steps // self.steps_per_epoch))}"
+        )
+
+    def training_line(self, row: dict) -> None:
+        """A line for a logged step, at most one every `every_seconds` (the first and the last always)."""
+        now, step, total = time.monotonic(), row["step"], self.total_steps
+        if self.last_line and step < total and now - self.last_line < self.every_seconds:
+            return
+        self.last_line = now
+        line = f"  Training... {100 * step / total:3.0f}% | step {step}/{total} | Loss: {row['loss']:.3f} | "
+        line += f"{console.count(row['tokens_per_second'])} tokens/s"
+        if self.began is None:  # until here kernels were compiled: no measure of what is to come
+            self.began = now, step
+        elif step > self.began[1]:
+            line += (
+                f" | {console.duration((now - self.began[0]) / (step - self.began[1]) * (total - step))} left"
+            )
+        console.say(line)
+
+    @staticmethod
+    def validation_line(metrics: dict, best: bool) -> None:
+        console.say(
+            f"  Val: Loss={metrics['loss']:.3f} PPL={metrics['perplexity']:.1f} (vocab {metrics['vocab_size']:,}, "
+            f"<unk> {100 * metrics['unk_share']:.1f}%) Acc={100 * metrics['accuracy']:.1f}% "
+            f"bits/byte={metrics['bits_per_byte']:.3f}{' ✓' if best else ''}"
+        )
+
+
+class StepLines(EpochLines):
+    """The Phase 7 guide's log: a line for each logged step, with gradients' norm and seconds of a step.
+
+    Step   1000 | Loss: 3.2145 | PPL: 24.87 | LR: 2.50e-04 | Grad: 0.823 | Time: 0.45s
+    """
+
+    def __init__(self, steps_per_epoch: int, total_steps: int, tokens_per_step: int):
+        super().__init__(steps_per_epoch, total_steps)
+        self.tokens_per_step = tokens_per_step
+
+    def training_line(self, row: dict) -> None:
+        console.say(
+            f"Step {row['step']:6d} | Loss: {row['loss']:.4f} | PPL: {math.exp(min(row['loss'], 700.0)):.2f} | "
+            f"LR: {row['learning_rate']:.2e} | Grad: {row['grad_norm']:.3f} | "
+            f"Time: {self.tokens_per_step / row['tokens_per_second']:.2f}s"
+        )
+
+
+def lines_for(context: RunContext) -> EpochLines:
+    """The lines that the recipe's `log_style` names."""
+    recipe: Recipe = context.recipe
+    if recipe.log_style == "epochs":
+        return EpochLines(context.steps_per_epoch, context.total_steps)
+    return StepLines(context.steps_per_epoch, context.total_steps, recipe.batch_size * recipe.max_seq_length)
+
+
+def refuse_trackers(recipe: Recipe) -> None:
+    """Raises:
+    UsageError: the package that --report_to needs is not installed.
+    """
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise UsageError(
+            f"--report_to {recipe.report_to} needs a package: `pip install {recipe.report_to}`, or leave it out."
+        )
+
+
+class Heartbeat:
+    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow for ever."""
+
+    def __init__(self, run: Run, total_steps: int, every_seconds: float = 10.0):
+        self.run, self.total_steps, self.every_seconds, self.last = (
+            run,
+            total_steps,
+            every_seconds,
+            time.monotonic(),
+        )
+
+    def beat(self, step: int) -> None:
+        if time.monotonic() - self.last > self.every_seconds and ranks.is_first():
+            self.last = time.monotonic()
+            write_status(self.run, step=step, total_steps=self.total_steps)
+            rotate_log(self.run.log)

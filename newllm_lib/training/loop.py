@@ -1,0 +1,182 @@
+"""The loop: accumulate, clip, step, schedule, log, evaluate, save.
+
+How gradients are computed and weights stepped is the strategy's business (`strategies`). When something
+happens is decided by the timetable (`timetable`) and by who asks from outside (`signals`; several processes
+agree first: `agreement`). What is written is in `log` and `checkpointing`.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from transformers import set_seed
+
+from newllm_lib import console
+from newllm_lib.errors import Interrupted
+from newllm_lib.evaluation.metrics import Share, evaluate
+from newllm_lib.models import parameters
+from newllm_lib.runs import checkpoint_step, write_status
+from newllm_lib.training import ranks
+from newllm_lib.training.agreement import Agreement
+from newllm_lib.training.batches import Batches, count_labels
+from newllm_lib.training.build_model import build
+from newllm_lib.training.carry import CarriedState
+from newllm_lib.training.checkpointing import Checkpoints
+from newllm_lib.training.context import RunContext
+from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
+from newllm_lib.training.curves import plot_curves, write_training_log
+from newllm_lib.training.distill import Teacher
+from newllm_lib.training.log import Heartbeat, TrainingLog
+from newllm_lib.training.losses import DistilledLoss, NextTokenLoss
+from newllm_lib.training.samples import Samples
+from newllm_lib.training.sharding import is_cut
+from newllm_lib.training.signals import SaveRequests, Signals, Wishes
+from newllm_lib.training.strategies import make_accelerator, strategy_for
+from newllm_lib.training.timetable import Timetable
+
+
+class TrainingLoop:
+    """Trains the model of a run from where its checkpoint stands, in one process or in each of several."""
+
+    def __init__(self, context: RunContext):
+        recipe, self.context = context.recipe, context
+        self.step = checkpoint_step(context.checkpoint) if context.checkpoint else 0
+        set_seed(recipe.seed)
+        built = build(context)
+        set_seed(recipe.seed)  # what follows does not depend on what was drawn for the weights
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing happens where no GPU is in use
+        self.model, self.accelerator = built.model, make_accelerator(context, is_cut(built.model))
+        self.carried = CarriedState(context.accumulation_steps) if recipe.carry_state else None
+        self.strategy = strategy_for(context, built, self.accelerator)(
+            context, built, self.accelerator, self._loss()
+        )
+        self.samples = Samples(context.run, context.data, recipe.sample_tokens)
+        self.checkpoints = Checkpoints(context, self.strategy, self.carried)
+        self.checkpoints.load()
+        self.batches = Batches(context)
+        self.curvature = CurvatureSchedule(recipe) if has_curvature_schedule(recipe) else None
+        self.log = TrainingLog(context, self.accelerator.log if recipe.report_to != "none" else None)
+        self.heartbeat = Heartbeat(context.run, context.total_steps)
+        self.timetable = Timetable(recipe, context.steps_per_epoch, context.total_steps)
+        self.signals = Signals()
+        wishes = Agreement if ranks.several() else Wishes
+        self.wishes = wishes(self.signals, self.timetable, SaveRequests(context.run))
+        self.stopping = self.step >= context.total_steps
+
+    def _loss(self) -> NextTokenLoss:
+        recipe = self.context.recipe
+        if not recipe.teacher:
+            return NextTokenLoss(self.carried)
+        teacher = Teacher(recipe, self.context.data.tokenizer, self.context.torch_device)
+        return DistilledLoss(teacher, self.accelerator.autocast, self.carried)
+
+    def run(self) -> None:
+        """Train until the last step, or until patience is at its end.
+
+        Raises:
+            Interrupted: a signal came; a checkpoint was saved.
+            NewLLMError: a loss that is no number, or the disk's trouble.
+        """
+        context = self.context
+        if ranks.is_first():
+            write_status(
+                context.run,
+                total_steps=context.total_steps,
+                message=f"training {parameters(self.model):,} parameters",
+            )
+        if context.start and not context.checkpoint:
+            console.say(f"Before training: {context.start.name} on this data")
+            self.evaluate()
+        try:
+            with self.signals:
+                self.model.train()
+                self.checkpoints.load_random_state()
+                while not self.stopping:
+                    self.train_epoch()
+                self.wishes.end()
+                self.log.flush()
+        finally:
+            if ranks.is_first():
+                write_training_log(context.run)
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        if ranks.is_first():
+            plot_curves(context.run)
+        if self.wishes.stopped:
+            raise Interrupted(
+                f"Stopped at step {self.step} of {context.total_steps}, saved: the same command continues."
+            )
+
+    def train_epoch(self) -> None:
+        """From the step that is next to the epoch's end, or to where the run stops."""
+        if self.carried is not None and self.step % self.context.steps_per_epoch == 0:
+            self.carried.clear()
+        self.log.lines.epoch_line(self.step)
+        for batches in self.batches.from_step(self.step):
+            norm = self.train_step(batches)
+            self.step += 1
+            self.log.flush()  # the last row: on a GPU this step runs meanwhile
+            self.after_step(norm)
+            if self.stopping:
+                return
+
+    def train_step(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """One optimizer step on these micro-batches; the gradients' norm before clipping."""
+        tokens = count_labels(batches)
+        if self.curvature is not None:
+            self.curvature.set(self.model, self.step, self.context.total_steps)
+        for number, batch in enumerate(batches, 1):
+            self.log.add(self.strategy.accumulate(batch, tokens, last=number == len(batches)))
+        norm = self.strategy.clip()
+        self.strategy.step()
+        return norm
+
+    def after_step(self, norm: torch.Tensor) -> None:
+        """Log, evaluate and save, if it is time."""
+        decision = self.timetable.after(self.step)
+        self.heartbeat.beat(self.step)
+        self.wishes.heed(decision)
+        if decision.log:
+            self.log.take(self.step, self.strategy.learning_rate, norm)
+        if decision.evaluate:
+            self.evaluate()
+        if decision.save:
+            self.save()
+        self.stopping = self.stopping or decision.stop
+
+    def evaluate(self) -> None:
+        """Measure on the validation text, in training's dtype, and keep the best model in `best/`."""
+        context, progress = self.context, self.context.progress
+        with self.log.paused():
+            # Not compiled: its shapes are unlike training's.
+            with self.strategy.whole_weights(), torch.compiler.set_stance("force_eager"):
+                metrics = evaluate(
+                    self.model,
+                    context.data.validation,
+                    context.data.tokenizer,
+                    dtype=context.dtype,
+                    share=Share(ranks.rank(), ranks.world(), ranks.summed),
+                )
+                self.log.check_finite(metrics["loss"], self.step)
+                best = progress.judge(metrics["bits_per_byte"], self.step)
+                row = self.log.evaluated(self.step, metrics, best)
+                if ranks.is_first():
+                    self.log.lines.validation_line(metrics, best)
+                    self.samples.take(self.model, self.step, row["epoch"], metrics["bits_per_byte"])
+            if best:
+                self.checkpoints.save_best()
+            if ranks.is_first():
+                plot_curves(context.run)
+        patience = context.recipe.patience
+        if patience is not None and progress.evaluations_without_improvement >= patience:
+            self.stopping = True
+            console.say(f"  No better validation in {patience} evaluations: stopping early")
+
+    def save(self) -> None:
+        """A checkpoint of this moment, from which the next step is what it would have been."""
+        with self.log.paused():
+            self.log.keep_interval(self.step)
+            self.checkpoints.save(self.step)
+        self.timetable.saved()

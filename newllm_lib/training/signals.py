@@ -1,0 +1,80 @@
+"""What comes from outside while a run trains: signals that end it, and requests to save."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from newllm_lib import console
+from newllm_lib.runs import Run
+from newllm_lib.training.timetable import Decision, Timetable
+
+
+class Signals:
+    """SIGINT and SIGTERM: finish the step, save, stop. A Ctrl-C after that stops at once; further SIGTERMs
+    change nothing.
+
+    `with Signals() as signals:` has the handlers in place; `signals.received` is the first signal's number.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Put back the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:  # `newllm runs stop` twice: the save goes on
+            return
+        self.received = number
+        console.say("\nStopping: saving a checkpoint first (press Ctrl-C again to stop at once)")
+
+
+class SaveRequests:
+    """Whether somebody asks for a save (`runs.ask_to_save`, the notebooks' Save button)."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        run.save_request.unlink(missing_ok=True)  # of an earlier life
+
+    def taken(self) -> bool:
+        """Whether somebody has asked since the last look."""
+        if not self.run.save_request.exists():
+            return False
+        self.run.save_request.unlink(missing_ok=True)
+        return True
+
+
+class Wishes:
+    """What signals, requests and the clock add to what the timetable has decided."""
+
+    def __init__(self, signals: Signals, timetable: Timetable, requests: SaveRequests):
+        self.signals, self.timetable, self.requests = signals, timetable, requests
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal is what ended the run."""
+        return self.signals.received is not None
+
+    def heed(self, decision: Decision) -> None:
+        """Add them to a step's decision, in place."""
+        if self.stopped:
+            decision.save = decision.stop = True
+        if self.timetable.is_due() or self.requests.taken():
+            decision.save = True
+
+    def end(self) -> None:
+        """The last step is done."""

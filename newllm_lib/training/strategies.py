@@ -1,0 +1,294 @@
+"""How a step is run: what computes its gradients, clips them and steps the weights. One object for each way.
+
+    Autograd      as it is, or by torch's compiler; several processes average their gradients (DDP)
+    LossScaled    fp16: losses are scaled up, and a step whose gradients overflow is left out
+    Replayed      loss and gradients from one CUDA graph (`lowmem.graphs`)
+    InBackward    each weight is stepped while the backward pass goes on (`lowmem.in_backward`)
+    Sharded       each process has a part of every weight (`sharding`, FSDP2)
+
+accelerate gives mixed precision, DDP's wrapper and the gradient scaler.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
+from torch import Tensor
+
+from newllm_lib.checkpoints.weights import load_weights
+from newllm_lib.training import ranks, sharding
+from newllm_lib.training.adapters import load_adapters, save_adapted
+from newllm_lib.training.build_model import BuiltModel
+from newllm_lib.training.context import RunContext
+from newllm_lib.training.losses import NextTokenLoss
+from newllm_lib.training.lowmem.graphs import StepGraph
+from newllm_lib.training.lowmem.in_backward import StepInBackward
+from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+
+SHARD = "400MB"  # weights in one file, at most: the host never holds more than one
+
+
+def make_accelerator(context: RunContext, sharded: bool) -> Accelerator:
+    """accelerate's object for this run: an earlier one in this process may have had another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are fetched.
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=False),
+        AutocastKwargs(cache_enabled=not sharded),
+    ]
+    trackers = [] if context.recipe.report_to == "none" else [context.recipe.report_to]
+    accelerator = Accelerator(
+        cpu=context.torch_device.type == "cpu",
+        mixed_precision="no" if context.dtype == "fp32" else context.dtype,
+        kwargs_handlers=handlers,
+        log_with=trackers or None,
+        project_dir=context.run.path,
+    )
+    if trackers:
+        names = {"wandb": {"name": context.run.name}}
+        project = "runs" if trackers == ["tensorboard"] else os.environ.get("WANDB_PROJECT", "new-llm")
+        accelerator.init_trackers(project, init_kwargs=names)
+    return accelerator
+
+
+class Autograd:
+    """Gradients by autograd, added up over a step's micro-batches.
+
+    Args:
+        loss: called with the model, a micro-batch and the step's number of labels.
+    """
+
+    wraps = True  # several processes: DDP's wrapper averages the gradients
+
+    def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
+        self.context, self.model, self.accelerator, self.loss = context, built.model, accelerator, loss
+        self.max_norm = context.recipe.max_grad_norm
+        self.parameters = list(built.model.parameters())
+        self.optimizer = build_optimizer(built.model, context.recipe)
+        self.learning_rate = 0.0  # of the last step
+        self.stepper = self._prepare_optimizer()
+        self.forward = accelerator.prepare_model(
+            built.model, device_placement=False, evaluation_mode=not self.wraps
+        )
+        self.scheduler = build_scheduler(self.stepper, context.total_steps, context.recipe)
+
+    def _prepare_optimizer(self) -> torch.optim.Optimizer:
+        """What `step` steps."""
+        if hasattr(self.optimizer, "prepare"):  # its states lie beside each other, not among activations
+            self.optimizer.prepare()
+        return self.optimizer
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
+        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other processes."""
+        with nullcontext() if last else self.accelerator.no_sync(self.forward):
+            loss = self.loss(self.forward, batch, tokens)
+            if ranks.several():
+                loss = loss * ranks.world()  # of which the processes take the mean
+            self._backward(loss)
+        return loss.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip(self) -> Tensor:
+        """The gradients' norm before clipping, with max_grad_norm 0 before nothing."""
+        if self.max_norm > 0 and hasattr(self.optimizer, "clip_norm"):
+            return self.optimizer.clip_norm(self.max_norm)
+        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
+
+    def step(self) -> None:
+        """Step the weights and the learning rate, and let the gradients go."""
+        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.stepper.step()
+        self.scheduler.step()
+        self._clear()
+
+    def _clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    # --- what a checkpoint has of it --------------------------------------------------------------------------------
+
+    def whole_weights(self) -> AbstractContextManager:
+        """In it each process may use the model by itself. All enter it."""
+        return nullcontext()
+
+    def save_weights(self, folder: Path) -> None:
+        """The model as `from_pretrained` reads it. All processes call it."""
+        if not ranks.is_first():
+            return
+        if self.context.recipe.lora_rank:
+            save_adapted(self.model, folder)
+        else:
+            self.model.save_pretrained(folder, max_shard_size=SHARD)
+
+    def load_weights(self, folder: Path) -> None:
+        if self.context.recipe.lora_rank:
+            load_adapters(self.model, folder)
+        else:
+            load_weights(self.model, folder)
+
+    def save_state(self, folder: Path) -> None:
+        """Optimizer and schedule. All processes call it."""
+        if ranks.is_first():
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
+
+    def load_state(self, folder: Path) -> None:
+        """What `save_state` wrote, also of a sharded run."""
+        if (folder / sharding.OPTIMIZER).is_file():
+            sharding.load_optimizer(self.optimizer, self.model, folder)
+        else:
+            # Alone, through the host: a GPU that is nearly full has no room for a second copy.
+            place = self.context.torch_device if ranks.several() else "cpu"
+            self.optimizer.load_state_dict(
+                torch.load(folder / "optimizer.pt", map_location=place, weights_only=True)
+            )
+        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+
+class LossScaled(Autograd):
+    """fp16. accelerate's optimizer knows whether a step was left out: then the schedule waits too."""
+
+    def _prepare_optimizer(self) -> torch.optim.Optimizer:
+        return self.accelerator.prepare_optimizer(super()._prepare_optimizer())
+
+    def _backward(self, loss: Tensor) -> None:
+        self.accelerator.scaler.scale(loss).backward()
+
+    def clip(self) -> Tensor:
+        return self.accelerator.clip_grad_norm_(
+            self.parameters, self.max_norm or math.inf
+        )  # scaled back before
+
+    def step(self) -> None:
+        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.stepper.step()
+        if not self.stepper.step_was_skipped:
+            self.scheduler.step()
+        self._clear()
+
+    def save_state(self, folder: Path) -> None:
+        super().save_state(folder)
+        if ranks.is_first():
+            torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+
+    def load_state(self, folder: Path) -> None:
+        super().load_state(folder)
+        if (folder / "scaler.pt").is_file():  # the run may have begun on a GPU that needed none
+            self.accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+
+
+class Replayed(Autograd):
+    """Losses and gradients by a recorded step. Several processes add theirs up after the last micro-batch."""
+
+    wraps = False
+
+    def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
+        dtype = torch.bfloat16 if context.dtype == "bf16" else None
+        self.graph = StepGraph(built.model, context.torch_device, dtype, together=ranks.several())
+        ranks.as_the_first_has_them(self.graph.parameters.values())
+        super().__init__(context, built, accelerator, loss)
+
+    def _prepare_optimizer(self) -> torch.optim.Optimizer:
+        if hasattr(self.optimizer, "recorder"):
+            self.optimizer.recorder = self.graph.recorder
+        return super()._prepare_optimizer()
+
+    def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "shift_labels": batch["labels"],
+            "num_items_in_batch": tokens,
+        }
+        carried = self.loss.carried
+        if carried is None:
+            loss, _ = self.graph(inputs, use_cache=False)
+        else:
+            state = carried.take()
+            if state is None:  # a graph begins with a state in any case
+                state = self.model.model.initial_state(len(batch["input_ids"]))
+            loss, state = self.graph({**inputs, "state": state}, use_cache=True)
+            carried.put(state)
+        if ranks.several():
+            loss = loss * ranks.world()  # a part of the loss of all processes' tokens; the log takes the mean
+            if last:
+                ranks.sum_(self.graph.sums)
+        return loss
+
+
+class InBackward(Autograd):
+    """Weights are stepped, and their gradients freed, in the backward pass; `clip` steps those that wait."""
+
+    wraps = False  # the hooks average
+
+    def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
+        super().__init__(context, built, accelerator, loss)
+        average = ranks.averaged_ if ranks.several() else None
+        self.in_backward = StepInBackward(self.model, self.optimizer, self.max_norm, built.blocks, average)
+
+    def clip(self) -> Tensor:
+        return self.in_backward.finish()
+
+    def save_state(self, folder: Path) -> None:
+        super().save_state(folder)
+        if ranks.is_first():
+            self.in_backward.save(folder)
+
+    def load_state(self, folder: Path) -> None:
+        super().load_state(folder)
+        self.in_backward.load(folder)
+
+
+class Sharded(Autograd):
+    """FSDP2: torch fetches a block's weights while it works, and sums its gradients up into parts."""
+
+    wraps = False
+
+    def _prepare_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer  # whose states are made in parts, at the first step
+
+    def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
+        self.model.set_requires_all_reduce(last)  # between hosts once a step
+        return super().accumulate(batch, tokens, last)
+
+    def clip(self) -> Tensor:
+        return sharding.whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf))
+
+    def whole_weights(self) -> AbstractContextManager:
+        return sharding.whole_weights(self.model)
+
+    def save_weights(self, folder: Path) -> None:
+        sharding.save_weights(self.model, folder)
+
+    def load_weights(self, folder: Path) -> None:
+        sharding.load_weights(self.model, folder)
+
+    def save_state(self, folder: Path) -> None:
+        sharding.save_optimizer(self.optimizer, self.model, folder)
+        if ranks.is_first():
+            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
+
+    def load_state(self, folder: Path) -> None:
+        sharding.load_optimizer(self.optimizer, self.model, folder)
+        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+
+def strategy_for(context: RunContext, built: BuiltModel, accelerator: Accelerator) -> type[Autograd]:
+    """The way of this run: what was refused before (`lowmem.plan`, `several`) leaves exactly one."""
+    if sharding.is_cut(built.model):
+        return Sharded
+    if context.recipe.step_in_backward:
+        return InBackward
+    if built.compilation == "replay" and built.blocks is None:
+        return Replayed
+    return Autograd if accelerator.scaler is None else LossScaled

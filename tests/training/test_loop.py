@@ -1,0 +1,183 @@
+"""The training loop's parts: what a step is made of, which strategy runs it, what is reported where."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from newllm_lib.data import prepare
+from newllm_lib.device import probe
+from newllm_lib.runs import Run
+from newllm_lib.training import loop, strategies, train
+from newllm_lib.training.batches import Batches, count_labels
+from newllm_lib.training.build_model import BuiltModel
+from newllm_lib.training.context import RunContext
+from newllm_lib.training.loop import TrainingLoop
+from newllm_lib.training.progress import Progress
+from newllm_lib.training.run import steps
+from tests.training.small_runs import curve, losses, recipe, rows
+
+
+def context(folder, micro=8, **changes) -> RunContext:
+    chosen = recipe(folder, **changes)
+    data = prepare(chosen)
+    run = Run(folder / "run")
+    run.path.mkdir()
+    return RunContext(chosen, run, probe(), data, None, None, Progress(), *steps(chosen, data), micro)
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_a_step_has_the_batch_in_micro_batches_and_counts_its_labels(folder, micro):
+    made = context(folder, micro)
+    assert made.sequences_at_once * made.accumulation_steps == made.recipe.batch_size
+    whole = list(Batches(made).from_step(0))
+    assert len(whole) == made.steps_per_epoch and all(len(step) == 8 // micro for step in whole)
+    assert [batch["input_ids"].shape for batch in whole[0]] == [(micro, 16)] * (8 // micro)
+    count = count_labels(whole[0])
+    assert count.dtype == torch.float32 and count == sum(
+        int((batch["labels"] >= 0).sum()) for batch in whole[0]
+    )
+    later = list(Batches(made).from_step(made.steps_per_epoch - 2))  # as a continued run reads them
+    assert len(later) == 2
+    for ours, theirs in zip(later, whole[-2:], strict=True):
+        assert all(torch.equal(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) for key in a)
+
+
+def test_epochs_are_counted_as_steps_are(folder):
+    made = context(folder)
+    per = made.steps_per_epoch
+    assert [made.epoch_at(step) for step in (0, 1, per, per + 1, 2 * per)] == [
+        0.0,
+        1 / per,
+        1.0,
+        1 + 1 / per,
+        2.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "scaler", "expected"),
+    [
+        ({}, "off", None, strategies.Autograd),
+        ({}, "on", None, strategies.Autograd),
+        ({}, "replay", None, strategies.Replayed),
+        ({}, "off", object(), strategies.LossScaled),
+        ({"step_in_backward": True, "optimizer": "adafactor"}, "off", None, strategies.InBackward),
+    ],
+)
+def test_each_way_of_running_a_step_is_one_object(folder, changes, how, scaler, expected):
+    made = SimpleNamespace(recipe=recipe(folder, **changes))
+    built = BuiltModel(torch.nn.Linear(2, 2), None, how)
+    assert strategies.strategy_for(made, built, SimpleNamespace(scaler=scaler)) is expected
+
+
+def scale_losses(monkeypatch) -> None:
+    """Loss scaling as on a GPU with fp16: torch's scaler works on a processor too, for float32's
+    gradients.
+    """
+    real = loop.make_accelerator
+
+    def scaled(*words):
+        accelerator = real(*words)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        accelerator.state._mixed_precision = (
+            "fp16"  # by which it knows that gradients are scaled back before they are clipped
+        )
+        monkeypatch.setattr(accelerator, "prepare_model", lambda model, **_: model)
+        accelerator.native_amp = True
+        return accelerator
+
+    monkeypatch.setattr(loop, "make_accelerator", scaled)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_schedule_waits(folder, monkeypatch):
+    scale_losses(monkeypatch)
+    step, rates, weights = TrainingLoop.train_step, [], []
+
+    def overflowing(self, batches):
+        if self.step == 2:
+            backward = type(self.strategy)._backward
+            self.strategy._backward = lambda loss: backward(self.strategy, loss * float("inf"))
+        norm = step(self, batches)
+        self.strategy.__dict__.pop("_backward", None)
+        rates.append(self.strategy.learning_rate)
+        weights.append(next(self.model.parameters()).detach().clone())
+        return norm
+
+    monkeypatch.setattr(TrainingLoop, "train_step", overflowing)
+    keys = {
+        "max_steps": 5,
+        "save_steps": 4,
+        "keep_checkpoints": 9,
+        "warmup_steps": 4,
+        "schedule": "constant",
+        "fused_optimizer": False,
+    }
+    run = train(recipe(folder, **keys))
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[2], weights[3])
+    assert rates[0] < rates[1] < rates[2] == rates[3] < rates[4]
+    assert (
+        torch.load(run.checkpoint(4) / "scaler.pt", weights_only=True)["scale"] == 2.0**9
+    )  # halved by the overflow
+
+
+def test_scaled_losses_train_as_unscaled_ones(folder, monkeypatch):
+    plain = losses(train(recipe(folder, max_steps=4, logging_steps=1, output_dir=str(folder / "plain"))))
+    scale_losses(monkeypatch)
+    assert losses(train(recipe(folder, max_steps=4, logging_steps=1))) == pytest.approx(plain, rel=1e-5)
+
+
+def test_what_is_reported_has_the_names_that_transformers_gives(folder):
+    reported = []
+    made = context(folder, max_steps=3, logging_steps=1, sample_tokens=0)
+    training = TrainingLoop(made)
+    training.log.track = lambda figures, step: reported.append((step, figures))
+    training.run()
+    assert [step for step, _ in reported] == [1, 2, 3, 3]
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/epoch"} <= reported[0][1].keys()
+    assert {"eval/loss", "eval/bits_per_byte"} <= reported[-1][1].keys()
+    assert reported[0][1]["train/loss"] == rows(made.run)[0]["loss"]
+
+
+def test_a_row_that_waits_for_the_gpu_is_written_before_all_that_follows_it(folder, monkeypatch):
+    """On a GPU a row is read while the next step runs; here its arrival is put off in the same way."""
+    taken = loop.TrainingLog.take
+    arrived = SimpleNamespace(synchronize=lambda: None)
+
+    def later(self, step, learning_rate, norm):
+        flush, self.flush = self.flush, lambda: None
+        loop.TrainingLog.flush(self)
+        taken(self, step, learning_rate, norm)
+        self.flush = flush
+        self._waiting.arrived = arrived
+
+    plain = train(recipe(folder, logging_steps=2, save_steps=3, output_dir=str(folder / "plain")))
+    monkeypatch.setattr(loop.TrainingLog, "take", later)
+    run = train(recipe(folder, logging_steps=2, save_steps=3))
+    assert curve(run) == curve(plain)
+
+
+def test_a_finished_run_that_is_asked_to_go_on_from_its_end_takes_no_further_step(folder):
+    keys = {"max_steps": 5, "logging_steps": 1}
+    run = train(recipe(folder, **keys))
+    before = curve(run)
+    train(recipe(folder, **keys, resume="last"))
+    assert curve(run) == before and run.latest_checkpoint().name == "checkpoint-5"
+
+
+def test_weights_that_lack_something_are_refused(folder, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    from newllm_lib.errors import NewLLMError
+
+    run = train(recipe(folder, max_steps=4, save_steps=2, keep_checkpoints=9))
+    file = run.checkpoint(2) / "model.safetensors"
+    held = load_file(file)
+    gone = sorted(held)[0]
+    save_file({name: tensor for name, tensor in held.items() if name != gone}, file, {"format": "pt"})
+    whole = json.loads((file.parent / "WHOLE.json").read_text())
+    whole["files"][file.name] = file.stat().st_size
+    (file.parent / "WHOLE.json").write_text(json.dumps(whole))
+    with pytest.raises(NewLLMError, match=f"holds no {gone}: copy it again"):
+        train(recipe(folder, max_steps=4, save_steps=2, keep_checkpoints=9, resume="checkpoint-2"))
