@@ -11,6 +11,7 @@ from newllm_lib.runs.files import (
     mark_in,
     missing_files,
     remove_directory,
+    scratch_directory,
     staged_directory,
 )
 from newllm_lib.runs.gpu import GpuBusy, gpu_for
@@ -28,6 +29,6 @@ __all__ = [
     "atomic_write_text", "bring_back", "check_folder", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code",
     "explained", "find_run", "follow", "from_guides_name", "gpu_for", "is_ahead", "is_locked", "is_whole", "last_line",
     "link_log", "link_model", "list_runs", "lock_holder", "mark_in", "mirror_status", "missing_files", "read_status",
-    "read_status_file", "remove_directory", "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background",
-    "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
+    "read_status_file", "remove_directory", "restore", "roots", "rotate_log", "saved", "scratch_directory", "staged_directory",
+    "start_background", "start_mirror", "stop", "tail", "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip
