@@ -1,8 +1,8 @@
-"""Direct preference optimization (Rafailov et al., 2023, arXiv 2305.18290) by `trl.DPOTrainer`, of TRL 0.29.1 to 1.16.
+"""Direct preference optimization (Rafailov et al., 2023, arXiv 2305.18290) by TRL, 0.29.1 to 1.16.
 
 The only file that knows TRL, which computes the loss and its figures. Ours are the token ids
-(`data.preferences.encode`) and the reference's log-probabilities where they are computed once before training. Everything
-around the trainer is `trl_run`'s.
+(`data.preferences.encode`) and the reference's log-probabilities where they are computed once before
+training. Everything around the trainer is `trl_run`'s.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ from newllm_lib.recipe import Recipe
 from newllm_lib.training.preference_task import PreferenceTask, PreparedPairs
 from newllm_lib.training.trl_arguments import one_gpu
 
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")  # TRL's and transformers' own use of it
+# TRL's and transformers' own use of it
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
 LOSSES = (  # TRL's names that need no further argument
-    "sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
-    "discopop", "sft",
-)  # fmt: skip
-NO_LOSS = 1e-7  # a loss that is 0 to all digits: nothing is learned from it any more, and something is wrong
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+)
+NO_LOSS = 1e-7  # 0 to all digits: nothing is learned from it any more, and something is wrong
 
 
 def losses(loss_type: str) -> list[str]:
@@ -38,17 +50,20 @@ def losses(loss_type: str) -> list[str]:
     names = loss_type.split("+")
     unknown = [name for name in names if name not in LOSSES]
     if unknown:
-        raise UsageError(f"loss_type {loss_type}: there is no {unknown[0]!r}; use one of {', '.join(LOSSES)}.")
+        raise UsageError(
+            f"loss_type {loss_type}: there is no {unknown[0]!r}; use one of {', '.join(LOSSES)}."
+        )
     return names
 
 
 def dpo_config(recipe: Recipe, arguments: dict) -> DPOConfig:
     """TRL's arguments: those of every trainer, and what is DPO's own."""
+    recompute = recipe.gradient_checkpointing != "off"  # TRL has it on; at these lengths it only costs time
     own = {
         "beta": recipe.beta,
         "loss_type": losses(recipe.loss_type),
         "max_length": recipe.max_seq_length,
-        _checkpointing(): recipe.gradient_checkpointing != "off",  # TRL has it on; at these lengths it only costs time
+        _checkpointing(): recompute,
         "disable_dropout": False,  # the base's is off already; TRL would also switch off the adapters'
     }
     return one_gpu(DPOConfig(**arguments | own))
@@ -88,20 +103,22 @@ class DPOTask(PreferenceTask):
         if self.data.train_reference is not None:  # the rows bring it
             trainer.ref_model, trainer.precompute_ref_logps = None, True
         if adapters:  # by default PEFT asks the hub for the base's vocabulary at each save
-            trainer.model.save_pretrained = functools.partial(trainer.model.save_pretrained, save_embedding_layers=False)
+            trainer.model.save_pretrained = functools.partial(
+                trainer.model.save_pretrained, save_embedding_layers=False
+            )
         return trainer
 
     def reason_to_end(self, row: dict) -> str | None:
         if row["loss"] >= NO_LOSS:
             return None
         return (
-            f"The loss is 0 at step {row['step']}: the answers are told apart beyond all measure, nothing is learned any "
-            f"more. Lower --learning_rate (now {self.recipe.learning_rate:.1e}) or raise --beta, and give the new run "
-            "another --output_dir."
+            f"The loss is 0 at step {row['step']}: the answers are told apart beyond all measure, nothing is "
+            f"learned any more. Lower --learning_rate (now {self.recipe.learning_rate:.1e}) or raise --beta, "
+            "and give the new run another --output_dir."
         )
 
 
 def _stand_in(tokenizer) -> Dataset:
-    """One pair of text: TRL makes token ids of its data set when it is made, and the rows that are trained on have theirs."""
+    """One pair of text: TRL makes token ids of its data set when it is made; our rows have theirs."""
     end = tokenizer.eos_token
     return Dataset.from_list([{"prompt": end, "chosen": end, "rejected": end}])

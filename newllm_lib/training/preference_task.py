@@ -1,4 +1,4 @@
-"""What every trainer on pairs of answers shares: its held-out figures, how they are written down, shown and judged.
+"""What every trainer on pairs of answers shares: held-out figures, how they are written, shown and judged.
 
 A trainer (`dpo`) adds only how TRL's is made and which rows it takes.
 """
@@ -55,7 +55,9 @@ class PreparedPairs:
     def watch(self, model) -> dict:
         """The health of a model's answers and its distance from the base."""
         said = self.answers(model)
-        kl = kl_from_base(model, self.tokenizer, self.watched(), self.before["answer_tokens"], dtype=self.dtype)
+        kl = kl_from_base(
+            model, self.tokenizer, self.watched(), self.before["answer_tokens"], dtype=self.dtype
+        )
         return health(said) | ({} if kl is None else {"kl": kl})
 
     def problem(self, found: dict) -> str | None:
@@ -63,7 +65,9 @@ class PreparedPairs:
         return collapsed(found, self.before["figures"])
 
 
-def prepare_pairs(recipe: Recipe, device: Device, encoded: Sequence[EncodedPairs], base: PreparedBase) -> PreparedPairs:
+def prepare_pairs(
+    recipe: Recipe, device: Device, encoded: Sequence[EncodedPairs], base: PreparedBase
+) -> PreparedPairs:
     """What the base prefers and says: the reference that training is measured against."""
     model = base.model.to(device.torch_device)
     dtype, pad = dtype_of(recipe, device), base.tokenizer.pad_token_id
@@ -77,7 +81,12 @@ def prepare_pairs(recipe: Recipe, device: Device, encoded: Sequence[EncodedPairs
     length = max(len(row[side]) for row in held_out.rows for side in ("chosen_ids", "rejected_ids"))
     tokens = min(length + 8, recipe.max_seq_length // 2)
     said = answers(model, base.tokenizer, some_pairs(held_out.pairs, _WATCHED), tokens)
-    before = {"figures": figures | health(said), "answers": said, "answer_tokens": tokens, "reference_seconds": seconds}
+    before = {
+        "figures": figures | health(said),
+        "answers": said,
+        "answer_tokens": tokens,
+        "reference_seconds": seconds,
+    }
     console.say(f"  {in_words(figures)}, on {len(held_out.pairs):,} held-out pairs")
     return PreparedPairs(base.tokenizer, *encoded, train_reference, reference, before, recipe.beta, dtype)
 
@@ -108,7 +117,9 @@ class PreferenceTask(TrlTask):
     def progress_words(self, row: dict) -> str:
         if "rewards/margins" not in row:
             return ""
-        return f"reward margin {row['rewards/margins']:+.2f} | accuracy {100 * row['rewards/accuracies']:.0f}%"
+        return (
+            f"reward margin {row['rewards/margins']:+.2f} | accuracy {100 * row['rewards/accuracies']:.0f}%"
+        )
 
     def problem(self, figures: dict) -> str | None:
         return self.data.problem(figures)

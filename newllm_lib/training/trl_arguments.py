@@ -1,4 +1,4 @@
-"""What transformers' `TrainingArguments` are told where a trainer of TRL's trains, from the recipe and the device."""
+"""What `TrainingArguments` are told where a trainer of TRL's trains, from the recipe and the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from newllm_lib.training.compiling import dtype_of
 def trainer_arguments(
     recipe: Recipe, run: Run, device: Device, folder: Path, total_steps: int, micro_batch: int
 ) -> dict:
-    """The arguments that are the same whatever is trained. Logging, evaluating and saving are the callbacks' decisions.
+    """The same whatever is trained. When to log, evaluate and save is the callbacks' decision.
 
     Args:
         folder: where the trainer writes; the callbacks move what is whole into the run.
@@ -46,7 +46,7 @@ def trainer_arguments(
 
 
 def one_gpu(arguments: TrainingArguments) -> TrainingArguments:
-    """One process uses one GPU: the Trainer would split each batch by threads over all of them, TRL refuses to.
+    """One process uses one GPU. The Trainer would split each batch over all of them, and TRL refuses that.
 
     There is no public switch but the process's environment, which is read before a run is known.
     """

@@ -1,7 +1,7 @@
-"""What a run does around the steps of one of TRL's trainers, as transformers' callbacks: log, evaluate, save, stop, report.
+"""What a run does around the steps of one of TRL's trainers, as transformers' callbacks.
 
-Their order is `trl_run`'s: the flow first, which decides; then the rows, which are written in a step that is logged; then the
-evaluation, which comes after the row of its step; then what is saved, which is sealed.
+The trainer calls them in the order in which `trl_run` adds them. `FlowCallback` decides; where a step is logged,
+`RowsCallback` writes its row before `EvaluationCallback` measures; `SealCallback` seals what was saved.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _UNREAD = "training_args.bin"  # a pickle that nothing reads; the recipe says it
 
 
 class StopSignals:
-    """`with StopSignals() as signals:` SIGINT and SIGTERM are noted in `received`. A Ctrl-C after that stops at once; further
-    SIGTERMs change nothing."""
+    """`with StopSignals() as signals:` SIGINT and SIGTERM are noted in `received`. A Ctrl-C after that stops
+    at once; further SIGTERMs change nothing."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -65,9 +65,12 @@ class StopSignals:
 
 
 class FlowCallback(TrainerCallback):
-    """Decides after each step: log every `logging_steps`, and before each save, so that no figure is averaged over two lives;
-    evaluate `evals_per_epoch` times an epoch, and at the end; save with every evaluation, every `save_steps`, at least every
-    `save_minutes`, when somebody asks (`runs.ask_to_save`), and before stopping for a signal."""
+    """Decides after each step.
+
+    Log every `logging_steps`, and before each save, so that no figure is averaged over two lives. Evaluate
+    `evals_per_epoch` times an epoch, and at the end. Save with every evaluation, every `save_steps`, at least
+    every `save_minutes`, when somebody asks (`runs.ask_to_save`), and before stopping for a signal.
+    """
 
     def __init__(self, job: TrlRun, signals: StopSignals):
         self.job, self.signals = job, signals
@@ -104,7 +107,7 @@ class RowsCallback(TrainerCallback):
     """Rows of `metrics.jsonl` and lines of the log:
 
     Epoch 1/1
-      Training...  40% | step 100/250 | Loss: 0.612 | reward margin +0.21 | accuracy 78% | 12 pairs/s | 1.2 min left
+      Training...  40% | step 100/250 | Loss: 0.612 | reward margin +0.21 | 12 pairs/s | 1.2 min left
     """
 
     def __init__(self, job: TrlRun, task: TrlTask):
@@ -126,11 +129,11 @@ class RowsCallback(TrainerCallback):
         """Raises: NewLLMError: the loss is no number."""
         if math.isfinite(loss):
             return
-        last = self.job.run.latest_checkpoint()
+        last, rate = self.job.run.latest_checkpoint(), self.job.recipe.scaled_learning_rate()
         kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
         raise NewLLMError(
             f"The loss became {loss} near step {step}; {kept}. Lower --learning_rate "
-            f"(now {self.job.recipe.scaled_learning_rate():.1e}) or --max_grad_norm, and give the new run another --output_dir."
+            f"(now {rate:.1e}) or --max_grad_norm, and give the new run another --output_dir."
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -156,7 +159,12 @@ class RowsCallback(TrainerCallback):
 
     def _row(self, logs: dict, state, device: torch.device) -> dict:
         step, seconds = state.global_step, time.monotonic() - self.since
-        row = {"step": step, "epoch": round(state.epoch, 6), "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+        row = {
+            "step": step,
+            "epoch": round(state.epoch, 6),
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+        }
         if logs.get("grad_norm") is not None:
             row["grad_norm"] = float(logs["grad_norm"])
         row |= {name: value for name, value in logs.items() if name.startswith(self.task.logged)}
@@ -173,20 +181,26 @@ class RowsCallback(TrainerCallback):
         if self.last_line and step < total and now - self.last_line < _SECONDS:
             return
         self.last_line = now
-        parts = [f"  Training... {100 * step / total:3.0f}%", f"step {step}/{total}", f"Loss: {row['loss']:.3f}"]
+        parts = [
+            f"  Training... {100 * step / total:3.0f}%",
+            f"step {step}/{total}",
+            f"Loss: {row['loss']:.3f}",
+        ]
         parts += [words] if (words := self.task.progress_words(row)) else []
         parts.append(f"{row[f'{self.task.unit}_per_second']:.3g} {self.task.unit}/s")
         if self.began is None:
             self.began = now, step
         elif step > self.began[1]:
-            parts.append(f"{console.duration((now - self.began[0]) / (step - self.began[1]) * (total - step))} left")
+            parts.append(
+                f"{console.duration((now - self.began[0]) / (step - self.began[1]) * (total - step))} left"
+            )
         console.say(" | ".join(parts))
 
 
 class EvaluationCallback(TrainerCallback):
-    """Measures on what is held out, keeps the best model in `best/`, stops where it gets no better or something is wrong.
+    """Measures on what is held out, keeps the best model in `best/`, stops where it gets no better or is unwell.
 
-    Not the trainer's own evaluation: that would need what is held out as its data set, and knows a loss alone.
+    The trainer's own evaluation would know a loss alone.
     """
 
     def __init__(self, job: TrlRun, task: TrlTask, trainer: Trainer, flow: FlowCallback, rows: RowsCallback):
@@ -218,7 +232,8 @@ class EvaluationCallback(TrainerCallback):
                 (staging / _UNREAD).unlink(missing_ok=True)
         self.task.plot(self.job.run)
         self._stop_if_hopeless(figures, control)
-        with measuring(self.trainer.model):  # to what --report_to names; in training mode TRL would add its own figures
+        # To what --report_to names. In training mode TRL would add its own figures.
+        with measuring(self.trainer.model):
             self.trainer.log({name: value for name, value in measured.items() if isinstance(value, float)})
 
     def _stop_if_hopeless(self, figures: dict, control) -> None:
@@ -236,8 +251,8 @@ class EvaluationCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Makes a checkpoint of the run out of what the trainer has written: with `progress.json` and a list of sizes, under its
-    name only when it is whole. Only then older ones go."""
+    """Makes a checkpoint of the run out of what the trainer has written: with `progress.json` and a list of
+    sizes, under its name only when it is whole. Only then older ones go."""
 
     def __init__(self, job: TrlRun):
         self.job = job
@@ -259,7 +274,7 @@ class SealCallback(TrainerCallback):
 
 
 class StatusCallback(TrainerCallback):
-    """Every few seconds of training: a sign of life in status.json, with the step, and a log that does not grow for ever."""
+    """Every few seconds: a sign of life in status.json, with the step; and the log does not grow for ever."""
 
     def __init__(self, job: TrlRun):
         self.job, self.last = job, time.monotonic()

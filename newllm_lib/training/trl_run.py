@@ -1,15 +1,14 @@
-"""Any trainer of TRL's inside a run's folder: resumed, logged, evaluated, saved, stopped and reported as every run.
+"""Any trainer of TRL's inside a run's folder: resumed, logged, evaluated, saved and stopped as every run.
 
-The trainer is used as it is, through its public interface: it is given rows, an optimizer, a schedule and callbacks. It writes
-into a folder of its own, from which `SealCallback` moves each checkpoint into the run when it is whole; so what a kill tears has
-never had a checkpoint's name. To go on, the trainer reads the checkpoint as plain data (`weights_only`).
+The trainer is used as it is, through its public interface: it is given rows, an optimizer, a schedule and
+callbacks. It writes into a folder of its own, from which `SealCallback` moves each checkpoint into the run
+when it is whole; so what a kill tears has never had a checkpoint's name. To go on, the trainer reads the
+checkpoint as plain data (`weights_only`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from huggingface_hub import constants
@@ -48,7 +47,9 @@ from newllm_lib.training.trl_callbacks import (
 )
 from newllm_lib.training.trl_task import TrlRun, TrlTask
 
-constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report each run to the hub; the variable was read long ago
+constants.HF_HUB_DISABLE_TELEMETRY = (
+    True  # TRL would report each run to the hub; the variable was read long ago
+)
 
 
 def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: str) -> TrlRun:
@@ -57,7 +58,8 @@ def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: s
     Args:
         fingerprint: of the training data. rows: what they are called ("pairs").
     Raises:
-        UsageError: it was started with other data, or `--resume` names no checkpoint. NewLLMError: a damaged checkpoint.
+        UsageError: it was started with other data, or `--resume` names no checkpoint.
+        NewLLMError: the checkpoint is damaged.
     """
     count_from_here()
     checkpoint = checkpoint_to_resume(recipe, run)
@@ -66,26 +68,36 @@ def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: s
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     if progress.data_fingerprint not in ("", fingerprint):
         raise UsageError(
-            f"The {rows} are not what {run.path} was started with: bring those back, or start a new run with --output_dir "
-            f"{free_name(run)}."
+            f"The {rows} are not what {run.path} was started with: bring those back, or start a new run with "
+            f"--output_dir {free_name(run)}."
         )
     progress.data_fingerprint = fingerprint
     return TrlRun(recipe, run, device, checkpoint, progress)
 
 
 def plan_steps(job: TrlRun, count: int, rows: str) -> None:
-    """Set the optimizer steps of an epoch over `count` rows, and in all. Raises: NewLLMError: fewer rows than one batch."""
+    """Set the optimizer steps of an epoch over `count` rows, and in all.
+
+    Raises:
+        NewLLMError: the rows are fewer than one batch.
+    """
     recipe = job.recipe
     job.steps_per_epoch = count // recipe.batch_size
     if not job.steps_per_epoch:
-        raise NewLLMError(f"{count} {rows} to train on are fewer than one batch of {recipe.batch_size}: lower --batch_size.")
+        raise NewLLMError(
+            f"{count} {rows} to train on are fewer than one batch of {recipe.batch_size}: lower --batch_size."
+        )
     total = max(1, round(recipe.epochs * job.steps_per_epoch))
     job.total_steps = min(total, recipe.max_steps) if recipe.max_steps else total
 
 
 def is_trained(job: TrlRun) -> bool:
     """Whether the last step has been made, and no older checkpoint is asked for."""
-    return job.checkpoint is not None and job.recipe.resume == "auto" and checkpoint_step(job.checkpoint) >= job.total_steps
+    return (
+        job.checkpoint is not None
+        and job.recipe.resume == "auto"
+        and checkpoint_step(job.checkpoint) >= job.total_steps
+    )
 
 
 def begin_run(job: TrlRun) -> None:
@@ -96,10 +108,11 @@ def begin_run(job: TrlRun) -> None:
 
 
 def train_task(job: TrlRun, task: TrlTask, base: PreparedBase, micro_batch: int) -> None:
-    """Train to the last step; where the GPU's memory is short, take fewer rows at a time and go on from the last save.
+    """Train to the last step; where memory is short, take fewer rows at a time from the last save on.
 
     Raises:
-        Interrupted: stopped by a signal, after saving. NewLLMError: a loss that is no number, a full disk, too little memory.
+        Interrupted: stopped by a signal, after saving.
+        NewLLMError: a loss that is no number, a full disk, too little memory.
     """
 
     def attempt(micro: int, first: bool) -> None:
@@ -122,20 +135,23 @@ def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
     set_seed(recipe.seed)
     with scratch_directory(run.path / "trainer") as folder, StopSignals() as signals:
         arguments = trainer_arguments(recipe, run, job.device, folder, job.total_steps, micro)
-        trainer = task.build_trainer(without_dropout(model), arguments | {"train_sampling_strategy": "sequential"})
+        trainer = task.build_trainer(
+            without_dropout(model), arguments | {"train_sampling_strategy": "sequential"}
+        )
         _equip(trainer, job, task, signals)
         count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         write_status(run, total_steps=job.total_steps, message=f"training {count:,} parameters")
         console.say(f"Training {count:,} parameters, {micro} {task.unit} at a time")
-        with only_data_is_read(checkpoint), _explained_where_it_saves(folder, run):
+        with only_data_is_read(checkpoint), explained(run.path):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     task.plot(run)
     if signals.received is not None:
-        raise Interrupted(f"Stopped at step {trainer.state.global_step} of {job.total_steps}, saved: the same command continues.")
+        step = trainer.state.global_step
+        raise Interrupted(f"Stopped at step {step} of {job.total_steps}, saved: the same command continues.")
 
 
 def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: StopSignals) -> None:
-    """Give the trainer what is the run's: rows in their order, the optimizer and its schedule, what happens around a step."""
+    """Give the trainer what is the run's: rows, optimizer, schedule, and what happens around a step."""
     trainer.train_dataset = ShuffledRows(task.rows, job.recipe.batch_size, job.recipe.seed)
     trainer.optimizer = build_optimizer(trainer.model, job.recipe)
     if hasattr(trainer.optimizer, "prepare"):
@@ -150,23 +166,12 @@ def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: StopSignals) -
         trainer.add_callback(callback)
 
 
-@contextmanager
-def _explained_where_it_saves(folder: Path, run: Run) -> Iterator[None]:
-    """Turn a failing disk into one line, if the trainer was writing a checkpoint when it failed."""
-    try:
-        yield
-    except Exception:
-        if not any(folder.glob("checkpoint-*")):
-            raise
-        with explained(run.path):
-            raise
-
-
 class ShuffledRows(Dataset):
     """Rows in an order that comes from (seed, epoch) alone; a whole number of batches.
 
-    accelerate's loader calls `set_epoch` at the beginning of each epoch, after a restart too. Then torch's draws a number from
-    the global generator, which is the model's: it is put back, so that dropout does not depend on how rows are loaded.
+    accelerate's loader calls `set_epoch` at the beginning of each epoch, after a restart too. Then torch's
+    draws a number from the global generator, which is the model's: it is put back, so that dropout does not
+    depend on how rows are loaded.
     """
 
     def __init__(self, rows: Sequence[dict], batch_size: int, seed: int):

@@ -1,4 +1,4 @@
-"""What `trl_run` and its callbacks know of a run and of what is trained in it. To add a trainer of TRL's, fill in a `TrlTask`."""
+"""What `trl_run` knows of a run and of what is trained in it. To add a trainer, fill in a `TrlTask`."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class TrlTask(ABC):
 
     @abstractmethod
     def build_trainer(self, model, arguments: dict) -> Trainer:
-        """A trainer of TRL's as it is. `train_dataset`, optimizer, schedule and callbacks are given to it afterwards.
+        """A trainer of TRL's as it is. Rows, optimizer, schedule and callbacks are given to it afterwards.
 
         Args:
-            model: the base, dropout switched off. arguments: for the trainer's configuration (`trl_arguments`).
+            model: the base, dropout switched off.
+            arguments: for the trainer's configuration (`trl_arguments`).
         """
 
     @abstractmethod
@@ -61,7 +62,7 @@ class TrlTask(ABC):
 
     @abstractmethod
     def measure(self, model) -> dict:
-        """Figures of the model as it is now on what is held out. `loss` decides which is the best: the lower."""
+        """Figures of the model as it is now on what is held out; the lowest `loss` is the best."""
 
     @abstractmethod
     def as_row(self, figures: dict) -> dict:
@@ -80,7 +81,7 @@ class TrlTask(ABC):
         return None
 
     def problem(self, figures: dict) -> str | None:
-        """What is wrong with a model of these held-out figures, in a sentence; found twice in a row it ends the training."""
+        """What is wrong with a model of these held-out figures: found twice in a row it ends the training."""
         return None
 
     @abstractmethod
