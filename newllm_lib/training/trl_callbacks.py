@@ -1,7 +1,7 @@
 """What a run does around the steps of one of TRL's trainers, as transformers' callbacks.
 
-The trainer calls them in the order in which `trl_run` adds them. `FlowCallback` decides; where a step is logged,
-`RowsCallback` writes its row before `EvaluationCallback` measures; `SealCallback` seals what was saved.
+The trainer calls them in the order in which `trl_run` adds them. `FlowCallback` decides; where a step is
+logged, `RowsCallback` writes its row before `EvaluationCallback` measures; `SealCallback` seals what was saved.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class RowsCallback(TrainerCallback):
 
 
 class EvaluationCallback(TrainerCallback):
-    """Measures on what is held out, keeps the best model in `best/`, stops where it gets no better or is unwell.
+    """Measures on what is held out, keeps the best model in `best/`, stops where nothing is gained.
 
     The trainer's own evaluation would know a loss alone.
     """
