@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from newllm_lib.errors import UsageError
 from newllm_lib.models.lora import lora_config
 from newllm_lib.recipe import Recipe
-from newllm_lib.training.preference_task import PreferenceTask, PreparedPairs
+from newllm_lib.training.preference_task import PreferenceTask
 from newllm_lib.training.trl_arguments import one_gpu
 
 # TRL's and transformers' own use of it
@@ -78,14 +78,15 @@ def _checkpointing() -> str:
 class DPOTask(PreferenceTask):
     """Raise the better answer's log-probability above the worse one's, both beside the base's."""
 
-    def __init__(self, recipe: Recipe, data: PreparedPairs):
-        super().__init__(recipe, data)
-        self.rows = data.train.rows
-        if data.train_reference is not None:
-            self.rows = [
-                {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-                for row, (chosen, rejected) in zip(self.rows, data.train_reference.tolist(), strict=True)
-            ]
+    def rows(self) -> list[dict]:
+        """The pairs as TRL's collator takes them, with the reference's log-probabilities if they are known."""
+        rows, reference = self.data.train.rows, self.data.train_reference
+        if reference is None:
+            return rows
+        return [
+            {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, (chosen, rejected) in zip(rows, reference.tolist(), strict=True)
+        ]
 
     def build_trainer(self, model, arguments: dict) -> DPOTrainer:
         recipe, tokenizer, adapters = self.recipe, self.data.tokenizer, None
@@ -100,6 +101,7 @@ class DPOTask(PreferenceTask):
             processing_class=tokenizer,
             peft_config=adapters,
         )
+        trainer.train_dataset = self.rows()
         if self.data.train_reference is not None:  # the rows bring it
             trainer.ref_model, trainer.precompute_ref_logps = None, True
         if adapters:  # by default PEFT asks the hub for the base's vocabulary at each save

@@ -92,7 +92,7 @@ def prepare_pairs(
 
 
 class PreferenceTask(TrlTask):
-    """Learning from pairs. To be filled in: `rows` and `build_trainer`."""
+    """Learning from pairs. To be filled in: `build_trainer`."""
 
     unit = "pairs"
     memory_advice = "lower --max_seq_length or --lora_rank, or name a smaller --base"

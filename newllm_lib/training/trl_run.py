@@ -1,9 +1,9 @@
 """Any trainer of TRL's inside a run's folder: resumed, logged, evaluated, saved and stopped as every run.
 
-The trainer is used as it is, through its public interface: it is given rows, an optimizer, a schedule and
-callbacks. It writes into a folder of its own, from which `SealCallback` moves each checkpoint into the run
-when it is whole; so what a kill tears has never had a checkpoint's name. To go on, the trainer reads the
-checkpoint as plain data (`weights_only`).
+The trainer is used as it is, through its public interface: it is given an order of its rows, an optimizer, a
+schedule and callbacks. It writes into a folder of its own, from which `SealCallback` moves each checkpoint
+into the run when it is whole; so what a kill tears has never had a checkpoint's name. To go on, the trainer
+reads the checkpoint as plain data (`weights_only`).
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
 
 
 def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: StopSignals) -> None:
-    """Give the trainer what is the run's: rows, optimizer, schedule, and what happens around a step."""
-    trainer.train_dataset = ShuffledRows(task.rows, job.recipe.batch_size, job.recipe.seed)
+    """Give the trainer what is the run's: order, optimizer, schedule, and what happens around a step."""
+    trainer.train_dataset = ShuffledRows(trainer.train_dataset, job.recipe.batch_size, job.recipe.seed)
     trainer.optimizer = build_optimizer(trainer.model, job.recipe)
     if hasattr(trainer.optimizer, "prepare"):
         trainer.optimizer.prepare()

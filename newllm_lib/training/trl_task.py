@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,17 +38,17 @@ class TrlTask(ABC):
         unit: what a batch holds, in the plural ("pairs").
         memory_advice: what to lower where not even one of them fits into the GPU's memory.
         logged: the trainer's own figures that go into `metrics.jsonl`, by how their names begin.
-        rows: what is trained on, as the trainer's collator takes it; the order is drawn anew in each epoch.
     """
 
     unit: str
     memory_advice: str
     logged: tuple[str, ...]
-    rows: Sequence[dict]
 
     @abstractmethod
     def build_trainer(self, model, arguments: dict) -> Trainer:
-        """A trainer of TRL's as it is. Rows, optimizer, schedule and callbacks are given to it afterwards.
+        """A trainer of TRL's as it is, with the rows of an epoch in its `train_dataset`, prepared by it or by us.
+
+        Their order, the optimizer, its schedule and the callbacks are given to it afterwards.
 
         Args:
             model: the base, dropout switched off.
