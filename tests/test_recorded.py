@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from newllm_lib import __version__
-from newllm_lib.cli.parser import build, overrides, parse
+from newllm_lib.cli.parser import build, parse
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.models import NewLLMConfig, Phase7Config
-from newllm_lib.recipe import Recipe, guides_keys, load_recipe, recorded
+from newllm_lib.recipe import Recipe, guides_keys, load_recipe, overrides, recorded
 
 RECORDS = sorted((Path(__file__).parent / "records").glob("*_0.1.0.yaml"))
 

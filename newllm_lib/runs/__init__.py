@@ -15,6 +15,7 @@ from newllm_lib.runs.files import (
     owned_directory,
     remove_directory,
     replace_directory,
+    scratch_directory,
     staged_directory,
 )
 from newllm_lib.runs.gpu import GpuBusy, gpu_for
@@ -36,6 +37,7 @@ __all__ = [
     "is_locked", "is_whole", "last_line", "link_log",
     "link_model", "list_runs", "lock_holder", "mark_folder", "mark_in", "mirror_status", "missing_files",
     "owned_directory", "read_status", "read_status_file", "remove_directory", "replace_directory", "replaceable",
-    "restore", "roots", "rotate_log", "saved", "staged_directory", "start_background", "start_mirror", "stop", "tail",
+    "restore", "roots", "rotate_log", "saved", "scratch_directory", "staged_directory",
+    "start_background", "start_mirror", "stop", "tail",
     "tensors", "wait_for_mirror", "write_status",
 ]  # fmt: skip

@@ -134,6 +134,22 @@ def add_to_mark(folder: Path, *names: str) -> None:
     atomic_write_text(folder / MARK, mark_text(mark["what"], mark["run"], mark["since"], files))
 
 
+@contextmanager
+def scratch_directory(place: Path) -> Iterator[Path]:
+    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to `clean_leftovers`.
+
+    Raises:
+        NewLLMError: full or read-only disk, no permission.
+    """
+    scratch = _beside(Path(place), "tmp")
+    with explained(place):
+        scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def is_whole(directory: Path) -> bool:
     """Whether `directory` was finished by `staged_directory` and still holds every file at its full size."""
     return not missing_files(directory)

@@ -20,9 +20,9 @@ from newllm_lib.errors import Interrupted
 from newllm_lib.models import parameters
 from newllm_lib.models.lora import without_dropout
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, explained, is_whole, staged_directory
-from newllm_lib.training.arguments import argument_values, on_one_gpu
-from newllm_lib.training.callbacks import Signals
+from newllm_lib.runs import Run, explained, is_whole, scratch_directory, staged_directory
+from newllm_lib.training.trl_arguments import one_gpu, reporters, trainer_arguments
+from newllm_lib.training.trl_callbacks import StopSignals
 
 
 @dataclass
@@ -80,37 +80,38 @@ def _call(model, name: str) -> None:
 def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
     set_seed(recipe.seed)
     steps = max(1, round(recipe.sft_warm_start * len(rows) / recipe.batch_size))
-    values = argument_values(recipe, run, device, steps, recipe.batch_size)
     console.say(
         f"Warm start: {steps:,} steps of {recipe.batch_size} preferred answers, all {parameters(model):,} parameters, "
         f"learning rate {recipe.sft_learning_rate:.1e}"
     )
-    own = {"learning_rate": recipe.sft_learning_rate, "warmup_steps": steps // 10, "logging_strategy": "steps"}
-    arguments = on_one_gpu(TrainingArguments(**values | own, logging_steps=max(1, steps // 20)))
     examples = [
         {"input_ids": r["prompt_ids"] + r["chosen_ids"], "labels": [-100] * len(r["prompt_ids"]) + r["chosen_ids"]} for r in rows
     ]
-    signals = Signals()
-    trainer = Trainer(
-        model=without_dropout(model), args=arguments, train_dataset=examples, callbacks=[signals, _WarmLog(run, steps)],
-        data_collator=lambda batch: _padded(batch, tokenizer.pad_token_id),
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    try:
+    with scratch_directory(run.path / "trainer") as folder, StopSignals() as signals:
+        values = trainer_arguments(recipe, run, device, folder, steps, recipe.batch_size)
+        own = {"learning_rate": recipe.sft_learning_rate, "warmup_steps": steps // 10, "logging_strategy": "steps"}
+        trainer = Trainer(
+            model=without_dropout(model),
+            args=one_gpu(TrainingArguments(**values | own, logging_steps=max(1, steps // 20))),
+            train_dataset=examples,
+            data_collator=lambda batch: _padded(batch, tokenizer.pad_token_id),
+            callbacks=[*reporters(recipe, run), _WarmStartCallback(run, steps, signals)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
         trainer.train()
-    finally:
-        signals.restore()
     if signals.received is not None:
         raise Interrupted("Stopped in the warm start, of which nothing is kept: the same command begins it again.")
     model.eval()
 
 
-class _WarmLog(TrainerCallback):
-    """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), and a line every few seconds."""
+class _WarmStartCallback(TrainerCallback):
+    """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), a line every few seconds; the end where a signal came.
+    Nothing is saved on the way."""
 
-    def __init__(self, run: Run, steps: int):
-        self.run, self.progress = run, console.Progress("Warm start", steps, "steps")
+    def __init__(self, run: Run, steps: int, signals: StopSignals):
+        self.run, self.signals = run, signals
+        self.progress = console.Progress("Warm start", steps, "steps")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
@@ -120,7 +121,8 @@ class _WarmLog(TrainerCallback):
             self.progress.update(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = False  # its result is saved whole when it is done
+        if self.signals.received is not None:
+            control.should_training_stop = True
         return control
 
 

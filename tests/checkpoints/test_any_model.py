@@ -14,9 +14,9 @@ import pytest
 
 from newllm_lib.checkpoints import load_model, save_model
 from newllm_lib.data.tokenizer import train_bpe, wrap
-from newllm_lib.models import build_model
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run
+from newllm_lib.training.model_config import build_model
 from tests.helpers.foreign_models import make_adapter, make_model
 from tests.hub_server import HubServer
 

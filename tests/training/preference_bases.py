@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from newllm_lib.data.preferences import generate
 from newllm_lib.data.tokenizer import train_bpe, wrap
+from newllm_lib.errors import Interrupted
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 
@@ -35,3 +41,30 @@ def recipe(folder: Path, base, name: str = "run", **changes):
         "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.1, "logging_steps": 3, "beta": 0.1,
     }  # fmt: skip
     return load_recipe("dpo", small | changes)
+
+
+@contextlib.contextmanager
+def at_step(step: int, act: Callable[[], object]) -> Iterator[None]:
+    """In the training inside, `act()` is called in the step after `step`."""
+    from trl import DPOTrainer
+
+    real = DPOTrainer.training_step
+
+    def acting(self, *args, **kwargs):
+        if self.state.global_step == step:
+            act()
+        return real(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DPOTrainer, "training_step", acting)
+        yield
+
+
+@contextlib.contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say so."""
+    with (
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"),
+    ):
+        yield

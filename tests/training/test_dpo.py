@@ -21,8 +21,7 @@ from newllm_lib.runs import Run, ask_to_save, is_finished, is_whole, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.helpers.loading import load_run
-from tests.training.preference_bases import make_base, recipe
-from tests.training.small_runs import stopped_after
+from tests.training.preference_bases import at_step, make_base, recipe, stopped_after
 
 MODELS = ("tiny_gpt2", "new_llm")
 
@@ -30,11 +29,11 @@ MODELS = ("tiny_gpt2", "new_llm")
 @pytest.fixture(scope="module", autouse=True)
 def _few_answers():
     """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these tests' time."""
-    from newllm_lib.training import preferences
+    from newllm_lib.training import preference_task
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preferences, "_WATCHED", 3)
-        patch.setattr(preferences, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
+        patch.setattr(preference_task, "_WATCHED", 3)
+        patch.setattr(preference_task, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
         yield
 
 
@@ -167,18 +166,41 @@ def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_s
     assert "finished already" in again.log.read_text(encoding="utf-8")
 
 
-def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_path, monkeypatch):
-    from newllm_lib.training import callbacks
+def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_again(bases, tmp_path):
+    """SIGKILL when the trainer has written the second checkpoint and it is not sealed yet."""
+    whole = train(recipe(tmp_path, bases["tiny_gpt2"], "whole", save_steps=5))
+    killed = recipe(tmp_path, bases["tiny_gpt2"], "killed", save_steps=5)
+    script = (
+        "import os, signal; from newllm_lib.training import preference_task, train, trl_callbacks;"
+        "from newllm_lib.recipe import load_recipe; preference_task._WATCHED = 3; save = trl_callbacks.SealCallback.on_save\n"
+        "def on_save(self, args, state, control, **kwargs):\n"
+        "    if state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return save(self, args, state, control, **kwargs)\n"
+        "trl_callbacks.SealCallback.on_save = on_save; preference_task.collapsed = lambda now, before: None\n"
+        f"train(load_recipe('dpo', {dict(killed.origin[1])!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = Run(killed.run_path())
+    assert ended.returncode == -9, ended.stderr[-2000:]
+    assert [p.name for p in run.checkpoints()] == ["checkpoint-5"] and not run.checkpoint(10).exists()
+    assert [p for p in run.path.iterdir() if p.name.startswith(".trainer")]
+    again = train(killed)
+    assert not [p for p in again.path.iterdir() if p.name.startswith(".")]
 
-    run, original = Run(tmp_path / "run"), callbacks.SaveRequests.on_step_end
+    def curve(run):
+        return [{k: v for k, v in row.items() if k not in ("time", "pairs_per_second")} for row in run.metrics()]
 
-    def ask(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            assert ask_to_save(run)
-        return original(self, args, state, control, **kwargs)
+    assert curve(again) == curve(whole)
 
-    monkeypatch.setattr(callbacks.SaveRequests, "on_step_end", ask)
-    train(recipe(tmp_path, bases["new_llm"], max_steps=4))
+
+def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(bases, tmp_path):
+    run = Run(tmp_path / "run")
+
+    def ask():
+        assert ask_to_save(run)
+
+    with at_step(1, ask):
+        train(recipe(tmp_path, bases["new_llm"], max_steps=4))
     assert run.checkpoint(2).is_dir() and is_finished(run)
 
 
@@ -189,6 +211,21 @@ def test_without_adapters(model, bases, tmp_path):
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[-1]["loss"] < rows[0]["loss"]
     assert (run.best / "config.json").is_file() and "eval_kl" not in evaluations(run)[-1]
     assert "PeftModel" not in (run.path / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_the_loss_is_measured_against_the_reference_that_was_computed_before(rank, bases, tmp_path, monkeypatch):
+    """Not against one that TRL computes: a reference moved by 5 nats moves the first loss."""
+    from newllm_lib.training import preference_task
+
+    def prepared(*args, original=preference_task.prepare_pairs):
+        data = original(*args)
+        data.train_reference[:, 1] += 5.0
+        return data
+
+    monkeypatch.setattr("newllm_lib.training.preferences.prepare_pairs", prepared)
+    run = train(recipe(tmp_path, bases["tiny_gpt2"], max_steps=1, beta=0.2, lora_rank=rank))
+    assert training_rows(run)[0]["loss"] == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-4)
 
 
 def test_a_warm_start_teaches_the_preferred_answers_and_becomes_the_base(bases, tmp_path):
@@ -262,7 +299,7 @@ def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
     ("said", "word"), [("", "empty"), pytest.param("が" * 16, "repeating", marks=pytest.mark.slow)]
 )
 def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, word, bases, tmp_path, monkeypatch):
-    from newllm_lib.training import preferences
+    from newllm_lib.training import preference_task
 
     asked: list = []
 
@@ -270,8 +307,8 @@ def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, wor
         asked.append(1)
         return [f"答え{i}は、次のとおりです。" if len(asked) < 3 else said for i, _ in enumerate(pairs)]
 
-    monkeypatch.setattr(preferences, "answers", answers)
-    monkeypatch.setattr(preferences, "collapsed", collapsed)
+    monkeypatch.setattr(preference_task, "answers", answers)
+    monkeypatch.setattr(preference_task, "collapsed", collapsed)
     with pytest.raises(NewLLMError, match=f"Not a success: .*{word}"):
         train(recipe(tmp_path, bases["new_llm"], evals_per_epoch=4))
     run = Run(tmp_path / "run")
@@ -281,9 +318,9 @@ def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, wor
 
 
 def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, monkeypatch):
-    from newllm_lib.training import preferences
+    from newllm_lib.training import trl_run
 
-    original, tried = preferences._fit, []
+    original, tried = trl_run._fit, []
 
     def fit(*args):
         tried.append(args[-1])
@@ -291,7 +328,7 @@ def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, 
             raise torch.OutOfMemoryError("no")
         return original(*args)
 
-    monkeypatch.setattr(preferences, "_fit", fit)
+    monkeypatch.setattr(trl_run, "_fit", fit)
     run = train(recipe(tmp_path, bases["new_llm"], max_steps=3, micro_batch_size=8))
     assert tried == [8, 4, 2] and training_rows(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from newllm_lib.training import preferences, train
+from newllm_lib.training import preference_task, train
 from tests.data.conftest import byte_level_bpe
 from tests.helpers.loading import load_run
 from tests.training.preference_bases import recipe
@@ -53,8 +53,8 @@ def rinna(folder, size, ends):
 
 @pytest.mark.parametrize("make", [open_calm, sarashina, rinna])
 def test_a_base_of_another_architecture_is_trained_measured_and_loaded(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(preferences, "_WATCHED", 2)
-    monkeypatch.setattr(preferences, "collapsed", lambda now, before: None)  # random weights
+    monkeypatch.setattr(preference_task, "_WATCHED", 2)
+    monkeypatch.setattr(preference_task, "collapsed", lambda now, before: None)  # random weights
     torch.manual_seed(0)
     backend = byte_level_bpe(420, ["<|endoftext|>", "<|padding|>", "<s>", "<|user|>", "<|assistant|>"])
     ends = {"eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 2}

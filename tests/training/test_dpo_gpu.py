@@ -10,7 +10,7 @@ import torch
 
 from newllm_lib.device import probe
 from newllm_lib.evaluation.export import export
-from newllm_lib.training import preferences, train
+from newllm_lib.training import preference_task, train
 from tests.helpers.loading import load_run
 from tests.training.preference_bases import make_base, recipe
 
@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_it_starts_at_log_two_and_learns_in_half_precision(model, kind, dtype, rank, tmp_path, monkeypatch):
     pytest.importorskip("trl")
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
-    monkeypatch.setattr(preferences, "_WATCHED", 3)
-    monkeypatch.setattr(preferences, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
+    monkeypatch.setattr(preference_task, "_WATCHED", 3)
+    monkeypatch.setattr(preference_task, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
     assert probe().dtype == dtype
     base = make_base(tmp_path / "base", model)
     run = train(recipe(tmp_path, base, force=True, lora_rank=rank, learning_rate=1e-2 if rank else 1e-3))

@@ -27,7 +27,7 @@ def test_every_name_is_there():
 @pytest.mark.parametrize(
     ("place", "name"),
     [("CONFIG", "beta_of_old"), ("TRAINER", "tokenizer"), ("METHODS", "get_batch_samples_of_old"), ("LORA", "rank"),
-     ("COLLATED", "labels")],
+     ("COLLATED", "labels"), ("ATTRIBUTES", "reference")],
 )  # fmt: skip
 def test_a_name_that_disappears_is_named(place, name, monkeypatch):
     monkeypatch.setattr(trl_names, place, getattr(trl_names, place) | {name})

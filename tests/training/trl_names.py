@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from dataclasses import fields
 
-CONFIG = {  # of trl.DPOConfig: what `arguments.argument_values`, `dpo.dpo_config` and the benchmark give it
+CONFIG = {  # of trl.DPOConfig: what `trl_arguments.trainer_arguments`, `trl_run`, `dpo.dpo_config` and the benchmark give it
     "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16",
     "use_cpu", "seed", "data_seed", "disable_tqdm", "logging_nan_inf_filter", "logging_strategy", "eval_strategy",
-    "save_strategy", "report_to",
+    "save_strategy", "save_total_limit", "report_to", "train_sampling_strategy",
     "run_name", "dataloader_pin_memory", "remove_unused_columns", "beta", "loss_type", "max_length", "precompute_ref_log_probs",
     "disable_dropout", "learning_rate", "warmup_steps", "logging_steps",
 }  # fmt: skip
@@ -20,10 +21,11 @@ EITHER_OF_CONFIG = {("gradient_checkpointing", "activation_checkpointing")}
 TRAINER = {  # arguments of trl.DPOTrainer
     "model", "ref_model", "args", "train_dataset", "processing_class", "callbacks", "peft_config",
 }  # fmt: skip
-METHODS = {  # of trl.DPOTrainer: called or replaced
-    "_prepare_dataset", "_precompute_ref_logps", "create_model_card", "compute_loss", "_save_checkpoint", "log", "evaluate",
-    "train", "get_train_dataloader", "create_optimizer", "create_scheduler", "training_step", "_get_output_dir", "_save",
-    "remove_callback", "add_callback", "_issue_warnings_after_load", "_load_from_checkpoint",
+METHODS = {  # of trl.DPOTrainer: called
+    "train", "log", "save_model", "add_callback", "remove_callback",
+}  # fmt: skip
+ATTRIBUTES = {  # of a DPOTrainer: read or set once it is made
+    "model", "accelerator", "state", "train_dataset", "optimizer", "lr_scheduler", "ref_model", "precompute_ref_logps",
 }  # fmt: skip
 COLLATED = {"input_ids", "attention_mask", "completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out"}
@@ -41,6 +43,8 @@ def missing() -> list[str]:
     found += [f"trl.DPOConfig.{' or '.join(names)}" for names in EITHER_OF_CONFIG if not known & set(names)]
     found += _lacking("trl.DPOTrainer(…)", trl.DPOTrainer.__init__, TRAINER)
     found += [f"trl.DPOTrainer.{name}" for name in sorted(METHODS) if not hasattr(trl.DPOTrainer, name)]
+    made = _assigned(trl.DPOTrainer)
+    found += [f"trl.DPOTrainer().{name}" for name in sorted(ATTRIBUTES - made)]
     found += [f"peft.LoraConfig.{name}" for name in sorted(LORA - {f.name for f in fields(peft.LoraConfig)})]
     model = {*dir(peft.PeftModel), *dir(peft.LoraModel)}  # a PeftModel passes on what its tuner knows
     found += [f"peft.PeftModel.{name}" for name in sorted(ADAPTED - model)]
@@ -48,6 +52,12 @@ def missing() -> list[str]:
     row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
     batch = DataCollatorForPreference(pad_token_id=0)([row])
     return found + [f"trl's collated {name}" for name in sorted(COLLATED - set(batch))]
+
+
+def _assigned(kind: type) -> set[str]:
+    """The names that a class and its bases give their instances, `self.name = …`."""
+    sources = (inspect.getsource(c) for c in kind.__mro__ if c.__module__.startswith(("trl.", "transformers.")))
+    return {name for source in sources for name in re.findall(r"self\.(\w+)(?=[^\n=]* = )", source)}
 
 
 def _lacking(what: str, function, names: set[str]) -> list[str]:
