@@ -87,6 +87,8 @@ def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dic
     """The recipe with its start's keys. A start that the recipe's file means (not the command line) may be missing until
     training begins: until then the recipe's own sizes stand."""
     recipe = assemble({}, wanted)
+    if not recipe.depends_on("from_run"):
+        return recipe
     try:
         start = start_run(wanted, recipe.model)
     except UsageError:
