@@ -222,7 +222,7 @@ class StreamSampler(Sampler[tuple[int, int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         seen = self.position % self.blocks
-        yield from itertools.repeat(SEEN, seen)  # the Trainer passes over them
+        yield from itertools.repeat(SEEN, seen)  # which are passed over
         yield from itertools.islice(self.split.starts(self.position, self.length), self.blocks - seen)
 
 

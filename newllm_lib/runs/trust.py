@@ -16,7 +16,7 @@ from newllm_lib.errors import NewLLMError
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".h5", ".msgpack")
 _CODE = (".py", ".pyc", ".so", ".sh")
-# The Trainer's own state beside the weights; it reads these as plain tensors and numbers.
+# Training's state beside the weights; it is read as plain tensors and numbers.
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "optimizer.bin")
 _LARGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,

@@ -95,16 +95,14 @@ class Checkpoints:
         context = self.context
         context.progress.data_state = context.data.state()
         context.progress.save(folder)
-        state = {
+        state = {  # as transformers' Trainer, and so version 0.1.0, reads it
             "global_step": step,
             "max_steps": context.total_steps,
             "epoch": context.epoch_at(step),
             "train_batch_size": context.sequences_at_once,
             "stateful_callbacks": {"TrainerControl": {}},
         }
-        (folder / "trainer_state.json").write_text(
-            json.dumps(state)
-        )  # as transformers' Trainer, and version 0.1.0, read it
+        (folder / "trainer_state.json").write_text(json.dumps(state))
 
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:

@@ -72,10 +72,10 @@ def _expandable_segments() -> None:
 
 
 def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, how: str) -> BlockPasses | None:
-    """Make the blocks recompute their activations where the Trainer's own checkpointing does not do. Micro-batches are cut inside
-    them where parameters are stepped in the backward pass, else the Trainer cuts them.
+    """Make the blocks recompute their activations where transformers' own checkpointing does not do. Micro-batches are cut inside
+    them where parameters are stepped in the backward pass, else the loop cuts them.
 
-    how: arguments.compilation's answer.
+    how: compiling.compilation's answer.
     """
     if recipe.gradient_checkpointing == "off" or (recipe.gradient_checkpointing == "on" and not recipe.step_in_backward):
         return None
