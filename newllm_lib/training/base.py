@@ -21,8 +21,8 @@ from newllm_lib.models import parameters
 from newllm_lib.models.lora import without_dropout
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, explained, is_whole, scratch_directory, staged_directory
+from newllm_lib.training.signals import Signals
 from newllm_lib.training.trl_arguments import one_gpu, reporters, trainer_arguments
-from newllm_lib.training.trl_callbacks import StopSignals
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, r
     examples = [
         {"input_ids": r["prompt_ids"] + r["chosen_ids"], "labels": [-100] * len(r["prompt_ids"]) + r["chosen_ids"]} for r in rows
     ]
-    with scratch_directory(run.path / "trainer") as folder, StopSignals() as signals:
+    with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
         values = trainer_arguments(recipe, run, device, folder, steps, recipe.batch_size)
         own = {"learning_rate": recipe.sft_learning_rate, "warmup_steps": steps // 10, "logging_strategy": "steps"}
         trainer = Trainer(
@@ -109,7 +109,7 @@ class _WarmStartCallback(TrainerCallback):
     """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), a line every few seconds; the end where a signal came.
     Nothing is saved on the way."""
 
-    def __init__(self, run: Run, steps: int, signals: StopSignals):
+    def __init__(self, run: Run, steps: int, signals: Signals):
         self.run, self.signals = run, signals
         self.progress = console.Progress("Warm start", steps, "steps")
 

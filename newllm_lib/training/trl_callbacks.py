@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 
@@ -31,37 +29,11 @@ from newllm_lib.runs import (
     write_status,
 )
 from newllm_lib.training.curves import write_training_log
+from newllm_lib.training.signals import Signals
 from newllm_lib.training.trl_task import TrlRun, TrlTask
 
 _SECONDS = 10.0  # between two lines of the log, or two signs of life
 _UNREAD = "training_args.bin"  # a pickle that nothing reads; the recipe says it all
-
-
-class StopSignals:
-    """`with StopSignals() as signals:` SIGINT and SIGTERM are noted in `received`. A Ctrl-C after that stops
-    at once; further SIGTERMs change nothing."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:  # `newllm runs stop` twice: the save goes on
-            return
-        self.received = number
-        console.say("\nStopping: saving a checkpoint first (press Ctrl-C again to stop at once)")
 
 
 class FlowCallback(TrainerCallback):
@@ -72,7 +44,7 @@ class FlowCallback(TrainerCallback):
     every `save_minutes`, when somebody asks (`runs.ask_to_save`), and before stopping for a signal.
     """
 
-    def __init__(self, job: TrlRun, signals: StopSignals):
+    def __init__(self, job: TrlRun, signals: Signals):
         self.job, self.signals = job, signals
         self.last_save = time.monotonic()
         job.run.save_request.unlink(missing_ok=True)  # of an earlier life

@@ -35,6 +35,7 @@ from newllm_lib.training.memory import count_from_here, with_smaller_micro_batch
 from newllm_lib.training.optimizer import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.resuming import checkpoint_to_resume, forget_rows_after, free_name, set_aside_after
+from newllm_lib.training.signals import Signals
 from newllm_lib.training.trl_arguments import reporters, trainer_arguments
 from newllm_lib.training.trl_callbacks import (
     EvaluationCallback,
@@ -43,7 +44,6 @@ from newllm_lib.training.trl_callbacks import (
     RowsCallback,
     SealCallback,
     StatusCallback,
-    StopSignals,
 )
 from newllm_lib.training.trl_task import TrlRun, TrlTask
 
@@ -133,7 +133,7 @@ def _return_to_last_save(job: TrlRun) -> None:
 def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
     recipe, run, checkpoint = job.recipe, job.run, job.checkpoint
     set_seed(recipe.seed)
-    with scratch_directory(run.path / "trainer") as folder, StopSignals() as signals:
+    with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
         arguments = trainer_arguments(recipe, run, job.device, folder, job.total_steps, micro)
         trainer = task.build_trainer(
             without_dropout(model), arguments | {"train_sampling_strategy": "sequential"}
@@ -150,7 +150,7 @@ def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
         raise Interrupted(f"Stopped at step {step} of {job.total_steps}, saved: the same command continues.")
 
 
-def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: StopSignals) -> None:
+def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: Signals) -> None:
     """Give the trainer what is the run's: order, optimizer, schedule, and what happens around a step."""
     trainer.train_dataset = ShuffledRows(trainer.train_dataset, job.recipe.batch_size, job.recipe.seed)
     trainer.optimizer = build_optimizer(trainer.model, job.recipe)

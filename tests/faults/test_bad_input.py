@@ -91,16 +91,16 @@ def test_a_checkpoint_that_is_not_whole(trained, capsys, command, damage):
 
 def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypatch):
     from newllm_lib.runs import Run, is_finished
-    from newllm_lib.training import trainer
+    from newllm_lib.training.checkpointing import Checkpoints
 
-    save = trainer.Trainer._save_checkpoint
+    save = Checkpoints._save_progress
 
-    def full(self, *args, **kwargs):
-        if self.state.global_step >= 4:
+    def full(self, folder, step):
+        if step >= 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, *args, **kwargs)
+        return save(self, folder, step)
 
-    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", full)
+    monkeypatch.setattr(Checkpoints, "_save_progress", full)
     words = ["train", "demo", "--data_dir", "text", "--output_dir", "run", *TINY]
     code, err = newllm(capsys, *words)
     assert code == 1
@@ -108,7 +108,7 @@ def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypat
     run = Run(folder / "run")
     assert run.latest_checkpoint().name == "checkpoint-3"
     assert not [p.name for p in run.path.iterdir() if p.name.startswith(".")]
-    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", save)  # space was made: the same command continues
+    monkeypatch.setattr(Checkpoints, "_save_progress", save)  # space was made: the same command continues
     assert newllm(capsys, *words)[0] == 0
     steps = [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]
     assert steps == sorted(steps) and is_finished(run)
