@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton, runs_triton_dot
+from newllm_lib.ops.cross_entropy.reference import IGNORE, add_product_, aligned_rows, by_torch
 
-IGNORE = -100  # label of a position that is not predicted
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
 KERNEL_CHUNK_ELEMENTS = 1 << 27  # with a kernel, which needs them once and in half precision: 256 MiB
 EXPONENTIALS_MAX_DIM = 256  # channels of some rows and of some words that lie in shared memory together
@@ -82,13 +82,6 @@ def logits_of(hidden: Tensor, head: Tensor) -> Tensor:
     return torch.mm(hidden, head.T, out=aligned_rows(hidden, head.shape[0]))
 
 
-def aligned_rows(like: Tensor, columns: int) -> Tensor:
-    """Room for (rows of `like`, columns), each row at a multiple of 16 bytes: matrix products with 50,257 columns side by side
-    take several times as long."""
-    step = 16 // like.element_size()
-    return like.new_empty(like.shape[0], -(-columns // step) * step)[:, :columns]
-
-
 def _takes_exponentials(head: Tensor) -> bool:
     return runs_triton_dot(head) and head.dtype == torch.bfloat16 and head.shape[1] <= EXPONENTIALS_MAX_DIM
 
@@ -97,32 +90,6 @@ def _by_exponentials(hidden: Tensor, head: Tensor, labels: Tensor, losses: Tenso
     from newllm_lib.ops.cross_entropy.exponentials import softmax_factors
 
     return softmax_factors(hidden, head, labels, IGNORE, losses, factors)
-
-
-def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in total's float32 whatever the factors' dtype: a sum over a batch in fp16 could overflow."""
-    if total.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    elif a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
-
-
-def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
-    """The gradient of the summed loss by the logits (rows, vocabulary); fills `losses` (rows,)."""
-    dtype, logits = logits.dtype, logits.to(torch.promote_types(logits.dtype, torch.float32))
-    gradient, label, ignored = torch.softmax(logits, -1), target.clamp_min(0).unsqueeze(1), (target == IGNORE).unsqueeze(1)
-    probability = gradient.gather(1, label)
-    loss, waits = -probability.log(), logits.device.type != "cpu"  # to ask a GPU what it has found would be to wait for it
-    if waits or (probability < 1e-30).any():  # of a probability near float32's end the digits are lost
-        exact = torch.logsumexp(logits, -1, True) - logits.gather(1, label)
-        loss = torch.where(probability < 1e-30, exact, loss)
-    losses.copy_(loss.masked_fill_(ignored, 0.0).squeeze(1))
-    gradient.scatter_add_(1, label, torch.full_like(probability, -1.0))
-    if waits or ignored.any():  # a pass over all of it
-        gradient.masked_fill_(ignored, 0.0)
-    return gradient.to(dtype)
 
 
 def by_kernel(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from newllm_lib.ops.common.dispatch import on_its_device, shared_memory
 from newllm_lib.ops.common.triton_helpers import exp2
-from newllm_lib.ops.cross_entropy.chunked import aligned_rows
+from newllm_lib.ops.cross_entropy.reference import aligned_rows
 
 # Rows, words, warps, with all channels of both in shared memory: the first that fits is taken. The first was measured on an
 # H100; the others are for GPUs with less shared memory.
