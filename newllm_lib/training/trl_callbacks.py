@@ -19,17 +19,17 @@ from newllm_lib import console
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.carry import measuring
 from newllm_lib.runs import (
-    Run,
     explained,
     link_model,
-    mirror_status,
     remove_directory,
-    rotate_log,
     staged_directory,
     write_status,
 )
 from newllm_lib.training.curves import write_training_log
-from newllm_lib.training.signals import Signals
+from newllm_lib.training.keeping import MirrorNews
+from newllm_lib.training.log import Heartbeat
+from newllm_lib.training.signals import SaveRequests, Signals
+from newllm_lib.training.timetable import Timetable
 from newllm_lib.training.trl_task import TrlRun, TrlTask
 
 _SECONDS = 10.0  # between two lines of the log, or two signs of life
@@ -45,34 +45,18 @@ class FlowCallback(TrainerCallback):
     """
 
     def __init__(self, job: TrlRun, signals: Signals):
-        self.job, self.signals = job, signals
-        self.last_save = time.monotonic()
-        job.run.save_request.unlink(missing_ok=True)  # of an earlier life
-
-    def evaluates_at(self, step: int) -> bool:
-        times, per_epoch = self.job.recipe.evals_per_epoch, self.job.steps_per_epoch
-        return step == self.job.total_steps or step * times // per_epoch > (step - 1) * times // per_epoch
+        self.signals, self.requests = signals, SaveRequests(job.run)
+        self.timetable = Timetable(job.recipe, job.steps_per_epoch, job.total_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
-        recipe, step, total = self.job.recipe, state.global_step, self.job.total_steps
-        stop = self.signals.received is not None
-        by_steps = recipe.save_steps is not None and step % recipe.save_steps == 0
-        by_time = time.monotonic() - self.last_save > recipe.save_minutes * 60
-        control.should_save = self.evaluates_at(step) or by_steps or by_time or self._asked() or stop
-        control.should_log = control.should_save or step % recipe.logging_steps == 0 or step == 1
-        control.should_training_stop = control.should_training_stop or stop or step >= total
+        decision, stop = self.timetable.after(state.global_step), self.signals.received is not None
+        control.should_save = decision.save or self.timetable.is_due() or self.requests.taken() or stop
+        control.should_log = decision.log or control.should_save
+        control.should_training_stop = control.should_training_stop or decision.stop or stop
         return control
 
     def on_save(self, args, state, control, **kwargs):
-        self.last_save = time.monotonic()
-
-    def _asked(self) -> bool:
-        """Whether somebody has asked for a save since the last look."""
-        request = self.job.run.save_request
-        if not request.exists():
-            return False
-        request.unlink(missing_ok=True)
-        return True
+        self.timetable.saved()
 
 
 class RowsCallback(TrainerCallback):
@@ -186,7 +170,7 @@ class EvaluationCallback(TrainerCallback):
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs and self.flow.evaluates_at(state.global_step):
+        if "loss" in logs and self.flow.timetable.evaluates_at(state.global_step):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             self._record(self.task.measure(model), state, control)
             self.rows.restart_clock(state.global_step)
@@ -246,27 +230,13 @@ class SealCallback(TrainerCallback):
 
 
 class StatusCallback(TrainerCallback):
-    """Every few seconds: a sign of life in status.json, with the step; and the log does not grow for ever."""
+    """A sign of life in status.json, and what the mirror has to say."""
 
     def __init__(self, job: TrlRun):
-        self.job, self.last = job, time.monotonic()
+        self.heartbeat, self.mirror = Heartbeat(job.run, job.total_steps), MirrorNews(job.run)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.last > _SECONDS:
-            self.last = time.monotonic()
-            write_status(self.job.run, step=state.global_step, total_steps=self.job.total_steps)
-            rotate_log(self.job.run.log)
-
-
-class MirrorCallback(TrainerCallback):
-    """Says in the log when the mirror is in trouble, and when it is well again; once each."""
-
-    def __init__(self, run: Run):
-        self.run, self.said = run, ""
+        self.heartbeat.beat(state.global_step)
 
     def on_log(self, args, state, control, **kwargs):
-        status = mirror_status(self.run)
-        if status is None or status["state"] == "starting" or status["message"] == self.said:
-            return
-        self.said = status["message"]
-        console.say(f"  Mirror: {self.said or 'all is copied again'}")
+        self.mirror.look()

@@ -40,7 +40,6 @@ from newllm_lib.training.trl_arguments import reporters, trainer_arguments
 from newllm_lib.training.trl_callbacks import (
     EvaluationCallback,
     FlowCallback,
-    MirrorCallback,
     RowsCallback,
     SealCallback,
     StatusCallback,
@@ -161,7 +160,7 @@ def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: Signals) -> No
         trainer.remove_callback(unwanted)
     flow, rows = FlowCallback(job, signals), RowsCallback(job, task)
     evaluation = EvaluationCallback(job, task, trainer, flow, rows)
-    around = [flow, SealCallback(job), rows, evaluation, MirrorCallback(job.run), StatusCallback(job)]
+    around = [flow, SealCallback(job), rows, evaluation, StatusCallback(job)]
     for callback in (*reporters(job.recipe, job.run), *around):
         trainer.add_callback(callback)
 
