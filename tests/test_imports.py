@@ -21,7 +21,6 @@ FLOORS = (
     ("models", "data"),
     ("evaluation",),
     ("training",),
-    ("benchmarks",),
     ("colab", "cli"),
     ("__main__",),
 )
