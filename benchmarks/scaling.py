@@ -146,22 +146,40 @@ class Found:
 def run(gpus: int, models: list[str], tiny: bool = False, seconds: float = 3600.0) -> tuple[list[Found], int]:
     """Measure; what was found, and how many of the trainings failed or were not done after `seconds`."""
     end = time.monotonic() + seconds
+    started: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory(prefix="newllm-scaling-") as folder, ThreadPoolExecutor(gpus) as pool:
 
         def alone(gpu: int) -> list[Found | None]:
             """One model after the other on this GPU."""
-            return [_trained(model, folder, tiny, end, _one_gpu(gpu)) for model in models[gpu::gpus]]
+            return [
+                _trained(model, folder, tiny, end, started, [_one_gpu(gpu)]) for model in models[gpu::gpus]
+            ]
 
-        _prepare(models, tiny)  # once, not by each process
-        found = [result for results in pool.map(alone, range(gpus)) for result in results]
-        for model in models:
-            found.append(_trained(model, folder, tiny, end, *_ranks(gpus)))
+        try:
+            _prepare(models, tiny)  # once, not by each process
+            found = [result for results in pool.map(alone, range(gpus)) for result in results]
+            found += [_trained(model, folder, tiny, end, started, _ranks(gpus)) for model in models]
+        except BaseException:  # the pool would wait for them
+            for process in started:
+                process.kill()
+            raise
     return [result for result in found if result], sum(result is None for result in found)
 
 
-def _trained(model: str, folder: str, tiny: bool, end: float, *environments: dict[str, str]) -> Found | None:
-    """What the processes with these variables found, of which the first reports; None if it failed, or the
-    time is over."""
+def _trained(
+    model: str,
+    folder: str,
+    tiny: bool,
+    end: float,
+    started: list[subprocess.Popen],
+    environments: list[dict[str, str]],
+) -> Found | None:
+    """What the processes with these variables found, of which the first reports; None if it failed, or the time is
+    over.
+
+    Args:
+        started: where the processes are noted.
+    """
     words = common.command("scaling", "--one", model, f"{folder}/{model}-{len(environments)}")
     words += ["--tiny"] if tiny else []
     pipes = [subprocess.PIPE, *[subprocess.DEVNULL] * (len(environments) - 1)]
@@ -171,6 +189,7 @@ def _trained(model: str, folder: str, tiny: bool, end: float, *environments: dic
         )
         for out, environment in zip(pipes, environments, strict=True)
     ]
+    started += processes
     try:
         said, _ = processes[0].communicate(timeout=max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
