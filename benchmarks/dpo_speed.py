@@ -1,4 +1,4 @@
-"""Time and memory of preference training here and with plain TRL: the same pairs, batch, length and adapters."""
+"""What preference training costs here and with plain TRL: the same pairs, batch, length and adapters."""
 
 from __future__ import annotations
 

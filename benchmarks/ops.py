@@ -23,11 +23,13 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.common import Rows
+from benchmarks.ops_peers import eager_distance, flex_distance
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 
 Inputs = list[Tensor]
 OURS = "New-LLM"
+SETS = 3  # of inputs, so that a GPU's cache flatters nobody
 
 
 @dataclass(frozen=True)
@@ -133,45 +135,12 @@ def hyperbolic_attention(
 
     ways = {OURS: Way(lambda *x: ours(*x, window=window), vectors)}
     if window is None or device == "cpu":
-        ways["eager torch"] = Way(partial(_eager_distance, window), points)
+        ways["eager torch"] = Way(partial(eager_distance, window), points)
     if window is None:
         ways["SDPA (dot product)"] = Way(partial(F.scaled_dot_product_attention, is_causal=True), points)
     if length in (1024, 4096):  # it compiles for each length, which takes long
-        ways["FlexAttention"] = Way(_flex_distance(device, window, length), points, cpu=False)
+        ways["FlexAttention"] = Way(flex_distance(device, window, length), points, cpu=False)
     return ways
-
-
-def _eager_distance(window: int | None, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    row, column = (z.float().square().sum(-1) for z in (x, y))
-    apart = row[..., :, None] + column[..., None, :] - 2 * (x @ y.mT).float()
-    argument = 1 + 2 * apart.clamp_min(1e-6) / ((1 - row)[..., :, None] * (1 - column)[..., None, :])
-    places = torch.arange(x.shape[2], device=x.device)
-    behind = places[:, None] - places
-    hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
-    return torch.acosh(argument).neg().masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v
-
-
-def _flex_distance(device: str, window: int | None, length: int) -> Callable[..., Tensor]:
-    """FlexAttention with the distance as score_mod, compiled for this length."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def visible(batch, head, query, key):
-        return (query >= key) if window is None else (query >= key) & (query - key < window)
-
-    mask = create_block_mask(visible, None, None, length, length, device=device)
-
-    @torch.compile(dynamic=False)
-    def attend(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        row, column = (z.float().square().sum(-1) for z in (x, y))
-
-        def distance(product, batch, head, query, key):
-            a, b = row[batch, head, query], column[batch, head, key]
-            more = 2 * torch.clamp_min(a + b - 2 * product, 1e-6) / ((1 - a) * (1 - b))
-            return -torch.log1p(more + torch.sqrt(more * (more + 2)))
-
-        return flex_attention(x, y, v, score_mod=distance, block_mask=mask, scale=1.0)
-
-    return attend
 
 
 def linear_attention(
@@ -372,29 +341,34 @@ def _add(rows: Rows, name: str, of: str, found: dict[str, float], what: str, not
 def measure(way: Way, device: str) -> dict[str, float]:
     """Milliseconds (medians) of forward and of forward + backward, seconds of the first of these, bytes
     moved, and on a GPU the GiB that it holds beyond its inputs."""
-    inputs = way.draw()
-    wanted = [x for x in inputs if x.requires_grad]
+    sets = [way.draw() for _ in range(SETS if device == "cuda" else 1)]
+    wanted = [[x for x in inputs if x.requires_grad] for inputs in sets]
     began = time.monotonic()
-    upstream = torch.randn_like(way.function(*inputs))
+    upstream = torch.randn_like(way.function(*sets[0]))
 
-    def step() -> None:
-        torch.autograd.grad(way.function(*inputs), wanted, upstream)
+    def step(number: int) -> None:
+        torch.autograd.grad(way.function(*sets[number]), wanted[number], upstream)
 
-    def forward() -> None:
+    def steps() -> None:
+        for number in range(len(sets)):
+            step(number)
+
+    def forwards() -> None:
         with torch.no_grad():
-            way.function(*inputs)
+            for inputs in sets:
+                way.function(*inputs)
 
-    step()
+    step(0)
     if device == "cuda":
         torch.cuda.synchronize()
     found = {"seconds to the first result": time.monotonic() - began}
-    found["forward"] = common.median_ms(forward, device, graph=way.graph)
-    found["forward + backward"] = common.median_ms(step, device, graph=way.graph)
+    found["forward"] = common.median_ms(forwards, device, graph=way.graph) / len(sets)
+    found["forward + backward"] = common.median_ms(steps, device, graph=way.graph) / len(sets)
     # forward: inputs and output; backward: inputs again, the output's gradient, the inputs' gradients
-    sizes = [2 * _bytes(x) for x in (*inputs, upstream)] + [_bytes(x) for x in wanted]
+    sizes = [2 * _bytes(x) for x in (*sets[0], upstream)] + [_bytes(x) for x in wanted[0]]
     found["bytes moved"] = float(sum(sizes))
     if device == "cuda":
-        found["peak memory beyond the inputs"] = common.peak_gib(step)
+        found["peak memory beyond the inputs"] = common.peak_gib(lambda: step(0))
     return found
 
 

@@ -329,7 +329,7 @@ def _trained_by_the_library(trial: Trial, keys: dict, places: dict[str, Path]) -
 def _trained_peer(trial: Trial, keys: dict, places: dict[str, Path]) -> dict:
     import torch
 
-    from benchmarks.peer_loop import bits_per_byte, precision, train_peer
+    from benchmarks.peer_loop import bits_per_byte, train_peer
     from benchmarks.peers import build_peer
     from newllm_lib.data import load_split, prepare
     from newllm_lib.recipe import load_recipe
@@ -345,10 +345,8 @@ def _trained_peer(trial: Trial, keys: dict, places: dict[str, Path]) -> dict:
         if trial.final:
             rest = replace(recipe, data_dir=str(places[LESS_LONGEST]))
             splits["test_less_longest"] = load_split(rest, data.tokenizer, "test")
-        with precision(device):
-            found = {
-                name: bits_per_byte(model, split, recipe.max_seq_length) for name, split in splits.items()
-            }
+        # in float32, as `evaluate_run` measures
+        found = {name: bits_per_byte(model, split, recipe.max_seq_length) for name, split in splits.items()}
     return found | about
 
 

@@ -30,6 +30,7 @@ DOORS = {  # who may know these packages
     "google.colab": ("colab/",),
     "IPython": ("colab/",),
     "ipywidgets": ("colab/",),
+    "benchmarks": (),  # which are not installed: `newllm bench` opens their folder by its path
 }
 
 

@@ -17,7 +17,7 @@ def value_of(way: ops.Way) -> torch.Tensor:
     return way.function(*way.draw())
 
 
-@pytest.mark.parametrize(("name", "size"), [case for case in CPU if case[0] in ("gated_scan", "short_conv", "linear_attention")])
+@pytest.mark.parametrize(("name", "size"), [c for c in CPU if c[0] in ("gated_scan", "short_conv", "linear_attention")])
 def test_ours_is_the_reference(name, size):
     torch.manual_seed(0)
     ways = ops.OPERATIONS[name].ways("cpu", torch.float32, *size)
