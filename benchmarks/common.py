@@ -219,8 +219,9 @@ def result_of(words: list[str], what: str, environment: dict[str, str] | None = 
 
 
 def last_line(text: str) -> str:
-    """What a failed process said at last."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")[:300]
+    """What a failed process said at last, without what the command line adds to it."""
+    line = next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+    return line.removeprefix("newllm: ").removesuffix(" (--debug shows where; please report it)")[:300]
 
 
 def train_until(recipe, rows: int, report: Callable[[list[dict]], None]) -> None:
