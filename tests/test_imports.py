@@ -22,7 +22,6 @@ FLOORS = (
     ("checkpoints",),
     ("evaluation",),
     ("training",),
-    ("benchmarks",),
     ("colab", "cli"),
     ("__main__",),
 )
@@ -32,6 +31,7 @@ DOORS = {  # who may know these packages
     "google.colab": ("colab/",),
     "IPython": ("colab/",),
     "ipywidgets": ("colab/",),
+    "benchmarks": (),  # which are not installed: `newllm bench` opens their folder by its path
 }
 
 

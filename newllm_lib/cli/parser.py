@@ -7,7 +7,7 @@ import difflib
 from dataclasses import fields
 
 from newllm_lib import __version__
-from newllm_lib.cli import about, bench_flags, data, expand, results, training
+from newllm_lib.cli import about, bench, data, expand, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
 from newllm_lib.recipe.guides_keys import older_names
@@ -46,6 +46,8 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
         return None
     if not argv[0].startswith("-") and argv[0] not in commands:
         raise UsageError(f"No command {argv[0]!r}: {_nearest(argv[0], list(commands))} (`newllm --help` lists them)")
+    if argv[0] == "bench":
+        return _benchmark(argv)
     try:
         arguments, unknown = parser.parse_known_args(argv)
     except SystemExit:  # only after help and version: `_Parser.error` does not exit
@@ -58,6 +60,29 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
     return arguments
 
 
+def _benchmark(argv: list[str]) -> argparse.Namespace | None:
+    """As `parse`, for `newllm bench`: each benchmark brings its own flags."""
+    found = bench.open_benchmark(argv[1:])
+    if found is None:
+        return None
+    name, module = found
+    parser = _Parser(
+        prog=f"newllm bench {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common_flags(parser, module.main)
+    module.add_arguments(parser)
+    try:
+        arguments, unknown = parser.parse_known_args(bench.underscored(argv[2:]))
+    except SystemExit:  # only after help
+        return None
+    if unknown:
+        _refuse(unknown, parser)
+    bench.check_outputs(arguments)
+    return arguments
+
+
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     """The parser, and the parser of each command by name."""
     parser = _Parser(prog="newllm", description="Train small language models, watch them, measure them, talk to them.")
@@ -67,17 +92,21 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     _result_commands(commands)
     _data_commands(commands)
     _expand_command(commands)
-    bench_flags.add(commands, _command, _flag, _positive)
+    commands.add_parser("bench", help="measure speed, decoding, quality and more beside the peers (from a clone)")
     _about_commands(commands)
     return parser, dict(commands.choices)
 
 
 def _command(commands, name: str, handler, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
+    _common_flags(parser, handler)
+    return parser
+
+
+def _common_flags(parser: argparse.ArgumentParser, handler) -> None:
     parser.add_argument("--json", action="store_true", help="the result alone on standard output, as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(handler=handler)
-    return parser
 
 
 def _training_commands(commands) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from newllm_lib.benchmarks import phase8
-from newllm_lib.benchmarks.rows import Rows, read
+from benchmarks import phase8
+from benchmarks.common import Rows, read
 from newllm_lib.cli import main
 from newllm_lib.training.model_config import count_parameters, model_config
 from tests.training.test_resume import write_text

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.benchmarks import results
-from newllm_lib.benchmarks.rows import COLUMNS, Rows, read
+from benchmarks import table as results
+from benchmarks.common import COLUMNS, Rows, read
 from newllm_lib.errors import NewLLMError
 
 

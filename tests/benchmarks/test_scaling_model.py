@@ -2,8 +2,8 @@
 
 import pytest
 
-from newllm_lib.benchmarks import scaling_model as model
-from newllm_lib.benchmarks.scaling_model import MEASURED, Model, days, step
+from benchmarks import scaling_model as model
+from benchmarks.scaling_model import MEASURED, Model, days, step
 
 DDP = Model("a", 25e6, "ddp", 1e6, 50e9, 1e6, 50_000, 8)
 CUT = Model("b", 1.5e9, "fsdp2", 25e3, 80e9, 4e6, 10_000, 24)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from newllm_lib.benchmarks import speed
-from newllm_lib.benchmarks.rows import Rows
+from benchmarks import speed, speed_ways
+from benchmarks.common import Rows
 
 SMALL = {"batch": 2, "length": 8, "vocabulary": 512, "steps": 2}
 
@@ -24,7 +24,7 @@ def test_alone_the_first_step_is_a_row():
 
 @pytest.mark.parametrize("name", ["seed_equal", "new_llm"])
 def test_the_sequential_recurrence_of_equal_size(name):
-    count = sum(p.numel() for p in speed._model(name, 2000, 16).parameters())
+    count = sum(p.numel() for p in speed_ways._model(name, 2000, 16).parameters())
     assert abs(count / 3_680_000 - 1) < 0.02
 
 
@@ -33,8 +33,8 @@ def test_a_captured_step_learns(monkeypatch):
     import torch
 
     torch.manual_seed(0)
-    model = speed._model("new_llm", 512, 32).cuda()
-    step = speed._captured(model, 8, 32)
+    model = speed_ways._model("new_llm", 512, 32).cuda()
+    step = speed_ways._captured(model, 8, 32)
     inputs = torch.randint(1, 512, (8, 32), device="cuda")
     before = model.step(inputs, inputs, model.initial_state(8))[0].item()
     for _ in range(30):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.phase7 import deepest
 from newllm_lib import runs
-from newllm_lib.benchmarks.train_1p5b import deepest
 from newllm_lib.cli import main
 from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe

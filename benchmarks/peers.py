@@ -1,7 +1,8 @@
-"""The models that New-LLM is measured against, small and plain, sized to a number of parameters.
+"""The models that New-LLM is measured against and that the library does not have: small and plain, sized to a
+number of parameters.
 
-Each maps token ids (batch, time) to hidden states (batch, time, width) whose product with `head` is the logits, and says with
-`step` what training needs: the mean loss, and a state for those that carry one.
+Each maps token ids (batch, time) to hidden states (batch, time, width) whose product with `head` is the
+logits, and says with `step` what training needs: the mean loss, and a state for those that carry one.
 """
 
 from __future__ import annotations
@@ -14,26 +15,38 @@ from torch import nn
 
 from newllm_lib.layers.context_block import ShortMemory
 from newllm_lib.ops.cross_entropy import linear_cross_entropy
+from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.training.model_config import count_parameters, model_config
 
 
 class Attention(nn.Module):
-    """A modern decoder: rotary positions (Su et al., 2021, arXiv 2104.09864), RMSNorm, normalised queries and keys (Henry et
-    al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head.
+    """A modern decoder: rotary positions (Su et al., 2021, arXiv 2104.09864), RMSNorm, normalised queries and
+    keys (Henry et al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head.
 
     Args:
-        helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP, a share of the
+        helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP,
+            a share of the
             embeddings in each block.
     """
 
     carries = False
 
     def __init__(
-        self, vocabulary: int, width: int, layers: int, heads: int, inner: int, dropout: float, helped: bool = False
-    ):  # fmt: skip
+        self,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        heads: int,
+        inner: int,
+        dropout: float,
+        helped: bool = False,
+    ):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            _AttentionBlock(width, heads, inner, dropout, helped) for _ in range(layers)
+        )
         self.norm = nn.RMSNorm(width, eps=1e-6)
         _initialise(self, layers)
 
@@ -126,7 +139,7 @@ class Lstm(nn.Module):
 
 
 class Ours(nn.Module):
-    """One of this project's own models, or a transformers model that returns a loss, with the peers' `step`."""
+    """One of the library's models with the peers' `step`."""
 
     def __init__(self, model):
         super().__init__()
@@ -143,47 +156,50 @@ class Ours(nn.Module):
         return self.model.model.initial_state(batch)
 
 
-SIZES = {"4M": 4_200_000, "10M": 10_000_000, "25M": 25_000_000}
-NAMES = ("new_llm", "attention", "attention_helped", "tiny_gpt2", "lstm", "seed")
+SIZES = {"4M": (4_200_000, 256, 4), "10M": (10_000_000, 384, 5), "25M": (25_000_000, 512, 8)}
+"""A size's name: its parameters, its width and its depth."""
 
 
-def build(name: str, size: str, vocabulary: int, window: int, dropout: float, layers: int | None = None, **changes) -> nn.Module:
-    """A fresh model of about so many parameters (within 2 % of `SIZES`), from torch's random state.
+def build_peer(name: str, size: str, vocabulary: int, dropout: float, layers: int | None = None) -> nn.Module:
+    """A fresh peer of about so many parameters (within 2 % of `SIZES`), from torch's random state.
 
     Args:
-        window: positions of a model that stores them (TinyGPT2). layers: instead of the size's own.
-        changes: New-LLM's other recipe keys; `helped` of the attention model.
+        name: "attention", "attention_helped" or "lstm".
+        layers: instead of the size's own.
     """
-    target, (width, depth) = SIZES[size], {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
-    depth = layers or depth
-    if name.startswith("attention"):
-        inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
-        return Attention(vocabulary, width, depth, width // 64, inner, dropout, **changes)
+    target, width, depth = SIZES[size]
     if name == "lstm":
         width = round(math.sqrt((vocabulary / 32) ** 2 + target / 16) - vocabulary / 32)
         return Lstm(vocabulary, width, 2, dropout)
-    return Ours(_of_the_project(name, target, vocabulary, width, depth, window, dropout, changes))
+    depth = layers or depth
+    inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
+    return Attention(vocabulary, width, depth, width // 64, inner, dropout, helped=name == "attention_helped")
 
 
-def _of_the_project(name, target, vocabulary, width, depth, window, dropout, changes):
-    from newllm_lib.recipe import load_recipe
-    from newllm_lib.training.model_config import build_model, count_parameters, model_config
+def sized_recipe(name: str, size: str, vocabulary: int, **keys) -> Recipe:
+    """The recipe `demo` of one of the library's own models, its MLP so wide that it has about as many
+    parameters as `SIZES` says.
 
-    def recipe(mlp_size, **more):
-        keys = {"sized_for": "cpu", "hidden_size": width, "context_dim": width, "num_layers": depth, "mlp_size": mlp_size}
-        keys |= {"num_heads": width // 64, "max_seq_length": window, "dropout": dropout}
-        return load_recipe("demo", {**keys, **changes, **more})
+    Args:
+        name: "new_llm", "tiny_gpt2", or "seed" (the original's sequential recurrence: one layer of the per-token MLP).
+        keys: other keys of the recipe.
+    """
+    target, width, depth = SIZES[size]
+    one = {"hidden_size": width, "context_dim": width, "num_layers": depth, "num_heads": width // 64}
+    one |= {"sized_for": "h100", "vocab_size": vocabulary, **keys}
+    step = 8
+    if name == "seed":
+        one |= {"hidden_size": 256, "context_dim": 256, "num_layers": 1}
+        one |= {"recurrence": "sequential"}
+        step = 1
+    few, many = (_parameters({**one, "mlp_size": n}, vocabulary) for n in (256, 512))  # linear in it
+    mlp_size = step * round((256 + (target - few) * 256 / (many - few)) / step)
+    model = "tiny_gpt2" if name == "tiny_gpt2" else "new_llm"
+    return load_recipe("demo", {**one, "mlp_size": mlp_size, "model": model})
 
-    if name == "seed":  # embedding and head untied, one layer of the per-token MLP, as the original
-        one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256}
-        few, many = (count_parameters(model_config(recipe(n, **one), vocabulary)) for n in (256, 512))
-        model = build_model(recipe(256 + round((target - few) * 256 / (many - few)), **one), vocabulary)
-    else:
-        few, many = (count_parameters(model_config(recipe(n, model="new_llm"), vocabulary)) for n in (8, 16))
-        inner = 8 * round((8 + (target - few) * 8 / (many - few)) / 8)
-        model = build_model(recipe(inner, model=name), vocabulary)
-    model.config.bos_token_id = 0  # every document begins with token 0
-    return model
+
+def _parameters(keys: dict, vocabulary: int) -> int:
+    return count_parameters(model_config(load_recipe("demo", {**keys, "model": "new_llm"}), vocabulary))
 
 
 def _initialise(model: nn.Module, layers: int) -> None:

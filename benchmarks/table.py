@@ -1,21 +1,50 @@
-"""What stands in `results.csv`, as a table of the README and as pictures: nothing is typed twice."""
+"""The README's tables from `results.csv`, and pictures of its figures: nothing is typed twice."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import textwrap
 from collections import Counter
 from pathlib import Path
 
-from newllm_lib.benchmarks.rows import read
+from benchmarks.common import Rows, add_out, picture, read, record
+from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import check_file
 
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
 _NAMES = {
-    "new_llm": "New-LLM", "attention": "modern attention", "attention_helped": "… with convolutions and skips",
-    "tiny_gpt2": "TinyGPT2", "lstm": "LSTM", "seed": "seed recurrence",
-}  # fmt: skip
+    "new_llm": "New-LLM",
+    "attention": "modern attention",
+    "attention_helped": "… with convolutions and skips",
+    "tiny_gpt2": "TinyGPT2",
+    "lstm": "LSTM",
+    "seed": "seed recurrence",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_out(parser)
+    parser.add_argument(
+        "--readme", default="README.md", help="the file whose tables are written (default: README.md)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> dict | None:
+    changed = write_tables(Path(arguments.out), Path(arguments.readme))
+    done = "has the figures of" if changed else "already had the figures of"
+    say(f"{arguments.readme} {done} {arguments.out}")
+    return {"changed": changed} if arguments.json else None
+
+
+def record_and_draw(rows: Rows, arguments: argparse.Namespace) -> dict | None:
+    """Append the rows to `--out`, and draw the newest figures of their benchmark to `--picture`."""
+    result = record(rows, arguments)
+    path = Path(arguments.picture or picture_of(rows.benchmark))
+    draw(Path(arguments.out), rows.benchmark, path)
+    say(f"Picture: {path}. Next: newllm bench table")
+    return result
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
@@ -56,8 +85,10 @@ def write_tables(results: Path, readme: Path) -> bool:
         part = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not part.search(after):
             raise NewLLMError(f"{readme} has no place for the table {name}: put in {begin} and {end}.")
-        picture = picture_of(name)
-        shown = f"\n\n![{name}, measured]({picture})" if readme.with_name("docs").joinpath(picture.name).is_file() else ""
+        drawn = picture_of(name)
+        shown = ""
+        if readme.with_name("docs").joinpath(drawn.name).is_file():
+            shown = f"\n\n![{name}, measured]({drawn})"
         text = f"{begin}\n{table}{shown}\n{end}"
         after = part.sub(lambda _, text=text: text, after)
     if after != before:
@@ -99,9 +130,16 @@ def decode_table(rows: list[dict]) -> str:
     heads = " | ".join(f"after {h:,} tokens" for h in histories)
     lines = ["| one text, tokens/s | " + heads + " |", "|---" + "|---:" * len(histories) + "|"]
     for model in dict.fromkeys(r["model"] for r in found):
-        alone = {_history(r): r["value"] for r in found if r["model"] == model and r["metric"].endswith("batch 1")}
-        held = {_history(r): r["value"] for r in memory if r["model"] == model and r["metric"].endswith("batch 1")}
-        cells = [_number(alone.get(h), ",.0f") + (f" ({float(held[h]):,.1f} MiB)" if h in held else "") for h in histories]
+        alone = {
+            _history(r): r["value"] for r in found if r["model"] == model and r["metric"].endswith("batch 1")
+        }
+        held = {
+            _history(r): r["value"] for r in memory if r["model"] == model and r["metric"].endswith("batch 1")
+        }
+        cells = [
+            _number(alone.get(h), ",.0f") + (f" ({float(held[h]):,.1f} MiB)" if h in held else "")
+            for h in histories
+        ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -111,7 +149,10 @@ def quality_table(rows: list[dict]) -> str:
     found = newest(rows, "quality", "bits per byte")
     spread = {(r["model"], _what(r)): r["value"] for r in newest(rows, "quality", "deviation")}
     models = [m for m in _NAMES if any(r["model"] == m for r in found)]
-    lines = ["| bits per byte | " + " | ".join(_NAMES[m] for m in models) + " |", "|---" + "|---:" * len(models) + "|"]
+    lines = [
+        "| bits per byte | " + " | ".join(_NAMES[m] for m in models) + " |",
+        "|---" + "|---:" * len(models) + "|",
+    ]
     for what in sorted({_what(r) for r in found}, key=_text_and_size):
         cells = []
         for model in models:
@@ -141,26 +182,20 @@ def _number(value: str | None, how: str) -> str:
     return "–" if value is None else format(float(value), how)
 
 
-TABLES = {"speed": speed_table, "speed on a CPU": cpu_speed_table, "quality": quality_table, "decode": decode_table}
+TABLES = {
+    "speed": speed_table,
+    "speed on a CPU": cpu_speed_table,
+    "quality": quality_table,
+    "decode": decode_table,
+}
 
 
 def draw(results: Path, benchmark: str, path: Path) -> None:
     """A picture of the newest figures of `speed`, `decode` or `quality`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = read(results)
-    figure, axis = pyplot.subplots(figsize=(9, 4.5))
-    _DRAWN[benchmark](axis, rows)
     about = next((r for r in reversed(rows) if r["benchmark"] == benchmark), None)
-    if about:
-        figure.suptitle(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with picture(path, about) as axis:
+        _DRAWN[benchmark](axis, rows)
 
 
 def _draw_speed(axis, rows, benchmark="speed", unit=(1e6, "million ")) -> None:
@@ -183,17 +218,29 @@ def _draw_decode(axis, rows) -> None:
 
 
 def _draw_quality(axis, rows) -> None:
-    """Who was trained in the most sizes: the text that was measured most often, and the same less its longest document."""
+    """Who was trained in the most sizes: the text that was measured most often, and the same less its longest
+    document."""
     found = newest(rows, "quality", "bits per byte")
     spread = {(r["model"], _what(r)): float(r["value"]) for r in newest(rows, "quality", "deviation")}
     text = Counter(_text_and_size(_what(r))[0] for r in sorted(found, key=_what)).most_common(1)[0][0]
     sizes_of = Counter(r["model"] for r in found if _text_and_size(_what(r))[0] == text)
     for colour, model in enumerate(m for m in _NAMES if sizes_of[m] == max(sizes_of.values())):
         for of, line in ((text, "-"), (f"{text} less its longest document", "--")):
-            mine = sorted((r for r in found if r["model"] == model and _text_and_size(_what(r))[0] == of), key=_size)
-            values, errors = [float(r["value"]) for r in mine], [spread.get((model, _what(r)), 0.0) for r in mine]
+            mine = sorted(
+                (r for r in found if r["model"] == model and _text_and_size(_what(r))[0] == of), key=_size
+            )
+            values, errors = (
+                [float(r["value"]) for r in mine],
+                [spread.get((model, _what(r)), 0.0) for r in mine],
+            )
             style = {"fmt": f"o{line}", "color": f"C{colour}", "capsize": 3}
-            axis.errorbar([_size(r) for r in mine], values, errors, label=_NAMES[model] if line == "-" else None, **style)
+            axis.errorbar(
+                [_size(r) for r in mine],
+                values,
+                errors,
+                label=_NAMES[model] if line == "-" else None,
+                **style,
+            )
     sizes = sorted({_size(r) for r in found})
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:g}M" for size in sizes])
@@ -208,6 +255,8 @@ def _size(row: dict) -> float:
 
 
 _DRAWN = {
-    "speed": _draw_speed, "speed on a CPU": lambda axis, rows: _draw_speed(axis, rows, "speed on a CPU", (1, "")),
-    "decode": _draw_decode, "quality": _draw_quality,
-}  # fmt: skip
+    "speed": _draw_speed,
+    "speed on a CPU": lambda axis, rows: _draw_speed(axis, rows, "speed on a CPU", (1, "")),
+    "decode": _draw_decode,
+    "quality": _draw_quality,
+}

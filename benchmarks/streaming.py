@@ -1,12 +1,13 @@
 """A large dialogue set from the hub to packed tokens: memory, speed, and the wait for the first batch.
 
-    python benchmarks/bench_streaming.py [--dialogues 150000] [--processes 2] [--no-map] [--out benchmarks/results.csv]
+    newllm bench streaming [--dialogues 150000] [--processes 2] [--no_map]
 
-Synthetic dialogues of UltraChat's length (about 6 KB, words by Zipf's law), as ten shards from a local server that speaks the
-hub's protocol. `newllm`: the first batch and then every window of the pass, as training would ask for them, with that many
-preparing processes. `datasets.map`: the same shards downloaded by `load_dataset` and tokenized with the same tokenizer by as many
-processes; only the map itself is timed. Memory is anonymous memory (Pss, /proc/PID/smaps_rollup), summed over all processes of
-each, sampled five times a second; the server's is left out.
+Synthetic dialogues of UltraChat's length (about 6 KB, words by Zipf's law), as ten shards from a local server
+that speaks the hub's protocol. `newllm`: the first batch and then every window of the pass, as training would
+ask for them, with that many preparing processes. `datasets.map`: the same shards downloaded by `load_dataset`
+and tokenized with the same tokenizer by as many processes; only the map itself is timed. Memory is anonymous
+memory (Pss, /proc/PID/smaps_rollup), summed over all processes of each, sampled five times a second; the
+server's is left out.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import sys
 import tempfile
 import threading
 import time
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import common
+from benchmarks.common import ROOT, Rows
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError
+
 SHARDS, NAME, WORDS = 10, "synthetic/dialogues", 50_000
 
 
@@ -35,7 +38,9 @@ def write_set(root: Path, dialogues: int) -> int:
 
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
-    words = np.array(["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 11, size=WORDS)], dtype=object)
+    words = np.array(
+        ["".join(rng.choice(letters, size=n)) for n in rng.integers(2, 11, size=WORDS)], dtype=object
+    )
     share = 1 / np.arange(1, WORDS + 1)
     cumulative = np.cumsum(share / share.sum())
     folder = root / "datasets" / NAME
@@ -50,9 +55,19 @@ def write_set(root: Path, dialogues: int) -> int:
 
 def recipe():
     return SimpleNamespace(
-        data=NAME, data_dir=None, max_samples=None, tokenizer="bpe", vocab_size=8192, max_seq_length=128, loss_on="answers",
-        streaming="on", template="chat", carry_state=False, seed=0, batch_size=256,
-    )  # fmt: skip
+        data=NAME,
+        data_dir=None,
+        max_samples=None,
+        tokenizer="bpe",
+        vocab_size=8192,
+        max_seq_length=128,
+        loss_on="answers",
+        streaming="on",
+        template="chat",
+        carry_state=False,
+        seed=0,
+        batch_size=256,
+    )
 
 
 def stream(began: float, cache: str, processes: int, segment_kib: int) -> dict:
@@ -75,8 +90,12 @@ def stream(began: float, cache: str, processes: int, segment_kib: int) -> dict:
     data.tokenizer.save_pretrained(Path(cache) / "tokenizer")
     data.close()
     return {
-        "first_batch": first, "seconds": seconds, "after_first_batch": after, "cpu_seconds": cpu_seconds(), "tokens": tokens
-    }  # fmt: skip
+        "first_batch": first,
+        "seconds": seconds,
+        "after_first_batch": after,
+        "cpu_seconds": cpu_seconds(),
+        "tokens": tokens,
+    }
 
 
 def map_with_datasets(cache: str, processes: int) -> dict:
@@ -90,7 +109,9 @@ def map_with_datasets(cache: str, processes: int) -> dict:
 
     def tokenize(batch):
         labels = ("<|user|>", "<|assistant|>")
-        texts = ["".join(labels[i % 2] + turn + "<|end|>" for i, turn in enumerate(talk)) for talk in batch["data"]]
+        texts = [
+            "".join(labels[i % 2] + turn + "<|end|>" for i, turn in enumerate(talk)) for talk in batch["data"]
+        ]
         return {"input_ids": tokenizer(texts)["input_ids"]}
 
     began, cpu = time.monotonic(), cpu_seconds()
@@ -119,20 +140,26 @@ class Watcher:
             time.sleep(0.2)
 
     def figures(self) -> dict:
-        """MiB: the most, the most in the second and in the last quarter of the time, and in each tenth of it."""
+        """MiB: the most, the most in the second and in the last quarter of the time, and in each tenth of
+        it."""
         quarter, tenth = max(1, len(self.samples) // 4), max(1, len(self.samples) // 10)
         return {
-            "peak_mib": max(self.samples), "second_quarter_mib": max(self.samples[quarter : 2 * quarter]),
+            "peak_mib": max(self.samples),
+            "second_quarter_mib": max(self.samples[quarter : 2 * quarter]),
             "last_quarter_mib": max(self.samples[-quarter:]),
-            "tenths_mib": [round(max(self.samples[i : i + tenth])) for i in range(0, len(self.samples), tenth)][:10],
-        }  # fmt: skip
+            "tenths_mib": [
+                round(max(self.samples[i : i + tenth])) for i in range(0, len(self.samples), tenth)
+            ][:10],
+        }
 
 
 def descendants(pid: int) -> list[int]:
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(stat.parent.name)
+            )
         except OSError:  # it ended meanwhile
             continue
     found, todo = [], [pid]
@@ -152,22 +179,41 @@ def anonymous(pid: int) -> int:
 
 
 def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int) -> dict:
-    environment = {k: v for k, v in os.environ.items() if k.lower() not in ("http_proxy", "https_proxy", "hf_hub_offline")}
-    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    told = ["--part", part, "--work", str(work), "--processes", str(processes), "--segment-kib", str(segment_kib)]
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k.lower() not in ("http_proxy", "https_proxy", "hf_hub_offline")
+    }
+    environment |= {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(work / "hf"),
+        "PYTHONPATH": str(ROOT),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    told = [
+        "--part",
+        part,
+        "--work",
+        str(work),
+        "--processes",
+        str(processes),
+        "--segment_kib",
+        str(segment_kib),
+    ]
     told += ["--began", str(time.time())]
-    process = subprocess.Popen([sys.executable, __file__, *told], stdout=subprocess.PIPE, text=True, env=environment)
+    words = common.command("streaming", *told)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     watcher = Watcher(process)
     lines = process.communicate()[0].splitlines()
     watcher.thread.join()
     if process.returncode:
-        raise SystemExit(f"{part} ended with exit code {process.returncode}")
+        raise NewLLMError(f"{part} ended with exit code {process.returncode}, as said above.")
     return {**json.loads(lines[-1]), **watcher.figures()}
 
 
 def measure(
     dialogues: int, processes: int, with_map: bool, folder: Path | None = None, segment_kib: int = 4096
-) -> dict:  # fmt: skip
+) -> dict:
     """Figures of both ways by name, and the set's size in bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
@@ -176,7 +222,8 @@ def measure(
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         server = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(work / "hub"), str(port)], stdout=subprocess.PIPE
+            [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(work / "hub"), str(port)],
+            stdout=subprocess.PIPE,
         )
         try:
             server.stdout.readline()
@@ -191,58 +238,56 @@ def measure(
 
 
 METRICS = {
-    "seconds": ("time", "s"), "cpu_seconds": ("CPU time", "s"), "first_batch": ("time to the first batch", "s"),
-    "after_first_batch": ("time from then on", "s"), "peak_mib": ("peak anonymous memory", "MiB"),
+    "seconds": ("time", "s"),
+    "cpu_seconds": ("CPU time", "s"),
+    "first_batch": ("time to the first batch", "s"),
+    "after_first_batch": ("time from then on", "s"),
+    "peak_mib": ("peak anonymous memory", "MiB"),
     "second_quarter_mib": ("anonymous memory in the second quarter of the time", "MiB"),
     "last_quarter_mib": ("anonymous memory in the last quarter", "MiB"),
-}  # fmt: skip
+}
 
 
-def rows(found: dict, arguments) -> list[dict]:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "datasets", "tokenizers"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
-    common = {
-        "hardware": f"{os.cpu_count()} CPU cores", "versions": versions, "commit": commit.stdout.strip(),
-        "command": f"python benchmarks/bench_streaming.py --dialogues {arguments.dialogues} --processes {arguments.processes}",
-        "note": f"{arguments.dialogues:,} dialogues, {found['bytes'] / 1e6:.0f} MB in {SHARDS} shards" + arguments.note,
-    }  # fmt: skip
-    made = []
+def add_rows(rows: Rows, found: dict, note: str) -> None:
     for name in ("newllm", "datasets.map"):
         for key, (metric, unit) in METRICS.items():
             if key in found.get(name, {}):
-                row = {"date": str(date.today()), "benchmark": "streaming", "model": name, "metric": metric}
-                made.append({**row, "value": round(found[name][key], 1), "unit": unit, **common})
-    return made
+                rows.add(name, metric, round(found[name][key], 1), unit, note)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dialogues", type=int, default=150_000)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--no-map", action="store_true")
-    parser.add_argument("--segment-kib", type=int, default=4096, help="KiB of a file packed at a time")
-    parser.add_argument("--out", help="append the figures to this CSV")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_out(parser)
+    parser.add_argument(
+        "--dialogues", type=common.positive, default=150_000, help="in all (default: 150,000)"
+    )
+    parser.add_argument("--processes", type=common.positive, default=2, help="that prepare (default: 2)")
+    parser.add_argument("--no_map", action="store_true", help="leave out datasets.map")
+    parser.add_argument(
+        "--segment_kib",
+        type=common.positive,
+        default=4096,
+        help="KiB of a file packed at a time (default: 4096)",
+    )
     parser.add_argument("--note", default="", help="what else the CSV should say")
     parser.add_argument("--work", type=Path, help="where the temporary files go")
     parser.add_argument("--part", choices=("newllm", "map"), help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> dict | None:
     if arguments.part:
         cache = str(arguments.work / "cache")
         if arguments.part == "newllm":
             found = stream(arguments.began, cache, arguments.processes, arguments.segment_kib)
         else:
             found = map_with_datasets(cache, arguments.processes)
-        print(json.dumps(found))
-        return
-    found = measure(arguments.dialogues, arguments.processes, not arguments.no_map, arguments.work, arguments.segment_kib)
-    print(json.dumps(found, indent=1))
-    if arguments.out:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        from measuring import append_rows
-
-        append_rows(arguments.out, rows(found, arguments))
-
-
-if __name__ == "__main__":
-    main()
+        print(json.dumps(found), flush=True)
+        return None
+    how = arguments.processes, not arguments.no_map, arguments.work, arguments.segment_kib
+    found = measure(arguments.dialogues, *how)
+    say(json.dumps(found, indent=1))
+    rows = Rows("streaming", packages=("transformers", "datasets", "tokenizers"))
+    note = f"{arguments.dialogues:,} dialogues, {found['bytes'] / 1e6:.0f} MB in {SHARDS} shards"
+    note += f", {os.cpu_count()} CPU cores"
+    add_rows(rows, found, note + arguments.note)
+    return common.record(rows, arguments)

@@ -1,20 +1,24 @@
-"""Phase 8 beside Phase 7 at equal parameters: quality after equal tokens, speed and memory from short to very long texts.
+"""Phase 8 beside Phase 7 at equal parameters: quality after equal tokens, speed and memory from short to very
+long texts.
 
     newllm bench phase8 [--parts speed quality] [--lengths 512 65536] [--set epochs=2]
 
-Phase 7 appears twice: with its window of 128 tokens, and with a window as long as the text, which is what linear attention stands
-for. A step of the speed part is forward, backward and AdamW on random tokens, not compiled, in texts of each length that are
-together as many tokens as the longest text has. The quality part is `newllm train` and `newllm evaluate` on ChitChat.
+Phase 7 appears twice: with its window of 128 tokens, and with a window as long as the text, which is what
+linear attention stands for. A step of the speed part is forward, backward and AdamW on random tokens, not
+compiled, in texts of each length that are together as many tokens as the longest text has. The quality part
+is `newllm train` and `newllm evaluate` on ChitChat.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import time
 from pathlib import Path
 
-from newllm_lib.benchmarks.rows import Rows
+from benchmarks import common
+from benchmarks.common import Rows
 from newllm_lib.console import count, say
 from newllm_lib.recipe import Recipe, load_recipe
 
@@ -29,8 +33,51 @@ PARTS = ("speed", "quality")
 _FASTER = "Phase 8", "Phase 7, full attention"  # whose crossover is looked for
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_out(parser, "docs/phase8.png")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="speed, quality (default: both)")
+    parser.add_argument(
+        "--ways", nargs="+", metavar="WAY", help=f"only these of {', '.join(map(repr, WAYS))}"
+    )
+    parser.add_argument(
+        "--lengths",
+        nargs="+",
+        type=common.positive,
+        metavar="N",
+        help="tokens in a text (default: 512 to 65,536)",
+    )
+    parser.add_argument("--steps", type=common.positive, default=3, help="timed steps (default: 3)")
+    parser.add_argument("--minutes", type=float, help="speed: begin no further measurement after this time")
+    parser.add_argument(
+        "--work", default="checkpoints/phase8_quality", help="where the trained runs are kept"
+    )
+    common.add_set(parser)
+
+
+def main(arguments: argparse.Namespace) -> dict | None:
+    parts, ways = (
+        common.choose(arguments.parts, PARTS, "part"),
+        common.choose(arguments.ways, list(WAYS), "way"),
+    )
+    changes, rows, out = common.changes(arguments.set), Rows("phase8"), Path(arguments.out)
+    if "speed" in parts:
+        say("Timing training steps of " + "; ".join(ways))
+        seconds = common.seconds(arguments.minutes)
+        speed(rows, ways, arguments.lengths, arguments.steps, changes, seconds)
+    if "quality" in parts:
+        say("Training, then evaluating " + "; ".join(ways))
+        quality(rows, ways, Path(arguments.work), changes)
+    result = common.record(rows, arguments)
+    if "speed" in parts:
+        picture = Path(arguments.picture or "docs/phase8.png")
+        draw([row for row in common.read(out) if row["benchmark"] == "phase8"], picture)
+        say(f"Picture: {picture}")
+    return result
+
+
 def recipe_of(way: str, length: int | None = None, changes: dict | None = None) -> Recipe:
-    """The recipe of one way; attention that sees everything has a window of `length` (None: the recipe's blocks)."""
+    """The recipe of one way; attention that sees everything has a window of `length` (None: the recipe's
+    blocks)."""
     name, full = WAYS[way]
     changes = dict(changes or {})
     window = length or load_recipe(name, changes).max_seq_length
@@ -38,9 +85,15 @@ def recipe_of(way: str, length: int | None = None, changes: dict | None = None) 
 
 
 def speed(
-    rows: Rows, ways=tuple(WAYS), lengths=None, steps: int = 3, changes: dict | None = None, seconds: float = math.inf
-) -> None:  # fmt: skip
-    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the crossover.
+    rows: Rows,
+    ways=tuple(WAYS),
+    lengths=None,
+    steps: int = 3,
+    changes: dict | None = None,
+    seconds: float = math.inf,
+) -> None:
+    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the
+    crossover.
 
     Args:
         seconds: begin no further length after so many; what is missing then is said.
@@ -66,11 +119,18 @@ def speed(
             rows.add(way, f"training, texts of {length:,}", fast, "tokens/s", note)
             rows.add(way, f"memory for a token, texts of {length:,}", kib, "KiB", note)
             passed = time.monotonic() - began
-            say(f"  {way:<24} {length:>7,} tokens: {count(fast):>6} tokens/s, {kib:.1f} KiB a token ({passed:.0f} s)")
+            figures = f"{count(fast):>6} tokens/s, {kib:.1f} KiB a token"
+            say(f"  {way:<24} {length:>7,} tokens: {figures} ({passed:.0f} s)")
     crossing = crossover(*(speeds(rows.rows, way) for way in _FASTER))
     if crossing:
         say(f"  From about {crossing:,.0f} tokens on, {_FASTER[0]} is faster than {_FASTER[1]}.")
-        rows.add(_FASTER[0], f"faster than {_FASTER[1]} from", crossing, "tokens", "interpolated between the measured lengths")
+        rows.add(
+            _FASTER[0],
+            f"faster than {_FASTER[1]} from",
+            crossing,
+            "tokens",
+            "interpolated between the measured lengths",
+        )
 
 
 class _Training:
@@ -110,7 +170,9 @@ class _Training:
         import torch
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
+            loss = self.model(
+                ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False
+            ).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -118,7 +180,9 @@ class _Training:
             torch.cuda.synchronize()
 
 
-def quality(rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_quality"), changes: dict | None = None) -> None:
+def quality(
+    rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_quality"), changes: dict | None = None
+) -> None:
     """Train each way and add its bits per byte of the test text. A run that is there is only evaluated."""
     from newllm_lib.evaluation.evaluate_run import evaluate_run
     from newllm_lib.training import train
@@ -129,10 +193,12 @@ def quality(rows: Rows, ways=tuple(WAYS), work: Path = Path("checkpoints/phase8_
         recipe = recipe_of(way, None, {**(changes or {}), "output_dir": str(work / name)})
         result = evaluate_run(train(recipe), baselines=True)
         size = count_parameters(model_config(recipe, result["vocab_size"]))
-        note = f"{size:,} parameters, {recipe.epochs:g} epochs, vocabulary {result['vocab_size']:,}, seed {recipe.seed}"
+        note = f"{size:,} parameters, {recipe.epochs:g} epochs, vocabulary {result['vocab_size']:,}"
+        note += f", seed {recipe.seed}"
         rows.add(way, "bits per byte, ChitChat test", result["bits_per_byte"], "bit/byte", note)
         bigram = result["baselines"]["bigram"]["bits_per_byte"]
-        say(f"{way}: {result['bits_per_byte']:.4f} bits per byte (bigram table {bigram:.4f}), {size:,} parameters")
+        found = f"{result['bits_per_byte']:.4f} bits per byte (bigram table {bigram:.4f})"
+        say(f"{way}: {found}, {size:,} parameters")
 
 
 def speeds(rows: list[dict], way: str, metric: str = "training, texts of ") -> dict[int, float]:
@@ -145,7 +211,8 @@ def speeds(rows: list[dict], way: str, metric: str = "training, texts of ") -> d
 
 
 def crossover(ours: dict[int, float], other: dict[int, float]) -> float | None:
-    """From which length on ours is faster, interpolated in logarithms; None where it never is, or from the first on."""
+    """From which length on ours is faster, interpolated in logarithms; None where it never is, or from the
+    first on."""
     both = sorted(ours.keys() & other.keys())
     gain = [math.log(ours[n] / other[n]) for n in both]
     for i in range(len(both) - 1, 0, -1):
@@ -157,32 +224,24 @@ def crossover(ours: dict[int, float], other: dict[int, float]) -> float | None:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Speed and memory over the length of the texts, with the crossover."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (fast, small) = pyplot.subplots(1, 2, figsize=(10, 4))
-    for way in WAYS:
-        for axis, metric in ((fast, "training, texts of "), (small, "memory for a token, texts of ")):
-            line = sorted(speeds(rows, way, metric).items())
-            if not line:
-                continue
-            axis.plot([n for n, _ in line], [value for _, value in line], marker="o", label=way)
-    crossing = crossover(*(speeds(rows, way) for way in _FASTER))
-    if crossing:
-        fast.axvline(crossing, color="0.5", linestyle=":", label=f"crossover, {crossing:,.0f} tokens")
-    fast.set(yscale="log", ylabel="training, tokens/s", title="whole training steps, not compiled")
-    small.set(ylabel="memory, KiB a token", title="most that a step holds", ylim=(0, 1.15 * small.get_ylim()[1]))
-    for axis in (fast, small):
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
-        axis.set_xlabel("tokens in a text")
-        axis.grid(alpha=0.3)
-    fast.legend()
     about = next(row for row in reversed(rows) if row["metric"].startswith("training, "))
-    figure.suptitle(f"{about['hardware']}, {about['versions']}, {about['date']}", fontsize=9)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with common.picture(path, about, columns=2) as (fast, small):
+        for way in WAYS:
+            for axis, metric in ((fast, "training, texts of "), (small, "memory for a token, texts of ")):
+                line = sorted(speeds(rows, way, metric).items())
+                if not line:
+                    continue
+                axis.plot([n for n, _ in line], [value for _, value in line], marker="o", label=way)
+        crossing = crossover(*(speeds(rows, way) for way in _FASTER))
+        if crossing:
+            fast.axvline(crossing, color="0.5", linestyle=":", label=f"crossover, {crossing:,.0f} tokens")
+        fast.set(yscale="log", ylabel="training, tokens/s", title="whole training steps, not compiled")
+        small.set(
+            ylabel="memory, KiB a token", title="most that a step holds", ylim=(0, 1.15 * small.get_ylim()[1])
+        )
+        for axis in (fast, small):
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+            axis.set_xlabel("tokens in a text")
+            axis.grid(alpha=0.3)
+        fast.legend()

@@ -1,34 +1,74 @@
 """How fast single tokens come, and what memory holds, after short and after long histories.
 
-New-LLM by its captured step and by transformers' `generate`, and beside it transformers' GPT-2 of the same size with its
-key-value cache, whose window is made as long as the history. Untrained weights: neither speed nor memory depends on them.
+New-LLM by its captured step and by transformers' `generate`, and beside it transformers' GPT-2 of the same
+size with its key-value cache, whose window is made as long as the history. Untrained weights: neither speed
+nor memory depends on them.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 import time
 
 import torch
 
-from newllm_lib.benchmarks import peers
-from newllm_lib.benchmarks.rows import Rows
+from benchmarks import common
+from benchmarks.common import Rows
+from benchmarks.peers import SIZES, sized_recipe
+from benchmarks.table import picture_of, record_and_draw
 from newllm_lib.console import say
 from newllm_lib.evaluation.carry import Reader, measuring
 from newllm_lib.evaluation.decoding import Steps
 from newllm_lib.evaluation.sampling import Sampler, Settings
+from newllm_lib.training.model_config import build_model
 
 VOCABULARY = 4096
 HISTORIES = (16, 65_536)
 _TITLES = {
-    "new_llm": "New-LLM, captured step", "new_llm_sampling": "New-LLM, captured step, sampling",
-    "new_llm_generate": "New-LLM, transformers' generate", "gpt2_generate": "GPT-2, transformers' generate",
-}  # fmt: skip
+    "new_llm": "New-LLM, captured step",
+    "new_llm_sampling": "New-LLM, captured step, sampling",
+    "new_llm_generate": "New-LLM, transformers' generate",
+    "gpt2_generate": "GPT-2, transformers' generate",
+}
 WAYS = tuple(_TITLES)
 
 
-def run(rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), tokens: int = 512, ways=WAYS) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_out(parser, str(picture_of("decode")))
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help=f"only these (default: {' '.join(WAYS)})")
+    parser.add_argument(
+        "--histories",
+        nargs="+",
+        type=common.positive,
+        default=list(HISTORIES),
+        metavar="N",
+        help="tokens read before (default: 16 65536)",
+    )
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=common.positive,
+        default=[1, 64],
+        metavar="N",
+        help="texts at a time (default: 1 64)",
+    )
+    parser.add_argument("--tokens", type=common.positive, default=512, help="tokens timed (default: 512)")
+
+
+def main(arguments: argparse.Namespace) -> dict | None:
+    ways = common.choose(arguments.ways, WAYS, "way")
+    histories = arguments.histories
+    say("Timing single tokens after " + " and ".join(f"{h:,}" for h in histories) + " tokens of history")
+    rows = Rows("decode")
+    run(rows, histories=histories, batches=arguments.batches, tokens=arguments.tokens, ways=ways)
+    return record_and_draw(rows, arguments)
+
+
+def run(
+    rows: Rows, *, size: str = "4M", histories=HISTORIES, batches=(1, 64), tokens: int = 512, ways=WAYS
+) -> None:
     """Measure and add rows: tokens a second of all texts together, MiB on the device while decoding."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -57,7 +97,7 @@ def _sampling(*arguments) -> dict:
 
 def _by_steps(settings, size, history, batch, tokens, device) -> dict:
     before = _allocated(device)
-    model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
+    model = _new_llm(size, device)
     steps = Steps(model, batch, Sampler(settings, [], device), [])
     reader = Reader(model)
     with measuring(model):
@@ -84,36 +124,50 @@ def _by_generate(model, history, batch, tokens, device) -> dict:
         start = time.perf_counter()
         with measuring(model):
             model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=count, max_new_tokens=count,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
                 pad_token_id=0,
-            )  # fmt: skip
+            )
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
     seconds(few)
-    spent = statistics.median(seconds(more) for _ in range(2)) - statistics.median(seconds(few) for _ in range(2))
+    spent = statistics.median(seconds(more) for _ in range(2)) - statistics.median(
+        seconds(few) for _ in range(2)
+    )
     return {"tokens_per_second": batch * (more - few) / spent, "mib": None}
 
 
+def _new_llm(size: str, device):
+    return build_model(sized_recipe("new_llm", size, VOCABULARY, dropout=0.0), VOCABULARY).to(device).eval()
+
+
 def _new_llm_generate(size, history, batch, tokens, device) -> dict:
-    model = peers.build("new_llm", size, VOCABULARY, 128, 0.0).model.to(device).eval()
-    return _by_generate(model, history, batch, tokens, device)
+    return _by_generate(_new_llm(size, device), history, batch, tokens, device)
 
 
 def _gpt2_generate(size, history, batch, tokens, device) -> dict:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    width, layers = {"4M": (256, 4), "10M": (384, 5), "25M": (512, 8)}[size]
+    _, width, layers = SIZES[size]
     sizes = {"n_positions": history + tokens + 16, "n_embd": width, "n_layer": layers, "n_head": width // 64}
-    config = GPT2Config(vocab_size=VOCABULARY, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, **sizes)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, **sizes
+    )
     model = GPT2LMHeadModel(config).to(device).eval()
     return _by_generate(model, history, batch, tokens, device)
 
 
 _WAYS = {
-    "new_llm": _greedy, "new_llm_sampling": _sampling, "new_llm_generate": _new_llm_generate, "gpt2_generate": _gpt2_generate,
-}  # fmt: skip
+    "new_llm": _greedy,
+    "new_llm_sampling": _sampling,
+    "new_llm_generate": _new_llm_generate,
+    "gpt2_generate": _gpt2_generate,
+}
 
 
 def _history(length: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""The ways to train 1.4 to 1.5 billion parameters that `train_1p5b` measures: ours, and those of well-known optimizers.
+"""The ways to train 1.4 to 1.5 billion parameters that `phase7` measures: ours, and those of well-known
+optimizers.
 
 Each gives a model and a step on (BATCH, LENGTH + 1) token ids.
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
 
-# Bits of momentum, sequences at a time in a block (None: all), inputs on the host; or micro: nothing computed twice, gradients
-# accumulated over micro-batches of so many. head: logits that exist at a time, where that is not the default. Passes are replayed
+# Bits of momentum, sequences at a time in a block (None: all), inputs on the host; or micro: nothing computed
+# twice, gradients
+# accumulated over micro-batches of so many. head: logits that exist at a time, where that is not the default.
+# Passes are replayed
 # from CUDA graphs, or run as they are, or compiled.
 OURS = {
     "lowest": dict(bits=4, sequences=4, offload=True),
@@ -34,7 +37,13 @@ def llama(layers: int | None = None):
     """The peers' model: 1.42 billion parameters in Llama's shape (or another depth)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = dict(hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16)
+    sizes = dict(
+        hidden_size=2048,
+        intermediate_size=5504,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+    )
     sizes |= dict(num_hidden_layers=layers) if layers else {}
     sizes |= dict(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=False)
     config = LlamaConfig(use_cache=False, **sizes)
@@ -71,8 +80,13 @@ def ours(device, build, bits: int, sequences=None, offload=False, micro=None, ho
     from newllm_lib.training.lowmem.weights import build_light
 
     model = build_light(build, device).train()
-    groups = [{"params": [p for p in model.parameters() if (p.ndim < 2) == thin], "weight_decay": 0.0 if thin else 0.1}
-              for thin in (False, True)]  # fmt: skip
+    groups = [
+        {
+            "params": [p for p in model.parameters() if (p.ndim < 2) == thin],
+            "weight_decay": 0.0 if thin else 0.1,
+        }
+        for thin in (False, True)
+    ]
     stepper = RoundedAdafactor(groups, lr=1e-4, momentum_bits=bits)
     stepper.prepare()
     if micro is not None:

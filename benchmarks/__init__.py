@@ -1,0 +1,19 @@
+"""What is measured, and how: `newllm bench NAME` from a clone. No part of the package; `results.csv` holds
+the figures."""
+
+BENCHMARKS = {
+    "speed": "whole training steps of New-LLM and its peers: tokens/s, memory, seconds to the first step",
+    "decode": "single tokens after short and long histories: tokens/s, memory",
+    "quality": "New-LLM and its peers trained on the same tokens: bits per byte of a test text",
+    "ops": "single operations beside their references and peers: medians, bytes moved, memory",
+    "phase7": "whole training steps of 1.5 billion parameters: memory, tokens/s, MFU, and what fits",
+    "phase8": "Phase 8 beside Phase 7: quality, speed and memory over the length of the text",
+    "variants": "what Phase 7's parts and the low-memory optimizers are worth, at equal sizes and tokens",
+    "scaling": "the same training by one GPU and by several: tokens/s and losses",
+    "scaling_model": "what a training would take on more GPUs than were measured: a model on paper",
+    "dpo": "preference training: time and memory beside plain TRL, and whether it works",
+    "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
+    "first_step": "the wait from `newllm train` to its first logged loss",
+    "table": "no measurement: the README's tables from results.csv",
+}
+ALIASES = {"scale": "scaling"}

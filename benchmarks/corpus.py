@@ -1,0 +1,93 @@
+"""The quality benchmark's texts, as folders that `--data_dir` reads: the same documents and splits for every
+model.
+
+ChitChat: the conversations of the PyPI package, shuffled once; 500 to report, 250 others to choose settings
+by, the rest to train. Each conversation stands as lines "A: …" and "B: …". WikiText-2: articles of text files
+in its format, cut 8 : 1 : 1.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+from newllm_lib.errors import NewLLMError, UsageError
+
+CHOOSE, FINAL, LESS_LONGEST = "choose", "final", "less_longest"
+
+
+def open_corpus(name: str, folder: Path, text: Path | None = None) -> dict[str, Path]:
+    """Three folders below `folder`, made where they are missing.
+
+    CHOOSE: train, validation, test. FINAL: the same with the validation text in the training text too, for
+    the trainings that are reported. LESS_LONGEST: the test text without its longest document.
+
+    Args:
+        text: for wikitext2, the folder that holds files named `*wikitext*` with its text.
+    Raises:
+        UsageError: a name that is none, or no text.
+        NewLLMError: ChitChat's package is not installed.
+    """
+    if name not in _TEXTS:
+        raise UsageError(f"There is no benchmark corpus {name!r}: use {' or '.join(_TEXTS)}.")
+    places = {kind: folder / name / kind for kind in (CHOOSE, FINAL, LESS_LONGEST)}
+    if not places[LESS_LONGEST].is_dir():  # the last that is made
+        write(_TEXTS[name](text), places)
+    return places
+
+
+def write(parts: dict[str, list[str]], places: dict[str, Path]) -> None:
+    """Write the documents of train, validation and test into the three folders."""
+    longest = max(parts["test"], key=len)
+    _write(parts, places[CHOOSE])
+    _write({**parts, "train": parts["train"] + parts["validation"]}, places[FINAL])
+    _write(
+        {"test": [document for document in parts["test"] if document is not longest]}, places[LESS_LONGEST]
+    )
+
+
+def _write(parts: dict[str, list[str]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, documents in parts.items():
+        lines = [json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents]
+        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _chitchat(text: Path | None) -> dict[str, list[str]]:
+    spec = importlib.util.find_spec("chitchat_dataset")
+    if spec is None:
+        raise NewLLMError("ChitChat's package is missing: pip install chitchat-dataset==0.9.0")
+    conversations = json.loads((Path(spec.origin).parent / "dataset.json").read_text(encoding="utf-8"))
+    names = sorted(conversations)
+    random.Random(0).shuffle(names)
+    documents = [_as_lines(conversations[name]["messages"]) for name in names]
+    return {"train": documents[750:], "validation": documents[500:750], "test": documents[:500]}
+
+
+def _as_lines(turns: list) -> str:
+    return "\n".join(f"{'AB'[i % 2]}: " + " ".join(m["text"] for m in turn) for i, turn in enumerate(turns))
+
+
+def _wikitext(text: Path | None) -> dict[str, list[str]]:
+    files = sorted(text.glob("*wikitext*")) if text else []
+    if not files:
+        raise UsageError("wikitext2 needs --text FOLDER, a folder with WikiText-2's files (*wikitext*).")
+    articles: list[str] = []
+    for line in "".join(f.read_text(encoding="utf-8") for f in files).splitlines(keepends=True):
+        title = line.strip()
+        if title.startswith("= ") and title.endswith(" =") and not title.startswith("= ="):
+            articles.append("")
+        if articles:
+            articles[-1] += line
+    random.Random(0).shuffle(articles)
+    tenth = len(articles) // 10
+    return {
+        "train": articles[2 * tenth :],
+        "validation": articles[:tenth],
+        "test": articles[tenth : 2 * tenth],
+    }
+
+
+_TEXTS = {"chitchat": _chitchat, "wikitext2": _wikitext}
