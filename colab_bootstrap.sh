@@ -96,13 +96,13 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
   if [ "$(sed -n 1p "$place/.newllm-setup" 2>/dev/null)" = "$stamp" ]; then have=$(sed -n 2p "$place/.newllm-setup"); fi
   case ",$have," in *",$extras,"*) release_lock; return ;; esac
   if [ "$place" = .venv ] && ! "$python" -m pip --version >/dev/null 2>&1; then new_venv "$base"; fi
-  "$python" -m newllm_lib.installing keep "$place" >"$place/.newllm-setup-constraints"
+  "$python" -m newllm_lib.pip_report keep "$place" >"$place/.newllm-setup-constraints"
   tell "Installing what is missing (minutes the first time; output: $clone/$place/.newllm-setup-log)"
   "$python" -m pip install --disable-pip-version-check -c "$place/.newllm-setup-constraints" -e ".[$extras]" \
     </dev/null >"$place/.newllm-setup-log" 2>&1 ||
     die "installing failed: $(grep -m 1 '^ERROR' "$place/.newllm-setup-log" || tail -n 1 "$place/.newllm-setup-log")." \
       "Mend that (network, free space) and run this again; the whole output is in $clone/$place/.newllm-setup-log"
-  "$python" -m newllm_lib.installing report "$place" $((SECONDS - began))
+  "$python" -m newllm_lib.pip_report report "$place" $((SECONDS - began))
   printf '%s\n' "$stamp" "${have:+$have,}$extras" >"$place/.newllm-setup"
   release_lock
 }

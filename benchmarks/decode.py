@@ -19,9 +19,9 @@ from benchmarks.common import Rows
 from benchmarks.peers import SIZES, sized_recipe
 from benchmarks.table import picture_of, record_and_draw
 from newllm_lib.console import say
-from newllm_lib.evaluation.carry import Reader, measuring
-from newllm_lib.evaluation.decoding import Steps
-from newllm_lib.evaluation.sampling import Sampler, Settings
+from newllm_lib.generation.decoding import Steps
+from newllm_lib.generation.sampling import Sampler, Settings
+from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode
 from newllm_lib.training.model_config import build_model
 
 VOCABULARY = 4096
@@ -99,8 +99,8 @@ def _by_steps(settings, size, history, batch, tokens, device) -> dict:
     before = _allocated(device)
     model = _new_llm(size, device)
     steps = Steps(model, batch, Sampler(settings, [], device), [])
-    reader = Reader(model)
-    with measuring(model):
+    reader = IncrementalDecoder(model)
+    with eval_mode(model):
         logits = reader.read(_history(history))
     steps.begin(reader.carried.expand(batch, -1, -1), logits.expand(batch, -1), [[]] * batch)
     times = []
@@ -122,7 +122,7 @@ def _by_generate(model, history, batch, tokens, device) -> dict:
 
     def seconds(count):
         start = time.perf_counter()
-        with measuring(model):
+        with eval_mode(model):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -126,7 +126,7 @@ def write_texts(folder: Path, conversations: int | None) -> None:
     from newllm_lib.data.cache import cache_root
     from newllm_lib.data.datasets import open_source
     from newllm_lib.data.preferences import generate
-    from newllm_lib.data.records import Tally
+    from newllm_lib.data.records import RowStats
     from newllm_lib.recipe import load_recipe
 
     if (folder / "train.jsonl").exists():
@@ -135,7 +135,7 @@ def write_texts(folder: Path, conversations: int | None) -> None:
     source = open_source(load_recipe("demo", {"sized_for": "cpu"}), cache_root())
     rows = [
         [m._asdict() for m in record.messages]
-        for record in islice(source.records("train", Tally()), conversations)
+        for record in islice(source.records("train", RowStats()), conversations)
     ]
     for pair in generate():
         if pair.split == "train":

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.common import Rows
 from newllm_lib.console import say
-from newllm_lib.importing import PACKAGES
+from newllm_lib.preload import PACKAGES
 from newllm_lib.runs import Run
 
 KEYS = {

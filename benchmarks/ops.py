@@ -79,14 +79,14 @@ def gated_scan(device: str, dtype: torch.dtype, batch: int, length: int, dim: in
     from newllm_lib.ops.gated_scan import gated_scan as ours
     from newllm_lib.ops.gated_scan import reference
 
-    starts = torch.rand(batch, length, device=device) < 0.01
+    doc_starts = torch.rand(batch, length, device=device) < 0.01
 
     def draw() -> Inputs:
         wide, vector = partial(normal, device, dtype), partial(normal, device, torch.float32)
         return [wide(batch, length, 3 * dim), vector(dim), vector(dim), vector(batch, dim)]
 
     def by(function) -> Callable[..., Tensor]:
-        return lambda p, bias, weight, state: function(p, bias, weight, starts, None, state)[0]
+        return lambda p, bias, weight, state: function(p, bias, weight, doc_starts, None, state)[0]
 
     return {OURS: Way(by(ours), draw), "plain torch": Way(by(reference.gated_scan), draw)}
 
@@ -96,15 +96,15 @@ def short_conv(device: str, dtype: torch.dtype, batch: int, length: int, dim: in
     from newllm_lib.ops.short_conv import reference
     from newllm_lib.ops.short_conv import short_conv as ours
 
-    starts = torch.rand(batch, length, device=device) < 0.01
+    doc_starts = torch.rand(batch, length, device=device) < 0.01
 
     def draw() -> Inputs:
         vector = partial(normal, device, torch.float32)
         return [normal(device, dtype, batch, length, dim), vector(dim, 4), vector(batch, 3, dim)]
 
     return {
-        OURS: Way(lambda x, weight, tail: ours(x, weight, starts, tail=tail)[0], draw),
-        "plain torch": Way(lambda x, weight, tail: reference.short_conv(x, weight, starts, tail), draw),
+        OURS: Way(lambda x, weight, conv_state: ours(x, weight, doc_starts, conv_state=conv_state)[0], draw),
+        "plain torch": Way(lambda x, weight, conv_state: reference.short_conv(x, weight, doc_starts, conv_state), draw),
     }
 
 
@@ -170,7 +170,7 @@ def linear_attention(
 
 def head(device: str, dtype: torch.dtype, tokens: int, vocabulary: int, dim: int) -> dict[str, Way]:
     """An output layer with its cross-entropy: Phase 7's tensor train, and a dense one."""
-    from newllm_lib.ops.cross_entropy import linear_cross_entropy
+    from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
     from newllm_lib.ops.tensor_train import tensor_train_cross_entropy
 
     labels = torch.randint(0, vocabulary, (tokens,), device=device)

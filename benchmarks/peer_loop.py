@@ -21,7 +21,7 @@ from newllm_lib.data import PreparedData
 from newllm_lib.data.blocks import training_blocks
 from newllm_lib.data.packing import PackedSplit
 from newllm_lib.recipe import Recipe
-from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+from newllm_lib.training.optim.build import build_optimizer, build_scheduler
 
 LANES = 32  # parts of the test text that a model with a state reads side by side
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.layers.context_block import ShortMemory
-from newllm_lib.ops.cross_entropy import linear_cross_entropy
+from newllm_lib.layers.context_block import ShortConvolution
+from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training.model_config import count_parameters, model_config
 
@@ -73,7 +73,7 @@ class _AttentionBlock(nn.Module):
         self.project, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.convs = nn.ModuleList(ShortMemory(width, 4) for _ in range(2)) if helped else None
+        self.convs = nn.ModuleList(ShortConvolution(width, 4) for _ in range(2)) if helped else None
         self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if helped else None
 
     def forward(self, x, embedded, turn):
@@ -208,5 +208,5 @@ def _initialise(model: nn.Module, layers: int) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = name.endswith(("out", "down"))
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
-        elif isinstance(module, ShortMemory):
+        elif isinstance(module, ShortConvolution):
             nn.init.uniform_(module.weight, -0.5, 0.5)

@@ -65,7 +65,7 @@ def phase7(layers: int | None = None):
 
 def loss_of(model, ids):
     """Mean cross-entropy of ids (sequences, LENGTH + 1), each token predicted from those before it."""
-    from newllm_lib.ops.cross_entropy import linear_cross_entropy
+    from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
     if not hasattr(model.model, "rotary_emb"):  # not the Llama, whose own loss would hold all logits
         return model(ids[:, :-1].contiguous(), shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
@@ -75,9 +75,9 @@ def loss_of(model, ids):
 
 def ours(device, build, bits: int, sequences=None, offload=False, micro=None, how="graphs", head=None):
     """(model, one step on (batch, LENGTH + 1) ids)."""
-    from newllm_lib.training.lowmem.adafactor import RoundedAdafactor
-    from newllm_lib.training.lowmem.blocks import checkpoint_blocks
-    from newllm_lib.training.lowmem.weights import build_light
+    from newllm_lib.training.memory.blocks import checkpoint_blocks
+    from newllm_lib.training.memory.low_precision import build_light
+    from newllm_lib.training.optim.adafactor import Adafactor
 
     model = build_light(build, device).train()
     groups = [
@@ -87,7 +87,7 @@ def ours(device, build, bits: int, sequences=None, offload=False, micro=None, ho
         }
         for thin in (False, True)
     ]
-    stepper = RoundedAdafactor(groups, lr=1e-4, momentum_bits=bits)
+    stepper = Adafactor(groups, lr=1e-4, momentum_bits=bits)
     stepper.prepare()
     if micro is not None:
         return model, _accumulating(device, model, stepper, micro, how)
@@ -100,9 +100,9 @@ def ours(device, build, bits: int, sequences=None, offload=False, micro=None, ho
 def _in_backward(device, model, stepper, passes):
     import torch
 
-    from newllm_lib.training.lowmem.in_backward import StepInBackward
+    from newllm_lib.training.optim.in_backward import OptimizerInBackward
 
-    inside = StepInBackward(model, stepper, 1.0, passes)
+    inside = OptimizerInBackward(model, stepper, 1.0, passes)
 
     def step(ids):
         with torch.autocast(device.type, torch.bfloat16):
@@ -117,8 +117,8 @@ def _in_backward(device, model, stepper, passes):
 def _accumulating(device, model, stepper, micro: int, how: str):
     import torch
 
-    from newllm_lib.training.lowmem.blocks import find_blocks
-    from newllm_lib.training.lowmem.graphs import StepGraph
+    from newllm_lib.training.cuda_graphs import StepGraph
+    from newllm_lib.training.memory.blocks import find_blocks
 
     graph = StepGraph(model, device, torch.bfloat16) if how in ("graphs", "half") else None
     stepper.recorder = graph.recorder if how == "graphs" else None

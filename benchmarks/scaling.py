@@ -38,7 +38,7 @@ _DATA = {
 _ADAMW = {
     "optimizer": "adamw",
     "weights_dtype": "fp32",
-    "step_in_backward": False,
+    "optimizer_in_backward": False,
     "learning_rate": 1e-3,
     "warmup_steps": 4,
 }

@@ -27,16 +27,16 @@ def measure(name: str, how: str, go, *, batch: int, length: int, vocabulary: int
         return _through_the_trainer(name, go, batch, length, vocabulary, steps)
     import torch
 
-    from newllm_lib.ops import ahead
+    from newllm_lib.ops import precompile
 
-    ahead.start(compiles=how not in ("eager", "replay"))
+    precompile.start(compiles=how not in ("eager", "replay"))
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     model = _model(name, vocabulary, length).to(device)
     tokens = torch.randint(1, vocabulary, (4, batch, length + 1), device=device)
-    ahead.rehearse(
+    precompile.trace_and_compile(
         model,
         lambda: _loss(model.step, model, tokens[0, :, :-1].contiguous(), tokens[0, :, 1:].contiguous())[0],
     )
@@ -107,7 +107,7 @@ def _replayed(model, batch: int, length: int):
     the optimizer."""
     import torch
 
-    from newllm_lib.training.lowmem.graphs import StepGraph
+    from newllm_lib.training.cuda_graphs import StepGraph
 
     graph = StepGraph(model.model, torch.device("cuda"), torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

@@ -20,13 +20,13 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.common import Rows
 from newllm_lib.console import say
-from newllm_lib.evaluation.comparison import trained_speed
+from newllm_lib.evaluation.compare.compare import trained_speed
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training import train
 from newllm_lib.training.model_config import count_parameters, model_config
 
-_LIGHT = {"weights_dtype": "bf16", "step_in_backward": True, "gradient_checkpointing": "on"}
+_LIGHT = {"weights_dtype": "bf16", "optimizer_in_backward": True, "gradient_checkpointing": "on"}
 
 
 @dataclass(frozen=True)

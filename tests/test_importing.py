@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from newllm_lib import importing
+from newllm_lib import preload
 
 
 @pytest.mark.parametrize("was_on", [True, False])
@@ -14,7 +14,7 @@ def test_garbage_is_collected_again_as_before(was_on):
     before = gc.isenabled()
     (gc.enable if was_on else gc.disable)()
     try:
-        with pytest.raises(ValueError, match="wrong"), importing.without_collecting():
+        with pytest.raises(ValueError, match="wrong"), preload.without_collecting():
             assert not gc.isenabled()
             raise ValueError("wrong")
         assert gc.isenabled() is was_on
@@ -29,16 +29,16 @@ def test_reads_byte_code_and_libraries_but_not_what_is_left_out(tmp_path, monkey
         (package / name).write_bytes(b"x")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(importing, "PACKAGES", ("no_such_package", "a_package"))
-    monkeypatch.setattr(importing, "LEFT_OUT", {"a_package": ("big",)})
+    monkeypatch.setattr(preload, "PACKAGES", ("no_such_package", "a_package"))
+    monkeypatch.setattr(preload, "LEFT_OUT", {"a_package": ("big",)})
     opened = []
-    monkeypatch.setattr(importing, "open", lambda name, mode: opened.append(name) or open(name, mode), raising=False)
+    monkeypatch.setattr(preload, "open", lambda name, mode: opened.append(name) or open(name, mode), raising=False)
     (package / "inner" / "gone.so").symlink_to(package / "nowhere")  # a file that cannot be read stops nothing
-    importing.read_ahead().join(timeout=20)
+    preload.read_ahead().join(timeout=20)
     names = {name[len(str(package)) + 1 :] for name in opened}
     assert names == {"inner/__pycache__/a.pyc", "inner/b.so", "inner/big/e.pyc", "inner/gone.so"}
 
 
 def test_imports_nothing_itself():
-    code = "import sys; from newllm_lib.importing import read_ahead; read_ahead().join(); print('torch' in sys.modules)"
+    code = "import sys; from newllm_lib.preload import read_ahead; read_ahead().join(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

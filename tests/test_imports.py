@@ -27,7 +27,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {  # who may know these packages
-    "trl": ("training/dpo.py",),
+    "trl": ("training/dpo/dpo_task.py",),
     "google.colab": ("colab/",),
     "IPython": ("colab/",),
     "ipywidgets": ("colab/",),

@@ -199,7 +199,7 @@ OPTIMISER_KEYS = {
 
 def _course(r: Recipe):
     """What the optimizer and its schedule do in 100 steps, as numbers."""
-    from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+    from newllm_lib.training.optim.build import build_optimizer, build_scheduler
 
     optimizer = build_optimizer(torch.nn.Sequential(torch.nn.Linear(3, 3)), r)
     scheduler, rates = build_scheduler(optimizer, 400, r), []
@@ -230,7 +230,7 @@ def test_a_package_to_report_to_that_is_not_installed_is_one_line(monkeypatch):
 
 
 def test_dtype_and_compile_follow_the_recipe_or_the_probe(monkeypatch):
-    from newllm_lib.training.compiling import compilation, dtype_of
+    from newllm_lib.training.compile import compilation, dtype_of
 
     device = probe()
     assert dtype_of(recipe(), device) == device.dtype
@@ -265,7 +265,7 @@ def test_the_memory_keys_lower_the_estimate(monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "h100")
     sizes = {"hidden_size": 2048, "context_dim": 2048, "mlp_size": 8192, "num_layers": 16, "batch_size": 16}
     sizes["max_seq_length"] = 1024
-    keys = {"gradient_checkpointing": "on", "weights_dtype": "bf16", "optimizer": "adafactor", "step_in_backward": True}
+    keys = {"gradient_checkpointing": "on", "weights_dtype": "bf16", "optimizer": "adafactor", "optimizer_in_backward": True}
     chosen, needed = {}, []
     for key, value in [("micro_batch_size", 4), *keys.items(), ("gradient_checkpointing", "offload"), ("momentum_bits", 0)]:
         chosen[key] = value
@@ -274,17 +274,17 @@ def test_the_memory_keys_lower_the_estimate(monkeypatch):
 
 
 def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
-    from newllm_lib.training.signals import Wishes
+    from newllm_lib.training.signals import Flags
     from newllm_lib.training.timetable import Timetable
 
     def days(**changes):
         table = Timetable(recipe(**changes), steps_per_epoch=100, total_steps=200)
         table.last_save -= 120  # two minutes ago
-        wishes = Wishes(SimpleNamespace(received=None), table, SimpleNamespace(taken=lambda: False))
+        flags = Flags(SimpleNamespace(received=None), table, SimpleNamespace(taken=lambda: False))
         seen = []
         for step in range(1, 201):
             decision = table.after(step)
-            wishes.heed(decision)
+            flags.heed(decision)
             seen.append((decision.log, decision.evaluate, decision.save))
             assert decision.stop == (step == 200)
         return seen
@@ -308,7 +308,7 @@ ELSEWHERE = {
     "sample_tokens",  # tests/training/test_samples.py
     "curvature_schedule",  # tests/training/test_curvature.py
     "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
-    "weights_dtype", "momentum_bits", "step_in_backward", "log_style", "deterministic",  # tests/training/lowmem
+    "weights_dtype", "momentum_bits", "optimizer_in_backward", "log_style", "deterministic",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
     "teacher", "distill_weight",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py

@@ -10,7 +10,7 @@ from newllm_lib import __version__
 from newllm_lib.cli.parser import build, parse
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.models import NewLLMConfig, Phase7Config
-from newllm_lib.recipe import Recipe, guides_keys, load_recipe, overrides, recorded
+from newllm_lib.recipe import Recipe, aliases, load_recipe, overrides, recorded
 
 RECORDS = sorted((Path(__file__).parent / "records").glob("*_0.1.0.yaml"))
 
@@ -55,9 +55,9 @@ def test_a_key_that_a_record_lacks_has_the_default_of_the_version_that_wrote_it(
     assert Recipe.from_yaml(record(tmp_path, version=version)).keep_checkpoints == 2  # it is written there
 
 
-@pytest.mark.parametrize("key", guides_keys._GONE)
+@pytest.mark.parametrize("key", aliases._GONE)
 def test_a_key_that_is_gone_is_dropped_where_it_did_nothing_and_named_elsewhere(tmp_path, key):
-    what, neutral = guides_keys._GONE[key]
+    what, neutral = aliases._GONE[key]
     for value in (neutral, str(neutral).lower()) if neutral is not None else ("true", False):
         assert not hasattr(Recipe.from_yaml(record(tmp_path, **{key: value})), key)
     if neutral is None:
@@ -76,7 +76,7 @@ def test_a_key_that_no_version_knows_is_named(tmp_path):
 
 
 def test_an_older_name_is_read_as_todays(tmp_path, monkeypatch):
-    monkeypatch.setitem(guides_keys._RENAMED, "rounds", "epochs")
+    monkeypatch.setitem(aliases._RENAMED, "rounds", "epochs")
     assert Recipe.from_yaml(record(tmp_path, epochs=None, rounds=9)).epochs == 9
     mine = tmp_path / "mine.yaml"
     mine.write_text("rounds: 3\nwhen:\n  cpu: {rounds: 2}\n")

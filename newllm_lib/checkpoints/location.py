@@ -10,7 +10,7 @@ from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, check_folder, find_run, list_runs, missing_files
+from newllm_lib.runs import MANIFEST, Run, check_checkpoint_dir, find_run, list_runs, missing_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE = "base"  # the folder in a run that holds what its adapters belong to
@@ -74,7 +74,7 @@ def check_model_folder(folder: Path) -> None:
         NewLLMError: names the file and what to do.
     """
     _check_whole(folder)
-    check_folder(folder)
+    check_checkpoint_dir(folder)
 
 
 def holds_model(folder: Path) -> bool:
@@ -165,7 +165,7 @@ def _may_be_on_hub(name: str) -> bool:
 
 def _check_whole(folder: Path) -> None:
     """Refuse a folder of a run that is not whole, and any other folder that lacks what a model needs."""
-    part_of_a_run = bool(_MODEL_FOLDER.fullmatch(folder.name)) or (folder / WHOLE).exists()
+    part_of_a_run = bool(_MODEL_FOLDER.fullmatch(folder.name)) or (folder / MANIFEST).exists()
     missing = missing_files(folder) if part_of_a_run else missing_parts(folder)
     if not missing:
         return
@@ -173,12 +173,12 @@ def _check_whole(folder: Path) -> None:
     if pickles and not part_of_a_run:
         raise NewLLMError(only_pickles(str(folder), pickles[0]))
     what = (
-        "was never finished (it has no WHOLE.json)"
-        if missing == [WHOLE]
+        "was never finished (it has no MANIFEST.json)"
+        if missing == [MANIFEST]
         else f"lost {', '.join(missing[:3])}"
     )
     what += f" and {len(missing) - 3} more files" if len(missing) > 3 else ""
-    what += " (missing, or not at its full size)" if missing != [WHOLE] else ""
+    what += " (missing, or not at its full size)" if missing != [MANIFEST] else ""
     others = [p.name for p in Run(folder.parent).checkpoints() if p != folder] if part_of_a_run else []
     others += [n for n in ("best", "last") if folder.name != n and not missing_files(folder.parent / n)]
     instead = f", or take {folder.parent / others[-1]}" if others else ", or train it again"

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import tensors
+from newllm_lib.runs import safetensors_header
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
@@ -22,7 +22,7 @@ def check_weights(folder: Path, model) -> None:
     """
     expected = model.state_dict()
     for file in sorted(Path(folder).glob("*.safetensors")):
-        for name, (dtype, shape) in tensors(file).items():
+        for name, (dtype, shape) in safetensors_header(file).items():
             wanted = expected.get(name)
             if wanted is None:
                 continue

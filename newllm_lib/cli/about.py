@@ -61,7 +61,7 @@ def _check_kernels(device, names: list[str]) -> dict[str, float]:
         raise NewLLMError(f"No kernels to check here ({device.reasons['kernels']}): training runs in plain torch.")
     import torch
 
-    from newllm_lib.ops.check import check_kernels, refuse_mismatch
+    from newllm_lib.ops.self_check import check_kernels, refuse_mismatch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[device.dtype]
     found = check_kernels(torch.device(device.torch_device), dtype, names)

@@ -10,7 +10,7 @@ from newllm_lib import __version__
 from newllm_lib.cli import about, bench, data, expand, results, training
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
-from newllm_lib.recipe.guides_keys import older_names
+from newllm_lib.recipe.aliases import older_names
 
 GROUPS = {
     "run": "the run", "data": "the data", "model": "the model", "phase7": "Phase 7's parts", "start": "the start",

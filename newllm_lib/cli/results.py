@@ -36,7 +36,7 @@ def evaluate(arguments):
 def compare(arguments):
     """Two runs side by side; saves the table and the picture."""
     say(f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, memory")
-    from newllm_lib.evaluation.comparison import compare as compare_runs
+    from newllm_lib.evaluation.compare.compare import compare as compare_runs
     from newllm_lib.evaluation.evaluate_run import EvaluationData
 
     data = EvaluationData(data=arguments.data, data_dir=arguments.data_dir)
@@ -48,9 +48,9 @@ def compare(arguments):
 def export(arguments):
     """A model as a folder for others, with a model card; with --push to the hub too."""
     from newllm_lib.checkpoints import locate
-    from newllm_lib.evaluation.export import export as export_run
-    from newllm_lib.evaluation.export import push
-    from newllm_lib.evaluation.gguf import write_gguf
+    from newllm_lib.export.folder import export as export_run
+    from newllm_lib.export.folder import push
+    from newllm_lib.export.gguf import write_gguf
 
     model = run_of(arguments.run)
     folder = export_run(model, arguments.output_dir, arguments.checkpoint)
@@ -68,8 +68,8 @@ def export(arguments):
 def chat(arguments):
     """Talk with a run in the terminal."""
     say(f"Loading {arguments.run} ({arguments.checkpoint})")
-    from newllm_lib.evaluation.chat import chat as talk
-    from newllm_lib.evaluation.sampling import Settings
+    from newllm_lib.generation.chat import chat as talk
+    from newllm_lib.generation.sampling import Settings
 
     settings = Settings()
     for name in SETTINGS:
@@ -88,11 +88,11 @@ def run_of(word: str) -> str:
     """
     from newllm_lib.recipe import shipped_recipes
     from newllm_lib.recipe.files import read_yaml
-    from newllm_lib.runs import from_guides_name, list_runs
+    from newllm_lib.runs import list_runs, resolve_path
 
     # The folder of `newllm demo` is named as a recipe is, but holds no model of its own.
     if word not in shipped_recipes() or any(run.name == word and run.best.is_dir() for run in list_runs()):
-        return from_guides_name(word)
+        return resolve_path(word)
     trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
     trained = [run for run in trained if read_yaml(run.recipe_path).get("recipe") == word]
     if not trained:

@@ -13,7 +13,7 @@ from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.importing import read_ahead, without_collecting
+from newllm_lib.preload import read_ahead, without_collecting
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
@@ -57,7 +57,7 @@ def demo(arguments):
         os.environ.pop(runs.BACKGROUND, None)
         say(f"  {_expected_time(ours, baseline)}; Ctrl-C saves and stops, the same command continues")
         run_training = _run_training(ours)
-        from newllm_lib.evaluation.comparison import compare
+        from newllm_lib.evaluation.compare.compare import compare
 
         for recipe in (ours, baseline):
             run_training(recipe)
@@ -83,24 +83,24 @@ _compiling: list = []  # the process that compiles this command's kernels
 
 def _begin_at_once(arguments, name: str) -> None:
     """What goes on by itself while this process imports: kernels are compiled, the packages' files read."""
-    from newllm_lib.training import kernels_ahead
+    from newllm_lib.training import precompile_process
 
     if not arguments.background:  # else the process that trains does
         read_ahead()
-        _compiling[:] = [kernels_ahead.begin(name, overrides(arguments))]
+        _compiling[:] = [precompile_process.start_process(name, overrides(arguments))]
 
 
 def _run_training(recipe: Recipe):
     """`training.train`; what compiles for a GPU starts before its imports, not after them."""
-    from newllm_lib.training.compiling import is_made_of_kernels
-    from newllm_lib.training.kernels_ahead import suits
+    from newllm_lib.training.compile import is_made_of_kernels
+    from newllm_lib.training.precompile_process import is_known_ahead
 
     with without_collecting():
-        from newllm_lib.ops import ahead
+        from newllm_lib.ops import precompile
 
-        if _compiling and _compiling[0] is not None and suits(recipe):
-            ahead.leave_to(_compiling[0])
-        ahead.start(compiles=recipe.compile in ("on", "graphs") or (recipe.compile == "auto" and not is_made_of_kernels(recipe)))
+        if _compiling and _compiling[0] is not None and is_known_ahead(recipe):
+            precompile.wait_for_process(_compiling[0])
+        precompile.start(compiles=recipe.compile in ("on", "graphs") or (recipe.compile == "auto" and not is_made_of_kernels(recipe)))
         from newllm_lib.training import run  # noqa: F401
     from newllm_lib.training import train
 

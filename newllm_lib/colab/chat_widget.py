@@ -20,7 +20,7 @@ def chat(run, first: str | None = None, settings=None) -> Chat:
     Raises:
         UsageError, NewLLMError: the model cannot be loaded.
     """
-    from newllm_lib.evaluation.chat import open_session
+    from newllm_lib.generation.chat import open_session
 
     conversation = Chat(open_session(run, settings))
     conversation.show()

@@ -10,7 +10,7 @@ from pathlib import Path
 from newllm_lib.colab.environment import on_colab
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs import Run, explained, is_whole
+from newllm_lib.runs import Run, explained, is_complete
 
 _BESIDE = ("recipe.yaml", "metrics.jsonl", "curves.png", "train.log")
 
@@ -45,7 +45,7 @@ def _refuse_another(archive: Path, run: Run) -> None:
 
 def bundle(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     """Write the zip under a temporary name, then rename it. Arguments and errors as for `download`."""
-    model = next((folder for folder in (run.best, run.last) if is_whole(folder)), None)
+    model = next((folder for folder in (run.best, run.last) if is_complete(folder)), None)
     if model is None:
         raise NewLLMError(f"{run.name} has no saved model yet: let it train until its first evaluation, then download.")
     parts = [p for p in sorted(model.rglob("*")) if p.is_file()] + [

@@ -1,6 +1,6 @@
 """Google Drive (or any other folder) as the second place of runs: mount it, save a run there now, bring one back.
 
-While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror`); the notebooks' forms set it.
+While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror.sync`); the notebooks' forms set it.
 """
 
 from __future__ import annotations

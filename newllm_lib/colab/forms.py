@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, value_types
-from newllm_lib.recipe.start import decided_by_start
+from newllm_lib.recipe.init_from import decided_by_start
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
 FORM_DEVICE = "t4"  # the defaults shown are those of Colab's free GPU

@@ -16,12 +16,12 @@ from pathlib import Path
 from newllm_lib import runs
 from newllm_lib.colab import buttons, curves
 from newllm_lib.colab.environment import shell, widgets_render
+from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History, samples
-from newllm_lib.colab.machine_use import MachineUse
 from newllm_lib.console import count, duration, say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic_write_bytes
-from newllm_lib.training.preference_curves import preference_figure
+from newllm_lib.training.dpo.curves import preference_figure
 
 TEXT_EVERY = 10.0  # seconds between two lines where there is only text
 _SHOWN_STATES = {"new": "not started", "dead": "ended without a word"}
@@ -36,7 +36,7 @@ class View:
         labels = short_labels([run.name for run in self.runs])
         self.histories = [History(run.metrics_path, label) for run, label in zip(self.runs, labels, strict=True)]
         self.statuses = [runs.read_status(run) for run in self.runs]
-        self.use = MachineUse()
+        self.use = GpuMonitor()
 
     def update(self) -> bool:
         """Read what is new; True if the picture changes."""

@@ -80,7 +80,7 @@ def check() -> None:
         return
     import torch
 
-    from newllm_lib.ops.check import check_kernels, refuse_mismatch
+    from newllm_lib.ops.self_check import check_kernels, refuse_mismatch
 
     found = check_kernels(torch.device("cuda"), torch.float16 if device.dtype == "fp16" else torch.bfloat16)
     for one in found:

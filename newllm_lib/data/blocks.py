@@ -142,7 +142,7 @@ class BlockSampler(Sampler[int]):
             yield from (offset + part * self.length).tolist()
 
 
-class LaneSampler(BlockSampler):
+class ContiguousBatchSampler(BlockSampler):
     """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
 
     The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every epoch begins at
@@ -188,11 +188,11 @@ class StreamedBlocks(Dataset):
         ]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _window(self, turn: int, number: int) -> Blocks:
-        if (turn, number) not in self._open:
+    def _window(self, epoch: int, number: int) -> Blocks:
+        if (epoch, number) not in self._open:
             self._open = dict(list(self._open.items())[-1:])  # a batch may lie in two windows
-            self._open[turn, number] = Blocks(self.split.window(turn, number), self.length, self.device)
-        return self._open[turn, number]
+            self._open[epoch, number] = Blocks(self.split.window(epoch, number), self.length, self.device)
+        return self._open[epoch, number]
 
 
 class StreamSampler(Sampler[tuple[int, int, int]]):
@@ -243,4 +243,4 @@ def training_blocks(
         return StreamedBlocks(split, length, device if on_gpu else None), StreamSampler(split, length, batch_size)
     # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
     blocks = Blocks(split, length, device if on_gpu and split.tokens < 200_000_000 else None)
-    return blocks, (LaneSampler if recipe.carry_state else BlockSampler)(split, length, batch_size, seed)
+    return blocks, (ContiguousBatchSampler if recipe.carry_state else BlockSampler)(split, length, batch_size, seed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from newllm_lib.data.records import Record
-from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, spoken, template_of
+from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, render_turn, template_of
 from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Encoder:
             return [_Piece(record.text, record.text, True)]
         pieces = []
         for i, (role, content) in enumerate(record.messages):
-            lead, turn = spoken(self.template, role, content, "" if i else record.context)
+            lead, turn = render_turn(self.template, role, content, "" if i else record.context)
             if lead:
                 pieces.append(_Piece(lead, lead, False))
             answer = role == "assistant"

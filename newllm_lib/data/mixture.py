@@ -11,7 +11,7 @@ from newllm_lib import console
 from newllm_lib.data.cache import cache_root
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
@@ -85,7 +85,7 @@ def _open(name: str, cache: Path) -> Source:
 
 
 def _copy(source: Source, wanted: dict[str, int], files: dict) -> dict[str, int]:
-    counts, tally = dict.fromkeys(SPLITS, 0), Tally()
+    counts, tally = dict.fromkeys(SPLITS, 0), RowStats()
     for split, record in read_splits(source, set(SPLITS), None, tally):
         if counts[split] < wanted[split]:
             counts[split] += 1

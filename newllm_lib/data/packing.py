@@ -21,8 +21,8 @@ from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import Record, Tally
-from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.records import Record, RowStats
+from newllm_lib.data.splits import derived_splits, held_out_key, read_splits
 from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
@@ -149,7 +149,7 @@ def pack(
 def _key(
     source: Source, tokenizer: PreTrainedTokenizerBase, split: str, max_samples: int | None, answers_only: bool
 ) -> dict:
-    made = made_splits(source)
+    made = derived_splits(source)
     from_train = split == "train" or split in made
     return {
         "packing": VERSION, "template": TEMPLATE_VERSION, "split": split, "tokenizer": tokenizer_hash(tokenizer),
@@ -163,7 +163,7 @@ def _pack_now(
     source: Source, tokenizer: PreTrainedTokenizerBase, entries: dict, max_samples: int | None, answers_only: bool
 ) -> None:
     console.say(f"Packing {source.title} ({', '.join(entries)})")
-    encoder, tally = Encoder(tokenizer, answers_only), Tally()
+    encoder, tally = Encoder(tokenizer, answers_only), RowStats()
     progress, done = console.Progress("packing", _text_size(source, set(entries)), "characters"), 0
     writers: dict[str, Writer] = {}
     try:
@@ -186,13 +186,13 @@ def _pack_now(
 
 def _text_size(source: Source, splits: set[str]) -> int | None:
     """About how much text has to be read for these splits."""
-    if splits & made_splits(source):
+    if splits & derived_splits(source):
         splits = splits | {"train"}
     sizes = [source.size(split) for split in splits & source.splits]
     return sum(sizes) if all(sizes) else None
 
 
-def _no_text(source: Source, split: str, tally: Tally) -> str:
+def _no_text(source: Source, split: str, tally: RowStats) -> str:
     if tally.held_out and (split == "train" or split not in source.splits):
         own = " and ".join(sorted(source.splits - {"train"}))
         return f"{source.title}: {own} also has {tally.held_out:,} of the train records, none is left for {split}: add others."

@@ -66,7 +66,7 @@ RECORDS = Kind(
 )
 
 
-class Tally:
+class RowStats:
     """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should be.
 
     Args:

@@ -13,8 +13,8 @@ from functools import partial
 from itertools import cycle
 from typing import NamedTuple, TypeVar
 
-from newllm_lib.data.records import ROLES, BadRecord, Message, Record, Tally
-from newllm_lib.data.templates import below_instruction
+from newllm_lib.data.records import ROLES, BadRecord, Message, Record, RowStats
+from newllm_lib.data.templates import join_context
 
 LONGEST_TURN = 1_000_000  # bytes in one turn of a dialogue: nobody said so much, a row went wrong
 END_OF_UTTERANCE = "__eou__"  # DailyDialog's text files: one dialogue a line, this after each turn
@@ -64,7 +64,7 @@ def parse_row(row: object) -> Record | None:
     raise BadRecord(f"no column {' or '.join(firsts)} (it has {_columns(row)})")
 
 
-def parse_rows(rows: Iterable[tuple[str, object]], tally: Tally, parse: Callable[[object], T | None] = parse_row) -> Iterator[T]:
+def parse_rows(rows: Iterable[tuple[str, object]], tally: RowStats, parse: Callable[[object], T | None] = parse_row) -> Iterator[T]:
     """What `parse` makes of (where, row) pairs; bad rows go to `tally`, rows without text are passed over."""
     for where, row in rows:
         if isinstance(row, ValueError):
@@ -129,7 +129,7 @@ def _instruction(row: dict, context: str, response: str) -> Record | None:
     """An instruction, perhaps with a context below it, and the response to it."""
     task, below = _checked_turn(row["instruction"], "instruction"), row.get(context)
     below = "" if below is None else _checked_text(below, context).strip()
-    whole = below_instruction(task, below)
+    whole = join_context(task, below)
     return _dialogue([("user", whole), ("assistant", _checked_turn(row[response], response))])._replace(context=below)
 
 

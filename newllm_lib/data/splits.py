@@ -14,23 +14,23 @@ import weakref
 from collections.abc import Iterable, Iterator
 
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.errors import UsageError
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"validation": (0.00, 0.05), "test": (0.05, 0.10)}  # shares of the hash's range
 
 
-def made_splits(source: Source) -> set[str]:
+def derived_splits(source: Source) -> set[str]:
     """The splits that are made from the training split because the source has none."""
     return set(HELD_OUT) - source.splits
 
 
-def own_held_out(source: Source) -> frozenset[bytes]:
+def source_held_out(source: Source) -> frozenset[bytes]:
     """Digests of what the source holds out itself, as far as it is read (of a large source, its sample)."""
     if source not in _HELD:
         own = sorted(source.splits - {"train"})
-        _HELD[source] = frozenset(record.digest() for split in own for record in source.records(split, Tally()))
+        _HELD[source] = frozenset(record.digest() for split in own for record in source.records(split, RowStats()))
     return _HELD[source]
 
 
@@ -44,7 +44,7 @@ def check_train(source: Source, wanted: set[str]) -> None:
     """Raises:
     UsageError: a wanted split is the training split, or has to be made from it, and the source has none.
     """
-    needed = wanted & (made_splits(source) | {"train"})
+    needed = wanted & (derived_splits(source) | {"train"})
     if needed and "train" not in source.splits:
         raise UsageError(
             f"{source.title} has no train split, only {', '.join(sorted(source.splits))}: "
@@ -63,7 +63,7 @@ def split_of(digest: bytes, made: Iterable[str]) -> str:
 
 
 def read_splits(
-    source: Source, wanted: set[str], max_samples: int | None, tally: Tally
+    source: Source, wanted: set[str], max_samples: int | None, tally: RowStats
 ) -> Iterator[tuple[str, Record]]:
     """(split, record) of the wanted splits. The source's training split is read once, whatever is made from it; the
     first time with `max_samples` it is read once more before, for the hashes.
@@ -72,9 +72,9 @@ def read_splits(
         UsageError: see `check_train`.
     """
     check_train(source, wanted)
-    made = made_splits(source)
+    made = derived_splits(source)
     if wanted & (made | {"train"}):
-        held, chosen = own_held_out(source), None
+        held, chosen = source_held_out(source), None
         if max_samples and "train" in wanted:
             chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source, made)
         for record in source.records("train", tally):
@@ -94,10 +94,10 @@ def read_splits(
 
 def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
     """What takes `count` records of the training split. The source is read once for it; `count` numbers are held."""
-    known, held = _BORDERS.setdefault(source, {}), own_held_out(source)
+    known, held = _BORDERS.setdefault(source, {}), source_held_out(source)
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top
-        for record in source.records("train", Tally()):
+        for record in source.records("train", RowStats()):
             digest = record.digest()
             if digest in held or split_of(digest, made) != "train":
                 continue

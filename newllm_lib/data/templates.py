@@ -82,12 +82,12 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return next((name for name, text in TEMPLATES.items() if text == tokenizer.chat_template), "chat")
 
 
-def below_instruction(instruction: str, context: str) -> str:
+def join_context(instruction: str, context: str) -> str:
     """What a user says who gives a context to an instruction."""
     return f"{instruction}\n\n{context}" if context else instruction
 
 
-def spoken(template: str, role: str, content: str, context: str = "") -> tuple[str, str]:
+def render_turn(template: str, role: str, content: str, context: str = "") -> tuple[str, str]:
     """How a turn is written between its speaker's token and <|end|>: (what leads to it, the turn itself).
 
     Args:
@@ -97,7 +97,7 @@ def spoken(template: str, role: str, content: str, context: str = "") -> tuple[s
     turn = TURNS[template][role]
     below = ""
     if context and turn.context:
-        content = content.removesuffix(below_instruction("", context))
+        content = content.removesuffix(join_context("", context))
         below = f"{turn.context}{context}\n"
     return turn.lead, turn.before + content + turn.after + below
 
@@ -114,9 +114,9 @@ def encode_messages(
     for message in messages:
         role, content = (message["role"], message["content"]) if isinstance(message, dict) else message
         label = tokenizer.convert_tokens_to_ids(ROLE_TOKENS[role])
-        turn = [i for text in spoken(template, role, content) if text for i in encode_text(tokenizer, text)]
+        turn = [i for text in render_turn(template, role, content) if text for i in encode_text(tokenizer, text)]
         ids += [label, *turn, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
     if add_generation_prompt:
-        lead, _ = spoken(template, "assistant", "")
+        lead, _ = render_turn(template, "assistant", "")
         ids += [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"]), *(encode_text(tokenizer, lead) if lead else [])]
     return ids

@@ -18,8 +18,8 @@ from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors,
 from newllm_lib.data.hub import Asked
 from newllm_lib.data.hub_models import TEXT_FILES, cached_snapshot, fetch
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import Tally
-from newllm_lib.data.splits import held_out_key, made_splits, read_splits
+from newllm_lib.data.records import RowStats
+from newllm_lib.data.splits import derived_splits, held_out_key, read_splits
 from newllm_lib.data.templates import (
     CHAT_TEMPLATE,
     CONTROL_TOKENS,
@@ -62,7 +62,7 @@ def _trained(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizer
     most = SAMPLE_BYTES if source.in_order else TRAINING_BYTES
     parts = {
         "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
-        "source": source.fingerprint("train"), "made": sorted(made_splits(source)), "max_samples": recipe.max_samples,
+        "source": source.fingerprint("train"), "made": sorted(derived_splits(source)), "max_samples": recipe.max_samples,
         **held_out_key(source),
     }  # fmt: skip
     entry = cache / "tokenizers" / f"{recipe.tokenizer}-{key_hash(parts)}"
@@ -104,7 +104,7 @@ class _TrainingText:
 
     def batches(self, progress: console.Progress) -> Iterator[list[str]]:
         batch, size = [], 0
-        for _, record in read_splits(self.source, {"train"}, self.max_samples, Tally()):
+        for _, record in read_splits(self.source, {"train"}, self.max_samples, RowStats()):
             batch += record.texts()
             size += sum(len(text.encode("utf-8")) for text in record.texts())
             self.records += 1

@@ -8,9 +8,9 @@ import torch
 
 from newllm_lib.data.preferences import Pair
 from newllm_lib.data.preferences.encode import encode_prompt
-from newllm_lib.evaluation.generation import complete, continue_ids, fit_window
 from newllm_lib.evaluation.preferences import pair_log_probs
-from newllm_lib.evaluation.sampling import Settings, stop_tokens
+from newllm_lib.generation.generate import complete, continue_ids, fit_window
+from newllm_lib.generation.sampling import Settings, stop_tokens
 
 _REPEATED = 0.5  # an answer repeats where this share of its pieces came before in it
 

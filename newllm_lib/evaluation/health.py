@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from newllm_lib.evaluation.carry import measuring, model_device, precision
+from newllm_lib.generation.stateful import autocast, eval_mode, model_device
 
 _COLLAPSED_SPREAD = 0.01  # less than this share of what is carried differs between tokens
 _COLLAPSED_RANK = 2.0  # what differs lies on about one line
@@ -33,7 +33,7 @@ def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 6
     ids = split.ids[places[:, None] + np.arange(length)].astype(np.int64)
     inputs = torch.from_numpy(ids).to(device)
     state, seen = None, []
-    with measuring(model), precision(device, dtype):
+    with eval_mode(model), autocast(device, dtype):
         for t in range(length):
             state = model(input_ids=inputs[:, t : t + 1], state=state, use_cache=True).state
             kept = inputs[:, t] != tokenizer.bos_token_id

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from newllm_lib.console import Progress
-from newllm_lib.evaluation import lanes as plan
-from newllm_lib.evaluation.carry import carries_state, measuring, model_device, precision, resets_at_documents, window
+from newllm_lib.evaluation import batching as plan
+from newllm_lib.generation.stateful import autocast, eval_mode, is_recurrent, model_device, resets_at_documents, window
 
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
 # of them, how many are turned into probabilities at once: what fits a processor's cache, or keeps a GPU busy
@@ -69,7 +69,7 @@ def evaluate(
     batch_size = batch_size or (16 if device.type == "cpu" else 128)
     counts = _Counts(split, tokenizer, device)
     progress = Progress("evaluating", total=len(split.ids) - 1, unit="tokens")
-    with measuring(model), precision(device, dtype):
+    with eval_mode(model), autocast(device, dtype):
         done = 0
         for logits, offsets in _predictions(model, split, batch_size, block_length, device, share):
             counts.add(logits, offsets)
@@ -86,7 +86,7 @@ def evaluate(
 def _predictions(model, split, batch_size, block_length, device, share: Share) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after block."""
     starts, lengths = plan.document_pieces(split)
-    size, has_state = window(model), carries_state(model)
+    size, has_state = window(model), is_recurrent(model)
     if size is not None:
         starts, lengths = plan.cut_to_windows(starts, lengths, size)
     if share.parts > 1:
@@ -98,7 +98,7 @@ def _predictions(model, split, batch_size, block_length, device, share: Share) -
     time = min(block_length or size or 128, longest, positions)
     rows = max(1, min(batch_size, positions // time))
     if has_state and resets_at_documents(model):
-        groups = [plan.balanced_lanes(starts, lengths, rows)]
+        groups = [plan.balanced_rows(starts, lengths, rows)]
     else:
         groups = plan.grouped_by_length(starts, lengths, rows)
     name = "state" if has_state else "past_key_values"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from newllm_lib.data.preferences import Pair
-from newllm_lib.evaluation.carry import measuring, model_device, precision, unwrapped
+from newllm_lib.generation.stateful import autocast, eval_mode, model_device, unwrapped
 
 _RESAMPLES = 1000
 _TOKENS = 8192  # read at once, at most
@@ -32,7 +32,7 @@ def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torc
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     result = torch.empty(len(sequences), dtype=torch.float64)
     by_length = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]) - len(sequences[i][1]))
-    with measuring(model), precision(model_device(model), dtype):
+    with eval_mode(model), autocast(model_device(model), dtype):
         body, head = _body_and_head(model)
         tokens = _TOKENS if head is not None else _LOGITS // model.config.vocab_size
         while by_length:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from newllm_lib.data.templates import ROLE_TOKENS, encode_messages, encode_text
-from newllm_lib.evaluation.generation import complete
-from newllm_lib.evaluation.sampling import Settings, token_id
+from newllm_lib.generation.generate import complete
+from newllm_lib.generation.sampling import Settings, token_id
 
 QUESTIONS = (
     "Hello! How are you today?",

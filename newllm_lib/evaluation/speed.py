@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from newllm_lib.evaluation.carry import Reader, measuring, model_device, precision, window
 from newllm_lib.evaluation.memory import peak_memory
+from newllm_lib.generation.stateful import IncrementalDecoder, autocast, eval_mode, model_device, window
 
 MIB = 2**20
 _LOGITS = 2**28  # most logits of one timed forward pass: 1 GiB in float32
@@ -43,11 +43,11 @@ def measure_speed(
     ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=random).to(device)  # no control tokens
 
     def forward():
-        with measuring(model), precision(device, dtype):
+        with eval_mode(model), autocast(device, dtype):
             model(input_ids=ids, use_cache=False)
 
     def forward_backward():
-        with _training(model), precision(device, dtype):
+        with _training(model), autocast(device, dtype):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
 
@@ -94,17 +94,17 @@ def _median_seconds(step: Callable[[], None], repeats: int, device: torch.device
 
 def _decode(model, ids: list[int], count: int, device, dtype) -> tuple[float, int]:
     """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)` tokens."""
-    reader = Reader(model)
-    with measuring(model), precision(device, dtype):
+    reader = IncrementalDecoder(model)
+    with eval_mode(model), autocast(device, dtype):
         reader.read(ids)
         carried = reader.carried_bytes()
         seconds = (_seconds_by_state if reader.has_state else _seconds_by_keys)(model, reader, ids, count, device)
     return seconds, carried
 
 
-def _seconds_by_state(model, reader: Reader, ids: list[int], count: int, device) -> float:
-    from newllm_lib.evaluation.decoding import Steps
-    from newllm_lib.evaluation.sampling import Sampler, Settings
+def _seconds_by_state(model, reader: IncrementalDecoder, ids: list[int], count: int, device) -> float:
+    from newllm_lib.generation.decoding import Steps
+    from newllm_lib.generation.sampling import Sampler, Settings
 
     steps = Steps(model, 1, Sampler(Settings(temperature=0), [], device), [])
     steps.begin(reader.carried, reader.read(ids[:1]).unsqueeze(0), [[]])
@@ -116,7 +116,7 @@ def _seconds_by_state(model, reader: Reader, ids: list[int], count: int, device)
     return statistics.median(times)
 
 
-def _seconds_by_keys(model, reader: Reader, ids: list[int], count: int, device) -> float:
+def _seconds_by_keys(model, reader: IncrementalDecoder, ids: list[int], count: int, device) -> float:
     """The text read before is short enough for the tokens that follow: no window is ever full in the timed part."""
     reader.reset()
     logits, times = reader.read(ids[: max(1, reader.window - count)]), []

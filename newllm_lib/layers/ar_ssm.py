@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import nn
 
 from newllm_lib.layers.context_block import ContextVector
-from newllm_lib.ops.gates import group_gate
+from newllm_lib.ops.swiglu import group_gate
 
 
 class ARSSM(ContextVector):
@@ -27,8 +27,8 @@ class ARSSM(ContextVector):
             raise ValueError(f"context_dim {context_dim} must be a multiple of ssm_ranks {ranks}: change one of them.")
         self.ranks = nn.Linear(hidden_size, ranks)
 
-    def forward(self, x, state, starts, valid, keep: bool = True):
-        """state (batch, state_size) float32, None at a text's beginning; starts, valid (batch, time) bool or None. Returns the
-        output and the new state (None unless `keep`)."""
-        u, y, state = self.read(x, state, starts, valid, keep)
+    def forward(self, x, state, doc_starts, mask, output_final_state: bool = True):
+        """state (batch, state_size) float32, None at a text's beginning; doc_starts, mask (batch, time) bool or None. Returns the
+        output and the new state (None unless `output_final_state`)."""
+        u, y, state = self.read(x, state, doc_starts, mask, output_final_state)
         return self.out(group_gate(y, self.ranks(u))), state

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from newllm_lib.ops.add_norm import add_norm, add_norm_conv
 from newllm_lib.ops.gated_scan import gated_scan, gated_scan_step
+from newllm_lib.ops.relu2_mlp import relu2_mlp
 from newllm_lib.ops.short_conv import short_conv, short_conv_step
-from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
-from newllm_lib.ops.stream_norm import add_norm, add_norm_conv
 
 
 class ContextVector(nn.Module):
@@ -40,60 +40,60 @@ class ContextVector(nn.Module):
     def state_size(self) -> int:
         return self.context_dim + (self.conv_width - 1) * self.hidden_size
 
-    def forward(self, x, branch, norm, state, starts, valid):
+    def forward(self, x, residual, norm, state, doc_starts, mask):
         """The residual stream x + branch, what this layer adds to it, and the new state.
 
         Args:
             x: (batch, time, hidden), the stream; branch: what the last layer adds to it, or None. norm: the RMSNorm through which
-                the stream is read. state: (batch, state_size) float32. starts, valid: (batch, time) bool or None.
+                the stream is read. state: (batch, state_size) float32. doc_starts, mask: (batch, time) bool or None.
         """
-        if valid is not None or _decodes(x, valid):
-            r, n = add_norm(x, branch, norm.weight, norm.eps)
-            _, y, state = self.read(n, state, starts, valid)
+        if mask is not None or _decodes(x, mask):
+            r, n = add_norm(x, residual, norm.weight, norm.eps)
+            _, y, state = self.read(n, state, doc_starts, mask)
             return r, self.out(y), state
-        context, tail = self._parts(state)
-        r, u, tail = add_norm_conv(x, branch, norm.weight, self.conv, starts, tail, norm.eps)
-        y, context = self._scan(u, context, starts, None)
-        return r, self.out(y), torch.cat([context, tail.flatten(1)], -1)
+        context, conv_state = self._parts(state)
+        r, u, conv_state = add_norm_conv(x, residual, norm.weight, self.conv, doc_starts, conv_state, norm.eps)
+        y, context = self._scan(u, context, doc_starts, None)
+        return r, self.out(y), torch.cat([context, conv_state.flatten(1)], -1)
 
-    def read(self, x, state, starts, valid, keep: bool = True):
+    def read(self, x, state, doc_starts, mask, output_final_state: bool = True):
         """u (batch, time, hidden), y (batch, time, context_dim) and the new state, from a stream that is
         normalised already: all but the output's matrix.
 
-        state: None at a text's beginning. keep: make the new state (else None).
+        state: None at a text's beginning. output_final_state: make the new state (else None).
         """
         batch = x.shape[0]
         if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if _decodes(x, valid):
+        if _decodes(x, mask):
             state = x.new_zeros(batch, self.state_size, dtype=torch.float32) if state is None else state
-            return self._step(x, state, starts)
-        context = tail = None
+            return self._step(x, state, doc_starts)
+        context = conv_state = None
         if state is not None:
-            context, tail = self._parts(state)
-        u, tail = short_conv(x, self.conv, starts, valid, tail, keep)
-        y, context = self._scan(u, context, starts, valid)
-        return u, y, None if not keep else torch.cat([context, tail.flatten(1).float()], -1)
+            context, conv_state = self._parts(state)
+        u, conv_state = short_conv(x, self.conv, doc_starts, mask, conv_state, output_final_state)
+        y, context = self._scan(u, context, doc_starts, mask)
+        return u, y, None if not output_final_state else torch.cat([context, conv_state.flatten(1).float()], -1)
 
     def _parts(self, state):
-        """The state's context (batch, context_dim) and tail (batch, conv_width - 1, hidden)."""
-        context, tail = state[:, : self.context_dim], state[:, self.context_dim :]
-        return context, tail.reshape(len(state), self.conv_width - 1, self.hidden_size)
+        """The state's context (batch, context_dim) and conv_state (batch, conv_width - 1, hidden)."""
+        context, conv_state = state[:, : self.context_dim], state[:, self.context_dim :]
+        return context, conv_state.reshape(len(state), self.conv_width - 1, self.hidden_size)
 
-    def _scan(self, u, context, starts, valid):
-        y, _, context = gated_scan(self.project(u), self.forget_bias, self.norm, starts, valid, context, self.eps)
+    def _scan(self, u, context, doc_starts, mask):
+        y, _, context = gated_scan(self.project(u), self.forget_bias, self.norm, doc_starts, mask, context, self.eps)
         return y, context
 
-    def _step(self, x, state, starts):
+    def _step(self, x, state, doc_starts):
         """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
-        start = None if starts is None else starts[:, 0].contiguous()
+        start = None if doc_starts is None else doc_starts[:, 0].contiguous()
         u = short_conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
         y = gated_scan_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
         return u.unsqueeze(1), y.unsqueeze(1), new
 
 
-class ShortMemory(nn.Module):
+class ShortConvolution(nn.Module):
     """A short causal convolution with its tail as state: (batch, time, hidden) -> the same, the last few tokens mixed in."""
 
     def __init__(self, hidden_size: int, conv_width: int):
@@ -105,36 +105,36 @@ class ShortMemory(nn.Module):
         hidden_size, conv_width = self.weight.shape
         return (conv_width - 1) * hidden_size
 
-    def forward(self, x, branch, norm, state, starts, valid):
+    def forward(self, x, residual, norm, state, doc_starts, mask):
         """The residual stream x + branch, what is read of it through `norm` and the convolution, and the new state.
 
         Args:
             as `ContextVector.forward`.
         """
-        if valid is None and not _decodes(x, valid):
-            tail = state.reshape(len(state), self.weight.shape[1] - 1, self.weight.shape[0])
-            r, u, tail = add_norm_conv(x, branch, norm.weight, self.weight, starts, tail, norm.eps)
-            return r, u, tail.flatten(1).float()
-        r, n = add_norm(x, branch, norm.weight, norm.eps)
-        return r, *self._after(n, state, starts, valid)
+        if mask is None and not _decodes(x, mask):
+            conv_state = state.reshape(len(state), self.weight.shape[1] - 1, self.weight.shape[0])
+            r, u, conv_state = add_norm_conv(x, residual, norm.weight, self.weight, doc_starts, conv_state, norm.eps)
+            return r, u, conv_state.flatten(1).float()
+        r, n = add_norm(x, residual, norm.weight, norm.eps)
+        return r, *self._after(n, state, doc_starts, mask)
 
-    def _after(self, x, state, starts, valid):
+    def _after(self, x, state, doc_starts, mask):
         """The convolution of a stream that is normalised already, and the new state."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if _decodes(x, valid):
+        if _decodes(x, mask):
             new, start = torch.empty_like(state, memory_format=torch.contiguous_format), None
-            if starts is not None:
-                start = starts[:, 0].contiguous()
+            if doc_starts is not None:
+                start = doc_starts[:, 0].contiguous()
             return short_conv_step(x[:, 0], self.weight, start, state, new).unsqueeze(1), new
-        tail = state.reshape(x.shape[0], self.weight.shape[1] - 1, x.shape[2])
-        u, tail = short_conv(x, self.weight, starts, valid, tail)
-        return u, tail.flatten(1).float()
+        conv_state = state.reshape(x.shape[0], self.weight.shape[1] - 1, x.shape[2])
+        u, conv_state = short_conv(x, self.weight, doc_starts, mask, conv_state)
+        return u, conv_state.flatten(1).float()
 
 
-def _decodes(x, valid) -> bool:
+def _decodes(x, mask) -> bool:
     """Whether this is one token that nothing is learned from."""
-    return x.shape[1] == 1 and valid is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return x.shape[1] == 1 and mask is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class TokenMLP(nn.Module):
@@ -147,7 +147,7 @@ class TokenMLP(nn.Module):
 
     def forward(self, x):
         if type(self.up) is nn.Linear and type(self.down) is nn.Linear:  # not wrapped, as by an adapter
-            return squared_relu_mlp(x, self.up.weight, self.down.weight)
+            return relu2_mlp(x, self.up.weight, self.down.weight)
         h = F.relu(self.up(x))
         return self.down(h * h)  # not a power: autocast would compute that in float32
 
@@ -168,7 +168,7 @@ class ContextBlock(nn.Module):
         self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
         self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
         self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.conv_mlp = ShortMemory(hidden_size, conv_width) if mlp_conv else None
+        self.conv_mlp = ShortConvolution(hidden_size, conv_width) if mlp_conv else None
         self.mlp = TokenMLP(hidden_size, mlp_size)
         self.dropout = nn.Dropout(dropout)
         self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if embedding_skip else None  # of the stream, of the embeddings
@@ -177,20 +177,20 @@ class ContextBlock(nn.Module):
     def state_size(self) -> int:
         return self.context.state_size + (self.conv_mlp.state_size if self.conv_mlp is not None else 0)
 
-    def forward(self, x, branch, state, starts=None, valid=None, embedded=None):
+    def forward(self, x, residual, state, doc_starts=None, mask=None, embedded=None):
         """The residual stream and what is still to be added to it (None before the first block), which is left to whoever reads
-        the sum next: x, branch (batch, time, hidden), state (batch, state_size) -> the same; embedded, of x's size, with
+        the sum next: x, residual (batch, time, hidden), state (batch, state_size) -> the same; embedded, of x's size, with
         embedding_skip.
         """
         if self.shares is not None:
             stream, again = self.shares.to(x.dtype)
-            x, branch = stream * (x if branch is None else x + branch) + again * embedded, None
+            x, residual = stream * (x if residual is None else x + residual) + again * embedded, None
         size = self.context.state_size
-        x, y, new = self.context(x, branch, self.norm_context, state[:, :size], starts, valid)
+        x, y, new = self.context(x, residual, self.norm_context, state[:, :size], doc_starts, mask)
         y = self.dropout(y)
         if self.conv_mlp is None:
             x, u = add_norm(x, y, self.norm_mlp.weight, self.norm_mlp.eps)
         else:
-            x, u, tail = self.conv_mlp(x, y, self.norm_mlp, state[:, size:], starts, valid)
-            new = torch.cat([new, tail], -1)
+            x, u, conv_state = self.conv_mlp(x, y, self.norm_mlp, state[:, size:], doc_starts, mask)
+            new = torch.cat([new, conv_state], -1)
         return x, self.dropout(self.mlp(u)), new

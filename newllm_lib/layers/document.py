@@ -10,10 +10,10 @@ def document_starts(input_ids: torch.Tensor, bos_token_id: int | None) -> torch.
     return None if bos_token_id is None else input_ids == bos_token_id
 
 
-def positions_in_document(starts: torch.Tensor) -> torch.Tensor:
+def positions_in_document(doc_starts: torch.Tensor) -> torch.Tensor:
     """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before it)."""
-    index = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
-    return index - (index * starts).cummax(1).values
+    index = torch.arange(doc_starts.shape[1], device=doc_starts.device).expand_as(doc_starts)
+    return index - (index * doc_starts).cummax(1).values
 
 
 def padding(attention_mask: torch.Tensor | None, time: int) -> torch.Tensor | None:
@@ -23,5 +23,5 @@ def padding(attention_mask: torch.Tensor | None, time: int) -> torch.Tensor | No
     """
     if attention_mask is None or (time == 1 and attention_mask.shape[1] > 1):
         return None
-    valid = attention_mask[:, -time:].bool()
-    return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid
+    mask = attention_mask[:, -time:].bool()
+    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask

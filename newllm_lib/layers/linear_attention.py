@@ -41,7 +41,7 @@ class LinearAttention(nn.Module):
         spread = torch.linspace(*map(math.log, MEMORY), self.num_heads).exp()
         return torch.log(spread - 1)
 
-    def forward(self, x, state, rotation, starts, lengths, curvature_factor, keep: bool):
+    def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """As `LocalAttention.forward`; `rotation` is not used."""
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.project(x).chunk(3, -1))
         beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
@@ -50,9 +50,9 @@ class LinearAttention(nn.Module):
         q, k = (horosphere_features(t, self.directions, beta, curvature / self.head_dim, backend) for t in (q, k))
         log_decay = F.logsigmoid(self.forget(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
         if lengths is not None:
-            valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
-            k, log_decay = k * valid.unsqueeze(-1), log_decay * valid
+            mask = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
+            k, log_decay = k * mask.unsqueeze(-1), log_decay * mask
         if state is not None:
             state = state.view(-1, self.num_heads, self.head_dim + 1, self.features)
-        y, new = linear_attention(q, k, v, log_decay, starts=starts, state=state, backend=backend)
-        return y.transpose(1, 2).flatten(2), new.flatten(1) if keep else None
+        y, new = linear_attention(q, k, v, log_decay, doc_starts=doc_starts, state=state, backend=backend)
+        return y.transpose(1, 2).flatten(2), new.flatten(1) if output_final_state else None

@@ -54,13 +54,13 @@ class LocalAttention(nn.Module):
     def state_size(self) -> int:
         return 2 * (self.window - 1) * self.hidden_size + 1
 
-    def forward(self, x, state, rotation, starts, lengths, curvature_factor, keep: bool):
+    def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """
         Args:
             state: (batch, state_size) float32, or None at a text's beginning.
             rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
-            starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which stands at the end; or None.
-            curvature_factor: scalar on the learned curvatures. keep: also return the new state.
+            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which stands at the end; or None.
+            curvature_factor: scalar on the learned curvatures. output_final_state: also return the new state.
         Returns:
             (batch, time, hidden), and the new state or None.
         """
@@ -68,14 +68,14 @@ class LocalAttention(nn.Module):
         qkv = self.project(x)
         # Tangent vectors of the ball: of about unit length, whatever the head's size.
         scale = 1 / math.sqrt(self.head_dim) if self.kind == "hyperbolic" else 1.0
-        if past is None and not keep and self._takes_packed(qkv):
-            return self._packed(qkv, rotation, scale, starts, curvature_factor), None
+        if past is None and not output_final_state and self._takes_packed(qkv):
+            return self._packed(qkv, rotation, scale, doc_starts, curvature_factor), None
         q, k, v = qkv.chunk(3, -1)
-        history = _History.of(k, v, past, starts)
+        history = _History.of(k, v, past, doc_starts)
         q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
         q, keys = rotated(q, rotation, scale), rotated(keys, rotation, scale)
-        y = self._attend(q, keys, values, history.starts, curvature_factor)
-        new = history.past(self.window - 1, lengths).flat() if keep else None
+        y = self._attend(q, keys, values, history.doc_starts, curvature_factor)
+        new = history.past(self.window - 1, lengths).flat() if output_final_state else None
         return y.transpose(1, 2).flatten(2), new
 
     def _past(self, state) -> Past:
@@ -87,31 +87,31 @@ class LocalAttention(nn.Module):
         ours = self.kind == "hyperbolic" and self.flash and not torch.compiler.is_compiling()
         return ours and runs_triton_dot(qkv, float32=True)
 
-    def _packed(self, qkv, rotation, scale: float, starts, curvature_factor):
+    def _packed(self, qkv, rotation, scale: float, doc_starts, curvature_factor):
         from newllm_lib.ops.hyperbolic_attention.triton import packed_attention_
 
         sizes = {"window": self.window, "heads": self.num_heads, "scale": scale}
         rotation = tuple(t[-qkv.shape[1] :] for t in rotation)
-        return packed_attention_(qkv, rotation, *self._geometry(curvature_factor), starts=starts, **sizes)
+        return packed_attention_(qkv, rotation, *self._geometry(curvature_factor), doc_starts=doc_starts, **sizes)
 
     def _geometry(self, curvature_factor):
         """beta and curvature of each head."""
         return self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
 
-    def _attend(self, q, k, v, starts, curvature_factor):
+    def _attend(self, q, k, v, doc_starts, curvature_factor):
         if self.kind == "hyperbolic":
             beta, curvature = self._geometry(curvature_factor)
             backend = "auto" if self.flash else "reference"
-            return hyperbolic_attention(q, k, v, beta, curvature, window=self.window, starts=starts, backend=backend)
-        seen = self._seen(q.shape[2], k, starts)
+            return hyperbolic_attention(q, k, v, beta, curvature, window=self.window, doc_starts=doc_starts, backend=backend)
+        seen = self._seen(q.shape[2], k, doc_starts)
         if self.flash:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         scores = (q.float() @ k.float().transpose(-1, -2)) / math.sqrt(self.head_dim)
         return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.float()).to(v.dtype)
 
-    def _seen(self, queries: int, k, starts):
+    def _seen(self, queries: int, k, doc_starts):
         """(batch, 1, queries, keys) bool: which keys each query sees."""
-        first = first_visible(k.shape[0], k.shape[2], self.window, starts, k.device)[:, -queries:]
+        first = first_visible(k.shape[0], k.shape[2], self.window, doc_starts, k.device)[:, -queries:]
         key = torch.arange(k.shape[2], device=k.device)
         position = key[k.shape[2] - queries :]
         return ((key <= position[:, None]) & (key >= first.unsqueeze(-1))).unsqueeze(1)
@@ -122,18 +122,18 @@ class _History(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
-    starts: torch.Tensor | None
+    doc_starts: torch.Tensor | None
     behind: int
     count: torch.Tensor | None
 
     @classmethod
-    def of(cls, k, v, past: Past | None, starts) -> _History:
+    def of(cls, k, v, past: Past | None, doc_starts) -> _History:
         if past is None:
-            return cls(k, v, starts, 0, None)
+            return cls(k, v, doc_starts, 0, None)
         behind = past.keys.shape[1]
         begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(1)  # first of what is seen
-        if starts is not None:
-            begins = begins | F.pad(starts, (behind, 0))
+        if doc_starts is not None:
+            begins = begins | F.pad(doc_starts, (behind, 0))
         keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((past.keys, k), (past.values, v)))
         return cls(keys, values, begins, behind, past.count)
 
@@ -147,8 +147,8 @@ class _History(NamedTuple):
         index = place.clamp_min(0).unsqueeze(-1).expand(-1, -1, hidden)
         keys, values = (t.gather(1, index).float() * (place >= 0).unsqueeze(-1) for t in (self.keys, self.values))
         first = torch.zeros_like(ends)  # where the last document, or what is known of it, begins
-        if self.starts is not None:
-            first = (torch.arange(places, device=ends.device) * self.starts).amax(1)
+        if self.doc_starts is not None:
+            first = (torch.arange(places, device=ends.device) * self.doc_starts).amax(1)
         return Past(keys, values, (ends - first).clamp(max=size))
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from newllm_lib.layers.ar_ssm import ARSSM
 from newllm_lib.layers.linear_attention import LinearAttention
 from newllm_lib.layers.local_attention import LocalAttention
-from newllm_lib.ops.gates import mix, swiglu
-from newllm_lib.ops.stream_norm import add_norm
+from newllm_lib.ops.add_norm import add_norm
+from newllm_lib.ops.swiglu import gated_mix, swiglu
 
 
 class SwiGLU(nn.Module):
@@ -63,27 +63,27 @@ class Phase7Block(nn.Module):
     def state_size(self) -> int:
         return self.attention.state_size + (self.ssm.state_size if self.ssm is not None else 0)
 
-    def forward(self, x, state, rotation, starts, lengths, curvature_factor, keep: bool):
+    def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """
         Args:
-            state: (batch, state_size) float32, or None at a text's beginning. keep: also return the new state.
-            starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which stands at the end), or None.
+            state: (batch, state_size) float32, or None at a text's beginning. output_final_state: also return the new state.
+            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which stands at the end), or None.
         Returns:
             x, and the new state or None.
         """
         carried, past = self._split(state)
         x, h = add_norm(x, None, self.norm_mixer.weight, self.norm_mixer.eps)
-        y, past = self.attention(h, past, rotation, starts, lengths, curvature_factor, keep)
+        y, past = self.attention(h, past, rotation, doc_starts, lengths, curvature_factor, output_final_state)
         if self.ssm is not None:
-            valid = None
+            mask = None
             if lengths is not None:
-                valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
-            s, carried = self.ssm(h, carried, starts, valid, keep)
-            y = mix(y, s, self.gate(h))
+                mask = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+            s, carried = self.ssm(h, carried, doc_starts, mask, output_final_state)
+            y = gated_mix(y, s, self.gate(h))
         x, h = add_norm(x, self.dropout(self.out(y)), self.norm_mlp.weight, self.norm_mlp.eps)
         x = x + self.dropout(self.mlp(h))
         parts = [part.float() for part in (carried, past) if part is not None]
-        return x, torch.cat(parts, -1) if keep else None
+        return x, torch.cat(parts, -1) if output_final_state else None
 
     def _split(self, state):
         """The AR-SSM's state and attention's, None at a text's beginning (and the first without an AR-SSM)."""

@@ -31,30 +31,30 @@ class SequentialContext(nn.Module):
         self,
         x: torch.Tensor,
         state: torch.Tensor,
-        starts: torch.Tensor | None = None,
-        valid: torch.Tensor | None = None,
+        doc_starts: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens, one after the other.
 
         Args:
             x: (batch, time, embedding).
             state: (batch, context_dim), the context before the first token.
-            starts: (batch, time) bool: there the context before the token is taken as 0.
-            valid: (batch, time) bool: False is padding, which leaves the context as it was whatever `starts` says; h means
+            doc_starts: (batch, time) bool: there the context before the token is taken as 0.
+            mask: (batch, time) bool: False is padding, which leaves the context as it was whatever `doc_starts` says; h means
                 nothing there.
         Returns:
             h (batch, time, hidden) in the dtype of the matrix products, and the context after the last token (batch, context_dim)
             in float32 (float64 for float64 x).
         """
         context = state.to(torch.promote_types(x.dtype, torch.float32))
-        if valid is not None and starts is not None:
-            starts = starts & valid
+        if mask is not None and doc_starts is not None:
+            doc_starts = doc_starts & mask
         outputs = []
         for t, token in enumerate(x.unbind(1)):
-            if starts is not None:
-                context = context.masked_fill(starts[:, t, None], 0.0)
+            if doc_starts is not None:
+                context = context.masked_fill(doc_starts[:, t, None], 0.0)
             h, new = self._step(token, context)
-            context = new if valid is None else torch.where(valid[:, t, None], new, context)
+            context = new if mask is None else torch.where(mask[:, t, None], new, context)
             outputs.append(h)
         return torch.stack(outputs, 1), context
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from newllm_lib.ops.cross_entropy import linear_cross_entropy
+from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 def parameters(model: nn.Module) -> int:

@@ -17,12 +17,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortMemory
+from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortConvolution
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.models.causal_lm import CausalLMWithState
-from newllm_lib.ops.stream_norm import add_norm
-from newllm_lib.ops.token_embedding import token_embedding
+from newllm_lib.ops.add_norm import add_norm
+from newllm_lib.ops.embedding import token_embedding
 
 
 class NewLLMConfig(PreTrainedConfig):
@@ -109,7 +109,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         if isinstance(module, ContextVector):
             init_context_vector(module, self.config.time_scales)
-        if isinstance(module, ShortMemory):
+        if isinstance(module, ShortConvolution):
             init_taps(module.weight)
         if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -200,15 +200,15 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, one of the two.")
         x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
-        starts = None
+        doc_starts = None
         if input_ids is not None and self.config.reset_at_bos:
-            starts = document_starts(input_ids, self.config.bos_token_id)
-        valid = padding(attention_mask, x.shape[1])
+            doc_starts = document_starts(input_ids, self.config.bos_token_id)
+        mask = padding(attention_mask, x.shape[1])
         if state is None:
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
-        x, new_state = self._through(self.dropout(x), state, starts, valid)
+        x, new_state = self._through(self.dropout(x), state, doc_starts, mask)
         keep = use_cache if use_cache is not None else not self.training
         return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None)
 
@@ -219,20 +219,20 @@ class NewLLMModel(NewLLMPreTrainedModel):
                 return token_embedding(ids, table.weight, torch.get_autocast_dtype(ids.device.type))
         return table(ids)
 
-    def _through(self, x, state, starts, valid):
+    def _through(self, x, state, doc_starts, mask):
         """x through the layers and the last norm; each layer's new state."""
         saves = self.gradient_checkpointing and self.training
         run = self._gradient_checkpointing_func if saves else lambda layer, *arguments: layer(*arguments)
         if self.config.recurrence == "sequential":
-            x, layer_state = run(self.layers[0].__call__, x, state[:, 0], starts, valid)
+            x, layer_state = run(self.layers[0].__call__, x, state[:, 0], doc_starts, mask)
             return x, [layer_state]
-        branch, new_state, shared = None, [], (starts, valid, x) if self.config.embedding_skip else (starts, valid)
+        residual, new_state, shared = None, [], (doc_starts, mask, x) if self.config.embedding_skip else (doc_starts, mask)
         for index, layer in enumerate(self.layers):
-            x, branch, layer_state = run(layer.__call__, x, branch, state[:, index], *shared)
+            x, residual, layer_state = run(layer.__call__, x, residual, state[:, index], *shared)
             new_state.append(layer_state)
             if saves:
-                x, branch = x + branch, None  # one tensor to keep for the next layer, not two
-        return add_norm(x, branch, self.norm.weight, self.norm.eps)[1], new_state
+                x, residual = x + residual, None  # one tensor to keep for the next layer, not two
+        return add_norm(x, residual, self.norm.weight, self.norm.eps)[1], new_state
 
 
 class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixin):

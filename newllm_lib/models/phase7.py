@@ -26,7 +26,7 @@ from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.new_llm import init_context_vector
-from newllm_lib.ops.stream_norm import add_norm
+from newllm_lib.ops.add_norm import add_norm
 
 
 class Phase7Config(PreTrainedConfig):
@@ -188,20 +188,20 @@ class Phase7Model(Phase7PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, one of the two.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        starts = None
+        doc_starts = None
         if input_ids is not None and self.config.reset_at_bos:
-            starts = document_starts(input_ids, self.config.bos_token_id)
+            doc_starts = document_starts(input_ids, self.config.bos_token_id)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
-        x, starts = moved.there(x), moved.starts(starts)
-        keep = use_cache if use_cache is not None else not self.training
-        x, state = self._blocks(self.dropout(x), state, starts, moved.lengths, keep)
+        x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
+        output_final_state = use_cache if use_cache is not None else not self.training
+        x, state = self._blocks(self.dropout(x), state, doc_starts, moved.lengths, output_final_state)
         x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
         return Phase7Output(moved.back(x), state)
 
-    def _blocks(self, x, state, starts, lengths, keep: bool):
-        """All blocks: the new x and the new state (None without `keep`)."""
+    def _blocks(self, x, state, doc_starts, lengths, output_final_state: bool):
+        """All blocks: the new x and the new state (None without `output_final_state`)."""
         config = self.config
         turn = None
         if config.attention != "linear":
@@ -209,13 +209,13 @@ class Phase7Model(Phase7PreTrainedModel):
             turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
         states = []
         for index, layer in enumerate(self.layers):
-            arguments = x, None if state is None else state[:, index], turn, starts, lengths, self.curvature_factor, keep
+            arguments = x, None if state is None else state[:, index], turn, doc_starts, lengths, self.curvature_factor, output_final_state
             if self.gradient_checkpointing and self.training:
                 x, layer_state = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
                 x, layer_state = layer(*arguments)
             states.append(layer_state)
-        return x, torch.stack(states, 1) if keep else None
+        return x, torch.stack(states, 1) if output_final_state else None
 
 
 @dataclass
@@ -223,15 +223,15 @@ class _Moved:
     """Each row's padding moved to its end, where causality makes it harmless, and results moved back."""
 
     order: torch.Tensor | None = None
-    valid: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, valid: torch.Tensor | None) -> _Moved:
-        """valid: (batch, time) bool, False at padding; None: nothing is moved."""
-        if valid is None:
+    def of(cls, mask: torch.Tensor | None) -> _Moved:
+        """mask: (batch, time) bool, False at padding; None: nothing is moved."""
+        if mask is None:
             return cls()
-        return cls(torch.argsort(~valid, dim=1, stable=True), valid, valid.sum(1))
+        return cls(torch.argsort(~mask, dim=1, stable=True), mask, mask.sum(1))
 
     def there(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.order is None else _gathered(x, self.order)
@@ -239,9 +239,9 @@ class _Moved:
     def back(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.order is None else _gathered(x, self.order.argsort(1))
 
-    def starts(self, starts: torch.Tensor | None) -> torch.Tensor | None:
+    def doc_starts(self, doc_starts: torch.Tensor | None) -> torch.Tensor | None:
         """No document starts in padding."""
-        return starts if starts is None or self.order is None else (starts & self.valid).gather(1, self.order)
+        return doc_starts if doc_starts is None or self.order is None else (doc_starts & self.mask).gather(1, self.order)
 
 
 def _gathered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from newllm_lib.layers.document import document_starts, positions_in_document
-from newllm_lib.ops.cross_entropy import linear_cross_entropy
+from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class TinyGPT2Config(GPT2Config):

@@ -10,7 +10,7 @@ max_samples: only a part of the data) and are resolved when the recipe is loaded
       tiny_gpt2: {learning_rate: 0.003}
 """
 
-from newllm_lib.recipe.guides_keys import GUIDES_KEYS
+from newllm_lib.recipe.aliases import GUIDES_KEYS
 from newllm_lib.recipe.loading import load_recipe, overrides, shipped_recipes, start_run
 from newllm_lib.recipe.meaning import refuse_without_effect
 from newllm_lib.recipe.recipe import Recipe

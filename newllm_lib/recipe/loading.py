@@ -10,13 +10,13 @@ from pathlib import Path
 
 from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
+from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
 from newllm_lib.recipe.files import check_keys, read_yaml
-from newllm_lib.recipe.guides_keys import GUIDES_KEYS, in_our_words, older_names
+from newllm_lib.recipe.init_from import MODELS, init_from, keys_of_start, short_name, word_for_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
-from newllm_lib.recipe.names import run_name
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
-from newllm_lib.recipe.start import MODELS, find_start, keys_of_start, short_name, word_for_start
+from newllm_lib.recipe.run_name import run_name
 from newllm_lib.runs import Run, check_plain_name
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -50,7 +50,7 @@ def load_recipe(
     if recorded:
         values = as_of_today(values, path, _KNOWN)
     values = _file_in_our_words(values, path)
-    asked = in_our_words(overrides or {}, "the command line", values.get("micro_batch_size"))
+    asked = resolve_keys(overrides or {}, "the command line", values.get("micro_batch_size"))
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
     check_keys(asked, "the command line", _KNOWN)
     assemble = partial(_assembled, path, values, asked, device_kind)
@@ -74,10 +74,10 @@ def overrides(arguments: object) -> dict[str, str]:
 
 def _file_in_our_words(values: dict, path: Path) -> dict:
     """A file's values, those under `when:` too, with the guide's names replaced by ours."""
-    values = in_our_words(values, str(path))
+    values = resolve_keys(values, str(path))
     if isinstance(values.get("when"), dict):
         values["when"] = {
-            condition: in_our_words(part, f"{path}, when: {condition}", values.get("micro_batch_size"))
+            condition: resolve_keys(part, f"{path}, when: {condition}", values.get("micro_batch_size"))
             for condition, part in values["when"].items()
         }
     return values
@@ -120,7 +120,7 @@ def start_run(wanted: str, model: str) -> Run:
     Raises:
         UsageError: there is none; says how to get one.
     """
-    return find_start(wanted, model, shipped_recipes())
+    return init_from(wanted, model, shipped_recipes())
 
 
 def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, decided: dict, from_run: str | None) -> Recipe:

@@ -298,7 +298,7 @@ class Recipe:
     momentum_bits: int = _training(
         4, "bits of the momentum of adafactor (0: none), and of muon on bf16 weights", choices=(0, 4, 8, 32)
     )
-    step_in_backward: bool = _training(
+    optimizer_in_backward: bool = _training(
         False,
         "step each parameter in the backward pass, once its gradient is whole, and free the gradient; the batch is "
         "then cut inside each block, and gradients are clipped by the norm as known at that moment",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from newllm_lib.recipe.aliases import resolve_keys
 from newllm_lib.recipe.files import check_keys
-from newllm_lib.recipe.guides_keys import in_our_words
 
 _FIRST = "0.1.0"  # it wrote every key, and no version
 _WRITTEN_BY_FIRST = {"recipe", "run_name", "resume", "output_dir"}
@@ -27,7 +27,7 @@ def as_of_today(values: dict, path: Path, known: list[str]) -> dict:
     Raises:
         UsageError: a key that is gone and did something, or one that no version knows.
     """
-    values = in_our_words(values, str(path))
+    values = resolve_keys(values, str(path))
     version = _number(str(values.pop("version", _FIRST)))
     check_keys(values, str(path), known)
     for since, before in _DEFAULTS_BEFORE.items():

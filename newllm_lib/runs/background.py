@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.files import explained
+from newllm_lib.runs.atomic import explained
 from newllm_lib.runs.lock import INHERITED, RunLock, is_locked, lock_holder
 from newllm_lib.runs.run import Run
 from newllm_lib.runs.status import last_line, read_status

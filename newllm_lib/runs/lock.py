@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.files import clean_leftovers, explained, mark_folder
+from newllm_lib.runs.atomic import clean_leftovers, explained, mark_folder
 from newllm_lib.runs.ownership import check_shared
 from newllm_lib.runs.processes import started_at
 

@@ -19,7 +19,7 @@ from newllm_lib import __version__
 from newllm_lib.errors import UsageError
 
 MARK = ".newllm.json"
-MANIFEST = "WHOLE.json"
+MANIFEST = "MANIFEST.json"
 LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-(?P<start>\d+)-\d+$")
 
 RUN_FILES = frozenset(

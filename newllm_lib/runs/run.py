@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm_lib.errors import UsageError
-from newllm_lib.runs.files import is_whole, staged_directory
+from newllm_lib.runs.atomic import is_complete, staged_directory
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _MARKS = ("recipe.yaml", "status.json", "run.lock")  # a folder with one of these is a run
@@ -45,7 +45,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The whole checkpoints, oldest first. One that a crash or a copy tore is left out."""
-        found = [(int(m[1]), p) for p in _entries(self.path) if (m := _CHECKPOINT.match(p.name)) and is_whole(p)]
+        found = [(int(m[1]), p) for p in _entries(self.path) if (m := _CHECKPOINT.match(p.name)) and is_complete(p)]
         return [path for _, path in sorted(found)]
 
     def latest_checkpoint(self) -> Path | None:

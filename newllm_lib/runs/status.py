@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from newllm_lib.console import duration
-from newllm_lib.runs.files import atomic_write_text
+from newllm_lib.runs.atomic import atomic_write_text
 from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.run import Run
 

@@ -8,7 +8,7 @@ def train(recipe, was_finished: bool | None = None):
     from newllm_lib.training.run import train as run_training
 
     if recipe.task == "dpo":
-        from newllm_lib.training.preferences import train_preferences
+        from newllm_lib.training.dpo.run import train_preferences
 
         return run_training(recipe, train_preferences, was_finished)
     return run_training(recipe, was_finished=was_finished)

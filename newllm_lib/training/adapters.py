@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import WHOLE, Run, is_whole, staged_directory
+from newllm_lib.runs import MANIFEST, Run, is_complete, staged_directory
 
 BASE, ADAPTER = "base", "adapter"
 _WEIGHTS = "adapter_model.safetensors"
@@ -24,11 +24,11 @@ _WEIGHTS = "adapter_model.safetensors"
 
 def keep_base(run: Run, start: Path) -> None:
     """Copy the start into the run, so that the run's folder is all that is needed to continue."""
-    if is_whole(run.path / BASE):
+    if is_complete(run.path / BASE):
         return
     with staged_directory(run.path / BASE) as staging:
         for file in start.iterdir():
-            if file.is_file() and file.name != WHOLE:
+            if file.is_file() and file.name != MANIFEST:
                 shutil.copyfile(file, staging / file.name)
 
 

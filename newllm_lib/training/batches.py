@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from newllm_lib.data.blocks import IGNORED, training_blocks
-from newllm_lib.training import ranks
 from newllm_lib.training.context import RunContext
+from newllm_lib.training.distributed import process_group
 
 
 class Batches:
@@ -36,7 +36,7 @@ class Batches:
     def _dealt(self, starts: list) -> Iterator[list]:
         """A batch's micro-batches are dealt out to the processes in turn."""
         size = self.context.sequences_at_once
-        for begin in range(ranks.rank() * size, len(starts), ranks.world() * size):
+        for begin in range(process_group.rank() * size, len(starts), process_group.world_size() * size):
             yield starts[begin : begin + size]
 
     def _read(self, starts: list) -> dict[str, Tensor]:
@@ -49,6 +49,6 @@ class Batches:
 def count_labels(batches: list[dict[str, Tensor]]) -> Tensor:
     """How many tokens a step predicts, in all micro-batches and processes: what its losses are divided by."""
     count = reduce(torch.add, ((batch["labels"] != IGNORED).sum() for batch in batches))
-    if ranks.several():
-        ranks.sum_([count])
+    if process_group.is_distributed():
+        process_group.all_reduce_sum_([count])
     return count.to(torch.float32)

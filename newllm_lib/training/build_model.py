@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from newllm_lib.checkpoints.weights import check_weights
-from newllm_lib.ops import ahead
-from newllm_lib.training import ranks
+from newllm_lib.ops import precompile
 from newllm_lib.training.adapters import BASE, add_adapters, keep_base
-from newllm_lib.training.compiling import compilation
+from newllm_lib.training.compile import compilation
 from newllm_lib.training.context import RunContext
-from newllm_lib.training.lowmem.blocks import BlockPasses
-from newllm_lib.training.lowmem.plan import make_model, prepare_blocks
+from newllm_lib.training.distributed import process_group
+from newllm_lib.training.distributed.fsdp import apply_fsdp
+from newllm_lib.training.distributed.strategy import is_sharded, num_shards
+from newllm_lib.training.memory.blocks import BlockPasses
+from newllm_lib.training.memory.plan import make_model, prepare_blocks
 from newllm_lib.training.model_config import build_model, count_parameters, load_model, model_config
-from newllm_lib.training.several import is_cut, parts
-from newllm_lib.training.sharding import cut
 
 # Parameters from which on a model is made on its GPU: a small machine's host could not hold it.
 _LARGE = 200_000_000
@@ -45,18 +45,18 @@ def build(context: RunContext) -> BuiltModel:
     if context.checkpoint:
         check_weights(context.checkpoint, model)
     model.config.use_cache = False  # training asks for a state where it carries one
-    sharded = is_cut(recipe, context.device)
+    sharded = is_sharded(recipe, context.device)
     how = compilation(recipe, context.device)
     if how == "replay" and sharded:
         how = "off"  # what processes send each other in a pass is not recorded
     blocks = prepare_blocks(model, recipe, context.micro_batch, how)
     if recipe.gradient_checkpointing == "on" and blocks is None:
         _checkpoint_activations(model)
-    if blocks is None and not recipe.teacher and device.type == "cuda" and not ranks.several():
-        ahead.rehearse(model.to(device), partial(_loss_of_a_batch, model, context))
+    if blocks is None and not recipe.teacher and device.type == "cuda" and not process_group.is_distributed():
+        precompile.trace_and_compile(model.to(device), partial(_loss_of_a_batch, model, context))
     compiled = how in ("on", "graphs") and blocks is None
     if sharded:
-        cut(model, torch.device(device.type), parts(recipe, context.device), compiled=compiled)
+        apply_fsdp(model, torch.device(device.type), num_shards(recipe, context.device), compiled=compiled)
         return BuiltModel(model, blocks, how)
     if compiled:
         torch._dynamo.config.optimize_ddp = (
@@ -79,7 +79,7 @@ def _make(context: RunContext) -> nn.Module:
         return load_model(context.checkpoint or context.start.folder, recipe)
     base = context.run.path / BASE
     if not context.checkpoint:
-        with ranks.one_before_the_rest(ranks.is_first()):
+        with process_group.main_process_first(process_group.is_main_process()):
             keep_base(context.run, context.start.folder)
     return add_adapters(load_model(base, recipe), recipe, base)
 

@@ -20,18 +20,18 @@ import torch
 
 from newllm_lib import console
 from newllm_lib.runs import checkpoint_step, link_model, remove_directory, staged_directory
-from newllm_lib.training import ranks
-from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.curves import write_training_log
-from newllm_lib.training.keeping import only_data_is_read
+from newllm_lib.training.distributed import process_group
+from newllm_lib.training.mirror_callbacks import plain_unpickling_errors
+from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import Autograd
 
 
 class Checkpoints:
     """Writes and reads them. All processes call each method; the first writes, others add what they have."""
 
-    def __init__(self, context: RunContext, strategy: Autograd, carried: CarriedState | None):
+    def __init__(self, context: RunContext, strategy: Autograd, carried: RecurrentStateBuffer | None):
         self.context, self.run, self.strategy, self.carried = context, context.run, strategy, carried
 
     def save(self, step: int) -> None:
@@ -43,10 +43,10 @@ class Checkpoints:
             _save_random_state(folder, self.context.torch_device)
             if self.carried is not None:
                 self.carried.save(folder)
-            if ranks.is_first():
+            if process_group.is_main_process():
                 self._save_progress(folder, step)
                 self.context.data.tokenizer.save_pretrained(folder)
-        if ranks.is_first():
+        if process_group.is_main_process():
             link_model(final, self.run.last)
             for old in self.run.checkpoints()[: -self.context.recipe.keep_checkpoints]:
                 remove_directory(old)
@@ -57,7 +57,7 @@ class Checkpoints:
         """Model and tokenizer, all that `from_pretrained` needs."""
         with self._staged(self.run.best) as folder:
             self.strategy.save_weights(folder)
-            if ranks.is_first():
+            if process_group.is_main_process():
                 self.context.data.tokenizer.save_pretrained(folder)
 
     def load(self) -> None:
@@ -69,7 +69,7 @@ class Checkpoints:
         checkpoint = self.context.checkpoint
         if checkpoint is None:
             return
-        with only_data_is_read(checkpoint):
+        with plain_unpickling_errors(checkpoint):
             self.strategy.load_weights(checkpoint)
             self.strategy.load_state(checkpoint)
         if self.carried is not None:
@@ -84,12 +84,12 @@ class Checkpoints:
         checkpoint, seed = self.context.checkpoint, self.context.recipe.seed
         file = checkpoint / _random_state_file() if checkpoint else None
         if file is not None and file.is_file():
-            with only_data_is_read(checkpoint):
+            with plain_unpickling_errors(checkpoint):
                 _load_random_state(file, self.context.torch_device)
         elif checkpoint:
-            ranks.own_random_numbers(seed, checkpoint_step(checkpoint))
-        elif not ranks.is_first():  # other dropout than the first process's
-            ranks.own_random_numbers(seed, 0)
+            process_group.seed_per_rank(seed, checkpoint_step(checkpoint))
+        elif not process_group.is_main_process():  # other dropout than the first process's
+            process_group.seed_per_rank(seed, 0)
 
     def _save_progress(self, folder: Path, step: int) -> None:
         context = self.context
@@ -107,13 +107,13 @@ class Checkpoints:
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
         """`staged_directory` of the first process, for all: they may write into it before it gets its name."""
-        with staged_directory(folder) if ranks.is_first() else nullcontext() as staging:
-            yield Path(ranks.as_the_first_says(str(staging)))
-            ranks.wait_for_all()
+        with staged_directory(folder) if process_group.is_main_process() else nullcontext() as staging:
+            yield Path(process_group.broadcast_object(str(staging)))
+            process_group.barrier()
 
 
 def _random_state_file() -> str:
-    return "rng_state.pth" if ranks.world() == 1 else f"rng_state_{ranks.rank()}.pth"
+    return "rng_state.pth" if process_group.world_size() == 1 else f"rng_state_{process_group.rank()}.pth"
 
 
 def _save_random_state(folder: Path, device: torch.device) -> None:

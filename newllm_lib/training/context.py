@@ -11,10 +11,10 @@ from newllm_lib.data import PreparedData
 from newllm_lib.device import Device
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
-from newllm_lib.training import ranks
-from newllm_lib.training.compiling import dtype_of
+from newllm_lib.training.compile import dtype_of
+from newllm_lib.training.distributed import process_group
+from newllm_lib.training.initial_model import InitialModel
 from newllm_lib.training.progress import Progress
-from newllm_lib.training.start import Start
 
 
 @dataclass
@@ -33,7 +33,7 @@ class RunContext:
     run: Run
     device: Device
     data: PreparedData
-    start: Start | None
+    start: InitialModel | None
     checkpoint: Path | None
     progress: Progress
     steps_per_epoch: int
@@ -44,7 +44,7 @@ class RunContext:
     def torch_device(self) -> torch.device:
         """The device of this process."""
         return (
-            torch.device("cuda", ranks.local_rank())
+            torch.device("cuda", process_group.local_rank())
             if self.device.torch_device == "cuda"
             else torch.device("cpu")
         )
@@ -57,12 +57,12 @@ class RunContext:
     @property
     def sequences_at_once(self) -> int:
         """Sequences in one call of the model. Where weights are stepped in it, the blocks cut the batch."""
-        return self.recipe.batch_size // ranks.world() if self.recipe.step_in_backward else self.micro_batch
+        return self.recipe.batch_size // process_group.world_size() if self.recipe.optimizer_in_backward else self.micro_batch
 
     @property
     def accumulation_steps(self) -> int:
         """Micro-batches of a step, in each process."""
-        return self.recipe.batch_size // (self.sequences_at_once * ranks.world())
+        return self.recipe.batch_size // (self.sequences_at_once * process_group.world_size())
 
     def epoch_at(self, step: int) -> float:
         """How many epochs are done after `step` steps, as the rows of `metrics.jsonl` say it."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from newllm_lib.checkpoints import load_model
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.carry import window
+from newllm_lib.generation.stateful import window
 from newllm_lib.models import TinyGPT2ForCausalLM
 from newllm_lib.ops.distillation import distillation_loss
 from newllm_lib.recipe import Recipe
@@ -86,5 +86,5 @@ def refuse_distillation(recipe: Recipe) -> None:
         return
     if recipe.model != "new_llm":
         raise UsageError(f"teacher: only new_llm is distilled into, not {recipe.model}.")
-    if recipe.step_in_backward or recipe.lora_rank:
-        raise UsageError("teacher does not go together with step_in_backward or lora_rank: leave one of them out.")
+    if recipe.optimizer_in_backward or recipe.lora_rank:
+        raise UsageError("teacher does not go together with optimizer_in_backward or lora_rank: leave one of them out.")

@@ -7,7 +7,7 @@ import math
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
-from newllm_lib.training.compiling import is_walked
+from newllm_lib.training.compile import is_walked
 
 # Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
 # for the others scaled from their data sheets by the H100's share.
@@ -76,7 +76,7 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
         return
     held = f"{_weights_gib(recipe, count) / parts:.1f} of it for {count:,} parameters with gradients and optimizer"
     keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
-    keys += [] if recipe.weights_dtype == "bf16" else ["--weights_dtype bf16 --optimizer adafactor --step_in_backward true"]
+    keys += [] if recipe.weights_dtype == "bf16" else ["--weights_dtype bf16 --optimizer adafactor --optimizer_in_backward true"]
     raise NewLLMError(
         f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
         f"{device.memory_gib:.1f}: {', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take "
@@ -175,7 +175,7 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
         on_host = recipe.gradient_checkpointing == "offload" and device.torch_device == "cuda"
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
     # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input until then.
-    kept = inputs * (recipe.batch_size if recipe.step_in_backward else sequences) * value
+    kept = inputs * (recipe.batch_size if recipe.optimizer_in_backward else sequences) * value
     return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
 
 
@@ -219,8 +219,8 @@ def _vocabulary(recipe: Recipe) -> int:
 def _bytes_a_parameter(recipe: Recipe) -> float:
     """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there at a time."""
     weight = 2 if recipe.weights_dtype == "bf16" else 4
-    gradient = weight / recipe.num_layers if recipe.step_in_backward else weight
-    light = recipe.weights_dtype == "bf16" or recipe.step_in_backward
+    gradient = weight / recipe.num_layers if recipe.optimizer_in_backward else weight
+    light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward
     momentum = recipe.momentum_bits / 8 * 33 / 32  # each 128 share a scale
     adamw = 8 if recipe.weights_dtype == "fp32" else 4
     state = {"adamw": adamw, "muon": momentum if light else 8, "adafactor": momentum, "adamw8bit": 2.1, "adamw4bit": 1.1}

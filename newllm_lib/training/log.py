@@ -16,9 +16,9 @@ from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, checkpoint_step, explained, rotate_log, write_status
-from newllm_lib.training import ranks
 from newllm_lib.training.context import RunContext
-from newllm_lib.training.keeping import MirrorNews
+from newllm_lib.training.distributed import process_group
+from newllm_lib.training.mirror_callbacks import MirrorLog
 
 
 @dataclass
@@ -43,7 +43,7 @@ class TrainingLog:
     def __init__(self, context: RunContext, track: Callable[[dict, int], None] | None = None):
         self.context, self.run, self.track = context, context.run, track
         self.lines = lines_for(context)
-        self.mirror = MirrorNews(context.run)
+        self.mirror = MirrorLog(context.run)
         progress = context.progress
         self.interval_loss = torch.tensor(progress.interval_loss, device=context.torch_device)
         self._measured_from = checkpoint_step(context.checkpoint) if context.checkpoint else 0
@@ -60,8 +60,8 @@ class TrainingLog:
         """Begin a row: the mean loss since the last one, and this step's gradients' norm before clipping."""
         self.flush()
         numbers = torch.stack([self.interval_loss, norm.to(self.interval_loss)])
-        if ranks.several():
-            numbers = torch.stack(ranks.all_gathered(numbers))
+        if process_group.is_distributed():
+            numbers = torch.stack(process_group.all_gathered(numbers))
         arrived = None
         if numbers.is_cuda:
             numbers = numbers.to("cpu", non_blocking=True)
@@ -88,7 +88,7 @@ class TrainingLog:
         self._append(row)
         self.mirror.look()
         self.check_finite(row["loss"], row["step"])
-        if ranks.is_first():
+        if process_group.is_main_process():
             self.lines.training_line(row)
             write_status(self.run, step=row["step"], total_steps=self.context.total_steps)
 
@@ -129,7 +129,7 @@ class TrainingLog:
         """
         progress = self.context.progress
         progress.interval_steps = step - self._logged_step
-        values = ranks.all_gathered(self.interval_loss) if ranks.several() else [self.interval_loss]
+        values = process_group.all_gathered(self.interval_loss) if process_group.is_distributed() else [self.interval_loss]
         progress.interval_loss = (
             torch.stack(values).double().mean().item() if progress.interval_steps else 0.0
         )
@@ -159,7 +159,7 @@ class TrainingLog:
         self._paused += time.monotonic() - started
 
     def _append(self, row: dict) -> None:
-        if ranks.is_first():
+        if process_group.is_main_process():
             with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -268,7 +268,7 @@ class Heartbeat:
         )
 
     def beat(self, step: int) -> None:
-        if time.monotonic() - self.last > self.every_seconds and ranks.is_first():
+        if time.monotonic() - self.last > self.every_seconds and process_group.is_main_process():
             self.last = time.monotonic()
             write_status(self.run, step=step, total_steps=self.total_steps)
             rotate_log(self.run.log)

@@ -17,21 +17,21 @@ from newllm_lib.errors import Interrupted
 from newllm_lib.evaluation.metrics import Share, evaluate
 from newllm_lib.models import parameters
 from newllm_lib.runs import checkpoint_step, write_status
-from newllm_lib.training import ranks
-from newllm_lib.training.agreement import Agreement
 from newllm_lib.training.batches import Batches, count_labels
 from newllm_lib.training.build_model import build
-from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.checkpointing import Checkpoints
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
 from newllm_lib.training.distill import Teacher
+from newllm_lib.training.distributed import process_group
+from newllm_lib.training.distributed.flag_sync import FlagSync
+from newllm_lib.training.distributed.fsdp import is_sharded
 from newllm_lib.training.log import Heartbeat, TrainingLog
 from newllm_lib.training.losses import DistilledLoss, NextTokenLoss
 from newllm_lib.training.samples import Samples
-from newllm_lib.training.sharding import is_cut
-from newllm_lib.training.signals import SaveRequests, Signals, Wishes
+from newllm_lib.training.signals import Flags, SaveRequests, Signals
+from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import make_accelerator, strategy_for
 from newllm_lib.training.timetable import Timetable
 
@@ -47,8 +47,8 @@ class TrainingLoop:
         set_seed(recipe.seed)  # what follows does not depend on what was drawn for the weights
         gc.collect()
         torch.cuda.empty_cache()  # nothing happens where no GPU is in use
-        self.model, self.accelerator = built.model, make_accelerator(context, is_cut(built.model))
-        self.carried = CarriedState(context.accumulation_steps) if recipe.carry_state else None
+        self.model, self.accelerator = built.model, make_accelerator(context, is_sharded(built.model))
+        self.carried = RecurrentStateBuffer(context.accumulation_steps) if recipe.carry_state else None
         self.strategy = strategy_for(context, built, self.accelerator)(
             context, built, self.accelerator, self._loss()
         )
@@ -61,8 +61,8 @@ class TrainingLoop:
         self.heartbeat = Heartbeat(context.run, context.total_steps)
         self.timetable = Timetable(recipe, context.steps_per_epoch, context.total_steps)
         self.signals = Signals()
-        wishes = Agreement if ranks.several() else Wishes
-        self.wishes = wishes(self.signals, self.timetable, SaveRequests(context.run))
+        flags = FlagSync if process_group.is_distributed() else Flags
+        self.flags = flags(self.signals, self.timetable, SaveRequests(context.run))
         self.stopping = self.step >= context.total_steps
 
     def _loss(self) -> NextTokenLoss:
@@ -80,7 +80,7 @@ class TrainingLoop:
             NewLLMError: a loss that is no number, or the disk's trouble.
         """
         context = self.context
-        if ranks.is_first():
+        if process_group.is_main_process():
             write_status(
                 context.run,
                 total_steps=context.total_steps,
@@ -95,16 +95,16 @@ class TrainingLoop:
                 self.checkpoints.load_random_state()
                 while not self.stopping:
                     self.train_epoch()
-                self.wishes.end()
+                self.flags.end()
                 self.log.flush()
         finally:
-            if ranks.is_first():
+            if process_group.is_main_process():
                 write_training_log(context.run)
             for tracker in self.accelerator.trackers:
                 tracker.finish()
-        if ranks.is_first():
+        if process_group.is_main_process():
             plot_curves(context.run)
-        if self.wishes.stopped:
+        if self.flags.stopped:
             raise Interrupted(
                 f"Stopped at step {self.step} of {context.total_steps}, saved: the same command continues."
             )
@@ -137,7 +137,7 @@ class TrainingLoop:
         """Log, evaluate and save, if it is time."""
         decision = self.timetable.after(self.step)
         self.heartbeat.beat(self.step)
-        self.wishes.heed(decision)
+        self.flags.heed(decision)
         if decision.log:
             self.log.take(self.step, self.strategy.learning_rate, norm)
         if decision.evaluate:
@@ -151,23 +151,23 @@ class TrainingLoop:
         context, progress = self.context, self.context.progress
         with self.log.paused():
             # Not compiled: its shapes are unlike training's.
-            with self.strategy.whole_weights(), torch.compiler.set_stance("force_eager"):
+            with self.strategy.summon_full_params(), torch.compiler.set_stance("force_eager"):
                 metrics = evaluate(
                     self.model,
                     context.data.validation,
                     context.data.tokenizer,
                     dtype=context.dtype,
-                    share=Share(ranks.rank(), ranks.world(), ranks.summed),
+                    share=Share(process_group.rank(), process_group.world_size(), process_group.all_reduce_sum),
                 )
                 self.log.check_finite(metrics["loss"], self.step)
                 best = progress.judge(metrics["bits_per_byte"], self.step)
                 row = self.log.evaluated(self.step, metrics, best)
-                if ranks.is_first():
+                if process_group.is_main_process():
                     self.log.lines.validation_line(metrics, best)
                     self.samples.take(self.model, self.step, row["epoch"], metrics["bits_per_byte"])
             if best:
                 self.checkpoints.save_best()
-            if ranks.is_first():
+            if process_group.is_main_process():
                 plot_curves(context.run)
         patience = context.recipe.patience
         if patience is not None and progress.evaluations_without_improvement >= patience:

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from newllm_lib.training.carry import CarriedState
 from newllm_lib.training.distill import Teacher
+from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 
 
 class NextTokenLoss:
@@ -18,7 +18,7 @@ class NextTokenLoss:
         carried: the state that each row goes on from, where it is carried from block to block.
     """
 
-    def __init__(self, carried: CarriedState | None = None):
+    def __init__(self, carried: RecurrentStateBuffer | None = None):
         self.carried = carried
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ class NextTokenLoss:
         }
         if self.carried is None:
             return model(**inputs)["loss"]
-        outputs = model(**inputs, state=self.carried.take(), use_cache=True)
-        self.carried.put(outputs["state"])
+        outputs = model(**inputs, state=self.carried.get(), use_cache=True)
+        self.carried.set(outputs["state"])
         return outputs["loss"]
 
 
@@ -51,17 +51,17 @@ class DistilledLoss(NextTokenLoss):
         self,
         teacher: Teacher,
         autocast: Callable[[], AbstractContextManager],
-        carried: CarriedState | None = None,
+        carried: RecurrentStateBuffer | None = None,
     ):
         super().__init__(carried)
         self.teacher, self.autocast = teacher, autocast
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
         ids = batch["input_ids"]
-        state = None if self.carried is None else self.carried.take()
+        state = None if self.carried is None else self.carried.get()
         with self.autocast():
             outputs = model.model(input_ids=ids, state=state, use_cache=self.carried is not None)
             loss = self.teacher.loss(model, outputs.last_hidden_state, ids, batch["labels"], tokens)
         if self.carried is not None:
-            self.carried.put(outputs.state)
+            self.carried.set(outputs.state)
         return loss

@@ -27,7 +27,7 @@ from newllm_lib.runs import (
     Run,
     RunLock,
     atomic_write_text,
-    check_folder,
+    check_checkpoint_dir,
     check_shared,
     checkpoint_step,
     gpu_for,
@@ -35,28 +35,28 @@ from newllm_lib.runs import (
     read_status_file,
     write_status,
 )
-from newllm_lib.training import hosts, ranks
-from newllm_lib.training.compiling import dtype_of
+from newllm_lib.training.compile import dtype_of
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.determinism import deterministic
 from newllm_lib.training.distill import refuse_distillation
+from newllm_lib.training.distributed import preflight, process_group
+from newllm_lib.training.distributed.strategy import check_distributed, describe, num_processes, num_shards
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
-from newllm_lib.training.keeping import Kept, continue_from_copy, copy_of
+from newllm_lib.training.initial_model import InitialModel, load_initial_model, start_to_resume, tokenizer_for
 from newllm_lib.training.log import refuse_trackers
 from newllm_lib.training.loop import TrainingLoop
-from newllm_lib.training.lowmem.plan import refuse
-from newllm_lib.training.memory import with_smaller_micro_batches
+from newllm_lib.training.memory.peak import with_smaller_micro_batches
+from newllm_lib.training.memory.plan import refuse
+from newllm_lib.training.mirror_callbacks import MirroredRun, continue_from_copy, mirror_of
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.report import report
-from newllm_lib.training.resuming import (
+from newllm_lib.training.resume import (
     checkpoint_to_resume,
-    forget_rows_after,
     free_name,
-    set_aside_after,
-    settle,
+    match_recorded_recipe,
+    retire_newer_checkpoints,
+    truncate_metrics,
 )
-from newllm_lib.training.several import in_words, parts, processes, refuse_several
-from newllm_lib.training.start import Start, find_start, start_to_resume, tokenizer_for
 
 Job = Callable[[Recipe, Run, Device, bool], None]
 
@@ -75,19 +75,19 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
         Interrupted: stopped by a signal, after saving.
     """
     console.quiet_libraries()
-    console.mute(not ranks.is_first())
-    with ranks.reporting():
+    console.mute(not process_group.is_main_process())
+    with process_group.reporting():
         recipe, run, copy, device = _settled(recipe, job)
-        count = processes(recipe, device)
-        if ranks.several():
-            ranks.join(device.torch_device)
+        count = num_processes(recipe, device)
+        if process_group.is_distributed():
+            process_group.init_process_group(device.torch_device)
             work = partial(_train_among_others, job)
         elif count > 1:
             work = partial(_launch, count)
         else:
             work = job or _train_locked
-        if ranks.holds_the_run():
-            shared = ranks.several() or count > 1  # then each process holds a GPU of its own
+        if process_group.owns_run():
+            shared = process_group.is_distributed() or count > 1  # then each process holds a GPU of its own
             _hold_and_train(
                 recipe, run, copy, device, nullcontext() if shared else _gpu(recipe, run, device), work
             )
@@ -109,15 +109,15 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
         )
     run = Run(recipe.run_path())
     check_shared(run.path, "run", "--output_dir")
-    copy = copy_of(recipe, run)
+    copy = mirror_of(recipe, run)
     for home in (run, copy):
-        recipe = settle(recipe, home) if home is not None else recipe
+        recipe = match_recorded_recipe(recipe, home) if home is not None else recipe
     refuse(recipe, device)
     refuse_distillation(recipe)
     refuse_trackers(recipe)
     dtype_of(recipe, device)  # refuses what the device cannot do
-    count = processes(recipe, device)
-    refuse_several(recipe, device, count)
+    count = num_processes(recipe, device)
+    check_distributed(recipe, device, count)
     if recipe.carry_state and recipe.model == "tiny_gpt2":
         raise UsageError(
             f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another."
@@ -127,15 +127,15 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
             "--lora_rank trains adapters beside weights that have learned something: name their run with --from."
         )
     if job is None:
-        check_memory(recipe, device, parts(recipe, device))
+        check_memory(recipe, device, num_shards(recipe, device))
     if not run.checkpoints() and not (copy and copy.checkpoints()):
-        find_start(recipe)  # refuses what is not there
+        load_initial_model(recipe)  # refuses what is not there
     return recipe, run, copy, device
 
 
 def _hold_and_train(recipe: Recipe, run: Run, copy: Run | None, device: Device, gpu, work: Job) -> None:
     """Do the work with the run's lock, mirror and log in hand, and keep its status true."""
-    with Kept(recipe, run) as kept, RunLock(run), gpu:
+    with MirroredRun(recipe, run) as kept, RunLock(run), gpu:
         if not os.environ.get(BACKGROUND):  # a background run's output is the log already
             console.also_to(run.log)
         link_log(run)
@@ -178,12 +178,12 @@ def _train_among_others(
     job: Job | None, recipe: Recipe, run: Run, device: Device, was_finished: bool | None
 ) -> None:
     """One of several processes: the first knows whether the run was finished."""
-    if ranks.is_first() and not ranks.holds_the_run() and not os.environ.get(BACKGROUND):
+    if process_group.is_main_process() and not process_group.owns_run() and not os.environ.get(BACKGROUND):
         console.also_to(run.log)
     try:
-        hosts.check_that_all_plan_the_same(recipe, device)
+        preflight.check_same_plan(recipe, device)
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
-            (job or _train_locked)(recipe, run, device, ranks.as_the_first_says(was_finished))
+            (job or _train_locked)(recipe, run, device, process_group.broadcast_object(was_finished))
     except Interrupted as stop:
         if int(
             os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)
@@ -192,12 +192,12 @@ def _train_among_others(
             raise SystemExit(0) from stop
         raise
     finally:
-        if not ranks.holds_the_run():
+        if not process_group.owns_run():
             console.also_to(None)
 
 
 def _launch(count: int, recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
-    from newllm_lib.training.launch import launch
+    from newllm_lib.training.distributed.launch import launch
 
     console.also_to(None)  # the first of the processes writes the log
     launch(recipe, device, count, was_finished)
@@ -207,23 +207,23 @@ def _gpu(recipe: Recipe, run: Run, device: Device):
     """The GPU that this process trains on, held for this run (nothing to hold on a CPU)."""
     if device.torch_device != "cuda":
         return nullcontext()
-    return gpu_for(run, ranks.local_rank(), recipe.force)
+    return gpu_for(run, process_group.local_rank(), recipe.force)
 
 
 def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
     """Prepare the data, train until done, and say what came out; nothing if the run was finished before."""
     checkpoint = checkpoint_to_resume(recipe, run)
-    hosts.check_that_all_see(run, checkpoint)
+    preflight.check_shared_filesystem(run, checkpoint)
     if checkpoint:
-        check_folder(checkpoint)
+        check_checkpoint_dir(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
     tokenizer = tokenizer_for(recipe, start, checkpoint)
-    leads = ranks.local_rank() == 0  # what it puts into its host's cache the others read
-    with ranks.one_before_the_rest(leads):
+    leads = process_group.local_rank() == 0  # what it puts into its host's cache the others read
+    with process_group.main_process_first(leads):
         data = prepare(recipe, tokenizer=tokenizer, saved=progress.data_state, leads=leads)
     with contextlib.closing(data):
-        micro = micro_batch_size(recipe, device, ranks.world())
+        micro = micro_batch_size(recipe, device, process_group.world_size())
         per_epoch, total = steps(recipe, data)
         context = RunContext(recipe, run, device, data, start, checkpoint, progress, per_epoch, total, micro)
         _record(context)
@@ -231,12 +231,12 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         if trained and recipe.resume == "auto":
             console.say(f"{run.name} is finished already ({checkpoint.name}): nothing to do.")
             return
-        if ranks.is_first():
-            forget_rows_after(run, checkpoint)
-            set_aside_after(run, checkpoint)
+        if process_group.is_main_process():
+            truncate_metrics(run, checkpoint)
+            retire_newer_checkpoints(run, checkpoint)
         _announce(context)
         _train_with_memory_left(context)
-        if ranks.is_first():
+        if process_group.is_main_process():
             write_status(
                 run, state="done", message="finished"
             )  # were the report cut off, it must not train again
@@ -244,7 +244,7 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
             report(recipe, run, data)
 
 
-def _start(recipe: Recipe, run: Run, checkpoint: Path | None, progress: Progress) -> Start | None:
+def _start(recipe: Recipe, run: Run, checkpoint: Path | None, progress: Progress) -> InitialModel | None:
     """What this run starts, or was started, from; None: from scratch, or gone by now and not needed any more.
 
     Raises:
@@ -252,7 +252,7 @@ def _start(recipe: Recipe, run: Run, checkpoint: Path | None, progress: Progress
     """
     if checkpoint is not None:
         return start_to_resume(recipe, run, progress.start_fingerprint) if recipe.from_run else None
-    start = find_start(recipe)
+    start = load_initial_model(recipe)
     progress.start_fingerprint = start.fingerprint if start else ""
     return start
 
@@ -270,7 +270,7 @@ def _record(context: RunContext) -> None:
             f"--output_dir {free_name(run)}."
         )
     progress.data_fingerprint = fingerprint
-    if ranks.is_first():
+    if process_group.is_main_process():
         atomic_write_text(run.recipe_path, context.recipe.to_yaml())
 
 
@@ -286,8 +286,8 @@ def steps(recipe: Recipe, data: PreparedData) -> tuple[int, int]:
 
 def _announce(context: RunContext) -> None:
     recipe, device, data, total = context.recipe, context.device, context.data, context.total_steps
-    count = processes(recipe, device)
-    need = estimate(recipe, device, data.train.tokens, count, parts(recipe, device))
+    count = num_processes(recipe, device)
+    need = estimate(recipe, device, data.train.tokens, count, num_shards(recipe, device))
     tokens = console.count(total * recipe.batch_size * recipe.max_seq_length)
     rate = f"learning rate {recipe.scaled_learning_rate():.2e}"
     if recipe.learning_rate_batch_size not in (None, recipe.batch_size):
@@ -310,8 +310,8 @@ def _announce(context: RunContext) -> None:
         f"  on {device.name}, {context.dtype}; about {hours} and {gib:.1f} GiB{' each' if count > 1 else ''} "
         "(an estimate; the log soon knows better)"
     )
-    if ranks.several():
-        console.say(f"  {in_words(recipe, device, count)}")
+    if process_group.is_distributed():
+        console.say(f"  {describe(recipe, device, count)}")
     if context.checkpoint:
         console.say(f"  Continuing from {context.checkpoint.name}")
 
@@ -323,7 +323,7 @@ def _train_with_memory_left(context: RunContext) -> None:
         try:
             TrainingLoop(context if first else _from_last_save(context, micro)).run()
         except torch.OutOfMemoryError as error:
-            if micro == 1 or not ranks.several():
+            if micro == 1 or not process_group.is_distributed():
                 raise
             raise NewLLMError(  # the other processes know nothing of it, and wait
                 f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size {micro // 2} (the batch "
@@ -338,7 +338,7 @@ def _from_last_save(context: RunContext, micro: int) -> RunContext:
     """The run as its last checkpoint has it, or as it began, with another micro-batch."""
     checkpoint, before = context.run.latest_checkpoint(), context.progress
     progress = Progress(data_fingerprint=before.data_fingerprint, start_fingerprint=before.start_fingerprint)
-    forget_rows_after(context.run, checkpoint)
+    truncate_metrics(context.run, checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else progress
     return replace(context, checkpoint=checkpoint, progress=progress, micro_batch=micro)
 

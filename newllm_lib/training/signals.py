@@ -58,7 +58,7 @@ class SaveRequests:
         return True
 
 
-class Wishes:
+class Flags:
     """What signals, requests and the clock add to what the timetable has decided."""
 
     def __init__(self, signals: Signals, timetable: Timetable, requests: SaveRequests):

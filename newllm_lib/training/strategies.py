@@ -23,14 +23,14 @@ from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor
 
 from newllm_lib.checkpoints.weights import load_weights
-from newllm_lib.training import ranks, sharding
 from newllm_lib.training.adapters import load_adapters, save_adapted
 from newllm_lib.training.build_model import BuiltModel
 from newllm_lib.training.context import RunContext
+from newllm_lib.training.cuda_graphs import StepGraph
+from newllm_lib.training.distributed import fsdp, process_group
 from newllm_lib.training.losses import NextTokenLoss
-from newllm_lib.training.lowmem.graphs import StepGraph
-from newllm_lib.training.lowmem.in_backward import StepInBackward
-from newllm_lib.training.optimizer import build_optimizer, build_scheduler
+from newllm_lib.training.optim.build import build_optimizer, build_scheduler
+from newllm_lib.training.optim.in_backward import OptimizerInBackward
 
 SHARD = "400MB"  # weights in one file, at most: the host never holds more than one
 
@@ -91,8 +91,8 @@ class Autograd:
         """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other processes."""
         with nullcontext() if last else self.accelerator.no_sync(self.forward):
             loss = self.loss(self.forward, batch, tokens)
-            if ranks.several():
-                loss = loss * ranks.world()  # of which the processes take the mean
+            if process_group.is_distributed():
+                loss = loss * process_group.world_size()  # of which the processes take the mean
             self._backward(loss)
         return loss.detach()
 
@@ -118,13 +118,13 @@ class Autograd:
 
     # --- what a checkpoint has of it --------------------------------------------------------------------------------
 
-    def whole_weights(self) -> AbstractContextManager:
+    def summon_full_params(self) -> AbstractContextManager:
         """In it each process may use the model by itself. All enter it."""
         return nullcontext()
 
     def save_weights(self, folder: Path) -> None:
         """The model as `from_pretrained` reads it. All processes call it."""
-        if not ranks.is_first():
+        if not process_group.is_main_process():
             return
         if self.context.recipe.lora_rank:
             save_adapted(self.model, folder)
@@ -139,17 +139,17 @@ class Autograd:
 
     def save_state(self, folder: Path) -> None:
         """Optimizer and schedule. All processes call it."""
-        if ranks.is_first():
+        if process_group.is_main_process():
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
 
     def load_state(self, folder: Path) -> None:
         """What `save_state` wrote, also of a sharded run."""
-        if (folder / sharding.OPTIMIZER).is_file():
-            sharding.load_optimizer(self.optimizer, self.model, folder)
+        if (folder / fsdp.OPTIMIZER).is_file():
+            fsdp.load_optimizer(self.optimizer, self.model, folder)
         else:
             # Alone, through the host: a GPU that is nearly full has no room for a second copy.
-            place = self.context.torch_device if ranks.several() else "cpu"
+            place = self.context.torch_device if process_group.is_distributed() else "cpu"
             self.optimizer.load_state_dict(
                 torch.load(folder / "optimizer.pt", map_location=place, weights_only=True)
             )
@@ -179,7 +179,7 @@ class LossScaled(Autograd):
 
     def save_state(self, folder: Path) -> None:
         super().save_state(folder)
-        if ranks.is_first():
+        if process_group.is_main_process():
             torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
 
     def load_state(self, folder: Path) -> None:
@@ -195,8 +195,8 @@ class Replayed(Autograd):
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         dtype = torch.bfloat16 if context.dtype == "bf16" else None
-        self.graph = StepGraph(built.model, context.torch_device, dtype, together=ranks.several())
-        ranks.as_the_first_has_them(self.graph.parameters.values())
+        self.graph = StepGraph(built.model, context.torch_device, dtype, together=process_group.is_distributed())
+        process_group.broadcast_(self.graph.parameters.values())
         super().__init__(context, built, accelerator, loss)
 
     def _prepare_optimizer(self) -> torch.optim.Optimizer:
@@ -214,15 +214,15 @@ class Replayed(Autograd):
         if carried is None:
             loss, _ = self.graph(inputs, use_cache=False)
         else:
-            state = carried.take()
+            state = carried.get()
             if state is None:  # a graph begins with a state in any case
                 state = self.model.model.initial_state(len(batch["input_ids"]))
             loss, state = self.graph({**inputs, "state": state}, use_cache=True)
-            carried.put(state)
-        if ranks.several():
-            loss = loss * ranks.world()  # a part of the loss of all processes' tokens; the log takes the mean
+            carried.set(state)
+        if process_group.is_distributed():
+            loss = loss * process_group.world_size()  # a part of the loss of all processes' tokens; the log takes the mean
             if last:
-                ranks.sum_(self.graph.sums)
+                process_group.all_reduce_sum_(self.graph.sums)
         return loss
 
 
@@ -233,15 +233,15 @@ class InBackward(Autograd):
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         super().__init__(context, built, accelerator, loss)
-        average = ranks.averaged_ if ranks.several() else None
-        self.in_backward = StepInBackward(self.model, self.optimizer, self.max_norm, built.blocks, average)
+        average = process_group.all_reduce_mean_ if process_group.is_distributed() else None
+        self.in_backward = OptimizerInBackward(self.model, self.optimizer, self.max_norm, built.blocks, average)
 
     def clip(self) -> Tensor:
         return self.in_backward.finish()
 
     def save_state(self, folder: Path) -> None:
         super().save_state(folder)
-        if ranks.is_first():
+        if process_group.is_main_process():
             self.in_backward.save(folder)
 
     def load_state(self, folder: Path) -> None:
@@ -262,32 +262,32 @@ class Sharded(Autograd):
         return super().accumulate(batch, tokens, last)
 
     def clip(self) -> Tensor:
-        return sharding.whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf))
+        return fsdp.full_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf))
 
-    def whole_weights(self) -> AbstractContextManager:
-        return sharding.whole_weights(self.model)
+    def summon_full_params(self) -> AbstractContextManager:
+        return fsdp.summon_full_params(self.model)
 
     def save_weights(self, folder: Path) -> None:
-        sharding.save_weights(self.model, folder)
+        fsdp.save_weights(self.model, folder)
 
     def load_weights(self, folder: Path) -> None:
-        sharding.load_weights(self.model, folder)
+        fsdp.load_weights(self.model, folder)
 
     def save_state(self, folder: Path) -> None:
-        sharding.save_optimizer(self.optimizer, self.model, folder)
-        if ranks.is_first():
+        fsdp.save_optimizer(self.optimizer, self.model, folder)
+        if process_group.is_main_process():
             torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
 
     def load_state(self, folder: Path) -> None:
-        sharding.load_optimizer(self.optimizer, self.model, folder)
+        fsdp.load_optimizer(self.optimizer, self.model, folder)
         self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
 
 def strategy_for(context: RunContext, built: BuiltModel, accelerator: Accelerator) -> type[Autograd]:
     """The way of this run: what was refused before (`lowmem.plan`, `several`) leaves exactly one."""
-    if sharding.is_cut(built.model):
+    if fsdp.is_sharded(built.model):
         return Sharded
-    if context.recipe.step_in_backward:
+    if context.recipe.optimizer_in_backward:
         return InBackward
     if built.compilation == "replay" and built.blocks is None:
         return Replayed

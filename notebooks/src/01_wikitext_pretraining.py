@@ -107,7 +107,6 @@ watch(new_llm, tiny_gpt2);
 
 # %%
 from IPython.display import Image, display
-
 from newllm_lib.evaluation import compare
 
 comparison = compare(new_llm, tiny_gpt2, output_dir=new_llm.path)

@@ -128,7 +128,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_spec
 # One ordinary model with the adapter merged in, as safetensors, with a card:
 
 # %%
-from newllm_lib.evaluation.export import export
+from newllm_lib.export.folder import export
 
 merged = export(run)
 

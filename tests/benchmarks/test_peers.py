@@ -10,7 +10,7 @@ from benchmarks.peer_loop import bits_per_byte, train_peer
 from newllm_lib.data import prepare
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import count_parameters, model_config
-from newllm_lib.training.muon import BatchedMuon
+from newllm_lib.training.optim.muon import BatchedMuon
 from tests.training.small_runs import write_text
 
 

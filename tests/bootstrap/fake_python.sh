@@ -24,7 +24,7 @@ case "$1 $2" in
   sleep "${PIP_SECONDS:-0}"
   echo "Successfully installed ${PIP_ADDS:-chitchat-dataset-0.9.0} newllm-0.1.0"
   ;;
-"-m newllm_lib.installing") exec "$REAL_PYTHON" "$@" ;;
+"-m newllm_lib.pip_report") exec "$REAL_PYTHON" "$@" ;;
 "-m newllm_lib")
   echo "$PWD $0 $*" >>"$CALLS"
   echo "newllm says: ${*:3} (started in $NEWLLM_STARTED_IN)"

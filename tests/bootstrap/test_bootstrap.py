@@ -210,7 +210,7 @@ def test_of_two_copies_of_a_package_the_one_that_python_takes_is_kept(tmp_path):
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Twice\nVersion: {version}\n")
     path = os.pathsep.join(str(tmp_path / folder) for folder in ("first", "second"))
     done = subprocess.run(
-        [sys.executable, "-m", "newllm_lib.installing", "keep", "."], capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "newllm_lib.pip_report", "keep", "."], capture_output=True, text=True, check=True,
         cwd=SCRIPT.parent, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert [line for line in done.stdout.splitlines() if line.startswith("twice==")] == ["twice==2.0"]

@@ -15,7 +15,7 @@ from newllm_lib import runs
 from newllm_lib.cli import main
 from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe
-from newllm_lib.runs import Run, from_guides_name
+from newllm_lib.runs import Run, resolve_path
 from newllm_lib.training import train
 from tests.training.small_runs import write_text
 
@@ -116,8 +116,8 @@ def test_the_test_target_trains_saves_and_goes_on(folder, capsys):
 def test_guides_names_and_recipes_lead_to_runs(folder, monkeypatch):
     from newllm_lib.cli.results import run_of
 
-    assert from_guides_name("a/b/phase7_step_2000.pt") == from_guides_name("a/b/step_2000") == "a/b/checkpoint-2000"
-    assert from_guides_name("a/phase7_final.pt") == "a/last" and from_guides_name("a/b") == "a/b"
+    assert resolve_path("a/b/phase7_step_2000.pt") == resolve_path("a/b/step_2000") == "a/b/checkpoint-2000"
+    assert resolve_path("a/phase7_final.pt") == "a/last" and resolve_path("a/b") == "a/b"
     keys = {"sized_for": "cpu", "data_dir": "text", "vocab_size": 300, "max_steps": 1, "hidden_size": 16, "context_dim": 16,
             "mlp_size": 16, "num_layers": 1, "max_seq_length": 16, "batch_size": 4}  # fmt: skip
     train(load_recipe("demo", {**keys, "output_dir": "checkpoints/mine"}))

@@ -53,7 +53,7 @@ def test_evaluate_on_several_sets_ends_with_a_line_for_each(replaced, capsys):
 
 
 def test_compare(replaced, capsys):
-    calls = replaced("newllm_lib.evaluation.comparison", "compare", {"verdict": "equal"})
+    calls = replaced("newllm_lib.evaluation.compare.compare", "compare", {"verdict": "equal"})
     assert main(["compare", "a", "b", "--output_dir", "table"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Comparing a with b") and "chat a" in out.splitlines()[-1]
@@ -61,7 +61,7 @@ def test_compare(replaced, capsys):
 
 
 def test_chat_takes_the_sampling_settings(replaced, capsys):
-    calls = replaced("newllm_lib.evaluation.chat", "chat", None)
+    calls = replaced("newllm_lib.generation.chat", "chat", None)
     assert main(["chat", "a", "--temperature", "0", "--max-new-tokens", "9", "--checkpoint", "last"]) == 0
     (run, settings, which), _ = calls[0]
     assert (run, which, settings.temperature, settings.max_new_tokens) == ("a", "last", 0.0, 9)

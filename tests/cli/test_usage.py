@@ -14,7 +14,7 @@ from newllm_lib.cli import main
 from newllm_lib.cli.parser import build, parse
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, shipped_recipes
-from newllm_lib.recipe.guides_keys import GUIDES_KEYS, older_names
+from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ import pytest
 from newllm_lib.colab import chat_widget
 from newllm_lib.colab.chat_widget import Chat, ChatWindow
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.sampling import Settings
+from newllm_lib.generation.sampling import Settings
 
 
 class FakeSession:

@@ -12,8 +12,8 @@ import pytest
 
 from newllm_lib import runs
 from newllm_lib.colab import buttons, curves, live
+from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
-from newllm_lib.colab.machine_use import MachineUse
 from newllm_lib.runs import Run, write_status
 from tests.colab.fake_run import append, finished, rows
 
@@ -182,9 +182,9 @@ def test_the_use_of_a_gpu_is_read_from_the_driver(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho '97, 5222, 15053'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert MachineUse().describe(None) == "GPU 97 %, 5.1 of 14.7 GiB"
+    assert GpuMonitor().describe(None) == "GPU 97 %, 5.1 of 14.7 GiB"
     program.write_text("#!/bin/sh\necho 'No devices were found'\n")
-    assert MachineUse().describe(None) == ""
+    assert GpuMonitor().describe(None) == ""
 
 
 def test_the_save_button_asks_its_run(tmp_path, monkeypatch):

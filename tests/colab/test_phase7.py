@@ -126,7 +126,7 @@ def test_without_a_gpu_the_check_says_that_there_is_nothing_to_check(monkeypatch
 
 @pytest.mark.gpu
 def test_on_a_gpu_every_kernel_is_checked(capsys):
-    from newllm_lib.ops.check import OPERATIONS
+    from newllm_lib.ops.self_check import OPERATIONS
 
     phase7.check()
     assert capsys.readouterr().out.count("✓") == len(OPERATIONS)

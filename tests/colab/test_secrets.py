@@ -9,7 +9,7 @@ import pytest
 
 from newllm_lib.colab import secrets
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation import export
+from newllm_lib.export import folder
 
 TOKEN = "hf_averysecrettokenthatmustnotbeseen"
 
@@ -55,8 +55,8 @@ def test_no_secret_is_no_token_and_one_that_is_locked_says_how_to_open_it(userda
 
 def test_push_hands_it_to_the_hub_and_prints_it_nowhere(userdata, monkeypatch, capsys, tmp_path):
     sent = []
-    monkeypatch.setattr(export, "export", lambda run: tmp_path)
-    monkeypatch.setattr(export, "push", lambda *words: sent.append(words) or "https://hub.example/me/mine")
+    monkeypatch.setattr(folder, "export", lambda run: tmp_path)
+    monkeypatch.setattr(folder, "push", lambda *words: sent.append(words) or "https://hub.example/me/mine")
     assert secrets.push(None, "me/mine") == "https://hub.example/me/mine"
     assert sent == [(tmp_path, "me/mine", TOKEN, True)]
     assert TOKEN not in "".join(capsys.readouterr())

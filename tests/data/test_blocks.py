@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from newllm_lib.data import prepare
-from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, LaneSampler, collate
+from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, ContiguousBatchSampler, collate
 from newllm_lib.errors import NewLLMError
 from tests.data.conftest import dialogues, write_jsonl
 
@@ -132,7 +132,7 @@ def test_on_a_gpu():
 
 def test_lanes_go_on_where_they_ended_and_see_every_block_once():
     split = stream(1000)
-    sampler = LaneSampler(split, 16, 4, seed=3)
+    sampler = ContiguousBatchSampler(split, 16, 4, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)

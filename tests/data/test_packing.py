@@ -17,7 +17,7 @@ import pytest
 from newllm_lib.data import cache as cache_module
 from newllm_lib.data.packing import open_packed, pack
 from newllm_lib.data.readers.folder import FolderSource
-from newllm_lib.data.records import Tally
+from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import read_splits
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
@@ -43,7 +43,7 @@ def packings(monkeypatch):
 def test_the_stream_gives_back_every_document(folder, bpe, cache):
     packed = pack_folder(folder, bpe, cache)
     texts = {split: [] for split in ALL}
-    for split, record in read_splits(FolderSource(folder), set(ALL), None, Tally()):
+    for split, record in read_splits(FolderSource(folder), set(ALL), None, RowStats()):
         texts[split].append(record.text)
     for split, part in packed.items():
         assert bpe.decode(part.ids) == "".join("<|endoftext|>" + text for text in texts[split]) + "<|endoftext|>"

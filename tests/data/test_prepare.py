@@ -14,7 +14,7 @@ from newllm_lib.data import load_split, prepare
 from newllm_lib.data import tokenizer as tokenizer_module
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.readers.textfiles import read_documents
-from newllm_lib.data.records import Tally
+from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import paragraphs, write_jsonl
@@ -60,7 +60,7 @@ def test_the_demo_holds_every_conversation_once(recipe, tmp_path):
     from chitchat_dataset import _PATH
 
     splits = {split: [] for split in SPLITS}
-    for split, record in read_splits(open_source(recipe(), tmp_path), set(SPLITS), None, Tally()):
+    for split, record in read_splits(open_source(recipe(), tmp_path), set(SPLITS), None, RowStats()):
         splits[split].append(record)
     found = sorted(m.content for records in splits.values() for record in records for m in record.messages)
     spoken = []

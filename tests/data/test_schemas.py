@@ -9,7 +9,7 @@ import pytest
 from newllm_lib.data import load_split, prepare
 from newllm_lib.data.blocks import Blocks
 from newllm_lib.data.readers.folder import read_file
-from newllm_lib.data.records import BadRecord, Message, Tally
+from newllm_lib.data.records import BadRecord, Message, RowStats
 from newllm_lib.data.schemas import LONGEST_TURN, parse_row
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
@@ -171,7 +171,7 @@ def test_data_without_answers_is_said_in_one_line(tmp_path, recipe, cache):
 
 
 def records_of(path):
-    tally = Tally()
+    tally = RowStats()
     return list(read_file(path, tally)), tally
 
 

@@ -3,7 +3,7 @@
 import random
 
 from newllm_lib.data.readers.folder import FolderSource
-from newllm_lib.data.records import Message, Record, Tally
+from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.data.splits import read_splits, split_of
 from tests.data.conftest import dialogues, paragraphs, write_jsonl
 
@@ -12,7 +12,7 @@ ALL = {"train", "validation", "test"}
 
 def split_texts(folder, wanted=ALL, max_samples=None) -> dict[str, list[str]]:
     found = {split: [] for split in wanted}
-    for split, record in read_splits(FolderSource(folder), wanted, max_samples, Tally()):
+    for split, record in read_splits(FolderSource(folder), wanted, max_samples, RowStats()):
         found[split].append(record.text)
     return found
 
@@ -69,7 +69,7 @@ def test_a_split_of_the_source_stays_what_it_is(tmp_path):
 def test_training_records_that_a_split_of_the_source_holds_too_are_not_trained_on(tmp_path):
     texts = paragraphs(500)
     folder = source(source(tmp_path, texts + texts[:3]), [*texts[:20], "new"], "test")
-    tally, found = Tally(), {split: [] for split in ALL}
+    tally, found = RowStats(), {split: [] for split in ALL}
     for split, record in read_splits(FolderSource(folder), ALL, None, tally):
         found[split].append(record.text)
     assert found["test"] == [*texts[:20], "new"] and sorted(found["train"] + found["validation"]) == sorted(texts[20:])

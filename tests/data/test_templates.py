@@ -177,7 +177,7 @@ def test_a_chat_asks_as_training_did_and_shows_the_answer_alone(worded, monkeypa
             self.unread = []
             yield from answer
 
-    monkeypatch.setattr("newllm_lib.evaluation.chat.Text", Said)
+    monkeypatch.setattr("newllm_lib.generation.chat.Text", Said)
     session = ChatSession(SimpleNamespace(config=SimpleNamespace(vocab_size=len(worded))), worded, dialogue=True)
     assert "".join(session.reply("What colour?")) == "The green house."
     assert read_ids == worded.apply_chat_template(

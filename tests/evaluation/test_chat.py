@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.chat import ChatSession, _Pieces, run_terminal, speaks_in_turns
-from newllm_lib.evaluation.sampling import Settings
+from newllm_lib.generation.chat import ChatSession, _Pieces, run_terminal, speaks_in_turns
+from newllm_lib.generation.sampling import Settings
 
 KINDS = ["new_llm", "tiny_gpt2"]
 GREEDY = Settings(temperature=0, max_new_tokens=6)

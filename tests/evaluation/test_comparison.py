@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation import comparison
-from newllm_lib.evaluation.comparison_table import as_markdown, as_text, table
+from newllm_lib.evaluation.compare import compare
+from newllm_lib.evaluation.compare.table import as_markdown, as_text, table
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.runs import Run
 from tests.helpers.loading import load_run
@@ -39,7 +39,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(pair, cache):
-    return comparison.compare(*pair)
+    return compare.compare(*pair)
 
 
 def test_the_comparison_of_two_runs(pair, result, cache):
@@ -74,14 +74,14 @@ def test_the_files_stand_in_the_first_runs_folder(pair, result):
 
 
 def test_the_same_runs_give_the_same_samples(pair, result, tmp_path, cache):
-    again = comparison.compare(*(r.best for r in pair), output_dir=tmp_path, speed=False)
+    again = compare.compare(*(r.best for r in pair), output_dir=tmp_path, speed=False)
     assert [m["samples"] for m in again["models"]] == [m["samples"] for m in result["models"]]
     assert (tmp_path / "comparison.md").exists() and "ms_per_batch" not in again["models"][0]
     assert [m["name"] for m in again["models"]] == ["new_llm_small", "tinygpt2_small"]
 
 
 def figures(kind, bits, **more):
-    label = comparison._LABELS[kind]
+    label = compare._LABELS[kind]
     base = {"kind": kind, "label": label, "name": f"{kind}_x", "bits_per_byte": bits, "samples": [], "curve": [],
             "parameters": 1000, "vocab_size": 300, "tokens": 50, "bytes": 100, "words": 20, "lower_cased": False,
             "protocol": "standard", "unk_share": 0.0, "perplexity": 9.0, "accuracy": 0.5}  # fmt: skip
@@ -104,19 +104,19 @@ def test_the_sentence_is_true_in_either_order(ours, theirs, words):
     pair = [figures("new_llm", ours), figures("tiny_gpt2", theirs)]
     baselines = {"unigram": {"bits_per_byte": 3.0}, "bigram": {"bits_per_byte": 2.0}}
     for models in (pair, pair[::-1]):
-        sentence = comparison.verdict({"models": models, "baselines": baselines, "split": "test"})
+        sentence = compare.verdict({"models": models, "baselines": baselines, "split": "test"})
         assert all(w in sentence for w in words), sentence
     assert "test split" in sentence
 
 
 def test_two_of_a_kind_are_told_apart_by_name():
     pair = [figures("new_llm", 1.6, name="a"), figures("new_llm", 1.5, name="b")]
-    assert comparison.verdict({"models": pair, "baselines": {}, "split": "test"}).startswith("b predicts better than a")
+    assert compare.verdict({"models": pair, "baselines": {}, "split": "test"}).startswith("b predicts better than a")
 
 
 def test_any_model_of_ours_is_held_against_the_baseline_model():
     def sentence(*models):
-        return comparison.verdict({"models": list(models), "baselines": {}, "split": "test"})
+        return compare.verdict({"models": list(models), "baselines": {}, "split": "test"})
 
     ours, other, baseline = figures("phase7", 1.4), figures("new_llm", 1.3), figures("tiny_gpt2", 1.5)
     for pair in ((ours, baseline), (baseline, ours)):
@@ -126,21 +126,21 @@ def test_any_model_of_ours_is_held_against_the_baseline_model():
 
 def test_figures_that_cannot_be_compared_are_not():
     ours, theirs = figures("new_llm", 1.2), figures("tiny_gpt2", 1.5, vocab_size=1000, tokens=30, protocol="seed")
-    difference = comparison.differences(ours, theirs)
+    difference = compare.differences(ours, theirs)
     assert "perplexity" not in difference and difference["bits_per_byte"] == pytest.approx(-20)
-    notes = " ".join(comparison._notes(ours, theirs))
+    notes = " ".join(compare._notes(ours, theirs))
     assert "different tokenizers" in notes and "Seed protocol" in notes
-    assert "different text" in comparison._notes(ours, figures("tiny_gpt2", 1.5, bytes=99))[0]
-    assert "more than 2 %" in comparison._notes(ours, figures("tiny_gpt2", 1.5, parameters=1030))[0]
-    assert comparison._notes(ours, figures("tiny_gpt2", 1.5)) == []
+    assert "different text" in compare._notes(ours, figures("tiny_gpt2", 1.5, bytes=99))[0]
+    assert "more than 2 %" in compare._notes(ours, figures("tiny_gpt2", 1.5, parameters=1030))[0]
+    assert compare._notes(ours, figures("tiny_gpt2", 1.5)) == []
 
 
 def test_differences_have_their_sign_and_say_what_is_better():
     ours = figures("new_llm", 1.2, accuracy=0.6, ms_per_batch=8.0, batch_size=8, length=24)
     theirs = figures("tiny_gpt2", 1.5, ms_per_batch=4.0)
     result = {"models": [ours, theirs], "baselines": {"unigram": figures("new_llm", 3.0)}, "prompts": ["a|b"],
-              "split": "test", "settings": comparison.SAMPLING, "notes": [], "verdict": "x"}  # fmt: skip
-    result["difference_percent"] = comparison.differences(ours, theirs)
+              "split": "test", "settings": compare.SAMPLING, "notes": [], "verdict": "x"}  # fmt: skip
+    result["difference_percent"] = compare.differences(ours, theirs)
     rows = {r[0]: r[3] for r in table(result)[1]}
     assert rows["bits per byte"] == "-20.0 % better" and rows["accuracy"] == "+20.0 % better"
     assert rows["forward, ms/batch"] == "+100.0 % worse" and rows["parameters"] == "0.0 %"
@@ -154,23 +154,23 @@ def test_differences_have_their_sign_and_say_what_is_better():
 
 def test_prompts_are_beginnings_of_documents(bpe, tools):
     split = tools.pack(bpe, ["short", *tools.sentences(9, seed=4)])
-    documents = comparison._sample_documents(split, 3)
-    for number, ids in zip(documents, comparison.prompts(split, bpe, documents), strict=True):
+    documents = compare._sample_documents(split, 3)
+    for number, ids in zip(documents, compare.prompts(split, bpe, documents), strict=True):
         start = split.document_starts[number]
         assert number > 0 and ids == split.ids[start : start + 13].tolist()
-    assert comparison._sample_documents(tools.pack(bpe, []), 3) == []
+    assert compare._sample_documents(tools.pack(bpe, []), 3) == []
 
 
 def test_a_dialogue_is_prompted_up_to_its_first_answer(bpe, tools):
     ids = [bpe.bos_token_id, *tools.dialogue(bpe, ["Hello?", "Hi.", "Bye."]), bpe.eos_token_id]
     split = tools.pack(bpe, ["x"])
     split.ids, split.document_starts = np.array(ids), np.array([0])
-    (prompt,) = comparison.prompts(split, bpe, [0])
-    assert comparison.readable(bpe, prompt) == "user: Hello?\nassistant:"
+    (prompt,) = compare.prompts(split, bpe, [0])
+    assert compare.readable(bpe, prompt) == "user: Hello?\nassistant:"
 
 
 def test_a_run_that_is_not_there(pair, tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="No run"):
-        comparison.compare(pair[0], "nothing")
-    assert comparison.validation_curve(Run(tmp_path)) == []
+        compare.compare(pair[0], "nothing")
+    assert compare.validation_curve(Run(tmp_path)) == []

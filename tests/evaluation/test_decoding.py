@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as warpers
 
-from newllm_lib.evaluation import decoding
-from newllm_lib.evaluation.carry import Reader
-from newllm_lib.evaluation.sampling import Sampler, Settings, reserved_tokens, stop_tokens
+from newllm_lib.generation import decoding
+from newllm_lib.generation.sampling import Sampler, Settings, reserved_tokens, stop_tokens
+from newllm_lib.generation.stateful import IncrementalDecoder
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)
 RECURRENCES = ["parallel", "sequential"]
@@ -108,7 +108,7 @@ def test_a_stop_leaves_the_state_where_it_was(bpe, make_model, at_once):
     text.reset()
     text.unread += [0, 20, 21]
     assert list(text.write(12)) == said[:place] and text.stopped and text.unread == []
-    reader = Reader(model)
+    reader = IncrementalDecoder(model)
     reader.read([0, 20, 21, *said[:place]])
     torch.testing.assert_close(text.reader.carried, reader.carried, rtol=1e-4, atol=1e-4)
 
@@ -143,6 +143,6 @@ def test_a_captured_step_gives_the_same_tokens(bpe, make_model):
     tokens = text.write(40)
     said = [next(tokens) for _ in range(20)]
     tokens.close()
-    reader = Reader(model)
+    reader = IncrementalDecoder(model)
     reader.read([0, 20, 21, *said[:-1]])
     torch.testing.assert_close(text.reader.carried, reader.carried, rtol=1e-3, atol=1e-3)

@@ -13,8 +13,8 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation import gguf
-from newllm_lib.evaluation.export import export
+from newllm_lib.export import gguf
+from newllm_lib.export.folder import export
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, link_model, staged_directory
 from newllm_lib.training.model_config import build_model
@@ -61,7 +61,7 @@ def test_every_model_exports_and_loads_where_nothing_else_is(made, tmp_path, mod
     assert loaded.config.model_type == model and recipe.model == model and len(tokenizer) <= loaded.config.vocab_size
     names = {file.name for file in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml"} <= names
-    assert not {name for name in names if name.endswith((".pt", ".bin", ".pth"))} and "WHOLE.json" not in names
+    assert not {name for name in names if name.endswith((".pt", ".bin", ".pth"))} and "MANIFEST.json" not in names
 
 
 def test_the_card_is_filled(made, tmp_path):
@@ -80,7 +80,7 @@ def test_the_command_on_the_card_means_the_same_run():
     import shlex
 
     from newllm_lib.cli.parser import parse
-    from newllm_lib.evaluation.model_card import training_command
+    from newllm_lib.export.model_card import training_command
     from newllm_lib.recipe import overrides
 
     for model in RECIPES:
@@ -111,7 +111,7 @@ def test_an_export_is_replaced_and_anything_else_is_not(made, tmp_path):
 def test_a_checkpoints_state_is_left_out(made, tmp_path):
     run = made("new_llm")
     with staged_directory(run.checkpoint(3)) as staging:
-        for file in set(run.best.iterdir()) - {run.best / "WHOLE.json"}:
+        for file in set(run.best.iterdir()) - {run.best / "MANIFEST.json"}:
             shutil.copy(file, staging)
         for name in ("optimizer.pt", "rng_state.pth", "trainer_state.json", "progress.json"):
             (staging / name).write_text("{}")

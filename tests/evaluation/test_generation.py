@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.carry import Reader
-from newllm_lib.evaluation.generation import complete
-from newllm_lib.evaluation.sampling import Sampler, Settings, reserved_tokens, stop_tokens
+from newllm_lib.generation.generate import complete
+from newllm_lib.generation.sampling import Sampler, Settings, reserved_tokens, stop_tokens
+from newllm_lib.generation.stateful import IncrementalDecoder
 
 KINDS = ["new_llm", "tiny_gpt2"]
 
@@ -52,7 +52,7 @@ def test_control_tokens_are_never_chosen(kind, bpe, make_model):
     for temperature in (0, 1.5):
         assert "<|user|>" not in complete(model, bpe, "Ada", temperature=temperature, max_new_tokens=6, seed=0)
         sampler = Sampler(Settings(temperature=temperature, seed=0), reserved_tokens(bpe, len(bpe)), "cpu")
-        assert sampler(Reader(model).read([0, 20]), []) not in reserved_tokens(bpe, len(bpe))
+        assert sampler(IncrementalDecoder(model).read([0, 20]), []) not in reserved_tokens(bpe, len(bpe))
 
 
 def test_an_answer_ends_at_the_end_of_turn(bpe, make_model):
@@ -115,7 +115,7 @@ def test_sampling_keeps_within_top_k_and_penalises_repetition():
 def test_reading_in_pieces_equals_reading_at_once(kind, bpe, make_model, tools):
     model = make_model(bpe, kind)
     ids = tools.pack(bpe, tools.sentences(1, seed=3)).ids[:20].tolist()
-    reader, whole = Reader(model), Reader(model).read(ids)
+    reader, whole = IncrementalDecoder(model), IncrementalDecoder(model).read(ids)
     for part in (ids[:1], ids[1:8], ids[8:9], ids[9:]):
         logits = reader.read(part)
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
@@ -126,7 +126,7 @@ def test_a_state_keeps_its_size_and_a_window_its_limit(bpe, make_model):
     ids = [0, *range(10, 30)]
     for kind in KINDS:
         model, sizes = make_model(bpe, kind), []
-        reader = Reader(model)
+        reader = IncrementalDecoder(model)
         for _ in range(6):
             assert reader.read(ids).isfinite().all()
             sizes.append(reader.carried_bytes())
@@ -140,7 +140,7 @@ def test_a_state_keeps_its_size_and_a_window_its_limit(bpe, make_model):
 def test_a_full_window_reads_its_newest_half_again(bpe, make_model):
     model = make_model(bpe, "tiny_gpt2", max_seq_length=24)
     ids = list(range(10, 60))
-    reader = Reader(model)
+    reader = IncrementalDecoder(model)
     for token in ids[:24]:
         reader.read([token])
     expected = model(input_ids=torch.tensor([ids[13:25]])).logits[0, -1]  # the 25th token does not fit
@@ -150,7 +150,7 @@ def test_a_full_window_reads_its_newest_half_again(bpe, make_model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_off_read_is_as_if_it_had_not_been(kind, bpe, make_model):
     model = make_model(bpe, kind)
-    reader = Reader(model)
+    reader = IncrementalDecoder(model)
     reader.read([0, 10, 11])
     blocks = model.model.layers if kind == "new_llm" else model.transformer.h
     handle = blocks[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))

@@ -48,8 +48,8 @@ def test_the_baseline_and_a_plain_folder_load_too(make_run, make_model, bpe, tmp
 
 @pytest.mark.parametrize(
     "name,harm",
-    [(name, harm) for name in ("model.safetensors", "config.json", "tokenizer.json", "WHOLE.json")
-     for harm in ("remove", "truncate", "grow") if (name, harm) != ("WHOLE.json", "grow")],
+    [(name, harm) for name in ("model.safetensors", "config.json", "tokenizer.json", "MANIFEST.json")
+     for harm in ("remove", "truncate", "grow") if (name, harm) != ("MANIFEST.json", "grow")],
 )  # fmt: skip
 def test_a_damaged_file_is_named(run, name, harm):
     file = run.best / name
@@ -83,7 +83,7 @@ def test_weights_that_are_missing_in_the_file_are_not_made_up(run, bpe):
     weights.pop(next(name for name in weights if "mlp" in name))
     with staged_directory(run.path / "checkpoint-9") as staging:
         for file in run.best.iterdir():
-            if file.name != "WHOLE.json":
+            if file.name != "MANIFEST.json":
                 (staging / file.name).write_bytes(file.read_bytes())
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NewLLMError, match="holds no weights for model.layers.0.mlp"):
@@ -107,12 +107,12 @@ def test_a_pickle_is_never_read(run):
 def test_a_tokenizer_of_another_run_is_refused(run, bpe, tmp_path):
     from newllm_lib.data.tokenizer import train_bpe, wrap
 
-    manifest = json.loads((run.best / "WHOLE.json").read_text())
+    manifest = json.loads((run.best / "MANIFEST.json").read_text())
     larger = wrap(train_bpe(iter([["some quite different text with other words in it"] * 3]), 270 + 80))
     larger.add_tokens(["more"] + [f"x{i}" for i in range(100)])
     larger.save_pretrained(run.best)
     manifest["files"] = {n: (run.best / n).stat().st_size for n in manifest["files"]}
-    (run.best / "WHOLE.json").write_text(json.dumps(manifest))
+    (run.best / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(NewLLMError, match="do not belong together"):
         load_run(run)
 

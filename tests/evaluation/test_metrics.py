@@ -8,7 +8,7 @@ import torch
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation import metrics
-from newllm_lib.evaluation.lanes import balanced_lanes, blocks, cut_to_windows, document_pieces
+from newllm_lib.evaluation.batching import balanced_rows, blocks, cut_to_windows, document_pieces
 
 KINDS = {
     "parallel": {"model": "new_llm"},
@@ -97,7 +97,7 @@ def test_logits_never_exceed_the_limit(kind, bpe, make_model, tools, monkeypatch
 def test_lanes_hold_every_input_once_and_are_balanced(count, bpe, tools):
     split = tools.pack(bpe, tools.sentences(57, seed=8))
     starts, lengths = document_pieces(split)
-    lanes = balanced_lanes(starts, lengths, count)
+    lanes = balanced_rows(starts, lengths, count)
     seen = np.concatenate([o[o >= 0] for o in blocks(lanes, 9, shrink=True)])
     assert sorted(seen) == list(range(len(split.ids) - 1))
     sizes = [lane.length for lane in lanes]

@@ -25,16 +25,16 @@ from newllm_lib.runs import (
     bring_back,
     checkpoint_step,
     is_ahead,
-    is_whole,
-    mirroring,
+    is_complete,
     remove_directory,
     staged_directory,
     start_mirror,
     write_status,
 )
+from newllm_lib.runs.mirror import daemon
 
 STEPS, SAVE_EVERY = 40, 2
-mirroring.SMALL_FILES_EVERY = 1.0
+daemon.SMALL_FILES_EVERY = 1.0
 
 
 def content(step: int) -> bytes:
@@ -150,7 +150,7 @@ def check_drive(drive: Path, run: Run) -> None:
     """What stands under a name there is whole."""
     for folder in (drive / run.name).iterdir() if (drive / run.name).is_dir() else ():
         if folder.is_dir() and not folder.name.startswith("."):
-            assert is_whole(folder) or not folder.exists(), folder
+            assert is_complete(folder) or not folder.exists(), folder
 
 
 def main() -> None:
@@ -189,7 +189,7 @@ def main() -> None:
     pid = start(run, drive, training)  # nobody disturbs this one
     assert os.waitpid(pid, 0)[1] == 0, (folder / "out").read_text()[-2000:]
     if training is fake_training:  # the real one waits by itself
-        mirroring.wait_for_mirror(run, lambda line: None, float((folder / "since").read_text()))
+        daemon.wait_for_mirror(run, lambda line: None, float((folder / "since").read_text()))
     lives = [json.loads(line) for line in (folder / "lives").read_text().splitlines()] if (folder / "lives").exists() else []
     print(json.dumps({**seen, "lives": lives, "rows": list(run.metrics()), "copy": list(Run(drive / run.name).metrics())}))
 

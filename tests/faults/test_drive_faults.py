@@ -13,16 +13,16 @@ import pytest
 from newllm_lib.runs import (
     Run,
     RunLock,
-    is_whole,
+    is_complete,
     mirror_status,
     remove_directory,
-    restore,
     staged_directory,
     start_mirror,
     wait_for_mirror,
     write_status,
 )
-from newllm_lib.runs.copying import recorded_sums, signature, sums_of
+from newllm_lib.runs.mirror import restore
+from newllm_lib.runs.mirror.copy import recorded_sums, signature, sums_of
 from tests.colab.fake_run import append
 
 SAYS = {
@@ -82,7 +82,7 @@ class World:
         """Whether its bytes are those that its sums tell; a folder that was dropped or replaced while we looked is not judged."""
         before = signature(folder)
         try:
-            whole = is_whole(folder) and recorded_sums(folder) == sums_of(folder)
+            whole = is_complete(folder) and recorded_sums(folder) == sums_of(folder)
         except FileNotFoundError:
             whole = False
         return whole or not folder.is_dir() or signature(folder) != before
@@ -192,7 +192,7 @@ def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):
 
 
 def test_a_first_copy_that_takes_longer_than_a_start_may_is_no_death(world, monkeypatch):
-    monkeypatch.setattr("newllm_lib.runs.mirroring.STARTS_WITHIN", 0.0)
+    monkeypatch.setattr("newllm_lib.runs.mirror.daemon.STARTS_WITHIN", 0.0)
     with RunLock(world.run):
         write_status(world.run, state="running")
         world.train()

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import WHOLE, check_folder, tensors
-from newllm_lib.runs.trust import check_member
+from newllm_lib.runs import MANIFEST, check_checkpoint_dir, safetensors_header
+from newllm_lib.runs.security import check_member
 from tests.faults.test_bad_input import TINY, one_line
 from tests.training.small_runs import write_text
 
@@ -101,8 +101,8 @@ def run(trained, tmp_path, monkeypatch):
 
 def seal(folder: Path) -> None:
     """As whoever made it would: the list of files is right."""
-    files = {p.name: p.lstat().st_size for p in folder.iterdir() if p.name != WHOLE and not p.is_symlink()}
-    (folder / WHOLE).write_text(json.dumps({"files": files}))
+    files = {p.name: p.lstat().st_size for p in folder.iterdir() if p.name != MANIFEST and not p.is_symlink()}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
 
 
 @damaged
@@ -158,7 +158,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path, capsys):
 
 
 def test_a_list_of_files_that_climbs_out_lists_nothing(run, capsys):
-    (run / "best" / WHOLE).write_text(json.dumps({"files": {"../../../etc/passwd": 1}}))
+    (run / "best" / MANIFEST).write_text(json.dumps({"files": {"../../../etc/passwd": 1}}))
     assert main(["chat", "run"]) == 1
     one_line(capsys.readouterr().err, "best is not whole")
 
@@ -176,7 +176,7 @@ def test_headers_that_are_none(tmp_path, header):
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
     with pytest.raises(NewLLMError, match="refused"):
-        tensors(path)
+        safetensors_header(path)
 
 
 def test_links_of_a_hubs_cache_pass_and_no_others(tmp_path):
@@ -185,13 +185,13 @@ def test_links_of_a_hubs_cache_pass_and_no_others(tmp_path):
     snapshot.mkdir(parents=True)
     (tmp_path / "models--x" / "blobs" / "1234").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/1234")
-    check_folder(snapshot)
+    check_checkpoint_dir(snapshot)
     (snapshot / "vocab.json").symlink_to("/etc/passwd")
     with pytest.raises(NewLLMError, match="link to /etc/passwd"):
-        check_folder(snapshot)
+        check_checkpoint_dir(snapshot)
 
 
 def test_our_own_checkpoints_pass(run):
     for folder in (run / "best", run / "last", *run.glob("checkpoint-*")):
-        check_folder(folder)
-        assert tensors(folder / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+        check_checkpoint_dir(folder)
+        assert safetensors_header(folder / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()

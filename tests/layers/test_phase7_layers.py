@@ -74,6 +74,6 @@ def test_rotated_products_depend_on_how_far_apart_two_places_are():
 def test_gradients_are_finite_differences():
     ssm, mlp = drawn(ARSSM(3, 4, 2, 2)), drawn(SwiGLU(3, 4))
     x, state = normal(2, 4, 3).requires_grad_(), torch.zeros(2, ssm.state_size)
-    starts = torch.tensor([[True, False, False, False], [False, False, True, False]])
-    assert torch.autograd.gradcheck(lambda x, *_: ssm(x, state, starts, None)[0], (x, *ssm.parameters()))
+    doc_starts = torch.tensor([[True, False, False, False], [False, False, True, False]])
+    assert torch.autograd.gradcheck(lambda x, *_: ssm(x, state, doc_starts, None)[0], (x, *ssm.parameters()))
     assert torch.autograd.gradcheck(lambda x, *_: mlp(x), (x, *mlp.parameters()))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.runs import Run, find_run, is_finished, is_whole, read_status
+from newllm_lib.runs import Run, find_run, is_complete, is_finished, read_status
 from tests.notebooks.test_run import NOTEBOOKS, TINY, write_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -202,5 +202,5 @@ def stop_the_first_training(tab) -> Run:
     button.click()
     until(lambda: read_status(run)["state"] == "interrupted", 240, f"Stop did not stop it: {read_status(run)}")
     status = read_status(run)
-    assert is_whole(run.latest_checkpoint()) and status["step"] < status["total_steps"]
+    assert is_complete(run.latest_checkpoint()) and status["step"] < status["total_steps"]
     return run

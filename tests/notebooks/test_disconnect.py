@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.runs import Run, checkpoint_step, is_finished, is_whole
+from newllm_lib.runs import Run, checkpoint_step, is_complete, is_finished
 from tests.bootstrap.conftest import copy_working_tree
 from tests.notebooks.test_run import TINY
 
@@ -119,5 +119,5 @@ def test_with_only_drive_left_it_goes_on_at_the_next_step_with_the_same_curve(tm
     alone.ended()
     rows = curve(alone.run())
     assert rows[-1]["step"] == STEPS and curve(second.run()) == rows  # to the last bit
-    assert "downloaded" in second.notebook.read_text() and is_whole(copy.best)
+    assert "downloaded" in second.notebook.read_text() and is_complete(copy.best)
     assert curve(copy) == rows  # the copy was brought up to date as well

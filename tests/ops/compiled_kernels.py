@@ -11,19 +11,19 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from newllm_lib.ops.cross_entropy import exponentials
+from newllm_lib.ops.add_norm import triton as stream
+from newllm_lib.ops.embedding import triton as embedding
 from newllm_lib.ops.gated_scan import triton as gated
-from newllm_lib.ops.gates import triton as gates
 from newllm_lib.ops.gradient_norms import triton as norms
 from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.linear_attention import sizes
 from newllm_lib.ops.linear_attention import triton as linear
-from newllm_lib.ops.rounded_step import new_momentum
-from newllm_lib.ops.rounded_step import triton as rounded
+from newllm_lib.ops.linear_cross_entropy import exponentials
+from newllm_lib.ops.relu2_mlp import triton as mlp
 from newllm_lib.ops.short_conv import triton as conv
-from newllm_lib.ops.squared_relu_mlp import triton as mlp
-from newllm_lib.ops.stream_norm import triton as stream
-from newllm_lib.ops.token_embedding import triton as embedding
+from newllm_lib.ops.stochastic_rounding import new_momentum
+from newllm_lib.ops.stochastic_rounding import triton as rounded
+from newllm_lib.ops.swiglu import triton as gates
 
 CAPABILITY = int(sys.argv[1])
 SHARED_MEMORY = {75: 65_536, 80: 166_912, 89: 101_376, 90: 232_448}  # bytes that one program may have
@@ -67,24 +67,24 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     def float32(*size):
         return normal(*size, dtype=torch.float32)
 
-    starts = torch.zeros(batch, time, dtype=torch.bool)
+    doc_starts = torch.zeros(batch, time, dtype=torch.bool)
     for chunks in (1, 4):
         gated.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
         y, c, final = gated.gated_scan(
-            normal(batch, time, 3 * dim), float32(dim), float32(dim), starts, starts, float32(batch, dim)
+            normal(batch, time, 3 * dim), float32(dim), float32(dim), doc_starts, doc_starts, float32(batch, dim)
         )
         (y * 2).sum().backward()
     inputs = normal(batch, time, dim), normal(batch, time, dim), float32(dim)
     r, n = stream.add_norm(*inputs, 1e-6)
     (r * n).sum().backward()
-    r, u = stream.add_norm_conv(*inputs, float32(dim, 4), starts, float32(batch, 3, dim), 1e-6)
+    r, u = stream.add_norm_conv(*inputs, float32(dim, 4), doc_starts, float32(batch, 3, dim), 1e-6)
     (r * u).sum().backward()
-    stream.last_rows(inputs[0], inputs[2], 4, starts, None, 1e-6)
-    (conv.short_conv(normal(batch, time, dim), float32(dim, 4), starts, float32(batch, 3, dim)) * 2).sum().backward()
+    stream.last_rows(inputs[0], inputs[2], 4, doc_starts, None, 1e-6)
+    (conv.short_conv(normal(batch, time, dim), float32(dim, 4), doc_starts, float32(batch, 3, dim)) * 2).sum().backward()
     state = torch.zeros(batch, 4 * dim)
-    conv.short_conv_step(normal(batch, dim), float32(dim, 4), starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
+    conv.short_conv_step(normal(batch, dim), float32(dim, 4), doc_starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
     new = torch.empty(batch, dim)
-    gated.gated_scan_step(normal(batch, 3 * dim), float32(dim), float32(dim), starts[:, 0], state[:, :dim], new)
+    gated.gated_scan_step(normal(batch, 3 * dim), float32(dim), float32(dim), doc_starts[:, 0], state[:, :dim], new)
     weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)
     settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
     factors = torch.ones(dim), torch.ones(time)
@@ -107,7 +107,7 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
 
     for module in (exponentials, mlp, attention):
         module.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
-    (mlp.squared_relu_mlp(normal(rows, dim), normal(inner, dim), normal(dim, inner)) * 2).sum().backward()
+    (mlp.relu2_mlp(normal(rows, dim), normal(inner, dim), normal(dim, inner)) * 2).sum().backward()
     losses, factors = torch.empty(2, rows)
     labels = torch.zeros(rows, dtype=torch.long)
     exponentials.scaled_rows(normal(rows, dim).detach(), losses, torch.ones(()))
@@ -127,9 +127,9 @@ def attend_linearly(dtype, features, head_size):
     """Where the sizes are said to fit; elsewhere plain torch runs."""
     q, k = (torch.rand(1, 2, 100, features, dtype=dtype, requires_grad=True) for _ in "qk")
     v, log_decay = torch.randn(1, 2, 100, head_size, dtype=dtype), torch.zeros(1, 2, 100)
-    starts = torch.zeros(1, 100, dtype=torch.bool)
+    doc_starts = torch.zeros(1, 100, dtype=torch.bool)
     if sizes.chunk(features, head_size, dtype, v.device):
-        out, state = linear.linear_attention(q, k, v, log_decay, starts, torch.zeros(1, 2, head_size + 1, features))
+        out, state = linear.linear_attention(q, k, v, log_decay, doc_starts, torch.zeros(1, 2, head_size + 1, features))
         torch.autograd.grad(out.sum() + state.sum(), [q, k])
     if sizes.features_fit(features, head_size, dtype, v.device):
         points = torch.randn(2, features, head_size)

@@ -26,9 +26,9 @@ CASES = [
 @pytest.fixture(autouse=True)
 def short_unrolling(monkeypatch):
     """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
+    from newllm_lib.ops.add_norm import triton as stream
     from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
-    from newllm_lib.ops.stream_norm import triton as stream
 
     for tile in (scan.FORWARD, scan.BACKWARD, conv._FORWARD, conv._BACKWARD):
         monkeypatch.setitem(tile, "UNROLL", 3)
@@ -38,9 +38,9 @@ def short_unrolling(monkeypatch):
 @pytest.fixture(params=["whole", "chunked"])
 def chunks(request, monkeypatch):
     """Time in one piece, and cut into pieces of at least 2 steps as where batch x dim does not fill a GPU."""
+    from newllm_lib.ops.add_norm import triton as stream
     from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
-    from newllm_lib.ops.stream_norm import triton as stream
 
     wanted = 1 if request.param == "whole" else 3
     monkeypatch.setattr(scan, "count_chunks", lambda programs, time, device: max(1, min(wanted, time // 2)))
@@ -63,10 +63,10 @@ def test_short_conv(case, chunks):
 
 
 @pytest.mark.parametrize(
-    ("width", "flags", "tail"), [(1, True, True), (2, False, False), (4, False, True), (5, True, False)]
+    ("width", "flags", "conv_state"), [(1, True, True), (2, False, False), (4, False, True), (5, True, False)]
 )
-def test_short_conv_widths(width, flags, tail, chunks):
-    checks.check_short_conv("cpu", torch.float32, 2, 7, 3, width=width, flags=flags, with_tail=tail)
+def test_short_conv_widths(width, flags, conv_state, chunks):
+    checks.check_short_conv("cpu", torch.float32, 2, 7, 3, width=width, flags=flags, with_tail=conv_state)
 
 
 @pytest.mark.parametrize("with_branch", [True, False])
@@ -79,7 +79,7 @@ def test_add_norm(with_branch):
     (torch.float32, 5, 37, True), (torch.float16, 3, 16, True), (torch.float32, 7, 130, False), (torch.float32, 1, 1, True),
 ])  # fmt: skip
 def test_add_norm_in_several_programs(dtype, rows, dim, with_branch, monkeypatch):
-    from newllm_lib.ops.stream_norm import triton
+    from newllm_lib.ops.add_norm import triton
 
     monkeypatch.setattr(triton, "_BACKWARD_TILE", 128)  # each walks over several blocks of rows
     checks.check_add_norm("cpu", dtype, 2 * rows, dim, with_branch)
@@ -91,10 +91,10 @@ def test_add_norm_conv(case, chunks):
 
 
 @pytest.mark.parametrize(
-    ("width", "flags", "tail", "branch"), [(1, True, True, True), (2, False, False, False), (5, True, False, True)]
+    ("width", "flags", "conv_state", "residual"), [(1, True, True, True), (2, False, False, False), (5, True, False, True)]
 )
-def test_add_norm_conv_widths(width, flags, tail, branch, chunks):
-    checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, tail, branch)
+def test_add_norm_conv_widths(width, flags, conv_state, residual, chunks):
+    checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, conv_state, residual)
 
 
 @pytest.mark.parametrize(
@@ -170,18 +170,18 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
 )  # fmt: skip
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
+    import newllm_lib.ops.embedding.triton  # noqa: F401
     import newllm_lib.ops.gated_scan.triton
     import newllm_lib.ops.short_conv.triton
-    import newllm_lib.ops.token_embedding.triton  # noqa: F401
 
     draw = checks.Draw("cpu", torch.float32)
     batch, time, dim = 2, 3, 5
-    x, y, starts = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.flags(batch, time, share=0.3)
+    x, y, doc_starts = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.flags(batch, time, share=0.3)
     arguments = {
-        "gated_scan": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), starts, None, None, 1e-6),
-        "short_conv": (x, draw.normal(dim, 4), starts, draw.normal(batch, 3, dim)),
+        "gated_scan": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), doc_starts, None, None, 1e-6),
+        "short_conv": (x, draw.normal(dim, 4), doc_starts, draw.normal(batch, 3, dim)),
         "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
-        "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), starts, draw.normal(batch, 3, dim), 1e-6),
+        "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), doc_starts, draw.normal(batch, 3, dim), 1e-6),
         "token_embedding": (draw.normal(7, dim), torch.tensor([0, 6, 6]), torch.float32),
     }
     torch.library.opcheck(getattr(torch.ops.newllm, name).default, arguments[name])
@@ -192,23 +192,23 @@ def test_compiles_without_graph_break():
     from newllm_lib.ops.short_conv import triton as conv
 
     draw = checks.Draw("cpu", torch.float32)
-    x, weight, taps = draw.normal(2, 3, 15), draw.normal(5), draw.normal(15, 4)
+    x, weight, conv_weight = draw.normal(2, 3, 15), draw.normal(5), draw.normal(15, 4)
 
-    def block(x, weight, taps):
-        u = conv.short_conv(x, taps)
+    def block(x, weight, conv_weight):
+        u = conv.short_conv(x, conv_weight)
         y, _, final = gated.gated_scan(torch.tanh(u), None, weight)
         return y * 2, final
 
-    eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, taps)], [x, weight, taps])
+    eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, conv_weight)], [x, weight, conv_weight])
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad([z.square().sum() for z in compiled(x, weight, taps)], [x, weight, taps])
+    found = torch.autograd.grad([z.square().sum() for z in compiled(x, weight, conv_weight)], [x, weight, conv_weight])
     for a, b in zip(found, eager, strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_token_embedding(dtype, monkeypatch):
-    from newllm_lib.ops.token_embedding import triton
+    from newllm_lib.ops.embedding import triton
 
     monkeypatch.setattr(triton, "_TILE", 64)
     checks.check_token_embedding("cpu", dtype, 7, 35, (3, 19))
@@ -217,7 +217,7 @@ def test_token_embedding(dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_squared_relu_mlp(dtype, monkeypatch):
-    from newllm_lib.ops.squared_relu_mlp import triton
+    from newllm_lib.ops.relu2_mlp import triton
 
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
     monkeypatch.setattr(triton.helpers, "multiprocessors", lambda device: 4)
@@ -232,7 +232,7 @@ def test_add_norms_last_rows(dtype, time, width, flags):
 
 
 def test_scaled_rows():
-    from newllm_lib.ops.cross_entropy.exponentials import scaled_rows
+    from newllm_lib.ops.linear_cross_entropy.exponentials import scaled_rows
 
     rows, factors, scale = torch.randn(37, 20), torch.randn(37), torch.tensor(0.5)
     torch.testing.assert_close(scaled_rows(rows, factors, scale), rows * factors.unsqueeze(1) * scale)

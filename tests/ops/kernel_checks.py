@@ -85,14 +85,14 @@ def check_gated_scan(device, dtype, batch, time, dim, flags=True, with_state=Tru
     from newllm_lib.ops.gated_scan import triton
 
     draw = Draw(device, dtype, seed)
-    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.1, 0.8))
+    doc_starts, mask = (draw.flags(batch, time, share=share) if flags else None for share in (0.1, 0.8))
     projection, bias = draw.normal(batch, time, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
     weight = draw.normal(dim, dtype=torch.float32)
     initial = draw.normal(batch, dim, dtype=torch.float32) if with_state else None
     names = ["y", "c", "final", "dprojection", "dbias", "dweight", "dinitial"]
 
     def with_flags(function):
-        return lambda p, bias, weight, initial: function(p, bias, weight, starts, valid, initial)
+        return lambda p, bias, weight, initial: function(p, bias, weight, doc_starts, mask, initial)
 
     found, exact = with_flags(triton.gated_scan), with_flags(gated_reference.gated_scan)
     compare(names, found, exact, [projection, bias, weight, initial], TOLERANCE[dtype])
@@ -102,23 +102,23 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
     from newllm_lib.ops.short_conv import triton
 
     draw = Draw(device, dtype, seed)
-    starts = draw.flags(batch, time, share=0.2) if flags else None
-    tail = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
-    inputs = [draw.normal(batch, time, dim), draw.normal(dim, width, dtype=torch.float32), tail]
+    doc_starts = draw.flags(batch, time, share=0.2) if flags else None
+    conv_state = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
+    inputs = [draw.normal(batch, time, dim), draw.normal(dim, width, dtype=torch.float32), conv_state]
 
     def with_flags(function):
-        return lambda x, weight, tail: (function(x, weight, starts, tail),)
+        return lambda x, weight, conv_state: (function(x, weight, doc_starts, conv_state),)
 
-    names = ["u", "dx", "dweight", "dtail"]
+    names = ["u", "dx", "dweight", "dconv_state"]
     compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
 
 
 def check_add_norm(device, dtype, rows, dim, with_branch=True, seed=0):
-    from newllm_lib.ops.stream_norm import reference, triton
+    from newllm_lib.ops.add_norm import reference, triton
 
     draw = Draw(device, dtype, seed)
-    branch = draw.normal(rows, dim) if with_branch else None
-    inputs = [draw.normal(rows, dim, scale=3.0), branch, draw.normal(dim, dtype=torch.float32)]
+    residual = draw.normal(rows, dim) if with_branch else None
+    inputs = [draw.normal(rows, dim, scale=3.0), residual, draw.normal(dim, dtype=torch.float32)]
 
     def both(module):
         return lambda *inputs: module.add_norm(*inputs, 1e-6)
@@ -133,71 +133,71 @@ def check_add_norm(device, dtype, rows, dim, with_branch=True, seed=0):
 
 
 def check_add_norm_conv(device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, with_branch=True, seed=0):
-    from newllm_lib.ops.stream_norm import reference, triton
+    from newllm_lib.ops.add_norm import reference, triton
 
     draw = Draw(device, dtype, seed)
-    starts = draw.flags(batch, time, share=0.2) if flags else None
-    tail = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
-    branch = draw.normal(batch, time, dim) if with_branch else None
+    doc_starts = draw.flags(batch, time, share=0.2) if flags else None
+    conv_state = draw.normal(batch, width - 1, dim, dtype=torch.float32) if with_tail else None
+    residual = draw.normal(batch, time, dim) if with_branch else None
     parameters = draw.normal(dim, dtype=torch.float32), draw.normal(dim, width, dtype=torch.float32)
-    inputs = [draw.normal(batch, time, dim), branch, *parameters, tail]
+    inputs = [draw.normal(batch, time, dim), residual, *parameters, conv_state]
 
     def with_flags(module):
-        return lambda x, branch, weight, taps, tail: module.add_norm_conv(x, branch, weight, taps, starts, tail, 1e-6)
+        return lambda x, residual, weight, conv_weight, conv_state: module.add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, 1e-6)
 
     def conv(module):  # the stream ends there
         return lambda *inputs: with_flags(module)(*inputs)[1:]
 
-    names = ["dx", "dbranch", "dweight", "dtaps", "dtail"] if with_branch else ["dx", "dweight", "dtaps", "dtail"]
+    names = ["dx", "dbranch", "dweight", "dtaps", "dconv_state"] if with_branch else ["dx", "dweight", "dtaps", "dconv_state"]
     compare(["r", "u", *names], with_flags(triton), with_flags(reference), inputs, TOLERANCE[dtype])
     if dim > 1:
         compare(["u", *names], conv(triton), conv(reference), inputs, TOLERANCE[dtype])
 
 
 def check_last_rows(device, dtype, batch, time, dim, width=4, flags=True, seed=0):
-    from newllm_lib.ops.short_conv import new_tail
-    from newllm_lib.ops.stream_norm import reference, triton
+    from newllm_lib.ops.add_norm import reference, triton
+    from newllm_lib.ops.short_conv import new_conv_state
 
     draw = Draw(device, dtype, seed)
-    starts = draw.flags(batch, time, share=0.3) if flags else None
+    doc_starts = draw.flags(batch, time, share=0.3) if flags else None
     inputs = [draw.normal(batch, time, dim), draw.normal(dim, dtype=torch.float32)]
 
     def expected(r, weight):
         last = slice(time - width + 1, None)
-        return (new_tail(reference.norm(r[:, last], weight, 1e-6), width, None if starts is None else starts[:, last], None),)
+        return (new_conv_state(reference.norm(r[:, last], weight, 1e-6), width, None if doc_starts is None else doc_starts[:, last], None),)
 
-    found = lambda r, weight: (triton.last_rows(r, weight, width, starts, None, 1e-6),)  # noqa: E731
-    compare(["tail", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
+    found = lambda r, weight: (triton.last_rows(r, weight, width, doc_starts, None, 1e-6),)  # noqa: E731
+    compare(["conv_state", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
 
 
 def check_steps(device, dtype, conv, scan, batch, dim, width=4, flags=True, seed=0):
     """One token by the modules `conv` and `scan` against a sequence of length 1 in float64: what is read, the state after it."""
     draw = Draw(device, dtype, seed)
-    x, taps = draw.normal(batch, dim), draw.normal(dim, width, dtype=torch.float32)
+    x, conv_weight = draw.normal(batch, dim), draw.normal(dim, width, dtype=torch.float32)
     projection, bias = draw.normal(batch, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
     weight, state = draw.normal(dim, dtype=torch.float32), draw.normal(batch, 2, width * dim, dtype=torch.float32)
     start = draw.flags(batch, share=0.4) if flags else None
-    starts = None if start is None else start.unsqueeze(1)
-    exact = [t.detach().double() for t in (x, taps, projection, bias, weight)]
+    doc_starts = None if start is None else start.unsqueeze(1)
+    exact = [t.detach().double() for t in (x, conv_weight, projection, bias, weight)]
     one = state.detach()[:, 1].double()  # a layer's part of the state: its rows lie apart
-    tail = one[:, dim:].reshape(batch, width - 1, dim)
-    u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], starts, tail)
-    y, _, context = gated_reference.gated_scan(exact[2].unsqueeze(1), exact[3], exact[4], starts, None, one[:, :dim])
-    kept = tail if start is None else tail.masked_fill(start[:, None, None], 0.0)
+    conv_state = one[:, dim:].reshape(batch, width - 1, dim)
+    u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], doc_starts, conv_state)
+    y, _, context = gated_reference.gated_scan(exact[2].unsqueeze(1), exact[3], exact[4], doc_starts, None, one[:, :dim])
+    kept = conv_state if start is None else conv_state.masked_fill(start[:, None, None], 0.0)
     with poisoned_buffers(), torch.no_grad():
         new = torch.empty(batch, width * dim, device=device)
-        found_u = conv.short_conv_step(x, taps, start, state[:, 1, dim:], new[:, dim:])
+        found_u = conv.short_conv_step(x, conv_weight, start, state[:, 1, dim:], new[:, dim:])
         found_y = scan.gated_scan_step(projection, bias, weight, start, state[:, 1, :dim], new[:, :dim])
     assert_near(found_u, u[:, 0], TOLERANCE[dtype], "u")
     assert_near(found_y, y[:, 0], TOLERANCE[dtype], "y")
     assert_near(new[:, :dim], context, 1e-6 if dtype == torch.float32 else 1e-5, "context")
     if width > 1:
         expected = torch.cat([kept, exact[0].unsqueeze(1)], 1)[:, 1:].flatten(1)
-        assert_near(new[:, dim:], expected, 1e-6, "tail")
+        assert_near(new[:, dim:], expected, 1e-6, "conv_state")
 
 
 def check_token_embedding(device, dtype, words, dim, shape, seed=0):
-    from newllm_lib.ops.token_embedding import reference, triton
+    from newllm_lib.ops.embedding import reference, triton
 
     draw = Draw(device, torch.float32, seed)
     weight, upstream = draw.normal(words, dim), draw.normal(*shape, dim).detach().to(dtype)
@@ -210,13 +210,13 @@ def check_token_embedding(device, dtype, words, dim, shape, seed=0):
 
 
 def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
-    from newllm_lib.ops.squared_relu_mlp import reference, triton
+    from newllm_lib.ops.relu2_mlp import reference, triton
 
     draw = Draw(device, dtype, seed)
     inputs = [draw.normal(rows, dim), draw.normal(inner, dim, scale=dim**-0.5), draw.normal(dim, inner, scale=inner**-0.5)]
 
     def alone(module):
-        return lambda *inputs: (module.squared_relu_mlp(*inputs),)
+        return lambda *inputs: (module.relu2_mlp(*inputs),)
 
     compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
 

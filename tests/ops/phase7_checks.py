@@ -6,7 +6,7 @@ from tests.ops.kernel_checks import TOLERANCE, Draw, assert_near, compare, outpu
 
 
 def check_gates(device, dtype, rows, dim, groups, seed=0):
-    from newllm_lib.ops.gates import reference, triton
+    from newllm_lib.ops.swiglu import reference, triton
 
     draw = Draw(device, dtype, seed)
     x = [draw.normal(2, rows, dim) for _ in range(3)]
@@ -23,17 +23,17 @@ def check_packed_attention(device, dtype, batch, heads, time, dim, window, docum
     from newllm_lib.ops.hyperbolic_attention.triton import packed_attention_
 
     draw, turn, scale = Draw(device, dtype, seed), rotation(time, dim, device), dim**-0.5
-    starts = draw.flags(batch, time, share=0.05) if documents else None
+    doc_starts = draw.flags(batch, time, share=0.05) if documents else None
     positive = [torch.linspace(*ends, heads, device=device).requires_grad_() for ends in ((0.5, 2.0), (1.5, 0.3))]
 
     def packed(qkv, *parameters):
-        sizes = {"window": window, "heads": heads, "scale": scale, "starts": starts}
+        sizes = {"window": window, "heads": heads, "scale": scale, "doc_starts": doc_starts}
         return (packed_attention_(qkv * 1, turn, *parameters, **sizes),)
 
     def plain(qkv, *parameters):
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in qkv.chunk(3, -1))
         q, k = (rotated(x, tuple(t.double() for t in turn), scale) for x in (q, k))
-        y = hyperbolic_attention(q, k, v, *parameters, window=window, starts=starts, backend="reference")
+        y = hyperbolic_attention(q, k, v, *parameters, window=window, doc_starts=doc_starts, backend="reference")
         return (y.transpose(1, 2).flatten(2),)
 
     # The rotated vectors are stored in `dtype`, which the gradients see twice.
@@ -47,9 +47,9 @@ def check_visibility(device):
 
     draw = Draw(device, torch.float32)
     for batch, time, window, share in ((1, 1, 1, 0.5), (3, 50, 7, 0.1), (2, 1500, 64, 0.01), (2, 40, 40, 0.0)):
-        starts = draw.flags(batch, time, share=share)
-        first = triton.first_visible_on_gpu(starts, window)
-        assert torch.equal(first, reference.first_visible(batch, time, window, starts, torch.device(device)))
+        doc_starts = draw.flags(batch, time, share=share)
+        first = triton.first_visible_on_gpu(doc_starts, window)
+        assert torch.equal(first, reference.first_visible(batch, time, window, doc_starts, torch.device(device)))
         assert torch.equal(triton.last_seeing_on_gpu(first), reference.last_seeing(first))
 
 
@@ -92,10 +92,10 @@ def check_hyperbolic_attention(
     q, k, v = (draw.normal(batch, heads, time, dim, scale=size) for time, size in times)
     beta = torch.linspace(0.5, 2.0, heads, device=device).requires_grad_()
     curvature = torch.linspace(1.5, 0.3, heads, device=device).requires_grad_()
-    starts = draw.flags(batch, keys, share=0.05) if documents else None
+    doc_starts = draw.flags(batch, keys, share=0.05) if documents else None
 
     def run(backend):
-        return lambda *inputs: (hyperbolic_attention(*inputs, window=window, starts=starts, backend=backend),)
+        return lambda *inputs: (hyperbolic_attention(*inputs, window=window, doc_starts=doc_starts, backend=backend),)
 
     inputs = [q, k, v, beta, curvature]
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -136,11 +136,11 @@ def check_linear_attention(
     v = draw.normal(batch, time, heads, dim).transpose(1, 2)  # as a projection gives it
     log_decay = draw.normal(batch, heads, time, dtype=torch.float32).detach().sigmoid().mul(0.5).add(0.5).log().requires_grad_()
     state = draw.normal(batch, heads, dim + 1, features, dtype=torch.float32).detach().abs().requires_grad_()
-    starts = draw.flags(batch, time, share=0.05) if documents else None
+    doc_starts = draw.flags(batch, time, share=0.05) if documents else None
 
     def run(backend):
         def function(*x):
-            out, new = linear_attention(*x[:4], starts=starts, state=x[4], backend=backend)
+            out, new = linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend=backend)
             return (out, new) if loss_in_state else (out,)
 
         return function

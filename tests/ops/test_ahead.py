@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from newllm_lib.ops import ahead
+from newllm_lib.ops import precompile
 
 
 def test_on_a_processor_nothing_is_rehearsed():
-    ahead.rehearse(nn.Linear(2, 2), lambda: pytest.fail("there is nothing to compile for"))
+    precompile.trace_and_compile(nn.Linear(2, 2), lambda: pytest.fail("there is nothing to compile for"))
 
 
 def test_only_the_first_blocks_are_gone_through():
     model = nn.Module()
     model.few, model.blocks = nn.ModuleList([nn.Linear(1, 1)] * 3), nn.ModuleList(nn.Linear(9, 9) for _ in range(5))
     before = list(model.blocks)
-    with ahead._first_blocks(model):
+    with precompile._first_blocks(model):
         assert list(model.blocks) == before[:2] and len(model.few) == 3
     assert list(model.blocks) == before
 
@@ -39,8 +39,8 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(monkey
             return model(input_ids=ids, shift_labels=ids).loss
 
     drawn = torch.cuda.get_rng_state()
-    ahead.rehearse(model, loss)
-    ahead.finish()
+    precompile.trace_and_compile(model, loss)
+    precompile.wait()
     assert compiled and torch.equal(drawn, torch.cuda.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     compiled.clear()

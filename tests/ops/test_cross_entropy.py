@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from newllm_lib.ops.cross_entropy import IGNORE, chunked, linear_cross_entropy
+from newllm_lib.ops.linear_cross_entropy import IGNORE, chunked, linear_cross_entropy
 
 
 def inputs(tokens, dim, vocabulary, dtype=torch.float64, device="cpu"):
@@ -78,7 +78,7 @@ def test_it_traces_without_a_graph_break():
 
 KERNEL = """
 import torch, torch.nn.functional as F
-from newllm_lib.ops.cross_entropy.triton import softmax_gradient_
+from newllm_lib.ops.linear_cross_entropy.triton import softmax_gradient_
 sizes = ((3, 5, torch.float32, 1e-5), (4, 33, torch.float16, 2e-3), (2, 129, torch.float32, 1e-5))
 for rows, vocabulary, dtype, tolerance in sizes:
     wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)  # what stands beside a row is never read
@@ -98,7 +98,7 @@ print("equal")
 
 EXPONENTIALS = """
 import math, torch, torch.nn.functional as F
-from newllm_lib.ops.cross_entropy import exponentials
+from newllm_lib.ops.linear_cross_entropy import exponentials
 exponentials._TILES, exponentials._ROWS = [(16, 16, 4)], 16
 for rows, dim, words, dtype in ((3, 5, 40, torch.float32), (37, 33, 21, torch.float32), (17, 16, 16, torch.float16)):
     hidden, head = torch.randn(rows, dim).to(dtype), torch.randn(words, dim).div(dim**0.5).to(dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from newllm_lib.ops.common import dispatch
-from newllm_lib.ops.common.dispatch import Operation, kernels, on_the_processor, runs_triton
+from newllm_lib.ops.common.dispatch import Operation, kernels, runs_cpu_kernel, runs_triton
 
 PLAIN, SMALL, LONG = (SimpleNamespace(name=name) for name in ("plain", "small", "long"))
 
@@ -59,8 +59,8 @@ def test_kernels_are_for_gpus_and_can_be_switched_off(monkeypatch):
 
 def test_the_processors_gradients_want_one_exact_dtype():
     x = torch.zeros(2)
-    assert on_the_processor(x, None, x) and not on_the_processor(x, x.double()) and not on_the_processor(x.bfloat16())
-    assert not on_the_processor(torch.zeros(1, device="meta"))
+    assert runs_cpu_kernel(x, None, x) and not runs_cpu_kernel(x, x.double()) and not runs_cpu_kernel(x.bfloat16())
+    assert not runs_cpu_kernel(torch.zeros(1, device="meta"))
 
 
 def test_a_model_is_built_and_run_on_a_processor_without_loading_triton():

@@ -8,15 +8,15 @@ from newllm_lib.ops.gated_scan import gated_scan
 from tests.ops import kernel_checks as checks
 
 
-def _by_hand(projection, bias, weight, starts, valid, state, eps):
+def _by_hand(projection, bias, weight, doc_starts, mask, state, eps):
     """The token mixer's equations, one token at a time."""
     ys, contexts = [], []
     for t in range(projection.shape[1]):
         i, f, z = projection[:, t].chunk(3, -1)
         a = torch.sigmoid(f + bias)
-        a = torch.where(starts[:, t, None], 0.0, a)
+        a = torch.where(doc_starts[:, t, None], 0.0, a)
         new = a * state + (1 - a) * F.silu(i)
-        state = torch.where(valid[:, t, None], new, state)
+        state = torch.where(mask[:, t, None], new, state)
         contexts.append(state)
         ys.append(F.rms_norm(state, state.shape[-1:], weight, eps) * F.silu(z))
     return torch.stack(ys, 1), torch.stack(contexts, 1), state
@@ -25,13 +25,13 @@ def _by_hand(projection, bias, weight, starts, valid, state, eps):
 @pytest.mark.parametrize(("batch", "time", "dim"), [(1, 1, 1), (2, 7, 3), (3, 30, 5)])
 def test_plain_version_is_the_equations(batch, time, dim):
     draw = checks.Draw("cpu", torch.float64)
-    starts, valid = draw.flags(batch, time, share=0.2), draw.flags(batch, time, share=0.8)
+    doc_starts, mask = draw.flags(batch, time, share=0.2), draw.flags(batch, time, share=0.8)
     projection, bias, weight, state = (draw.normal(*s) for s in ((batch, time, 3 * dim), (dim,), (dim,), (batch, dim)))
     inputs = [projection, bias, weight, state]
     results = []
     for outputs in (
-        _by_hand(projection, bias, weight, starts, valid, state, 1e-6),
-        gated_scan(projection, bias, weight, starts, valid, state, 1e-6),
+        _by_hand(projection, bias, weight, doc_starts, mask, state, 1e-6),
+        gated_scan(projection, bias, weight, doc_starts, mask, state, 1e-6),
     ):
         loss = sum((x.double() ** 2 * torch.linspace(0.5, 1.5, x.shape[-1])).sum() for x in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, inputs)])
@@ -86,10 +86,10 @@ def test_long_sequences_are_cut_and_agree_with_the_plain_version():
 def test_compiles_without_graph_break():
     draw = checks.Draw("cuda", torch.float32)
     x, weight, bias, norm = draw.normal(2, 40, 32), draw.normal(96, 32), draw.normal(32), draw.normal(32)
-    starts = draw.flags(2, 40, share=0.1)
+    doc_starts = draw.flags(2, 40, share=0.1)
 
     def function(x, weight, bias, norm):
-        y, _, final = gated_scan(F.linear(x, weight), bias, norm, starts)
+        y, _, final = gated_scan(F.linear(x, weight), bias, norm, doc_starts)
         return y + x, final
 
     compiled = torch.compile(function, fullgraph=True)

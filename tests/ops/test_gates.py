@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm_lib.ops.gates import reference
+from newllm_lib.ops.swiglu import reference
 from tests.ops import kernel_checks as checks
 from tests.ops import phase7_checks
 

@@ -25,9 +25,9 @@ def _textbook(q, k, v, beta, curvature, seen):
     return torch.stack(out, 1)
 
 
-def _seen(starts, window, queries):
+def _seen(doc_starts, window, queries):
     """By brute force: (batch, queries, keys), True where the query may look."""
-    batch, keys = starts.shape
+    batch, keys = doc_starts.shape
     seen = torch.zeros(batch, keys, keys, dtype=torch.bool)
     for b in range(batch):
         for i in range(keys):
@@ -35,7 +35,7 @@ def _seen(starts, window, queries):
                 if window is not None and i - j >= window:
                     break
                 seen[b, i, j] = True
-                if starts[b, j]:
+                if doc_starts[b, j]:
                     break
     return seen[:, keys - queries :]
 
@@ -50,11 +50,11 @@ def _inputs(batch=2, heads=3, queries=11, keys=11, dim=5, dtype=torch.float64, s
 
 @pytest.mark.parametrize(("queries", "window"), [(11, None), (11, 4), (3, None), (1, 5)])
 def test_plain_version_is_the_textbook(queries, window):
-    inputs, starts = _inputs(queries=queries)
+    inputs, doc_starts = _inputs(queries=queries)
     results = []
     for out in (
-        _textbook(*inputs, _seen(starts, window, queries)),
-        hyperbolic_attention(*inputs, window=window, starts=starts, backend="reference"),
+        _textbook(*inputs, _seen(doc_starts, window, queries)),
+        hyperbolic_attention(*inputs, window=window, doc_starts=doc_starts, backend="reference"),
     ):
         results.append([out, *torch.autograd.grad((out**2 * torch.linspace(0.5, 1.5, 5)).sum(), inputs)])
     for expected, found in zip(*results, strict=True):
@@ -62,13 +62,13 @@ def test_plain_version_is_the_textbook(queries, window):
 
 
 def test_gradients_of_the_plain_version_are_finite_differences():
-    inputs, starts = _inputs(batch=1, heads=2, queries=4, keys=5, dim=3)
+    inputs, doc_starts = _inputs(batch=1, heads=2, queries=4, keys=5, dim=3)
     with torch.no_grad():
         inputs[0][0, 0, 1] = 0  # a point at the origin, where the direction has no meaning but the gradient has
     for backend in ("reference", "chunked"):
 
         def function(*inputs, backend=backend):
-            return hyperbolic_attention(*inputs, window=3, starts=starts, backend=backend)
+            return hyperbolic_attention(*inputs, window=3, doc_starts=doc_starts, backend=backend)
 
         assert torch.autograd.gradcheck(function, inputs, eps=1e-6, atol=1e-6, rtol=1e-6)
 
@@ -101,9 +101,9 @@ def test_far_points_keep_their_distances():
 
 def test_documents_do_not_see_each_other_nor_padding():
     inputs, _ = _inputs(batch=2, heads=2, queries=12, keys=12)
-    starts = torch.zeros(2, 12, dtype=torch.bool)
-    starts[:, 5] = True  # two documents, or five places of padding and a text
-    together = hyperbolic_attention(*inputs, starts=starts)
+    doc_starts = torch.zeros(2, 12, dtype=torch.bool)
+    doc_starts[:, 5] = True  # two documents, or five places of padding and a text
+    together = hyperbolic_attention(*inputs, doc_starts=doc_starts)
     alone = hyperbolic_attention(*(x[:, :, 5:] for x in inputs[:3]), *inputs[3:])
     torch.testing.assert_close(together[:, :, 5:], alone)
     gradients = torch.autograd.grad(together[:, :, 5:].sum(), inputs[:3])
@@ -111,10 +111,10 @@ def test_documents_do_not_see_each_other_nor_padding():
 
 
 def test_queries_of_the_last_positions_see_what_they_would_in_the_whole():
-    inputs, starts = _inputs(batch=2, heads=2, queries=12, keys=12)
-    whole = hyperbolic_attention(*inputs, window=5, starts=starts)
+    inputs, doc_starts = _inputs(batch=2, heads=2, queries=12, keys=12)
+    whole = hyperbolic_attention(*inputs, window=5, doc_starts=doc_starts)
     for count in (1, 4):
-        last = hyperbolic_attention(inputs[0][:, :, -count:], *inputs[1:], window=5, starts=starts)
+        last = hyperbolic_attention(inputs[0][:, :, -count:], *inputs[1:], window=5, doc_starts=doc_starts)
         torch.testing.assert_close(last, whole[:, :, -count:])
 
 
@@ -125,7 +125,7 @@ def test_queries_of_the_last_positions_see_what_they_would_in_the_whole():
         ({"q": torch.zeros(1, 2, 4, 4)}, "do not fit"),
         ({"beta": torch.ones(3)}, "beta"),
         ({"window": 0}, "window=0"),
-        ({"starts": torch.zeros(1, 4, dtype=torch.bool)}, "starts"),
+        ({"doc_starts": torch.zeros(1, 4, dtype=torch.bool)}, "doc_starts"),
         ({"backend": "fast"}, "backend='fast'"),
     ],
 )
@@ -137,18 +137,18 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
 
 
 def test_operator_is_well_formed():
-    inputs, starts = _inputs(batch=1, heads=2, queries=3, keys=5, dtype=torch.float32)
+    inputs, doc_starts = _inputs(batch=1, heads=2, queries=3, keys=5, dtype=torch.float32)
     torch.library.opcheck(
         torch.ops.newllm.hyperbolic_attention.default,
-        (*inputs[:3], *(x.detach().float().requires_grad_() for x in inputs[3:]), starts, 3, "chunked"),
+        (*inputs[:3], *(x.detach().float().requires_grad_() for x in inputs[3:]), doc_starts, 3, "chunked"),
     )
 
 
 def test_compiles_without_graph_break():
-    inputs, starts = _inputs(dtype=torch.float32)
+    inputs, doc_starts = _inputs(dtype=torch.float32)
 
     def function(*inputs):
-        return hyperbolic_attention(*inputs, window=4, starts=starts).tanh()
+        return hyperbolic_attention(*inputs, window=4, doc_starts=doc_starts).tanh()
 
     eager, compiled = (
         torch.autograd.grad(f(*inputs).square().sum(), inputs)

@@ -24,11 +24,11 @@ def _inputs(batch=2, heads=3, time=11, features=5, dim=4, dtype=torch.float64, d
     return [q, k, v, log_decay.requires_grad_(), state.requires_grad_()], draw.flags(batch, time, share=share)
 
 
-def _token_by_token(q, k, v, log_decay, state, starts):
+def _token_by_token(q, k, v, log_decay, state, doc_starts):
     """The recurrence S_t = f_t S_{t-1} + [v_t, 1] k_t', out_t = S_t q_t, divided by its last number."""
     out = []
     for t in range(q.shape[2]):
-        kept = log_decay[:, :, t].exp() * ~starts[:, t : t + 1]
+        kept = log_decay[:, :, t].exp() * ~doc_starts[:, t : t + 1]
         value = torch.cat([v[:, :, t], torch.ones_like(v[:, :, t, :1])], -1)
         state = kept[..., None, None] * state + value.unsqueeze(-1) * k[:, :, t].unsqueeze(-2)
         sums = (state @ q[:, :, t].unsqueeze(-1)).squeeze(-1)
@@ -44,9 +44,9 @@ def _gradients(function, inputs):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_plain_version_is_the_recurrence(share):
-    inputs, starts = _inputs(share=share)
-    expected = _gradients(lambda *x: _token_by_token(*x, starts), inputs)
-    found = _gradients(lambda *x: linear_attention(*x[:4], starts=starts, state=x[4], backend="reference"), inputs)
+    inputs, doc_starts = _inputs(share=share)
+    expected = _gradients(lambda *x: _token_by_token(*x, doc_starts), inputs)
+    found = _gradients(lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs)
     for name, a, b in zip(NAMES, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -55,51 +55,51 @@ def test_plain_version_is_the_recurrence(share):
 @pytest.mark.parametrize("with_starts", [True, False])
 @pytest.mark.parametrize("chunk", [4, 16])
 def test_chunks_change_nothing_nor_any_gradient(time, with_starts, chunk):
-    inputs, starts = _inputs(time=time)
-    starts = starts if with_starts else None
-    expected = _gradients(lambda *x: linear_attention(*x[:4], starts=starts, state=x[4], backend="reference"), inputs)
-    found = _gradients(lambda *x: chunked.linear_attention(*x[:4], starts, x[4], chunk), inputs)
+    inputs, doc_starts = _inputs(time=time)
+    doc_starts = doc_starts if with_starts else None
+    expected = _gradients(lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs)
+    found = _gradients(lambda *x: chunked.linear_attention(*x[:4], doc_starts, x[4], chunk), inputs)
     for name, a, b in zip(NAMES, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_gradients_are_finite_differences():
-    inputs, starts = _inputs(batch=1, heads=2, time=5, features=3, dim=2)
-    assert torch.autograd.gradcheck(lambda *x: chunked.linear_attention(*x[:4], starts, x[4], 2), inputs)
+    inputs, doc_starts = _inputs(batch=1, heads=2, time=5, features=3, dim=2)
+    assert torch.autograd.gradcheck(lambda *x: chunked.linear_attention(*x[:4], doc_starts, x[4], 2), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(1, 2, 9, 8, 6), (2, 3, 65, 7, 5), (1, 2, 150, 16, 24)], ids=str)
 def test_in_single_and_half_precision_it_is_near_the_plain_one(dtype, size):
-    inputs, starts = _inputs(*size, dtype=dtype)
+    inputs, doc_starts = _inputs(*size, dtype=dtype)
 
     def plain(*x):
-        return linear_attention(*x[:4], starts=starts, state=x[4], backend="reference")
+        return linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference")
 
     def found(*x):
-        return linear_attention(*x[:4], starts=starts, state=x[4], backend="chunked")
+        return linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="chunked")
 
     tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
     checks.compare(NAMES, found, plain, inputs, tolerance)
 
 
 def test_later_tokens_change_nothing_before_them():
-    (q, k, v, log_decay, state), starts = _inputs(time=40)
-    before, _ = chunked.linear_attention(q, k, v, log_decay, starts, state, 8)
+    (q, k, v, log_decay, state), doc_starts = _inputs(time=40)
+    before, _ = chunked.linear_attention(q, k, v, log_decay, doc_starts, state, 8)
     for cut in (1, 7, 8, 23, 39):
         changed = [torch.cat([x[:, :, :cut], x[:, :, cut:].flip(2) * 0.5], 2) for x in (q, k, v, log_decay)]
-        after, _ = chunked.linear_attention(*changed, starts, state, 8)
+        after, _ = chunked.linear_attention(*changed, doc_starts, state, 8)
         torch.testing.assert_close(after[:, :, :cut], before[:, :, :cut], rtol=0, atol=1e-12)
         assert not torch.allclose(after[:, :, cut], before[:, :, cut])
 
 
 def test_a_text_in_pieces_is_the_whole_text():
-    (q, k, v, log_decay, state), starts = _inputs(time=50)
-    whole, last = linear_attention(q, k, v, log_decay, starts=starts, state=state)
+    (q, k, v, log_decay, state), doc_starts = _inputs(time=50)
+    whole, last = linear_attention(q, k, v, log_decay, doc_starts=doc_starts, state=state)
     cuts, parts = [0, 1, 2, 20, 33, 34, 50], []
     for begin, end in zip(cuts, cuts[1:], strict=False):
         piece = [x[:, :, begin:end] for x in (q, k, v, log_decay)]
-        out, state = linear_attention(*piece, starts=starts[:, begin:end], state=state)
+        out, state = linear_attention(*piece, doc_starts=doc_starts[:, begin:end], state=state)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, 2), whole)
     torch.testing.assert_close(state, last)
@@ -107,15 +107,15 @@ def test_a_text_in_pieces_is_the_whole_text():
 
 def test_a_document_is_read_as_if_alone_and_padding_leaves_no_trace():
     (q, k, v, log_decay, state), _ = _inputs(time=30)
-    starts = torch.zeros(2, 30, dtype=torch.bool)
-    starts[:, 13] = True
-    out, last = chunked.linear_attention(q, k, v, log_decay, starts, state, 8)
-    tail = [x[:, :, 13:] for x in (q, k, v, log_decay)]
-    alone, after = linear_attention(*tail)
+    doc_starts = torch.zeros(2, 30, dtype=torch.bool)
+    doc_starts[:, 13] = True
+    out, last = chunked.linear_attention(q, k, v, log_decay, doc_starts, state, 8)
+    conv_state = [x[:, :, 13:] for x in (q, k, v, log_decay)]
+    alone, after = linear_attention(*conv_state)
     torch.testing.assert_close(out[:, :, 13:], alone)
     torch.testing.assert_close(last, after)
-    padded = [torch.cat([x, torch.zeros_like(x)], 2) for x in tail[1:]]
-    _, behind = chunked.linear_attention(torch.cat([tail[0], tail[0]], 2), *padded, None, torch.zeros_like(state), 8)
+    padded = [torch.cat([x, torch.zeros_like(x)], 2) for x in conv_state[1:]]
+    _, behind = chunked.linear_attention(torch.cat([conv_state[0], conv_state[0]], 2), *padded, None, torch.zeros_like(state), 8)
     torch.testing.assert_close(behind, after)
 
 
@@ -128,9 +128,9 @@ def test_where_nothing_is_seen_the_answer_is_finite():
 
 
 def test_very_strong_forgetting_is_no_nan():
-    (q, k, v, log_decay, state), starts = _inputs(time=40, dtype=torch.float32)
+    (q, k, v, log_decay, state), doc_starts = _inputs(time=40, dtype=torch.float32)
     strong = (log_decay.detach() * 1e5).requires_grad_()
-    out, last = chunked.linear_attention(q, k, v, strong, starts, state, 8)
+    out, last = chunked.linear_attention(q, k, v, strong, doc_starts, state, 8)
     torch.testing.assert_close(out, v)  # each token sees itself alone
     gradients = torch.autograd.grad(out.square().sum() + last.square().sum(), [q, k, v, strong, state])
     assert all(g.isfinite().all() for g in gradients)
@@ -151,12 +151,12 @@ def test_memory_for_a_token_is_the_same_however_long_the_text():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"k": (2, 3, 10, 5)}, "do not fit"), ({"starts": (2, 10)}, "starts"), ({"state": (2, 3, 4, 5)}, "dim \\+ 1"),
+    [({"k": (2, 3, 10, 5)}, "do not fit"), ({"doc_starts": (2, 10)}, "doc_starts"), ({"state": (2, 3, 4, 5)}, "dim \\+ 1"),
      ({"backend": "magic"}, "magic")],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(change, words):
-    (q, k, v, log_decay, state), starts = _inputs()
-    arguments = dict(starts=starts, state=state, backend="auto")
+    (q, k, v, log_decay, state), doc_starts = _inputs()
+    arguments = dict(doc_starts=doc_starts, state=state, backend="auto")
     k = torch.zeros(change.pop("k")) if "k" in change else k
     arguments |= {name: torch.zeros(x) if isinstance(x, tuple) else x for name, x in change.items()}
     with pytest.raises(ValueError, match=words):
@@ -196,12 +196,12 @@ def test_one_document_on_a_gpu():
 @pytest.mark.gpu
 def test_a_long_text_on_a_gpu_is_as_in_chunks_of_torch():
     """16,384 tokens: against the chunked version in float64, since all pairs at once would take gigabytes."""
-    (q, k, v, log_decay, state), starts = _inputs(1, 2, 16_384, 64, 64, torch.bfloat16, "cuda", share=0.001)
+    (q, k, v, log_decay, state), doc_starts = _inputs(1, 2, 16_384, 64, 64, torch.bfloat16, "cuda", share=0.001)
     log_decay = (log_decay.detach() * 0.01).requires_grad_()
     given, results = (q, k, v, log_decay, state), []
     for backend, precise in (("triton", False), ("chunked", True)):
         inputs = [(x.double() if precise else x).detach().requires_grad_() for x in given]
-        out, new = linear_attention(*inputs[:4], starts=starts, state=inputs[4], backend=backend)
+        out, new = linear_attention(*inputs[:4], doc_starts=doc_starts, state=inputs[4], backend=backend)
         weigh = torch.linspace(-1, 1, 64, device="cuda", dtype=out.dtype)
         results.append([out, new, *torch.autograd.grad((out * weigh).sum(), inputs)])
     for name, found, expected in zip(NAMES, *results, strict=True):
@@ -210,10 +210,10 @@ def test_a_long_text_on_a_gpu_is_as_in_chunks_of_torch():
 
 @pytest.mark.gpu
 def test_compiles_without_graph_break_on_a_gpu():
-    (q, k, v, log_decay, state), starts = _inputs(2, 2, 100, 32, 64, torch.bfloat16, "cuda")
+    (q, k, v, log_decay, state), doc_starts = _inputs(2, 2, 100, 32, 64, torch.bfloat16, "cuda")
 
     def function(*x):
-        return linear_attention(*x[:4], starts=starts, state=x[4])[0].tanh()
+        return linear_attention(*x[:4], doc_starts=doc_starts, state=x[4])[0].tanh()
 
     inputs = [q, k, v, log_decay, state]
     both = function, torch.compile(function, fullgraph=True)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from newllm_lib.ops.cross_entropy import IGNORE, linear_cross_entropy
+from newllm_lib.ops.add_norm import add_norm, add_norm_conv
+from newllm_lib.ops.add_norm import reference as stream
 from newllm_lib.ops.gated_scan import gated_scan
 from newllm_lib.ops.gated_scan import reference as gated
-from newllm_lib.ops.squared_relu_mlp import reference as mlp
-from newllm_lib.ops.squared_relu_mlp import squared_relu_mlp
-from newllm_lib.ops.stream_norm import add_norm, add_norm_conv
-from newllm_lib.ops.stream_norm import reference as stream
+from newllm_lib.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
+from newllm_lib.ops.relu2_mlp import reference as mlp
+from newllm_lib.ops.relu2_mlp import relu2_mlp
 from tests.ops.kernel_checks import Draw
 
 SIZES = [(1, 2, 1), (2, 9, 5), (3, 23, 7), (2, 16, 4), (1, 128, 6), (2, 67, 3)]
@@ -35,10 +35,10 @@ def compare(found, expected, inputs):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_gated_scan(sizes, flags):
     draw, (batch, time, dim) = Draw("cpu", torch.float64), sizes
-    starts, valid = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
+    doc_starts, mask = (draw.flags(batch, time, share=share) if flags else None for share in (0.2, 0.8))
     inputs = draw.normal(batch, time, 3 * dim), draw.normal(dim), draw.normal(dim), draw.normal(batch, dim)
     projection, bias, weight, initial = inputs
-    arguments = projection, bias, weight, starts, valid, initial, 1e-6
+    arguments = projection, bias, weight, doc_starts, mask, initial, 1e-6
     compare(gated_scan(*arguments), gated.gated_scan(*arguments), inputs)
     plain = projection, None, weight
     compare(gated_scan(*plain), gated.gated_scan(*plain), [projection, weight])
@@ -48,21 +48,21 @@ def test_gated_scan(sizes, flags):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_stream(sizes, flags):
     draw, (batch, time, dim) = Draw("cpu", torch.float64), sizes
-    starts = draw.flags(batch, time, share=0.2) if flags else None
+    doc_starts = draw.flags(batch, time, share=0.2) if flags else None
     x, other, weight = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.normal(dim)
-    taps, some = draw.normal(dim, 4), draw.normal(batch, 3, dim)
-    for branch in (None, other):
-        compare(add_norm(x, branch, weight, 1e-6), stream.add_norm(x, branch, weight, 1e-6), [x, branch, weight])
-        for tail in (None, some):
-            arguments = x, branch, weight, taps, starts, tail, 1e-6
-            compare(add_norm_conv(*arguments)[:2], stream.add_norm_conv(*arguments), [x, branch, weight, taps, tail])
+    conv_weight, some = draw.normal(dim, 4), draw.normal(batch, 3, dim)
+    for residual in (None, other):
+        compare(add_norm(x, residual, weight, 1e-6), stream.add_norm(x, residual, weight, 1e-6), [x, residual, weight])
+        for conv_state in (None, some):
+            arguments = x, residual, weight, conv_weight, doc_starts, conv_state, 1e-6
+            compare(add_norm_conv(*arguments)[:2], stream.add_norm_conv(*arguments), [x, residual, weight, conv_weight, conv_state])
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3), ()], ids=str)
 def test_squared_relu_mlp(shape):
     draw = Draw("cpu", torch.float64)
     inputs = draw.normal(*shape, 5), draw.normal(11, 5), draw.normal(5, 11)
-    compare([squared_relu_mlp(*inputs)], [mlp.squared_relu_mlp(*inputs)], inputs)
+    compare([relu2_mlp(*inputs)], [mlp.relu2_mlp(*inputs)], inputs)
 
 
 @pytest.mark.parametrize("ignored", [0, 2, 5])

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from newllm_lib.ops.rounded_step import new_momentum, read_momentum, reference, stochastic_round
+from newllm_lib.ops.stochastic_rounding import new_momentum, read_momentum, reference, stochastic_round
 
 SETTINGS = {"rate": 0.01, "decay": 0.001, "beta": 0.9, "correction": 1.3}
 
@@ -123,7 +123,7 @@ def test_a_small_tensor_steps_as_adamw():
 
 KERNEL = """
 import torch
-from newllm_lib.ops.rounded_step import new_momentum, reference, triton
+from newllm_lib.ops.stochastic_rounding import new_momentum, reference, triton
 from tests.ops.test_rounded_step import SETTINGS, check
 for bits in (0, 4, 8, 32):
     for dtype in (torch.float32, torch.bfloat16):
@@ -151,13 +151,13 @@ def test_the_kernel_in_the_interpreter():
 @pytest.mark.parametrize("bits", [0, 4, 8, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_on_a_gpu(bits, dtype):
-    from newllm_lib.ops.rounded_step import triton
+    from newllm_lib.ops.stochastic_rounding import triton
 
     check(triton.rounded_step_, bits, dtype, "cuda", rows=513, columns=771)
 
 
 @pytest.mark.gpu
 def test_a_small_tensor_on_a_gpu():
-    from newllm_lib.ops.rounded_step import triton
+    from newllm_lib.ops.stochastic_rounding import triton
 
     check_adam(triton.adam_step_, "cuda")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.evaluation.memory import peak_memory
-from newllm_lib.ops.cross_entropy import IGNORE, chunked
+from newllm_lib.ops.linear_cross_entropy import IGNORE, chunked
 from newllm_lib.ops.tensor_train import (
     factors,
     holographic,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm_lib.ops import token_embedding as op
+from newllm_lib.ops import embedding as op
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 from tests.ops import kernel_checks as checks

@@ -16,15 +16,15 @@ import pytest
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import (
+    MANIFEST,
     MARK,
-    WHOLE,
     Run,
     RunLock,
+    atomic,
     atomic_write_bytes,
     atomic_write_text,
     clean_leftovers,
-    files,
-    is_whole,
+    is_complete,
     missing_files,
     remove_directory,
     staged_directory,
@@ -98,7 +98,7 @@ def test_a_full_disk_is_known_by_what_torch_makes_of_it(tmp_path, monkeypatch):
     cause = "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
     with pytest.raises(RuntimeError), staged_directory(tmp_path / "best"):  # with room left it is something else
         raise RuntimeError(cause)
-    monkeypatch.setattr(files, "_free", lambda place: 0)
+    monkeypatch.setattr(atomic, "_free", lambda place: 0)
     with pytest.raises(NewLLMError, match="disk is full"), staged_directory(tmp_path / "best"):
         raise RuntimeError(cause)
 
@@ -127,8 +127,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with staged_directory(best) as staging:
         (staging / "model").write_text("12345")
         assert not best.exists()
-    assert is_whole(best)
-    assert json.loads((best / WHOLE).read_text()) == {"files": {"model": 5}}
+    assert is_complete(best)
+    assert json.loads((best / MANIFEST).read_text()) == {"files": {"model": 5}}
 
 
 def test_a_failed_replacement_leaves_the_old_folder(tmp_path):
@@ -137,17 +137,17 @@ def test_a_failed_replacement_leaves_the_old_folder(tmp_path):
     with pytest.raises(KeyError), staged_directory(best) as staging:
         (staging / "model").write_text("half of the n")
         raise KeyError("model")
-    assert (best / "model").read_text() == "old" and is_whole(best) and not hidden(tmp_path)
+    assert (best / "model").read_text() == "old" and is_complete(best) and not hidden(tmp_path)
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two renames"])
 def test_a_folder_is_replaced(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     fill(tmp_path / "best", "old")
     fill(tmp_path / "best", "newer")
     assert (tmp_path / "best" / "deep" / "state").read_text() == "newer" * 3
-    assert is_whole(tmp_path / "best") and not hidden(tmp_path)
+    assert is_complete(tmp_path / "best") and not hidden(tmp_path)
 
 
 def _cut(folder):
@@ -167,7 +167,7 @@ def _link(folder):
 def test_a_damaged_folder_is_not_whole_and_the_file_is_named(tmp_path, damage):
     fill(tmp_path / "best", "abc")
     damage(tmp_path / "best")
-    assert missing_files(tmp_path / "best") == ["deep/state"] and not is_whole(tmp_path / "best")
+    assert missing_files(tmp_path / "best") == ["deep/state"] and not is_complete(tmp_path / "best")
 
 
 @pytest.mark.parametrize(
@@ -177,17 +177,17 @@ def test_a_senseless_manifest_is_not_believed(tmp_path, manifest):
     (tmp_path / "outside").write_text("1")
     folder = tmp_path / "best"
     folder.mkdir()
-    (folder / WHOLE).write_text(manifest)
-    assert not is_whole(folder)
+    (folder / MANIFEST).write_text(manifest)
+    assert not is_complete(folder)
 
 
 def test_a_folder_never_finished_is_not_whole(tmp_path):
-    assert missing_files(tmp_path) == [WHOLE]
-    assert not is_whole(tmp_path / "not there")
+    assert missing_files(tmp_path) == [MANIFEST]
+    assert not is_complete(tmp_path / "not there")
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
-    living = files._beside(tmp_path / "best", "tmp")
+    living = atomic._beside(tmp_path / "best", "tmp")
     living.mkdir()
     (tmp_path / ".best.tmp-999999-123-0").mkdir()
     (tmp_path / ".status.json.tmp-999999-123-1").write_text("half")
@@ -257,6 +257,6 @@ def test_sigkill_at_any_moment_leaves_a_whole_folder(tmp_path, way):
         writer.wait()
         writer.stdout.close()
         with RunLock(run):
-            assert is_whole(run.best)
+            assert is_complete(run.best)
             assert (run.best / "model").read_text() == (run.best / "tokenizer").read_text()
             assert not hidden(run.path)

@@ -15,17 +15,15 @@ from newllm_lib.runs import (
     Mirror,
     Run,
     bring_back,
-    copying,
     is_ahead,
-    is_whole,
+    is_complete,
     link_model,
-    mirror,
     read_status,
-    restore,
     saved,
     staged_directory,
     write_status,
 )
+from newllm_lib.runs.mirror import copy, restore, sync
 from tests.colab.fake_run import append, finished, rows
 
 
@@ -62,7 +60,7 @@ def names(folder) -> list[str]:
 
 
 def contents(folder) -> dict[str, bytes]:
-    extra = ("WHOLE.json", "SUMS.json")
+    extra = ("MANIFEST.json", "SUMS.json")
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in extra}
 
 
@@ -72,7 +70,7 @@ def test_what_is_whole_is_copied_and_nothing_else(run, backup):
     copier.copy()
     copy = backup / "new_llm_demo"
     assert names(copy) == [MARK, "best", "checkpoint-100", "checkpoint-200", "metrics.jsonl", "recipe.yaml", "status.json"]
-    assert all(is_whole(copy / n) for n in ("best", "checkpoint-100", "checkpoint-200"))
+    assert all(is_complete(copy / n) for n in ("best", "checkpoint-100", "checkpoint-200"))
     assert (copy / "best/weights.json").read_bytes() == b"best" * 1000 and saved(backup) == ["new_llm_demo"]
     assert copier.newest_step() == 200 and not copier.is_due()
 
@@ -80,8 +78,8 @@ def test_what_is_whole_is_copied_and_nothing_else(run, backup):
 def test_only_what_is_new_is_copied_again(run, backup, monkeypatch):
     copier, copied = Mirror(run, backup), []
     copier.copy()
-    real = mirror.copy_folder
-    monkeypatch.setattr(mirror, "copy_folder", lambda a, b: copied.append(a.name) or real(a, b))
+    real = sync.copy_folder
+    monkeypatch.setattr(sync, "copy_folder", lambda a, b: copied.append(a.name) or real(a, b))
     copier.copy()
     Mirror(run, backup).copy()  # another life of the process: it looks at the bytes, and copies nothing
     assert copied == []
@@ -121,9 +119,9 @@ def test_the_oldest_checkpoints_go_when_room_is_short_but_never_the_newest(run, 
     """A place with room for best/, two checkpoints and the small files."""
     copy, size = Run(backup / "new_llm_demo"), sum(len(c) for c in contents(run.path / "checkpoint-100").values())
     room = [2 * size + size // 2]
-    monkeypatch.setattr(mirror, "_RESERVE", 0)
+    monkeypatch.setattr(sync, "_RESERVE", 0)
     monkeypatch.setattr(
-        mirror, "_free",
+        sync, "_free",
         lambda folder: room[0] - sum(len(c) for n, c in contents(copy.path).items() if n.startswith("checkpoint")),
     )  # fmt: skip
     copier = Mirror(run, backup)
@@ -213,9 +211,9 @@ def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(run, backup
     def drop_first(source, target, **options):
         if source.name == "checkpoint-100":
             shutil.rmtree(source)
-        return copying.copy_folder(source, target, **options)
+        return copy.copy_folder(source, target, **options)
 
-    monkeypatch.setattr(sys.modules["newllm_lib.runs.restore"], "copy_folder", drop_first)
+    monkeypatch.setattr(sys.modules["newllm_lib.runs.mirror.restore"], "copy_folder", drop_first)
     here = Run(tmp_path / "here" / run.name)
     bring_back(Run(backup / run.name), here)
     assert [p.name for p in here.checkpoints()] == ["checkpoint-200"] and "left out" in capsys.readouterr().out
@@ -227,27 +225,27 @@ def test_a_zip_of_a_run_is_unpacked_into_one_to_talk_to(run, backup, tmp_path):
     shutil.move(bundle(run), backup / "new_llm_demo.zip")
     for name in ("new_llm_demo", "new_llm_demo.zip"):
         back = restore(name, backup, tmp_path / name)
-        assert is_whole(back.best) and back.name == "new_llm_demo" and back.recipe_path.read_text() == "recipe: demo\n"
+        assert is_complete(back.best) and back.name == "new_llm_demo" and back.recipe_path.read_text() == "recipe: demo\n"
     (backup / "new_llm_demo.zip").write_bytes(b"PK not a zip")
     with pytest.raises(NewLLMError, match="no readable zip"):
         restore("new_llm_demo", backup, tmp_path / "x")
     with zipfile.ZipFile(backup / "new_llm_demo.zip", "w") as archive:
-        archive.write(run.path / "best" / "WHOLE.json", "new_llm_demo/best/WHOLE.json")
+        archive.write(run.path / "best" / "MANIFEST.json", "new_llm_demo/best/MANIFEST.json")
     with pytest.raises(NewLLMError, match="weights.json"):
         restore("new_llm_demo", backup, tmp_path / "x")
     assert not (tmp_path / "x" / "new_llm_demo").exists()
 
 
 def test_what_is_replaced_while_it_is_copied_comes_with_the_next_copy(run, backup, monkeypatch):
-    real, copier = copying._copy_file, Mirror(run, backup)
+    real, copier = copy._copy_file, Mirror(run, backup)
 
     def replaced(source, target):
-        if source.parent.name == "best" and not json.loads((run.path / "best/WHOLE.json").read_text()).get("new"):
-            monkeypatch.setattr(copying, "_copy_file", real)
+        if source.parent.name == "best" and not json.loads((run.path / "best/MANIFEST.json").read_text()).get("new"):
+            monkeypatch.setattr(copy, "_copy_file", real)
             add(run, "best", "newer")
         return real(source, target)
 
-    monkeypatch.setattr(copying, "_copy_file", replaced)
+    monkeypatch.setattr(copy, "_copy_file", replaced)
     copier.copy()
     assert not (backup / "new_llm_demo" / "best").exists() and copier.is_due()
     copier.copy()

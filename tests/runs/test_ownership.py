@@ -10,19 +10,19 @@ import pytest
 
 from newllm_lib.errors import UsageError
 from newllm_lib.runs import (
+    MANIFEST,
     MARK,
-    WHOLE,
     Mirror,
     Run,
     RunLock,
+    atomic,
     clean_leftovers,
-    files,
-    is_whole,
+    is_complete,
     owned_directory,
     remove_directory,
-    restore,
     staged_directory,
 )
+from newllm_lib.runs.mirror import restore
 from newllm_lib.runs.ownership import (
     check_plain_name,
     check_shared,
@@ -56,7 +56,7 @@ def test_a_marked_folder_is_replaced_and_keeps_since_when_it_is_ours(tmp_path):
     litter(tmp_path / "out")
     export(tmp_path / "out", "2", "card.txt")
     assert read_mark(tmp_path / "out")["since"] == "2026-01-01"
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MARK, WHOLE, "card.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MARK, MANIFEST, "card.txt"]
 
 
 @pytest.mark.parametrize("name", ["notes.md", ".git/config", "sub/deeper/x", "empty"])
@@ -126,7 +126,7 @@ def test_what_version_0_1_0_made_is_marked_at_the_next_write(tmp_path):
     with RunLock(Run(tmp_path / "half_done")):
         assert read_mark(tmp_path / "half_done")["what"] == "run"
     export(tmp_path / "exported")
-    assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == [MARK, "README.md", WHOLE]
+    assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == [MARK, "README.md", MANIFEST]
 
 
 CLASHES = ("best/me.jpg", "last/x", "checkpoint-3/x", "curves.png", "status.json", "metrics.jsonl/x", "best")
@@ -162,7 +162,7 @@ def test_a_run_beside_other_files_touches_none_of_them(tmp_path):
 
 def test_a_torn_part_of_a_run_is_ours_and_anothers_is_not(tmp_path):
     put(tmp_path, "half_done")
-    (tmp_path / "half_done" / "best" / WHOLE).unlink()
+    (tmp_path / "half_done" / "best" / MANIFEST).unlink()
     check_shared(tmp_path / "half_done", "run", "--output_dir")
     (tmp_path / "half_done" / "best" / "me.jpg").touch()
     with pytest.raises(UsageError, match="holds best/"):
@@ -179,7 +179,7 @@ def test_only_our_names_are_copied_to_a_mirror_and_replaced_there(tmp_path):
     (copy / "thesis.md").write_text("in the copy's folder")
     Mirror(run, tmp_path / "backup").copy()
     assert (copy / "thesis.md").read_text() == "in the copy's folder" and not (copy / "my_best").exists()
-    assert is_whole(copy / "best") and read_mark(copy)["what"] == "mirror"
+    assert is_complete(copy / "best") and read_mark(copy)["what"] == "mirror"
 
 
 def test_a_mirror_refuses_what_another_wrote(tmp_path):
@@ -194,13 +194,13 @@ def test_a_mirror_refuses_what_another_wrote(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two renames"])
 def test_what_lies_in_a_part_is_carried_over(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     best = tmp_path / "best"
     fill(best, "old")
     for name in ("notes.txt", "deep/mine.txt"):
         (best / name).write_text("mine")
     fill(best, "new")
-    assert (best / "model").read_text() == "new" and is_whole(best)
+    assert (best / "model").read_text() == "new" and is_complete(best)
     assert (best / "notes.txt").read_text() == (best / "deep/mine.txt").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 

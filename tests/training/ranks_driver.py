@@ -112,7 +112,7 @@ def read(name: str, count: int) -> list:
 
 PHASE7 = {"model": "phase7", "max_steps": 6}
 TWO_HOSTS = {"distribution": "fsdp2", "micro_batch_size": 1}  # a half of the batch's part at a time
-LIGHT = {"optimizer": "adafactor", "step_in_backward": True, "gradient_checkpointing": "on", "momentum_bits": 32}
+LIGHT = {"optimizer": "adafactor", "optimizer_in_backward": True, "gradient_checkpointing": "on", "momentum_bits": 32}
 
 
 def same(name: str, counts=(1, 2), **changes) -> dict:

@@ -59,7 +59,7 @@ def test_only_what_is_trained_is_in_the_optimizer(folder):  # noqa: F811
     from newllm_lib.models import parameters
     from newllm_lib.training.adapters import add_adapters
     from newllm_lib.training.model_config import load_model
-    from newllm_lib.training.optimizer import build_optimizer
+    from newllm_lib.training.optim.build import build_optimizer
 
     recipe = adapted(folder, optimizer="muon")
     place = folder / "checkpoints/new_llm_wikitext/best"

@@ -5,7 +5,7 @@ import pytest
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.compiling import compilation
+from newllm_lib.training.compile import compilation
 from newllm_lib.training.estimate import tokens_per_second
 
 

@@ -16,8 +16,8 @@ import torch
 from newllm_lib.data.preferences import encode_pairs, generate
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.answers import collapsed
-from newllm_lib.evaluation.export import export
-from newllm_lib.runs import Run, ask_to_save, is_finished, is_whole, read_status
+from newllm_lib.export.folder import export
+from newllm_lib.runs import Run, ask_to_save, is_complete, is_finished, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.helpers.loading import load_run
@@ -29,7 +29,7 @@ MODELS = ("tiny_gpt2", "new_llm")
 @pytest.fixture(scope="module", autouse=True)
 def _few_answers():
     """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these tests' time."""
-    from newllm_lib.training import preference_task
+    from newllm_lib.training.dpo import preference_task
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preference_task, "_WATCHED", 3)
@@ -74,7 +74,7 @@ def test_it_starts_at_log_two_and_learns(model, runs):
 def test_a_run_holds_all_that_is_needed(model, runs):
     run = runs[model]
     assert read_status(run)["state"] == "done"
-    assert all(is_whole(run.path / part) for part in ("best", "last", "base"))
+    assert all(is_complete(run.path / part) for part in ("best", "last", "base"))
     assert run.curves.stat().st_size > 10_000
     row = training_rows(run)[-1]
     assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
@@ -136,7 +136,7 @@ def test_evaluating_the_run_measures_its_held_out_pairs_again(runs, capsys):
 
 
 def test_chat_talks_with_the_result(runs):
-    from newllm_lib.evaluation.chat import ChatSession
+    from newllm_lib.generation.chat import ChatSession
 
     model, tokenizer, _ = load_run(runs["new_llm"])
     session = ChatSession(model, tokenizer, dialogue=True)
@@ -161,7 +161,7 @@ def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_s
 
     assert [r["step"] for r in training_rows(again)] == [1, 3, 5, 6, 9, 12]
     assert figures(again) == figures(whole) == figures(Run(drive / "stopped"))
-    assert all(is_whole(drive / "stopped" / part) for part in ("best", "base")) and (drive / "stopped" / "card.md").is_file()
+    assert all(is_complete(drive / "stopped" / part) for part in ("best", "base")) and (drive / "stopped" / "card.md").is_file()
     train(stopped)
     assert "finished already" in again.log.read_text(encoding="utf-8")
 
@@ -216,14 +216,14 @@ def test_without_adapters(model, bases, tmp_path):
 @pytest.mark.parametrize("rank", [4, 0])
 def test_the_loss_is_measured_against_the_reference_that_was_computed_before(rank, bases, tmp_path, monkeypatch):
     """Not against one that TRL computes: a reference moved by 5 nats moves the first loss."""
-    from newllm_lib.training import preference_task
+    from newllm_lib.training.dpo import preference_task
 
     def prepared(*args, original=preference_task.prepare_pairs):
         data = original(*args)
         data.train_reference[:, 1] += 5.0
         return data
 
-    monkeypatch.setattr("newllm_lib.training.preferences.prepare_pairs", prepared)
+    monkeypatch.setattr("newllm_lib.training.dpo.run.prepare_pairs", prepared)
     run = train(recipe(tmp_path, bases["tiny_gpt2"], max_steps=1, beta=0.2, lora_rank=rank))
     assert training_rows(run)[0]["loss"] == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-4)
 
@@ -290,7 +290,7 @@ def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):
 
 
 def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.training.dpo.NO_LOSS", 1.0)
+    monkeypatch.setattr("newllm_lib.training.dpo.dpo_task.NO_LOSS", 1.0)
     with pytest.raises(NewLLMError, match="The loss is 0 at step 1"):
         train(recipe(tmp_path, bases["new_llm"]))
 
@@ -299,7 +299,7 @@ def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
     ("said", "word"), [("", "empty"), pytest.param("が" * 16, "repeating", marks=pytest.mark.slow)]
 )
 def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, word, bases, tmp_path, monkeypatch):
-    from newllm_lib.training import preference_task
+    from newllm_lib.training.dpo import preference_task
 
     asked: list = []
 
@@ -318,9 +318,9 @@ def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, wor
 
 
 def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, monkeypatch):
-    from newllm_lib.training import trl_run
+    from newllm_lib.training.trl import run
 
-    original, tried = trl_run._fit, []
+    original, tried = run._fit, []
 
     def fit(*args):
         tried.append(args[-1])
@@ -328,7 +328,7 @@ def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, 
             raise torch.OutOfMemoryError("no")
         return original(*args)
 
-    monkeypatch.setattr(trl_run, "_fit", fit)
+    monkeypatch.setattr(run, "_fit", fit)
     run = train(recipe(tmp_path, bases["new_llm"], max_steps=3, micro_batch_size=8))
     assert tried == [8, 4, 2] and training_rows(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
@@ -338,7 +338,7 @@ def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, 
 
 def test_keys_reach_trl_and_peft(bases):
     from newllm_lib.models.lora import lora_config
-    from newllm_lib.training.dpo import dpo_config
+    from newllm_lib.training.dpo.dpo_task import dpo_config
 
     def config(**changes):
         values = {"output_dir": "x", "use_cpu": True, "bf16": False, "fp16": False}

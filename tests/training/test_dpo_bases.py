@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from newllm_lib.training import preference_task, train
+from newllm_lib.training import train
+from newllm_lib.training.dpo import preference_task
 from tests.data.conftest import byte_level_bpe
 from tests.helpers.loading import load_run
 from tests.training.preference_bases import recipe

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from newllm_lib.device import probe
-from newllm_lib.evaluation.export import export
-from newllm_lib.training import preference_task, train
+from newllm_lib.export.folder import export
+from newllm_lib.training import train
+from newllm_lib.training.dpo import preference_task
 from tests.helpers.loading import load_run
 from tests.training.preference_bases import make_base, recipe
 

@@ -31,14 +31,14 @@ def curve(path) -> list:
 
 def stopped_at(monkeypatch, step: int) -> None:
     """The next training ends there as `newllm runs stop` ends it: saved, and copied."""
-    real, steps = signals.Wishes.heed, itertools.count(1)
+    real, steps = signals.Flags.heed, itertools.count(1)
 
     def ends(self, decision):
         if next(steps) == step:
             self.signals.received = 15
         return real(self, decision)
 
-    monkeypatch.setattr(signals.Wishes, "heed", ends)
+    monkeypatch.setattr(signals.Flags, "heed", ends)
 
 
 def test_the_machine_goes_away_and_the_copy_is_continued_with_the_same_curve(folder, monkeypatch, capsys):
@@ -87,9 +87,9 @@ def test_a_pickle_in_the_state_of_a_checkpoint_is_not_run(folder, monkeypatch, f
         train(recipe(folder))
     state = folder / "run" / "checkpoint-3" / file
     torch.save(Program(), state)
-    whole = json.loads((state.parent / "WHOLE.json").read_text())
+    whole = json.loads((state.parent / "MANIFEST.json").read_text())
     whole["files"][file] = state.stat().st_size
-    (state.parent / "WHOLE.json").write_text(json.dumps(whole))
+    (state.parent / "MANIFEST.json").write_text(json.dumps(whole))
     with pytest.raises(NewLLMError, match="no plain data .*refused") as error:
         train(recipe(folder))
     assert "\n" not in str(error.value) and not (folder / "ran").exists()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from newllm_lib.ops import ahead
-from newllm_lib.ops.squared_relu_mlp import MAX_DIM
+from newllm_lib.ops import precompile
+from newllm_lib.ops.relu2_mlp import MAX_DIM
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import compiling, kernels_ahead
+from newllm_lib.training import compile, precompile_process
 from newllm_lib.training.model_config import build_model
 
 
@@ -19,7 +19,7 @@ def recipe(**changes):
 
 
 def test_the_limit_of_the_kernels_is_theirs():
-    assert compiling.KERNELS_MAX_DIM == MAX_DIM
+    assert compile.KERNELS_MAX_DIM == MAX_DIM
 
 
 @pytest.mark.parametrize(
@@ -39,27 +39,27 @@ def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, 
         monkeypatch.setenv(name, value)
     for name in gpus:
         (tmp_path / name).touch()
-    monkeypatch.setattr(kernels_ahead, "_DEVICES", tmp_path)
+    monkeypatch.setattr(precompile_process, "_DEVICES", tmp_path)
     started = []
-    monkeypatch.setattr(kernels_ahead.subprocess, "Popen", lambda words, **_: started.append(words))
-    kernels_ahead.begin("demo", {"vocab_size": "300"})
+    monkeypatch.setattr(precompile_process.subprocess, "Popen", lambda words, **_: started.append(words))
+    precompile_process.start_process("demo", {"vocab_size": "300"})
     assert len(started) == expected
 
 
 def test_suits_what_is_made_of_our_kernels():
-    assert kernels_ahead.suits(recipe())
+    assert precompile_process.is_known_ahead(recipe())
     for changes in (
         {"model": "tiny_gpt2", "carry_state": False}, {"recurrence": "sequential"}, {"hidden_size": 512}, {"compile": "off"},
         {"kernels": "off"}, {"gradient_checkpointing": "on"}, {"micro_batch_size": 1},
     ):  # fmt: skip
-        assert not kernels_ahead.suits(recipe(**changes)), changes
+        assert not precompile_process.is_known_ahead(recipe(**changes)), changes
 
 
 @pytest.mark.parametrize("changes", [{}, {"mlp_conv": True, "embedding_skip": True}], ids=str)
 def test_computes_what_the_model_computes(changes):
     model = build_model(recipe(num_layers=2, dropout=0.0, **changes), 300).train()
     model.config.bos_token_id = 0
-    trunk = kernels_ahead._trunk(recipe(**changes))
+    trunk = precompile_process._trunk(recipe(**changes))
     found = {name.removeprefix("model."): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     found["table.weight"] = found.pop("embed_tokens.weight")
     trunk.load_state_dict(found)
@@ -78,15 +78,15 @@ def test_imports_no_transformers():
 
 def test_says_that_it_has_done_nothing(monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
-    words = [sys.executable, "-m", "newllm_lib.training.kernels_ahead", "demo", '{"vocab_size": "300"}']
-    assert subprocess.run(words).returncode == kernels_ahead.NOTHING_DONE
+    words = [sys.executable, "-m", "newllm_lib.training.precompile_process", "demo", '{"vocab_size": "300"}']
+    assert subprocess.run(words).returncode == precompile_process.NOTHING_DONE
 
 
 def test_its_end_is_waited_for(monkeypatch):
-    monkeypatch.setattr(ahead, "_elsewhere", None)
+    monkeypatch.setattr(precompile, "_elsewhere", None)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
-    ahead.leave_to(process)
-    ahead.finish()
+    precompile.wait_for_process(process)
+    precompile.wait()
     assert process.poll() == 0
 
 

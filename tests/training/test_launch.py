@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.runs import Run
-from newllm_lib.training.launch import _cause
+from newllm_lib.training.distributed.launch import _cause
 from tests.training.small_runs import write_text
 
 FLAGS = (
@@ -42,7 +42,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children() if "newllm_lib.training.launched" in p.cmdline()]
+    return [p for p in psutil.Process(process.pid).children() if "newllm_lib.training.distributed.worker" in p.cmdline()]
 
 
 def state(folder: Path) -> dict:

@@ -63,7 +63,7 @@ def test_epochs_are_counted_as_steps_are(folder):
         ({}, "on", None, strategies.Autograd),
         ({}, "replay", None, strategies.Replayed),
         ({}, "off", object(), strategies.LossScaled),
-        ({"step_in_backward": True, "optimizer": "adafactor"}, "off", None, strategies.InBackward),
+        ({"optimizer_in_backward": True, "optimizer": "adafactor"}, "off", None, strategies.InBackward),
     ],
 )
 def test_each_way_of_running_a_step_is_one_object(folder, changes, how, scaler, expected):
@@ -176,8 +176,8 @@ def test_weights_that_lack_something_are_refused(folder, monkeypatch):
     held = load_file(file)
     gone = sorted(held)[0]
     save_file({name: tensor for name, tensor in held.items() if name != gone}, file, {"format": "pt"})
-    whole = json.loads((file.parent / "WHOLE.json").read_text())
+    whole = json.loads((file.parent / "MANIFEST.json").read_text())
     whole["files"][file.name] = file.stat().st_size
-    (file.parent / "WHOLE.json").write_text(json.dumps(whole))
+    (file.parent / "MANIFEST.json").write_text(json.dumps(whole))
     with pytest.raises(NewLLMError, match=f"holds no {gone}: copy it again"):
         train(recipe(folder, max_steps=4, save_steps=2, keep_checkpoints=9, resume="checkpoint-2"))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from newllm_lib.training.meeting import agreed_name
+from newllm_lib.training.distributed.rendezvous import unique_store_prefix
 
 PATIENCE = datetime.timedelta(seconds=20)
 
@@ -25,7 +25,7 @@ def meet(store, *ranks: int, world: int, late: int | None = None, patience=PATIE
         client = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=patience)
         if rank == late:
             time.sleep(0.3)
-        return agreed_name(client, rank, world, patience)
+        return unique_store_prefix(client, rank, world, patience)
 
     with ThreadPoolExecutor(len(ranks)) as pool:
         return list(pool.map(one, ranks))

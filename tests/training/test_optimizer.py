@@ -5,8 +5,8 @@ import torch
 
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
-from newllm_lib.training.muon import BatchedMuon
-from newllm_lib.training.optimizer import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
+from newllm_lib.training.optim.build import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
+from newllm_lib.training.optim.muon import BatchedMuon
 
 
 def setting(model="new_llm", optimizer="muon", tie=True, **changes):

@@ -8,16 +8,16 @@ import torch
 
 from newllm_lib.device import probe
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.evaluation.carry import Reader
 from newllm_lib.evaluation.evaluate_run import evaluate_run
-from newllm_lib.evaluation.generation import complete
+from newllm_lib.generation.generate import complete
+from newllm_lib.generation.stateful import IncrementalDecoder
 from newllm_lib.ops.common.dispatch import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import run as running
 from newllm_lib.training import train
 from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.loop import TrainingLoop
-from newllm_lib.training.optimizer import build_optimizer
+from newllm_lib.training.optim.build import build_optimizer
 from tests.helpers.loading import load_run
 from tests.training.small_runs import losses, stopped_after, write_text
 
@@ -43,7 +43,7 @@ def test_it_is_trained_evaluated_and_talked_to_like_any_other(folder):
     assert float(load_run(run, "last")[0].model.curvature_factor) == 1.0
     assert evaluate_run(run)["bits_per_byte"] > 0
     assert isinstance(complete(model, tokenizer, "one two", temperature=0, max_new_tokens=5), str)
-    reader = Reader(model)
+    reader = IncrementalDecoder(model)
     sizes = []
     for token in (5, 6, 7):
         reader.read([token])
@@ -120,7 +120,7 @@ def test_switches_reach_what_they_switch(folder, monkeypatch):
 def test_what_cannot_fit_is_refused_before_anything_is_made(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    heavy = {"gradient_checkpointing": "off", "optimizer": "adamw", "weights_dtype": "fp32", "step_in_backward": False}
+    heavy = {"gradient_checkpointing": "off", "optimizer": "adamw", "weights_dtype": "fp32", "optimizer_in_backward": False}
     large = load_recipe("phase7_1.5b", {"output_dir": str(tmp_path / "run"), **heavy})
     with pytest.raises((NewLLMError, UsageError)) as error:
         train(large)

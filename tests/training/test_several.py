@@ -10,7 +10,7 @@ import pytest
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.several import DDP, FSDP2, distribution, in_words, processes, refuse_several
+from newllm_lib.training.distributed.strategy import DDP, FSDP2, check_distributed, describe, distribution, num_processes
 from tests.training.small_runs import write_rows, write_text
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
@@ -110,9 +110,9 @@ def recipe(**changes):
 
 
 def test_the_estimate_chooses_and_says_so():
-    assert distribution(recipe(), gpu(80)) == DDP and "a whole model on each (it fits)" in in_words(recipe(), gpu(80), 2)
+    assert distribution(recipe(), gpu(80)) == DDP and "a whole model on each (it fits)" in describe(recipe(), gpu(80), 2)
     assert distribution(recipe(), gpu(1.5)) == FSDP2
-    assert "into 2 parts (the model is too large" in in_words(recipe(num_gpus=2), gpu(1.5), 2)
+    assert "into 2 parts (the model is too large" in describe(recipe(num_gpus=2), gpu(1.5), 2)
     assert distribution(recipe(distribution="fsdp2"), gpu(80)) == FSDP2
     assert distribution(load_recipe("demo", {"sized_for": "h100"}), gpu(0.5)) == DDP  # fsdp2 is chosen for Phase 7 only
 
@@ -120,20 +120,20 @@ def test_the_estimate_chooses_and_says_so():
 def test_as_many_processes_as_asked_for(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     cpu = probe()
-    assert [processes(recipe(num_gpus=n), cpu) for n in (1, 3, "auto")] == [1, 3, 1]
+    assert [num_processes(recipe(num_gpus=n), cpu) for n in (1, 3, "auto")] == [1, 3, 1]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert processes(recipe(num_gpus="auto"), gpu(80)) == 2
+    assert num_processes(recipe(num_gpus="auto"), gpu(80)) == 2
     with pytest.raises(UsageError, match="this machine has 2"):
-        processes(recipe(num_gpus=3), gpu(80))
+        num_processes(recipe(num_gpus=3), gpu(80))
     monkeypatch.setenv("WORLD_SIZE", "8")  # torchrun's word counts
-    assert processes(recipe(num_gpus=2), gpu(80)) == 8
+    assert num_processes(recipe(num_gpus=2), gpu(80)) == 8
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"batch_size": 63}, ["63", "2 processes", "--batch_size 62"]),
-        ({"distribution": "fsdp2", "step_in_backward": True}, ["step_in_backward", "--optimizer adamw"]),
+        ({"distribution": "fsdp2", "optimizer_in_backward": True}, ["optimizer_in_backward", "--optimizer adamw"]),
         ({"distribution": "fsdp2", "optimizer": "muon"}, ["muon", "whole matrices"]),
         ({"distribution": "fsdp2", "weights_dtype": "bf16", "optimizer": "adafactor"}, ["weights_dtype", "float32"]),
         ({"distribution": "fsdp2", "lora_rank": 4}, ["lora_rank", "ddp"]),
@@ -146,13 +146,13 @@ def test_as_many_processes_as_asked_for(monkeypatch):
 )
 def test_what_does_not_go_together_is_one_line_that_says_why(changes, words):
     with pytest.raises(UsageError) as error:
-        refuse_several(recipe(**changes), gpu(80), 2)
+        check_distributed(recipe(**changes), gpu(80), 2)
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words)
     if "batch_size" not in changes and "distribution" not in changes:
-        refuse_several(recipe(**changes), gpu(80), 1)  # one process may
+        check_distributed(recipe(**changes), gpu(80), 1)  # one process may
 
 
 def test_accelerates_own_fsdp_is_not_mixed_in(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UsageError, match="--distribution"):
-        refuse_several(recipe(), gpu(80), 2)
+        check_distributed(recipe(), gpu(80), 2)

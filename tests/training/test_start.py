@@ -63,8 +63,8 @@ def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer
 
 
 def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
-    from newllm_lib.evaluation.chat import open_session
     from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
+    from newllm_lib.generation.chat import open_session
 
     run = train(tuned(folder))
     found = evaluate_run("new_llm_wikitext", EvaluationData("validation", None, folder / "talks", "answers"))
@@ -148,11 +148,11 @@ def test_a_torn_start_is_refused(folder):
 
 def test_the_template_is_the_starts_unless_another_is_asked_for(folder):
     from newllm_lib.data.templates import TEMPLATES
-    from newllm_lib.training.start import find_start, tokenizer_for
+    from newllm_lib.training.initial_model import load_initial_model, tokenizer_for
 
     for asked, expected in (({}, "chat"), ({"template": "instruction"}, "instruction")):
         recipe = tuned(folder, **asked)
-        tokenizer = tokenizer_for(recipe, find_start(recipe), None)
+        tokenizer = tokenizer_for(recipe, load_initial_model(recipe), None)
         assert recipe.template == expected and tokenizer.chat_template == TEMPLATES[expected]
     assert recipe.run_name == "new_llm_dailydialog_talks_instruction"
 
@@ -160,10 +160,10 @@ def test_the_template_is_the_starts_unless_another_is_asked_for(folder):
 def test_packed_data_of_another_tokenizer_is_never_taken(folder):
     """The same data, packed for a tokenizer of its own and for the start's: two cache entries."""
     from newllm_lib.data import prepare
-    from newllm_lib.training.start import find_start, tokenizer_for
+    from newllm_lib.training.initial_model import load_initial_model, tokenizer_for
 
     recipe = tuned(folder)
-    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(recipe, find_start(recipe), None))
+    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(recipe, load_initial_model(recipe), None))
     assert own.fingerprint != given.fingerprint and own.train.path != given.train.path
     assert given.tokenizer.get_vocab() != own.tokenizer.get_vocab()
 
@@ -181,7 +181,7 @@ def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
 
 
 def test_an_exported_folder_is_a_start_like_the_run_it_came_from(folder):
-    from newllm_lib.evaluation.export import export
+    from newllm_lib.export.folder import export
 
     exported = export("new_llm_wikitext", folder / "given")
     shutil.rmtree("checkpoints/new_llm_wikitext")
@@ -195,8 +195,8 @@ def test_adapters_alone_are_no_start(folder):
     best = Run("checkpoints/new_llm_wikitext").best
     (best / "adapter_config.json").write_text("{}")
     (best / "adapter_model.safetensors").write_bytes((best / "model.safetensors").read_bytes())
-    manifest = json.loads((best / "WHOLE.json").read_text())
-    manifest["files"] = {p.name: p.stat().st_size for p in best.iterdir() if p.name != "WHOLE.json"}
-    (best / "WHOLE.json").write_text(json.dumps(manifest))
+    manifest = json.loads((best / "MANIFEST.json").read_text())
+    manifest["files"] = {p.name: p.stat().st_size for p in best.iterdir() if p.name != "MANIFEST.json"}
+    (best / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="merge them first .*newllm export new_llm_wikitext"):
         train(tuned(folder))

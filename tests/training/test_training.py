@@ -9,7 +9,7 @@ import torch
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
-from newllm_lib.training import loop, losses, resuming, train
+from newllm_lib.training import loop, losses, resume, train
 from tests.helpers.loading import load_run
 from tests.training.small_runs import recipe, rows, stopped_after
 
@@ -175,7 +175,7 @@ def test_a_run_started_on_another_machine_keeps_its_preset(folder, monkeypatch):
     started = load_recipe("demo", {**choices, "sized_for": "cpu"})
     (folder / "run").mkdir()
     (folder / "run" / "recipe.yaml").write_text(started.to_yaml())
-    settled = resuming.settle(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
+    settled = resume.match_recorded_recipe(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
     assert settled.sized_for == "cpu" and not settled.differences(started)
 
 

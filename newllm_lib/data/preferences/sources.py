@@ -14,7 +14,7 @@ from newllm_lib.data.preferences.pairs import PAIRS, Pair, parse_pair
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.readers.folder import KINDS, FolderSource, kind_of
 from newllm_lib.data.readers.hub import HUB_SPLIT_NAMES, HubName, HubSource
-from newllm_lib.data.records import Tally
+from newllm_lib.data.records import RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.errors import NewLLMError, UsageError
 
@@ -37,7 +37,7 @@ class Preferences:
     title: str
     train: list[Pair]
     evaluation: list[Pair]
-    tally: Tally
+    tally: RowStats
 
     @property
     def fingerprint(self) -> str:
@@ -60,7 +60,7 @@ def load_preferences(recipe: Recipe) -> Preferences:
     Raises:
         UsageError: no such source. NewLLMError: it cannot be read, or holds no pairs.
     """
-    tally = Tally(PAIRS)
+    tally = RowStats(PAIRS)
     if recipe.data_dir is None and recipe.data == MADE_HERE:
         title, pairs = "Japanese pairs made here", generate(seed=recipe.seed)
         tally.good = len(pairs)
@@ -99,7 +99,7 @@ def _open(recipe: Recipe) -> Source:
     return HubSource(name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
-def _read(source: Source, tally: Tally) -> list[Pair]:
+def _read(source: Source, tally: RowStats) -> list[Pair]:
     """All pairs, with the split where the source has one: those that are not for training are for evaluation. One split alone is
     divided later."""
     named = {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
@@ -110,7 +110,7 @@ def _read(source: Source, tally: Tally) -> list[Pair]:
     ]
 
 
-def _apart(pairs: list[Pair], tally: Tally) -> tuple[list[Pair], list[Pair]]:
+def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys = sorted({_position(pair.key()) for pair in pairs})
@@ -124,7 +124,7 @@ def _apart(pairs: list[Pair], tally: Tally) -> tuple[list[Pair], list[Pair]]:
     return _once(kept, tally), evaluation
 
 
-def _once(pairs: list[Pair], tally: Tally) -> list[Pair]:
+def _once(pairs: list[Pair], tally: RowStats) -> list[Pair]:
     """Without repetitions."""
     kept = list({pair[:3]: pair for pair in pairs}.values())
     tally.reject("a repetition", count=len(pairs) - len(kept))

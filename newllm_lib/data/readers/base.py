@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, Schema, parse_row, parse_rows
 
 # what files and data sets call their splits
@@ -107,7 +107,7 @@ class Source(abc.ABC):
             columns: those that are needed, where a file keeps its columns apart; default: all.
         """
 
-    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too many."""
         yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
         tally.finish()

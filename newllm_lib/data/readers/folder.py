@@ -12,7 +12,7 @@ from newllm_lib.data.readers.base import SPLIT_NAMES, DataFile, FileReader, Segm
 from newllm_lib.data.readers.jsonfiles import read_json_lines, read_json_values
 from newllm_lib.data.readers.parquetfiles import groups_in, open_parquet, read_group, read_parquet, uncompressed_size
 from newllm_lib.data.readers.textfiles import content_hash, open_data, read_documents, read_lines
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_rows
 from newllm_lib.errors import UsageError
 
@@ -82,7 +82,7 @@ class FolderSource(Source):
         for path in self._paths[split]:
             yield from read_table(path, columns)
 
-    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         for path in self._paths[split]:
             yield from read_file(path, tally)
         tally.finish()
@@ -107,7 +107,7 @@ class LocalReader:
             yield from (read_group(file, group, columns) for group in groups_in(file, segment))
 
 
-def read_file(path: Path, tally: Tally) -> Iterator[Record]:
+def read_file(path: Path, tally: RowStats) -> Iterator[Record]:
     """The records of one file; bad rows go to `tally`.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from newllm_lib.data.readers.base import DataFile
 from newllm_lib.data.readers.hub import HubSource
 from newllm_lib.data.readers.textfiles import group_lines
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.errors import UsageError
 
 
@@ -16,7 +16,7 @@ class WikiTextSource(HubSource):
 
     layout = "article lines"
 
-    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         for article in group_lines(self._lines(split), "articles"):
             tally.good += 1
             yield Record(article)

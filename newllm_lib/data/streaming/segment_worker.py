@@ -23,7 +23,7 @@ from newllm_lib.data.cache import locked, read_meta, sweep
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.packing import Writer
 from newllm_lib.data.readers.base import FileReader, Segment
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.data.splits import split_of
 from newllm_lib.data.streaming.segments import fetch, read_rows
@@ -68,7 +68,7 @@ def make(job: Job, number: int, fetched: bytes | None = None) -> dict:
 
 
 def _pack(job: Job, number: int, fetched: bytes | None) -> None:
-    tally = Tally(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
+    tally = RowStats(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
     writer = Writer(job.entry(number), job.encoder)
     try:
         for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally, job.parse):

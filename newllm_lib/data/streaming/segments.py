@@ -13,7 +13,7 @@ import numpy as np
 
 from newllm_lib.data.readers.base import DataFile, FileReader, Segment, Source
 from newllm_lib.data.readers.jsonfiles import LARGEST, parse_json
-from newllm_lib.data.records import Record, Tally
+from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS
 
 VERSION = 1  # of how files are cut and put in order
@@ -122,7 +122,7 @@ class LargeSource(Source):
         for segment in self.sample(split):
             yield from read_rows(segment, reader, columns=columns)
 
-    def records(self, split: str, tally: Tally) -> Iterator[Record]:
+    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         return super().records(split, tally) if self.sample(split) else self.source.records(split, tally)
 
     def reader(self) -> FileReader:

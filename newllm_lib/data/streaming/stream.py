@@ -26,8 +26,8 @@ from newllm_lib import console
 from newllm_lib.data.cache import META, key_hash, plain_write_errors
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.packing import VERSION, PackedSplit, open_packed
-from newllm_lib.data.records import Tally
-from newllm_lib.data.splits import held_out_key, made_splits, own_held_out
+from newllm_lib.data.records import RowStats
+from newllm_lib.data.splits import derived_splits, held_out_key, source_held_out
 from newllm_lib.data.streaming.segment_pool import SegmentPool
 from newllm_lib.data.streaming.segment_worker import Job
 from newllm_lib.data.streaming.segments import LargeSource
@@ -97,7 +97,7 @@ class StreamedSplit:
         leads: bool = True,
     ):
         answers_only = recipe.loss_on == "answers"
-        made = tuple(sorted(made_splits(source)))
+        made = tuple(sorted(derived_splits(source)))
         key = {
             "packing": VERSION, "template": TEMPLATE_VERSION, "tokenizer": tokenizer_hash(tokenizer), "made": made,
             "content": source.fingerprint("train"), "answers_only": answers_only, **held_out_key(source),
@@ -111,11 +111,11 @@ class StreamedSplit:
             parse=source.parse,
             encoder=Encoder(tokenizer, answers_only),
             made=made,
-            held_out=own_held_out(source),
+            held_out=source_held_out(source),
         )
         self.title, self.max_samples, self.seed = source.title, recipe.max_samples, recipe.seed
         self.pool = SegmentPool(self.job, leads=leads)
-        self.tally = Tally()
+        self.tally = RowStats()
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass
         self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
@@ -176,61 +176,61 @@ class StreamedSplit:
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
-    def members(self, turn: int, number: int) -> list[int]:
-        """The segments of window `number` of pass `turn`; none where the pass is over."""
-        if turn == 0:
+    def members(self, epoch: int, number: int) -> list[int]:
+        """The segments of window `number` of pass `epoch`; none where the pass is over."""
+        if epoch == 0:
             begin, end = _begin(number), _begin(number + 1)
             while len(self.counts) < end and self.last is None:
                 self._count_next()
             return list(range(begin, min(end, self.last or end)))
-        return self._order(turn)[number * WINDOW : (number + 1) * WINDOW]
+        return self._order(epoch)[number * WINDOW : (number + 1) * WINDOW]
 
-    def blocks(self, turn: int, number: int, length: int) -> tuple[int, int]:
+    def blocks(self, epoch: int, number: int, length: int) -> tuple[int, int]:
         """(offset, blocks) of a window cut into blocks of `length`: the first begins `offset` before the window's first
         token, the last may reach past its end; so every token but the first is predicted once."""
-        predicted = sum(self.counts[member].tokens for member in self.members(turn, number))
-        offset = int(np.random.default_rng([self.seed, turn, number]).integers(length))
+        predicted = sum(self.counts[member].tokens for member in self.members(epoch, number))
+        offset = int(np.random.default_rng([self.seed, epoch, number]).integers(length))
         return offset, -(-(predicted + offset) // length) if predicted else 0
 
-    def window(self, turn: int, number: int) -> Window:
+    def window(self, epoch: int, number: int) -> Window:
         """The tokens of a window; the last two asked for are kept.
 
         Raises:
             NewLLMError: they cannot be had, or too many rows are bad.
         """
-        if (turn, number) not in self._windows:
+        if (epoch, number) not in self._windows:
             while len(self._windows) > 1:  # before the next is made: never three at a time
                 self._windows.popitem(last=False)
-            parts = [self._open(member) for member in self.members(turn, number)]
+            parts = [self._open(member) for member in self.members(epoch, number)]
             ids = _joined([ids[:-1] for ids, _ in parts] + [parts[-1][0][-1:]])
             mask = None
             if parts[0][1] is not None:
                 mask = _joined([mask[:-1] for _, mask in parts] + [np.zeros(1, dtype=np.uint8)])
-            self._windows[turn, number] = Window(self.path, ids, mask)
-        return self._windows[turn, number]
+            self._windows[epoch, number] = Window(self.path, ids, mask)
+        return self._windows[epoch, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
         """Where each block begins, as (pass, window, token), from block number `position` of the endless run of passes on."""
         planned = -1  # the pass whose segments are being prepared in its order
-        for turn in itertools.count():
+        for epoch in itertools.count():
             for number in itertools.count():
-                if not self.members(turn, number):
+                if not self.members(epoch, number):
                     break
-                offset, blocks = self.blocks(turn, number, length)
+                offset, blocks = self.blocks(epoch, number, length)
                 if position >= blocks:
                     position -= blocks
                     continue
-                if planned != turn:
-                    self.pool.plan(self._wanted(_begin(number)) if turn == 0 else self._order(turn)[number * WINDOW :])
-                    planned = turn
-                order = np.random.default_rng([self.seed, turn, number, 1]).permutation(blocks)[position:]
+                if planned != epoch:
+                    self.pool.plan(self._wanted(_begin(number)) if epoch == 0 else self._order(epoch)[number * WINDOW :])
+                    planned = epoch
+                order = np.random.default_rng([self.seed, epoch, number, 1]).permutation(blocks)[position:]
                 for part in np.array_split(order, max(1, len(order) // 65536)):
-                    yield from ((turn, number, start) for start in (part * length - offset).tolist())
+                    yield from ((epoch, number, start) for start in (part * length - offset).tolist())
                 position = 0
 
-    def _order(self, turn: int) -> list[int]:
+    def _order(self, epoch: int) -> list[int]:
         """The segments of a later pass."""
-        return np.random.default_rng([self.seed, turn]).permutation(self.last).tolist()
+        return np.random.default_rng([self.seed, epoch]).permutation(self.last).tolist()
 
     # --- segments ---------------------------------------------------------------------------------------------------
 

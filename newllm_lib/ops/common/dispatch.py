@@ -7,7 +7,7 @@ they can run: Triton's kernels on a GPU, gradients written by hand on a processo
 
     @_implementation.register(runs_triton)
     def _triton():
-        from newllm_lib.ops.gates import triton  # loaded when it is first chosen
+        from newllm_lib.ops.swiglu import triton  # loaded when it is first chosen
 
         return triton
 
@@ -27,7 +27,7 @@ from types import ModuleType
 import torch
 
 from newllm_lib.device import probe
-from newllm_lib.ops import ahead
+from newllm_lib.ops import precompile
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,7 +76,7 @@ def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
     return runs_triton(x) and (float32 or x.dtype != torch.float32) and _tensor_core_dot()
 
 
-def on_the_processor(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is computed in. A compiler
     fuses what autograd makes by itself."""
     kinds = {(y.device.type, y.dtype) for y in (x, *others) if y is not None}
@@ -101,14 +101,14 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def on_its_device(function):
+def on_device_of_first_argument(function):
     """Run `function(x, ...)` with x's GPU as the current one: Triton launches there, wherever the tensors are. What is being
     compiled ahead is waited for.
     """
 
     @functools.wraps(function)
     def run(x: torch.Tensor, *args, **kwargs):
-        ahead.finish()
+        precompile.wait()
         with torch.cuda.device_of(x):
             return function(x, *args, **kwargs)
 

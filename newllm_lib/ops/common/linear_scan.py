@@ -46,12 +46,12 @@ def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool 
     for t in range(1, length):
         torch.mul(products[t - 1], gates[t], out=products[t])
         torch.addcmul(inputs[t], contexts[t - 1], gates[t], out=contexts[t])
-    starts = torch.empty_like(contexts[0])
-    edges = zip(starts.unbind(1)[step], contexts[-1].unbind(1)[step], products[-1].unbind(1)[step], strict=True)
+    doc_starts = torch.empty_like(contexts[0])
+    edges = zip(doc_starts.unbind(1)[step], contexts[-1].unbind(1)[step], products[-1].unbind(1)[step], strict=True)
     for start, end, product in edges:
         start.copy_(state)
         state = torch.addcmul(end, product, state)
-    context.addcmul_(kept, starts.unsqueeze(2))
+    context.addcmul_(kept, doc_starts.unsqueeze(2))
     context = context.reshape(batch, chunks * length, dim)
     return context[:, :time].contiguous() if padding else context
 

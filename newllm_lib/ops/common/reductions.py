@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 
 _ROWS, _WARPS = 256, 8
 
@@ -22,7 +22,7 @@ def sum_partials(partials, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_C
     tl.store(out + column, tl.sum(total, 0), mask=column < columns)
 
 
-@on_its_device
+@on_device_of_first_argument
 def sum_rows(partials: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(rows, columns) float32 -> (columns,) in the dtype of `like`, always in the same order."""
     out = torch.empty(partials.shape[1], dtype=like.dtype, device=partials.device)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm_lib.ops.cross_entropy import IGNORE
+from newllm_lib.ops.linear_cross_entropy import IGNORE
 
 CHUNK_ELEMENTS = 1 << 24  # logits of one model held at a time: 64 MiB in float32
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.common.dispatch import Operation, on_the_processor, runs_triton
-from newllm_lib.ops.gated_scan import processor, reference
+from newllm_lib.ops.common.dispatch import Operation, runs_cpu_kernel, runs_triton
+from newllm_lib.ops.gated_scan import cpu, reference
 
 _implementation = Operation(reference)
 
@@ -17,17 +17,17 @@ def _triton():
     return triton
 
 
-@_implementation.register(lambda x, *others: x.ndim == 3 and x.shape[1] > 1 and on_the_processor(x, *others))
+@_implementation.register(lambda x, *others: x.ndim == 3 and x.shape[1] > 1 and runs_cpu_kernel(x, *others))
 def _processor():
-    return processor
+    return cpu
 
 
 def gated_scan(
     projection: torch.Tensor,
     forget_bias: torch.Tensor | None,
     norm_weight: torch.Tensor,
-    starts: torch.Tensor | None = None,
-    valid: torch.Tensor | None = None,
+    doc_starts: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,8 +37,8 @@ def gated_scan(
         projection: (batch, time, 3 * dim) = [i, f, z]: input, forget gate, read-out gate of each token.
         forget_bias: (dim,) or None for zeros.
         norm_weight: (dim,), of the read-out's norm.
-        starts: (batch, time) bool, True where a document starts: a_t is 0 there.
-        valid: (batch, time) bool, False at padding: there c_t = c_{t-1}, whatever `starts` says.
+        doc_starts: (batch, time) bool, True where a document starts: a_t is 0 there.
+        mask: (batch, time) bool, False at padding: there c_t = c_{t-1}, whatever `doc_starts` says.
         initial_state: (batch, dim), the context before the first token; zeros by default.
         eps: of the norm.
     Returns:
@@ -46,7 +46,7 @@ def gated_scan(
         (batch, dim) in float32 (float64 for float64). The gradient of the projection comes back as one tensor of its shape.
     """
     chosen = _implementation(projection, forget_bias, norm_weight, initial_state)
-    return chosen.gated_scan(projection, forget_bias, norm_weight, starts, valid, initial_state, eps)
+    return chosen.gated_scan(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps)
 
 
 def gated_scan_step(

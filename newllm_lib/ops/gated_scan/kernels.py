@@ -15,7 +15,7 @@ The read-out y = RMSNorm(c) * silu(z) is a pass of its own, over ROWS whole rows
 (thirds of a packed projection). Its backward pass keeps few programs, each of which walks over many blocks of rows, so that the
 sum that makes the weight's gradient stays in registers until the end. `scan_step` is both for one token, in decoding.
 
-Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); starts, valid (batch, time) bytes;
+Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); doc_starts, mask (batch, time) bytes;
 initial and final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
 """
 
@@ -57,15 +57,15 @@ def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunk
 
 @triton.jit
 def _forward_steps(
-    state, kept, x_row, y_row, c_row, shift, starts, valid, place, dim, dims, in_dim, x_time, x_dim, y_time, y_dim,
+    state, kept, x_row, y_row, c_row, shift, doc_starts, mask, place, dim, dims, in_dim, x_time, x_dim, y_time, y_dim,
     GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, SUMMARY: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """UNROLL steps from the rows given, `place` among the flags; the state and the product of a after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
     ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, 1)
-    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, 1)
-    counts = load_flags(valid, place, HAS_VALID, UNROLL, 1)
+    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
+    counts = load_flags(mask, place, HAS_VALID, UNROLL, 1)
     for u in tl.static_range(UNROLL):
         a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
         written = ys[u]
@@ -81,7 +81,7 @@ def _forward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_forward(
-    x, y, bias, starts, valid, initial, exits, c, product, final,
+    x, y, bias, doc_starts, mask, initial, exits, c, product, final,
     time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SUMMARY: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -107,7 +107,7 @@ def scan_forward(
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
         state, kept = _forward_steps(
-            state, kept, x_row, y_row, c_row, shift, starts, valid, batch * time + t, dim, dims, in_dim,
+            state, kept, x_row, y_row, c_row, shift, doc_starts, mask, batch * time + t, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, UNROLL,
         )  # fmt: skip
         x_row += UNROLL * x_time
@@ -115,7 +115,7 @@ def scan_forward(
         c_row += UNROLL * dim
     for t in range(whole, last):
         state, kept = _forward_steps(
-            state, kept, x_row, y_row, c_row, shift, starts, valid, batch * time + t, dim, dims, in_dim,
+            state, kept, x_row, y_row, c_row, shift, doc_starts, mask, batch * time + t, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, 1,
         )  # fmt: skip
         x_row += x_time
@@ -130,14 +130,14 @@ def scan_forward(
 
 @triton.jit
 def _summary_steps(
-    carried, kept, x_row, dc_row, shift, starts, valid, place, dims, in_dim, x_time, x_dim, dc_time, dc_dim,
+    carried, kept, x_row, dc_row, shift, doc_starts, mask, place, dims, in_dim, x_time, x_dim, dc_time, dc_dim,
     HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
     """UNROLL steps backward from the rows given; the gradient carried and the product of a after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
-    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
-    counts = load_flags(valid, place, HAS_VALID, UNROLL, -1)
+    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
+    counts = load_flags(mask, place, HAS_VALID, UNROLL, -1)
     if HAS_DC:
         dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
     for u in tl.static_range(UNROLL):
@@ -151,7 +151,7 @@ def _summary_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_backward_summary(
-    x, bias, starts, valid, dc, product, end,
+    x, bias, doc_starts, mask, dc, product, end,
     time, dim, chunks, chunk_length, x_batch, x_time, x_dim, dc_batch, dc_time, dc_dim,
     HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
     HAS_DC: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -174,14 +174,14 @@ def scan_backward_summary(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         carried, kept = _summary_steps(
-            carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
+            carried, kept, x_row, dc_row, shift, doc_starts, mask, batch * time + last - 1 - back, dims, in_dim,
             x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
         )  # fmt: skip
         x_row -= UNROLL * x_time
         dc_row -= UNROLL * dc_time
     for back in range(whole, last - first):
         carried, kept = _summary_steps(
-            carried, kept, x_row, dc_row, shift, starts, valid, batch * time + last - 1 - back, dims, in_dim,
+            carried, kept, x_row, dc_row, shift, doc_starts, mask, batch * time + last - 1 - back, dims, in_dim,
             x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, 1,
         )  # fmt: skip
         x_row -= x_time
@@ -204,7 +204,7 @@ def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
 
 @triton.jit
 def _backward_steps(
-    carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid, place,
+    carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask, place,
     t, dim, dims, in_dim, x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
     HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -212,8 +212,8 @@ def _backward_steps(
     """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx after."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
-    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
-    counts = load_flags(valid, place, HAS_VALID, UNROLL, -1)
+    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
+    counts = load_flags(mask, place, HAS_VALID, UNROLL, -1)
     ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, -1)
     if HAS_DC:
         dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
@@ -235,7 +235,7 @@ def _backward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_backward(
-    x, y, bias, starts, valid, initial, c, dc, dfinal, exits, dx, dy, dbias, dinitial,
+    x, y, bias, doc_starts, mask, initial, c, dc, dfinal, exits, dx, dy, dbias, dinitial,
     time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim, dc_batch, dc_time, dc_dim,
     dx_batch, dx_time, dx_dim, dy_batch, dy_time, dy_dim,
     HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
@@ -272,7 +272,7 @@ def scan_backward(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         carried, bias_sum = _backward_steps(
-            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
+            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask,
             batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
             HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
@@ -285,7 +285,7 @@ def scan_backward(
         dy_row -= UNROLL * dy_time
     for back in range(whole, last - first):
         carried, bias_sum = _backward_steps(
-            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, starts, valid,
+            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask,
             batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
             HAS_STARTS, HAS_VALID, HAS_DC, 1,

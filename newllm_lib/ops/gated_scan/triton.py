@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from newllm_lib.ops.common import triton_helpers as helpers
-from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gated_scan import kernels
 
@@ -37,7 +37,7 @@ def count_chunks(programs: int, time: int, device: torch.device) -> int:
 class _Plan:
     """Grid and chunking of one scan, and the constants that every pass takes."""
 
-    def __init__(self, x, bias, starts, valid, tile: dict[str, int]):
+    def __init__(self, x, bias, doc_starts, mask, tile: dict[str, int]):
         self.batch, self.time, self.dim = x.shape
         blocks = self.batch * triton.cdiv(self.dim, tile["BLOCK_DIM"])
         self.chunks = count_chunks(blocks, self.time, x.device)
@@ -46,7 +46,7 @@ class _Plan:
         self.grid = (blocks, self.chunks)
         self.sizes = self.time, self.dim, self.chunks, self.length
         self.constants = dict(
-            HAS_BIAS=bias is not None, HAS_STARTS=starts is not None, HAS_VALID=valid is not None, **tile
+            HAS_BIAS=bias is not None, HAS_STARTS=doc_starts is not None, HAS_VALID=mask is not None, **tile
         )
 
 
@@ -55,11 +55,11 @@ def _scan_summaries(product, end, outer):
     return _forward(product, end, None, None, None, outer, gated=False)[0]
 
 
-@on_its_device
-def _forward(x, y, bias, starts, valid, initial, gated: bool = True):
+@on_device_of_first_argument
+def _forward(x, y, bias, doc_starts, mask, initial, gated: bool = True):
     """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if absent."""
-    plan = _Plan(x, bias, starts, valid, FORWARD)
-    starts, valid = helpers.flag_bytes(starts), helpers.flag_bytes(valid)
+    plan = _Plan(x, bias, doc_starts, mask, FORWARD)
+    doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     c = torch.empty(x.shape, dtype=y.dtype, device=y.device)
     final = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=y.device)
     arguments = (*plan.sizes, *helpers.strides(x), *helpers.strides(y))
@@ -68,25 +68,25 @@ def _forward(x, y, bias, starts, valid, initial, gated: bool = True):
         product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=y.device)
         end = torch.empty_like(product)
         kernels.scan_forward[plan.grid](
-            x, y, bias, starts, valid, None, product, c, product, end, *arguments,
+            x, y, bias, doc_starts, mask, None, product, c, product, end, *arguments,
             HAS_INITIAL=False, SUMMARY=True, GATED=gated, **plan.constants,
         )  # fmt: skip
         exits = _scan_summaries(product, end, initial)
     kernels.scan_forward[plan.grid](
-        x, y, bias, starts, valid, initial, exits, c, final, final, *arguments,
+        x, y, bias, doc_starts, mask, initial, exits, c, final, final, *arguments,
         HAS_INITIAL=initial is not None, SUMMARY=False, GATED=gated, **plan.constants,
     )  # fmt: skip
     return c, final
 
 
-@on_its_device
-def _backward(x, y, bias, starts, valid, initial, c, dc, dfinal, dx, dy):
+@on_device_of_first_argument
+def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
     """Fills dx, dy (batch, time, dim, any strides); returns (float32) d bias in partial sums (any, dim) or None, and d initial.
 
     dc, dfinal: gradients of c and of the final state, None where there is none. d initial: (batch, dim).
     """
-    plan = _Plan(x, bias, starts, valid, BACKWARD)
-    starts, valid = helpers.flag_bytes(starts), helpers.flag_bytes(valid)
+    plan = _Plan(x, bias, doc_starts, mask, BACKWARD)
+    doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     dfinal = None if dfinal is None else dfinal.float().contiguous()
     dinitial = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=x.device)
     dc_ = c if dc is None else dc
@@ -98,12 +98,12 @@ def _backward(x, y, bias, starts, valid, initial, c, dc, dfinal, dx, dy):
         product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=x.device)
         end = torch.empty_like(product)
         kernels.scan_backward_summary[plan.grid](
-            x, bias, starts, valid, dc_, product, end, *plan.sizes, *helpers.strides(x), *helpers.strides(dc_),
+            x, bias, doc_starts, mask, dc_, product, end, *plan.sizes, *helpers.strides(x), *helpers.strides(dc_),
             HAS_DC=dc is not None, **plan.constants,
         )  # fmt: skip
         exits = _scan_summaries(product.flip(1), end.flip(1), dfinal).flip(1).contiguous()
     kernels.scan_backward[plan.grid](
-        x, y, bias, starts, valid, initial, c, dc_, dfinal, exits, dx, dy, dbias, dinitial,
+        x, y, bias, doc_starts, mask, initial, c, dc_, dfinal, exits, dx, dy, dbias, dinitial,
         *plan.sizes, *helpers.strides(x), *helpers.strides(y), *helpers.strides(dc_), *helpers.strides(dx), *helpers.strides(dy),
         HAS_INITIAL=initial is not None, HAS_DC=dc is not None, HAS_DFINAL=dfinal is not None, **plan.constants,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int]:
     return x, x.stride(0), x.stride(1) if x.shape[1] > 1 else 1
 
 
-@on_its_device
+@on_device_of_first_argument
 def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     (c, c_row, _), (z, z_row, z_dim) = _rows(c.contiguous()), _rows(z)
@@ -131,7 +131,7 @@ def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-@on_its_device
+@on_device_of_first_argument
 def _readout_backward(
     c: Tensor, z: Tensor, weight: Tensor, dy: Tensor, dz: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -155,16 +155,16 @@ def _bias_gradient(dbias: Tensor | None, bias: Tensor | None, like: Tensor) -> T
 
 @torch.library.custom_op("newllm::gated_scan", mutates_args=())
 def _scan(
-    projection: Tensor, bias: Tensor | None, weight: Tensor, starts: Tensor | None, valid: Tensor | None,
+    projection: Tensor, bias: Tensor | None, weight: Tensor, doc_starts: Tensor | None, mask: Tensor | None,
     initial: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     input, forget, gate = projection.chunk(3, -1)
-    c, final = _forward(forget, input, bias, starts, valid, initial)
+    c, final = _forward(forget, input, bias, doc_starts, mask, initial)
     return _readout(c, gate, weight, eps), c, final
 
 
 @_scan.register_fake
-def _(projection, bias, weight, starts, valid, initial, eps):
+def _(projection, bias, weight, doc_starts, mask, initial, eps):
     shape = (*projection.shape[:2], projection.shape[2] // 3)
     final = projection.new_empty(shape[0], shape[2], dtype=torch.float32)
     return projection.new_empty(shape), projection.new_empty(shape), final
@@ -172,7 +172,7 @@ def _(projection, bias, weight, starts, valid, initial, eps):
 
 @torch.library.custom_op("newllm::gated_scan_backward", mutates_args=())
 def _scan_backward(
-    projection: Tensor, bias: Tensor | None, weight: Tensor, starts: Tensor | None, valid: Tensor | None,
+    projection: Tensor, bias: Tensor | None, weight: Tensor, doc_starts: Tensor | None, mask: Tensor | None,
     initial: Tensor | None, c: Tensor, dy: Tensor | None, dc: Tensor | None, dfinal: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     input, forget, gate = projection.chunk(3, -1)
@@ -184,12 +184,12 @@ def _scan_backward(
     else:
         from_readout, dweight = _readout_backward(c, gate, weight, dy, dgate, eps)
         dc = from_readout if dc is None else from_readout.add_(dc)
-    dbias, dinitial = _backward(forget, input, bias, starts, valid, initial, c, dc, dfinal, dforget, dinput)
+    dbias, dinitial = _backward(forget, input, bias, doc_starts, mask, initial, c, dc, dfinal, dforget, dinput)
     return gradient, _bias_gradient(dbias, bias, c), dweight, dinitial
 
 
 @_scan_backward.register_fake
-def _(projection, bias, weight, starts, valid, initial, c, dy, dc, dfinal, eps):
+def _(projection, bias, weight, doc_starts, mask, initial, c, dy, dc, dfinal, eps):
     dbias = c.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     dinitial = c.new_empty(c.shape[0], c.shape[2], dtype=torch.float32)
     return projection.new_empty(projection.shape), dbias, weight.new_empty(weight.shape), dinitial
@@ -213,13 +213,13 @@ def _scan_gradient(ctx, dy, dc, dfinal):
 _scan.register_autograd(_scan_gradient, setup_context=_keep)
 
 
-def gated_scan(projection, forget_bias, norm_weight, starts=None, valid=None, initial_state=None, eps=1e-6):
+def gated_scan(projection, forget_bias, norm_weight, doc_starts=None, mask=None, initial_state=None, eps=1e-6):
     """As `gated_scan.gated_scan`, for float32, bfloat16 and float16."""
     initial = None if initial_state is None else initial_state.float().contiguous()
-    return _scan(projection, forget_bias, norm_weight, starts, valid, initial, eps)
+    return _scan(projection, forget_bias, norm_weight, doc_starts, mask, initial, eps)
 
 
-@on_its_device
+@on_device_of_first_argument
 def gated_scan_step(projection, forget_bias, norm_weight, start, state, new_state, eps=1e-6):
     """As `gated_scan.gated_scan_step`."""
     batch, dim = state.shape

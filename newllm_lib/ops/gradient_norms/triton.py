@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gradient_norms.reference import TINY
 
@@ -30,7 +30,7 @@ def tile_squares(x, by_row, by_column, rows, columns, ROWS: tl.constexpr, COLUMN
     tl.store(by_column + tl.program_id(0) * columns + column, tl.sum(value, 0), mask=column < columns)
 
 
-@on_its_device
+@on_device_of_first_argument
 def squares(x: Tensor) -> tuple[Tensor, Tensor]:
     """As `gradient_norms.squares`."""
     x, (rows, columns) = x.contiguous(), x.shape
@@ -57,7 +57,7 @@ def clip_scale(known, square, scale, place, count, max_norm, CLIPS: tl.constexpr
     tl.store(scale, tl.where(norm < float("inf"), limit, float("nan")))
 
 
-@on_its_device
+@on_device_of_first_argument
 def clip(known: Tensor, place: int, square: Tensor, max_norm: float) -> Tensor:
     """As `gradient_norms.clip`."""
     scale = torch.empty(1, device=known.device, dtype=torch.float32)
@@ -135,7 +135,7 @@ def limit_scale(partial, scale_at, out, count, numel, BLOCK: tl.constexpr):
     tl.store(out, tl.where(spread > 1.0, scale / spread, scale))
 
 
-@on_its_device
+@on_device_of_first_argument
 def limited(x: Tensor, factors: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
     """As `gradient_norms.limited`."""
     x, (rows, columns) = x.contiguous(), x.shape

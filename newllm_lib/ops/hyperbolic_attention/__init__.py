@@ -17,7 +17,7 @@ def hyperbolic_attention(
     curvature: torch.Tensor,
     *,
     window: int | None = None,
-    starts: torch.Tensor | None = None,
+    doc_starts: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """out_i = Σ_j softmax_j(-β d_c(exp_0(q_i), exp_0(k_j))) v_j over the keys j that query i sees.
@@ -30,7 +30,7 @@ def hyperbolic_attention(
             (all, or, with keys from a cache, the new ones). Computed in v's dtype.
         beta, curvature: (heads,), above 0.
         window: how many positions a query sees, itself included; None for all.
-        starts: (batch, keys) bool, True where a document starts. Padding on the left is a document of its own if the
+        doc_starts: (batch, keys) bool, True where a document starts. Padding on the left is a document of its own if the
             first token behind it is a start.
         backend: "triton" (tiles of scores in registers), "chunked" (plain torch, a chunk of the queries at a time),
             "reference" (plain torch, all scores at once), or "auto": triton where Triton has a tensor-core dot, else chunked.
@@ -39,21 +39,21 @@ def hyperbolic_attention(
     Raises:
         ValueError: the sizes do not fit.
     """
-    _check(q, k, v, beta, curvature, window, starts, backend)
-    arguments = q.to(v.dtype), k.to(v.dtype), v, beta, curvature, window, starts
+    _check(q, k, v, beta, curvature, window, doc_starts, backend)
+    arguments = q.to(v.dtype), k.to(v.dtype), v, beta, curvature, window, doc_starts
     if backend == "reference":
         return reference.hyperbolic_attention(*arguments)
     return operator.hyperbolic_attention(*arguments, backend)
 
 
-def _check(q, k, v, beta, curvature, window, starts, backend) -> None:
+def _check(q, k, v, beta, curvature, window, doc_starts, backend) -> None:
     if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3:] != k.shape[3:] or q.shape[2] > k.shape[2]:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit: see the sizes above")
     if beta.shape != q.shape[1:2] or curvature.shape != q.shape[1:2]:
         raise ValueError(f"beta {tuple(beta.shape)} and curvature {tuple(curvature.shape)} must be ({q.shape[1]},)")
     if window is not None and window < 1:
         raise ValueError(f"window={window}: a query sees at least itself, so give 1 or more, or None for all")
-    if starts is not None and starts.shape != (k.shape[0], k.shape[2]):
-        raise ValueError(f"starts {tuple(starts.shape)} must be (batch, keys) = {(k.shape[0], k.shape[2])}")
+    if doc_starts is not None and doc_starts.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(f"starts {tuple(doc_starts.shape)} must be (batch, keys) = {(k.shape[0], k.shape[2])}")
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known: use one of {', '.join(BACKENDS)}")

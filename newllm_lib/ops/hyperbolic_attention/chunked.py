@@ -54,11 +54,11 @@ def _scaled_cosh(products: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor,
 class _Chunks:
     """Walks over the queries: for each chunk its rows, the keys it may see, and which of them it does not."""
 
-    def __init__(self, q: Tensor, k: Tensor, window: int | None, starts: Tensor | None):
+    def __init__(self, q: Tensor, k: Tensor, window: int | None, doc_starts: Tensor | None):
         (self.batch, heads, self.queries, _), self.keys = q.shape, k.shape[2]
         self.offset = self.keys - self.queries
         self.window = self.keys if window is None else window
-        self.first = first_visible(self.batch, self.keys, window, starts, q.device)[:, self.offset :]
+        self.first = first_visible(self.batch, self.keys, window, doc_starts, q.device)[:, self.offset :]
         most = max(self.window, _WINDOWED_ROWS)  # rows at a time, which with a window make the keys that they see more
         seen = min(self.keys, self.window + most)
         self.rows = max(1, min(self.queries, most, _CHUNK // (self.batch * heads * seen)))
@@ -77,7 +77,7 @@ def _slope(beta: Tensor, curvature: Tensor) -> Tensor:
     return -(beta / curvature.sqrt())[:, None, None]
 
 
-def forward(q, k, v, beta, curvature, window, starts):
+def forward(q, k, v, beta, curvature, window, doc_starts):
     """As `triton.forward`."""
     compute = torch.promote_types(v.dtype, torch.float32)
     beta, curvature = beta.to(compute), curvature.to(compute)
@@ -85,7 +85,7 @@ def forward(q, k, v, beta, curvature, window, starts):
     slope = _slope(beta, curvature)
     k_numbers[2, ..., : k.shape[2]] = slope[..., 0] * b / math.log(2)
     out = torch.empty_like(q)
-    for rows, columns, hidden in _Chunks(q, k, window, starts):
+    for rows, columns, hidden in _Chunks(q, k, window, doc_starts):
         products = _product(q[:, :, rows], k[:, :, columns].mT, compute)
         y, h, _ = _scaled_cosh(products, q_numbers[..., rows], k_numbers[..., columns])
         scores = slope * torch.log2(y + h / 2 + (y * (y + h)).sqrt()) + k_numbers[2][..., columns].unsqueeze(-2)
@@ -96,7 +96,7 @@ def forward(q, k, v, beta, curvature, window, starts):
     return out, q_numbers, k_numbers
 
 
-def backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers, dout):
+def backward(q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout):
     """As `triton.backward`; `out` is not needed, as a chunk holds all weights of its queries."""
     compute = q_numbers.dtype
     beta32, root = beta.to(compute), curvature.to(compute).sqrt()[:, None]
@@ -104,7 +104,7 @@ def backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers
     dq = torch.empty_like(q)
     across, dv = torch.zeros(k.shape, dtype=compute, device=k.device), torch.zeros(v.shape, dtype=compute, device=v.device)
     along, scores, lengths = across.new_zeros(k.shape[:3]), 0, 0
-    for rows, columns, hidden in _Chunks(q, k, window, starts):
+    for rows, columns, hidden in _Chunks(q, k, window, doc_starts):
         part_q, part_dout, row = q[:, :, rows], dout[:, :, rows], q_numbers[..., rows]
         part_k, part_v, column = k[:, :, columns], v[:, :, columns], k_numbers[..., columns]
         y, h, spread = _scaled_cosh(_product(part_q, part_k.mT, compute), row, column)

@@ -245,13 +245,13 @@ def _larger(a, b):
 
 
 @triton.jit(do_not_specialize=["time", "window"])
-def find_first(starts, first, time, window, BLOCK: tl.constexpr):
+def find_first(doc_starts, first, time, window, BLOCK: tl.constexpr):
     """One program a row: the last document start so far, carried from block to block, or where the window begins."""
     row = tl.program_id(0).to(tl.int64) * time
     carried = 0
     for begin in range(0, time, BLOCK):
         place = begin + tl.arange(0, BLOCK)
-        starts_here = tl.load(starts + row + place, mask=place < time, other=0) != 0
+        starts_here = tl.load(doc_starts + row + place, mask=place < time, other=0) != 0
         start = tl.associative_scan(tl.where(starts_here, place, 0), 0, _larger)
         start = tl.maximum(start, carried)
         carried = tl.max(start, 0)

@@ -21,14 +21,14 @@ def _triton():
 
 @torch.library.custom_op("newllm::hyperbolic_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, doc_starts: Tensor | None, window: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _implementation.named(backend, q).forward(q, k, v, beta, curvature, window, starts)
+    return _implementation.named(backend, q).forward(q, k, v, beta, curvature, window, doc_starts)
 
 
 @_attention.register_fake
-def _(q, k, v, beta, curvature, starts, window, backend):
+def _(q, k, v, beta, curvature, doc_starts, window, backend):
     dtype = torch.promote_types(q.dtype, torch.float32)
     numbers = [q.new_empty(3, *x.shape[:2], padded(x.shape[2]), dtype=dtype) for x in (q, k)]
     return torch.empty_like(q), *numbers
@@ -36,15 +36,15 @@ def _(q, k, v, beta, curvature, starts, window, backend):
 
 @torch.library.custom_op("newllm::hyperbolic_attention_backward", mutates_args=())
 def _attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, starts: Tensor | None, window: int | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, doc_starts: Tensor | None, window: int | None,
     backend: str, out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     implementation = _implementation.named(backend, q)
-    return implementation.backward(q, k, v, beta, curvature, window, starts, out, q_numbers, k_numbers, dout)
+    return implementation.backward(q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout)
 
 
 @_attention_backward.register_fake
-def _(q, k, v, beta, curvature, starts, window, backend, out, q_numbers, k_numbers, dout):
+def _(q, k, v, beta, curvature, doc_starts, window, backend, out, q_numbers, k_numbers, dout):
     return tuple(torch.empty_like(x) for x in (q, k, v, beta, curvature))
 
 
@@ -66,6 +66,6 @@ def _gradient(ctx, dout, *_):
 _attention.register_autograd(_gradient, setup_context=_keep)
 
 
-def hyperbolic_attention(q, k, v, beta, curvature, window=None, starts=None, backend="auto"):
+def hyperbolic_attention(q, k, v, beta, curvature, window=None, doc_starts=None, backend="auto"):
     """As `hyperbolic_attention.hyperbolic_attention`."""
-    return _attention(q, k, v, beta.contiguous(), curvature.contiguous(), starts, window, backend)[0]
+    return _attention(q, k, v, beta.contiguous(), curvature.contiguous(), doc_starts, window, backend)[0]

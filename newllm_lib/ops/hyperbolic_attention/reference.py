@@ -70,14 +70,14 @@ def distances(products: torch.Tensor, row: Polar, column: Polar) -> torch.Tensor
 
 
 def first_visible(
-    batch: int, time: int, window: int | None, starts: torch.Tensor | None, device: torch.device
+    batch: int, time: int, window: int | None, doc_starts: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
     """(batch, time) int32: the first position that each position sees; it never falls along time."""
     index = torch.arange(time, device=device, dtype=torch.int32)
     first = torch.zeros_like(index) if window is None else (index - (window - 1)).clamp_min(0)
-    if starts is None:
+    if doc_starts is None:
         return first.expand(batch, time)
-    return torch.maximum(first, (index * starts).cummax(1).values.to(torch.int32))
+    return torch.maximum(first, (index * doc_starts).cummax(1).values.to(torch.int32))
 
 
 def last_seeing(first: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def last_seeing(first: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(first.contiguous(), index, right=True, out_int32=True) - 1
 
 
-def hyperbolic_attention(q, k, v, beta, curvature, window=None, starts=None):
+def hyperbolic_attention(q, k, v, beta, curvature, window=None, doc_starts=None):
     """As `hyperbolic_attention.hyperbolic_attention`; computed in float32 (float64 for float64 inputs)."""
     compute = torch.promote_types(v.dtype, torch.float32)
     queries, keys, values = (x.to(compute) for x in (q, k, v))
@@ -96,7 +96,7 @@ def hyperbolic_attention(q, k, v, beta, curvature, window=None, starts=None):
     scores = -(beta / curvature.sqrt())[:, None, None] * distance
     key = torch.arange(k.shape[2], device=k.device)
     position = key[k.shape[2] - q.shape[2] :]
-    first = first_visible(k.shape[0], k.shape[2], window, starts, k.device)[:, -q.shape[2] :]
+    first = first_visible(k.shape[0], k.shape[2], window, doc_starts, k.device)[:, -q.shape[2] :]
     hidden = (key > position[:, None]) | (key < first.unsqueeze(-1))
     weights = scores.masked_fill(hidden.unsqueeze(1), float("-inf")).softmax(-1)
     return (weights @ values).to(v.dtype)

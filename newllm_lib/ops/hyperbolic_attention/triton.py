@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from newllm_lib.ops.common.dispatch import on_its_device, shared_memory
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_memory
 from newllm_lib.ops.hyperbolic_attention import backward_kernels, kernels
 from newllm_lib.ops.hyperbolic_attention.reference import first_visible, least_angle, padded
 
@@ -49,14 +49,14 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def _first(k: Tensor, window: int | None, starts: Tensor | None) -> Tensor | None:
+def _first(k: Tensor, window: int | None, doc_starts: Tensor | None) -> Tensor | None:
     """(batch, keys) int32, or None where every query sees everything before it."""
     batch, _, time, _ = k.shape
-    if starts is None and (window is None or window >= time):
+    if doc_starts is None and (window is None or window >= time):
         return None
-    if starts is None:
-        return first_visible(batch, time, window, starts, k.device).contiguous()
-    return first_visible_on_gpu(starts, time if window is None else window)
+    if doc_starts is None:
+        return first_visible(batch, time, window, doc_starts, k.device).contiguous()
+    return first_visible_on_gpu(doc_starts, time if window is None else window)
 
 
 def _rows_together(x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _rows_together(x: Tensor) -> Tensor:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, doc_starts: Tensor | None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out, and the numbers (3, batch, heads, padded time) of queries and keys that the backward pass reads.
@@ -78,7 +78,7 @@ def forward(
         torch.empty(3, batch, heads, padded(time), dtype=torch.float32, device=q.device)
         for time in (queries, keys)
     )
-    first, tile = _first(k, window, starts), _tiles(q)["forward"]
+    first, tile = _first(k, window, doc_starts), _tiles(q)["forward"]
     constants = _constants(q, first)
     with torch.cuda.device_of(q):
         kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
@@ -93,7 +93,7 @@ def forward(
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, starts: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, doc_starts: Tensor | None,
     out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor, into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, beta and curvature; the first three written to `into`, whose dims lie without gaps, if given."""
@@ -101,7 +101,7 @@ def backward(
     dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    first, tiles = _first(k, window, starts), _tiles(q)
+    first, tiles = _first(k, window, doc_starts), _tiles(q)
     last = None if first is None else last_seeing_on_gpu(first)
     constants = _constants(q, first)
     q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
@@ -124,16 +124,16 @@ def backward(
     return dq, dk, dv, dbeta, dcurvature
 
 
-@on_its_device
-def first_visible_on_gpu(starts: Tensor, window: int) -> Tensor:
-    """As `reference.first_visible`, for starts (batch, time) on a GPU."""
-    batch, time = starts.shape
-    first = torch.empty(batch, time, dtype=torch.int32, device=starts.device)
-    kernels.find_first[(batch,)](starts.contiguous().view(torch.uint8), first, time, window, BLOCK=_POSITIONS, num_warps=4)
+@on_device_of_first_argument
+def first_visible_on_gpu(doc_starts: Tensor, window: int) -> Tensor:
+    """As `reference.first_visible`, for doc_starts (batch, time) on a GPU."""
+    batch, time = doc_starts.shape
+    first = torch.empty(batch, time, dtype=torch.int32, device=doc_starts.device)
+    kernels.find_first[(batch,)](doc_starts.contiguous().view(torch.uint8), first, time, window, BLOCK=_POSITIONS, num_warps=4)
     return first
 
 
-@on_its_device
+@on_device_of_first_argument
 def last_seeing_on_gpu(first: Tensor) -> Tensor:
     """As `reference.last_seeing`, for first (batch, time) without gaps."""
     batch, time = first.shape
@@ -147,7 +147,7 @@ def last_seeing_on_gpu(first: Tensor) -> Tensor:
 # rotated where they lie, and the three gradients are written side by side, as the projection's own
 
 
-@on_its_device
+@on_device_of_first_argument
 def _turn_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float, sign: int) -> None:
     batch, time, width = qkv.shape
     half = width // (6 * heads)
@@ -162,25 +162,25 @@ def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, cos, sin, beta, curvature, starts, window: int, heads: int, scale: float):
+    def forward(ctx, qkv, cos, sin, beta, curvature, doc_starts, window: int, heads: int, scale: float):
         _turn_(qkv, cos, sin, heads, scale, 1)
         q, k, v = _parts(qkv, heads)
         out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
         beta, curvature = beta.contiguous(), curvature.contiguous()
         by_head = out.unflatten(-1, (heads, -1)).transpose(1, 2)
-        _, *numbers = forward(q, k, v, beta, curvature, window, starts, out=by_head)
-        ctx.save_for_backward(qkv, cos, sin, beta, curvature, starts, out, *numbers)
+        _, *numbers = forward(q, k, v, beta, curvature, window, doc_starts, out=by_head)
+        ctx.save_for_backward(qkv, cos, sin, beta, curvature, doc_starts, out, *numbers)
         ctx.settings = window, heads, scale
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        qkv, cos, sin, beta, curvature, starts, out, *numbers = ctx.saved_tensors
+        qkv, cos, sin, beta, curvature, doc_starts, out, *numbers = ctx.saved_tensors
         window, heads, scale = ctx.settings
         dqkv = torch.empty_like(qkv)
         out, dout = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (out, dout))
         *_, dbeta, dcurvature = backward(
-            *_parts(qkv, heads), beta, curvature, window, starts, out, *numbers, dout, into=_parts(dqkv, heads)
+            *_parts(qkv, heads), beta, curvature, window, doc_starts, out, *numbers, dout, into=_parts(dqkv, heads)
         )
         _turn_(dqkv, cos, sin, heads, scale, -1)
         return dqkv, None, None, dbeta, dcurvature, None, None, None, None
@@ -188,7 +188,7 @@ class _PackedAttention(torch.autograd.Function):
 
 def packed_attention_(
     qkv: Tensor, rotation: tuple[Tensor, Tensor], beta: Tensor, curvature: Tensor, *, window: int, heads: int, scale: float,
-    starts: Tensor | None = None,
+    doc_starts: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`hyperbolic_attention` of queries and keys rotated by their position and scaled.
 
@@ -200,4 +200,4 @@ def packed_attention_(
         (batch, time, heads dim).
     """
     cos, sin = (x.contiguous() for x in rotation)
-    return _PackedAttention.apply(qkv.contiguous(), cos, sin, beta, curvature, starts, window, heads, scale)
+    return _PackedAttention.apply(qkv.contiguous(), cos, sin, beta, curvature, doc_starts, window, heads, scale)

@@ -33,7 +33,7 @@ def linear_attention(
     v: torch.Tensor,
     log_decay: torch.Tensor,
     *,
-    starts: torch.Tensor | None = None,
+    doc_starts: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +43,7 @@ def linear_attention(
         q, k: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax attention.
         v: (batch, heads, time, dim). Products are computed in v's dtype, sums in float32 (float64 for float64).
         log_decay: (batch, heads, time), at most 0: how much of the past each token leaves.
-        starts: (batch, time) bool, True where a document starts, which sees nothing before it.
+        doc_starts: (batch, time) bool, True where a document starts, which sees nothing before it.
         state: (batch, heads, dim + 1, features) from an earlier call: the text goes on from there. None: nothing was before.
         backend: "triton" (a chunk's weights in registers), "chunked" (plain torch, time x chunk numbers), "reference" (plain
             torch, time x time), or "auto": triton where Triton has a tensor-core dot and the sizes fit the GPU, else chunked.
@@ -53,20 +53,20 @@ def linear_attention(
     Raises:
         ValueError: the sizes do not fit.
     """
-    _check(q, k, v, log_decay, starts, state, backend)
+    _check(q, k, v, log_decay, doc_starts, state, backend)
     if state is None:
         compute = torch.promote_types(v.dtype, torch.float32)
         state = v.new_zeros(*v.shape[:2], v.shape[3] + 1, q.shape[3], dtype=compute)
-    arguments = q.to(v.dtype), k.to(v.dtype), v, log_decay, starts, state
+    arguments = q.to(v.dtype), k.to(v.dtype), v, log_decay, doc_starts, state
     return _implementation.named(backend, q, v).linear_attention(*arguments)
 
 
-def _check(q, k, v, log_decay, starts, state, backend) -> None:
+def _check(q, k, v, log_decay, doc_starts, state, backend) -> None:
     if q.shape != k.shape or q.shape[:3] != v.shape[:3] or log_decay.shape != q.shape[:3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v, log_decay))
         raise ValueError(f"q, k, v, log_decay of the shapes {shapes} do not fit: see the sizes above")
-    if starts is not None and starts.shape != (q.shape[0], q.shape[2]):
-        raise ValueError(f"starts {tuple(starts.shape)} must be (batch, time) = {(q.shape[0], q.shape[2])}")
+    if doc_starts is not None and doc_starts.shape != (q.shape[0], q.shape[2]):
+        raise ValueError(f"starts {tuple(doc_starts.shape)} must be (batch, time) = {(q.shape[0], q.shape[2])}")
     if state is not None and state.shape != (*v.shape[:2], v.shape[3] + 1, q.shape[3]):
         raise ValueError(f"state {tuple(state.shape)} must be (batch, heads, dim + 1, features)")
     if backend not in BACKENDS:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 
 
-def linear_attention(q, k, v, log_decay, starts, state):
+def linear_attention(q, k, v, log_decay, doc_starts, state):
     """As `linear_attention.linear_attention`; computed in float32 (float64 for float64 inputs)."""
     compute = torch.promote_types(v.dtype, torch.float32)
     queries, keys, values, state = (x.to(compute) for x in (q, k, v, state))
     total = log_decay.to(compute).cumsum(-1)
     time = q.shape[2]
-    document = torch.zeros(q.shape[0], time, device=q.device, dtype=torch.long) if starts is None else starts.cumsum(-1)
+    document = torch.zeros(q.shape[0], time, device=q.device, dtype=torch.long) if doc_starts is None else doc_starts.cumsum(-1)
     seen = (document.unsqueeze(-1) == document.unsqueeze(-2)).tril().unsqueeze(1)
     decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~seen, float("-inf")).exp()
     weights = queries @ keys.mT * decay

@@ -36,12 +36,12 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def _first(starts: Tensor | None) -> Tensor | None:
+def _first(doc_starts: Tensor | None) -> Tensor | None:
     """(batch, time) int32: where each token's document starts; -1: before the text."""
-    if starts is None:
+    if doc_starts is None:
         return None
-    index = torch.arange(starts.shape[1], device=starts.device)
-    return torch.where(starts, index, -1).cummax(1).values.to(torch.int32).contiguous()
+    index = torch.arange(doc_starts.shape[1], device=doc_starts.device)
+    return torch.where(doc_starts, index, -1).cummax(1).values.to(torch.int32).contiguous()
 
 
 def _rows_together(x: Tensor) -> Tensor:
@@ -55,9 +55,9 @@ def _walk(states: Tensor, keeps: Tensor, reverse: bool) -> None:
 
 @torch.library.custom_op("newllm::linear_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, starts: Tensor | None, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, doc_starts: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    first = _first(starts)
+    first = _first(doc_starts)
     counted, constants = _sizes(q, v), _constants(q, v, first)
     heads, _, chunks, *_ = counted
     out, counts, keeps, states = _buffers(q, v, chunks)
@@ -78,17 +78,17 @@ def _buffers(q: Tensor, v: Tensor, chunks: int) -> list[Tensor]:
 
 
 @_attention.register_fake
-def _(q, k, v, log_decay, starts, state):
+def _(q, k, v, log_decay, doc_starts, state):
     out, counts, keeps, states = _buffers(q, v, (q.shape[2] + _chunk(q, v) - 1) // _chunk(q, v))
     return out, torch.empty_like(state), counts, keeps, states
 
 
 @torch.library.custom_op("newllm::linear_attention_backward", mutates_args=())
 def _attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, starts: Tensor | None, out: Tensor, counts: Tensor, keeps: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, doc_starts: Tensor | None, out: Tensor, counts: Tensor, keeps: Tensor,
     states: Tensor, dout: Tensor | None, dstate: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(starts)
+    dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(doc_starts)
     counted, constants = _sizes(q, v), _constants(q, v, first)
     dq, dk, dv = map(torch.empty_like, (q, k, v))
     dlog_decay, dstates = torch.empty_like(log_decay), torch.empty_like(states)
@@ -107,15 +107,15 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(q, k, v, log_decay, starts, out, counts, keeps, states, dout, dstate):
+def _(q, k, v, log_decay, doc_starts, out, counts, keeps, states, dout, dstate):
     return *(torch.empty_like(x) for x in (q, k, v)), log_decay.new_empty(log_decay.shape), states[:, :, 0].clone()
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, log_decay, starts, _ = inputs
+    q, k, v, log_decay, doc_starts, _ = inputs
     out, _, counts, keeps, states = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, log_decay, starts, out, counts, keeps, states)
+    ctx.save_for_backward(q, k, v, log_decay, doc_starts, out, counts, keeps, states)
 
 
 def _gradient(ctx, dout, dstate, *_):
@@ -129,10 +129,10 @@ def _gradient(ctx, dout, dstate, *_):
 _attention.register_autograd(_gradient, setup_context=_keep)
 
 
-def linear_attention(q, k, v, log_decay, starts, state):
+def linear_attention(q, k, v, log_decay, doc_starts, state):
     """As `linear_attention.linear_attention`."""
     q, k, v = map(_rows_together, (q, k, v))
-    return _attention(q, k, v, log_decay.float().contiguous(), starts, state.float())[:2]
+    return _attention(q, k, v, log_decay.float().contiguous(), doc_starts, state.float())[:2]
 
 
 # ---- the feature map

@@ -1,12 +1,12 @@
 """Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a tail.
 
-As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the taps reach
+As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the conv_weight reach
 (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1 outputs) is a window in
 registers, emptied where a document starts, so that every value crosses the memory bus once. Time is cut into chunks
 freely: each reads WIDTH - 1 rows more.
 
-Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, tail, dtail (batch, WIDTH - 1,
-dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32, starts (batch, time) bytes.
+Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, conv_state, dconv_state (batch, WIDTH - 1,
+dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32, doc_starts (batch, time) bytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from newllm_lib.ops.common.triton_helpers import load_flags, load_rows
 
 
 @triton.jit
-def load_taps(weight, dims, dim, WIDTH: tl.constexpr):
-    taps = ()
+def load_conv_weight(weight, dims, dim, WIDTH: tl.constexpr):
+    conv_weight = ()
     for k in tl.static_range(WIDTH):
-        taps = taps + (tl.load(weight + dims * WIDTH + k, mask=dims < dim, other=0.0).to(tl.float32),)
-    return taps
+        conv_weight = conv_weight + (tl.load(weight + dims * WIDTH + k, mask=dims < dim, other=0.0).to(tl.float32),)
+    return conv_weight
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def stored_where(dims, dim, inside):
 
 @triton.jit
 def _tokens_before(
-    x_row, starts, tail, batch, time, t, dims, dim, x_time, x_dim,
+    x_row, doc_starts, conv_state, batch, time, t, dims, dim, x_time, x_dim,
     HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The window that step t finds: the tokens before it, from x (x_row is row t) and from the tail, newest first."""
@@ -62,9 +62,9 @@ def _tokens_before(
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_TAIL:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(tail + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
+            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
         if HAS_STARTS:
-            start = tl.load(starts + batch * time + t - back, mask=t >= back, other=0) != 0
+            start = tl.load(doc_starts + batch * time + t - back, mask=t >= back, other=0) != 0
             window = empty_if(start, window, WIDTH - 1)
         window = push(window, token, WIDTH - 1)
     return window
@@ -72,7 +72,7 @@ def _tokens_before(
 
 @triton.jit
 def gradients_after(
-    du_row, starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
+    du_row, doc_starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest first."""
     window = ()
@@ -83,25 +83,25 @@ def gradients_after(
         grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
         window = push(window, grad, WIDTH - 1)
         if HAS_STARTS:
-            start = tl.load(starts + batch * time + t + on, mask=t + on < time, other=0) != 0
+            start = tl.load(doc_starts + batch * time + t + on, mask=t + on < time, other=0) != 0
             window = empty_if(start, window, WIDTH - 1)
     return window
 
 
 @triton.jit
 def _forward_steps(
-    window, taps, x_row, u_row, starts, place, dim, dims, in_dim, x_time, x_dim,
+    window, conv_weight, x_row, u_row, doc_starts, place, dim, dims, in_dim, x_time, x_dim,
     HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """UNROLL steps from the rows given, `place` among the starts; the window after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
-    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, 1)
+    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
     for step in tl.static_range(UNROLL):
         if HAS_STARTS:
             window = empty_if(is_start[step], window, WIDTH - 1)
-        out = xs[step] * (1.0 + taps[0])
+        out = xs[step] * (1.0 + conv_weight[0])
         for k in tl.static_range(1, WIDTH):
-            out += window[k - 1] * taps[k]
+            out += window[k - 1] * conv_weight[k]
         tl.store(u_row + step * dim + dims, out.to(u_row.dtype.element_ty), mask=in_dim)
         window = push(window, xs[step], WIDTH - 1)
     return window
@@ -109,7 +109,7 @@ def _forward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def conv_forward(
-    x, weight, starts, tail, u, time, dim, chunk_length, x_batch, x_time, x_dim,
+    x, weight, doc_starts, conv_state, u, time, dim, chunk_length, x_batch, x_time, x_dim,
     HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
     UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
@@ -119,23 +119,23 @@ def conv_forward(
     in_dim = dims < dim
     first = tl.program_id(1) * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    taps = load_taps(weight, dims, dim, WIDTH)
+    conv_weight = load_conv_weight(weight, dims, dim, WIDTH)
     x_row = x + batch * x_batch + first.to(tl.int64) * x_time
     u_row = u + (batch * time + first) * dim
     window = _tokens_before(
-        x_row, starts, tail, batch, time, first, dims, dim, x_time, x_dim, HAS_STARTS, HAS_TAIL, WIDTH
+        x_row, doc_starts, conv_state, batch, time, first, dims, dim, x_time, x_dim, HAS_STARTS, HAS_TAIL, WIDTH
     )
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
         window = _forward_steps(
-            window, taps, x_row, u_row, starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
+            window, conv_weight, x_row, u_row, doc_starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
             HAS_STARTS, WIDTH, UNROLL,
         )  # fmt: skip
         x_row += UNROLL * x_time
         u_row += UNROLL * dim
     for t in range(whole, last):
         window = _forward_steps(
-            window, taps, x_row, u_row, starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
+            window, conv_weight, x_row, u_row, doc_starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
             HAS_STARTS, WIDTH, 1,
         )  # fmt: skip
         x_row += x_time
@@ -153,17 +153,17 @@ def add_to_weights(sums, token, grad, window, WIDTH: tl.constexpr):
 
 @triton.jit
 def _backward_steps(
-    window, sums, taps, x_row, du_row, dx_row, starts, place, dim, dims, in_dim, x_time, x_dim, du_time, du_dim,
+    window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, place, dim, dims, in_dim, x_time, x_dim, du_time, du_dim,
     HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """UNROLL steps backward from the rows given; the window and the weight's gradient after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     dus = load_rows(du_row, du_time, du_dim, dims, in_dim, UNROLL, -1)
-    is_start = load_flags(starts, place, HAS_STARTS, UNROLL, -1)
+    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
     for step in tl.static_range(UNROLL):
-        grad = dus[step] * (1.0 + taps[0])
+        grad = dus[step] * (1.0 + conv_weight[0])
         for k in tl.static_range(1, WIDTH):
-            grad += window[k - 1] * taps[k]
+            grad += window[k - 1] * conv_weight[k]
         tl.store(dx_row - step * dim + dims, grad.to(dx_row.dtype.element_ty), mask=in_dim)
         sums = add_to_weights(sums, xs[step], dus[step], window, WIDTH)
         window = push(window, dus[step], WIDTH - 1)
@@ -174,7 +174,7 @@ def _backward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def conv_backward(
-    x, weight, starts, tail, du, dx, dtail, dweight, time, dim, chunk_length,
+    x, weight, doc_starts, conv_state, du, dx, dconv_state, dweight, time, dim, chunk_length,
     x_batch, x_time, x_dim, du_batch, du_time, du_dim,
     HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
     UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -187,12 +187,12 @@ def conv_backward(
     first = chunk * chunk_length
     last = tl.minimum(first + chunk_length, time)
     end = (last - 1).to(tl.int64)
-    taps = load_taps(weight, dims, dim, WIDTH)
+    conv_weight = load_conv_weight(weight, dims, dim, WIDTH)
     x_row = x + batch * x_batch + end * x_time
     du_row = du + batch * du_batch + end * du_time
     dx_row = dx + (batch * time + end) * dim
     window = gradients_after(
-        du_row + du_time, starts, batch, last, time, dims, dim, du_time, du_dim, HAS_STARTS, WIDTH
+        du_row + du_time, doc_starts, batch, last, time, dims, dim, du_time, du_dim, HAS_STARTS, WIDTH
     )  # fmt: skip
     sums = ()
     for _ in tl.static_range(WIDTH):
@@ -200,7 +200,7 @@ def conv_backward(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         window, sums = _backward_steps(
-            window, sums, taps, x_row, du_row, dx_row, starts, batch * time + last - 1 - back, dim, dims, in_dim,
+            window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, UNROLL,
         )  # fmt: skip
         x_row -= UNROLL * x_time
@@ -208,7 +208,7 @@ def conv_backward(
         dx_row -= UNROLL * dim
     for back in range(whole, last - first):
         window, sums = _backward_steps(
-            window, sums, taps, x_row, du_row, dx_row, starts, batch * time + last - 1 - back, dim, dims, in_dim,
+            window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
             x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, 1,
         )  # fmt: skip
         x_row -= x_time
@@ -219,11 +219,11 @@ def conv_backward(
             nothing = tl.zeros((BLOCK_DIM,), tl.float32)
             for before in tl.static_range(1, WIDTH):
                 tail_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
-                token = tl.load(tail + tail_row, mask=in_dim, other=0.0).to(tl.float32)
+                token = tl.load(conv_state + tail_row, mask=in_dim, other=0.0).to(tl.float32)
                 tail_grad = nothing
                 for k in tl.static_range(1, WIDTH):
-                    tail_grad += window[k - 1] * taps[k]
-                tl.store(dtail + tail_row, tail_grad.to(dtail.dtype.element_ty), mask=in_dim)
+                    tail_grad += window[k - 1] * conv_weight[k]
+                tl.store(dconv_state + tail_row, tail_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
                 sums = add_to_weights(sums, token, nothing, window, WIDTH)
                 window = push(window, nothing, WIDTH - 1)
     for k in tl.static_range(WIDTH):
@@ -233,7 +233,7 @@ def conv_backward(
 
 @triton.jit
 def conv_step(
-    x, weight, start, tail, new_tail, u, dim, x_row, tail_row, new_row,
+    x, weight, start, conv_state, new_conv_state, u, dim, x_row, tail_row, new_row,
     WIDTH: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -243,12 +243,12 @@ def conv_step(
     total = now * (1.0 + tl.load(weight + dims * WIDTH, mask=inside, other=0.0).to(tl.float32))
     for k in tl.static_range(1, WIDTH):
         place = WIDTH - 1 - k
-        past = tl.load(tail + row * tail_row + place * dim + dims, mask=inside, other=0.0)
+        past = tl.load(conv_state + row * tail_row + place * dim + dims, mask=inside, other=0.0)
         if STARTS:
             past = tl.where(tl.load(start + row).to(tl.int32) == 0, past, 0.0)
         total += past * tl.load(weight + dims * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
         if place > 0:
-            tl.store(new_tail + row * new_row + (place - 1) * dim + dims, past, mask=inside)
+            tl.store(new_conv_state + row * new_row + (place - 1) * dim + dims, past, mask=inside)
     if WIDTH > 1:
-        tl.store(new_tail + row * new_row + (WIDTH - 2) * dim + dims, now, mask=inside)
+        tl.store(new_conv_state + row * new_row + (WIDTH - 2) * dim + dims, now, mask=inside)
     tl.store(u + row * dim + dims, total.to(u.dtype.element_ty), mask=inside)

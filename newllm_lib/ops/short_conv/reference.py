@@ -7,33 +7,33 @@ import torch.nn.functional as F
 
 
 def short_conv(
-    x: torch.Tensor, weight: torch.Tensor, starts: torch.Tensor | None = None, tail: torch.Tensor | None = None
+    x: torch.Tensor, weight: torch.Tensor, doc_starts: torch.Tensor | None = None, conv_state: torch.Tensor | None = None
 ) -> torch.Tensor:
     """u = x + conv(x), sizes as in `short_conv.short_conv`; computed in float32 (float64 for float64 inputs)."""
     compute = torch.promote_types(x.dtype, torch.float32)
     batch, time, dim = x.shape
     behind = weight.shape[1] - 1
-    before = x.new_zeros(batch, behind, dim) if tail is None else tail
+    before = x.new_zeros(batch, behind, dim) if conv_state is None else conv_state
     history = torch.cat([before.to(compute), x.to(compute)], 1)
     weight = weight.to(compute)
     u = history[:, behind:] * (1 + weight[:, 0])
-    if starts is not None:  # the document of each place of the history; the tail's is the one before the first start
-        document = F.pad(starts.cumsum(1), (behind, 0))
+    if doc_starts is not None:  # the document of each place of the history; the tail's is the one before the first start
+        document = F.pad(doc_starts.cumsum(1), (behind, 0))
     for k in range(1, weight.shape[1]):
         past = history[:, behind - k : behind - k + time]
-        if starts is not None:
+        if doc_starts is not None:
             past = past * (document[:, behind - k : behind - k + time] == document[:, behind:]).unsqueeze(-1)
         u = u + past * weight[:, k]
     return u.to(x.dtype)
 
 
-def short_conv_step(x, weight, start, tail, new_tail):
+def short_conv_step(x, weight, start, conv_state, new_conv_state):
     """As `short_conv.short_conv_step`."""
     compute = torch.promote_types(x.dtype, torch.float32)
-    now, taps = x.to(compute), weight.to(compute)
-    behind = tail.reshape(x.shape[0], weight.shape[1] - 1, x.shape[1]).to(compute)
+    now, conv_weight = x.to(compute), weight.to(compute)
+    behind = conv_state.reshape(x.shape[0], weight.shape[1] - 1, x.shape[1]).to(compute)
     if start is not None:
         behind = behind.masked_fill(start[:, None, None], 0.0)
-    new_tail.copy_(torch.cat([behind[:, 1:], now.unsqueeze(1)], 1)[:, : behind.shape[1]].flatten(1))
-    past = torch.einsum("bkd,dk->bd", behind, taps[:, 1:].flip(1))
-    return (now * (1 + taps[:, 0]) + past).to(x.dtype)
+    new_conv_state.copy_(torch.cat([behind[:, 1:], now.unsqueeze(1)], 1)[:, : behind.shape[1]].flatten(1))
+    past = torch.einsum("bkd,dk->bd", behind, conv_weight[:, 1:].flip(1))
+    return (now * (1 + conv_weight[:, 0]) + past).to(x.dtype)

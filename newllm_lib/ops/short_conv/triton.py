@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from newllm_lib.ops.common import triton_helpers as helpers
-from newllm_lib.ops.common.dispatch import on_its_device
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.short_conv import kernels
 
@@ -28,57 +28,57 @@ def _plan(x: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int], int]:
     return (blocks, triton.cdiv(time, length)), length
 
 
-def _constants(weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> dict[str, int]:
+def _constants(weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> dict[str, int]:
     return dict(
-        HAS_STARTS=starts is not None, HAS_TAIL=tail is not None and weight.shape[1] > 1, WIDTH=weight.shape[1]
+        HAS_STARTS=doc_starts is not None, HAS_TAIL=conv_state is not None and weight.shape[1] > 1, WIDTH=weight.shape[1]
     )  # fmt: skip
 
 
 @torch.library.custom_op("newllm::short_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None) -> Tensor:
-    return _forward(x, weight, starts, tail)
+def _conv(x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> Tensor:
+    return _forward(x, weight, doc_starts, conv_state)
 
 
-@on_its_device
-def _forward(x, weight, starts, tail):
+@on_device_of_first_argument
+def _forward(x, weight, doc_starts, conv_state):
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, length = _plan(x, _FORWARD)
     kernels.conv_forward[grid](
-        x, weight.contiguous(), helpers.flag_bytes(starts), tail, u, x.shape[1], x.shape[2], length,
-        *helpers.strides(x), **_constants(weight, starts, tail), **_FORWARD,
+        x, weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, u, x.shape[1], x.shape[2], length,
+        *helpers.strides(x), **_constants(weight, doc_starts, conv_state), **_FORWARD,
     )  # fmt: skip
     return u
 
 
 @_conv.register_fake
-def _(x, weight, starts, tail):
+def _(x, weight, doc_starts, conv_state):
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("newllm::short_conv_backward", mutates_args=())
 def _conv_backward(
-    x: Tensor, weight: Tensor, starts: Tensor | None, tail: Tensor | None, du: Tensor
+    x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None, du: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(x, weight, starts, tail, du)
+    return _gradients(x, weight, doc_starts, conv_state, du)
 
 
-@on_its_device
-def _gradients(x, weight, starts, tail, du):
+@on_device_of_first_argument
+def _gradients(x, weight, doc_starts, conv_state, du):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dtail = x.new_empty(0) if tail is None else torch.empty_like(tail)
+    dconv_state = x.new_empty(0) if conv_state is None else torch.empty_like(conv_state)
     grid, length = _plan(x, _BACKWARD)
     dweight = torch.empty(x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device)
     kernels.conv_backward[grid](
-        x, weight.contiguous(), helpers.flag_bytes(starts), tail, du, dx, dtail, dweight, x.shape[1], x.shape[2],
-        length, *helpers.strides(x), *helpers.strides(du), **_constants(weight, starts, tail), **_BACKWARD,
+        x, weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, du, dx, dconv_state, dweight, x.shape[1], x.shape[2],
+        length, *helpers.strides(x), *helpers.strides(du), **_constants(weight, doc_starts, conv_state), **_BACKWARD,
     )  # fmt: skip
-    return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dtail
+    return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dconv_state
 
 
 @_conv_backward.register_fake
-def _(x, weight, starts, tail, du):
-    dtail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dtail
+def _(x, weight, doc_starts, conv_state, du):
+    dconv_state = x.new_empty(0) if conv_state is None else conv_state.new_empty(conv_state.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dconv_state
 
 
 def _keep_for_backward(ctx, inputs, output):
@@ -86,27 +86,27 @@ def _keep_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, du):
-    x, weight, starts, tail = ctx.saved_tensors
-    dx, dweight, dtail = _conv_backward(x, weight, starts, tail, du)
-    return dx, dweight, None, None if tail is None else dtail
+    x, weight, doc_starts, conv_state = ctx.saved_tensors
+    dx, dweight, dconv_state = _conv_backward(x, weight, doc_starts, conv_state, du)
+    return dx, dweight, None, None if conv_state is None else dconv_state
 
 
 _conv.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-def short_conv(x: Tensor, weight: Tensor, starts: Tensor | None = None, tail: Tensor | None = None) -> Tensor:
+def short_conv(x: Tensor, weight: Tensor, doc_starts: Tensor | None = None, conv_state: Tensor | None = None) -> Tensor:
     """u = x + conv(x), sizes as in `short_conv.short_conv`, for float32, bfloat16 and float16."""
-    return _conv(x, weight, starts, None if tail is None else tail.contiguous())
+    return _conv(x, weight, doc_starts, None if conv_state is None else conv_state.contiguous())
 
 
-@on_its_device
-def short_conv_step(x, weight, start, tail, new_tail):
+@on_device_of_first_argument
+def short_conv_step(x, weight, start, conv_state, new_conv_state):
     """As `short_conv.short_conv_step`."""
     batch, dim = x.shape
     u = torch.empty(batch, dim, device=x.device, dtype=x.dtype)
     grid = batch, triton.cdiv(dim, _STEP_BLOCK)
     kernels.conv_step[grid](
-        x, weight, start, tail, new_tail, u, dim, x.stride(0), tail.stride(0), new_tail.stride(0),
+        x, weight, start, conv_state, new_conv_state, u, dim, x.stride(0), conv_state.stride(0), new_conv_state.stride(0),
         WIDTH=weight.shape[1], STARTS=start is not None, BLOCK=_STEP_BLOCK,
     )  # fmt: skip
     return u

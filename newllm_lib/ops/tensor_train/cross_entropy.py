@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton
-from newllm_lib.ops.cross_entropy import chunked
+from newllm_lib.ops.linear_cross_entropy import chunked
 from newllm_lib.ops.tensor_train.pieces import Pieces
 
 KERNEL_BLOCK_ELEMENTS = 9 << 25  # logits of a block of tokens: 576 MiB in half precision

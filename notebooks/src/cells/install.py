@@ -1,5 +1,8 @@
 #@title Install · インストール {display-mode: "form"}
-import importlib.util, os, subprocess, sys
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 folders = [Path.cwd(), *Path.cwd().parents]

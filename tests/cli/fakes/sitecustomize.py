@@ -72,4 +72,4 @@ def put(name: str, **contents) -> None:
 # What loads no torch stays as it is: its modules are found where they are.
 put("newllm_lib.training", train=train, run=None, __path__=[str(Path(runs.__file__).parents[1] / "training")])
 put("newllm_lib.training.estimate", estimate=estimate)
-put("newllm_lib.evaluation.comparison", compare=compare)
+put("newllm_lib.evaluation.compare.compare", compare=compare)

@@ -6,7 +6,7 @@ import pytest
 
 from newllm_lib.data import prepare
 from newllm_lib.data.readers.folder import find_files, read_file
-from newllm_lib.data.records import Message, Record, Tally
+from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import dialogues, paragraphs, write_jsonl
 
@@ -74,8 +74,8 @@ def test_an_empty_train_file(tmp_path, recipe, cache, name):
         prepare(recipe(data_dir=tmp_path), cache)
 
 
-def rows_of(path) -> tuple[list[Record], Tally]:
-    tally = Tally()
+def rows_of(path) -> tuple[list[Record], RowStats]:
+    tally = RowStats()
     return list(read_file(path, tally)), tally
 
 
@@ -155,7 +155,7 @@ def test_a_wrong_schema_names_the_first_row_and_the_right_one(tmp_path):
 def _source_records(place, tally=None):
     from newllm_lib.data.readers.folder import FolderSource
 
-    return FolderSource(place).records("train", tally or Tally())
+    return FolderSource(place).records("train", tally or RowStats())
 
 
 BAD_ROWS = [
@@ -169,7 +169,7 @@ def test_a_few_bad_rows_are_skipped_and_counted(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", BAD_ROWS + [{"text": t} for t in paragraphs(400)])
     with open(path, "a") as file:
         file.write('{"text": "half of a pair \\ud800"}\n{"text": "cut o')
-    tally = Tally()
+    tally = RowStats()
     assert len(list(_source_records(tmp_path, tally))) == 400
     assert tally.bad == len(BAD_ROWS) + 2
     summary = tally.summary()

@@ -7,7 +7,7 @@ import pytest
 
 from newllm_lib.data.readers.base import DataFile
 from newllm_lib.data.readers.folder import FolderSource, LocalReader, read_file
-from newllm_lib.data.records import Tally
+from newllm_lib.data.records import RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.data.splits import read_splits
 from newllm_lib.data.streaming import segments
@@ -55,7 +55,7 @@ def test_a_line_longer_than_the_first_extra_piece_is_whole(tmp_path, monkeypatch
 def test_bytes_that_are_not_utf8_are_a_bad_row_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{"text": "b"}\n')
     (segment,) = cut([DataFile(str(tmp_path / "train.jsonl"), 42)])
-    tally = Tally()
+    tally = RowStats()
     assert [r.text for r in parse_rows(read_rows(segment, LocalReader()), tally)] == ["a", "b"]
     assert tally.reasons == {"not UTF-8": 1} and tally.first_at.endswith("train.jsonl, byte 14")
 
@@ -84,9 +84,9 @@ def test_the_sample_is_spread_over_all_files_and_always_the_same(tmp_path, monke
     source = large(tmp_path, monkeypatch, head=12)
     assert source.segments("train") == large(tmp_path, monkeypatch, head=12).segments("train")
     assert {segment.place for segment in source.sample("train")} == {s.place for s in source.segments("train")}
-    whole = sorted(r.text for path in sorted(tmp_path.glob("*.jsonl")) for r in read_file(path, Tally()))
+    whole = sorted(r.text for path in sorted(tmp_path.glob("*.jsonl")) for r in read_file(path, RowStats()))
     monkeypatch.setattr(segments, "HEAD", 10**6)
-    assert sorted(r.text for r in source.records("train", Tally())) == whole
+    assert sorted(r.text for r in source.records("train", RowStats())) == whole
 
 
 def test_max_samples_are_the_first_and_no_more_is_read(tmp_path, monkeypatch):
@@ -94,9 +94,9 @@ def test_max_samples_are_the_first_and_no_more_is_read(tmp_path, monkeypatch):
     source = large(tmp_path, monkeypatch, head=50)
     read = []
     monkeypatch.setattr(segments, "fetch", lambda segment, reader: read.append(segment) or fetch(segment, reader))
-    first = [r for _, r in read_splits(source, {"train"}, 20, Tally())]
+    first = [r for _, r in read_splits(source, {"train"}, 20, RowStats())]
     assert len(first) == 20 and len(read) < 5
-    assert [r for _, r in read_splits(source, {"train"}, 30, Tally())][:20] == first
+    assert [r for _, r in read_splits(source, {"train"}, 30, RowStats())][:20] == first
 
 
 def test_splits_that_the_source_has_itself_are_sampled_if_they_can_be(tmp_path, monkeypatch):
@@ -104,14 +104,14 @@ def test_splits_that_the_source_has_itself_are_sampled_if_they_can_be(tmp_path, 
     write_jsonl(tmp_path / "validation.jsonl", [{"text": t} for t in paragraphs(100, seed=1)])
     (tmp_path / "test.txt").write_text("\n\n".join(paragraphs(40, seed=2)))
     source = large(tmp_path, monkeypatch)
-    assert 5 < len(list(source.records("validation", Tally()))) < 60
-    assert len(list(source.records("test", Tally()))) == 40
+    assert 5 < len(list(source.records("validation", RowStats()))) < 60
+    assert len(list(source.records("test", RowStats()))) == 40
 
 
 def test_random_cuts_of_a_random_file(tmp_path, monkeypatch):
     rng = random.Random(0)
     path = write_jsonl(tmp_path / "train.jsonl", [{"text": "ü" * rng.randint(0, 400)} for _ in range(200)])
-    whole = [r.text for r in read_file(path, Tally())]
+    whole = [r.text for r in read_file(path, RowStats())]
     for _ in range(5):
         rows = rows_of(path, rng.randint(1, 5000), monkeypatch)
         assert [row["text"] for row in rows if row["text"]] == whole

@@ -19,8 +19,8 @@ from newllm_lib.data import load_split, prepare
 from newllm_lib.data.blocks import training_blocks
 from newllm_lib.data.readers.base import DataFile
 from newllm_lib.data.readers.folder import FolderSource
-from newllm_lib.data.records import Tally
-from newllm_lib.data.splits import SPLITS, made_splits, read_splits
+from newllm_lib.data.records import RowStats
+from newllm_lib.data.splits import SPLITS, derived_splits, read_splits
 from newllm_lib.data.streaming import segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import dialogues, write_jsonl
@@ -97,7 +97,7 @@ def test_every_turn_of_every_dialogue_is_learned_once_in_a_pass(prepared, chats,
         texts += data.tokenizer.decode(labels[labels >= 0]).split("<|endoftext|>")[:-1]
     source = FolderSource(chats)
     expected = []
-    for _, record in read_splits(source, {"train"}, None, Tally()):
+    for _, record in read_splits(source, {"train"}, None, RowStats()):
         expected.append("".join(f"<|{m.role}|>{m.content}<|end|>" for m in record.messages))
     assert sorted(texts) == sorted(expected)
     assert "".join(texts).count("<|user|>") == "".join(expected).count("<|user|>") > 1500
@@ -119,12 +119,12 @@ def test_blocks_of_a_window_kept_on_a_device_are_the_same(prepared, cache, devic
 def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
     data, _ = prepared(cache)
     digests = {split: set() for split in SPLITS}
-    for split, record in read_splits(FolderSource(chats), set(SPLITS), None, Tally()):
+    for split, record in read_splits(FolderSource(chats), set(SPLITS), None, RowStats()):
         digests[split].add(record.digest())
     whole = {split: len(part) for split, part in digests.items()}
     trained = sum(len(window.ids[window.ids == 0]) - 1 for window in windows(data.train))
     assert trained == whole["train"] and 5 < data.validation.documents < whole["validation"]
-    assert made_splits(FolderSource(chats)) == {"validation", "test"}
+    assert derived_splits(FolderSource(chats)) == {"validation", "test"}
 
 
 def test_dialogues_that_the_sets_own_test_split_holds_too_are_not_trained_on(prepared, chats, cache):
@@ -152,10 +152,10 @@ def test_the_order_does_not_depend_on_how_fast_the_data_was_prepared(prepared, c
 def test_a_pass_is_shuffled_and_the_next_one_otherwise(prepared, cache):
     data, _ = prepared(cache)
     turns = {}
-    for turn, number, start in itertools.takewhile(lambda s: s[0] < 2, data.train.starts(0, LENGTH)):
-        turns.setdefault(turn, []).append((number, start))
+    for epoch, number, start in itertools.takewhile(lambda s: s[0] < 2, data.train.starts(0, LENGTH)):
+        turns.setdefault(epoch, []).append((number, start))
     assert turns[0] != sorted(turns[0]) and turns[0] != turns[1]
-    members = [sorted(m for n in range(20) for m in data.train.members(turn, n)) for turn in (0, 1)]
+    members = [sorted(m for n in range(20) for m in data.train.members(epoch, n)) for epoch in (0, 1)]
     assert members[0] == members[1] == list(range(len(data.train.job.segments)))
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-import newllm_lib.runs.mirroring as mirroring
+import newllm_lib.runs.mirror.daemon as mirroring
 
 FOLDER = os.environ["FAULTY_FOLDER"]
 mirroring.FIRST_WAIT = mirroring.LONGEST_WAIT_AT_END = 0.2

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.lowmem import blocks
-from newllm_lib.training.lowmem.blocks import checkpoint_blocks
+from newllm_lib.training.memory import blocks
+from newllm_lib.training.memory.blocks import checkpoint_blocks
 from newllm_lib.training.model_config import build_model
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.lowmem.adafactor import RoundedAdafactor
-from newllm_lib.training.lowmem.blocks import checkpoint_blocks
-from newllm_lib.training.lowmem.graphs import Recorder, StepGraph
-from newllm_lib.training.lowmem.in_backward import StepInBackward
+from newllm_lib.training.cuda_graphs import Recorder, StepGraph
+from newllm_lib.training.memory.blocks import checkpoint_blocks
 from newllm_lib.training.model_config import build_model
-from newllm_lib.training.optimizer import build_optimizer
+from newllm_lib.training.optim.adafactor import Adafactor
+from newllm_lib.training.optim.build import build_optimizer
+from newllm_lib.training.optim.in_backward import OptimizerInBackward
 from tests.training.lowmem.test_blocks import model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -30,8 +30,8 @@ def batches(device, count=3, sequences=7):
 
 def trained(m, graphs, sequences, optimizer="adafactor"):
     """Losses and norms of some steps in the backward pass."""
-    recipe = load_recipe("demo", {"optimizer": optimizer, "step_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
-    hooks = StepInBackward(m, build_optimizer(m, recipe), 0.5, checkpoint_blocks(m, sequences, graphs=graphs))
+    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
+    hooks = OptimizerInBackward(m, build_optimizer(m, recipe), 0.5, checkpoint_blocks(m, sequences, graphs=graphs))
     found = []
     for ids in batches(next(m.parameters()).device):
         loss = m(ids, labels=ids, use_cache=False).loss
@@ -89,7 +89,7 @@ def test_a_recorded_step_is_the_step_with_the_rate_it_has_by_then(device, bits):
     pair = []
     for parameters in (plain, again):
         groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
-        pair.append(RoundedAdafactor(groups, lr=0.01, momentum_bits=bits))
+        pair.append(Adafactor(groups, lr=0.01, momentum_bits=bits))
     pair[1].recorder = Recorder(torch.device(device))
     for number in range(5):
         norms = []

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.lowmem import in_backward
-from newllm_lib.training.lowmem.blocks import checkpoint_blocks
-from newllm_lib.training.lowmem.in_backward import StepInBackward
-from newllm_lib.training.optimizer import build_optimizer
+from newllm_lib.training.memory.blocks import checkpoint_blocks
+from newllm_lib.training.optim import in_backward
+from newllm_lib.training.optim.build import build_optimizer
+from newllm_lib.training.optim.in_backward import OptimizerInBackward
 from tests.training.lowmem.test_blocks import model
 
 IDS = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -25,9 +25,9 @@ def when_small_parameters_step(request, monkeypatch):
 
 def build(optimizer="adafactor", max_norm=0.0, sequences=None, source=None, **changes):
     m = copy.deepcopy(source) if source is not None else model("new_llm")
-    recipe = load_recipe("demo", {"optimizer": optimizer, "step_in_backward": True, "sized_for": "cpu", **changes})
+    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", **changes})
     passes = checkpoint_blocks(m, sequences)
-    return m, StepInBackward(m, build_optimizer(m, recipe), max_norm, passes)
+    return m, OptimizerInBackward(m, build_optimizer(m, recipe), max_norm, passes)
 
 
 def backward(m):
@@ -39,7 +39,7 @@ def backward(m):
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_steps_are_those_after_the_backward_pass(optimizer):
     source = model("new_llm")
-    recipe = load_recipe("demo", {"optimizer": optimizer, "step_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
+    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
     after = copy.deepcopy(source)
     stepper = build_optimizer(after, recipe)
     inside, hooks = build(optimizer, sequences=2, source=source, momentum_bits=32)
@@ -105,9 +105,9 @@ def test_a_weight_that_several_blocks_share_is_stepped_once_with_its_whole_gradi
     torch.manual_seed(0)
     plain = Shared().train()
     m = copy.deepcopy(plain)
-    recipe = load_recipe("demo", {"optimizer": "adamw", "step_in_backward": True, "sized_for": "cpu"})
+    recipe = load_recipe("demo", {"optimizer": "adamw", "optimizer_in_backward": True, "sized_for": "cpu"})
     passes = checkpoint_blocks(m, 1)
-    hooks = StepInBackward(m, build_optimizer(m, recipe), 0.0, passes)
+    hooks = OptimizerInBackward(m, build_optimizer(m, recipe), 0.0, passes)
     x = torch.randn(3, 4, requires_grad=True)
     m(x).sum().backward()
     plain(x).sum().backward()

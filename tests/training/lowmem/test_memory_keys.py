@@ -14,12 +14,12 @@ from newllm_lib.errors import Interrupted, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import strategies, train
 from newllm_lib.training.loop import TrainingLoop
-from newllm_lib.training.lowmem.plan import refuse
+from newllm_lib.training.memory.plan import refuse
 from tests.helpers.loading import load_run
 from tests.training.small_runs import curve
 
 LIGHT = {
-    "weights_dtype": "bf16", "optimizer": "adafactor", "step_in_backward": True, "gradient_checkpointing": "offload",
+    "weights_dtype": "bf16", "optimizer": "adafactor", "optimizer_in_backward": True, "gradient_checkpointing": "offload",
     "micro_batch_size": 2,
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     for changes, words in (
         ({"weights_dtype": "bf16"}, "loses small steps with adamw"),
-        ({"step_in_backward": True, "micro_batch_size": 2}, "gradient_checkpointing on or offload"),
+        ({"optimizer_in_backward": True, "micro_batch_size": 2}, "gradient_checkpointing on or offload"),
         ({**LIGHT, "optimizer": "muon", "momentum_bits": 0}, "Muon is its momentum"),
         ({"optimizer": "adamw8bit"}, "torchao"),
     ):
@@ -93,7 +93,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
             train(recipe(folder, **changes))
         assert "\n" not in str(error.value)
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    for changes, words in ((LIGHT, "has no bf16"), ({"step_in_backward": True}, "loss scaling")):
+    for changes, words in ((LIGHT, "has no bf16"), ({"optimizer_in_backward": True}, "loss scaling")):
         with pytest.raises(UsageError, match=words):
             refuse(recipe(folder, **changes), probe())
     refuse(recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe())  # what a T4 can have

@@ -7,15 +7,15 @@ import pytest
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
 from newllm_lib.training import build_model, train
-from newllm_lib.training.compiling import compilation
-from newllm_lib.training.lowmem.plan import refuse
+from newllm_lib.training.compile import compilation
+from newllm_lib.training.memory.plan import refuse
 from tests.training.lowmem.test_memory_keys import LIGHT, recipe
 from tests.training.small_runs import curve
 
-WHOLE = {"optimizer": "adafactor", "weights_dtype": "bf16", "micro_batch_size": 2}
+MANIFEST = {"optimizer": "adafactor", "weights_dtype": "bf16", "micro_batch_size": 2}
 
 
-@pytest.mark.parametrize("keys", [LIGHT, WHOLE], ids=["block by block", "whole step"])
+@pytest.mark.parametrize("keys", [LIGHT, MANIFEST], ids=["block by block", "whole step"])
 def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
     keys = {**keys, "dropout": 0.0, "max_steps": 6, "max_grad_norm": 0.5}
     plain = train(recipe(folder, "plain", **keys))
@@ -47,7 +47,7 @@ def test_what_cannot_be_replayed_is_refused(folder, monkeypatch):
         ({**LIGHT, "dropout": 0.1}, "without dropout or carried"),
         ({**LIGHT, "dropout": 0.0, "carry_state": True}, "carried state"),
         ({**LIGHT, "dropout": 0.0, "gradient_checkpointing": "off", "micro_batch_size": 4}, "goes with gradient_checkpointing"),
-        ({**WHOLE, "dropout": 0.0, "gradient_checkpointing": "on"}, "goes with gradient_checkpointing"),
+        ({**MANIFEST, "dropout": 0.0, "gradient_checkpointing": "on"}, "goes with gradient_checkpointing"),
         ({"compile": "replay", "model": "new_llm", "lora_rank": 2}, "without adapters"),
     ):
         with pytest.raises(UsageError, match=words):

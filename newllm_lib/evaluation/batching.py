@@ -1,0 +1,99 @@
+"""How the documents of a split go through a model, so that every token but the first is predicted exactly once.
+
+A lane is a row of the batch. A model that clears its state at <|endoftext|> reads many documents one after the other in
+each lane, with its state carried from block to block: no padding but at the lanes' ends. Any other model reads one
+document, or one window of a document, in a lane. Rows are padded at the right, where nothing that counts can see it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+import numpy as np
+
+from newllm_lib.errors import NewLLMError
+
+
+class Row:
+    """Pieces of the stream read one after the other: piece i has `lengths[i]` inputs from offset `starts[i]` on."""
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray):
+        self.starts = np.asarray(starts, dtype=np.int64)
+        self.ends = np.cumsum(lengths, dtype=np.int64)  # in positions of the lane
+        self.length = int(self.ends[-1])
+
+    def offsets(self, begin: int, end: int) -> np.ndarray:
+        """Offsets in the stream of the lane's positions begin..end (end excluded, cut at the lane's length)."""
+        position = np.arange(begin, min(end, self.length), dtype=np.int64)
+        piece = np.searchsorted(self.ends, position, side="right")
+        before = np.concatenate([[0], self.ends[:-1]])
+        return self.starts[piece] + position - before[piece]
+
+
+def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and number of inputs of each document: a document predicts up to and including the next <|endoftext|>.
+
+    Raises:
+        NewLLMError: the split has no token to predict.
+    """
+    last = len(split.ids) - 1  # the stream's last token is a target only
+    if last < 1:
+        raise NewLLMError("This split has no text to evaluate: choose another split or check the data folder.")
+    starts = np.asarray(split.document_starts, dtype=np.int64)
+    starts = starts[starts < last]
+    if not len(starts) or starts[0] != 0:
+        starts = np.concatenate([np.zeros(1, np.int64), starts])
+    return starts, np.diff(np.append(starts, last))
+
+
+def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same pieces in non-overlapping windows of at most `size` inputs, counted from each document's start."""
+    windows = -(-lengths // size)
+    piece = np.repeat(np.arange(len(starts)), windows)
+    within = np.arange(len(piece)) - np.repeat(np.cumsum(windows) - windows, windows)
+    return starts[piece] + within * size, np.minimum(size, lengths[piece] - within * size)
+
+
+def dealt_out(starts: np.ndarray, lengths: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part `part` of `parts` of the pieces, dealt out by length, so that the parts take about as long."""
+    mine = np.sort(np.argsort(-lengths, kind="stable")[part::parts])
+    return starts[mine], lengths[mine]
+
+
+def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[Row]:
+    """All documents over `count` lanes of nearly equal length, the longest lane first."""
+    count = min(count, len(starts))
+    # the longest document goes to the lane that is shortest so far
+    heap = [(0, lane) for lane in range(count)]
+    members: list[list[int]] = [[] for _ in range(count)]
+    for document in np.argsort(-lengths, kind="stable"):
+        length, lane = heapq.heappop(heap)
+        members[lane].append(document)
+        heapq.heappush(heap, (length + int(lengths[document]), lane))
+    lanes = [Row(starts[m], lengths[m]) for m in members]
+    return sorted(lanes, key=lambda lane: -lane.length)
+
+
+def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[list[Row]]:
+    """Batches of one piece a lane, of similar lengths, the longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    for begin in range(0, len(order), batch_size):
+        yield [Row(starts[[i]], lengths[[i]]) for i in order[begin : begin + batch_size]]
+
+
+def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.ndarray]:
+    """Offsets (rows, time) of the inputs of one block after the other, -1 where a lane has ended.
+
+    Args:
+        lanes: sorted, the longest first.
+        shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to them).
+    """
+    for begin in range(0, lanes[0].length, block_length):
+        rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes
+        width = min(block_length, lanes[0].length - begin)
+        offsets = np.full((len(rows), width), -1, dtype=np.int64)
+        for row, lane in zip(offsets, rows, strict=True):
+            found = lane.offsets(begin, begin + width)
+            row[: len(found)] = found
+        yield offsets

@@ -1,0 +1,117 @@
+"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there to the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_model_folder
+from newllm_lib.checkpoints.load import recipe_beside
+from newllm_lib.checkpoints.location import is_adapter, shown_name
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import MANIFEST, MARK, Run, owned_directory
+
+# Of a checkpoint, what is needed to continue training and by nobody else.
+_TRAINING_ONLY = (MANIFEST, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
+
+
+def export(model: Run | str | Path, output_dir: str | Path | None = None, which: str = "best") -> Path:
+    """Write the folder and return it; only an earlier export is ever replaced.
+
+    Args:
+        model: as for `load_model`. Adapters are merged into their base.
+        output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in the current one.
+        which: of a run "best", "last" or "checkpoint-N".
+    Raises:
+        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk is full.
+    """
+    location = locate(model, which)
+    source = whole_model_folder(location)
+    name = location.title().rpartition("/")[2]
+    folder = Path(output_dir) if output_dir else location.run.path / "export" if location.run else Path(f"{name}_export")
+    with owned_directory(folder, "export", "--output_dir", name) as staging:
+        _write_model(source, staging)
+        recipe = recipe_beside(location, source)
+        if recipe is not None:
+            recipe = _without_this_machine(recipe)
+            (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (staging / "README.md").write_text(_card(location, recipe, staging), encoding="utf-8")
+    (folder / MANIFEST).unlink()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    say(f"Exported {location.title()}{f' ({which})' if location.run else ''} to {folder} ({size / 2**20:,.1f} MiB)")
+    return folder
+
+
+def _write_model(source: Path, folder: Path) -> None:
+    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of their base."""
+    if is_adapter(source):
+        loaded = load_model(source)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        return
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _without_this_machine(recipe: Recipe) -> Recipe:
+    """A folder of this machine means nothing elsewhere, and may name its user."""
+    if recipe.task == "dpo":
+        recipe.base, recipe.data = shown_name(recipe.base), shown_name(recipe.data)
+    recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
+    return recipe
+
+
+def _card(location: ModelLocation, recipe: Recipe | None, folder: Path) -> str:
+    if recipe is None:
+        return foreign_card(location.title(), folder, from_hub=location.folder is None)
+    best = best_row(location.run) if location.run else None
+    card = model_card(location.title(), best, recipe, folder, training_command(recipe))
+    own = location.run.path / "card.md" if location.run else None  # a preference run's, with what it measured
+    return _with_use_of(card, own.read_text(encoding="utf-8")) if own and own.is_file() else card
+
+
+def _with_use_of(card: str, own: str) -> str:
+    """A preference run's own card, with the front matter of a model's and how the exported folder is used."""
+    front, use = card.partition("\n# ")[0], card.partition("## Use\n")[2].partition("\n## ")[0]
+    return f"{front}\n{own.partition('## Use')[0].replace('![curves](curves.png)', '').rstrip()}\n\n## Use\n{use}\n"
+
+
+def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:
+    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or kept.
+
+    Args:
+        token: default: HF_TOKEN, or what `hf auth login` stored.
+    Raises:
+        UsageError: no token, or a name that is none. NewLLMError: the hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    token = token or os.environ.get("HF_TOKEN") or get_token()
+    if not token:
+        raise UsageError("Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key icon).")
+    if repository.count("/") != 1:
+        raise UsageError(f"--push {repository}: give it as OWNER/NAME.")
+    say(f"Uploading {folder} to {repository} ({'private' if private else 'public'})")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        about = f"Upload {folder.parent.name}"
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK])
+    except HFValidationError as error:
+        raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
+    except HfHubHTTPError as error:
+        raise NewLLMError(f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights.") from None
+    except OSError as error:
+        raise NewLLMError(f"The hub cannot be reached ({_first_line(error, token)}): try again later.") from None
+    return f"{api.endpoint}/{repository}"
+
+
+def _first_line(error: Exception, token: str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).replace(token, "***")[:200]

@@ -1,0 +1,118 @@
+"""Completing prompts, many at once: a model with a state by our own decoding, any other by transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from newllm_lib.data.templates import encode_text
+from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens
+
+
+def complete(
+    model, tokenizer, prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    settings: Settings | None = None, **changes,
+) -> str | list[str]:  # fmt: skip
+    """Continue prompts.
+
+    A prompt is the beginning of a document: <|endoftext|> is put before text (not before token ids, which are taken as
+    they are). The answer ends at <|end|> or <|endoftext|>, holds no control tokens, and does not repeat the prompt. A
+    model with a window (TinyGPT2) reads the end of a prompt that is too long and stops where its window is full.
+    Torch's global random state is left as it was.
+
+    Args:
+        prompts: one text, or a list of texts or of lists of token ids.
+        changes: settings by name, e.g. `temperature=0, max_new_tokens=50`.
+    Returns:
+        the continuation, or one for each prompt.
+    Raises:
+        UsageError: a setting out of its range.
+    """
+    settings = replace(settings or Settings(), **changes)
+    single = isinstance(prompts, str)
+    ids = [_prompt_ids(tokenizer, p) for p in ([prompts] if single else prompts)]
+    answers = [_until_stop(tokenizer, row) for row in continue_ids(model, tokenizer, ids, settings)]
+    return answers[0] if single else answers
+
+
+def continue_ids(model, tokenizer, ids: Sequence[list[int]], settings: Settings) -> list[list[int]]:
+    """The token ids that follow each prompt of token ids; what comes after a stop token means nothing."""
+    from newllm_lib.generation.stateful import is_recurrent
+
+    if not ids:
+        return []
+    continued = _by_state if is_recurrent(model) else _by_generate
+    return continued(model, tokenizer, ids, settings)
+
+
+def fit_window(model, prompts: list[list[int]], new: int) -> tuple[list[list[int]], int]:
+    """Prompts cut at the left, and how many tokens may follow, so that both fit into the model's window."""
+    from newllm_lib.generation.stateful import window
+
+    size = window(model)
+    if size is None:
+        return prompts, new
+    kept = max(size - new, size // 2)
+    prompts = [p[-kept:] for p in prompts]
+    return prompts, min(new, size - max(map(len, prompts)))
+
+
+def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
+    from newllm_lib.generation.decoding import continue_texts
+
+    reserved = reserved_tokens(tokenizer, model.config.vocab_size)
+    return continue_texts(model, prompts, settings, stop_tokens(tokenizer), reserved)
+
+
+def _by_generate(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
+    import torch
+
+    from newllm_lib.generation.stateful import eval_mode, model_device
+
+    prompts, room = fit_window(model, prompts, settings.max_new_tokens)
+    settings = replace(settings, max_new_tokens=room)
+    device = model_device(model)
+    tokens, mask = _left_padded(tokenizer, prompts, device)
+    random_devices = [device] if device.type == "cuda" else []
+    with eval_mode(model), torch.random.fork_rng(random_devices):
+        if settings.seed is not None:
+            torch.manual_seed(settings.seed)
+        output = model.generate(
+            input_ids=tokens, attention_mask=mask, generation_config=_generation_config(model, tokenizer, settings)
+        )
+    return output[:, tokens.shape[1] :].tolist()
+
+
+def _prompt_ids(tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    if not isinstance(prompt, str):
+        return [int(i) for i in prompt]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return start + encode_text(tokenizer, prompt)
+
+
+def _left_padded(tokenizer, prompts: list[list[int]], device):
+    """Token ids (batch, time) and the mask (batch, time) that is 0 on padding."""
+    import torch
+
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    rows = [[pad] * (width - len(p)) + p for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
+
+
+def _generation_config(model, tokenizer, settings: Settings):
+    from transformers import GenerationConfig
+
+    stop = stop_tokens(tokenizer)
+    return GenerationConfig(
+        **settings.for_generate(), eos_token_id=stop, bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
+        suppress_tokens=reserved_tokens(tokenizer, model.config.vocab_size) or None,
+    )  # fmt: skip
+
+
+def _until_stop(tokenizer, ids: list[int]) -> str:
+    stop = set(stop_tokens(tokenizer))
+    end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True)

@@ -1,0 +1,128 @@
+"""The MLP with squared ReLU on a GPU with tensor cores: two custom operators, forward and backward.
+
+Their products are squared, or turned into the gradient before the square, while still in registers.
+
+For the backward pass only the squares s = relu(h)^2 are kept: the derivative of the square is 2 relu(h) = 2 sqrt(s). Traffic, in
+units of x at inner = 4 dim, falls from 18 to 10 forward and from 32 to 24 backward against separate operations.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from newllm_lib.ops.common import triton_helpers as helpers
+from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_memory
+
+# Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less shared memory.
+_TILES = [(64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 16, 4)]
+_STAGES = 3
+
+
+@triton.jit
+def product(
+    x, w, squares, out, rows, columns, x_row, w_inner, w_column,
+    INNER: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out = relu(x @ w)^2, or with GRADIENT out = (x @ w) * 2 sqrt(squares).
+
+    x (rows, INNER) and out, squares (rows, columns) have columns that lie side by side; w is (INNER, columns) by its strides.
+    A program keeps its columns of w in shared memory and walks down the rows, so that x's next rows are on their way while
+    the last product is stored. EVEN: INNER and the columns fill their blocks.
+    """
+    blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    program = tl.program_id(0)
+    column = (program % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_INNER)
+    column_in, k_in = column < columns, k < INNER
+    right = tl.load(w + k[:, None] * w_inner + column[None, :] * w_column, mask=k_in[:, None] & column_in[None, :], other=0.0)
+    for block in tl.range(program // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES):
+        # 64 bits for where the block begins, 32 for the places in it: an address an element costs as much as its arithmetic.
+        first = tl.cast(block, tl.int64) * BLOCK_ROWS
+        row_in = local < rows - first
+        place = local[:, None] * columns + column[None, :]
+        if EVEN:
+            inside = row_in[:, None]
+            left = tl.load(x + first * x_row + (local[:, None] * x_row + k[None, :]), mask=inside, other=0.0)
+        else:
+            inside = row_in[:, None] & column_in[None, :]
+            left_in = row_in[:, None] & k_in[None, :]
+            left = tl.load(x + first * x_row + (local[:, None] * x_row + k[None, :]), mask=left_in, other=0.0)
+        if GRADIENT:  # asked for before the product, which hides the wait
+            square = tl.load(squares + first * columns + place, mask=inside, other=0.0)
+        result = tl.dot(left, right, input_precision="ieee")
+        if GRADIENT:
+            result *= 2.0 * tl.sqrt(square.to(tl.float32))
+        else:
+            result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            result *= result
+        tl.store(out + first * columns + place, result.to(out.dtype.element_ty), mask=inside)
+
+
+def _tile(device: torch.device, inner: int) -> dict[str, int]:
+    padded, limit = max(16, triton.next_power_of_2(inner)), shared_memory(device)
+    # Bytes: w and x on its way; the result and its squares.
+    fitting = (t for t in _TILES if 2 * padded * (t[1] + _STAGES * t[0]) + 4 * t[0] * t[1] <= limit)
+    rows, columns, warps = next(fitting, _TILES[-1])
+    return dict(BLOCK_ROWS=rows, BLOCK_COLUMNS=columns, BLOCK_INNER=padded, STAGES=_STAGES, num_warps=warps)
+
+
+@on_device_of_first_argument
+def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
+    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the square."""
+    out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
+    tile = _tile(x.device, x.shape[1])
+    columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])
+    walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), helpers.multiprocessors(x.device) // columns))
+    product[(columns * walkers,)](
+        x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
+        INNER=x.shape[1], GRADIENT=squares is not None,
+        EVEN=x.shape[1] == tile["BLOCK_INNER"] and w.shape[1] % tile["BLOCK_COLUMNS"] == 0, **tile,
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("newllm::relu2_mlp", mutates_args=())
+def _mlp(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """x (rows, dim) -> y (rows, dim), squares (rows, inner)."""
+    squares = _product(x.contiguous(), up.T, None)
+    return squares @ down.T, squares
+
+
+@_mlp.register_fake
+def _(x, up, down):
+    return x.new_empty(x.shape[0], down.shape[0]), x.new_empty(x.shape[0], up.shape[0])
+
+
+@torch.library.custom_op("newllm::squared_relu_mlp_backward", mutates_args=())
+def _mlp_backward(x: Tensor, up: Tensor, down: Tensor, squares: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dy = dy.contiguous()
+    ddown = dy.T @ squares
+    dh = _product(dy, down, squares)
+    return dh @ up, dh.T @ x, ddown
+
+
+@_mlp_backward.register_fake
+def _(x, up, down, squares, dy):
+    return x.new_empty(x.shape), up.new_empty(up.shape), down.new_empty(down.shape)
+
+
+def _keep(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _backward(ctx, dy, dsquares):
+    return _mlp_backward(*ctx.saved_tensors, dy) if dy is not None else (None, None, None)
+
+
+_mlp.register_autograd(_backward, setup_context=_keep)
+
+
+def relu2_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Sizes as in `relu2_mlp.relu2_mlp`, all three of one dtype; dim at most 256."""
+    y, _ = _mlp(x.reshape(-1, x.shape[-1]), up, down)
+    return y.reshape(*x.shape[:-1], down.shape[0])

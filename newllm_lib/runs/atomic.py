@@ -1,0 +1,373 @@
+"""Writing that a crash cannot tear: a file or a folder stands whole under its name, or what was there before does.
+
+Everything is written under a temporary name beside its place, brought to the disk, and then renamed. A folder gets a
+`MANIFEST.json` with the name and size of each of its files, so that a copy that lost something is seen for what it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.ownership import LEFTOVER, MANIFEST, MARK, foreign_in, mark_text, read_mark, replaceable
+from newllm_lib.runs.processes import identity, is_alive
+
+MANIFEST = MANIFEST
+_counter = itertools.count()
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ALMOST_NOTHING = 32 * 2**20  # bytes: a disk with less is full for every practical purpose
+
+
+def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Replace `path` by `text` (UTF-8) in one step. See `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode("utf-8"), durable)
+
+
+def atomic_write_bytes(
+    path: Path, data: bytes, durable: bool = True, parents: bool = True, check: Callable[[Path], None] | None = None
+) -> None:
+    """Replace `path` by `data` in one step; its folder is made if missing.
+
+    Args:
+        durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
+        parents: make missing folders (False below a place that may be unmounted: they would come to lie beneath it).
+        check: called with the written file before it gets its name; what it raises leaves the old file there.
+    Raises:
+        NewLLMError: full or read-only disk, no permission; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = _beside(path, "tmp")
+    try:
+        with explained(path):
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
+            os.replace(temporary, path)
+            if durable:
+                _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):  # it may never have come to be
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
+    """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as `run/best`.
+
+    Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link stays one: what it
+    points to is replaced. An error in the block leaves nothing behind; a killed process leaves a hidden folder, which
+    `clean_leftovers` removes. `parents` as for `atomic_write_bytes`, `what` as for `ownership.foreign_in`.
+
+    Raises:
+        NewLLMError: full or read-only disk, no permission; what stood at `final` is untouched.
+    """
+    final = Path(final)
+    final = Path(os.path.realpath(final)) if final.is_symlink() else final
+    temporary = _beside(final, "tmp")
+    try:
+        with explained(final):
+            temporary.mkdir(parents=parents)
+            yield temporary
+            write_manifest(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    with explained(final):
+        try:
+            old = _swap(temporary, final)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(final.parent)
+        if old is not None:
+            _drop(old, final, what)
+
+
+@contextmanager
+def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
+    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours, marked as ours.
+
+    Args:
+        what: "export" or "mixture". flag: how the user named the folder. run: what it was made of.
+    Raises:
+        UsageError: see `ownership.replaceable`. NewLLMError: as for `staged_directory`.
+    """
+    final = replaceable(folder, what, flag)
+    before = read_mark(final)
+    with staged_directory(final, what=what) as staging:
+        yield staging
+        files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+        text = mark_text(what, run, before and before.get("since"), files)
+        (staging / MARK).write_text(text, encoding="utf-8")
+        replaceable(folder, what, flag)  # while it was filled, something may have been put there
+
+
+def mark_folder(folder: Path, what: str, run: str) -> None:
+    """Mark a run's folder ("run"), or its copy's ("mirror"), unless it is; see `ownership.check_shared`."""
+    if read_mark(folder) is None:
+        atomic_write_text(Path(folder) / MARK, mark_text(what, run))
+
+
+def add_to_mark(folder: Path, *names: str) -> None:
+    """Say in the mark of an export or a mixture, if it has one, that these files in it are ours, too."""
+    mark = read_mark(folder)
+    if mark is None:
+        return
+    files = sorted({*mark["files"], *names})
+    atomic_write_text(folder / MARK, mark_text(mark["what"], mark["run"], mark["since"], files))
+
+
+@contextmanager
+def scratch_directory(place: Path) -> Iterator[Path]:
+    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to `clean_leftovers`.
+
+    Raises:
+        NewLLMError: full or read-only disk, no permission.
+    """
+    scratch = _beside(Path(place), "tmp")
+    with explained(place):
+        scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `directory` was finished by `staged_directory` and still holds every file at its full size."""
+    return not missing_files(directory)
+
+
+def missing_files(directory: Path) -> list[str]:
+    """Names of files that `directory` should hold and does not, or not at their size.
+
+    `["MANIFEST.json"]` if it was never finished.
+    """
+    directory = Path(directory)
+    try:
+        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return [name for name, size in files.items() if _size_inside(directory, name) != size]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [MANIFEST]
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays there.
+
+    It is never half there under its name: it is renamed first; a kill leaves a hidden leftover.
+    """
+    directory = Path(directory)
+    if directory.is_symlink():
+        directory.unlink()
+        return
+    doomed = _beside(directory, "tmp")
+    os.rename(directory, doomed)
+    _drop(doomed, directory)
+
+
+def replace_directory(directory: Path, final: Path) -> None:
+    """Rename a finished folder; of what stood under the new name only what is not ours stays in it."""
+    old = _move_aside_for(Path(directory), Path(final))
+    if old is not None:
+        _drop(old, Path(final))
+
+
+@contextmanager
+def mark_in(folder: Path) -> Iterator[str]:
+    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has looked for before.
+
+    Raises:
+        NewLLMError: full or read-only disk, no permission.
+    """
+    path = _beside(Path(folder) / "mark", "tmp")
+    with explained(path):
+        path.touch()
+    try:
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`, and put back what they had moved aside.
+
+    Call it with the run's lock held. Temporary names of living processes are left alone.
+    """
+    leftovers = [(path, match) for path in Path(folder).iterdir() if (match := LEFTOVER.match(path.name))]
+    dead = [(p, m) for p, m in leftovers if not is_alive(int(m["pid"]), int(m["start"]))]
+    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else the old one.
+    for path, match in sorted(dead, key=lambda item: item[1]["kind"], reverse=True):
+        final = path.with_name(match["name"])
+        if path.is_dir() and not final.exists() and is_complete(path) and _moved_aside(final, dead):
+            os.rename(path, final)
+        elif match["kind"] == "old" and not final.exists():
+            os.rename(path, final)
+    for path, match in dead:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif match["kind"] == "old" or (path / MANIFEST).exists():  # it stood under its name, and may hold more than ours
+            _drop(path, path.with_name(match["name"]))
+        else:  # half-written
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the failures of a disk into one line about `path` that says what to do.
+
+    Raises:
+        NewLLMError: instead of the OSError (or the error that torch or safetensors made of it).
+    """
+    try:
+        yield
+    except NewLLMError:
+        raise
+    except Exception as error:
+        cause = _cause(error, Path(path))
+        if cause is None:
+            raise
+        raise NewLLMError(cause) from error
+
+
+def _cause(error: Exception, path: Path) -> str | None:
+    """The disk's trouble behind `error`, or None if it is something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    place = _existing(path)
+    # safetensors and torch report a full disk as errors of their own, torch without the system's words.
+    foreign = "" if isinstance(error, OSError) else str(error)
+    says_full = "No space left" in foreign or "os error 28" in foreign
+    torch_failed = "inline_container" in foreign or "PytorchStreamWriter" in foreign
+    if number in _FULL or says_full or (torch_failed and _free(place) < _ALMOST_NOTHING):
+        return (
+            f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); the last save "
+            "is intact. Free space (old runs in checkpoints/, ~/.cache/newllm, ~/.cache/huggingface) and run it again."
+        )
+    if number == errno.EROFS:
+        return f"{path} could not be written: the disk is read-only. Choose another place with --output_dir."
+    if number in (errno.EACCES, errno.EPERM):
+        return f"{path} could not be written: no permission. Choose another place with --output_dir, or mend its owner."
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return (
+            f"{path} could not be written: a file stands where a folder is needed. Move it away, or use --output_dir."
+        )
+    return None
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{identity()}-{next(_counter)}")
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _free(place: Path) -> int:
+    return shutil.disk_usage(place).free
+
+
+def _size_inside(directory: Path, name: str) -> int | None:
+    """Size of a plain file below `directory`; None for everything else (missing, a link, a name that climbs out)."""
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        return None
+    try:
+        entry = (directory / relative).lstat()
+    except OSError:
+        return None
+    return entry.st_size if stat.S_ISREG(entry.st_mode) else None
+
+
+def write_manifest(directory: Path) -> None:
+    """Bring every file to the disk, then write `MANIFEST.json`: it never speaks of bytes that could still be lost."""
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        _sync(path)
+        files[path.relative_to(directory).as_posix()] = path.stat().st_size
+    with open(directory / MANIFEST, "w", encoding="utf-8") as manifest:
+        json.dump({"files": files}, manifest, indent=1)
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    for folder in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
+        _sync(folder)
+
+
+def _swap(temporary: Path, final: Path) -> Path | None:
+    """Put a finished folder under its name; where what stood there is now (None: nothing did)."""
+    if final.exists() and _exchange(temporary, final):
+        return temporary
+    return _move_aside_for(temporary, final)
+
+
+def _move_aside_for(temporary: Path, final: Path) -> Path | None:
+    old = _beside(final, "old") if final.exists() else None
+    if old is not None:
+        os.rename(final, old)  # killed after this line: clean_leftovers puts the new folder, or this one, in place
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if old is not None:
+            os.rename(old, final)
+        raise
+    return old
+
+
+def _drop(doomed: Path, final: Path, what: str | None = None) -> None:
+    """Delete a folder that stood at `final`; what is not ours in it goes (back) there.
+
+    Where the disk does not let us, it stays under its hidden name, for `clean_leftovers`.
+    """
+    with suppress(OSError):
+        for name in list(foreign_in(doomed, what)):
+            place = final / name
+            while os.path.lexists(place):
+                place = place.with_name(f"{place.name}.kept")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(doomed / name, place)
+        half_gone = _beside(final, "tmp")  # killed below, it must not be taken for what stood there
+        os.rename(doomed, half_gone)
+        (half_gone / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(half_gone, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux's renameat2); False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # a C library older than 2018
+        return False
+    return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+
+
+def _moved_aside(final: Path, dead: list) -> bool:
+    return any(m["kind"] == "old" and m["name"] == final.name for _, m in dead)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

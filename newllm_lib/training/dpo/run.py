@@ -1,0 +1,120 @@
+"""From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after, the card.
+
+Lock, status and the run's folder are `run`'s; resuming, saving and signals `trl_run`'s; the trainer is in `dpo`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from newllm_lib import console
+from newllm_lib.checkpoints import load_model
+from newllm_lib.data.preferences import EncodedPairs, encode_pairs, load_preferences, shortcuts
+from newllm_lib.device import Device
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.evaluation.answers import health
+from newllm_lib.evaluation.preferences import clearly_better
+from newllm_lib.generation.stateful import window
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.training.compile import dtype_of
+from newllm_lib.training.dpo.card import write_card
+from newllm_lib.training.dpo.dpo_task import DPOTask, losses
+from newllm_lib.training.dpo.log import say_result
+from newllm_lib.training.dpo.preference_task import PreparedPairs, prepare_pairs
+from newllm_lib.training.estimate import preference_needs
+from newllm_lib.training.trl.base import PreparedBase, prepare_base
+from newllm_lib.training.trl.run import begin_run, is_trained, open_run, plan_steps, train_task
+from newllm_lib.training.trl.task import TrlRun
+
+RESULT = "preferences.json"  # in the run: the figures and answers before training and after it
+
+def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
+    """Train a preference run until done; nothing if it was finished before.
+
+    Raises:
+        UsageError: other data, or a base that is not there. NewLLMError: pairs that do not fit, a loss that is no number, or
+            answers that became empty or repeat themselves.
+    """
+    _refuse(recipe)
+    pairs = load_preferences(recipe)
+    job = open_run(recipe, run, device, pairs.fingerprint, "pairs")
+    base = prepare_base(recipe, run)
+    _check_window(recipe, base.model)
+    encoded = [encode_pairs(split, base.tokenizer, recipe.max_seq_length) for split in (pairs.train, pairs.evaluation)]
+    plan_steps(job, len(encoded[0].rows), "pairs")
+    trained = is_trained(job)
+    if job.checkpoint and recipe.resume == "auto" and (was_finished or trained and (run.path / RESULT).is_file()):
+        console.say(f"{run.name} is finished already ({job.checkpoint.name}): nothing to do.")
+        return
+    begin_run(job)
+    _announce(job, pairs, encoded, base)
+    base.warm_start(recipe, run, device, encoded[0].rows)
+    data = prepare_pairs(recipe, device, encoded, base)
+    if not trained:  # else it ended while it was measured
+        micro = preference_needs(recipe, device, base.model.config, base.parameters)["pairs_at_once"]
+        train_task(job, DPOTask(recipe, data), base, micro)
+    _finish(job, data, pairs.description())
+
+
+def _refuse(recipe: Recipe) -> None:
+    """Raises:
+    UsageError: a key or a loss that preference training does not know.
+    """
+    losses(recipe.loss_type)
+    for key, default in (("from_run", None), ("weights_dtype", "fp32"), ("optimizer_in_backward", False), ("carry_state", False)):
+        if getattr(recipe, key) != default:
+            instead = "name the model with --base" if key == "from_run" else "leave it out"
+            raise UsageError(f"{key} is not for preference training: {instead}.")
+
+
+def _check_window(recipe: Recipe, model) -> None:
+    size = window(model)
+    if size is not None and recipe.max_seq_length > size:
+        raise UsageError(f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once.")
+
+
+def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: PreparedBase) -> None:
+    recipe, device = job.recipe, job.device
+    need = preference_needs(recipe, device, base.model.config, base.parameters)
+    trained = f"adapters of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights"
+    console.say(f"Run {job.run.path}: DPO on {base.name} ({need['parameters']:,} parameters), training {trained}")
+    console.say(f"  data: {pairs.description()}")
+    for split, name in zip(encoded, ("to train on", "held out"), strict=True):
+        if split.summary():
+            console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")
+    console.say(
+        f"  {job.total_steps:,} steps of {recipe.batch_size} pairs, learning rate {recipe.scaled_learning_rate():.1e}, "
+        f"beta {recipe.beta:g}, on {device.name} in {dtype_of(recipe, device)}; about "
+        f"{need['memory_estimate_gib']:.1f} GiB (an estimate)"
+    )
+    if job.checkpoint:
+        console.say(f"  Continuing from {job.checkpoint.name}")
+
+
+def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
+    """Measure what was kept (best/, from the disk, as its user will load it), write result and card, and judge.
+
+    Raises:
+        NewLLMError: the answers of what was kept are empty or repeat themselves.
+    """
+    recipe, run = job.recipe, job.run
+    model = load_model(run, "best", device=job.device.torch_device).model
+    figures, said = data.figures(model), data.answers(model)
+    evaluations = [row for row in run.metrics() if "eval_loss" in row]
+    best = min(evaluations, key=lambda row: row["eval_loss"])
+    after = {"figures": figures | health(said) | {"kl": best.get("eval_kl")}, "answers": said}
+    before, last = data.before["figures"], {k.removeprefix("eval_"): v for k, v in evaluations[-1].items()}
+    problem = data.problem(after["figures"]) or data.problem(last)
+    result = {
+        "base": recipe.base, "data": description, "best_step": best["step"], "before": data.before, "after": after,
+        "clearly_better": clearly_better(before, after["figures"]), "problem": problem,
+        "questions": [pair.question() for pair in data.watched()], "preferred": [pair.chosen for pair in data.watched()],
+        "shortcuts": shortcuts(data.train.pairs, data.evaluation.pairs),
+    }  # fmt: skip
+    atomic_write_text(run.path / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
+    card = write_card(run, recipe, result)
+    say_result(result, card)
+    if problem:
+        raise NewLLMError(f"Not a success: {problem}. Lower --learning_rate or raise --beta (what was measured: {card}).")

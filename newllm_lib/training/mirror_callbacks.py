@@ -1,0 +1,89 @@
+"""A run's second place (`mirror_dir`): brought back from there before training, kept up to date during it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from newllm_lib import console
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, bring_back, check_shared, is_ahead, mirror_status, start_mirror, wait_for_mirror
+
+
+def mirror_of(recipe: Recipe, run: Run) -> Run | None:
+    """The run as it stands in `mirror_dir`; None if it is not mirrored.
+
+    Raises:
+        UsageError: there is no such folder, or what it holds under the run's name is no copy of one.
+    """
+    if not recipe.mirror_dir:
+        return None
+    if not Path(recipe.mirror_dir).is_dir():
+        raise UsageError(f"--mirror_dir {recipe.mirror_dir} is no folder: make it, or mount Drive first.")
+    if run.path.absolute() == Path(recipe.mirror_dir).absolute() / run.name:
+        raise UsageError(f"--mirror_dir {recipe.mirror_dir} is where the run lies itself: choose a folder elsewhere.")
+    copy = Run(Path(recipe.mirror_dir) / run.name)
+    check_shared(copy.path, "mirror", "--mirror_dir")
+    return copy
+
+
+def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
+    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is; whether it was.
+
+    A checkpoint asked for by name is taken from here. Call it with the run's lock held.
+    """
+    if copy is None or recipe.resume != "auto" or not is_ahead(copy, run):
+        return False
+    console.say(f"{run.name} is in {copy.path.parent}, further than here: it is brought back and continued")
+    bring_back(copy, run)
+    return True
+
+
+class MirroredRun:
+    """`with Kept(recipe, run) as kept, RunLock(run): kept.begin()` the run is copied from then on; at the end of the block,
+    when the lock is free again, waits until all is there."""
+
+    def __init__(self, recipe: Recipe, run: Run):
+        self.recipe, self.run, self.since = recipe, run, None
+
+    def __enter__(self) -> MirroredRun:
+        return self
+
+    def begin(self) -> None:
+        if self.recipe.mirror_dir:
+            self.since = start_mirror(self.run, self.recipe.mirror_dir)
+
+    def __exit__(self, *error) -> None:
+        if self.since is not None:
+            wait_for_mirror(self.run, console.say, self.since)
+
+
+class MirrorLog:
+    """Says in the log when the mirror is in trouble, and when it is well again; once each."""
+
+    def __init__(self, run: Run):
+        self.run, self.told = run, ""
+
+    def look(self) -> None:
+        """Say what has changed since the last look."""
+        status = mirror_status(self.run)
+        if status is None or status["state"] == "starting" or status["message"] == self.told:
+            return
+        self.told = status["message"]
+        console.say(f"  Mirror: {self.told or 'all is copied again'}")
+
+
+@contextmanager
+def plain_unpickling_errors(folder: Path | None) -> Iterator[None]:
+    """Say in one line that a checkpoint's state holds a program; torch refuses to run it."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        cause = next((line.strip() for line in str(error).splitlines() if "Unsupported" in line or "not an allowed" in line), "")
+        raise NewLLMError(
+            f"The state in {folder} is no plain data ({cause[:160] or 'a pickle of something else'}): refused. Take another "
+            "checkpoint with --resume, or copy it again from where it was trained."
+        ) from error

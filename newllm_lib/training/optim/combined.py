@@ -1,0 +1,66 @@
+"""Several optimizers that step as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Optimizers over disjoint parameters as one: schedulers, gradient scalers and checkpoints see a single list of groups."""
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]):
+        super().__init__([group for part in parts.values() for group in part.param_groups], {})
+        self.parts = parts
+        self._share_groups()
+        self._part_of = {p: part for part in parts.values() for group in part.param_groups for p in group["params"]}
+
+    def _share_groups(self) -> None:
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    @torch.no_grad()
+    def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
+        """Step one parameter with its gradient times `scale` (1,): the part that knows how to, or whose only parameter it is."""
+        part = self._part_of[parameter]
+        if hasattr(part, "step_parameter"):
+            part.step_parameter(parameter, scale)
+        else:
+            parameter.grad.mul_(scale.to(parameter.grad.dtype)).nan_to_num_()
+            part.step()
+
+    def prepare(self) -> None:
+        """Make the states of the parts that can before their first step."""
+        for part in self.parts.values():
+            if hasattr(part, "prepare"):
+                part.prepare()
+
+    def square_norm(self, parameter: Tensor) -> Tensor:
+        """The squared norm of its gradient, from the part that steps it if that knows."""
+        part = self._part_of[parameter]
+        if hasattr(part, "square_norm"):
+            return part.square_norm(parameter)
+        return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()
+
+
+def one_for_each(parameter_groups: list[dict], make) -> CombinedOptimizer:
+    """An optimizer for each parameter, so that each can be stepped when its gradient is there. `make(group)` builds one."""
+    single = [{**group, "params": [p]} for group in parameter_groups for p in group["params"]]
+    return CombinedOptimizer({str(i): make([group]) for i, group in enumerate(single)})

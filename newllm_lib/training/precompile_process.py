@@ -1,0 +1,98 @@
+"""New-LLM's kernels compiled by a process of their own, from a command's first moment on, while it still imports.
+
+What a first step launches follows from the recipe alone. The other process needs torch, Triton and our layers, but not
+transformers, so it is done about when the training process has imported everything, and finds the kernels in Triton's cache.
+Threads would not do: half of Triton's work needs Python's lock, and so do imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.training.compile import is_made_of_kernels
+
+NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
+_DEVICES = Path("/dev")
+
+
+def start_process(name: str, keys: dict[str, str]) -> subprocess.Popen | None:
+    """Start to compile for the recipe of that name with these keys set; None where there is no GPU. Imports nothing."""
+    if not _has_gpu():
+        return None
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-m", "newllm_lib.training.precompile_process", name, json.dumps(keys)], **quiet)
+
+
+def is_known_ahead(recipe: Recipe) -> bool:
+    """Whether what the recipe launches is known without the model."""
+    whole = recipe.micro_batch_size in ("auto", str(recipe.batch_size))
+    return recipe.task != "dpo" and recipe.compile in ("auto", "replay") and is_made_of_kernels(recipe) and whole
+
+
+def _has_gpu() -> bool:
+    """Whether there is one NVIDIA GPU for this process, as far as can be seen without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    asked = os.environ.get("NEWLLM_DEVICE", "") not in ("cpu", "t4", "v100") and "WORLD_SIZE" not in os.environ
+    numbers = list(_DEVICES.glob("nvidia[0-9]*"))
+    return asked and bool(numbers) and (visible.count(",") == 0 and visible not in ("", "-1") if visible is not None else True)
+
+
+def compile_for(recipe: Recipe) -> bool:
+    """Compile what a training step of the recipe launches, on the first GPU; False: this is not the recipe or the GPU for it."""
+    import torch
+
+    from newllm_lib.device import probe
+    from newllm_lib.ops import precompile
+
+    if not is_known_ahead(recipe) or probe().dtype != "bf16":
+        return False
+    torch.manual_seed(0)
+    model = _trunk(recipe).cuda().train()
+    ids = torch.ones(recipe.batch_size, recipe.max_seq_length, dtype=torch.long, device="cuda")
+    precompile.trace_and_compile(model, lambda: model(ids))
+    precompile.wait()
+    return True
+
+
+def _trunk(recipe: Recipe):
+    """What `models.new_llm` computes in training, without transformers; further blocks launch what the second does."""
+    import torch
+    from torch import nn
+
+    from newllm_lib.layers.context_block import ContextBlock
+    from newllm_lib.layers.document import document_starts
+    from newllm_lib.ops.add_norm import add_norm
+    from newllm_lib.ops.embedding import token_embedding
+    from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
+
+    class Trunk(nn.Module):
+        def __init__(self):
+            super().__init__()
+            sizes = recipe.hidden_size, recipe.context_dim, recipe.mlp_size, 4  # tokens of the convolution
+            options = {"mlp_conv": recipe.mlp_conv, "embedding_skip": recipe.embedding_skip}
+            self.table = nn.Embedding(recipe.vocab_size, recipe.hidden_size)
+            self.layers = nn.ModuleList(ContextBlock(*sizes, 0.0, **options) for _ in range(2))
+            self.norm = nn.RMSNorm(recipe.hidden_size, eps=1e-6)
+
+        def forward(self, ids):
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                x = token_embedding(ids, self.table.weight, torch.bfloat16)
+                starts, residual = document_starts(ids, 0), None
+                shared = (starts, None, x) if recipe.embedding_skip else (starts, None)
+                for layer in self.layers:
+                    state = torch.zeros(len(ids), layer.state_size, device=ids.device)
+                    x, residual, _ = layer(x, residual, state, *shared)
+                x = add_norm(x, residual, self.norm.weight, self.norm.eps)[1]
+                return linear_cross_entropy(x, self.table.weight, ids, torch.tensor(ids.numel(), device=ids.device))
+
+    return Trunk()
+
+
+if __name__ == "__main__":
+    done = compile_for(load_recipe(sys.argv[1], json.loads(sys.argv[2])))
+    sys.exit(0 if done else NOTHING_DONE)
