@@ -1,4 +1,6 @@
-"""Package metadata. Lower bounds admit Colab's image of August 2026, where nothing that is installed may be moved."""
+"""Package metadata. Lower bounds admit Colab's image of August 2026, where nothing that is installed may be
+moved.
+"""
 
 import re
 from pathlib import Path
@@ -6,13 +8,16 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "newllm_lib" / "__init__.py").read_text(encoding="utf-8"))[1]
+version = re.search(
+    r'__version__ = "(.+)"', (here / "newllm_lib" / "__init__.py").read_text(encoding="utf-8")
+)[1]
 readme = here / "README.md"
 
 setup(
     name="newllm",
     version=version,
-    description="Train small language models in Colab: New-LLM (a context vector instead of attention) and others",
+    description="Train small language models in Colab: New-LLM (a context vector instead of attention) and "
+    "others",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     author="New-LLM contributors",
@@ -37,7 +42,14 @@ setup(
     extras_require={
         "demo": ["chitchat-dataset==0.9.0"],  # MIT; the main job's dialogues, which need no hub
         "dev": [
-            "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "jupytext", "nbclient", "nbformat", "ipykernel",
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "jupytext",
+            "nbclient",
+            "nbformat",
+            "ipykernel",
         ],
         "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one
         "lowmem": ["torchao", "bitsandbytes"],
@@ -48,4 +60,4 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-)  # fmt: skip
+)

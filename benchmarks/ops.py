@@ -104,7 +104,9 @@ def short_conv(device: str, dtype: torch.dtype, batch: int, length: int, dim: in
 
     return {
         OURS: Way(lambda x, weight, conv_state: ours(x, weight, doc_starts, conv_state=conv_state)[0], draw),
-        "plain torch": Way(lambda x, weight, conv_state: reference.short_conv(x, weight, doc_starts, conv_state), draw),
+        "plain torch": Way(
+            lambda x, weight, conv_state: reference.short_conv(x, weight, doc_starts, conv_state), draw
+        ),
     }
 
 

@@ -181,7 +181,8 @@ def sized_recipe(name: str, size: str, vocabulary: int, **keys) -> Recipe:
     parameters as `SIZES` says.
 
     Args:
-        name: "new_llm", "tiny_gpt2", or "seed" (the original's sequential recurrence: one layer of the per-token MLP).
+        name: "new_llm", "tiny_gpt2", or "seed" (the original's sequential recurrence: one layer of the
+        per-token MLP).
         keys: other keys of the recipe.
     """
     target, width, depth = SIZES[size]

@@ -174,8 +174,8 @@ def _trained(
     started: list[subprocess.Popen],
     environments: list[dict[str, str]],
 ) -> Found | None:
-    """What the processes with these variables found, of which the first reports; None if it failed, or the time
-    is over.
+    """What the processes with these variables found, of which the first reports; None if it failed, or the
+    time is over.
 
     Args:
         started: where the processes are noted.

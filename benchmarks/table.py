@@ -48,10 +48,16 @@ def record_and_draw(rows: Rows, arguments: argparse.Namespace) -> dict | None:
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
-    """The newest row of each model whose metric begins so, in the file's order; none of 0.1.0's memory of words."""
+    """The newest row of each model whose metric begins so, in the file's order; none of 0.1.0's memory of
+    words.
+    """
     found: dict[tuple[str, str], dict] = {}
     for row in rows:
-        if row["benchmark"] == benchmark and row["metric"].startswith(metric) and "word_memory" not in row["note"]:
+        if (
+            row["benchmark"] == benchmark
+            and row["metric"].startswith(metric)
+            and "word_memory" not in row["note"]
+        ):
             found[row["model"], row["metric"]] = row
     return list(found.values())
 

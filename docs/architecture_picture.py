@@ -16,16 +16,36 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#6b7280", "#1
 
 
 def box(axes, x, y, width, height, text, colour, fill="#ffffff", size=9.0):
-    shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.08", ec=colour, fc=fill, lw=1.6)
+    shape = FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.08", ec=colour, fc=fill, lw=1.6
+    )
     axes.add_patch(shape)
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size, color=INK, linespacing=1.35)
+    axes.text(
+        x + width / 2,
+        y + height / 2,
+        text,
+        ha="center",
+        va="center",
+        fontsize=size,
+        color=INK,
+        linespacing=1.35,
+    )
 
 
 def arrow(axes, start, end, colour=GREY, width=1.4, bend=0.0, style="-|>"):
     axes.add_patch(
-        FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=11, lw=width, color=colour, shrinkA=0, shrinkB=0,
-                        connectionstyle=f"arc3,rad={bend}")
-    )  # fmt: skip
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle=style,
+            mutation_scale=11,
+            lw=width,
+            color=colour,
+            shrinkA=0,
+            shrinkB=0,
+            connectionstyle=f"arc3,rad={bend}",
+        )
+    )
 
 
 def over_time(axes):
@@ -41,7 +61,9 @@ def over_time(axes):
             box(axes, x, y, wide, high, f"block {layer + 1}", BLUE, "#eff6ff")
             arrow(axes, (x + wide / 2, y + high), (x + wide / 2, y + 1.35))
             arrow(axes, (x - 0.65, y + high / 2), (x - 0.03, y + high / 2), ORANGE, 2.2)
-            axes.text(x - 0.34, y + high / 2 + 0.1, f"$c_{{{column}}}$", ha="center", fontsize=11, color=ORANGE)
+            axes.text(
+                x - 0.34, y + high / 2 + 0.1, f"$c_{{{column}}}$", ha="center", fontsize=11, color=ORANGE
+            )
         y = 0.85 + 1.35 * layers
         box(axes, x, y, wide, high, "head", GREY, "#f9fafb")
         following = [*tokens[1:], "the"][column]
@@ -50,10 +72,16 @@ def over_time(axes):
     for layer in range(layers):
         y = 0.85 + 1.35 * layer + high / 2
         arrow(axes, (0.6 + 2.0 * 3 + wide, y), (0.6 + 2.0 * 4 - 0.05, y), ORANGE, 2.2)
-    axes.text(0.0, -0.42, "The vector (and the convolution's last three inputs) has the same size after\n4 tokens and after "
-              "4 million. Its gates look at the tokens only, never at\nthe vector itself: in training all columns are computed "
-              "at once.",
-              fontsize=9.5, color=INK, va="top")  # fmt: skip
+    axes.text(
+        0.0,
+        -0.42,
+        "The vector (and the convolution's last three inputs) has the same size after\n4 tokens and after 4 "
+        "million. Its gates look at the tokens only, never at\nthe vector itself: in training all columns "
+        "are computed at once.",
+        fontsize=9.5,
+        color=INK,
+        va="top",
+    )
     axes.set(xlim=(-0.15, 8.8), ylim=(-1.3, 5.0))
 
 
@@ -87,15 +115,27 @@ def one_block(axes):
         arrow(axes, (5.13, y), (5.45, y), style="-")
         arrow(axes, (5.45, y), (5.45, end), style="-")
         arrow(axes, (5.45, end), (stream + 0.13, end))
-        axes.text(stream, end, "+", ha="center", va="center", fontsize=12, fontweight="bold",
-                  bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": INK})  # fmt: skip
+        axes.text(
+            stream,
+            end,
+            "+",
+            ha="center",
+            va="center",
+            fontsize=12,
+            fontweight="bold",
+            bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": INK},
+        )
     arrow(axes, (stream, 5.75), (1.47, 6.41), bend=0.0)
     axes.set(xlim=(-0.5, 8.0), ylim=(-0.15, 7.7))
 
 
 def near_and_far(axes):
     """Left: which tokens a Phase 7 block attends to, and which reach it only through the carried state."""
-    axes.set_title("What one token sees: the last 128 by distance, everything older through a state", loc="left", fontsize=11)
+    axes.set_title(
+        "What one token sees: the last 128 by distance, everything older through a state",
+        loc="left",
+        fontsize=11,
+    )
     tokens, window, wide = 12, 5, 0.62
     left = 0.35 + (tokens - window) * wide
     style = {"boxstyle": "round,pad=0.03", "ec": BLUE, "fc": "#eff6ff", "lw": 1.6}
@@ -109,9 +149,15 @@ def near_and_far(axes):
     for column in range(tokens - window, tokens - 1):
         arrow(axes, (0.35 + (column + 0.5) * wide - 0.05, 0.95), (query[0], 1.75), BLUE, 1.1, bend=-0.15)
     arrow(axes, query, (query[0], 1.75), BLUE, 1.1)
-    axes.text(3.1, 3.25, "scores are distances in the Poincaré ball,\nhyperbolic space of a learned curvature: near the\n"
-              "rim everything is far from everything else,\nas the leaves of a tree are", fontsize=9.5, color=BLUE,
-              va="center")  # fmt: skip
+    axes.text(
+        3.1,
+        3.25,
+        "scores are distances in the Poincaré ball,\nhyperbolic space of a learned curvature: near the\n"
+        "rim everything is far from everything else,\nas the leaves of a tree are",
+        fontsize=9.5,
+        color=BLUE,
+        va="center",
+    )
     ball(axes, 1.75, 3.25, 1.0)
     for column in range(1, tokens):
         x = 0.35 + column * wide
@@ -119,9 +165,15 @@ def near_and_far(axes):
     for column in range(tokens):
         x = 0.35 + (column + 0.5) * wide - 0.05
         arrow(axes, (x, 0.38), (x, -0.93), GREY, 0.7)
-    axes.text(0.35, -1.2, "AR-SSM: a vector of fixed size, carried from the first token on; each token opens as many\nof its "
-              "ranks as it needs. Memory and time for a token stay the same however long the text.", fontsize=9.5, color=ORANGE,
-              va="top")  # fmt: skip
+    axes.text(
+        0.35,
+        -1.2,
+        "AR-SSM: a vector of fixed size, carried from the first token on; each token opens as many\nof its "
+        "ranks as it needs. Memory and time for a token stay the same however long the text.",
+        fontsize=9.5,
+        color=ORANGE,
+        va="top",
+    )
     axes.set(xlim=(0, 8.6), ylim=(-2.2, 4.9))
 
 
@@ -151,7 +203,16 @@ def phase7_block(axes):
     attends = "hyperbolic attention\nto the last 128\n(queries and keys\nturned by position)"
     box(axes, 3.0, 1.5, 2.2, 1.35, attends, BLUE, "#eff6ff", 8.6)
     box(axes, 5.45, 1.5, 1.35, 1.35, "gate\n$g=\\sigma(Gx)$", GREY, "#f9fafb", 8.6)
-    box(axes, 1.5, 3.5, 5.3, 0.7, "$g\\cdot$ attention $+\\;(1-g)\\cdot$ AR-SSM, then a matrix", BLUE, "#eff6ff")
+    box(
+        axes,
+        1.5,
+        3.5,
+        5.3,
+        0.7,
+        "$g\\cdot$ attention $+\\;(1-g)\\cdot$ AR-SSM, then a matrix",
+        BLUE,
+        "#eff6ff",
+    )
     box(axes, 1.5, 5.35, 5.3, 0.62, "RMSNorm, SwiGLU: down(SiLU(gate $x$) · up $x$)", GREEN, "#ecfdf5")
     arrow(axes, (stream, 0.72), (1.47, 0.72))
     for x in (2.12, 4.1, 6.12):
@@ -165,11 +226,26 @@ def phase7_block(axes):
         arrow(axes, (6.83, y), (7.1, y), style="-")
         arrow(axes, (7.1, y), (7.1, end), style="-")
         arrow(axes, (7.1, end), (stream + 0.13, end))
-        axes.text(stream, end, "+", ha="center", va="center", fontsize=12, fontweight="bold",
-                  bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": INK})  # fmt: skip
+        axes.text(
+            stream,
+            end,
+            "+",
+            ha="center",
+            va="center",
+            fontsize=12,
+            fontweight="bold",
+            bbox={"boxstyle": "circle,pad=0.12", "fc": "white", "ec": INK},
+        )
     arrow(axes, (stream, 5.0), (1.47, 5.66))
-    axes.text(1.5, 6.75, "Below all blocks the embedding, above them the head tied to it: a tensor train\nwith phases, two small "
-              "cores instead of vocabulary × width numbers.", fontsize=9, color=GREY, va="bottom")  # fmt: skip
+    axes.text(
+        1.5,
+        6.75,
+        "Below all blocks the embedding, above them the head tied to it: a tensor train\nwith phases, two "
+        "small cores instead of vocabulary × width numbers.",
+        fontsize=9,
+        color=GREY,
+        va="bottom",
+    )
     axes.set(xlim=(-0.5, 8.0), ylim=(-0.15, 7.7))
 
 

@@ -1,4 +1,6 @@
-"""How the package speaks to its user: plain lines, flushed at once, so that a log file can be followed while it grows."""
+"""How the package speaks to its user: plain lines, flushed at once, so that a log file can be followed while
+it grows.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def say(text: str = "") -> None:
         except OSError as error:  # a full disk must not end a run for a line of its log
             path = _log_path
             also_to(None)
-            print(f"{path} cannot be written ({error.strerror}): the log goes on here only.", file=sys.stderr, flush=True)
+            print(
+                f"{path} cannot be written ({error.strerror}): the log goes on here only.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def duration(seconds: float) -> str:
@@ -70,7 +76,8 @@ def quiet_libraries() -> None:
 class Progress:
     """Progress of a long step as plain lines, at most one every `every` seconds, with the time left.
 
-    Lines, not a bar that redraws itself: they survive in a log file and read the same in a terminal and a notebook.
+    Lines, not a bar that redraws itself: they survive in a log file and read the same in a terminal and a
+    notebook.
     """
 
     def __init__(self, label: str, total: float | None = None, unit: str = "", every: float = 5.0):

@@ -1,8 +1,9 @@
 """One probe decides dtype, attention, kernels and compilation for this machine, and says why.
 
-Everything that depends on the hardware asks `probe()`; nothing else in the package tests for a GPU's abilities.
-`NEWLLM_DEVICE=cpu|t4|v100|l4|a100|h100` makes it answer as that device would, so that the T4 path (fp16, no tensor-core
-dot in Triton) can be tested on any GPU and a run for another machine can be planned on this one.
+Everything that depends on the hardware asks `probe()`; nothing else in the package tests for a GPU's
+abilities. `NEWLLM_DEVICE=cpu|t4|v100|l4|a100|h100` makes it answer as that device would, so that the T4 path
+(fp16, no tensor-core dot in Triton) can be tested on any GPU and a run for another machine can be planned on
+this one.
 """
 
 from __future__ import annotations
@@ -20,13 +21,26 @@ KNOWN_GPUS = {
     "a100": ((8, 0), 39.4),
     "h100": ((9, 0), 79.1),
 }
-CHECKED = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate", "trl", "safetensors", "huggingface_hub", "pyarrow")
+CHECKED = (
+    "torch",
+    "numpy",
+    "transformers",
+    "datasets",
+    "peft",
+    "accelerate",
+    "trl",
+    "safetensors",
+    "huggingface_hub",
+    "pyarrow",
+)
 KINDS = ("cpu", *KNOWN_GPUS, "other")
 
 
 @dataclass(frozen=True)
 class Device:
-    """What this machine is and what the package will use on it; `reasons` has one sentence for each choice."""
+    """What this machine is and what the package will use on it; `reasons` has one sentence for each
+    choice.
+    """
 
     kind: str  # cpu, t4, v100, l4, a100, h100 or other
     name: str
@@ -50,7 +64,9 @@ def probe() -> Device:
     """
     wanted = os.environ.get("NEWLLM_DEVICE", "").lower()
     if wanted and wanted not in KINDS:
-        raise UsageError(f"NEWLLM_DEVICE={wanted} is not known: use one of {', '.join(KINDS[:-1])}, or unset it.")
+        raise UsageError(
+            f"NEWLLM_DEVICE={wanted} is not known: use one of {', '.join(KINDS[:-1])}, or unset it."
+        )
     import torch
 
     if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
@@ -76,7 +92,18 @@ def _cpu(forced: bool) -> Device:
         "compile": "off: it needs a C++ compiler here and pays back only on long runs",
     }
     return Device(
-        "cpu", "CPU", "cpu", "fp32", "sdpa", "torch", False, False, _host_memory_gib(), _usable_cores(), None, reasons
+        "cpu",
+        "CPU",
+        "cpu",
+        "fp32",
+        "sdpa",
+        "torch",
+        False,
+        False,
+        _host_memory_gib(),
+        _usable_cores(),
+        None,
+        reasons,
     )
 
 
@@ -86,22 +113,40 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
     # torch.cuda.is_bf16_supported() counts emulation and says True on a T4, so the capability decides.
     ampere = capability >= (8, 0)
     dtype = "bf16" if ampere else "fp16"
-    reasons["dtype"] = f"bf16: {sm} has it in hardware" if ampere else f"fp16 with loss scaling: {sm} has no bf16"
+    reasons["dtype"] = (
+        f"bf16: {sm} has it in hardware" if ampere else f"fp16 with loss scaling: {sm} has no bf16"
+    )
     triton = _has_triton() and capability >= (7, 0)
-    reasons["kernels"] = "triton" if triton else "torch: " + ("no triton package" if capability >= (7, 0) else "too old")
+    reasons["kernels"] = (
+        "triton" if triton else "torch: " + ("no triton package" if capability >= (7, 0) else "too old")
+    )
     if triton and not ampere:
         reasons["kernels"] += f", without tensor-core dot: Triton has none below sm80 ({sm})"
-    reasons["compile"] = "on: torch.compile fuses the parts between the kernels" if triton else "off: it needs triton"
+    reasons["compile"] = (
+        "on: torch.compile fuses the parts between the kernels" if triton else "off: it needs triton"
+    )
     return Device(
-        kind, name, "cuda", dtype, "sdpa", "triton" if triton else "torch", triton and ampere, triton,
-        memory_gib, _usable_cores(), capability, reasons,
-    )  # fmt: skip
+        kind,
+        name,
+        "cuda",
+        dtype,
+        "sdpa",
+        "triton" if triton else "torch",
+        triton and ampere,
+        triton,
+        memory_gib,
+        _usable_cores(),
+        capability,
+        reasons,
+    )
 
 
 def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
-    """One line for each package that this process has loaded in another version than the one that is installed.
+    """One line for each package that this process has loaded in another version than the one that is
+    installed.
 
-    That comes of installing into a running notebook: what was imported before stays, and the two do not fit together.
+    That comes of installing into a running notebook: what was imported before stays, and the two do not fit
+    together.
     """
     import sys
     from importlib import metadata
@@ -115,8 +160,8 @@ def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
             continue
         if loaded and loaded.partition("+")[0] != installed.partition("+")[0]:
             lines.append(
-                f"{name} {loaded} is loaded, but {installed} is installed: restart the session (Runtime → Restart session) and "
-                "run the cells again."
+                f"{name} {loaded} is loaded, but {installed} is installed: restart the session (Runtime → "
+                "Restart session) and run the cells again."
             )
     return lines
 
@@ -124,7 +169,14 @@ def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
 def _kind_of(name: str) -> str:
     """The short kind of a GPU from the name its driver gives (an H200 is treated as an H100)."""
     upper = name.upper()
-    for mark, kind in (("H100", "h100"), ("H200", "h100"), ("A100", "a100"), ("V100", "v100"), ("L4", "l4"), ("T4", "t4")):
+    for mark, kind in (
+        ("H100", "h100"),
+        ("H200", "h100"),
+        ("A100", "a100"),
+        ("V100", "v100"),
+        ("L4", "l4"),
+        ("T4", "t4"),
+    ):
         if mark in upper.replace("-", " ").split():
             return kind
     return "other"

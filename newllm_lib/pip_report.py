@@ -1,9 +1,12 @@
-"""What colab_bootstrap.sh asks about packages before ours are there, so with nothing but Python's own library.
+"""What colab_bootstrap.sh asks about packages before ours are there, so with nothing but Python's own
+library.
 
-    python -m newllm_lib.pip_report keep PLACE             pip's constraints: what must stay as it is, else the tested versions
-    python -m newllm_lib.pip_report report PLACE SECONDS   what pip did, in two or three lines
+    python -m newllm_lib.pip_report keep PLACE             pip's constraints: what must stay as it is, else
+    the tested versions python -m newllm_lib.pip_report report PLACE SECONDS   what pip did, in two or three
+    lines
 
-PLACE is where the packages go: `.venv`, or `.` for the Python that runs this (Colab's), of which no package may be moved.
+PLACE is where the packages go: `.venv`, or `.` for the Python that runs this (Colab's), of which no package
+may be moved.
 """
 
 from __future__ import annotations
@@ -14,22 +17,30 @@ from importlib import metadata
 from pathlib import Path
 
 NOTES = ".newllm-setup"  # the beginning of all file names that an installation leaves in PLACE
-_WITH_TORCH = r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"  # kept where a .venv stands on a system's torch
+_WITH_TORCH = (
+    r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"  # kept where a .venv stands on a system's torch
+)
 _SHOWN = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate")
 _MOST = 6  # packages named in a line
 
 
 def keep(place: str) -> list[str]:
-    """pip's constraints: all that is installed on Colab; elsewhere the system's torch and its companions, and for the rest the
-    tested versions."""
+    """pip's constraints: all that is installed on Colab; elsewhere the system's torch and its companions, and
+    for the rest the tested versions."""
     colab = place == "."
     there: dict[str, str] = {}
     for d in metadata.distributions():
         if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix)):
-            there.setdefault(normal(d.name), d.version)  # of two copies Python takes the first, and so does pip
+            there.setdefault(
+                normal(d.name), d.version
+            )  # of two copies Python takes the first, and so does pip
     there.pop("newllm", None)
-    tested = [] if colab else [line.strip() for line in open("constraints.txt", encoding="utf-8") if "==" in line]
-    kept = [f"{name}=={version}" for name, version in there.items() if colab or re.fullmatch(_WITH_TORCH, name)]
+    tested = (
+        [] if colab else [line.strip() for line in open("constraints.txt", encoding="utf-8") if "==" in line]
+    )
+    kept = [
+        f"{name}=={version}" for name, version in there.items() if colab or re.fullmatch(_WITH_TORCH, name)
+    ]
     return [line for line in tested if normal(line.split("==")[0]) not in there] + kept
 
 
@@ -41,8 +52,16 @@ def report(place: str, seconds: str) -> list[str]:
     came = {normal(name): version for name, version in (word.rsplit("-", 1) for word in installed)}
     kept = notes.with_name(f"{NOTES}-constraints").read_text(encoding="utf-8")
     before = dict(re.findall(r"^([\w.-]+)==([^\s;#]+)", kept, re.MULTILINE))
-    added = {name: version for name, version in came.items() if name != "newllm" and (name not in before or place != ".")}
-    moved = [f"{name} {before[name]} to {version}" for name, version in came.items() if before.get(name, version) != version]
+    added = {
+        name: version
+        for name, version in came.items()
+        if name != "newllm" and (name not in before or place != ".")
+    }
+    moved = [
+        f"{name} {before[name]} to {version}"
+        for name, version in came.items()
+        if before.get(name, version) != version
+    ]
     lines = [f"Added: {_some(added)}"]
     if place == ".":
         lines.append(f"Moved: {', '.join(moved)}" if moved else f"Left as they were: {_some(before)}")

@@ -1,4 +1,6 @@
-"""What makes thousands of imports quicker: their files read side by side before they are asked for, and no garbage collected."""
+"""What makes thousands of imports quicker: their files read side by side before they are asked for, and no
+garbage collected.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,30 @@ from queue import SimpleQueue
 
 THREADS = 8
 # What training imports, and folders in it of which it imports little.
-PACKAGES = ("torch", "transformers", "sympy", "pandas", "peft", "triton", "accelerate", "datasets", "numpy", "huggingface_hub")
-LEFT_OUT = {"torch": ("_inductor", "testing", "lib", "include", "onnx"), "transformers": ("models",), "pandas": ("tests",)}
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sympy",
+    "pandas",
+    "peft",
+    "triton",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "huggingface_hub",
+)
+LEFT_OUT = {
+    "torch": ("_inductor", "testing", "lib", "include", "onnx"),
+    "transformers": ("models",),
+    "pandas": ("tests",),
+}
 LARGEST = 1 << 24  # bytes of a file that is read: of larger libraries little is used
 
 
 @contextlib.contextmanager
 def without_collecting() -> Iterator[None]:
-    """Within it Python looks for no cycles: imports make millions of objects that stay, and looking through them again and again
-    is a seventh of their time."""
+    """Within it Python looks for no cycles: imports make millions of objects that stay, and looking through
+    them again and again is a seventh of their time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

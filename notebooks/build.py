@@ -1,10 +1,12 @@
-"""Build notebooks/*.ipynb from notebooks/src/*.py (jupytext percent), without outputs; `--check` only compares.
+"""Build notebooks/*.ipynb from notebooks/src/*.py (jupytext percent), without outputs; `--check` only
+compares.
 
-A code cell that holds a single line `#@build …` is filled in here, so that what all notebooks share is written once:
+A code cell that holds a single line `#@build …` is filled in here, so that what all notebooks share is
+written once:
 
-    #@build install        the cell in src/cells/install.py, folded
-    #@build cell NAME      the cell in src/cells/NAME.py
-    #@build form NAME      the settings cell of the form NAME in newllm_lib/colab/settings.py, rendered from its recipe
+    #@build install        the cell in src/cells/install.py, folded #@build cell NAME      the cell in
+    src/cells/NAME.py #@build form NAME      the settings cell of the form NAME in
+    newllm_lib/colab/settings.py, rendered from its recipe
 
 The same source gives the same bytes: cell ids come from the cells' content.
 """
@@ -55,7 +57,9 @@ def _filled(text: str) -> tuple[str, bool]:
         from newllm_lib.colab.settings import FORMS
 
         return FORMS[name[0]].render(), True
-    raise SystemExit(f"unknown line {text!r}: use `#@build install`, `#@build cell NAME` or `#@build form NAME`")
+    raise SystemExit(
+        f"unknown line {text!r}: use `#@build install`, `#@build cell NAME` or `#@build form NAME`"
+    )
 
 
 def _identity(text: str, taken: set[str]) -> str:

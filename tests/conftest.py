@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports torch or a hub's client: two test workers share two cores, and no test asks a hub on the
-# network (nothing listens on this port; tests of the hub's protocol name a server of their own).
+# Before anything imports torch or a hub's client: two test workers share two cores, and no test asks a hub on
+# the network (nothing listens on this port; tests of the hub's protocol name a server of their own).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 # Processes that tests start, in whatever folder, use the package of this clone.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-for variable in ("NEWLLM_DEVICE", "NEWLLM_STARTED_IN", "NEWLLM_BACKGROUND", "NEWLLM_LOCK_FD", "COLAB_RELEASE_TAG"):
+for variable in (
+    "NEWLLM_DEVICE",
+    "NEWLLM_STARTED_IN",
+    "NEWLLM_BACKGROUND",
+    "NEWLLM_LOCK_FD",
+    "COLAB_RELEASE_TAG",
+):
     os.environ.pop(variable, None)
 
 
@@ -36,7 +44,9 @@ def _caches(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _compiled_anew():
-    """torch.compile gives a function up that it has compiled for too many kinds of arguments: each test begins from none."""
+    """torch.compile gives a function up that it has compiled for too many kinds of arguments: each test
+    begins from none.
+    """
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()

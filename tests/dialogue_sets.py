@@ -12,7 +12,16 @@ from newllm_lib.data.datasets import REGISTRY
 from tests.data.conftest import paragraphs, write_jsonl
 from tests.hub_server import Handler, HubServer
 
-DIALOGUE_SETS = ("dolly", "dailydialog", "hh_rlhf", "ultrachat", "ultrachat_200k", "code_alpaca", "dolly_ja", "alpaca_ja")
+DIALOGUE_SETS = (
+    "dolly",
+    "dailydialog",
+    "hh_rlhf",
+    "ultrachat",
+    "ultrachat_200k",
+    "code_alpaca",
+    "dolly_ja",
+    "alpaca_ja",
+)
 
 
 def talks(count: int, seed: int) -> list[list[str]]:
@@ -56,21 +65,28 @@ def write_dolly(place):
 def write_dailydialog(place):
     splits = {"train": talks(100, 2), "validation": talks(20, 3), "test": talks(21, 4)}
     for split, part in splits.items():
-        rows = [{"dialog": [f" {t} " for t in talk], "act": [1] * len(talk), "emotion": [0] * len(talk)} for talk in part]
+        rows = [
+            {"dialog": [f" {t} " for t in talk], "act": [1] * len(talk), "emotion": [0] * len(talk)}
+            for talk in part
+        ]
         write_parquet(place / "default" / split / "0000.parquet", rows)
     return splits
 
 
 def write_hh_rlhf(place):
     def rows(part):
-        texts = ["".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {t}" for i, t in enumerate(talk)) for talk in part]
+        texts = [
+            "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {t}" for i, t in enumerate(talk)) for talk in part
+        ]
         return [{"chosen": text, "rejected": text + " No."} for text in texts]
 
     train, test = talks(200, 5), talks(30, 6)
     for name, half in (("harmless-base", 0), ("helpful-base", 1)):
         write_gzip(place / name / "train.jsonl.gz", rows(train[half::2]))
         write_gzip(place / name / "test.jsonl.gz", rows(test[half::2]))
-    write_gzip(place / "red-team-attempts" / "red_team_attempts.jsonl.gz", [{"transcript": "x", "rating": 1.0}])
+    write_gzip(
+        place / "red-team-attempts" / "red_team_attempts.jsonl.gz", [{"transcript": "x", "rating": 1.0}]
+    )
     return {"test": test, "made of train": train}
 
 
@@ -84,10 +100,18 @@ def write_ultrachat(place):
 
 def write_ultrachat_200k(place):
     def rows(part):
-        as_messages = [[{"content": t, "role": ("user", "assistant")[i % 2]} for i, t in enumerate(talk)] for talk in part]
+        as_messages = [
+            [{"content": t, "role": ("user", "assistant")[i % 2]} for i, t in enumerate(talk)]
+            for talk in part
+        ]
         return [{"prompt": m[0]["content"], "prompt_id": "x", "messages": m} for m in as_messages]
 
-    splits = {"train_sft": talks(200, 8), "test_sft": talks(20, 9), "train_gen": talks(9, 10), "test_gen": talks(9, 11)}
+    splits = {
+        "train_sft": talks(200, 8),
+        "test_sft": talks(20, 9),
+        "train_gen": talks(9, 10),
+        "test_gen": talks(9, 11),
+    }
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
     for name, part in splits.items():
         write_parquet(place / f"data/{name}-00000-of-00001.parquet", rows(part))
@@ -104,7 +128,9 @@ def write_code_alpaca(place):
 
 def write_dolly_ja(place):
     rows, expected = instructions("input", "output", {"category": "open_qa", "index": "0"})
-    (place / "databricks-dolly-15k-ja.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    (place / "databricks-dolly-15k-ja.json").write_text(
+        json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8"
+    )
     return {"all": expected}
 
 

@@ -1,13 +1,14 @@
-"""A small server that speaks the Hugging Face hub's protocol: the real loading code runs in tests without a network.
+"""A small server that speaks the Hugging Face hub's protocol: the real loading code runs in tests without a
+network.
 
     with HubServer(root) as hub:            # root/datasets/OWNER/NAME/<files>, root/models/OWNER/NAME/<files>
         hub.fail("GET .*parquet", 503)      # the next request like this fails: see `HubServer.fail`
         ...                                 # a process with HF_ENDPOINT=hub.url
         hub.requests                        # what was asked: "GET /api/datasets/OWNER/NAME 200"
 
-In a repository's folder, a file `.gated` makes it gated, `.private` hides it from whoever has no token, and `.commit`
-holds its commit (else it is made from the files). What a folder `.converted` holds is offered in pull request 1 by the hub's
-converter of weights. By hand: `python tests/hub_server.py ROOT PORT`.
+In a repository's folder, a file `.gated` makes it gated, `.private` hides it from whoever has no token, and
+`.commit` holds its commit (else it is made from the files). What a folder `.converted` holds is offered in
+pull request 1 by the hub's converter of weights. By hand: `python tests/hub_server.py ROOT PORT`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-NAME = r"([^/]+(?:/(?!revision/|tree/|paths-info/|resolve/)[^/]+)?)"  # OWNER/NAME, or an old name without owner
+NAME = (
+    r"([^/]+(?:/(?!revision/|tree/|paths-info/|resolve/)[^/]+)?)"  # OWNER/NAME, or an old name without owner
+)
 UPLOAD = re.compile(r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/main)")
 API = re.compile(rf"/api/(models|datasets)/{NAME}(?:/(revision|tree|paths-info)/(refs/pr/1|[^/]+)/?(.*))?")
 DISCUSSIONS = re.compile(r"/api/models/([^/]+/[^/]+)/discussions")
@@ -69,9 +72,16 @@ class Repository:
         siblings = [{"rfilename": p.relative_to(self.path).as_posix()} for p in self.files()]
         gated = "manual" if self.marked("gated") else False
         return {
-            "id": name, "sha": self.commit, "private": self.marked("private"), "gated": gated, "disabled": False,
-            "tags": [], "createdAt": WHEN, "lastModified": WHEN, "siblings": siblings,
-        }  # fmt: skip
+            "id": name,
+            "sha": self.commit,
+            "private": self.marked("private"),
+            "gated": gated,
+            "disabled": False,
+            "tags": [],
+            "createdAt": WHEN,
+            "lastModified": WHEN,
+            "siblings": siblings,
+        }
 
 
 def blob_id(path: Path) -> str:
@@ -120,7 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def answer_upload(self, what: str, name: str | None, step: str | None) -> None:
-        """A repository is made, or files are committed to it; only with the token that `HubServer.token` says."""
+        """A repository is made, or files are committed to it; only with the token that `HubServer.token`
+        says.
+        """
         hub = self.server.hub
         if what != "validate-yaml" and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self.refuse(401, "", "Invalid username or password.")
@@ -130,9 +142,13 @@ class Handler(BaseHTTPRequestHandler):
             folder.mkdir(parents=True, exist_ok=True)
             if asked.get("private") or asked.get("visibility") == "private":
                 (folder / ".private").touch()
-            return self.answer(200, {"url": f"{hub.url}/{folder.relative_to(hub.root / 'models')}", "id": asked["name"]})
+            return self.answer(
+                200, {"url": f"{hub.url}/{folder.relative_to(hub.root / 'models')}", "id": asked["name"]}
+            )
         if step == "preupload":
-            files = [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(self.body)["files"]]
+            files = [
+                {**f, "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(self.body)["files"]
+            ]
             return self.answer(200, {"files": files})
         if step == "commit":
             for line in map(json.loads, self.body.splitlines()):
@@ -140,7 +156,9 @@ class Handler(BaseHTTPRequestHandler):
                     path = hub.root / "models" / name / line["value"]["path"]
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(base64.b64decode(line["value"]["content"]))
-            return self.answer(200, {"commitUrl": f"{hub.url}/{name}/commit/1", "commitOid": "1" * 40, "success": True})
+            return self.answer(
+                200, {"commitUrl": f"{hub.url}/{name}/commit/1", "commitOid": "1" * 40, "success": True}
+            )
         self.answer(200, {"errors": [], "warnings": []})
 
     def answer_route(self) -> None:
@@ -151,7 +169,9 @@ class Handler(BaseHTTPRequestHandler):
         api, resolve = API.fullmatch(self.route), RESOLVE.fullmatch(self.route)
         if not (api or resolve):
             return self.refuse(404, "", "Not found")
-        kind, name, revision = (api[1], api[2], api[4]) if api else (resolve[1] or "models", resolve[2], resolve[3])
+        kind, name, revision = (
+            (api[1], api[2], api[4]) if api else (resolve[1] or "models", resolve[2], resolve[3])
+        )
         repository = Repository(self.server.hub.root / kind / name)
         token = self.headers.get("Authorization")
         if not repository.path.is_dir() or (repository.marked("private") and not token):
@@ -169,9 +189,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_discussions(self, repository: Path) -> None:
         offer = {
-            "num": 1, "title": "Adding `safetensors` variant of this model", "author": {"name": "SFconvertbot"}, "status": "open",
-            "isPullRequest": True, "createdAt": WHEN, "repo": {"name": "x", "type": "model"},
-        }  # fmt: skip
+            "num": 1,
+            "title": "Adding `safetensors` variant of this model",
+            "author": {"name": "SFconvertbot"},
+            "status": "open",
+            "isPullRequest": True,
+            "createdAt": WHEN,
+            "repo": {"name": "x", "type": "model"},
+        }
         found = [offer] if (repository / ".converted").is_dir() else []
         self.answer(200, {"discussions": found, "count": len(found), "start": 0})
 
@@ -184,7 +209,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, repository.tree(below, recursive), commit)
         if call == "paths-info":
             is_json = self.body.startswith("{")
-            paths = json.loads(self.body)["paths"] if is_json else urllib.parse.parse_qs(self.body).get("paths", [])
+            paths = (
+                json.loads(self.body)["paths"]
+                if is_json
+                else urllib.parse.parse_qs(self.body).get("paths", [])
+            )
             found = [repository.path / p for p in paths if (repository.path / p).exists()]
             return self.answer(200, [repository.entry(p) for p in found], commit)
         self.answer(200, repository.info(name), commit)
@@ -208,7 +237,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(206, file.read(last + 1 - first), headers)
 
     def refuse(self, status: int, code: str, message: str, headers: dict | None = None) -> None:
-        self.answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
+        self.answer(
+            status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
+        )
 
     def answer(self, status: int, body, headers: dict | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

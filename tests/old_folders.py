@@ -1,4 +1,6 @@
-"""What version 0.1.0 left behind (tests/fixtures/v0.1.0), put where a test can work with it, and the commands that made it."""
+"""What version 0.1.0 left behind (tests/fixtures/v0.1.0), put where a test can work with it, and the commands
+that made it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from pathlib import Path
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0.1.0"
 _SIZES = (
-    "--data_dir text --num_layers 1 --vocab_size 300 --max_seq_length 32 --deterministic true --keep_checkpoints 1"
+    "--data_dir text --num_layers 1 --vocab_size 300 --max_seq_length 32 --deterministic true "
+    "--keep_checkpoints 1"
 ).split()
 HALF_DONE = [
     *("train", "demo", *_SIZES, *"--logging_steps 2 --hidden_size 8 --context_dim 8 --mlp_size 16".split()),
@@ -26,7 +29,9 @@ PHASE7 = [
 
 
 def put(into: Path, *names: str) -> Path:
-    """Copy the named fixtures (and their text) into the folder `into`, as if they had been made there; returns it."""
+    """Copy the named fixtures (and their text) into the folder `into`, as if they had been made there;
+    returns it.
+    """
     for name in ("text", *names):
         shutil.copytree(FIXTURES / name, into / name, dirs_exist_ok=True)
     for record in [*into.rglob("recipe.yaml"), *into.rglob("mirror.json")]:

@@ -7,9 +7,16 @@ from newllm_lib.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "dot"), [("t4", "fp16", False), ("v100", "fp16", False), ("l4", "bf16", True), ("a100", "bf16", True),
-                               ("h100", "bf16", True), ("cpu", "fp32", False)],
-)  # fmt: skip
+    ("kind", "dtype", "dot"),
+    [
+        ("t4", "fp16", False),
+        ("v100", "fp16", False),
+        ("l4", "bf16", True),
+        ("a100", "bf16", True),
+        ("h100", "bf16", True),
+        ("cpu", "fp32", False),
+    ],
+)
 def test_dtype_and_kernels_follow_the_capability(monkeypatch, kind, dtype, dot):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     device = probe()
@@ -24,11 +31,19 @@ def test_an_unknown_device_is_named_with_the_known_ones(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A100-SXM4-80GB", "a100"),
-                       ("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"),
-                       ("NVIDIA H200", "h100"), ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA L40S", "other"),
-                       ("NVIDIA GeForce RTX 3080", "other")],
-)  # fmt: skip
+    ("name", "kind"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA L40S", "other"),
+        ("NVIDIA GeForce RTX 3080", "other"),
+    ],
+)
 def test_gpus_are_recognised_by_the_drivers_name(name, kind):
     assert _kind_of(name) == kind
 
@@ -42,4 +57,7 @@ def test_a_package_that_was_replaced_under_a_running_process_is_named(monkeypatc
     installed = transformers.__version__
     monkeypatch.setattr(transformers, "__version__", "5.0.0")
     (line,) = stale_packages()
-    assert line.startswith(f"transformers 5.0.0 is loaded, but {installed} is installed: restart") and "\n" not in line
+    assert (
+        line.startswith(f"transformers 5.0.0 is loaded, but {installed} is installed: restart")
+        and "\n" not in line
+    )

@@ -32,13 +32,20 @@ def test_reads_byte_code_and_libraries_but_not_what_is_left_out(tmp_path, monkey
     monkeypatch.setattr(preload, "PACKAGES", ("no_such_package", "a_package"))
     monkeypatch.setattr(preload, "LEFT_OUT", {"a_package": ("big",)})
     opened = []
-    monkeypatch.setattr(preload, "open", lambda name, mode: opened.append(name) or open(name, mode), raising=False)
-    (package / "inner" / "gone.so").symlink_to(package / "nowhere")  # a file that cannot be read stops nothing
+    monkeypatch.setattr(
+        preload, "open", lambda name, mode: opened.append(name) or open(name, mode), raising=False
+    )
+    (package / "inner" / "gone.so").symlink_to(
+        package / "nowhere"
+    )  # a file that cannot be read stops nothing
     preload.read_ahead().join(timeout=20)
     names = {name[len(str(package)) + 1 :] for name in opened}
     assert names == {"inner/__pycache__/a.pyc", "inner/b.so", "inner/big/e.pyc", "inner/gone.so"}
 
 
 def test_imports_nothing_itself():
-    code = "import sys; from newllm_lib.preload import read_ahead; read_ahead().join(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from newllm_lib.preload import read_ahead; read_ahead().join(); print('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -68,7 +68,9 @@ def back_edges(path: Path, text_imports: list[tuple[str, int]]) -> list[str]:
 
 
 def test_imports_go_one_way():
-    wrong = [edge for path in files() if room_of(path) != "__init__" for edge in back_edges(path, imports(path))]
+    wrong = [
+        edge for path in files() if room_of(path) != "__init__" for edge in back_edges(path, imports(path))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -79,7 +81,9 @@ def test_every_room_has_a_floor():
 
 def test_the_test_sees_a_back_edge():
     path = PACKAGE / "models" / "new_llm.py"
-    assert back_edges(path, [("newllm_lib.training.run", 1)]) and not back_edges(path, [("newllm_lib.layers.x", 1)])
+    assert back_edges(path, [("newllm_lib.training.run", 1)]) and not back_edges(
+        path, [("newllm_lib.layers.x", 1)]
+    )
     assert back_edges(PACKAGE / "runs" / "run.py", [("newllm_lib.recipe.Recipe", 1)])
 
 
@@ -103,9 +107,10 @@ def test_every_folder_is_a_package():
 
 def test_importing_the_package_takes_less_than_a_second_and_loads_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); import newllm_lib; seconds = time.perf_counter() - start\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib', 'trl', 'peft', 'huggingface_hub'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\nassert seconds < 1, seconds"
+        "import sys, time; start = time.perf_counter(); import newllm_lib; seconds = time.perf_counter() - "
+        "start\nheavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib', 'trl', 'peft', "
+        "'huggingface_hub'}\nassert not heavy & set(sys.modules), heavy & set(sys.modules)\nassert seconds < "
+        "1, seconds"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -113,6 +118,9 @@ def test_importing_the_package_takes_less_than_a_second_and_loads_nothing_heavy(
 
 @pytest.mark.parametrize("module", ["errors", "console", "device", "recipe", "runs", "cli"])
 def test_the_ground_floor_loads_no_torch(module):
-    code = f"import sys, newllm_lib.{module}; assert not {{'torch', 'transformers', 'datasets'}} & set(sys.modules)"
+    code = (
+        f"import sys, newllm_lib.{module}; assert not {{'torch', 'transformers', 'datasets'}} & "
+        "set(sys.modules)"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

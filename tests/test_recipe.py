@@ -1,4 +1,6 @@
-"""The recipe: one dataclass for YAML, flags, forms and the record; unknown keys named; every key has an effect."""
+"""The recipe: one dataclass for YAML, flags, forms and the record; unknown keys named; every key has an
+effect.
+"""
 
 from dataclasses import asdict, fields
 from types import SimpleNamespace
@@ -52,9 +54,14 @@ def test_unknown_recipe_names_the_nearest():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("lerning_rate: 1\n", "learning_rate"), ("a: [\n", "YAML"), ("- 1\n", "key: value"), ("when: {moon: {epochs: 1}}\n", "moon"),
-     ("when: {cpu: {epoch: 1}}\n", "epochs")],
-)  # fmt: skip
+    [
+        ("lerning_rate: 1\n", "learning_rate"),
+        ("a: [\n", "YAML"),
+        ("- 1\n", "key: value"),
+        ("when: {moon: {epochs: 1}}\n", "moon"),
+        ("when: {cpu: {epoch: 1}}\n", "epochs"),
+    ],
+)
 def test_a_wrong_yaml_file_is_one_line_with_its_name(text, words, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
@@ -64,7 +71,13 @@ def test_a_wrong_yaml_file_is_one_line_with_its_name(text, words, tmp_path):
 
 
 def test_values_as_text_from_a_command_line_or_a_form_are_understood():
-    words = {"learning_rate": "8e-4", "max_samples": "100,000", "patience": "none", "carry_state": "false", "epochs": "2"}
+    words = {
+        "learning_rate": "8e-4",
+        "max_samples": "100,000",
+        "patience": "none",
+        "carry_state": "false",
+        "epochs": "2",
+    }
     loaded = recipe(compile="on", **words)
     assert (loaded.learning_rate, loaded.max_samples, loaded.patience) == (8e-4, 100_000, None)
     assert (loaded.carry_state, loaded.compile, loaded.epochs) == (False, "on", 2.0)
@@ -84,21 +97,35 @@ def test_run_names_are_the_owners_and_say_what_changes_the_data():
     assert recipe().run_name == "new_llm_demo"
     assert load_recipe("wikitext", {"model": "tiny_gpt2"}, device_kind="h100").run_name == "tinygpt2_wikitext"
     assert recipe(num_layers=6, max_samples=100_000).run_name == "new_llm_demo_layers6_100k"
-    assert recipe(recurrence="sequential", protocol="seed").run_name == "new_llm_demo_sequential_protocol-seed"
+    assert (
+        recipe(recurrence="sequential", protocol="seed").run_name == "new_llm_demo_sequential_protocol-seed"
+    )
     assert recipe(data_dir="/some/where/poems").run_name == "new_llm_demo_poems"
-    different = [{}, {"max_samples": 5}, {"max_seq_length": 256}, {"context_dim": 512}, {"seed": 1}, {"vocab_size": 8192}]
+    different = [
+        {},
+        {"max_samples": 5},
+        {"max_seq_length": 256},
+        {"context_dim": 512},
+        {"seed": 1},
+        {"vocab_size": 8192},
+    ]
     assert len({recipe(**d).run_name for d in different}) == len(different)
 
 
 def test_batch_size_scales_the_learning_rate_by_its_square_root_and_a_given_rate_is_meant_as_given():
     base = recipe()
-    assert recipe(batch_size=4 * base.batch_size).scaled_learning_rate() == pytest.approx(2 * base.learning_rate)
-    assert recipe(batch_size=4 * base.batch_size, learning_rate=1e-3).scaled_learning_rate() == pytest.approx(1e-3)
+    assert recipe(batch_size=4 * base.batch_size).scaled_learning_rate() == pytest.approx(
+        2 * base.learning_rate
+    )
+    assert recipe(batch_size=4 * base.batch_size, learning_rate=1e-3).scaled_learning_rate() == pytest.approx(
+        1e-3
+    )
     guide = recipe(learning_rate=8e-4, learning_rate_batch_size=2048, batch_size=1024)
     assert guide.scaled_learning_rate() == pytest.approx(8e-4 / 2**0.5)
 
 
-# --- the Phase 7 guide's names -----------------------------------------------------------------------------------------
+# --- the Phase 7 guide's names
+# -----------------------------------------------------------------------------------------
 
 GUIDE = """
 model: phase7
@@ -122,7 +149,12 @@ def test_the_guides_yaml_is_read_key_by_key_and_recorded_in_our_words(tmp_path):
     path.write_text(GUIDE)
     loaded = load_recipe(str(path), device_kind="h100")
     assert (loaded.hidden_size, loaded.num_layers, loaded.max_seq_length) == (64, 3, 32)
-    assert (loaded.micro_batch_size, loaded.batch_size, loaded.learning_rate, loaded.epochs) == (1, 16, 3e-4, 10)
+    assert (loaded.micro_batch_size, loaded.batch_size, loaded.learning_rate, loaded.epochs) == (
+        1,
+        16,
+        3e-4,
+        10,
+    )
     assert (loaded.dtype, loaded.gradient_checkpointing, loaded.flash_attention) == ("fp32", "on", False)
     assert (loaded.fused_optimizer, loaded.compile) == (False, "off")
     assert Recipe.from_yaml(write(tmp_path / "record.yaml", loaded.to_yaml())) == loaded
@@ -136,7 +168,9 @@ def write(path, words):
 
 @pytest.mark.parametrize("name", GUIDES_KEYS)
 def test_each_of_the_guides_names_changes_the_recipe(name):
-    one, other = ({"d_model": 64, "n_layers": 3, "n_heads": 2, "n_seq": 32}.get(name, v) for v in ("true", "false"))
+    one, other = (
+        {"d_model": 64, "n_layers": 3, "n_heads": 2, "n_seq": 32}.get(name, v) for v in ("true", "false")
+    )
     if name == "gradient_accumulation_steps":
         one, other = 2, 4
     elif one == other:
@@ -149,37 +183,59 @@ def test_the_command_line_overrides_a_guides_yaml(tmp_path):
     path = write(tmp_path / "guide.yaml", GUIDE)
     asked = {"gradient_accumulation_steps": "4", "d_model": "32", "use_compile": "true"}
     loaded = load_recipe(str(path), asked, device_kind="h100")
-    assert (loaded.micro_batch_size, loaded.batch_size, loaded.hidden_size, loaded.compile) == (1, 4, 32, "auto")
+    assert (loaded.micro_batch_size, loaded.batch_size, loaded.hidden_size, loaded.compile) == (
+        1,
+        4,
+        32,
+        "auto",
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"d_model": 8, "hidden_size": 8}, "one key"), ({"use_compile": "perhaps"}, "true or false"),
-     ({"gradient_accumulation_steps": 4}, "batch_size"), ({"gradient_accumulation_steps": 0, "batch_size": 1}, "whole number"),
-     ({"gradient_accumulation_steps": 4, "batch_size": 1, "micro_batch_size": 1}, "leave one out"),
-     ({"use_compil": True}, "Unknown key")],
-)  # fmt: skip
+    [
+        ({"d_model": 8, "hidden_size": 8}, "one key"),
+        ({"use_compile": "perhaps"}, "true or false"),
+        ({"gradient_accumulation_steps": 4}, "batch_size"),
+        ({"gradient_accumulation_steps": 0, "batch_size": 1}, "whole number"),
+        ({"gradient_accumulation_steps": 4, "batch_size": 1, "micro_batch_size": 1}, "leave one out"),
+        ({"use_compil": True}, "Unknown key"),
+    ],
+)
 def test_a_guides_name_used_wrongly_is_one_line(values, words):
     with pytest.raises(UsageError, match=words):
         recipe(**values)
 
 
-# --- every key has an effect ------------------------------------------------------------------------------------------
+# --- every key has an effect
+# ------------------------------------------------------------------------------------------
 
 MODEL_KEYS = {  # another value of the key, and what must be set beside it for the key to count
-    "model": ("tiny_gpt2", {}), "recurrence": ("sequential", {}), "num_layers": (2, {}), "hidden_size": (64, {}),
-    "context_dim": (64, {}), "mlp_size": (64, {}), "mlp_conv": (True, {}), "embedding_skip": (True, {}),
+    "model": ("tiny_gpt2", {}),
+    "recurrence": ("sequential", {}),
+    "num_layers": (2, {}),
+    "hidden_size": (64, {}),
+    "context_dim": (64, {}),
+    "mlp_size": (64, {}),
+    "mlp_conv": (True, {}),
+    "embedding_skip": (True, {}),
     "num_heads": (8, {"model": "tiny_gpt2"}),
     "dropout": (0.3, {}),
-    "max_seq_length": (64, {"model": "tiny_gpt2"}), "match": ("phase7", {"model": "tiny_gpt2"}),
+    "max_seq_length": (64, {"model": "tiny_gpt2"}),
+    "match": ("phase7", {"model": "tiny_gpt2"}),
     **{
         key: (value, {"model": "phase7"})
         for key, value in {
-            "attention": "dot", "attention_window": 7, "flash_attention": False, "ar_ssm": False,
-            "ssm_ranks": 8, "embedding": "dense", "htt_rank": 5,
+            "attention": "dot",
+            "attention_window": 7,
+            "flash_attention": False,
+            "ar_ssm": False,
+            "ssm_ranks": 8,
+            "embedding": "dense",
+            "htt_rank": 5,
         }.items()
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("key", MODEL_KEYS)
@@ -192,9 +248,16 @@ def test_each_model_key_changes_the_model(key):
 
 
 OPTIMISER_KEYS = {
-    "learning_rate": 1e-3, "learning_rate_batch_size": 32, "batch_size": 256, "warmup_steps": 10, "schedule": "linear",
-    "min_learning_rate_ratio": 0.5, "weight_decay": 0.01, "adam_beta2": 0.999, "optimizer": "adamw",
-}  # fmt: skip
+    "learning_rate": 1e-3,
+    "learning_rate_batch_size": 32,
+    "batch_size": 256,
+    "warmup_steps": 10,
+    "schedule": "linear",
+    "min_learning_rate_ratio": 0.5,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.999,
+    "optimizer": "adamw",
+}
 
 
 def _course(r: Recipe):
@@ -265,9 +328,19 @@ def test_the_memory_keys_lower_the_estimate(monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "h100")
     sizes = {"hidden_size": 2048, "context_dim": 2048, "mlp_size": 8192, "num_layers": 16, "batch_size": 16}
     sizes["max_seq_length"] = 1024
-    keys = {"gradient_checkpointing": "on", "weights_dtype": "bf16", "optimizer": "adafactor", "optimizer_in_backward": True}
+    keys = {
+        "gradient_checkpointing": "on",
+        "weights_dtype": "bf16",
+        "optimizer": "adafactor",
+        "optimizer_in_backward": True,
+    }
     chosen, needed = {}, []
-    for key, value in [("micro_batch_size", 4), *keys.items(), ("gradient_checkpointing", "offload"), ("momentum_bits", 0)]:
+    for key, value in [
+        ("micro_batch_size", 4),
+        *keys.items(),
+        ("gradient_checkpointing", "offload"),
+        ("momentum_bits", 0),
+    ]:
         chosen[key] = value
         needed.append(estimate(recipe(**sizes, **chosen), probe())["memory_estimate_gib"])
     assert needed == sorted(needed, reverse=True) and needed[-1] < 0.4 * needed[0]
@@ -298,24 +371,65 @@ def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
 
 
 ELSEWHERE = {
-    "task", "base", "beta", "loss_type", "sft_warm_start", "sft_learning_rate",  # tests/training
-    "lora_rank", "lora_alpha", "lora_dropout", "eval_pairs",  # tests/training, tests/data/preferences
-    "recipe", "sized_for", "run_name", "output_dir", "resume",  # names and places: tests of names above, of runs in training/
-    "data", "data_dir", "max_samples", "streaming", "template", "protocol", "tokenizer", "vocab_size", "loss_on",  # tests/data
-    "epochs", "max_steps", "patience", "evals_per_epoch", "keep_checkpoints", "logging_steps", "save_minutes",  # tests/training
+    "task",
+    "base",
+    "beta",
+    "loss_type",
+    "sft_warm_start",
+    "sft_learning_rate",  # tests/training
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "eval_pairs",  # tests/training, tests/data/preferences
+    "recipe",
+    "sized_for",
+    "run_name",
+    "output_dir",
+    "resume",  # names and places: tests of names above, of runs in training/
+    "data",
+    "data_dir",
+    "max_samples",
+    "streaming",
+    "template",
+    "protocol",
+    "tokenizer",
+    "vocab_size",
+    "loss_on",  # tests/data
+    "epochs",
+    "max_steps",
+    "patience",
+    "evals_per_epoch",
+    "keep_checkpoints",
+    "logging_steps",
+    "save_minutes",  # tests/training
     "save_steps",  # above
     "carry_state",  # tests/training
     "sample_tokens",  # tests/training/test_samples.py
     "curvature_schedule",  # tests/training/test_curvature.py
-    "gradient_checkpointing", "fused_optimizer", "kernels",  # tests/training/test_phase7_training.py
-    "weights_dtype", "momentum_bits", "optimizer_in_backward", "log_style", "deterministic",  # tests/training/lowmem
+    "gradient_checkpointing",
+    "fused_optimizer",
+    "kernels",  # tests/training/test_phase7_training.py
+    "weights_dtype",
+    "momentum_bits",
+    "optimizer_in_backward",
+    "log_style",
+    "deterministic",  # tests/training/lowmem
     "from_run",  # tests/training/test_start.py
-    "teacher", "distill_weight",  # tests/training/test_distill.py
+    "teacher",
+    "distill_weight",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py
-    "mirror_dir", "force",  # tests/training/test_keeping.py
-    "num_gpus", "distribution",  # tests/training/test_several.py
-    "muon_learning_rate", "seed", "max_grad_norm", "report_to", "dtype", "compile", "micro_batch_size",  # the functions above
-}  # fmt: skip
+    "mirror_dir",
+    "force",  # tests/training/test_keeping.py
+    "num_gpus",
+    "distribution",  # tests/training/test_several.py
+    "muon_learning_rate",
+    "seed",
+    "max_grad_norm",
+    "report_to",
+    "dtype",
+    "compile",
+    "micro_batch_size",  # the functions above
+}
 
 
 def test_no_key_is_without_a_test_of_its_effect():

@@ -48,7 +48,8 @@ def _text(shape: tuple) -> str:
 
 
 def load_weights(model, folder: Path) -> None:
-    """Fill a built model with the weights saved in a folder, in one file or several: one at a time is in the host's memory.
+    """Fill a built model with the weights saved in a folder, in one file or several: one at a time is in the
+    host's memory.
 
     Raises:
         NewLLMError: some are missing, or are not this model's.

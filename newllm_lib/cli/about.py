@@ -16,9 +16,23 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
 
 PACKAGES = (
-    "torch", "triton", "transformers", "datasets", "accelerate", "peft", "trl", "safetensors", "numpy", "matplotlib",
-    "ipywidgets", "chitchat-dataset", "liger-kernel", "flash-linear-attention", "torchao", "bitsandbytes",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "trl",
+    "safetensors",
+    "numpy",
+    "matplotlib",
+    "ipywidgets",
+    "chitchat-dataset",
+    "liger-kernel",
+    "flash-linear-attention",
+    "torchao",
+    "bitsandbytes",
+)
 
 
 def doctor(arguments):
@@ -26,11 +40,18 @@ def doctor(arguments):
 
     chosen = overrides(arguments)
     if chosen and not arguments.name:
-        raise UsageError(f"--{next(iter(chosen))} changes a recipe: name one, as in `newllm doctor --recipe demo`.")
+        raise UsageError(
+            f"--{next(iter(chosen))} changes a recipe: name one, as in `newllm doctor --recipe demo`."
+        )
     from newllm_lib.device import probe, stale_packages
 
     device = probe()
-    report = {**asdict(device), "device": device.kind, "versions": _versions(), "disk_free_gib": _disk_free_gib()}
+    report = {
+        **asdict(device),
+        "device": device.kind,
+        "versions": _versions(),
+        "disk_free_gib": _disk_free_gib(),
+    }
     disk = f"{report['disk_free_gib']:.1f} GiB free disk here"
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores, {disk}")
     for topic, reason in device.reasons.items():
@@ -38,7 +59,10 @@ def doctor(arguments):
     report["stale_packages"] = stale_packages()
     for line in report["stale_packages"]:
         say(f"  {line}")
-    say("  " + ", ".join(f"{name} {version or '(not installed)'}" for name, version in report["versions"].items()))
+    say(
+        "  "
+        + ", ".join(f"{name} {version or '(not installed)'}" for name, version in report["versions"].items())
+    )
     if arguments.kernels is not None:
         report["kernels_checked"] = _check_kernels(device, arguments.kernels)
     if arguments.name:
@@ -58,7 +82,9 @@ def _check_kernels(device, names: list[str]) -> dict[str, float]:
         NewLLMError: no GPU, no kernels for it, or one that computes something else.
     """
     if device.torch_device == "cpu" or device.kernels != "triton":
-        raise NewLLMError(f"No kernels to check here ({device.reasons['kernels']}): training runs in plain torch.")
+        raise NewLLMError(
+            f"No kernels to check here ({device.reasons['kernels']}): training runs in plain torch."
+        )
     import torch
 
     from newllm_lib.ops.self_check import check_kernels, refuse_mismatch
@@ -66,7 +92,10 @@ def _check_kernels(device, names: list[str]) -> dict[str, float]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[device.dtype]
     found = check_kernels(torch.device(device.torch_device), dtype, names)
     for one in found:
-        say(f"  {'✓' if one.passed else '✗'} {one.name:<21} {device.dtype}, off by {one.error:.1e} (allowed {one.tolerance:.0e})")
+        say(
+            f"  {'✓' if one.passed else '✗'} {one.name:<21} {device.dtype}, off by {one.error:.1e} (allowed "
+            f"{one.tolerance:.0e})"
+        )
     refuse_mismatch(found)
     return {one.name: one.error for one in found}
 
@@ -76,9 +105,14 @@ def _needs(recipe: Recipe, device) -> dict:
 
     need = estimate(recipe, device)
     hours = need["hours_estimate"]
-    time_needed = f"about {duration(3600 * hours)}" if hours is not None else "time unknown until the data is read"
+    time_needed = (
+        f"about {duration(3600 * hours)}" if hours is not None else "time unknown until the data is read"
+    )
     if need["parameters"] is None:
-        say(f"Recipe {recipe.recipe}: what it needs is known when its base {recipe.base} has been asked of the hub")
+        say(
+            f"Recipe {recipe.recipe}: what it needs is known when its base {recipe.base} has been asked of "
+            "the hub"
+        )
         return need
     what = recipe.base if recipe.task == "dpo" else recipe.model
     say(
@@ -118,7 +152,9 @@ def show_recipe(arguments):
     if not arguments.json:
         import yaml
 
-        say(f"# {arguments.name}, as resolved for {recipe.sized_for}. Save it, change it, and train the file:")
+        say(
+            f"# {arguments.name}, as resolved for {recipe.sized_for}. Save it, change it, and train the file:"
+        )
         say(f"# {command('train', 'FILE.yaml')}")
         for f in fields(Recipe):
             line = yaml.safe_dump({f.name: values[f.name]}, allow_unicode=True).strip()
@@ -133,7 +169,10 @@ def list_runs(arguments):
     for row in rows:
         say(f"{row['run']:<{width}}  {row['state']:<11}  {_progress(row):<16}  {_age(row)}".rstrip())
     if rows:
-        say(f"Next: {command('runs', 'status', rows[0]['run'])}   or   {command('runs', 'logs', rows[0]['run'])}")
+        say(
+            f"Next: {command('runs', 'status', rows[0]['run'])}   or   "
+            f"{command('runs', 'logs', rows[0]['run'])}"
+        )
     else:
         say(f"No runs in {runs.roots()[0].absolute()} yet. Next: {command('demo')}")
     return {"runs": rows} if arguments.json else 0
@@ -199,16 +238,23 @@ def stop_run(arguments):
 
 
 def restore_run(arguments):
-    """Bring a run back from the folder (or Drive) that it was copied to; the command that trained it continues it."""
+    """Bring a run back from the folder (or Drive) that it was copied to; the command that trained it
+    continues it.
+    """
     folder = arguments.source or runs.drive_folder()
     if folder is None:
-        raise UsageError("Say where the copy is: --from FOLDER (in Colab, mount Drive in a cell first: it is then found).")
+        raise UsageError(
+            "Say where the copy is: --from FOLDER (in Colab, mount Drive in a cell first: it is then found)."
+        )
     if arguments.run is None:
         there = runs.saved(folder)
         say(f"In {folder}: {', '.join(there) or 'no run'}")
         return {"folder": str(folder), "runs": there} if arguments.json else 0
     run = runs.restore(arguments.run, folder, arguments.into)
-    say(f"Next: {command('runs', 'status', word_for(run))}   or   {command('train', '…', '--mirror_dir', str(folder))}")
+    say(
+        f"Next: {command('runs', 'status', word_for(run))}   or   "
+        f"{command('train', '…', '--mirror_dir', str(folder))}"
+    )
     return {"run": run.name, "path": str(run.path)} if arguments.json else 0
 
 

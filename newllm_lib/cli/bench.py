@@ -48,7 +48,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is measured, to write over files that are not a benchmark's.
 
     Raises:
-        UsageError: `--out` names a file that is no table of figures, or `--picture` one that was not drawn here.
+        UsageError: `--out` names a file that is no table of figures, or `--picture` one that was not drawn
+        here.
     """
     if getattr(arguments, "out", None):
         check_file(Path(arguments.out), "--out", lambda text: text.startswith("date,benchmark,"))

@@ -14,7 +14,9 @@ from newllm_lib.runs import atomic_write_text, check_file
 
 
 def preferences(arguments):
-    """Write Japanese preference pairs as JSONL, and say what could tell their better side without understanding it."""
+    """Write Japanese preference pairs as JSONL, and say what could tell their better side without
+    understanding it.
+    """
     from newllm_lib.data.preferences import generate, shortcuts
 
     path = Path(arguments.output)
@@ -24,14 +26,29 @@ def preferences(arguments):
     train = [pair for pair in pairs if pair.split == "train"]
     held_out = [pair for pair in pairs if pair.split == "evaluation"]
     kinds = Counter(pair.kind for pair in pairs)
-    say(f"{path}: {len(pairs):,} pairs with different prompts, {len(train):,} to train on, {len(held_out):,} about other facts")
-    say(f"  what is wrong with the rejected answers: {', '.join(f'{kind} {count:,}' for kind, count in kinds.items())}")
+    say(
+        f"{path}: {len(pairs):,} pairs with different prompts, {len(train):,} to train on, {len(held_out):,} "
+        "about other facts"
+    )
+    say(
+        "  what is wrong with the rejected answers: "
+        f"{', '.join(f'{kind} {count:,}' for kind, count in kinds.items())}"
+    )
     found = shortcuts(train, held_out) if train and held_out else {}
     for name, accuracy in found.items():
         seen = name.replace("_", " ")
-        say(f"  a classifier that sees only the {seen} is right in {100 * accuracy:.1f} % of the held-out pairs")
+        say(
+            f"  a classifier that sees only the {seen} is right in {100 * accuracy:.1f} % of the held-out "
+            "pairs"
+        )
     say(f"Next: {command('train', 'dpo', '--data', str(path))}")
-    result = {"file": str(path), "pairs": len(pairs), "train": len(train), "evaluation": len(held_out), "kinds": dict(kinds)}
+    result = {
+        "file": str(path),
+        "pairs": len(pairs),
+        "train": len(train),
+        "evaluation": len(held_out),
+        "kinds": dict(kinds),
+    }
     return {**result, "shortcuts": found} if arguments.json else 0
 
 
@@ -65,7 +82,9 @@ def mix(arguments):
 
 
 def _said(arguments, folder: Path, found: dict):
-    total = {split: sum(counts[split] for counts in found.values()) for split in ("train", "validation", "test")}
+    total = {
+        split: sum(counts[split] for counts in found.values()) for split in ("train", "validation", "test")
+    }
     say(f"{folder}: " + ", ".join(f"{split} {count:,}" for split, count in total.items()) + " documents")
     say(f"Next: {command('train', 'phase7_small', '--data_dir', str(folder))}")
     return {"folder": str(folder), "documents": total, "sources": found} if arguments.json else 0
@@ -81,7 +100,10 @@ def _asked() -> str:
 
     if not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask: say --weights, such as --weights demo=2,dolly=1.")
-    say("A weight for each source (Enter: none). demo needs no network, the others are on the Hugging Face hub.")
+    say(
+        "A weight for each source (Enter: none). demo needs no network, the others are on the Hugging Face "
+        "hub."
+    )
     answers = {name: input(f"  {name}: ").strip() for name in OFFERED}
     chosen = ",".join(f"{name}={weight}" for name, weight in answers.items() if weight and weight != "0")
     if not chosen:

@@ -15,8 +15,8 @@ from newllm_lib.runs import Run, list_runs
 def command(*words: str) -> str:
     """`newllm` with these words, as the user can type it.
 
-    With the environment's path where `newllm` alone is not found, and with a `cd` in front where colab_bootstrap.sh was
-    started from another folder.
+    With the environment's path where `newllm` alone is not found, and with a `cd` in front where
+    colab_bootstrap.sh was started from another folder.
     """
     line = " ".join([_program(), *(shlex.quote(word) for word in words)])
     started_in = os.environ.get("NEWLLM_STARTED_IN")

@@ -1,4 +1,6 @@
-"""Every command with its flags. Those of training come from the `Recipe` dataclass: no key is written down twice."""
+"""Every command with its flags. Those of training come from the `Recipe` dataclass: no key is written down
+twice.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,22 @@ from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
 from newllm_lib.recipe.aliases import older_names
 
 GROUPS = {
-    "run": "the run", "data": "the data", "model": "the model", "phase7": "Phase 7's parts", "start": "the start",
-    "training": "the training", "scale": "several GPUs", "preference": "preference training", "lora": "LoRA adapters",
-}  # fmt: skip
+    "run": "the run",
+    "data": "the data",
+    "model": "the model",
+    "phase7": "Phase 7's parts",
+    "start": "the start",
+    "training": "the training",
+    "scale": "several GPUs",
+    "preference": "preference training",
+    "lora": "LoRA adapters",
+}
 
 
-_ANY_MODEL = "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id (OWNER/NAME)"
+_ANY_MODEL = (
+    "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id "
+    "(OWNER/NAME)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +57,9 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
         parser.print_help()
         return None
     if not argv[0].startswith("-") and argv[0] not in commands:
-        raise UsageError(f"No command {argv[0]!r}: {_nearest(argv[0], list(commands))} (`newllm --help` lists them)")
+        raise UsageError(
+            f"No command {argv[0]!r}: {_nearest(argv[0], list(commands))} (`newllm --help` lists them)"
+        )
     if argv[0] == "bench":
         return _benchmark(argv)
     try:
@@ -55,7 +69,9 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
     if unknown:
         _refuse(unknown, commands[arguments.command])
     if arguments.json and getattr(arguments, "background", False):
-        raise UsageError("--json and --background do not go together: the result comes when the run has ended.")
+        raise UsageError(
+            "--json and --background do not go together: the result comes when the run has ended."
+        )
     arguments.argv = argv
     return arguments
 
@@ -85,14 +101,18 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
 
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     """The parser, and the parser of each command by name."""
-    parser = _Parser(prog="newllm", description="Train small language models, watch them, measure them, talk to them.")
+    parser = _Parser(
+        prog="newllm", description="Train small language models, watch them, measure them, talk to them."
+    )
     parser.add_argument("--version", action="version", version=f"newllm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _training_commands(commands)
     _result_commands(commands)
     _data_commands(commands)
     _expand_command(commands)
-    commands.add_parser("bench", help="measure speed, decoding, quality and more beside the peers (from a clone)")
+    commands.add_parser(
+        "bench", help="measure speed, decoding, quality and more beside the peers (from a clone)"
+    )
     _about_commands(commands)
     return parser, dict(commands.choices)
 
@@ -104,22 +124,38 @@ def _command(commands, name: str, handler, help: str) -> argparse.ArgumentParser
 
 
 def _common_flags(parser: argparse.ArgumentParser, handler) -> None:
-    parser.add_argument("--json", action="store_true", help="the result alone on standard output, as one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="the result alone on standard output, as one JSON object"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(handler=handler)
 
 
 def _training_commands(commands) -> None:
-    train = _command(commands, "train", training.train, "train a recipe; the same command continues a stopped run")
+    train = _command(
+        commands, "train", training.train, "train a recipe; the same command continues a stopped run"
+    )
     train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
-    demo = _command(commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them")
+    demo = _command(
+        commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them"
+    )
     two_from_scratch = ("recipe", "model", "run_name", "from_run")
     for parser, left_out in ((train, ("recipe",)), (demo, two_from_scratch)):
         # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
         _flag(
-            parser, "background", action="store_true", default=False, help="go on after this command; a log to follow"
+            parser,
+            "background",
+            action="store_true",
+            default=False,
+            help="go on after this command; a log to follow",
         )
-        _flag(parser, "foreground", dest="background", action="store_false", help="wait for the end (the default)")
+        _flag(
+            parser,
+            "foreground",
+            dest="background",
+            action="store_false",
+            help="wait for the end (the default)",
+        )
         _recipe_flags(parser, left_out)
 
 
@@ -131,21 +167,51 @@ def _result_commands(commands) -> None:
     _flag(evaluate, "split", default="test", choices=("train", "validation", "test"), help="default: test")
     _flag(evaluate, "data_dir", help="take the data from this folder instead of where the run's came from")
     _flag(evaluate, "data", help="other data by name, several with commas between them: dailydialog,dolly")
-    _flag(evaluate, "loss_on", choices=("answers", "everything"), help="what counts of a dialogue (default: as it is learned)")
-    _flag(evaluate, "batch_size", type=_positive, help="rows at a time (changes speed and memory, not the result)")
-    _flag(evaluate, "block_length", type=_positive, help="tokens at a time (changes speed and memory, not the result)")
+    _flag(
+        evaluate,
+        "loss_on",
+        choices=("answers", "everything"),
+        help="what counts of a dialogue (default: as it is learned)",
+    )
+    _flag(
+        evaluate,
+        "batch_size",
+        type=_positive,
+        help="rows at a time (changes speed and memory, not the result)",
+    )
+    _flag(
+        evaluate,
+        "block_length",
+        type=_positive,
+        help="tokens at a time (changes speed and memory, not the result)",
+    )
     _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
-    compare = _command(commands, "compare", results.compare, "set two runs side by side: quality, speed, memory")
+    compare = _command(
+        commands, "compare", results.compare, "set two runs side by side: quality, speed, memory"
+    )
     for which in ("RUN_A", "RUN_B"):
         compare.add_argument(which.lower(), metavar=which, help=_ANY_MODEL)
     _flag(compare, "data_dir", help="take the text from this folder instead of the first run's data")
     _flag(compare, "data", help="other data by name, such as wikitext")
-    _flag(compare, "output_dir", help="where the table (Markdown) and the picture go (default: the first run's folder)")
-    export = _command(commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card")
+    _flag(
+        compare,
+        "output_dir",
+        help="where the table (Markdown) and the picture go (default: the first run's folder)",
+    )
+    export = _command(
+        commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card"
+    )
     _run_argument(export)
     _flag(export, "output_dir", help="where the folder goes (default: export/ in the run's)")
-    _flag(export, "push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub (needs HF_TOKEN)")
-    _flag(export, "public", action="store_true", help="the uploaded repository is for everyone (default: private)")
+    _flag(
+        export, "push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub (needs HF_TOKEN)"
+    )
+    _flag(
+        export,
+        "public",
+        action="store_true",
+        help="the uploaded repository is for everyone (default: private)",
+    )
     _flag(export, "gguf", action="store_true", help="also write a GGUF file for llama.cpp (TinyGPT2 only)")
     chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
     _run_argument(chat)
@@ -154,7 +220,9 @@ def _result_commands(commands) -> None:
 
 
 def _expand_command(commands) -> None:
-    parser = _command(commands, "expand", expand.expand, "give a trained New-LLM a larger context, same predictions")
+    parser = _command(
+        commands, "expand", expand.expand, "give a trained New-LLM a larger context, same predictions"
+    )
     parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
     _flag(parser, "context_dim", type=_positive, required=True, help="channels of the new context vector")
     _flag(parser, "output_dir", help="folder of the expanded run (default: RUN_contextN beside RUN)")
@@ -168,47 +236,92 @@ def _run_argument(parser) -> None:
 def _data_commands(commands) -> None:
     sets = commands.add_parser("data", help="make data", description="Make data.")
     actions = sets.add_subparsers(dest="action", metavar="preferences | get | mix", required=True)
-    made = _command(actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`")
+    made = _command(
+        actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`"
+    )
     _flag(made, "count", type=_positive, help="how many (default: as many as there are different questions)")
     _flag(made, "seed", type=int, default=0, help="another seed, other pairs (default: 0)")
-    _flag(made, "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)")
-
+    _flag(
+        made, "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)"
+    )
 
     got = _command(actions, "get", data.get, "download and prepare a source, so that training begins at once")
-    got.add_argument("source", metavar="SOURCE", help="a source by name (demo, wikitext, dolly …), a hub id or a folder")
+    got.add_argument(
+        "source", metavar="SOURCE", help="a source by name (demo, wikitext, dolly …), a hub id or a folder"
+    )
     _flag(got, "max_samples", type=_positive, help="only this many documents")
-    _flag(got, "output", help="also write them to this folder as train.jsonl, validation.jsonl and test.jsonl")
-    mixed = _command(actions, "mix", data.mix, "several sources as one folder of training data (asks, without --weights)")
-    _flag(mixed, "weights", metavar="NAME=X,NAME=Y", help="each source's share of the documents, such as demo=2,dolly=1")
+    _flag(
+        got, "output", help="also write them to this folder as train.jsonl, validation.jsonl and test.jsonl"
+    )
+    mixed = _command(
+        actions, "mix", data.mix, "several sources as one folder of training data (asks, without --weights)"
+    )
+    _flag(
+        mixed,
+        "weights",
+        metavar="NAME=X,NAME=Y",
+        help="each source's share of the documents, such as demo=2,dolly=1",
+    )
     _flag(mixed, "documents", type=_positive, default=20_000, help="documents to train on (default: 20,000)")
-    _flag(mixed, "output", default="data/mix", help="the folder (default: data/mix), for `newllm train … --data_dir`")
+    _flag(
+        mixed,
+        "output",
+        default="data/mix",
+        help="the folder (default: data/mix), for `newllm train … --data_dir`",
+    )
 
 
 def _about_commands(commands) -> None:
-    doctor = _command(commands, "doctor", about.doctor, "show what this machine is, what will be used on it, and why")
-    doctor.add_argument("--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time")
+    doctor = _command(
+        commands, "doctor", about.doctor, "show what this machine is, what will be used on it, and why"
+    )
+    doctor.add_argument(
+        "--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time"
+    )
     help = "run each kernel once against its reference (or only the named ones); fails where there is no GPU"
     doctor.add_argument("--kernels", dest="kernels", nargs="*", metavar="NAME", help=help)
     _recipe_flags(doctor, ("recipe", "kernels"))
-    recipes = _command(commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys")
+    recipes = _command(
+        commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys"
+    )
     shown = recipes.add_subparsers(dest="action", metavar="list | show RECIPE")
     _command(shown, "list", about.list_recipes, "list the recipes")
     show = _command(shown, "show", about.show_recipe, "show a recipe as YAML, each key with its meaning")
     show.add_argument("name", metavar="RECIPE", help="a recipe's name or a YAML file")
     runs = _command(commands, "runs", about.list_runs, "list the runs; show, follow, stop or restore one")
-    actions = runs.add_subparsers(dest="action", metavar="list | status RUN | logs RUN | stop RUN | restore RUN")
+    actions = runs.add_subparsers(
+        dest="action", metavar="list | status RUN | logs RUN | stop RUN | restore RUN"
+    )
     _command(actions, "list", about.list_runs, "list the runs")
     status = _command(actions, "status", about.run_status, "show what a run is doing")
     logs = _command(actions, "logs", about.run_logs, "show the end of a run's log, or follow it")
     stop = _command(actions, "stop", about.stop_run, "ask a run to save and stop, and wait until it did")
-    restore = _command(actions, "restore", about.restore_run, "bring a run back from where it was copied (--mirror_dir)")
-    restore.add_argument("run", metavar="RUN", nargs="?", help="its name there, or a downloaded zip (none: list them)")
-    _flag(restore, "from", dest="source", metavar="FOLDER", help="where the copy is (in Colab: Drive's, once mounted)")
-    _flag(restore, "into", metavar="FOLDER", default="checkpoints", help="where runs lie here (default: checkpoints)")
+    restore = _command(
+        actions, "restore", about.restore_run, "bring a run back from where it was copied (--mirror_dir)"
+    )
+    restore.add_argument(
+        "run", metavar="RUN", nargs="?", help="its name there, or a downloaded zip (none: list them)"
+    )
+    _flag(
+        restore,
+        "from",
+        dest="source",
+        metavar="FOLDER",
+        help="where the copy is (in Colab: Drive's, once mounted)",
+    )
+    _flag(
+        restore,
+        "into",
+        metavar="FOLDER",
+        default="checkpoints",
+        help="where runs lie here (default: checkpoints)",
+    )
     for parser in (status, logs, stop):
         parser.add_argument("run", metavar="RUN", help="a run's name or folder")
     _flag(logs, "lines", type=_positive, default=40, help="how many lines (default: 40)")
-    _flag(logs, "follow", action="store_true", help="go on showing what is added, until the run ends or Ctrl-C")
+    _flag(
+        logs, "follow", action="store_true", help="go on showing what is added, until the run ends or Ctrl-C"
+    )
     _flag(stop, "timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)")
 
 
@@ -219,7 +332,13 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) ->
             continue
         choices = f.metadata["choices"]
         metavar = "|".join(map(str, choices)) if choices else "|".join(_metavar(t) for t in value_types(f))
-        default = "none" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
+        default = (
+            "none"
+            if f.default is None
+            else str(f.default).lower()
+            if isinstance(f.default, bool)
+            else f.default
+        )
         help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
         names = [n for n in (f.metadata["flag"], f.name) if n]
         _flag(groups[f.metadata["section"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
@@ -259,4 +378,8 @@ def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> None:
 
 def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"
+    return (
+        f"did you mean {near[0]}?"
+        if near
+        else f"there are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"
+    )

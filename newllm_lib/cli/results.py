@@ -35,12 +35,17 @@ def evaluate(arguments):
 
 def compare(arguments):
     """Two runs side by side; saves the table and the picture."""
-    say(f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, memory")
+    say(
+        f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, "
+        "memory"
+    )
     from newllm_lib.evaluation.compare.compare import compare as compare_runs
     from newllm_lib.evaluation.evaluate_run import EvaluationData
 
     data = EvaluationData(data=arguments.data, data_dir=arguments.data_dir)
-    result = compare_runs(run_of(arguments.run_a), run_of(arguments.run_b), data, output_dir=arguments.output_dir)
+    result = compare_runs(
+        run_of(arguments.run_a), run_of(arguments.run_b), data, output_dir=arguments.output_dir
+    )
     say(f"Next: {command('chat', arguments.run_a)}")
     return result if arguments.json else 0
 
@@ -56,7 +61,9 @@ def export(arguments):
     folder = export_run(model, arguments.output_dir, arguments.checkpoint)
     result = {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}
     if arguments.gguf:
-        result["gguf"] = str(write_gguf(folder, locate(model, arguments.checkpoint).title().rpartition("/")[2]))
+        result["gguf"] = str(
+            write_gguf(folder, locate(model, arguments.checkpoint).title().rpartition("/")[2])
+        )
     if arguments.push:
         result["address"] = push(folder, arguments.push, private=not arguments.public)
         say(f"It is at {result['address']}")
@@ -81,7 +88,8 @@ def chat(arguments):
 
 
 def run_of(word: str) -> str:
-    """What a user calls a run: its name or folder, a guide's file name, or a recipe, whose newest run is meant.
+    """What a user calls a run: its name or folder, a guide's file name, or a recipe, whose newest run is
+    meant.
 
     Raises:
         UsageError: that recipe has no run yet.
@@ -96,7 +104,9 @@ def run_of(word: str) -> str:
     trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
     trained = [run for run in trained if read_yaml(run.recipe_path).get("recipe") == word]
     if not trained:
-        raise UsageError(f"There is no run of recipe {word} here yet: train it first ({command('train', word)}).")
+        raise UsageError(
+            f"There is no run of recipe {word} here yet: train it first ({command('train', word)})."
+        )
     return str(max(trained, key=lambda run: run.best.stat().st_mtime).path)
 
 

@@ -34,7 +34,10 @@ def train(arguments):
     return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
 
 
-_BASELINE = {"model": "tiny_gpt2", "carry_state": False}  # attention carries no state, whatever the flags say of New-LLM
+_BASELINE = {
+    "model": "tiny_gpt2",
+    "carry_state": False,
+}  # attention carries no state, whatever the flags say of New-LLM
 
 
 def demo(arguments):
@@ -69,9 +72,13 @@ def demo(arguments):
 
 
 def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
-    """Raise UsageError, before anything is made, where another's files are in the way of the demo's folders."""
+    """Raise UsageError, before anything is made, where another's files are in the way of the demo's
+    folders.
+    """
     if job.recipe_path.exists():
-        raise UsageError(f"{job.path} holds recipe.yaml, which no demo of ours wrote: give another --output_dir.")
+        raise UsageError(
+            f"{job.path} holds recipe.yaml, which no demo of ours wrote: give another --output_dir."
+        )
     for run in (job, *both):
         runs.check_shared(run.path, "run", "--output_dir")
         if recipe.mirror_dir:
@@ -100,7 +107,10 @@ def _run_training(recipe: Recipe):
 
         if _compiling and _compiling[0] is not None and is_known_ahead(recipe):
             precompile.wait_for_process(_compiling[0])
-        precompile.start(compiles=recipe.compile in ("on", "graphs") or (recipe.compile == "auto" and not is_made_of_kernels(recipe)))
+        precompile.start(
+            compiles=recipe.compile in ("on", "graphs")
+            or (recipe.compile == "auto" and not is_made_of_kernels(recipe))
+        )
         from newllm_lib.training import run  # noqa: F401
     from newllm_lib.training import train
 
@@ -142,7 +152,9 @@ def _recorded(job: Run) -> Iterator[None]:
 
 
 def _keep_comparison(job: Run, folder: str) -> None:
-    """Copy the job's own files (its comparison, its log) beside its runs, which were copied while they trained."""
+    """Copy the job's own files (its comparison, its log) beside its runs, which were copied while they
+    trained.
+    """
     mirror = runs.Mirror(job, folder)
     try:
         mirror.copy()
@@ -176,7 +188,8 @@ def _start_in_background(arguments, job: Run, trained: list[Run]) -> int:
 def _watch_until_loss(job: Run, start: int, trained: list[Run], started: float) -> str | None:
     """Show the job's log from byte `start` on as it grows, until a run logs a loss; returns that as text.
 
-    None if the job ended before. Rows of metrics.jsonl older than `started` (seconds since 1970) do not count.
+    None if the job ended before. Rows of metrics.jsonl older than `started` (seconds since 1970) do not
+    count.
     """
     pieces = runs.follow(job, start)
     for text in pieces:

@@ -1,5 +1,5 @@
-"""The notebook room: forms, live curves, chat, Drive and downloads. The only place that knows Colab, IPython and
-widgets.
+"""The notebook room: forms, live curves, chat, Drive and downloads. The only place that knows Colab, IPython
+and widgets.
 
 | file | one idea |
 |---|---|

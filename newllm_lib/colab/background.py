@@ -1,4 +1,6 @@
-"""Training from a cell: a process of its own that outlives the cell, the kernel's interrupts and the browser's tab."""
+"""Training from a cell: a process of its own that outlives the cell, the kernel's interrupts and the
+browser's tab.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class Started:
 
 
 def train(settings: Settings, every: float = 2.0, **more) -> Run:
-    """Train what the form chose and show it until it ends; run the cell again to look again, or to continue a stopped
-    run.
+    """Train what the form chose and show it until it ends; run the cell again to look again, or to continue a
+    stopped run.
 
     Args:
         every: seconds between two looks.
@@ -37,7 +39,9 @@ def train(settings: Settings, every: float = 2.0, **more) -> Run:
     started = start(settings, **more)
     status = watch(started.run, every=every)[0]
     if status["state"] == "running":  # only the view was closed
-        raise Interrupted(f"{started.run.name} is still training: run this cell again to see it, then the cells below.")
+        raise Interrupted(
+            f"{started.run.name} is still training: run this cell again to see it, then the cells below."
+        )
     check(started)
     return started.run
 
@@ -62,7 +66,9 @@ def start(settings: Settings, **more) -> Started:
 
 
 def _second_place(settings: Settings) -> dict:
-    """Drive, where the form asks for it and this is Colab: the run is copied there while it trains, and brought back."""
+    """Drive, where the form asks for it and this is Colab: the run is copied there while it trains, and
+    brought back.
+    """
     if not settings.extra.get("save_to_drive") or not on_colab() or "mirror_dir" in settings.overrides:
         return {}
     return {"mirror_dir": str(drive.mount())}
@@ -97,7 +103,9 @@ def _differences(settings: Settings, more: dict, run: Run) -> list[str]:
         return []
     recorded = Recipe.from_yaml(run.recipe_path)
     chosen = {**settings.overrides, **more}
-    kind = None if "sized_for" in chosen else recorded.sized_for  # a run keeps the preset of the machine it began on
+    kind = (
+        None if "sized_for" in chosen else recorded.sized_for
+    )  # a run keeps the preset of the machine it began on
     return settings.recipe(device_kind=kind, **more).differences(recorded)
 
 

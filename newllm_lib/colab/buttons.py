@@ -1,8 +1,9 @@
 """Buttons that answer while a cell is busy.
 
-A click reaches the kernel as a message that waits its turn behind the running cell. JupyterLab 4.4 with ipykernel 7
-sends it to a thread of its own (a subshell); for older kernels, Colab's 6.17 among them, a waiting cell has to look
-into the queue itself. Only clicks are taken out of it: the cells that the user queued behind stay there, in order.
+A click reaches the kernel as a message that waits its turn behind the running cell. JupyterLab 4.4 with
+ipykernel 7 sends it to a thread of its own (a subshell); for older kernels, Colab's 6.17 among them, a
+waiting cell has to look into the queue itself. Only clicks are taken out of it: the cells that the user
+queued behind stay there, in order.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def wait(seconds: float) -> None:
 def answer_on_its_own_thread(widget) -> None:
     """Let clicks on `widget` go where the front end sends them (ipykernel 7).
 
-    Since 7.4 they go back to the thread that made the widget, which is the one the cell keeps busy, unless that is
-    forgotten. Nothing happens on other kernels.
+    Since 7.4 they go back to the thread that made the widget, which is the one the cell keeps busy, unless
+    that is forgotten. Nothing happens on other kernels.
     """
     vars(widget.comm).pop("_reply_subshell_id", None)
 
@@ -63,6 +64,7 @@ def _is_click(kernel, item) -> bool:
     _, dispatch, arguments = item
     if dispatch != kernel.dispatch_shell or len(arguments) != 1:
         return False
-    # Only the header is read: a message that stays in the queue must not be deserialized, which is allowed once.
+    # Only the header is read: a message that stays in the queue must not be deserialized, which is allowed
+    # once.
     _, parts = kernel.session.feed_identities(arguments[0], copy=False)
     return kernel.session.unpack(parts[1].bytes).get("msg_type") == "comm_msg"

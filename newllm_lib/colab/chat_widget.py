@@ -1,4 +1,6 @@
-"""Talking with a run inside a notebook: a small chat window where widgets render, printed turns everywhere."""
+"""Talking with a run inside a notebook: a small chat window where widgets render, printed turns
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _REDRAW = 0.1  # seconds between two redraws of an answer that is still being wr
 
 
 def chat(run, first: str | None = None, settings=None) -> Chat:
-    """Load a run and talk with it: `first` is said at once, then the window waits (without widgets: use `.ask(...)`).
+    """Load a run and talk with it: `first` is said at once, then the window waits (without widgets: use
+    `.ask(...)`).
 
     Args:
         run: as for `checkpoints.load_model`. settings: `evaluation.Settings`.
@@ -43,7 +46,10 @@ class Chat:
         if widgets_render():
             self.window = ChatWindow(self, plain)
         else:
-            say(f'Talk with .ask("hello"), start anew with .ask("/reset"), change with .ask("/top_k 10").{plain}')
+            say(
+                'Talk with .ask("hello"), start anew with .ask("/reset"), change with .ask("/top_k '
+                f'10").{plain}'
+            )
 
     def ask(self, text: str) -> str:
         """Say `text` (or a command such as /reset) and return the answer; it is shown while it is formed."""
@@ -89,10 +95,15 @@ class ChatWindow:
 
         self.chat = conversation
         self.said = ipywidgets.HTML()
-        self.line = ipywidgets.Text(placeholder="Write and press Enter · 入力して Enter", layout={"width": "70%"})
+        self.line = ipywidgets.Text(
+            placeholder="Write and press Enter · 入力して Enter", layout={"width": "70%"}
+        )
         self.send = ipywidgets.Button(description="Send · 送信", button_style="primary")
         self.reset = ipywidgets.Button(description="Reset · やり直し", tooltip="Forget the conversation")
-        self.sliders = [self._slider("temperature", 0.0, 2.0, 0.05), self._slider("max_new_tokens", 10, 400, 10)]
+        self.sliders = [
+            self._slider("temperature", 0.0, 2.0, 0.05),
+            self._slider("max_new_tokens", 10, 400, 10),
+        ]
         self.line.continuous_update = False  # the value arrives with Enter
         self.line.observe(lambda change: self._say(), "value")
         self.send.on_click(lambda _: self._say())
@@ -108,9 +119,14 @@ class ChatWindow:
         kind = ipywidgets.IntSlider if isinstance(lowest, int) else ipywidgets.FloatSlider
         value = min(highest, getattr(self.chat.session.settings, name))
         slider = kind(
-            value, min=lowest, max=highest, step=step, description=name.split("_")[-1], continuous_update=False,
+            value,
+            min=lowest,
+            max=highest,
+            step=step,
+            description=name.split("_")[-1],
+            continuous_update=False,
             style={"description_width": "initial"},
-        )  # fmt: skip
+        )
         slider.observe(lambda change: self.chat.session.command(f"/{name} {change['new']}"), "value")
         return slider
 
@@ -128,4 +144,7 @@ class ChatWindow:
 def _bubble(speaker: str, text: str) -> str:
     colour = "#0072B2" if speaker == "you" else "#D55E00" if speaker == "model" else "#6b7280"
     shown = html.escape(text).replace("\n", "<br>") or "…"
-    return f'<div style="margin:4px 0; white-space:pre-wrap"><b style="color:{colour}">{speaker}</b> {shown}</div>'
+    return (
+        f'<div style="margin:4px 0; white-space:pre-wrap"><b style="color:{colour}">{speaker}</b> '
+        f"{shown}</div>"
+    )

@@ -1,4 +1,6 @@
-"""Runs as a picture: training loss, and bits per byte on the validation text with the best evaluation marked."""
+"""Runs as a picture: training loss, and bits per byte on the validation text with the best
+evaluation marked.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,14 @@ def draw(histories: Sequence[History], baselines: dict[str, float] | None = None
     for name, value in (baselines or {}).items():
         bits.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         bits.annotate(
-            f"{name} {value:.3f}", (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 3),
-            textcoords="offset points", color=GREY, fontsize=8,
-        )  # fmt: skip
+            f"{name} {value:.3f}",
+            (0.01, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=8,
+        )
     _finish(loss, "Loss (nats per token)", legend=True)
     _finish(bits, "Bits per byte on the validation text (✓ best)", legend=False)
     return figure
@@ -73,7 +80,9 @@ def _draw_loss(axes, history: History, colour: str, name: str) -> None:
         axes.plot(x, smooth(y), color=colour, linewidth=1.8, label=f"{name}training")
     x, y = history.series("eval_loss")
     if y:
-        axes.plot(x, y, _markers(y) + "--", color=colour, linewidth=1, markersize=3.5, label=f"{name}validation")
+        axes.plot(
+            x, y, _markers(y) + "--", color=colour, linewidth=1, markersize=3.5, label=f"{name}validation"
+        )
 
 
 def _draw_bits(axes, history: History, colour: str) -> None:
@@ -86,9 +95,15 @@ def _draw_bits(axes, history: History, colour: str) -> None:
         place = (best.get("epoch", best["step"]), best["eval_bits_per_byte"])
         axes.plot(*place, "o", color=colour, markersize=7)
         axes.annotate(
-            f"✓ {place[1]:.3f}", place, xytext=(6, 9), textcoords="offset points", ha="right", color=colour,
-            fontsize=10, fontweight="bold",
-        )  # fmt: skip
+            f"✓ {place[1]:.3f}",
+            place,
+            xytext=(6, 9),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+            fontsize=10,
+            fontweight="bold",
+        )
 
 
 def _markers(values: list[float]) -> str:
@@ -108,4 +123,6 @@ def _finish(axes, title: str, legend: bool) -> None:
         if legend:
             axes.legend(fontsize=8, frameon=False)
     else:
-        axes.text(0.5, 0.5, "waiting for the first figures …", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(
+            0.5, 0.5, "waiting for the first figures …", transform=axes.transAxes, ha="center", color=GREY
+        )

@@ -21,10 +21,14 @@ def download(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     Args:
         extra: further files to put in, such as a comparison's.
     Raises:
-        NewLLMError: the run has no whole model yet, or the disk is full. UsageError: a file of another stands there.
+        NewLLMError: the run has no whole model yet, or the disk is full. UsageError: a file of another stands
+        there.
     """
     archive = bundle(run, extra)
-    say(f"{archive} ({archive.stat().st_size / 2**20:,.1f} MiB): unpack it and load {run.name}/best with transformers")
+    say(
+        f"{archive} ({archive.stat().st_size / 2**20:,.1f} MiB): unpack it and load {run.name}/best with "
+        "transformers"
+    )
     if on_colab():
         from google.colab import files
 
@@ -40,14 +44,18 @@ def _refuse_another(archive: Path, run: Run) -> None:
         with zipfile.ZipFile(archive) as before:
             if {name.partition("/")[0] for name in before.namelist()} == {run.name}:
                 return
-    raise UsageError(f"{archive} is there and is no zip of {run.name}: it stays. Move it away, then download.")
+    raise UsageError(
+        f"{archive} is there and is no zip of {run.name}: it stays. Move it away, then download."
+    )
 
 
 def bundle(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     """Write the zip under a temporary name, then rename it. Arguments and errors as for `download`."""
     model = next((folder for folder in (run.best, run.last) if is_complete(folder)), None)
     if model is None:
-        raise NewLLMError(f"{run.name} has no saved model yet: let it train until its first evaluation, then download.")
+        raise NewLLMError(
+            f"{run.name} has no saved model yet: let it train until its first evaluation, then download."
+        )
     parts = [p for p in sorted(model.rglob("*")) if p.is_file()] + [
         run.path / n for n in _BESIDE if (run.path / n).is_file()
     ]

@@ -1,6 +1,8 @@
-"""Google Drive (or any other folder) as the second place of runs: mount it, save a run there now, bring one back.
+"""Google Drive (or any other folder) as the second place of runs: mount it, save a run there now, bring one
+back.
 
-While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror.sync`); the notebooks' forms set it.
+While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror.sync`); the
+notebooks' forms set it.
 """
 
 from __future__ import annotations
@@ -24,24 +26,29 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
         UsageError: this is not Colab. NewLLMError: Drive was refused or cannot be written.
     """
     if not on_colab():
-        raise UsageError("Google Drive can be mounted in Colab only: give a folder instead, as in save(run, 'backup').")
+        raise UsageError(
+            "Google Drive can be mounted in Colab only: give a folder instead, as in save(run, 'backup')."
+        )
     from google.colab import drive
 
     try:
         drive.mount(str(mount_point))
         folder = mount_point / "MyDrive" / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-    except Exception as error:  # google.colab raises ValueError, MessageError and more, each with its own words
+    except (
+        Exception
+    ) as error:  # google.colab raises ValueError, MessageError and more, each with its own words
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise NewLLMError(
-            f"Google Drive could not be mounted ({cause}): allow it in the window that opens, and try again; without Drive "
-            "clear its field in the form."
+            f"Google Drive could not be mounted ({cause}): allow it in the window that opens, and try again; "
+            "without Drive clear its field in the form."
         ) from error
     return folder
 
 
 def save(run: Run, folder: str | Path | None = None) -> Path:
-    """Bring the copy of a run in `folder` (default: Drive) up to date, also while it trains; returns where it lies.
+    """Bring the copy of a run in `folder` (default: Drive) up to date, also while it trains; returns where it
+    lies.
 
     Raises:
         NewLLMError: the folder is full, gone or cannot be written; what was whole there still is.
@@ -61,8 +68,8 @@ def restore(name: str, folder: str | Path | None = None, into: str | Path = "che
     """Bring a saved run back to `into/name`; the same form or command then continues it.
 
     Raises:
-        UsageError: no such run there, or one of that name is here already. NewLLMError: the copy is damaged, or holds what
-            is not read from elsewhere.
+        UsageError: no such run there, or one of that name is here already. NewLLMError: the copy is damaged,
+            or holds what is not read from elsewhere.
     """
     return runs.restore(name, folder or mount(), into)
 

@@ -1,4 +1,5 @@
-"""Where this code runs: in Colab, in another notebook, or in a terminal; and errors in one line instead of a traceback.
+"""Where this code runs: in Colab, in another notebook, or in a terminal; and errors in one line instead of a
+traceback.
 """
 
 from __future__ import annotations
@@ -38,21 +39,25 @@ def clone_root(start: Path | None = None) -> Path | None:
 
 
 def ready(clone: Path | None = None) -> None:
-    """Make this kernel ready: errors of ours as one line, work in the clone's top folder, and say what was found.
+    """Make this kernel ready: errors of ours as one line, work in the clone's top folder, and say what was
+    found.
 
     Args:
-        clone: the clone that the install cell found or made (default: the one around the current folder, if any).
+        clone: the clone that the install cell found or made (default: the one around the current folder, if
+        any).
     Raises:
         NewLLMError: a package is missing in the Python that runs this notebook.
     """
     one_line_errors()
     missing = [
-        name for name in ("torch", "transformers", "datasets", "matplotlib") if not importlib.util.find_spec(name)
+        name
+        for name in ("torch", "transformers", "datasets", "matplotlib")
+        if not importlib.util.find_spec(name)
     ]
     if missing:
         raise NewLLMError(
-            f"{', '.join(missing)} missing in {sys.executable}: choose the clone's .venv as this notebook's kernel, "
-            f"or run {sys.executable} -m pip install {' '.join(missing)}"
+            f"{', '.join(missing)} missing in {sys.executable}: choose the clone's .venv as this notebook's "
+            f"kernel, or run {sys.executable} -m pip install {' '.join(missing)}"
         )
     root = clone or clone_root()
     if root is not None:
@@ -63,7 +68,9 @@ def ready(clone: Path | None = None) -> None:
 
 
 def one_line_errors() -> None:
-    """In a notebook, show `NewLLMError` as its one line (cause and remedy); other errors keep their traceback."""
+    """In a notebook, show `NewLLMError` as its one line (cause and remedy); other errors keep their
+    traceback.
+    """
     instance = shell()
     if instance is not None:
         instance.set_custom_exc((NewLLMError,), _show)

@@ -1,9 +1,10 @@
-"""A recipe as a notebook form, and back: the `#@param` cell is rendered from the recipe, its values become overrides.
+"""A recipe as a notebook form, and back: the `#@param` cell is rendered from the recipe, its values become
+overrides.
 
-The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the recipe
-still adapts to the machine (fewer sequences at a time on a processor, for example). `NEWLLM_NOTEBOOK_OVERRIDES`, a JSON
-object of fields and recipe keys, wins over the form: testers run a whole notebook on a tiny model with it, without
-editing a cell.
+The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the
+recipe still adapts to the machine (fewer sequences at a time on a processor, for example).
+`NEWLLM_NOTEBOOK_OVERRIDES`, a JSON object of fields and recipe keys, wins over the form: testers run a whole
+notebook on a tiny model with it, without editing a cell.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ LINE = 120
 
 @dataclass(frozen=True)
 class Field:
-    """One line of a form. A recipe key takes its default, type and choices from the recipe; any other field names its
-    own.
+    """One line of a form. A recipe key takes its default, type and choices from the recipe; any other field
+    names its own.
     """
 
     name: str
@@ -67,12 +68,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name to
-    overrides).
+    """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name
+    to overrides).
 
-    Three field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose` says, given the values
-    of the fields), `size` one of `presets`, `gpu` one of `gpus`: what that GPU does in about the time a T4 takes for the recipe's
-    own sizes.
+    Three field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose`
+    says, given the values of the fields), `size` one of `presets`, `gpu` one of `gpus`: what that GPU does in
+    about the time a T4 takes for the recipe's own sizes.
     """
 
     name: str
@@ -110,18 +111,23 @@ class Form:
         """The cell's values as settings; says what will be trained.
 
         Raises:
-            UsageError: a value the recipe does not accept, or `NEWLLM_NOTEBOOK_OVERRIDES` is not a JSON object.
+            UsageError: a value the recipe does not accept, or `NEWLLM_NOTEBOOK_OVERRIDES` is not a JSON
+            object.
         """
         defaults = self.defaults()
         unknown = set(values) - set(defaults)
         if unknown:
-            raise UsageError(f"The form has no field {sorted(unknown)[0]!r}: run the settings cell as it came.")
+            raise UsageError(
+                f"The form has no field {sorted(unknown)[0]!r}: run the settings cell as it came."
+            )
         forced = _forced()
         values = {**defaults, **values, **{k: v for k, v in forced.items() if k in defaults}}
         name = values.pop("recipe", self.recipe)
         if name == "auto" and self.choose:
             name = self.choose(values)
-        preset = _chosen(self.gpus, "gpu", values.pop("gpu", None)) | _chosen(self.presets, "size", values.pop("size", None))
+        preset = _chosen(self.gpus, "gpu", values.pop("gpu", None)) | _chosen(
+            self.presets, "size", values.pop("size", None)
+        )
         own, extra = {}, {}
         for f in self.fields:
             if f.name not in values:
@@ -134,7 +140,9 @@ class Form:
         chosen = load_recipe(name, own, FORM_DEVICE, resolve_start=False)
         refuse_without_effect(chosen.origin[1], chosen, replace(chosen, model="tiny_gpt2"), spelling="{}")
         if chosen.from_run:  # then the start's sizes count
-            preset = {k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))}
+            preset = {
+                k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))
+            }
         settings = Settings(name, preset | own, extra)
         say(settings.describe())
         return settings
@@ -142,7 +150,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a form chose: a shipped recipe, overrides of its keys, and the fields that are no recipe keys (`extra`)."""
+    """What a form chose: a shipped recipe, overrides of its keys, and the fields that are no recipe keys
+    (`extra`).
+    """
 
     name: str
     overrides: dict
@@ -164,7 +174,11 @@ class Settings:
         recipe = load_recipe(self.name, chosen, resolve_start=False)
         # A preset is for all models: what does nothing for this one would be refused.
         chosen = {key: value for key, value in chosen.items() if recipe.depends_on(key)}
-        return ["train", self.name, *(word for key, value in chosen.items() for word in (f"--{key}", _word(value)))]
+        return [
+            "train",
+            self.name,
+            *(word for key, value in chosen.items() for word in (f"--{key}", _word(value))),
+        ]
 
     def command(self, **more) -> list[str]:
         """The command that trains this, with the Python that runs now."""
@@ -176,15 +190,16 @@ class Settings:
         if r.task == "dpo":
             trained = f"adapters of rank {r.lora_rank}" if r.lora_rank else "all weights"
             return (
-                f"{r.run_name}: DPO on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, {r.batch_size} pairs a step, "
-                f"peak learning rate {r.scaled_learning_rate():.2g}, beta {r.beta:g}\n"
-                f"the same as a command: newllm {shlex.join(self.arguments())}"
+                f"{r.run_name}: DPO on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, "
+                f"{r.batch_size} pairs a step, peak learning rate {r.scaled_learning_rate():.2g}, beta "
+                f"{r.beta:g}\nthe same as a command: newllm {shlex.join(self.arguments())}"
             )
         length = f"{r.max_steps:,} steps" if r.max_steps else f"{r.epochs:g} epochs"
         return (
             f"{r.run_name}: {r.num_layers} layers, context vector of {r.context_dim}, {length}, "
-            f"{r.batch_size} x {r.max_seq_length} tokens a step, peak learning rate {r.scaled_learning_rate():.2g} "
-            f"(sized for {r.sized_for})\nthe same as a command: newllm {shlex.join(self.arguments())}"
+            f"{r.batch_size} x {r.max_seq_length} tokens a step, peak learning rate "
+            f"{r.scaled_learning_rate():.2g} (sized for {r.sized_for})\nthe same as a command: newllm "
+            f"{shlex.join(self.arguments())}"
         )
 
 
@@ -223,5 +238,7 @@ def _forced() -> dict:
             f"{OVERRIDES_VARIABLE} is not JSON ({error.msg} at character {error.pos}): mend or unset it."
         ) from None
     if not isinstance(values, dict):
-        raise UsageError(f'{OVERRIDES_VARIABLE} must be a JSON object such as {{"epochs": 1}}: mend or unset it.')
+        raise UsageError(
+            f'{OVERRIDES_VARIABLE} must be a JSON object such as {{"epochs": 1}}: mend or unset it.'
+        )
     return values

@@ -1,4 +1,6 @@
-"""How busy the machine is that a run trains on: the GPU's use and memory, or the process's memory where there is no GPU."""
+"""How busy the machine is that a run trains on: the GPU's use and memory, or the process's memory where there
+is no GPU.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,11 @@ import time
 from pathlib import Path
 
 EVERY = 5.0  # seconds between two looks
-_QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
+_QUERY = [
+    "nvidia-smi",
+    "--query-gpu=utilization.gpu,memory.used,memory.total",
+    "--format=csv,noheader,nounits",
+]
 
 
 class GpuMonitor:
@@ -34,7 +40,12 @@ def _gpu() -> str:
     try:
         answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=5)
         use, used, total = (float(part) for part in answer.stdout.splitlines()[0].split(","))
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):  # no GPU behind the command, or one that keeps silent
+    except (
+        OSError,
+        subprocess.TimeoutExpired,
+        ValueError,
+        IndexError,
+    ):  # no GPU behind the command, or one that keeps silent
         return ""
     return f"GPU {use:.0f} %, {used / 1024:.1f} of {total / 1024:.1f} GiB"
 

@@ -12,8 +12,8 @@ RECENT = 20  # logged steps that the pace is taken from
 class History:
     """Logged steps and evaluations of one run, each by its step.
 
-    A run that was killed and resumed logs some steps twice: the later life counts, so going back to a step drops what
-    the earlier life logged after it.
+    A run that was killed and resumed logs some steps twice: the later life counts, so going back to a step
+    drops what the earlier life logged after it.
     """
 
     def __init__(self, path: Path, label: str = ""):
@@ -63,7 +63,11 @@ class History:
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Epochs (steps where no epoch was logged) and values of `key`, in order of steps."""
         rows = self.evaluations if key.startswith("eval_") else self.steps
-        found = [(row.get("epoch", step), row[key]) for step, row in sorted(rows.items()) if row.get(key) is not None]
+        found = [
+            (row.get("epoch", step), row[key])
+            for step, row in sorted(rows.items())
+            if row.get(key) is not None
+        ]
         return [x for x, _ in found], [y for _, y in found]
 
     @property
@@ -84,14 +88,22 @@ class History:
 
     def tokens_per_second(self) -> float | None:
         """Median over the newest logged steps."""
-        values = [row["tokens_per_second"] for _, row in sorted(self.steps.items()) if row.get("tokens_per_second")]
+        values = [
+            row["tokens_per_second"] for _, row in sorted(self.steps.items()) if row.get("tokens_per_second")
+        ]
         return statistics.median(values[-RECENT:]) if values else None
 
     def seconds_left(self, total_steps: int | None) -> float | None:
-        """Time to `total_steps` at the recent pace (evaluations and pauses between lives hardly move the median)."""
-        rows = [(step, row["time"]) for step, row in sorted(self.steps.items()) if row.get("time") is not None]
+        """Time to `total_steps` at the recent pace (evaluations and pauses between lives hardly move the
+        median).
+        """
+        rows = [
+            (step, row["time"]) for step, row in sorted(self.steps.items()) if row.get("time") is not None
+        ]
         rows = rows[-RECENT - 1 :]
-        paces = [(t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in zip(rows, rows[1:], strict=False) if t2 >= t1]
+        paces = [
+            (t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in zip(rows, rows[1:], strict=False) if t2 >= t1
+        ]
         if not paces or not total_steps:
             return None
         return max(0.0, (total_steps - self.step) * statistics.median(paces))

@@ -1,8 +1,8 @@
 """The live view: what runs are doing, drawn again and again until they end.
 
-In a notebook it is a picture that is replaced in place, a line for each run and, where widgets render, a Stop button;
-elsewhere lines of text and a PNG file. It only reads the run's folder: training neither knows nor waits for it, and
-goes on when the view is closed.
+In a notebook it is a picture that is replaced in place, a line for each run and, where widgets render, a Stop
+button; elsewhere lines of text and a PNG file. It only reads the run's folder: training neither knows nor
+waits for it, and goes on when the view is closed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class View:
         self.runs = list(runs_shown)
         self.baselines = baselines
         labels = short_labels([run.name for run in self.runs])
-        self.histories = [History(run.metrics_path, label) for run, label in zip(self.runs, labels, strict=True)]
+        self.histories = [
+            History(run.metrics_path, label) for run, label in zip(self.runs, labels, strict=True)
+        ]
         self.statuses = [runs.read_status(run) for run in self.runs]
         self.use = GpuMonitor()
 
@@ -49,7 +51,9 @@ class View:
         return any(status["state"] == "running" for status in self.statuses)
 
     def lines(self) -> list[str]:
-        """A line for each run; for those that train also how busy the machine is, and where their copy stands."""
+        """A line for each run; for those that train also how busy the machine is, and where their copy
+        stands.
+        """
         shown = []
         for run, history, status in zip(self.runs, self.histories, self.statuses, strict=True):
             line = describe(run, history, status)
@@ -61,7 +65,9 @@ class View:
 
     def samples(self) -> list[tuple[str, list[dict]]]:
         """(label, sample texts) of each run that has some."""
-        found = [(h.label, samples(run.samples_path)) for run, h in zip(self.runs, self.histories, strict=True)]
+        found = [
+            (h.label, samples(run.samples_path)) for run, h in zip(self.runs, self.histories, strict=True)
+        ]
         return [(label, rows) for label, rows in found if rows]
 
     def png(self) -> bytes:
@@ -71,7 +77,9 @@ class View:
 
 
 def short_labels(names: list[str]) -> list[str]:
-    """Names without the words at their end that all share: `new_llm`, `tinygpt2` for two runs on the same data."""
+    """Names without the words at their end that all share: `new_llm`, `tinygpt2` for two runs on the same
+    data.
+    """
     words = [name.split("_") for name in names]
     while len(set(names)) > 1 and len({w[-1] for w in words}) == 1 and min(map(len, words)) > 1:
         words = [w[:-1] for w in words]
@@ -84,7 +92,8 @@ def describe(run: Run, history: History, status: dict) -> str:
     parts = [f"{run.name}: {_SHOWN_STATES.get(status['state'], status['state'])}"]
     if history.step:
         parts.append(
-            f"step {history.step:,}" + (f" of {total:,} ({100 * history.step / total:.0f} %)" if total else "")
+            f"step {history.step:,}"
+            + (f" of {total:,} ({100 * history.step / total:.0f} %)" if total else "")
         )
         _, losses = history.series("loss")
         parts += [f"loss {losses[-1]:.3f}"] if losses else []
@@ -98,8 +107,10 @@ def describe(run: Run, history: History, status: dict) -> str:
     elif status["state"] in ("failed", "dead", "interrupted") and status["message"]:
         parts.append(status["message"])
     if best := history.best:
-        score = f"{best['eval_bits_per_byte']:.3f} bits per byte" if "eval_bits_per_byte" in best else (
-            f"held-out loss {best['eval_loss']:.3f}, accuracy {100 * best['eval_accuracy']:.1f} %"
+        score = (
+            f"{best['eval_bits_per_byte']:.3f} bits per byte"
+            if "eval_bits_per_byte" in best
+            else (f"held-out loss {best['eval_loss']:.3f}, accuracy {100 * best['eval_accuracy']:.1f} %")
         )
         parts.append(f"best {score} ✓ (epoch {best.get('epoch', 0):.3g})")
     return " | ".join(parts)
@@ -111,13 +122,17 @@ def copy_line(run: Run) -> list[str]:
     if status is None:
         return []
     reached = f"step {status['step']:,}" if status["step"] is not None else "nothing to continue from yet"
-    return [f"  copy in {status['folder']}: {reached}" + (f" | {status['message']}" if status["message"] else "")]
+    return [
+        f"  copy in {status['folder']}: {reached}" + (f" | {status['message']}" if status["message"] else "")
+    ]
 
 
 def watch(
-    *runs_shown: Run | str | Path, every: float = 2.0, baselines: dict[str, float] | None = None,
+    *runs_shown: Run | str | Path,
+    every: float = 2.0,
+    baselines: dict[str, float] | None = None,
     picture: str | Path | None = None,
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Show runs until none of them is being trained any more; returns their statuses.
 
     Interrupting (■) closes the view only: training goes on in the background.
@@ -126,8 +141,8 @@ def watch(
         runs_shown: runs, or their names or folders; several are overlaid.
         every: seconds between two looks.
         baselines: name to bits per byte, drawn as lines.
-        picture: where the PNG goes where there is no notebook to show it (default: `live.png` in the first run's
-            folder).
+        picture: where the PNG goes where there is no notebook to show it (default: `live.png` in the first
+            run's folder).
     """
     shown = [run if isinstance(run, Run) else runs.find_run(run) for run in runs_shown]
     view = View(shown, baselines)
@@ -141,7 +156,10 @@ def watch(
                 break
             buttons.wait(every)
     except KeyboardInterrupt:
-        say("The view is closed; training goes on in the background. Run the cell again to see it, or stop it with")
+        say(
+            "The view is closed; training goes on in the background. Run the cell again to see it, or stop "
+            "it with"
+        )
         for run in shown:
             say(f"  !newllm runs stop {run.name}")
         return view.statuses
@@ -175,7 +193,8 @@ class TextScreen:
 
 
 class NotebookScreen:
-    """A picture and a text that are replaced in place, so that the saved notebook keeps the last ones; buttons on top.
+    """A picture and a text that are replaced in place, so that the saved notebook keeps the last ones;
+    buttons on top.
     """
 
     def __init__(self, runs_shown: Sequence[Run], redraw_every: float = 4.0):
@@ -221,7 +240,9 @@ class NotebookScreen:
 
 
 class StopButtons:
-    """Two buttons for each run that is being trained: ask that run, and no other, to save and stop, or to save and go on."""
+    """Two buttons for each run that is being trained: ask that run, and no other, to save and stop, or to
+    save and go on.
+    """
 
     def __init__(self, runs_shown: Sequence[Run]):
         import ipywidgets
@@ -232,11 +253,16 @@ class StopButtons:
         for run in runs_shown:
             if runs.read_status(run)["state"] == "running":
                 self.by_run[run.name] = _button(
-                    f"Stop {run.name} · 停止", "stop", "Saves first; the same cell continues it later",
+                    f"Stop {run.name} · 停止",
+                    "stop",
+                    "Saves first; the same cell continues it later",
                     lambda pressed, run=run: self.stop(run, pressed),
-                )  # fmt: skip
+                )
                 self.save_by_run[run.name] = _button(
-                    "Save · 保存", "save", "A checkpoint now; training goes on", lambda pressed, run=run: self.save(run)
+                    "Save · 保存",
+                    "save",
+                    "A checkpoint now; training goes on",
+                    lambda pressed, run=run: self.save(run),
                 )
         pairs = [button for name in self.by_run for button in (self.by_run[name], self.save_by_run[name])]
         self.box = ipywidgets.HBox([*pairs, self.note])
@@ -249,7 +275,9 @@ class StopButtons:
         except NewLLMError as error:
             self.note.value = str(error)
         else:
-            self.note.value = f"{run.name}: saving after this step" if asked else f"{run.name} is not training now"
+            self.note.value = (
+                f"{run.name}: saving after this step" if asked else f"{run.name} is not training now"
+            )
 
     def stop(self, run: Run, button) -> threading.Thread:
         """Ask in a thread, for saving takes a while and the view must go on."""
@@ -274,7 +302,9 @@ class StopButtons:
 def _button(label: str, icon: str, tooltip: str, action):
     import ipywidgets
 
-    button = ipywidgets.Button(description=label, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width="auto"))
+    button = ipywidgets.Button(
+        description=label, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width="auto")
+    )
     button.on_click(action)
     buttons.answer_on_its_own_thread(button)
     return button
@@ -286,10 +316,14 @@ def _samples(found: list[tuple[str, list[dict]]], shown: int = 6):
 
     parts = []
     for label, rows in found:
-        picked = rows if len(rows) <= shown else [rows[round(i * (len(rows) - 1) / (shown - 1))] for i in range(shown)]
+        picked = (
+            rows
+            if len(rows) <= shown
+            else [rows[round(i * (len(rows) - 1) / (shown - 1))] for i in range(shown)]
+        )
         lines = "".join(
-            f"<tr><td style='color:#6b7280; white-space:nowrap'>epoch {row['epoch']:.3g}</td>"
-            f"<td style='text-align:left'><span style='color:#6b7280'>{html.escape(row['prompts'][0])}</span> "
+            f"<tr><td style='color:#6b7280; white-space:nowrap'>epoch {row['epoch']:.3g}</td><td "
+            f"style='text-align:left'><span style='color:#6b7280'>{html.escape(row['prompts'][0])}</span> "
             f"{html.escape(row['answers'][0])}</td></tr>"
             for row in picked
         )

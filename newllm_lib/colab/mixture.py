@@ -1,4 +1,6 @@
-"""What to train on, chosen with sliders: the same mixing as `newllm data mix`, and its folder is what training then reads."""
+"""What to train on, chosen with sliders: the same mixing as `newllm data mix`, and its folder is what
+training then reads.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ FOLDER = Path("data/mix")  # where `make train-phase7-1.5b` looks too
 
 
 def mix(settings: Settings) -> Mixture:
-    """Show the sliders (without widgets: use `.choose("demo=2,dolly=1")`); `.settings()` then makes the mix and trains on it."""
+    """Show the sliders (without widgets: use `.choose("demo=2,dolly=1")`); `.settings()` then makes the mix
+    and trains on it.
+    """
     chosen = Mixture(settings)
     chosen.show()
     return chosen
 
 
 class Mixture:
-    """Shares of sources. `weights` maps a name, a hub id or a folder to its weight; empty: what the preset itself reads."""
+    """Shares of sources. `weights` maps a name, a hub id or a folder to its weight; empty: what the preset
+    itself reads.
+    """
 
     def __init__(self, settings: Settings):
         self.chosen, self.documents = settings, settings.extra["documents"]
@@ -50,7 +56,9 @@ class Mixture:
     def describe(self) -> str:
         recipe = self.chosen.recipe()
         if not self.weights:
-            return f"No shares chosen: training reads what the settings say ({recipe.data_dir or recipe.data})"
+            return (
+                f"No shares chosen: training reads what the settings say ({recipe.data_dir or recipe.data})"
+            )
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares().items())
         return f"{shares} of {self.documents:,} documents"
 
@@ -92,7 +100,9 @@ class Mixture:
 
 
 class MixtureWindow:
-    """The widgets: a slider for each source, a line for further ones, and a button that makes the mix at once."""
+    """The widgets: a slider for each source, a line for further ones, and a button that makes the mix at
+    once.
+    """
 
     def __init__(self, chosen: Mixture):
         import ipywidgets
@@ -100,7 +110,9 @@ class MixtureWindow:
 
         self.mixture, self.sliders = chosen, {}
         self.rows, self.state = ipywidgets.VBox(), ipywidgets.HTML()
-        self.another = ipywidgets.Text(placeholder="folder or hub id, then Enter · フォルダーか ID", layout={"width": "60%"})
+        self.another = ipywidgets.Text(
+            placeholder="folder or hub id, then Enter · フォルダーか ID", layout={"width": "60%"}
+        )
         self.another.continuous_update = False  # the value arrives with Enter
         self.another.observe(lambda change: self._add(), "value")
         self.documents = ipywidgets.BoundedIntText(
@@ -113,7 +125,9 @@ class MixtureWindow:
         for name in dict.fromkeys([*mixture.OFFERED, *chosen.weights]):
             self._slider(name, chosen.weights.get(name, 0.0))
         self._changed()
-        head = ipywidgets.HTML("<b>Data recipe · データの配合</b> (all at 0: the preset's own data · 全部 0 なら既定)")
+        head = ipywidgets.HTML(
+            "<b>Data recipe · データの配合</b> (all at 0: the preset's own data · 全部 0 なら既定)"
+        )
         foot = ipywidgets.HBox([self.documents, self.button])
         display(ipywidgets.VBox([head, self.rows, self.another, foot, self.state, self.log]))
 
@@ -121,9 +135,14 @@ class MixtureWindow:
         import ipywidgets
 
         slider = ipywidgets.FloatSlider(
-            value=value, min=0, max=max(10.0, value), step=0.1, description=name, style={"description_width": "10em"},
+            value=value,
+            min=0,
+            max=max(10.0, value),
+            step=0.1,
+            description=name,
+            style={"description_width": "10em"},
             layout={"width": "60%"},
-        )  # fmt: skip
+        )
         slider.observe(lambda change: self._changed(), "value")
         self.sliders[name] = slider
         self.rows.children = tuple(self.sliders.values())

@@ -1,4 +1,6 @@
-"""What notebook 5 says before anyone waits: whether the kernels work here, which preset fits which GPU, and what hours buy."""
+"""What notebook 5 says before anyone waits: whether the kernels work here, which preset fits which GPU, and
+what hours buy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from newllm_lib.recipe import Recipe, load_recipe
 
 PRESETS = ("phase7_small", "phase7_100m", "phase7_0.7b", "phase7_1.5b")
 GPUS = ("t4", "l4", "a100", "h100")  # Colab's
-ENOUGH = 20  # tokens a parameter: about what a model of a given cost is best trained on (Hoffmann et al., 2022, arXiv 2203.15556)
+# tokens a parameter: about what a model of a given cost is best trained on (Hoffmann et al., 2022, arXiv
+# 2203.15556)
+ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Outlook:
         return ENOUGH * self.parameters / self.tokens_an_hour
 
     def expected_loss(self, hours: float) -> float:
-        """Nats a token above the least that is possible, by the law fitted in the same paper: other text than ours, so
-        only for the order of presets."""
+        """Nats a token above the least that is possible, by the law fitted in the same paper: other text than
+        ours, so only for the order of presets."""
         return 406.4 / self.parameters**0.34 + 410.7 / self.tokens(hours) ** 0.28
 
 
@@ -47,7 +51,9 @@ def outlook(recipe: Recipe, device: Device, preset: str = "") -> Outlook:
     parameters = estimate(recipe, device)["parameters"]
     need = least_memory_gib(recipe, device, parameters)
     speed, measured = tokens_per_second(recipe, device, parameters)
-    return Outlook(preset or recipe.recipe, parameters, need, need <= device.memory_gib, 3600 * speed, measured)
+    return Outlook(
+        preset or recipe.recipe, parameters, need, need <= device.memory_gib, 3600 * speed, measured
+    )
 
 
 def outlooks(device: Device) -> list[Outlook]:
@@ -84,22 +90,32 @@ def check() -> None:
 
     found = check_kernels(torch.device("cuda"), torch.float16 if device.dtype == "fp16" else torch.bfloat16)
     for one in found:
-        say(f"  {'✓' if one.passed else '✗'} {one.name:<21} off by {one.error:.1e} (allowed {one.tolerance:.0e})")
+        say(
+            f"  {'✓' if one.passed else '✗'} {one.name:<21} off by {one.error:.1e} (allowed "
+            f"{one.tolerance:.0e})"
+        )
     refuse_mismatch(found)
 
 
 def plan(settings: Settings) -> Outlook:
-    """Show which preset fits which GPU and what the form's hours buy here; returns the outlook of what was chosen."""
+    """Show which preset fits which GPU and what the form's hours buy here; returns the outlook of what was
+    chosen.
+    """
     hours, device, recipe = settings.extra["hours"], probe(), settings.recipe()
     found, chosen = outlooks(device), outlook(recipe, device, settings.name)
     _show(_by_gpu(), "Which preset fits which GPU, and how many tokens it reads there in an hour")
     _show(_here(found, hours), f"{device.name}, {device.memory_gib:.1f} GiB")
     say(f"{settings.name}, as in the form: {chosen.parameters:,} parameters. {reach(chosen, hours)}")
     if not chosen.fits:
-        say(f"It needs {chosen.gib:.1f} GiB even with one sequence at a time: choose {best(found, hours).preset}.")
+        say(
+            f"It needs {chosen.gib:.1f} GiB even with one sequence at a time: choose "
+            f"{best(found, hours).preset}."
+        )
     if recipe.max_steps is None:
         steps = max(1, chosen.steps(hours, recipe))
-        say(f"All {recipe.epochs:g} epochs are trained; max_steps = {steps:,} would end in about {hours:g} h.")
+        say(
+            f"All {recipe.epochs:g} epochs are trained; max_steps = {steps:,} would end in about {hours:g} h."
+        )
     return chosen
 
 
@@ -115,10 +131,13 @@ def reach(chosen: Outlook, hours: float) -> str:
         return f"{seen}: fluent sentences of the kind it read; {full} tokens would make full use of it."
     if share >= 0.1:
         return (
-            f"{seen}: frequent turns, and more than the last word counts (phase7_small was well below the bigram table after "
-            "0.3 tokens for each parameter). Facts and reasoning: no."
+            f"{seen}: frequent turns, and more than the last word counts (phase7_small was well below the "
+            "bigram table after 0.3 tokens for each parameter). Facts and reasoning: no."
         )
-    return f"{seen}: the loss falls and everything can be tried, but a smaller preset learns more in this time. Sense: no."
+    return (
+        f"{seen}: the loss falls and everything can be tried, but a smaller preset learns more in this "
+        "time. Sense: no."
+    )
 
 
 def _by_gpu() -> list[str]:
@@ -141,10 +160,13 @@ def _speed(o: Outlook) -> str:
 
 def _here(found: list[Outlook], hours: float) -> list[str]:
     marked = best(found, hours)
-    head = f"| preset | needs | tokens an hour | in {hours:g} h | tokens a parameter | hours to {ENOUGH} a parameter | |"
+    head = (
+        f"| preset | needs | tokens an hour | in {hours:g} h | tokens a parameter | hours to {ENOUGH} a "
+        "parameter | |"
+    )
     return [head, "|---|---:|---:|---:|---:|---:|---|"] + [
-        f"| {o.preset} | {o.gib:.1f} GiB{'' if o.fits else ', too much'} | {_speed(o)} | {count(o.tokens(hours))} | "
-        f"{o.tokens(hours) / o.parameters:.2g} | {o.hours_for_enough():,.0f} | "
+        f"| {o.preset} | {o.gib:.1f} GiB{'' if o.fits else ', too much'} | {_speed(o)} | "
+        f"{count(o.tokens(hours))} | {o.tokens(hours) / o.parameters:.2g} | {o.hours_for_enough():,.0f} | "
         + (f"makes the most of {hours:g} h |" if o is marked else "|")
         for o in found
     ]

@@ -32,16 +32,24 @@ def packages() -> dict[str, str]:
 
 
 def look(settings: Settings, shown: int = 4):
-    """Read the pairs that the form chose, show some, and say what could tell the better side without understanding it."""
+    """Read the pairs that the form chose, show some, and say what could tell the better side without
+    understanding it.
+    """
     from newllm_lib.data.preferences import load_preferences, shortcuts
 
     pairs = load_preferences(settings.recipe())
     say(pairs.description())
     for pair in pairs.train[:: max(1, len(pairs.train) // shown)][:shown]:
-        say(f"\n  {pair.question()}\n    + {pair.chosen}\n    - {pair.rejected}" + (f"   ({pair.kind})" if pair.kind else ""))
+        say(
+            f"\n  {pair.question()}\n    + {pair.chosen}\n    - {pair.rejected}"
+            + (f"   ({pair.kind})" if pair.kind else "")
+        )
     say()
     for name, accuracy in shortcuts(pairs.train, pairs.evaluation).items():
-        say(f"a classifier that sees only the {name.replace('_', ' ')} is right in {100 * accuracy:.0f} % of the held-out pairs")
+        say(
+            f"a classifier that sees only the {name.replace('_', ' ')} is right in {100 * accuracy:.0f} % of "
+            "the held-out pairs"
+        )
     return pairs
 
 
@@ -73,7 +81,8 @@ def answer(run: Run | str, *questions: str, **settings) -> list[str]:
 
 
 def sweep(settings: Settings, betas: Sequence[float], learning_rates: Sequence[float], **more) -> list[dict]:
-    """Train each beta with each learning rate, one after the other; a table and a picture. A run that was done is not repeated.
+    """Train each beta with each learning rate, one after the other; a table and a picture. A run that was
+    done is not repeated.
 
     A run whose answers collapse is a row like the others: it says so in its last column.
     """
@@ -93,8 +102,13 @@ def sweep(settings: Settings, betas: Sequence[float], learning_rates: Sequence[f
             if not result.is_file():
                 raise NewLLMError(problem or f"{started.run.name} has no result.")
             after = json.loads(result.read_text(encoding="utf-8"))["after"]["figures"]
-            kept = {name: after[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "margin", "loss", "kl")}
-            rows.append({"run": started.run.name, "beta": beta, "learning_rate": rate, **kept, "problem": problem})
+            kept = {
+                name: after[name]
+                for name in ("accuracy", "accuracy_low", "accuracy_high", "margin", "loss", "kl")
+            }
+            rows.append(
+                {"run": started.run.name, "beta": beta, "learning_rate": rate, **kept, "problem": problem}
+            )
     show_sweep(rows)
     return rows
 
@@ -104,8 +118,18 @@ def show_sweep(rows: Sequence[dict], folder: str | Path = "checkpoints") -> None
     lines = ["| beta | learning rate | accuracy | margin, nats | KL | |", "|---:|---:|---:|---:|---:|---|"]
     for row in rows:
         kl = "" if row["kl"] is None else f"{row['kl']:.2f}"
-        spread = f"{100 * row['accuracy']:.1f} % ({100 * row['accuracy_low']:.1f}–{100 * row['accuracy_high']:.1f})"
-        cells = (f"{row['beta']:g}", f"{row['learning_rate']:g}", spread, f"{row['margin']:+.2f}", kl, row["problem"][:60])
+        spread = (
+            f"{100 * row['accuracy']:.1f} % "
+            f"({100 * row['accuracy_low']:.1f}–{100 * row['accuracy_high']:.1f})"
+        )
+        cells = (
+            f"{row['beta']:g}",
+            f"{row['learning_rate']:g}",
+            spread,
+            f"{row['margin']:+.2f}",
+            kl,
+            row["problem"][:60],
+        )
         lines.append(f"| {' | '.join(cells)} |")
     check_file(Path(folder) / "sweep.md", "folder", lambda text: text.startswith(lines[0]))
     atomic_write_text(Path(folder) / "sweep.md", "\n".join(lines) + "\n")

@@ -10,7 +10,9 @@ LONG = 3.0  # hours: a free Colab session may not last much longer
 
 
 def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2")) -> Device:
-    """Print the device report and the estimate for training `models` one after the other; returns the device."""
+    """Print the device report and the estimate for training `models` one after the other; returns
+    the device.
+    """
     from newllm_lib.training.estimate import estimate
 
     device = probe()
@@ -19,12 +21,21 @@ def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2
         say(f"  {choice:<10} {reason}")
     needs = {model: estimate(settings.recipe(model=model), device) for model in models}
     for model, need in needs.items():
-        say(f"{model}: {need['parameters']:,} parameters, about {need['memory_estimate_gib']:.1f} GiB while training")
+        say(
+            f"{model}: {need['parameters']:,} parameters, about {need['memory_estimate_gib']:.1f} GiB while "
+            "training"
+        )
     hours = [need["hours_estimate"] for need in needs.values()]
     if None in hours:
         say("How long it takes is known when the data has been read.")
         return device
-    say(f"All epochs would take about {duration(3600 * sum(hours))} (an estimate; the live view soon knows better).")
+    say(
+        f"All epochs would take about {duration(3600 * sum(hours))} (an estimate; the live view soon knows "
+        "better)."
+    )
     if sum(hours) > LONG:
-        say("That is long: choose a GPU (Runtime → Change runtime type), less or smaller data, a smaller model, or fewer epochs.")
+        say(
+            "That is long: choose a GPU (Runtime → Change runtime type), less or smaller data, a smaller "
+            "model, or fewer epochs."
+        )
     return device

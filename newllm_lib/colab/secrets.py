@@ -25,12 +25,16 @@ def hub_token() -> str | None:
         return userdata.get(NAME)
     except Exception as error:  # Colab has an exception of its own for each case, named after it
         if type(error).__name__ == "NotebookAccessError":
-            raise UsageError(f"This notebook may not read the secret {NAME}: switch it on under the key icon.") from None
+            raise UsageError(
+                f"This notebook may not read the secret {NAME}: switch it on under the key icon."
+            ) from None
         return None
 
 
 def push(run: Run, repository: str, private: bool = True) -> str:
-    """Export a run and upload it to the hub as `owner/name`; returns its address. Errors as for `export.push`."""
+    """Export a run and upload it to the hub as `owner/name`; returns its address. Errors as for
+    `export.push`.
+    """
     from newllm_lib.export.folder import export
     from newllm_lib.export.folder import push as push_folder
 

@@ -10,30 +10,53 @@ from newllm_lib.colab.forms import Field, Form
 # Labels are shared: the same key reads the same in every notebook.
 LABELS = {
     "epochs": ("Epochs: passes over the training text", "エポック数（学習データを何周するか）"),
-    "batch_size": ("Sequences a step (the learning rate follows by square root)", "バッチサイズ（学習率も連動）"),
+    "batch_size": (
+        "Sequences a step (the learning rate follows by square root)",
+        "バッチサイズ（学習率も連動）",
+    ),
     "max_seq_length": ("Tokens in a sequence", "系列長（トークン数）"),
     "max_samples": ("Use only this many documents (None: all)", "使う文書数の上限（None で全部）"),
-    "data_dir": ("Your own text: a folder with train.txt (empty: none)", "自分のデータのフォルダー（空ならなし）"),
-    "protocol": ("seed: the original's 1,000-word vocabulary and metric", "seed は旧版の 1,000 語の語彙と指標"),
+    "data_dir": (
+        "Your own text: a folder with train.txt (empty: none)",
+        "自分のデータのフォルダー（空ならなし）",
+    ),
+    "protocol": (
+        "seed: the original's 1,000-word vocabulary and metric",
+        "seed は旧版の 1,000 語の語彙と指標",
+    ),
     "seed": ("Random seed", "乱数シード"),
     "num_layers": ("Layers (only where nothing is started from)", "層の数（最初から学習する場合のみ）"),
-    "patience": ("Stop after so many evaluations without a better one", "改善がない評価が何回続いたら止めるか"),
-    "from_run": ("Start from this run (empty: as the recipe says; none: from scratch)", "続きから学習する実行の名前"),
+    "patience": (
+        "Stop after so many evaluations without a better one",
+        "改善がない評価が何回続いたら止めるか",
+    ),
+    "from_run": (
+        "Start from this run (empty: as the recipe says; none: from scratch)",
+        "続きから学習する実行の名前",
+    ),
     "max_steps": ("Stop after this many steps (None: all epochs)", "ステップ数の上限（None で全エポック）"),
-    "lora_rank": ("Rank of LoRA adapters (0: train all weights; needs a start)", "LoRA のランク（0 なら全重みを学習）"),
-}  # fmt: skip
+    "lora_rank": (
+        "Rank of LoRA adapters (0: train all weights; needs a start)",
+        "LoRA のランク（0 なら全重みを学習）",
+    ),
+}
 
-# The same text for every notebook: a run must not change its sizes because Colab hands out another GPU today, so the form
-# names one, and the T4's are the recipe's own.
+# The same text for every notebook: a run must not change its sizes because Colab hands out another GPU today,
+# so the form names one, and the T4's are the recipe's own.
 GPU = Field(
-    "gpu", "Sizes for this GPU (T4: the recipe's own; larger ones: more, in about the same time)",
-    "この GPU に合う大きさ（T4 はレシピのまま）", "T4", ("T4", "L4", "A100", "H100"),
-)  # fmt: skip
+    "gpu",
+    "Sizes for this GPU (T4: the recipe's own; larger ones: more, in about the same time)",
+    "この GPU に合う大きさ（T4 はレシピのまま）",
+    "T4",
+    ("T4", "L4", "A100", "H100"),
+)
 
 SAVE_TO_DRIVE = Field(
-    "save_to_drive", "Keep a copy on Google Drive while training, and continue from it in a new session",
-    "学習中に Google ドライブへ複製し、次のセッションで続きから再開", True,
-)  # fmt: skip
+    "save_to_drive",
+    "Keep a copy on Google Drive while training, and continue from it in a new session",
+    "学習中に Google ドライブへ複製し、次のセッションで続きから再開",
+    True,
+)
 
 
 def _fields(*names: str) -> tuple[Field, ...]:
@@ -51,10 +74,21 @@ PRETRAINING = Form(
     name="PRETRAINING",
     recipe="wikitext",
     fields=(
-        Field("recipe", "Data: WikiText-2, or demo (human chats, smaller and quicker)", "学習データ", "wikitext",
-              ("wikitext", "demo")),
+        Field(
+            "recipe",
+            "Data: WikiText-2, or demo (human chats, smaller and quicker)",
+            "学習データ",
+            "wikitext",
+            ("wikitext", "demo"),
+        ),
         GPU,
-        Field("size", "Size of both models (standard: the GPU's)", "モデルの大きさ", "standard", ("standard", "small", "large")),
+        Field(
+            "size",
+            "Size of both models (standard: the GPU's)",
+            "モデルの大きさ",
+            "standard",
+            ("standard", "small", "large"),
+        ),
         *_fields("epochs", "batch_size", "max_seq_length", "max_samples", "data_dir", "protocol", "seed"),
         SAVE_TO_DRIVE,
     ),
@@ -66,25 +100,53 @@ PRETRAINING = Form(
     gpus={
         "T4": {},
         "L4": {"num_layers": 6},
-        "A100": {"num_layers": 6, "hidden_size": 384, "context_dim": 384, "mlp_size": 1536, "num_heads": 6, "dropout": 0.3},
-        "H100": {"num_layers": 8, "hidden_size": 512, "context_dim": 512, "mlp_size": 2048, "num_heads": 8, "dropout": 0.3},
+        "A100": {
+            "num_layers": 6,
+            "hidden_size": 384,
+            "context_dim": 384,
+            "mlp_size": 1536,
+            "num_heads": 6,
+            "dropout": 0.3,
+        },
+        "H100": {
+            "num_layers": 8,
+            "hidden_size": 512,
+            "context_dim": 512,
+            "mlp_size": 2048,
+            "num_heads": 8,
+            "dropout": 0.3,
+        },
     },
-)  # fmt: skip
+)
 
-# Japanese models are small enough for a T4 and know the language of the pairs; what DialoGPT knows is English.
+# Japanese models are small enough for a T4 and know the language of the pairs; what DialoGPT knows is
+# English.
 BASES = (
-    "microsoft/DialoGPT-small", "rinna/japanese-gpt2-small", "rinna/japanese-gpt2-medium", "cyberagent/open-calm-small",
+    "microsoft/DialoGPT-small",
+    "rinna/japanese-gpt2-small",
+    "rinna/japanese-gpt2-medium",
+    "cyberagent/open-calm-small",
     "sbintuitions/sarashina2.2-0.5b-instruct-v0.1",
-)  # fmt: skip
+)
 
 DPO = Form(
     name="DPO",
     recipe="dpo",
     fields=(
-        Field("base", "Base model: any causal language model, or one of your runs", "元のモデル（自分の run も可）",
-              choices=BASES, free=True),
-        Field("data", "Pairs: preferences_ja, hh_rlhf, ultrafeedback, a hub id, or your own .jsonl", "データ",
-              choices=("preferences_ja", "hh_rlhf", "ultrafeedback"), free=True),
+        Field(
+            "base",
+            "Base model: any causal language model, or one of your runs",
+            "元のモデル（自分の run も可）",
+            choices=BASES,
+            free=True,
+        ),
+        Field(
+            "data",
+            "Pairs: preferences_ja, hh_rlhf, ultrafeedback, a hub id, or your own .jsonl",
+            "データ",
+            choices=("preferences_ja", "hh_rlhf", "ultrafeedback"),
+            free=True,
+        ),
         GPU,
         *_fields("epochs"),
         Field("max_samples", "Pairs to train on (None: all)", "学習に使うペアの数"),
@@ -92,7 +154,9 @@ DPO = Form(
         Field("learning_rate", "Learning rate", "学習率"),
         Field("beta", "Beta: how dear it is to move away from the base", "beta（元のモデルから離れにくさ）"),
         Field("lora_rank", "Rank of the LoRA adapters (0: train all weights)", "LoRA のランク"),
-        Field("sft_warm_start", "Epochs of learning the preferred answers first", "先に良い答えを学ぶエポック数"),
+        Field(
+            "sft_warm_start", "Epochs of learning the preferred answers first", "先に良い答えを学ぶエポック数"
+        ),
         *_fields("max_seq_length", "seed"),
         SAVE_TO_DRIVE,
     ),
@@ -102,29 +166,49 @@ DPO = Form(
         "A100": {"max_seq_length": 512, "epochs": 2},
         "H100": {"max_seq_length": 512, "epochs": 3},
     },
-)  # fmt: skip
+)
 
 DIALOGUE = Form(
     name="DIALOGUE",
     recipe="dolly",
     fields=(
-        Field("recipe", "Data: a step of the ladder", "学習データ", "dolly",
-              ("dolly", "dailydialog", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja")),
+        Field(
+            "recipe",
+            "Data: a step of the ladder",
+            "学習データ",
+            "dolly",
+            ("dolly", "dailydialog", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja"),
+        ),
         GPU,
-        *_fields("from_run", "lora_rank", "num_layers", "epochs", "patience", "batch_size", "max_seq_length", "max_samples",
-                 "data_dir", "seed"),
+        *_fields(
+            "from_run",
+            "lora_rank",
+            "num_layers",
+            "epochs",
+            "patience",
+            "batch_size",
+            "max_seq_length",
+            "max_samples",
+            "data_dir",
+            "seed",
+        ),
         SAVE_TO_DRIVE,
     ),
     gpus=_LAYERS,
-)  # fmt: skip
+)
 
 ULTRACHAT = Form(
     name="ULTRACHAT",
     recipe="ultrachat",
     fields=(
         Field("size", "Dialogues", "対話の数", "100k", ("10k", "100k", "all")),
-        Field("recipe", "The whole set, or its filtered part", "全体か、選別された 20 万件か", "ultrachat",
-              ("ultrachat", "ultrachat_200k")),
+        Field(
+            "recipe",
+            "The whole set, or its filtered part",
+            "全体か、選別された 20 万件か",
+            "ultrachat",
+            ("ultrachat", "ultrachat_200k"),
+        ),
         GPU,
         *_fields("from_run", "num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed"),
         SAVE_TO_DRIVE,
@@ -135,11 +219,13 @@ ULTRACHAT = Form(
         "all": {},
     },
     gpus=_LAYERS,
-)  # fmt: skip
+)
 
 
 def _preset_for_this_machine(values: dict) -> str:
-    from newllm_lib.colab.phase7 import for_this_machine  # estimates load torch, and a form is often only shown
+    from newllm_lib.colab.phase7 import (
+        for_this_machine,
+    )  # estimates load torch, and a form is often only shown
 
     return for_this_machine(values)
 
@@ -149,16 +235,25 @@ PHASE7 = Form(
     recipe="phase7_small",
     choose=_preset_for_this_machine,
     fields=(
-        Field("recipe", "Preset: 25M to 1.5B parameters; auto: what makes the most of the hours on this GPU",
-              "モデルの大きさ（auto: この GPU と時間に合うもの）", "auto",
-              ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small", "phase8_small")),
+        Field(
+            "recipe",
+            "Preset: 25M to 1.5B parameters; auto: what makes the most of the hours on this GPU",
+            "モデルの大きさ（auto: この GPU と時間に合うもの）",
+            "auto",
+            ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small", "phase8_small"),
+        ),
         Field("hours", "Hours that you have, for the estimate", "使える時間（見積もり用）", 3.0),
-        Field("weights", "Data recipe, such as ultrachat_200k=2,dolly=1 (empty: the preset's own data, or the sliders below)",
-              "データの配合（空ならプリセットのデータか下のスライダー）", ""),
+        Field(
+            "weights",
+            "Data recipe, such as ultrachat_200k=2,dolly=1 (empty: the preset's own data, or the sliders "
+            "below)",
+            "データの配合（空ならプリセットのデータか下のスライダー）",
+            "",
+        ),
         Field("documents", "Documents in that mix", "配合する文書数", 20_000),
         *_fields("max_steps", "max_samples", "data_dir", "seed"),
         SAVE_TO_DRIVE,
     ),
-)  # fmt: skip
+)
 
 FORMS = {form.name: form for form in (PRETRAINING, DIALOGUE, ULTRACHAT, DPO, PHASE7)}

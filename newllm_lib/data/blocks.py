@@ -1,8 +1,8 @@
 """Blocks of tokens for training, cut from a packed split when they are read.
 
-A block is named by where it starts in the stream. Each epoch cuts the stream at another offset and takes the blocks
-in another order, both from (seed, epoch) alone: so the order of the data never depends on the past, on the number of
-processes or on timing.
+A block is named by where it starts in the stream. Each epoch cuts the stream at another offset and takes the
+blocks in another order, both from (seed, epoch) alone: so the order of the data never depends on the past, on
+the number of processes or on timing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ IGNORED = -100  # a label that the loss leaves out
 
 
 class Blocks(Dataset):
-    """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its number.
+    """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its
+    number.
 
     Args:
         split: the packed tokens, or a window of a stream.
@@ -53,13 +54,16 @@ class Blocks(Dataset):
         return self.split.tokens - 1
 
     def __getitem__(self, start: int) -> dict[str, torch.Tensor]:
-        """`input_ids` (length,) and `labels` (length,): labels[i] is the token after input_ids[i], or -100."""
+        """`input_ids` (length,) and `labels` (length,): labels[i] is the token after input_ids[i],
+        or -100.
+        """
         return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
 
     def __getitems__(self, starts: list[int]) -> dict[str, torch.Tensor]:
         """A whole batch in one gather: `input_ids` and `labels`, both (batch, length) int64.
 
-        Past the end of the stream (and before its beginning) the input repeats its last (first) token and the labels are
+        Past the end of the stream (and before its beginning) the input repeats its last (first) token and the
+        labels are
         -100.
         """
         return self._on_device(starts) if self.device is not None else self._from_map(starts)
@@ -78,7 +82,8 @@ class Blocks(Dataset):
 
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
-        # From pinned memory, so that the processor does not wait for the GPU, which is still busy with the last step.
+        # From pinned memory, so that the processor does not wait for the GPU, which is still busy with the
+        # last step.
         at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
         positions = at[:, None] + self._steps
         inside = positions.clamp(0, last)
@@ -86,7 +91,10 @@ class Blocks(Dataset):
         ignored = (positions[:, 1:] > last) | (positions[:, 1:] < 1)
         if self._mask is not None:
             ignored |= ~self._mask[inside[:, 1:]]
-        return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].masked_fill(ignored, IGNORED)}
+        return {
+            "input_ids": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].masked_fill(ignored, IGNORED),
+        }
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -97,9 +105,10 @@ def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class BlockSampler(Sampler[int]):
     """The starts of an epoch's blocks.
 
-    Shuffled (training): every epoch has its own offset in [0, length) and its own permutation, from (seed, epoch)
-    alone, and a whole number of batches. Not shuffled (evaluation): blocks in order from the first token, the last
-    one perhaps reaching past the end, so that every token but the first is a label exactly once.
+    Shuffled (training): every epoch has its own offset in [0, length) and its own permutation, from (seed,
+    epoch) alone, and a whole number of batches. Not shuffled (evaluation): blocks in order from the first
+    token, the last one perhaps reaching past the end, so that every token but the first is a label exactly
+    once.
 
     Raises:
         NewLLMError: the split is shorter than a block, or (shuffled) holds fewer blocks than one batch.
@@ -116,8 +125,8 @@ class BlockSampler(Sampler[int]):
         self.blocks = whole - whole % batch_size
         if not self.blocks:
             raise NewLLMError(
-                f"The train split has {split.tokens:,} tokens: {max(whole, 0):,} blocks of {length}, fewer than one "
-                f"batch of {batch_size}. Lower --batch_size or --max_seq_length, or give more data."
+                f"The train split has {split.tokens:,} tokens: {max(whole, 0):,} blocks of {length}, fewer "
+                f"than one batch of {batch_size}. Lower --batch_size or --max_seq_length, or give more data."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,7 +134,9 @@ class BlockSampler(Sampler[int]):
         self.epoch = epoch
 
     def seek(self, position: int) -> None:
-        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its beginning."""
+        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its
+        beginning.
+        """
         self.set_epoch(position // len(self))
 
     def __len__(self) -> int:
@@ -138,15 +149,17 @@ class BlockSampler(Sampler[int]):
         random = np.random.default_rng([self.seed, self.epoch])
         offset = int(random.integers(self.length))
         order = random.permutation((self.predicted - offset) // self.length)[: self.blocks]
-        for part in np.array_split(order, max(1, len(order) // 65536)):  # no list of millions of Python integers
+        for part in np.array_split(
+            order, max(1, len(order) // 65536)
+        ):  # no list of millions of Python integers
             yield from (offset + part * self.length).tolist()
 
 
 class ContiguousBatchSampler(BlockSampler):
     """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
 
-    The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every epoch begins at
-    another place of the stream, from (seed, epoch) alone, and goes around its end.
+    The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every
+    epoch begins at another place of the stream, from (seed, epoch) alone, and goes around its end.
 
     Raises:
         NewLLMError: the split holds fewer blocks than one batch.
@@ -171,7 +184,9 @@ SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
 
 
 class StreamedBlocks(Dataset):
-    """Blocks of a split that is prepared while training. A block is named by (pass, window, token it starts at)."""
+    """Blocks of a split that is prepared while training. A block is named by (pass, window, token it starts
+    at).
+    """
 
     def __init__(self, split: StreamedSplit, length: int, device: torch.device | str | None = None):
         self.split, self.length, self.device = split, length, device
@@ -186,7 +201,11 @@ class StreamedBlocks(Dataset):
             self._window(*window).__getitems__([start for _, _, start in blocks])
             for window, blocks in itertools.groupby(starts, key=lambda start: start[:2])
         ]
-        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return (
+            parts[0]
+            if len(parts) == 1
+            else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        )
 
     def _window(self, epoch: int, number: int) -> Blocks:
         if (epoch, number) not in self._open:
@@ -196,7 +215,8 @@ class StreamedBlocks(Dataset):
 
 
 class StreamSampler(Sampler[tuple[int, int, int]]):
-    """The starts of an epoch's blocks in a `StreamedSplit`: an epoch is as many blocks as were declared for a pass.
+    """The starts of an epoch's blocks in a `StreamedSplit`: an epoch is as many blocks as were declared for a
+    pass.
 
     Raises:
         NewLLMError: those are fewer than one batch.
@@ -209,8 +229,8 @@ class StreamSampler(Sampler[tuple[int, int, int]]):
         self.position = 0
         if not self.blocks:
             raise NewLLMError(
-                f"The train split has about {split.tokens:,} tokens: {whole:,} blocks of {length}, fewer than one batch of "
-                f"{batch_size}. Lower --batch_size or --max_seq_length, or give more data."
+                f"The train split has about {split.tokens:,} tokens: {whole:,} blocks of {length}, fewer "
+                f"than one batch of {batch_size}. Lower --batch_size or --max_seq_length, or give more data."
             )
 
     def seek(self, position: int) -> None:
@@ -239,8 +259,14 @@ def training_blocks(
     on_gpu = device is not None and device.type == "cuda"
     if isinstance(split, StreamedSplit):
         if recipe.carry_state:
-            raise UsageError("carry_state needs data that is packed before training: add --streaming off, or leave it out.")
-        return StreamedBlocks(split, length, device if on_gpu else None), StreamSampler(split, length, batch_size)
+            raise UsageError(
+                "carry_state needs data that is packed before training: add --streaming off, or leave it out."
+            )
+        return StreamedBlocks(split, length, device if on_gpu else None), StreamSampler(
+            split, length, batch_size
+        )
     # A small corpus lives on the GPU: cutting a batch is then one gather, with no copy to wait for.
     blocks = Blocks(split, length, device if on_gpu and split.tokens < 200_000_000 else None)
-    return blocks, (ContiguousBatchSampler if recipe.carry_state else BlockSampler)(split, length, batch_size, seed)
+    return blocks, (ContiguousBatchSampler if recipe.carry_state else BlockSampler)(
+        split, length, batch_size, seed
+    )

@@ -1,9 +1,9 @@
 """Prepared data on disk: written under a temporary name, renamed when whole, checked before use.
 
-An entry is a folder named by a hash of everything it was made from, so a stale entry is never found; its `meta.json`
-records the size and checksum of every file, so a damaged one is never used. Two processes that prepare the same data
-wait for each other where the file system can lock, and otherwise work under names of their own, the first to finish
-being kept.
+An entry is a folder named by a hash of everything it was made from, so a stale entry is never found; its
+`meta.json` records the size and checksum of every file, so a damaged one is never used. Two processes that
+prepare the same data wait for each other where the file system can lock, and otherwise work under names of
+their own, the first to finish being kept.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def plain_write_errors(place: Path) -> Iterator[None]:
         remedy = "set NEWLLM_CACHE to a folder on another disk"
         number = _error_number(error)
         if number in FULL:
-            raise NewLLMError(f"The disk is full: {place} cannot be written. Free some space, or {remedy}.") from error
+            raise NewLLMError(
+                f"The disk is full: {place} cannot be written. Free some space, or {remedy}."
+            ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise NewLLMError(f"{place} cannot be written ({os.strerror(number)}): {remedy}.") from error
         raise
@@ -65,7 +67,9 @@ def plain_write_errors(place: Path) -> Iterator[None]:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    said = re.search(r"\(os error (\d+)\)", str(error))  # tokenizers and safetensors, being Rust, tell it in words
+    said = re.search(
+        r"\(os error (\d+)\)", str(error)
+    )  # tokenizers and safetensors, being Rust, tell it in words
     return int(said[1]) if said else None
 
 
@@ -94,7 +98,9 @@ def checksum(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
-    """Hold the entry's lock, waiting for another process that has it. Gives False where there are no locks."""
+    """Hold the entry's lock, waiting for another process that has it. Gives False where there are
+    no locks.
+    """
     if fcntl is None:
         yield False
         return
@@ -117,7 +123,9 @@ def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
 
 
 class Staging:
-    """A folder that becomes the cache entry `entry` when `commit` is called, and vanishes when `abandon` is."""
+    """A folder that becomes the cache entry `entry` when `commit` is called, and vanishes when
+    `abandon` is.
+    """
 
     def __init__(self, entry: Path):
         self.entry = entry
@@ -169,7 +177,9 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system (Drive) can: the files themselves are on the disk
+    with contextlib.suppress(
+        OSError
+    ):  # not every file system (Drive) can: the files themselves are on the disk
         _sync(path)
 
 

@@ -45,7 +45,8 @@ REGISTRY = {
     "dailydialog": DatasetInfo(
         title="DailyDialog",
         home="li2017dailydialog/daily_dialog",
-        revision="refs/convert/parquet",  # the set itself is a script; the hub keeps a converted copy on this branch
+        # the set itself is a script; the hub keeps a converted copy on this branch
+        revision="refs/convert/parquet",
         licence="CC BY-NC-SA 4.0",
         reader=HubSource,
         schema=schemas.DIALOG,
@@ -120,5 +121,7 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
             f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
             "owner/name:config, or --data_dir FOLDER."
         )
-    is_wikitext = name.repository == REGISTRY["wikitext"].home.partition(":")[0]  # in another configuration or revision
+    is_wikitext = (
+        name.repository == REGISTRY["wikitext"].home.partition(":")[0]
+    )  # in another configuration or revision
     return (WikiTextSource if is_wikitext else HubSource)(name, cache, commit=commit)

@@ -1,13 +1,15 @@
-"""Records to token ids, with an account of the original text: its bytes, words, and what the tokens cannot give back.
+"""Records to token ids, with an account of the original text: its bytes, words, and what the tokens cannot
+give back.
 
-**Lost bytes** are what makes bits per byte honest for a tokenizer that loses text: the metric charges 8 bits each.
+**Lost bytes** are what makes bits per byte honest for a tokenizer that loses text: the metric charges 8 bits
+each.
 
 - Byte-level BPE loses nothing: 0.
-- `words` (lower-cased, split at white space): the UTF-8 bytes of every unknown word, and of every gap between words,
-  before the first and after the last, that is not a single space between two words. Counted in the lower-cased text,
-  as are the bytes.
-- Any other tokenizer: each piece of text is decoded again; from the first character that differs to the last, all is
-  lost (an upper bound, so such a tokenizer is never flattered).
+- `words` (lower-cased, split at white space): the UTF-8 bytes of every unknown word, and of every gap between
+  words, before the first and after the last, that is not a single space between two words. Counted in the
+  lower-cased text, as are the bytes.
+- Any other tokenizer: each piece of text is decoded again; from the first character that differs to the last,
+  all is lost (an upper bound, so such a tokenizer is never flattered).
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to U+001F)
+# Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to
+# U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
 
 
 class Encoded(NamedTuple):
-    """Some records as a piece of the stream, with the account of their text (of the answers, if only they count)."""
+    """Some records as a piece of the stream, with the account of their text (of the answers, if only they
+    count).
+    """
 
     ids: np.ndarray  # (tokens,) each document begins with <|endoftext|>
     starts: np.ndarray  # (documents,) int64: where in `ids` the documents begin
@@ -52,7 +57,8 @@ class _Piece(NamedTuple):
 class Encoder:
     """Encodes records with a tokenizer, on all cores.
 
-    Works on a copy of the tokenizer in which control tokens are never found in text, whatever the text spells.
+    Works on a copy of the tokenizer in which control tokens are never found in text, whatever the text
+    spells.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answers_only: bool = False):
@@ -83,8 +89,9 @@ class Encoder:
         starts, answers = [], []  # answers: from where to where in `ids`
         if not self._has_turns and any(record.messages for record in records):
             raise NewLLMError(
-                "These are dialogues, and this model's tokenizer has no tokens for their turns (<|user|>, <|assistant|>): "
-                "measure it on plain text (--data wikitext, or a folder of texts with --data_dir)."
+                "These are dialogues, and this model's tokenizer has no tokens for their turns (<|user|>, "
+                "<|assistant|>): measure it on plain text (--data wikitext, or a folder of texts with "
+                "--data_dir)."
             )
         for record in records:
             starts.append(len(ids))
@@ -119,7 +126,9 @@ class Encoder:
             if lead:
                 pieces.append(_Piece(lead, lead, False))
             answer = role == "assistant"
-            pieces.append(_Piece(turn, content if answer else turn, answer))  # the space before an answer is not the author's
+            pieces.append(
+                _Piece(turn, content if answer else turn, answer)
+            )  # the space before an answer is not the author's
         return pieces
 
     def _account(
@@ -142,7 +151,9 @@ class Encoder:
             lost = size - int(self._word_bytes[stream].sum()) - spaces
         elif self.loss == "other":
             decoded = self.backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
-            lost = sum(_differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True))
+            lost = sum(
+                _differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True)
+            )
         return np.array([size, lost, words, unknown], dtype=np.int64)
 
 
@@ -152,7 +163,9 @@ def lower_cases(backend: Tokenizer) -> bool:
 
 
 def kind_of_loss(backend: Tokenizer) -> str:
-    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or "other"."""
+    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or
+    "other".
+    """
     parts = json.loads(backend.to_str())
     model, before = parts["model"], parts["pre_tokenizer"] or {}
     if model["type"] == "WordLevel" and before.get("type") == "WhitespaceSplit":
@@ -172,7 +185,9 @@ def _bytes_of_words(backend: Tokenizer, unk_id: int) -> np.ndarray:
     sizes = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     for word, index in backend.get_vocab(with_added_tokens=True).items():
         sizes[index] = len(word.encode("utf-8"))
-    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = 0  # neither <unk> nor a control token gives back any text
+    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = (
+        0  # neither <unk> nor a control token gives back any text
+    )
     return sizes
 
 

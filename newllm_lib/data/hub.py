@@ -1,8 +1,8 @@
 """Asking the Hugging Face hub: patiently, and with errors that say what to do.
 
-`huggingface_hub` and `datasets` retry a failing download of a file, but not a failing answer of the hub's API or a
-connection that breaks while it answers, and take up to a minute to find out that there is no network. So there is a
-quick look whether the hub can be reached at all, and a retry with back-off around everything.
+`huggingface_hub` and `datasets` retry a failing download of a file, but not a failing answer of the hub's API
+or a connection that breaks while it answers, and take up to a minute to find out that there is no network. So
+there is a quick look whether the hub can be reached at all, and a retry with back-off around everything.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def check_reachable(asked: Asked) -> None:
             return
         except OSError as error:
             if last:
-                raise HubUnreachable(asked, f"no connection to {url.hostname}: {error.strerror or error}") from error
+                raise HubUnreachable(
+                    asked, f"no connection to {url.hostname}: {error.strerror or error}"
+                ) from error
         time.sleep(min(1.0, DELAYS[0]))
 
 
@@ -101,28 +103,41 @@ def explain(error: Exception, asked: Asked) -> NewLLMError:
         if isinstance(known, NewLLMError):
             return known
     kinds = {type(e).__name__ for e in chain}
-    status = next((s for s in (getattr(getattr(e, "response", None), "status_code", None) for e in chain) if s), None)
+    status = next(
+        (s for s in (getattr(getattr(e, "response", None), "status_code", None) for e in chain) if s), None
+    )
     text = " ".join(str(e) for e in chain)
     what, instead = asked
     if "GatedRepoError" in kinds or "is a gated" in text or status == 403:
         return NewLLMError(
-            f"{what} is gated: accept its terms on its page on the hub and log in with `hf auth login`, or {instead}."
+            f"{what} is gated: accept its terms on its page on the hub and log in with `hf auth login`, or "
+            f"{instead}."
         )
     if "RevisionNotFoundError" in kinds:
         return UsageError(f"{what} has no such revision on the hub: {instead}.")
-    if status in (401, 404) or kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "EntryNotFoundError"}:
+    if status in (401, 404) or kinds & {
+        "RepositoryNotFoundError",
+        "DatasetNotFoundError",
+        "EntryNotFoundError",
+    }:
         return UsageError(
-            f"{what} is not on the hub, or it is private ({status or 404}): check the id, log in with `hf auth login`, "
-            f"or {instead}."
+            f"{what} is not on the hub, or it is private ({status or 404}): check the id, log in with `hf "
+            f"auth login`, or {instead}."
         )
     if status in TRANSIENT:
         return HubUnreachable(asked, f"it answers {status}")
-    if any(isinstance(e, ConnectionError | TimeoutError | socket.gaierror) or _is_http_client(e) for e in chain):
+    if any(
+        isinstance(e, ConnectionError | TimeoutError | socket.gaierror) or _is_http_client(e) for e in chain
+    ):
         return HubUnreachable(asked, f"the connection broke: {_one_line(error)}")
     if "Config name is missing" in text or "BuilderConfig" in text:
-        return UsageError(f"{what}: {_one_line(error, 300)} Write the configuration after the id: owner/name:CONFIG.")
+        return UsageError(
+            f"{what}: {_one_line(error, 300)} Write the configuration after the id: owner/name:CONFIG."
+        )
     if "scripts are no longer supported" in text:
-        return UsageError(f"{what} is a script, which is no longer run: try its @refs/convert/parquet, or {instead}.")
+        return UsageError(
+            f"{what} is a script, which is no longer run: try its @refs/convert/parquet, or {instead}."
+        )
     return NewLLMError(f"{what} cannot be loaded ({type(error).__name__}: {_one_line(error)}): {instead}.")
 
 

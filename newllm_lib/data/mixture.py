@@ -40,7 +40,9 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def read_record(folder: Path) -> dict | None:
-    """What `mix` wrote into `folder` with: `weights`, `documents`, and `sources`, its answer. None where it did not."""
+    """What `mix` wrote into `folder` with: `weights`, `documents`, and `sources`, its answer. None where it
+    did not.
+    """
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,13 +50,15 @@ def read_record(folder: Path) -> dict | None:
 
 
 def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`, whole or not at all; how many of each source.
+    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`, whole or not at all; how many
+    of each source.
 
     Args:
-        weights: each source's share of the documents. Of a source its first records are taken, each at most once; where there
-            are fewer than its share all are, and it is said.
+        weights: each source's share of the documents. Of a source its first records are taken, each at most
+            once; where there are fewer than its share all are, and it is said.
     Raises:
-        UsageError: an unknown source, or the folder holds what is no mixture of ours. NewLLMError: it cannot be read.
+        UsageError: an unknown source, or the folder holds what is no mixture of ours. NewLLMError: it cannot
+        be read.
     """
     replaceable(folder, "mixture", "--output")  # before anything is downloaded
     cache = cache_root(None)
@@ -64,18 +68,25 @@ def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, di
         files = {split: open(staging / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}
         try:
             for name, source in sources.items():
-                wanted = {s: math.ceil(weights[name] * documents * (1 if s == "train" else HELD_OUT)) for s in SPLITS}
+                wanted = {
+                    s: math.ceil(weights[name] * documents * (1 if s == "train" else HELD_OUT))
+                    for s in SPLITS
+                }
                 found[name] = _copy(source, wanted, files)
                 short = found[name]["train"] < wanted["train"]
-                console.say(f"  {source.title}: {found[name]['train']:,} documents to train on"
-                            + (f" (all there are; its share would be {wanted['train']:,})" if short else ""))  # fmt: skip
+                console.say(
+                    f"  {source.title}: {found[name]['train']:,} documents to train on"
+                    + (f" (all there are; its share would be {wanted['train']:,})" if short else "")
+                )
         finally:
             for file in files.values():
                 file.close()
         if not all(sum(counts[split] for counts in found.values()) for split in SPLITS):
             raise NewLLMError(f"{documents} documents leave a split empty: mix more (--documents).")
         record = {"weights": weights, "documents": documents, "sources": found}
-        (staging / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / RECORD).write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return found
 
 

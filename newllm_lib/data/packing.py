@@ -1,11 +1,12 @@
 """Packing: records to one long stream of tokens on disk, read through a memory map.
 
-The stream is `<|endoftext|> document <|endoftext|> document … <|endoftext|>`: one token is the end of one document
-and the beginning of the next, as in GPT-2. Predicting each token from those before it predicts every token but the
-first, exactly once. Blocks are cut when they are read (`blocks.py`), so one cache serves every block length.
+The stream is `<|endoftext|> document <|endoftext|> document … <|endoftext|>`: one token is the end of one
+document and the beginning of the next, as in GPT-2. Predicting each token from those before it predicts every
+token but the first, exactly once. Blocks are cut when they are read (`blocks.py`), so one cache serves every
+block length.
 
-Memory stays flat however large the data: about a mebibyte of text is read, tokenized on all cores and written at a
-time.
+Memory stays flat however large the data: about a mebibyte of text is read, tokenized on all cores and written
+at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class PackedSplit:
     path: Path
     ids: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
     document_starts: np.ndarray  # (documents,) int64: where each document's <|endoftext|> stands
-    loss_mask: np.ndarray | None  # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
+    loss_mask: (
+        np.ndarray | None
+    )  # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
     documents: int
     bytes: int  # UTF-8 bytes of the text
     lost_bytes: int  # those of them that the tokens cannot give back: see `encoder`
@@ -93,8 +96,9 @@ def check_length(split: PackedSplit, length: int) -> None:
     """
     if split.tokens < length + 1:
         raise NewLLMError(
-            f"The {split.path.name.split('-')[0]} split has {split.tokens:,} tokens, fewer than one block of {length} "
-            f"and the token after it. Lower --max_seq_length to {max(1, split.tokens - 1)} or less, or give more data."
+            f"The {split.path.name.split('-')[0]} split has {split.tokens:,} tokens, fewer than one block of "
+            f"{length} and the token after it. Lower --max_seq_length to {max(1, split.tokens - 1)} or less, "
+            "or give more data."
         )
 
 
@@ -123,8 +127,8 @@ def pack(
     Args:
         answers_only: only what assistants say counts as a target; the counts are then of their text alone.
     Raises:
-        NewLLMError: the data cannot be read, a split has no text, or the disk is full. Nothing unfinished is ever
-        used.
+        NewLLMError: the data cannot be read, a split has no text, or the disk is full. Nothing unfinished is
+        ever used.
     """
     entries = {}
     for split in wanted:
@@ -147,20 +151,33 @@ def pack(
 
 
 def _key(
-    source: Source, tokenizer: PreTrainedTokenizerBase, split: str, max_samples: int | None, answers_only: bool
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    max_samples: int | None,
+    answers_only: bool,
 ) -> dict:
     made = derived_splits(source)
     from_train = split == "train" or split in made
     return {
-        "packing": VERSION, "template": TEMPLATE_VERSION, "split": split, "tokenizer": tokenizer_hash(tokenizer),
+        "packing": VERSION,
+        "template": TEMPLATE_VERSION,
+        "split": split,
+        "tokenizer": tokenizer_hash(tokenizer),
         "content": source.fingerprint("train" if from_train else split),
-        "made": sorted(made) if from_train else [], **(held_out_key(source) if from_train else {}),
-        "max_samples": max_samples if split == "train" else None, "answers_only": answers_only,
-    }  # fmt: skip
+        "made": sorted(made) if from_train else [],
+        **(held_out_key(source) if from_train else {}),
+        "max_samples": max_samples if split == "train" else None,
+        "answers_only": answers_only,
+    }
 
 
 def _pack_now(
-    source: Source, tokenizer: PreTrainedTokenizerBase, entries: dict, max_samples: int | None, answers_only: bool
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    entries: dict,
+    max_samples: int | None,
+    answers_only: bool,
 ) -> None:
     console.say(f"Packing {source.title} ({', '.join(entries)})")
     encoder, tally = Encoder(tokenizer, answers_only), RowStats()
@@ -195,10 +212,16 @@ def _text_size(source: Source, splits: set[str]) -> int | None:
 def _no_text(source: Source, split: str, tally: RowStats) -> str:
     if tally.held_out and (split == "train" or split not in source.splits):
         own = " and ".join(sorted(source.splits - {"train"}))
-        return f"{source.title}: {own} also has {tally.held_out:,} of the train records, none is left for {split}: add others."
+        return (
+            f"{source.title}: {own} also has {tally.held_out:,} of the train records, none is left for "
+            f"{split}: add others."
+        )
     if split in source.splits:
         return f"{source.title}: the {split} split holds no text."
-    return f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more records."
+    return (
+        f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more "
+        "records."
+    )
 
 
 class Writer:

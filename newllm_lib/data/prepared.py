@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class PreparedData:
-    """All that a run needs to know of its data. To be closed: a streamed training split is prepared until then."""
+    """All that a run needs to know of its data. To be closed: a streamed training split is prepared until
+    then.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     train: PackedSplit | StreamedSplit
@@ -58,8 +60,8 @@ def prepare(
     A set whose training files are large is not packed before training but while it trains (`stream`).
 
     Args:
-        recipe: a `Recipe`; its fields data, data_dir, max_samples, streaming, carry_state, seed, tokenizer, vocab_size,
-            max_seq_length and loss_on are used.
+        recipe: a `Recipe`; its fields data, data_dir, max_samples, streaming, carry_state, seed, tokenizer,
+            vocab_size, max_seq_length and loss_on are used.
         cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
         tokenizer: another run's, to use instead of the recipe's.
         saved: `PreparedData.state` of a checkpoint to go on from.
@@ -74,20 +76,29 @@ def prepare(
     if isinstance(source, LargeSource):
         return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"), leads)
     answers_only = recipe.loss_on == "answers"
-    packed = pack(source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only)
+    packed = pack(
+        source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only
+    )
     for split in packed.values():
         check_length(split, recipe.max_seq_length)
         check_answers(split)
     train = packed["train"]
     description = (
         f"{source.title}: {train.documents:,} documents, {console.count(train.tokens)} tokens to train on "
-        f"(validation {console.count(packed['validation'].tokens)}, test {console.count(packed['test'].tokens)}), "
-        f"vocabulary {len(tokenizer):,}, <unk> {100 * train.unk_share:.1f} %"
+        f"(validation {console.count(packed['validation'].tokens)}, test "
+        f"{console.count(packed['test'].tokens)}), vocabulary {len(tokenizer):,}, <unk> "
+        f"{100 * train.unk_share:.1f} %"
         + (", text lower-cased" if train.lower_cased else "")
-        + (f", loss on the answers ({100 * train.loss_mask.mean():.0f} % of the tokens)" if answers_only else "")
+        + (
+            f", loss on the answers ({100 * train.loss_mask.mean():.0f} % of the tokens)"
+            if answers_only
+            else ""
+        )
     )
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
-    return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit)
+    return PreparedData(
+        tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit
+    )
 
 
 def _prepare_stream(
@@ -114,15 +125,19 @@ def _prepare_stream(
         train.close()
         raise
     description = (
-        f"{source.title}: about {console.count(train.documents)} documents, {console.count(train.tokens)} tokens to train on, "
-        f"estimated from the first of {len(train.job.segments):,} pieces and prepared while training "
-        f"(validation {console.count(packed['validation'].tokens)}, test {console.count(packed['test'].tokens)}), "
-        f"vocabulary {len(tokenizer):,}, <unk> {100 * packed['validation'].unk_share:.1f} %"
-        + (", loss on the answers" if answers_only else "")
+        f"{source.title}: about {console.count(train.documents)} documents, {console.count(train.tokens)} "
+        f"tokens to train on, estimated from the first of {len(train.job.segments):,} pieces and prepared "
+        f"while training (validation {console.count(packed['validation'].tokens)}, test "
+        f"{console.count(packed['test'].tokens)}), vocabulary {len(tokenizer):,}, <unk> "
+        f"{100 * packed['validation'].unk_share:.1f} %" + (", loss on the answers" if answers_only else "")
     )
     parts = {split: part.path.name for split, part in packed.items()}
-    fingerprint = key_hash({**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed})
-    return PreparedData(tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit)
+    fingerprint = key_hash(
+        {**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed}
+    )
+    return PreparedData(
+        tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit
+    )
 
 
 def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
@@ -134,7 +149,10 @@ def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
     source = open_source(recipe, cache, commit)
     files = source.files("train") if recipe.streaming != "off" and "train" in source.splits else None
     if recipe.streaming == "on" and files is None:
-        raise UsageError(f"--streaming on needs records in .jsonl or .parquet, and {source.title} has others: leave it out.")
+        raise UsageError(
+            f"--streaming on needs records in .jsonl or .parquet, and {source.title} has others: leave it "
+            "out."
+        )
     large = files is not None and sum(file.bytes for file in files) >= stream.LARGE and not recipe.carry_state
     return LargeSource(source) if large or recipe.streaming == "on" else source
 
@@ -142,8 +160,8 @@ def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
 def load_split(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str, cache_dir: str | Path | None = None
 ) -> PackedSplit:
-    """One split of a recipe's data, packed with a given tokenizer (a finished run's own). Of a large set's training split, the
-    sample that is read before training.
+    """One split of a recipe's data, packed with a given tokenizer (a finished run's own). Of a large set's
+    training split, the sample that is read before training.
 
     Raises:
         NewLLMError: as `prepare`.
@@ -154,8 +172,13 @@ def load_split(
     source = _open(recipe, cache)
     check_train(source, {split})
     if split == "train" and isinstance(source, LargeSource):
-        console.say(f"  {source.title} is large: the first {source.size('train') / 1e6:.0f} MB stand for its training split")
+        console.say(
+            f"  {source.title} is large: the first {source.size('train') / 1e6:.0f} MB stand for its "
+            "training split"
+        )
     answers_only = recipe.loss_on == "answers"
-    packed = pack(source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only)[split]
+    packed = pack(
+        source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only
+    )[split]
     check_answers(packed)
     return packed

@@ -1,7 +1,8 @@
-"""One schema for everything that is trained on: a record is a document of plain text, or a dialogue of messages.
+"""One schema for everything that is trained on: a record is a document of plain text, or a dialogue of
+messages.
 
-How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted by reason
-(`Tally`), until too many are bad.
+How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted
+by reason (`Tally`), until too many are bad.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ class Record(NamedTuple):
 
     text: str | None
     messages: tuple[Message, ...] = ()
-    context: str = ""  # what stands below the instruction in the first message, where the data keeps the two apart
+    context: str = (
+        ""  # what stands below the instruction in the first message, where the data keeps the two apart
+    )
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""
         return [self.text] if self.text is not None else [m.content for m in self.messages]
 
     def digest(self) -> bytes:
-        """16 bytes that depend on the content alone: equal records have equal digests, wherever they are read."""
+        """16 bytes that depend on the content alone: equal records have equal digests, wherever they are
+        read.
+        """
         if self.text is not None:
             return hashlib.blake2b(self.text.encode("utf-8"), digest_size=16, person=b"newllm.text").digest()
         canonical = json.dumps(self.messages, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -59,15 +64,16 @@ class Kind(NamedTuple):
 
 RECORDS = Kind(
     "records",
-    'a "text", or "messages" as a list of {"role": "user|assistant|system", "content": "..."}, or "instruction" and '
-    '"response", or "prompt" and "completion"',
+    'a "text", or "messages" as a list of {"role": "user|assistant|system", "content": "..."}, or '
+    '"instruction" and "response", or "prompt" and "completion"',
     "rows skipped",
     0.05,
 )
 
 
 class RowStats:
-    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should be.
+    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should
+    be.
 
     Args:
         kind: what the rows should be.
@@ -77,7 +83,9 @@ class RowStats:
     def __init__(self, kind: Kind = RECORDS, hopeless: int = HOPELESS):
         self.kind, self.hopeless = kind, hopeless
         self.good = 0
-        self.held_out = 0  # training records that a validation or test split of the source holds too: not trained on
+        self.held_out = (
+            0  # training records that a validation or test split of the source holds too: not trained on
+        )
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
 
@@ -101,16 +109,19 @@ class RowStats:
         """
         if self.bad > self.kind.bad_share * (self.good + self.bad):
             raise NewLLMError(
-                f"{self.bad:,} of {self.good + self.bad:,} rows are no {self.kind.plural}; the first: {self.first_at}: "
-                f"{self.first_reason}. Each row needs {self.kind.needs}."
+                f"{self.bad:,} of {self.good + self.bad:,} rows are no {self.kind.plural}; the first: "
+                f"{self.first_at}: {self.first_reason}. Each row needs {self.kind.needs}."
             )
 
     def counts(self) -> dict:
         """All of it as plain values, for `add`."""
         return {
-            "good": self.good, "held_out": self.held_out, "reasons": dict(self.reasons), "first_at": self.first_at,
+            "good": self.good,
+            "held_out": self.held_out,
+            "reasons": dict(self.reasons),
+            "first_at": self.first_at,
             "first_reason": self.first_reason,
-        }  # fmt: skip
+        }
 
     def add(self, counts: dict) -> None:
         """Count what another pass found after this one."""
@@ -121,13 +132,15 @@ class RowStats:
         self.reasons.update(counts["reasons"])
 
     def summary(self) -> str:
-        """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, and how many were held out; or nothing when all
-        were good."""
+        """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, and how many were held out;
+        or nothing when all were good."""
         said = []
         if self.bad:
             reasons = [f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN) if count]
             first = f"; the first at {self.first_at}" if self.first_at else ""
             said.append(f"{self.bad:,} {self.kind.left_out} ({', '.join(reasons)}{first})")
         if self.held_out:
-            said.append(f"{self.held_out:,} records not trained on, because validation or test holds the same")
+            said.append(
+                f"{self.held_out:,} records not trained on, because validation or test holds the same"
+            )
         return "; ".join(said)

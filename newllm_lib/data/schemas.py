@@ -1,8 +1,8 @@
 """What the rows of known data sets look like, and how each becomes a record of messages (or of text).
 
-A row becomes a record by the first of `SCHEMAS` whose columns it all has, or by the one that its data set names (`datasets`); a
-new kind of row is one more entry there.
-Roles are what the data says, or alternate, beginning with the user.
+A row becomes a record by the first of `SCHEMAS` whose columns it all has, or by the one that its data set
+names (`datasets`); a new kind of row is one more entry there. Roles are what the data says, or alternate,
+beginning with the user.
 """
 
 from __future__ import annotations
@@ -42,16 +42,19 @@ class Schema(NamedTuple):
         """
         row = _checked_row(row)
         if not self.fits(row):
-            raise BadRecord(f"no column {' and '.join(c for c in self.needs if c not in row)} (it has {_columns(row)})")
+            raise BadRecord(
+                f"no column {' and '.join(c for c in self.needs if c not in row)} (it has {_columns(row)})"
+            )
         return self.parse(row)
 
 
 def parse_row(row: object) -> Record | None:
-    """A row as a record, by the first of `SCHEMAS` whose columns it has; None where it holds no text at all (blank rows are
-    separators in some sets, not errors).
+    """A row as a record, by the first of `SCHEMAS` whose columns it has; None where it holds no text at all
+    (blank rows are separators in some sets, not errors).
 
     Raises:
-        BadRecord: no known column, a column that is missing beside the known one, or a value that is not what it should be.
+        BadRecord: no known column, a column that is missing beside the known one, or a value that is not what
+        it should be.
     """
     row = _checked_row(row)
     for schema in SCHEMAS:
@@ -60,11 +63,15 @@ def parse_row(row: object) -> Record | None:
     firsts = dict.fromkeys(schema.needs[0] for schema in SCHEMAS)
     for first in firsts:
         if first in row:
-            raise BadRecord(f"{first} without {' or '.join(s.needs[1] for s in SCHEMAS if s.needs[0] == first)}")
+            raise BadRecord(
+                f"{first} without {' or '.join(s.needs[1] for s in SCHEMAS if s.needs[0] == first)}"
+            )
     raise BadRecord(f"no column {' or '.join(firsts)} (it has {_columns(row)})")
 
 
-def parse_rows(rows: Iterable[tuple[str, object]], tally: RowStats, parse: Callable[[object], T | None] = parse_row) -> Iterator[T]:
+def parse_rows(
+    rows: Iterable[tuple[str, object]], tally: RowStats, parse: Callable[[object], T | None] = parse_row
+) -> Iterator[T]:
     """What `parse` makes of (where, row) pairs; bad rows go to `tally`, rows without text are passed over."""
     for where, row in rows:
         if isinstance(row, ValueError):
@@ -130,7 +137,9 @@ def _instruction(row: dict, context: str, response: str) -> Record | None:
     task, below = _checked_turn(row["instruction"], "instruction"), row.get(context)
     below = "" if below is None else _checked_text(below, context).strip()
     whole = join_context(task, below)
-    return _dialogue([("user", whole), ("assistant", _checked_turn(row[response], response))])._replace(context=below)
+    return _dialogue([("user", whole), ("assistant", _checked_turn(row[response], response))])._replace(
+        context=below
+    )
 
 
 def _exchange(row: dict, asked: str, answered: str) -> Record | None:
@@ -143,12 +152,18 @@ def _exchange(row: dict, asked: str, answered: str) -> Record | None:
 
 # each goes to other processes: so `parse` is a function of this file, or a `partial` of one
 MESSAGES = Schema(("messages",), (), _messages)
-DOLLY = Schema(("instruction", "response"), ("context",), partial(_instruction, context="context", response="response"))
-ALPACA = Schema(("instruction", "output"), ("input",), partial(_instruction, context="input", response="output"))
+DOLLY = Schema(
+    ("instruction", "response"), ("context",), partial(_instruction, context="context", response="response")
+)
+ALPACA = Schema(
+    ("instruction", "output"), ("input",), partial(_instruction, context="input", response="output")
+)
 COMPLETION = Schema(("prompt", "completion"), (), partial(_exchange, asked="prompt", answered="completion"))
 CHOSEN = Schema(("chosen",), (), _chosen)  # hh-rlhf
 DIALOG = Schema(("dialog",), (), partial(_turns, column="dialog"))  # DailyDialog
-UTTERANCES = Schema(("utterances",), (), partial(_turns, column="utterances"))  # DailyDialog as others publish it
+UTTERANCES = Schema(
+    ("utterances",), (), partial(_turns, column="utterances")
+)  # DailyDialog as others publish it
 TEXT = Schema(("text",), (), _text)
 ULTRACHAT = Schema(("data",), (), partial(_turns, column="data"))
 SCHEMAS = (MESSAGES, DOLLY, ALPACA, COMPLETION, CHOSEN, DIALOG, UTTERANCES, TEXT, ULTRACHAT)
@@ -197,5 +212,7 @@ def _checked_text(text: object, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRecord(f"{name} holds half of a surrogate pair (text cut in the middle of a character)") from None
+        raise BadRecord(
+            f"{name} holds half of a surrogate pair (text cut in the middle of a character)"
+        ) from None
     return text

@@ -1,10 +1,11 @@
 """Which record belongs to which split, decided by the record's content alone.
 
-A split that the source lacks is made from its training split: 5 % of the records by hash for validation, another 5 %
-for test. Equal records go to the same split, so nothing leaks, and neither order nor number of the records plays a
-part. Where the source has held-out splits itself, training records that one of them holds too are left out (DailyDialog's
-splits share dialogues). `max_samples` keeps the records with the smallest hashes in the same sense; of a set too large to
-be read for that (`segments`), the first records in its fixed random order.
+A split that the source lacks is made from its training split: 5 % of the records by hash for validation,
+another 5 % for test. Equal records go to the same split, so nothing leaks, and neither order nor number of
+the records plays a part. Where the source has held-out splits itself, training records that one of them holds
+too are left out (DailyDialog's splits share dialogues). `max_samples` keeps the records with the smallest
+hashes in the same sense; of a set too large to be read for that (`segments`), the first records in its fixed
+random order.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def source_held_out(source: Source) -> frozenset[bytes]:
     """Digests of what the source holds out itself, as far as it is read (of a large source, its sample)."""
     if source not in _HELD:
         own = sorted(source.splits - {"train"})
-        _HELD[source] = frozenset(record.digest() for split in own for record in source.records(split, RowStats()))
+        _HELD[source] = frozenset(
+            record.digest() for split in own for record in source.records(split, RowStats())
+        )
     return _HELD[source]
 
 
@@ -65,8 +68,8 @@ def split_of(digest: bytes, made: Iterable[str]) -> str:
 def read_splits(
     source: Source, wanted: set[str], max_samples: int | None, tally: RowStats
 ) -> Iterator[tuple[str, Record]]:
-    """(split, record) of the wanted splits. The source's training split is read once, whatever is made from it; the
-    first time with `max_samples` it is read once more before, for the hashes.
+    """(split, record) of the wanted splits. The source's training split is read once, whatever is made from
+    it; the first time with `max_samples` it is read once more before, for the hashes.
 
     Raises:
         UsageError: see `check_train`.
@@ -93,7 +96,9 @@ def read_splits(
 
 
 def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
-    """What takes `count` records of the training split. The source is read once for it; `count` numbers are held."""
+    """What takes `count` records of the training split. The source is read once for it; `count` numbers are
+    held.
+    """
     known, held = _BORDERS.setdefault(source, {}), source_held_out(source)
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top
@@ -145,5 +150,6 @@ class _Smallest:
 
 
 def _order(digest: bytes) -> int:
-    # another part of the digest than the splits': what is taken must not depend on where the splits' borders lie
+    # another part of the digest than the splits': what is taken must not depend on where the splits' borders
+    # lie
     return int.from_bytes(digest[8:], "big")

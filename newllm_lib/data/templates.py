@@ -1,9 +1,10 @@
-"""How a record becomes tokens: the control tokens, the chat templates, and the safe way to encode a user's text.
+"""How a record becomes tokens: the control tokens, the chat templates, and the safe way to encode a user's
+text.
 
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
-`<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`: from it come the
-Jinja templates that are saved with a tokenizer (for `apply_chat_template`; they begin with the `<|endoftext|>` that begins every
-dialogue) and `spoken`, from which everything here is encoded.
+`<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`:
+from it come the Jinja templates that are saved with a tokenizer (for `apply_chat_template`; they begin with
+the `<|endoftext|>` that begins every dialogue) and `spoken`, from which everything here is encoded.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ class Turn(NamedTuple):
     lead: str = ""  # leads to the turn, and is no part of it: who asks for an answer writes it
     before: str = ""
     after: str = ""  # of the system the same as of the user
-    context: str = ""  # before the context of an instruction, on a line of its own; empty: it is part of the text
+    context: str = (
+        ""  # before the context of an instruction, on a line of its own; empty: it is part of the text
+    )
 
 
 TURNS: dict[str, dict[str, Turn]] = {
     "chat": {"user": Turn(), "assistant": Turn(), "system": Turn()},
-    # the same turns in the words of the original's training text; the control tokens around them read as nothing
+    # the same turns in the words of the original's training text; the control tokens around them read as
+    # nothing
     "instruction": {
         "user": Turn(before="Instruction: ", after="\n", context="Context: "),
         "assistant": Turn(lead="Response:", before=" "),
@@ -46,25 +50,37 @@ TURNS: dict[str, dict[str, Turn]] = {
 
 
 def _jinja(turns: dict[str, Turn]) -> str:
-    """The template for `apply_chat_template`. What a tokenizer's template is called is told by its text (`template_of`), so for a
-    name it never changes."""
+    """The template for `apply_chat_template`. What a tokenizer's template is called is told by its text
+    (`template_of`), so for a name it never changes."""
     user, assistant, system = turns["user"], turns["assistant"], turns["system"]
     words = f"'{user.before}'" if user.before else ""
     if system.before != user.before:
         words = f"('{system.before}' if message['role'] == 'system' else {words})"
     after = f"'{user.after}'" if user.after else ""
-    context = f"('{user.context}' + message['context'] + '\n' if message['context'] else '')" if user.context else ""
+    context = (
+        f"('{user.context}' + message['context'] + '\n' if message['context'] else '')"
+        if user.context
+        else ""
+    )
     spoken_by = "'<|' + message['role'] + '|>'"
     others = " + ".join(filter(None, (spoken_by, words, "message['content']", after, context, "'<|end|>'")))
-    answer = " + ".join(filter(None, (assistant.before and f"'{assistant.before}'", "message['content']", "'<|end|>'")))
+    answer = " + ".join(
+        filter(None, (assistant.before and f"'{assistant.before}'", "message['content']", "'<|end|>'"))
+    )
     lead = f"{{{{ '<|assistant|>{assistant.lead}' }}}}"
     # `generation` marks what the assistant says: what TRL's assistant_only_loss learns from
     return (
         "{{ '<|endoftext|>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
         + lead
-        + "{% generation %}{{ " + answer + " }}{% endgeneration %}"
-        + "{% else %}{{ " + others + " }}{% endif %}{% endfor %}"
-        + "{% if add_generation_prompt %}" + lead + "{% endif %}"
+        + "{% generation %}{{ "
+        + answer
+        + " }}{% endgeneration %}"
+        + "{% else %}{{ "
+        + others
+        + " }}{% endif %}{% endfor %}"
+        + "{% if add_generation_prompt %}"
+        + lead
+        + "{% endif %}"
     )
 
 
@@ -73,7 +89,9 @@ CHAT_TEMPLATE = TEMPLATES["chat"]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` as plain text: a literal "<|end|>" in it is seven characters, never the control token."""
+    """Token ids of `text` as plain text: a literal "<|end|>" in it is seven characters, never the control
+    token.
+    """
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
@@ -103,20 +121,27 @@ def render_turn(template: str, role: str, content: str, context: str = "") -> tu
 
 
 def encode_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message | dict], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Iterable[Message | dict],
+    add_generation_prompt: bool = False,
 ) -> list[int]:
     """Token ids of a dialogue as it is packed.
 
-    The same as `tokenizer.apply_chat_template` after its `<|endoftext|>`, but for text that spells a control token, which stays
-    text here.
+    The same as `tokenizer.apply_chat_template` after its `<|endoftext|>`, but for text that spells a control
+    token, which stays text here.
     """
     ids, template = [], template_of(tokenizer)
     for message in messages:
         role, content = (message["role"], message["content"]) if isinstance(message, dict) else message
         label = tokenizer.convert_tokens_to_ids(ROLE_TOKENS[role])
-        turn = [i for text in render_turn(template, role, content) if text for i in encode_text(tokenizer, text)]
+        turn = [
+            i for text in render_turn(template, role, content) if text for i in encode_text(tokenizer, text)
+        ]
         ids += [label, *turn, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
     if add_generation_prompt:
         lead, _ = render_turn(template, "assistant", "")
-        ids += [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"]), *(encode_text(tokenizer, lead) if lead else [])]
+        ids += [
+            tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"]),
+            *(encode_text(tokenizer, lead) if lead else []),
+        ]
     return ids

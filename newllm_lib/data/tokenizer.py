@@ -1,8 +1,9 @@
-"""Tokenizers: byte-level BPE trained on the training split, the seed's words, GPT-2's, or another by folder or hub id.
+"""Tokenizers: byte-level BPE trained on the training split, the seed's words, GPT-2's, or another by folder
+or hub id.
 
-Whatever it is, it comes back as a `PreTrainedTokenizerFast` with the same control tokens (`chat.CONTROL_TOKENS`), the
-chat template, `<|endoftext|>` as both beginning and end, and `<|pad|>` as padding; saved with `save_pretrained`,
-`AutoTokenizer` loads it.
+Whatever it is, it comes back as a `PreTrainedTokenizerFast` with the same control tokens
+(`chat.CONTROL_TOKENS`), the chat template, `<|endoftext|>` as both beginning and end, and `<|pad|>` as
+padding; saved with `save_pretrained`, `AutoTokenizer` loads it.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ TRAINED = ("bpe", "words")
 
 
 def load_tokenizer(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
-    """The recipe's tokenizer: trained on the source's training split (or taken from the cache), or loaded by name.
+    """The recipe's tokenizer: trained on the source's training split (or taken from the cache), or loaded by
+    name.
 
     Raises:
         NewLLMError: not found, not reachable, or not a fast tokenizer.
         UsageError: a vocabulary too small for the tokenizer.
     """
-    tokenizer = _trained(recipe, source, cache) if recipe.tokenizer in TRAINED else named_tokenizer(recipe.tokenizer)
+    tokenizer = (
+        _trained(recipe, source, cache) if recipe.tokenizer in TRAINED else named_tokenizer(recipe.tokenizer)
+    )
     if recipe.template != "chat" or recipe.tokenizer in TRAINED:  # a run's tokenizer keeps its own
         tokenizer.chat_template = TEMPLATES[recipe.template]
     return tokenizer
@@ -61,10 +65,15 @@ def load_tokenizer(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTok
 def _trained(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
     most = SAMPLE_BYTES if source.in_order else TRAINING_BYTES
     parts = {
-        "version": VERSION, "kind": recipe.tokenizer, "vocab_size": recipe.vocab_size, "bytes": most,
-        "source": source.fingerprint("train"), "made": sorted(derived_splits(source)), "max_samples": recipe.max_samples,
+        "version": VERSION,
+        "kind": recipe.tokenizer,
+        "vocab_size": recipe.vocab_size,
+        "bytes": most,
+        "source": source.fingerprint("train"),
+        "made": sorted(derived_splits(source)),
+        "max_samples": recipe.max_samples,
         **held_out_key(source),
-    }  # fmt: skip
+    }
     entry = cache / "tokenizers" / f"{recipe.tokenizer}-{key_hash(parts)}"
     if read_meta(entry) is None:
         with locked(entry) as alone:
@@ -76,7 +85,9 @@ def _trained(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizer
 
 
 def _train_into(entry: Path, recipe: Recipe, source: Source, parts: dict, most: int) -> None:
-    console.say(f"Training the tokenizer ({recipe.tokenizer}, {recipe.vocab_size:,} entries) on {source.title}")
+    console.say(
+        f"Training the tokenizer ({recipe.tokenizer}, {recipe.vocab_size:,} entries) on {source.title}"
+    )
     text = _TrainingText(source, recipe.max_samples, most)
     progress = console.Progress("reading", unit="bytes of text")
     train = {"bpe": train_bpe, "words": train_words}[recipe.tokenizer]
@@ -122,11 +133,15 @@ class _TrainingText:
 
     def description(self) -> str:
         extent = "all" if self.whole else "the first"
-        return f"{extent} {self.records:,} records ({self.bytes:,} bytes) of the train split of {self.source.title}"
+        return (
+            f"{extent} {self.records:,} records ({self.bytes:,} bytes) of the train split of "
+            f"{self.source.title}"
+        )
 
 
 def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. The same text gives the same tokenizer.
+    """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. The same text gives the same
+    tokenizer.
 
     Raises:
         UsageError: there is no room for the 256 bytes and the control tokens.
@@ -135,23 +150,28 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
 
     least = len(CONTROL_TOKENS) + 256
     if vocab_size < least:
-        raise UsageError(f"vocab_size {vocab_size} is too small: bytes and control tokens alone need {least}.")
+        raise UsageError(
+            f"vocab_size {vocab_size} is too small: bytes and control tokens alone need {least}."
+        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, show_progress=False, special_tokens=list(CONTROL_TOKENS),
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     backend.train_from_iterator(batches, trainer)
     return backend
 
 
 def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """The seed's vocabulary: lower-cased words between white space, the most frequent ones; all others are `<unk>`.
+    """The seed's vocabulary: lower-cased words between white space, the most frequent ones; all others are
+    `<unk>`.
 
-    `vocab_size` counts everything, control tokens and `<unk>` too. Words of equal frequency are taken in alphabetical
-    order.
+    `vocab_size` counts everything, control tokens and `<unk>` too. Words of equal frequency are taken in
+    alphabetical order.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -162,7 +182,9 @@ def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
             counts.update(word for word, _ in split.pre_tokenize_str(lower.normalize_str(text)))
     reserved = [*CONTROL_TOKENS, UNKNOWN]
     if vocab_size <= len(reserved):
-        raise UsageError(f"vocab_size {vocab_size} is too small: control tokens and <unk> alone need {len(reserved)}.")
+        raise UsageError(
+            f"vocab_size {vocab_size} is too small: control tokens and <unk> alone need {len(reserved)}."
+        )
     for word in reserved:
         counts.pop(word, None)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
@@ -170,7 +192,9 @@ def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     # a word in the text that spells a control token would be found in the vocabulary: it is an unknown word
     spelled = "|".join(token.strip("<|>") for token in CONTROL_TOKENS)
-    backend.normalizer = normalizers.Sequence([lower, normalizers.Replace(Regex(rf"<\|(?:{spelled})\|>"), UNKNOWN)])
+    backend.normalizer = normalizers.Sequence(
+        [lower, normalizers.Replace(Regex(rf"<\|(?:{spelled})\|>"), UNKNOWN)]
+    )
     backend.pre_tokenizer = split
     return backend
 
@@ -178,7 +202,8 @@ def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
 def wrap(backend: Tokenizer, unk_token: str | None = None, trained_on: str = "") -> PreTrainedTokenizerFast:
     """A `tokenizers.Tokenizer` as a `PreTrainedTokenizerFast` with our control tokens and chat template.
 
-    What it adds by itself around a text (Llama's `<s>`) is taken away: documents begin and end as `chat` says.
+    What it adds by itself around a text (Llama's `<s>`) is taken away: documents begin and end as `chat`
+    says.
     """
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -188,11 +213,16 @@ def wrap(backend: Tokenizer, unk_token: str | None = None, trained_on: str = "")
     extra = {"trained_on": trained_on} if trained_on else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(parts)),
-        bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
         unk_token=unk_token,
         additional_special_tokens=[*ROLE_TOKENS.values(), END_OF_TURN],
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, padding_side="left", **extra,
-    )  # fmt: skip
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        **extra,
+    )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -217,9 +247,13 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
         for place in (folder, folder / "best", folder / "last"):
             if (place / "tokenizer.json").is_file():
                 return _from_folder(place)
-        raise UsageError(f"No tokenizer.json in {folder}, its best/ or last/: name a run or a tokenizer's folder.")
+        raise UsageError(
+            f"No tokenizer.json in {folder}, its best/ or last/: name a run or a tokenizer's folder."
+        )
     if name.startswith((".", "/", "~")):
-        raise UsageError(f"There is no folder {name}: name a run, a tokenizer's folder, a hub id, bpe, words or gpt2.")
+        raise UsageError(
+            f"There is no folder {name}: name a run, a tokenizer's folder, a hub id, bpe, words or gpt2."
+        )
     return _ours(_from_hub(name))
 
 
@@ -246,13 +280,17 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
         return _ours(PreTrainedTokenizerFast.from_pretrained(str(folder)))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NewLLMError(f"The tokenizer in {folder} cannot be loaded ({reason}): is the folder whole?") from error
+        raise NewLLMError(
+            f"The tokenizer in {folder} cannot be loaded ({reason}): is the folder whole?"
+        ) from error
 
 
 def _ours(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """The tokenizer itself if it already is one of ours, else wrapped."""
     if not getattr(tokenizer, "is_fast", False):
-        raise NewLLMError(f"Tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json): name another one.")
+        raise NewLLMError(
+            f"Tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json): name another one."
+        )
     ours = tokenizer.bos_token == tokenizer.eos_token == END_OF_TEXT and tokenizer.pad_token == PAD
     if ours and tokenizer.chat_template in TEMPLATES.values():
         return tokenizer

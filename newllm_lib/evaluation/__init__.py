@@ -7,11 +7,17 @@ Names are loaded when first used, so that importing the package costs nothing. A
 import importlib
 
 _HOME = {
-    "evaluate": "metrics", "describe": "metrics",
-    "unigram": "baselines", "bigram": "baselines", "context_health": "health", "measure_speed": "speed",
-    "complete": "generation", "Settings": "sampling", "ChatSession": "chat",
+    "evaluate": "metrics",
+    "describe": "metrics",
+    "unigram": "baselines",
+    "bigram": "baselines",
+    "context_health": "health",
+    "measure_speed": "speed",
+    "complete": "generation",
+    "Settings": "sampling",
+    "ChatSession": "chat",
     "compare": "comparison",
-}  # fmt: skip
+}
 __all__ = list(_HOME)
 
 

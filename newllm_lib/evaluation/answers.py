@@ -1,4 +1,6 @@
-"""What a model says to held-out prompts: its answers, whether they are empty or repeat, and how far it is from its base."""
+"""What a model says to held-out prompts: its answers, whether they are empty or repeat, and how far it is
+from its base.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,19 @@ _REPEATED = 0.5  # an answer repeats where this share of its pieces came before 
 def some_pairs(pairs: Sequence[Pair], count: int) -> list[Pair]:
     """`count` pairs, evenly spaced, with different prompts."""
     different = list({pair.prompt: pair for pair in pairs}.values())
-    return [different[i * len(different) // min(count, len(different))] for i in range(min(count, len(different)))]
+    return [
+        different[i * len(different) // min(count, len(different))] for i in range(min(count, len(different)))
+    ]
 
 
 def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **settings) -> list[str]:
-    """The model's answers to the prompts of `pairs`; the most probable tokens unless `settings` say otherwise."""
+    """The model's answers to the prompts of `pairs`; the most probable tokens unless `settings` say
+    otherwise.
+    """
     prompts = [encode_prompt(tokenizer, pair.prompt) for pair in pairs]
-    return complete(model, tokenizer, prompts, **({"temperature": 0.0} | settings), max_new_tokens=max_new_tokens)
+    return complete(
+        model, tokenizer, prompts, **({"temperature": 0.0} | settings), max_new_tokens=max_new_tokens
+    )
 
 
 def is_empty(answer: str) -> bool:
@@ -33,7 +41,9 @@ def is_empty(answer: str) -> bool:
 
 
 def repeats(answer: str) -> bool:
-    """Whether at least half of the pieces of four characters have come before in the answer (short answers never do)."""
+    """Whether at least half of the pieces of four characters have come before in the answer (short answers
+    never do).
+    """
     pieces = [answer[i : i + 4] for i in range(len(answer) - 3)]
     return len(pieces) >= 12 and 1 - len(set(pieces)) / len(pieces) >= _REPEATED
 
@@ -42,32 +52,48 @@ def health(said: Sequence[str]) -> dict[str, float]:
     """`empty` and `repeating` (shares of the answers), and `length`, their mean in characters."""
     count = max(1, len(said))
     return {
-        "empty": sum(map(is_empty, said)) / count, "repeating": sum(map(repeats, said)) / count,
+        "empty": sum(map(is_empty, said)) / count,
+        "repeating": sum(map(repeats, said)) / count,
         "length": sum(map(len, said)) / count,
-    }  # fmt: skip
+    }
 
 
 def collapsed(now: dict, before: dict) -> str | None:
-    """What has gone wrong with the answers: one sentence where clearly more of them are empty or repeat than before."""
+    """What has gone wrong with the answers: one sentence where clearly more of them are empty or repeat than
+    before.
+    """
     for name, what in (("empty", "empty"), ("repeating", "repeating themselves")):
         if now[name] >= 0.5 and now[name] >= before[name] + 0.25:
-            return f"{100 * now[name]:.0f} % of its answers are {what} (before training {100 * before[name]:.0f} %)"
+            return (
+                f"{100 * now[name]:.0f} % of its answers are {what} (before training "
+                f"{100 * before[name]:.0f} %)"
+            )
     return None
 
 
-def kl_from_base(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, seed: int = 0, dtype=None) -> float | None:
-    """Estimate of KL(model || base) in nats an answer: the mean of log p - log p_base over answers sampled from the model.
+def kl_from_base(
+    model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, seed: int = 0, dtype=None
+) -> float | None:
+    """Estimate of KL(model || base) in nats an answer: the mean of log p - log p_base over answers sampled
+    from the model.
 
     None where the base is not at hand (the model has no adapters to switch off).
     """
     if not hasattr(model, "disable_adapter"):
         return None
     # prompts as the model will see them: what does not fit into its window is cut before it answers
-    prompts, room = fit_window(model, [encode_prompt(tokenizer, pair.prompt) for pair in pairs], max_new_tokens)
-    free, stop = Settings(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, seed=seed), set(stop_tokens(tokenizer))
+    prompts, room = fit_window(
+        model, [encode_prompt(tokenizer, pair.prompt) for pair in pairs], max_new_tokens
+    )
+    free, stop = (
+        Settings(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, seed=seed),
+        set(stop_tokens(tokenizer)),
+    )
     rows = []
     for prompt, said in zip(prompts, continue_ids(model, tokenizer, prompts, free), strict=True):
-        end = next((i + 1 for i, token in enumerate(said) if token in stop), len(said))  # with the token that ends it
+        end = next(
+            (i + 1 for i, token in enumerate(said) if token in stop), len(said)
+        )  # with the token that ends it
         rows.append({"prompt_ids": prompt, "chosen_ids": said[:end], "rejected_ids": said[:1]})
     pad = tokenizer.pad_token_id
     ours = pair_log_probs(model, rows, pad, dtype)[:, 0]

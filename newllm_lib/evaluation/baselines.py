@@ -1,15 +1,17 @@
-"""What counting alone predicts: the unigram and the bigram table of the training split, on the same tokens as the
-models.
+"""What counting alone predicts: the unigram and the bigram table of the training split, on the same tokens as
+the models.
 
-Both are Witten-Bell interpolated (Witten & Bell 1991; Chen & Goodman 1998, section 2.4): a context h that was seen with
-T(h) different followers gives them the weight c(h) / (c(h) + T(h)) and the next simpler model the rest,
+Both are Witten-Bell interpolated (Witten & Bell 1991; Chen & Goodman 1998, section 2.4): a context h that was
+seen with T(h) different followers gives them the weight c(h) / (c(h) + T(h)) and the next simpler model the
+rest,
 
     bigram   P(w | h) = (c(h, w) + T(h) P(w)) / (c(h) + T(h)),      P(w | h) = P(w) for a context never seen
     unigram  P(w)     = (c(w) + T / V) / (N + T)
 
-with V the size of the vocabulary (the uniform floor), N the counted tokens of the training split, T how many different
-ones. Where a split has a loss mask, only the targets that it marks are counted, as in the models' loss. Documents start
-with <|endoftext|>, so no pair spans two of them. Everything is numpy over bounded pieces of the memory-mapped stream.
+with V the size of the vocabulary (the uniform floor), N the counted tokens of the training split, T how many
+different ones. Where a split has a loss mask, only the targets that it marks are counted, as in the models'
+loss. Documents start with <|endoftext|>, so no pair spans two of them. Everything is numpy over bounded
+pieces of the memory-mapped stream.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def _unigram(counts: np.ndarray) -> np.ndarray:
 
 
 def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
-    """Summed -log P (nats) and right guesses for the pairs `wanted`, each `times` times; keys are h * V + w, sorted."""
+    """Summed -log P (nats) and right guesses for the pairs `wanted`, each `times` times; keys are h * V + w,
+    sorted.
+    """
     if not len(wanted):
         return 0.0, 0
     vocabulary = len(unigram)
@@ -85,7 +89,9 @@ def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
 
 
 def _best_followers(keys, counts, edges, types, unigram) -> np.ndarray:
-    """The most probable follower of each context: one that was seen there, or the most frequent token of all."""
+    """The most probable follower of each context: one that was seen there, or the most frequent
+    token of all.
+    """
     if not len(keys):
         return np.zeros(0, np.int64)
     vocabulary, top = len(unigram), int(unigram.argmax())
@@ -118,7 +124,8 @@ def _target_counts(split, vocabulary: int) -> np.ndarray:
 def _pairs(split, vocabulary: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
     """Different pairs as keys h * V + w (sorted, int64) with low <= h < high, and how often each is seen.
 
-    Chunks are merged as equals (sizes double, as in merge sort), so that each pair is moved only log(chunks) times.
+    Chunks are merged as equals (sizes double, as in merge sort), so that each pair is moved only log(chunks)
+    times.
     """
     runs: list[tuple[int, np.ndarray, np.ndarray]] = []  # (level, keys, counts)
     progress = Progress("counting pairs", total=len(split.ids), unit="tokens")
@@ -148,7 +155,9 @@ def _merge(keys, counts, more_keys, more_counts) -> tuple[np.ndarray, np.ndarray
 
 
 def _context_ranges(split, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """Ranges low..high of contexts that cover the vocabulary, each with at most about `_PAIRS` different pairs."""
+    """Ranges low..high of contexts that cover the vocabulary, each with at most about `_PAIRS` different
+    pairs.
+    """
     seen = np.zeros(vocabulary, np.int64)
     for offsets in _chunks(split):
         seen += np.bincount(split.ids[offsets], minlength=vocabulary)

@@ -1,8 +1,10 @@
-"""How the documents of a split go through a model, so that every token but the first is predicted exactly once.
+"""How the documents of a split go through a model, so that every token but the first is predicted exactly
+once.
 
-A lane is a row of the batch. A model that clears its state at <|endoftext|> reads many documents one after the other in
-each lane, with its state carried from block to block: no padding but at the lanes' ends. Any other model reads one
-document, or one window of a document, in a lane. Rows are padded at the right, where nothing that counts can see it.
+A lane is a row of the batch. A model that clears its state at <|endoftext|> reads many documents one after
+the other in each lane, with its state carried from block to block: no padding but at the lanes' ends. Any
+other model reads one document, or one window of a document, in a lane. Rows are padded at the right, where
+nothing that counts can see it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from newllm_lib.errors import NewLLMError
 
 
 class Row:
-    """Pieces of the stream read one after the other: piece i has `lengths[i]` inputs from offset `starts[i]` on."""
+    """Pieces of the stream read one after the other: piece i has `lengths[i]` inputs from offset `starts[i]`
+    on.
+    """
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self.starts = np.asarray(starts, dtype=np.int64)
@@ -24,7 +28,9 @@ class Row:
         self.length = int(self.ends[-1])
 
     def offsets(self, begin: int, end: int) -> np.ndarray:
-        """Offsets in the stream of the lane's positions begin..end (end excluded, cut at the lane's length)."""
+        """Offsets in the stream of the lane's positions begin..end (end excluded, cut at the lane's
+        length).
+        """
         position = np.arange(begin, min(end, self.length), dtype=np.int64)
         piece = np.searchsorted(self.ends, position, side="right")
         before = np.concatenate([[0], self.ends[:-1]])
@@ -32,14 +38,17 @@ class Row:
 
 
 def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and number of inputs of each document: a document predicts up to and including the next <|endoftext|>.
+    """Offset and number of inputs of each document: a document predicts up to and including the next
+    <|endoftext|>.
 
     Raises:
         NewLLMError: the split has no token to predict.
     """
     last = len(split.ids) - 1  # the stream's last token is a target only
     if last < 1:
-        raise NewLLMError("This split has no text to evaluate: choose another split or check the data folder.")
+        raise NewLLMError(
+            "This split has no text to evaluate: choose another split or check the data folder."
+        )
     starts = np.asarray(split.document_starts, dtype=np.int64)
     starts = starts[starts < last]
     if not len(starts) or starts[0] != 0:
@@ -48,14 +57,18 @@ def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same pieces in non-overlapping windows of at most `size` inputs, counted from each document's start."""
+    """The same pieces in non-overlapping windows of at most `size` inputs, counted from each document's
+    start.
+    """
     windows = -(-lengths // size)
     piece = np.repeat(np.arange(len(starts)), windows)
     within = np.arange(len(piece)) - np.repeat(np.cumsum(windows) - windows, windows)
     return starts[piece] + within * size, np.minimum(size, lengths[piece] - within * size)
 
 
-def dealt_out(starts: np.ndarray, lengths: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def dealt_out(
+    starts: np.ndarray, lengths: np.ndarray, part: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Part `part` of `parts` of the pieces, dealt out by length, so that the parts take about as long."""
     mine = np.sort(np.argsort(-lengths, kind="stable")[part::parts])
     return starts[mine], lengths[mine]
@@ -87,7 +100,8 @@ def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.nda
 
     Args:
         lanes: sorted, the longest first.
-        shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to them).
+        shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to
+        them).
     """
     for begin in range(0, lanes[0].length, block_length):
         rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes

@@ -1,9 +1,9 @@
-"""Is the context vector alive? What the model carries must differ from token to token, or it says nothing about the
-text.
+"""Is the context vector alive? What the model carries must differ from token to token, or it says nothing
+about the text.
 
-The original of this project watched only how close its vectors came to a fixed point, and so did not see that they had
-all become the same one. Here the context vectors after many tokens of many places of the text are compared with each
-other.
+The original of this project watched only how close its vectors came to a fixed point, and so did not see that
+they had all become the same one. Here the context vectors after many tokens of many places of the text are
+compared with each other.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _DEAD = 0.01  # a dimension that moves by less than this share of its layer's si
 
 
 def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 64, dtype=None) -> dict:
-    """Read `tokens` tokens from each of `places` evenly spaced places of the split and compare the context vectors
-    after them.
+    """Read `tokens` tokens from each of `places` evenly spaced places of the split and compare the context
+    vectors after them.
 
     The vectors right after <|endoftext|> are left out: they are the same by design.
 
@@ -47,11 +47,11 @@ def vector_health(vectors: torch.Tensor) -> dict:
     Returns:
         context_variance: mean over the dimensions of the variance across samples.
         context_spread: that variance as a share of the mean square (0: all vectors are one point).
-        context_effective_rank: dimensions in use, exp of the entropy of the covariance's eigenvalues (Roy & Vetterli
-            2007).
-        context_dead_share: share of the dimensions that hardly move.
-        context_dim, and context_warning: one sentence if the vectors have collapsed, else None.
-        Each is of the layer where it is worst; all are NaN with fewer than two samples or vectors that are no numbers.
+        context_effective_rank: dimensions in use, exp of the entropy of the covariance's eigenvalues (Roy &
+            Vetterli 2007).
+        context_dead_share: share of the dimensions that hardly move. context_dim, and context_warning: one
+        sentence if the vectors have collapsed, else None. Each is of the layer where it is worst; all are NaN
+        with fewer than two samples or vectors that are no numbers.
     """
     samples, _, dim = vectors.shape
     if samples < 2 or not bool(torch.isfinite(vectors).all()):
@@ -72,7 +72,9 @@ def _layer_health(vectors: torch.Tensor) -> dict:
     """The figures of one layer; vectors (samples, dim), float64."""
     variance = vectors.var(0, correction=0)
     square = float(vectors.square().mean())
-    eigenvalues = torch.linalg.eigvalsh(torch.cov(vectors.T, correction=0).reshape(len(variance), -1)).clamp_min(0)
+    eigenvalues = torch.linalg.eigvalsh(
+        torch.cov(vectors.T, correction=0).reshape(len(variance), -1)
+    ).clamp_min(0)
     share = eigenvalues / eigenvalues.sum().clamp_min(1e-300)
     return {
         "variance": float(variance.mean()),
@@ -92,4 +94,7 @@ def _warning(health: dict, samples: int) -> str | None:
         what = f"{health['context_dead_share']:.0%} of its dimensions never move"
     else:
         return None
-    return f"The context vector has collapsed: {what}. Lower --learning_rate, or start again with another --seed."
+    return (
+        f"The context vector has collapsed: {what}. Lower --learning_rate, or start again with another "
+        "--seed."
+    )

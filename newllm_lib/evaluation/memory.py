@@ -1,4 +1,6 @@
-"""How much memory a step needs beyond what is held before it: by CUDA's own count, or by counting live tensors."""
+"""How much memory a step needs beyond what is held before it: by CUDA's own count, or by counting live
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 def peak_memory(step: Callable[[], None], device: torch.device) -> int:
     """Most bytes that tensors made by `step` hold at any one moment.
 
-    On a processor the system's figures are useless for this (freed memory is kept and used again), so the storages
-    of all tensors are counted as they come and go; what a kernel needs inside itself is not seen there.
+    On a processor the system's figures are useless for this (freed memory is kept and used again), so the
+    storages of all tensors are counted as they come and go; what a kernel needs inside itself is not seen
+    there.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -38,7 +41,9 @@ class _LiveTensors(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        inputs = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in inputs:

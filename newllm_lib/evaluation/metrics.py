@@ -1,9 +1,10 @@
-"""How well a model predicts a split: bits per byte of the original text, perplexity, word perplexity, accuracy.
+"""How well a model predicts a split: bits per byte of the original text, perplexity, word perplexity,
+accuracy.
 
-Every token but the first of the stream is predicted exactly once, weighted equally, each document from its own start.
-Batch and block sizes change nothing but rounding. Bits per byte counts what the tokenizer lost as 8 bits a byte, so
-that models with different vocabularies can be compared; perplexity cannot be, and so is never shown without vocabulary
-and <unk> share.
+Every token but the first of the stream is predicted exactly once, weighted equally, each document from its
+own start. Batch and block sizes change nothing but rounding. Bits per byte counts what the tokenizer lost as
+8 bits a byte, so that models with different vocabularies can be compared; perplexity cannot be, and so is
+never shown without vocabulary and <unk> share.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import torch
 
 from newllm_lib.console import Progress
 from newllm_lib.evaluation import batching as plan
-from newllm_lib.generation.stateful import autocast, eval_mode, is_recurrent, model_device, resets_at_documents, window
+from newllm_lib.generation.stateful import (
+    autocast,
+    eval_mode,
+    is_recurrent,
+    model_device,
+    resets_at_documents,
+    window,
+)
 
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
 # of them, how many are turned into probabilities at once: what fits a processor's cache, or keeps a GPU busy
@@ -55,13 +63,14 @@ def evaluate(
     Args:
         split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
         batch_size: rows in one forward pass (default: what suits the device).
-        block_length: tokens a row in one forward pass; both are lowered where the logits would need more than 256 MiB.
+        block_length: tokens a row in one forward pass; both are lowered where the logits would need more than
+        256 MiB.
         dtype: of matrix products (see `precision`); default: as the weights are.
         share: what this process predicts of it (default: all).
-        health: for a model with a state, also report how alive its context vectors are (`context_*`, see health.py).
-    Returns:
-        loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share, tokens
-        (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
+        health: for a model with a state, also report how alive its context vectors are (`context_*`, see
+        health.py).
+    Returns: loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share,
+        tokens (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
     Raises:
         NewLLMError: the split has no token to predict.
     """
@@ -83,8 +92,12 @@ def evaluate(
     return result
 
 
-def _predictions(model, split, batch_size, block_length, device, share: Share) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after block."""
+def _predictions(
+    model, split, batch_size, block_length, device, share: Share
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after
+    block.
+    """
     starts, lengths = plan.document_pieces(split)
     size, has_state = window(model), is_recurrent(model)
     if size is not None:
@@ -108,19 +121,25 @@ def _predictions(model, split, batch_size, block_length, device, share: Share) -
         for offsets in plan.blocks(lanes, time, shrink=has_state):
             if has_state and carried is not None:
                 carried = carried[: len(offsets)]
-            output = model(input_ids=_tokens(split, offsets, device), use_cache=not one_block, **{name: carried})
+            output = model(
+                input_ids=_tokens(split, offsets, device), use_cache=not one_block, **{name: carried}
+            )
             carried = None if one_block else getattr(output, name)
             yield output.logits, offsets
 
 
 def _tokens(split, offsets: np.ndarray, device) -> torch.Tensor:
-    """Token ids (rows, time) at `offsets`; after a lane's end its padding, whose predictions nobody counts."""
+    """Token ids (rows, time) at `offsets`; after a lane's end its padding, whose predictions nobody
+    counts.
+    """
     ids = np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0])
     return torch.from_numpy(ids.astype(np.int64)).to(device)
 
 
 class _Counts:
-    """Sums over the counted predictions; they stay on the device until the end, so that nothing waits for them."""
+    """Sums over the counted predictions; they stay on the device until the end, so that nothing waits for
+    them.
+    """
 
     def __init__(self, split, tokenizer, device):
         self.split, self.device, self.unk = split, device, unknown_id(tokenizer)
@@ -144,8 +163,11 @@ class _Counts:
 
     def totals(self) -> dict:
         return {
-            "nll": float(self.nll), "correct": int(self.correct), "tokens": self.tokens, "unknown": self.unknown,
-        }  # fmt: skip
+            "nll": float(self.nll),
+            "correct": int(self.correct),
+            "tokens": self.tokens,
+            "unknown": self.unknown,
+        }
 
 
 def counted_targets(split, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +181,9 @@ def counted_targets(split, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def unknown_id(tokenizer) -> int:
-    """Id of <unk>, or -1 where text cannot give one (GPT-2's tokenizer names its <|endoftext|> as unknown token)."""
+    """Id of <unk>, or -1 where text cannot give one (GPT-2's tokenizer names its <|endoftext|> as unknown
+    token).
+    """
     unk = tokenizer.unk_token_id
     return -1 if unk is None or unk in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unk
 
@@ -167,7 +191,8 @@ def unknown_id(tokenizer) -> int:
 def figures(split, tokenizer, *, nll: float, correct: int, tokens: int, unknown: int) -> dict:
     """The reported figures from sums over the counted tokens (`nll` in nats).
 
-    bits_per_byte = (nll / ln 2 + 8 lost_bytes) / bytes; word_perplexity = exp((nll + 8 ln 2 lost_bytes) / words).
+    bits_per_byte = (nll / ln 2 + 8 lost_bytes) / bytes; word_perplexity = exp((nll + 8 ln 2 lost_bytes) /
+    words).
     """
     nll_with_spelling = nll + 8 * math.log(2) * split.lost_bytes
     return {

@@ -1,11 +1,13 @@
-"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and after training.
+"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and
+after training.
 
-    margin     log p(chosen) - log p(rejected), in nats: the model's own preference
-    accuracy   share of the pairs whose margin is above 0 (at 0: half)
-    reward     beta times what training has added to a log-probability; the DPO loss is -log sigmoid(reward margin)
+    margin     log p(chosen) - log p(rejected), in nats: the model's own preference accuracy   share of the
+    pairs whose margin is above 0 (at 0: half) reward     beta times what training has added to a
+    log-probability; the DPO loss is -log sigmoid(reward margin)
 
-Accuracy and margin mean the same before and after. (TRL's reward accuracy does not: before training all rewards are 0.)
-Intervals are of 95 %, by resampling groups of pairs (all pairs about one fact together): pairs about one fact err together.
+Accuracy and margin mean the same before and after. (TRL's reward accuracy does not: before training all
+rewards are 0.) Intervals are of 95 %, by resampling groups of pairs (all pairs about one fact together):
+pairs about one fact err together.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ _LOGITS = 16_000_000  # made at once, at most: 64 MB in float32
 
 
 def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torch.Tensor:
-    """Log-probabilities (pairs, 2) in nats of the chosen and the rejected answers, summed over their tokens, in float64.
+    """Log-probabilities (pairs, 2) in nats of the chosen and the rejected answers, summed over their tokens,
+    in float64.
 
     Args:
-        rows: prompt_ids, chosen_ids, rejected_ids of each pair. dtype: of matrix products; default: as the weights are.
+        rows: prompt_ids, chosen_ids, rejected_ids of each pair. dtype: of matrix products; default: as the
+        weights are.
     """
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     result = torch.empty(len(sequences), dtype=torch.float64)
@@ -45,8 +49,9 @@ def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torc
 
 
 def _body_and_head(model):
-    """The backbone and the head of a model, so that only answers need logits; the whole model and None where these are not the
-    head's as they are, but scaled or capped after it (tried on two tokens), or there are no such parts."""
+    """The backbone and the head of a model, so that only answers need logits; the whole model and None where
+    these are not the head's as they are, but scaled or capped after it (tried on two tokens), or there are no
+    such parts."""
     whole = unwrapped(model)
     body, head = whole.base_model, whole.get_output_embeddings()
     if body is whole or not isinstance(head, torch.nn.Linear):
@@ -57,7 +62,9 @@ def _body_and_head(model):
     return (body, head) if torch.equal(apart.float(), whole(**inputs).logits.float()) else (whole, None)
 
 
-def _answer_log_probs(body, head, sequences: list[tuple[list[int], list[int]]], pad_id: int, device) -> torch.Tensor:
+def _answer_log_probs(
+    body, head, sequences: list[tuple[list[int], list[int]]], pad_id: int, device
+) -> torch.Tensor:
     """(sequences,): log p(answer | prompt), padding on the right. Without a head, `body` gives logits."""
     width = max(len(prompt) + len(answer) for prompt, answer in sequences)
     ids = torch.full((len(sequences), width), pad_id)
@@ -77,7 +84,9 @@ def _answer_log_probs(body, head, sequences: list[tuple[list[int], list[int]]], 
 
 
 def _token_log_probs(head, read: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(tokens,) in float32: log p of each token, by the head's logits (without a head `read` is them) in pieces."""
+    """(tokens,) in float32: log p of each token, by the head's logits (without a head `read` is them) in
+    pieces.
+    """
     at_once = max(1, _LOGITS // (read.shape[-1] if head is None else head.weight.shape[0]))
     found = []
     for piece, wanted in zip(read.split(at_once), tokens.split(at_once), strict=True):
@@ -87,13 +96,17 @@ def _token_log_probs(head, read: torch.Tensor, tokens: torch.Tensor) -> torch.Te
 
 
 def preference_metrics(
-    log_probs: torch.Tensor, reference: torch.Tensor, pairs: Sequence[Pair], beta: float, per_kind: bool = True
+    log_probs: torch.Tensor,
+    reference: torch.Tensor,
+    pairs: Sequence[Pair],
+    beta: float,
+    per_kind: bool = True,
 ) -> dict:
     """Figures of log-probabilities (pairs, 2) beside the base model's.
 
-    Returns:
-        pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of plain DPO), chosen and
-        rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with their intervals for each kind.
+    Returns: pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of
+        plain DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with
+        their intervals for each kind.
     """
     margins = (log_probs[:, 0] - log_probs[:, 1]).numpy()
     rewards = beta * (log_probs - reference)
@@ -101,10 +114,12 @@ def preference_metrics(
     groups = [pair.group or str(i) for i, pair in enumerate(pairs)]
     result = {"pairs": len(pairs), **_intervals(margins, groups)}
     result |= {
-        "reward_accuracy": float(_right(reward_margins.numpy()).mean()), "reward_margin": float(reward_margins.mean()),
+        "reward_accuracy": float(_right(reward_margins.numpy()).mean()),
+        "reward_margin": float(reward_margins.mean()),
         "loss": float(-torch.nn.functional.logsigmoid(reward_margins).mean()),
-        "chosen": float(log_probs[:, 0].mean()), "rejected": float(log_probs[:, 1].mean()),
-    }  # fmt: skip
+        "chosen": float(log_probs[:, 0].mean()),
+        "rejected": float(log_probs[:, 1].mean()),
+    }
     kinds = sorted({pair.kind for pair in pairs} - {""}) if per_kind else []
     if kinds:
         result["kinds"] = {}

@@ -1,7 +1,8 @@
-"""What a model says to a fixed set of prompts, and whether that is degenerate: empty, repeating, the same to everything.
+"""What a model says to a fixed set of prompts, and whether that is degenerate: empty, repeating, the same to
+everything.
 
-A validation loss falls smoothly while the answers it stands for may be one phrase for ever; so the same prompts are answered
-at each evaluation, greedily, and looked at beside each other.
+A validation loss falls smoothly while the answers it stands for may be one phrase for ever; so the same
+prompts are answered at each evaluation, greedily, and looked at beside each other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ QUESTIONS_JA = (
     "健康に良いことを三つ教えてください。",
     "ありがとうございました。さようなら。",
 )
-BEGINNINGS = ("The city was founded in", "The film was first shown", "In the last week of the war", "She began to write when")
+BEGINNINGS = (
+    "The city was founded in",
+    "The film was first shown",
+    "In the last week of the war",
+    "She began to write when",
+)
 _LOOKED_AT = 20_000  # tokens of a split that tell what kind of text it is
 _KANA = re.compile("[\u3040-\u30ff]")
 _REPEATING = 0.5  # an answer in which fewer of the pairs of tokens are different
@@ -39,7 +45,8 @@ _LONG_ENOUGH = 8  # tokens: shorter answers cannot repeat much
 
 
 class Prompts:
-    """The prompts that fit a split: questions where it holds dialogues (Japanese where its text is), else beginnings.
+    """The prompts that fit a split: questions where it holds dialogues (Japanese where its text is), else
+    beginnings.
 
     Attributes:
         texts: what people see. ids: the same as token ids, as the model reads them.
@@ -69,18 +76,21 @@ def answer(model, tokenizer, prompts: Prompts, tokens: int) -> dict:
 def variety(tokenizer, answers: Sequence[str]) -> dict:
     """How different what was said is, in tokens.
 
-    Returns:
-        distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et al., 2016, arXiv
-        1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many equal an earlier one;
+    Returns: distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et
+        al., 2016, arXiv 1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many
+        equal an earlier one;
         warning: one sentence, or None.
     """
     ids = [encode_text(tokenizer, text.strip()) for text in answers]
     said = [" ".join(text.split()) for text in answers if text.strip()]
     result = {
-        "distinct_1": _distinct(ids, 1), "distinct_2": _distinct(ids, 2), "mean_tokens": sum(map(len, ids)) / max(1, len(ids)),
-        "empty": len(answers) - len(said), "same": len(said) - len(set(said)),
+        "distinct_1": _distinct(ids, 1),
+        "distinct_2": _distinct(ids, 2),
+        "mean_tokens": sum(map(len, ids)) / max(1, len(ids)),
+        "empty": len(answers) - len(said),
+        "same": len(said) - len(set(said)),
         "repeating": sum(len(i) >= _LONG_ENOUGH and _distinct([i], 2) < _REPEATING for i in ids),
-    }  # fmt: skip
+    }
     return result | {"warning": _warning(result, len(answers))}
 
 
@@ -91,7 +101,11 @@ def _distinct(texts: list[list[int]], n: int) -> float:
 
 def _warning(found: dict, count: int) -> str | None:
     """The gravest, where at least half of the answers are so."""
-    for key, what in (("empty", "are empty"), ("repeating", "repeat themselves"), ("same", "are the same as another")):
+    for key, what in (
+        ("empty", "are empty"),
+        ("repeating", "repeat themselves"),
+        ("same", "are the same as another"),
+    ):
         if 2 * found[key] >= count > 0:
             return f"{found[key]} of {count} sample answers {what}"
     return None
@@ -100,20 +114,36 @@ def _warning(found: dict, count: int) -> str | None:
 def as_markdown(rows: Sequence[dict], name: str, most: int = 12) -> str:
     """Rows of `answer` with step, epoch and bits_per_byte as a page: for each prompt its answers over time.
 
-    `most`: so many evaluations are shown, the first, the last and others evenly between (all are in samples.jsonl).
+    `most`: so many evaluations are shown, the first, the last and others evenly between (all are in
+    samples.jsonl).
     """
     if len(rows) > most:
         rows = [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-    lines = [f"# What {name} says", "", "The most probable answers at each evaluation, cut at a fixed length."]
-    lines += ["distinct-n: share of different n-tuples of tokens in all answers; low where a model repeats itself.", ""]
-    lines += ["| step | epoch | bits/byte | distinct-1 | distinct-2 | tokens | empty | repeating | |", "|---:" * 8 + "|---|"]
+    lines = [
+        f"# What {name} says",
+        "",
+        "The most probable answers at each evaluation, cut at a fixed length.",
+    ]
+    lines += [
+        "distinct-n: share of different n-tuples of tokens in all answers; low where a model repeats itself.",
+        "",
+    ]
+    lines += [
+        "| step | epoch | bits/byte | distinct-1 | distinct-2 | tokens | empty | repeating | |",
+        "|---:" * 8 + "|---|",
+    ]
     for row in rows:
-        figures = f"{row['epoch']:.3g} | {row['bits_per_byte']:.3f} | {row['distinct_1']:.2f} | {row['distinct_2']:.2f}"
+        figures = (
+            f"{row['epoch']:.3g} | {row['bits_per_byte']:.3f} | {row['distinct_1']:.2f} | "
+            f"{row['distinct_2']:.2f}"
+        )
         more = f"{row['mean_tokens']:.1f} | {row['empty']} | {row['repeating']} | {row['warning'] or ''}"
         lines.append(f"| {row['step']} | {figures} | {more} |")
     for number, prompt in enumerate(rows[-1]["prompts"]):
         lines += ["", f"## {_safe(prompt)}", "", "| step | answer |", "|---:|---|"]
-        lines += [f"| {row['step']} | {_safe(row['answers'][number].strip()) or '(nothing)'} |" for row in rows]
+        lines += [
+            f"| {row['step']} | {_safe(row['answers'][number].strip()) or '(nothing)'} |" for row in rows
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,6 @@
-"""How fast a model is and how much memory it needs, on this machine: medians over repeats, after a warm-up."""
+"""How fast a model is and how much memory it needs, on this machine: medians over repeats, after a
+warm-up.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,27 @@ _LOGITS = 2**28  # most logits of one timed forward pass: 1 GiB in float32
 
 
 def measure_speed(
-    model, *, batch_size: int | None = None, length: int = 128, repeats: int = 5, decode_tokens: int = 32,
-    dtype: str | torch.dtype | None = None, training: bool = True,
-) -> dict:  # fmt: skip
+    model,
+    *,
+    batch_size: int | None = None,
+    length: int = 128,
+    repeats: int = 5,
+    decode_tokens: int = 32,
+    dtype: str | torch.dtype | None = None,
+    training: bool = True,
+) -> dict:
     """Time the model where it is, on random tokens. Weights, gradients and mode are left as they were.
 
     Args:
-        batch_size: sequences at a time (default: 16 on a processor, 128 on a GPU, fewer with a large vocabulary).
+        batch_size: sequences at a time (default: 16 on a processor, 128 on a GPU, fewer with a large
+        vocabulary).
         length: tokens in a sequence (lowered to the window of a model that has one).
         decode_tokens: tokens generated one by one, batch 1, for the decoding speed.
         training: also time forward and backward together (no optimizer step).
-    Returns:
-        batch_size, length, ms_per_batch and tokens_per_second (forward pass), training_ms_per_batch and
-        training_tokens_per_second (None without `training`), decode_tokens_per_second, decode_memory_bytes (what one
-        text holds between two tokens after `length` tokens), peak_memory_mib (weights and one forward pass, with
-        backward pass if `training`; no optimizer state; see memory.py).
+    Returns: batch_size, length, ms_per_batch and tokens_per_second (forward pass), training_ms_per_batch and
+        training_tokens_per_second (None without `training`), decode_tokens_per_second, decode_memory_bytes
+        (what one text holds between two tokens after `length` tokens), peak_memory_mib (weights and one
+        forward pass, with backward pass if `training`; no optimizer state; see memory.py).
     """
     device = model_device(model)
     length = min(length, window(model) or length)
@@ -60,13 +68,16 @@ def measure_speed(
     decode_seconds, carried = _decode(model, ids[0].tolist(), decode_tokens, device, dtype)
     tokens = batch_size * length
     return {
-        "batch_size": batch_size, "length": length,
-        "ms_per_batch": 1000 * forward_seconds, "tokens_per_second": tokens / forward_seconds,
+        "batch_size": batch_size,
+        "length": length,
+        "ms_per_batch": 1000 * forward_seconds,
+        "tokens_per_second": tokens / forward_seconds,
         "training_ms_per_batch": 1000 * training_seconds if training else None,
         "training_tokens_per_second": tokens / training_seconds if training else None,
-        "decode_tokens_per_second": 1 / decode_seconds, "decode_memory_bytes": carried,
+        "decode_tokens_per_second": 1 / decode_seconds,
+        "decode_memory_bytes": carried,
         "peak_memory_mib": held / MIB,
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
@@ -93,12 +104,16 @@ def _median_seconds(step: Callable[[], None], repeats: int, device: torch.device
 
 
 def _decode(model, ids: list[int], count: int, device, dtype) -> tuple[float, int]:
-    """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)` tokens."""
+    """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)`
+    tokens.
+    """
     reader = IncrementalDecoder(model)
     with eval_mode(model), autocast(device, dtype):
         reader.read(ids)
         carried = reader.carried_bytes()
-        seconds = (_seconds_by_state if reader.has_state else _seconds_by_keys)(model, reader, ids, count, device)
+        seconds = (_seconds_by_state if reader.has_state else _seconds_by_keys)(
+            model, reader, ids, count, device
+        )
     return seconds, carried
 
 
@@ -117,7 +132,9 @@ def _seconds_by_state(model, reader: IncrementalDecoder, ids: list[int], count: 
 
 
 def _seconds_by_keys(model, reader: IncrementalDecoder, ids: list[int], count: int, device) -> float:
-    """The text read before is short enough for the tokens that follow: no window is ever full in the timed part."""
+    """The text read before is short enough for the tokens that follow: no window is ever full in the timed
+    part.
+    """
     reader.reset()
     logits, times = reader.read(ids[: max(1, reader.window - count)]), []
     for _ in range(min(count, reader.window - 1)):

@@ -1,4 +1,6 @@
-"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there to the hub."""
+"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there
+to the hub.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,23 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
 
     Args:
         model: as for `load_model`. Adapters are merged into their base.
-        output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in the current one.
+        output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in
+        the current one.
         which: of a run "best", "last" or "checkpoint-N".
     Raises:
-        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk is full.
+        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk
+        is full.
     """
     location = locate(model, which)
     source = whole_model_folder(location)
     name = location.title().rpartition("/")[2]
-    folder = Path(output_dir) if output_dir else location.run.path / "export" if location.run else Path(f"{name}_export")
+    folder = (
+        Path(output_dir)
+        if output_dir
+        else location.run.path / "export"
+        if location.run
+        else Path(f"{name}_export")
+    )
     with owned_directory(folder, "export", "--output_dir", name) as staging:
         _write_model(source, staging)
         recipe = recipe_beside(location, source)
@@ -42,12 +52,17 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         (staging / "README.md").write_text(_card(location, recipe, staging), encoding="utf-8")
     (folder / MANIFEST).unlink()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    say(f"Exported {location.title()}{f' ({which})' if location.run else ''} to {folder} ({size / 2**20:,.1f} MiB)")
+    say(
+        f"Exported {location.title()}{f' ({which})' if location.run else ''} to {folder} "
+        f"({size / 2**20:,.1f} MiB)"
+    )
     return folder
 
 
 def _write_model(source: Path, folder: Path) -> None:
-    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of their base."""
+    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of
+    their base.
+    """
     if is_adapter(source):
         loaded = load_model(source)
         loaded.model.save_pretrained(folder)
@@ -78,11 +93,15 @@ def _card(location: ModelLocation, recipe: Recipe | None, folder: Path) -> str:
 def _with_use_of(card: str, own: str) -> str:
     """A preference run's own card, with the front matter of a model's and how the exported folder is used."""
     front, use = card.partition("\n# ")[0], card.partition("## Use\n")[2].partition("\n## ")[0]
-    return f"{front}\n{own.partition('## Use')[0].replace('![curves](curves.png)', '').rstrip()}\n\n## Use\n{use}\n"
+    return (
+        f"{front}\n{own.partition('## Use')[0].replace('![curves](curves.png)', '').rstrip()}\n\n## "
+        f"Use\n{use}\n"
+    )
 
 
 def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:
-    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or kept.
+    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or
+    kept.
 
     Args:
         token: default: HF_TOKEN, or what `hf auth login` stored.
@@ -94,7 +113,10 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
 
     token = token or os.environ.get("HF_TOKEN") or get_token()
     if not token:
-        raise UsageError("Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key icon).")
+        raise UsageError(
+            "Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key "
+            "icon)."
+        )
     if repository.count("/") != 1:
         raise UsageError(f"--push {repository}: give it as OWNER/NAME.")
     say(f"Uploading {folder} to {repository} ({'private' if private else 'public'})")
@@ -102,13 +124,19 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         about = f"Upload {folder.parent.name}"
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK])
+        api.upload_folder(
+            repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK]
+        )
     except HFValidationError as error:
         raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
     except HfHubHTTPError as error:
-        raise NewLLMError(f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights.") from None
+        raise NewLLMError(
+            f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights."
+        ) from None
     except OSError as error:
-        raise NewLLMError(f"The hub cannot be reached ({_first_line(error, token)}): try again later.") from None
+        raise NewLLMError(
+            f"The hub cannot be reached ({_first_line(error, token)}): try again later."
+        ) from None
     return f"{api.endpoint}/{repository}"
 
 

@@ -1,4 +1,6 @@
-"""The model card of an exported run: what it is, on what it was trained, how well it does, and how to use it."""
+"""The model card of an exported run: what it is, on what it was trained, how well it does, and how
+to use it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,15 @@ _KINDS = {
     "new_llm": "New-LLM: no attention, a context vector of fixed size is carried from token to token",
     "tiny_gpt2": "TinyGPT2: GPT-2's architecture, sized to have as many parameters as a New-LLM",
     "phase7": "Phase 7: local hyperbolic attention gated with a state-space branch, a tensor-train embedding",
-    "phase8": "Phase 8: linear attention by hyperbolic features gated with a state-space branch, a tensor-train embedding",
+    "phase8": "Phase 8: linear attention by hyperbolic features gated with a state-space branch, a "
+    "tensor-train embedding",
 }
-_HUB_LICENCES = {"MIT": "mit", "CC BY-SA 3.0": "cc-by-sa-3.0", "CC BY 4.0": "cc-by-4.0", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
+_HUB_LICENCES = {
+    "MIT": "mit",
+    "CC BY-SA 3.0": "cc-by-sa-3.0",
+    "CC BY 4.0": "cc-by-4.0",
+    "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
+}
 _DEFINITIONS = """\
 - **bits per byte**: bits the model needs for each byte of the original text; independent of the vocabulary, and text lost in
   `<unk>` is charged at 8 bits a byte. 8 is no knowledge at all.
@@ -55,11 +63,11 @@ def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, comma
         f"# {name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
         f"## Use\n\n{_use(folder)}",
         f"## Training\n\n```bash\n{command}\n```\n\n{_settings(recipe)}",
-        f"## Data\n\n{title} ({home}), licence: {licence}. A model keeps traces of what it was trained on: the licence of the "
-        "data may bind its use.",
+        f"## Data\n\n{title} ({home}), licence: {licence}. A model keeps traces of what it was trained on: "
+        "the licence of the data may bind its use.",
         f"## Figures\n\n{_figures(best)}\n\n{_DEFINITIONS}",
-        "## Limits\n\nA small model: it writes fluent nonsense, knows little, and repeats what its data says, prejudices "
-        "included. It was not made to be safe for the public.",
+        "## Limits\n\nA small model: it writes fluent nonsense, knows little, and repeats what its data "
+        "says, prejudices included. It was not made to be safe for the public.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -78,7 +86,11 @@ def training_command(recipe: Recipe, changed: dict | None = None) -> str:
         return "newllm train recipe.yaml    # the file beside this card"
     base = load_recipe(recipe.recipe, {"model": recipe.model, "sized_for": recipe.sized_for})
     words = [f"newllm train {recipe.recipe} --sized_for {recipe.sized_for}"]
-    words += [f"--model {recipe.model}"] if recipe.model != load_recipe(recipe.recipe, device_kind=recipe.sized_for).model else []
+    words += (
+        [f"--model {recipe.model}"]
+        if recipe.model != load_recipe(recipe.recipe, device_kind=recipe.sized_for).model
+        else []
+    )
     for line in recipe.differences(base):
         key = line.partition(":")[0]
         value = getattr(recipe, key)
@@ -87,7 +99,12 @@ def training_command(recipe: Recipe, changed: dict | None = None) -> str:
 
 
 def _front_matter(recipe: Recipe, home: str, licence: str) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [new-llm, newllm_lib]"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [new-llm, newllm_lib]",
+    ]
     if licence in _HUB_LICENCES:
         lines.append(f"license: {_HUB_LICENCES[licence]}")
     if "/" in home and not recipe.data_dir:
@@ -100,11 +117,19 @@ def _data(recipe: Recipe) -> tuple[str, str, str]:
     from newllm_lib.data.datasets import REGISTRY
 
     if recipe.data_dir:
-        return "a folder of texts", f"`{Path(recipe.data_dir).name}`", "not known; whoever gave the texts knows it"
+        return (
+            "a folder of texts",
+            f"`{Path(recipe.data_dir).name}`",
+            "not known; whoever gave the texts knows it",
+        )
     known = REGISTRY.get(recipe.data)
     if known is None:
         return recipe.data, recipe.data, "see the data set's own card"
-    return known.title, f"{known.home}, revision {known.revision}" if "/" not in known.home else known.home, known.licence
+    return (
+        known.title,
+        f"{known.home}, revision {known.revision}" if "/" not in known.home else known.home,
+        known.licence,
+    )
 
 
 def _size(folder: Path) -> str:
@@ -122,9 +147,13 @@ def _size(folder: Path) -> str:
 
 def _use(folder: Path) -> str:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    ours = f"```bash\npip install git+{HOME}\n```\n\n```python\nimport newllm_lib.models  # makes its models known\n"
+    ours = (
+        f"```bash\npip install git+{HOME}\n```\n\n```python\nimport newllm_lib.models  # makes its models "
+        "known\n"
+    )
     return (
-        (ours if kind in _KINDS else "```python\n") + "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        (ours if kind in _KINDS else "```python\n")
+        + "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "model = AutoModelForCausalLM.from_pretrained(FOLDER_OR_REPOSITORY)\n"
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER_OR_REPOSITORY)\n```"
     )
@@ -132,8 +161,9 @@ def _use(folder: Path) -> str:
 
 def _settings(recipe: Recipe) -> str:
     return (
-        f"{recipe.epochs:g} epochs at most, {recipe.batch_size} x {recipe.max_seq_length} tokens a step, {recipe.optimizer}, "
-        f"peak learning rate {recipe.scaled_learning_rate():.2g}, seed {recipe.seed}. Every setting stands in `recipe.yaml`."
+        f"{recipe.epochs:g} epochs at most, {recipe.batch_size} x {recipe.max_seq_length} tokens a step, "
+        f"{recipe.optimizer}, peak learning rate {recipe.scaled_learning_rate():.2g}, seed {recipe.seed}. "
+        "Every setting stands in `recipe.yaml`."
     )
 
 
@@ -142,9 +172,14 @@ def _figures(best: dict | None) -> str:
         return "Not evaluated."
     rows = [("bits per byte", f"{best['eval_bits_per_byte']:.4f}")]
     if best.get("eval_perplexity") is not None:
-        share = f"vocabulary {best.get('eval_vocab_size', 0):,}, `<unk>` {best.get('eval_unk_share', 0.0):.1%}"
+        share = (
+            f"vocabulary {best.get('eval_vocab_size', 0):,}, `<unk>` {best.get('eval_unk_share', 0.0):.1%}"
+        )
         rows.append((f"perplexity ({share})", f"{best['eval_perplexity']:.2f}"))
     if best.get("eval_accuracy") is not None:
         rows.append(("accuracy", f"{best['eval_accuracy']:.1%}"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"On the validation split, at step {best['step']}, the best of all evaluations:\n\n| | |\n|---|---|\n{table}"
+    return (
+        f"On the validation split, at step {best['step']}, the best of all evaluations:\n\n| | "
+        f"|\n|---|---|\n{table}"
+    )

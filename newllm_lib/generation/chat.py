@@ -10,7 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 from newllm_lib.console import say
-from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text, render_turn, template_of
+from newllm_lib.data.templates import (
+    END_OF_TURN,
+    ROLE_TOKENS,
+    encode_messages,
+    encode_text,
+    render_turn,
+    template_of,
+)
 from newllm_lib.errors import UsageError
 from newllm_lib.generation.decoding import Text
 from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens, token_id
@@ -27,15 +34,19 @@ class ChatSession:
     """A conversation with one model.
 
     Args:
-        dialogue: turns between <|user|> and <|assistant|>; or False: the model continues plain text. None: by what the
-            model expects after <|endoftext|>.
+        dialogue: turns between <|user|> and <|assistant|>; or False: the model continues plain text. None: by
+            what the model expects after <|endoftext|>.
         system: instructions before the first turn (dialogue only).
     """
 
     def __init__(
-        self, model, tokenizer, settings: Settings | None = None,
-        dialogue: bool | None = None, system: str | None = None,
-    ):  # fmt: skip
+        self,
+        model,
+        tokenizer,
+        settings: Settings | None = None,
+        dialogue: bool | None = None,
+        system: str | None = None,
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.settings = settings or Settings()
         self._control = {role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()}
@@ -44,7 +55,9 @@ class ChatSession:
         self.system = system
         self.dialogue = speaks_in_turns(model, tokenizer) if dialogue is None else dialogue
         if self.dialogue and None in self._control.values():
-            raise UsageError("This model's tokenizer has no <|user|> and <|assistant|>: it can only continue text.")
+            raise UsageError(
+                "This model's tokenizer has no <|user|> and <|assistant|>: it can only continue text."
+            )
         self.reset()
 
     def reset(self) -> None:
@@ -55,11 +68,13 @@ class ChatSession:
         bos = self.tokenizer.bos_token_id
         self._text.unread += [] if bos is None else [bos]
         if self.dialogue and self.system:
-            self._text.unread += encode_messages(self.tokenizer, [{"role": "system", "content": _whole(self.system)}])
+            self._text.unread += encode_messages(
+                self.tokenizer, [{"role": "system", "content": _whole(self.system)}]
+            )
 
     def reply(self, text: str) -> Iterator[str]:
-        """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the conversation goes
-        on.
+        """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the
+        conversation goes on.
 
         It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
         """
@@ -83,7 +98,9 @@ class ChatSession:
     def _turn(self, text: str) -> list[int]:
         if not self.dialogue:  # goes on where the model stopped
             return self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
-        return encode_messages(self.tokenizer, [{"role": "user", "content": _whole(text)}], add_generation_prompt=True)
+        return encode_messages(
+            self.tokenizer, [{"role": "user", "content": _whole(text)}], add_generation_prompt=True
+        )
 
     def _end_turn(self) -> None:
         """Close the answer as training data does, whether the model, the length or the user ended it."""
@@ -96,7 +113,8 @@ class ChatSession:
         return encode_text(self.tokenizer, _whole(text))
 
     def command(self, line: str) -> str:
-        """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's business.
+        """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's
+        business.
 
         Raises:
             UsageError: no such command or setting, or a bad value.
@@ -113,14 +131,18 @@ class ChatSession:
         if name in ("help", ""):
             return COMMANDS
         if not hasattr(self.settings, name):
-            raise UsageError(f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7).")
+            raise UsageError(
+                f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7)."
+            )
         self.settings = self.settings.changed(name, value)
         self._text.use(self.settings)
         return f"{name} is {getattr(self.settings, name)}."
 
 
 def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
-    """Whether the model was trained on dialogues: after <|endoftext|> it gives a speaker at least this probability."""
+    """Whether the model was trained on dialogues: after <|endoftext|> it gives a speaker at least this
+    probability.
+    """
     roles = [token_id(tokenizer, token) for token in ROLE_TOKENS.values()]
     if None in roles or tokenizer.bos_token_id is None:
         return False
@@ -134,16 +156,23 @@ def _whole(text: str) -> str:
 
 
 class _Pieces:
-    """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next token."""
+    """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next
+    token.
+    """
 
     def __init__(self, tokenizer, beginning: str = ""):
         self.tokenizer, self.beginning = tokenizer, beginning  # the template's own, before the first word
         self.ids: list[int] = []
-        self.context = self.shown = 0  # ids before `shown` are out; those from `context` on still shape what follows
+        self.context = self.shown = (
+            0  # ids before `shown` are out; those from `context` on still shape what follows
+        )
 
     def add(self, token: int) -> str:
         self.ids.append(token)
-        before, now = self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
+        before, now = (
+            self._decode(self.ids[self.context : self.shown]),
+            self._decode(self.ids[self.context :]),
+        )
         if now.endswith("\ufffd") or len(now) <= len(before):
             return ""
         self.context, self.shown = self.shown, len(self.ids)
@@ -151,7 +180,9 @@ class _Pieces:
 
     def rest(self) -> str:
         """What still waits when the answer is over."""
-        return self._new(self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :]))
+        return self._new(
+            self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
+        )
 
     def _new(self, before: str, now: str) -> str:
         text = now[len(before) :].removeprefix(self.beginning)
@@ -166,7 +197,8 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=No
     """Talk in the terminal until /quit, Ctrl-D, or a second Ctrl-C in a row.
 
     Args:
-        ask: shows a prompt and returns the line that the user types. out: where the answers go (standard output).
+        ask: shows a prompt and returns the line that the user types. out: where the answers go (standard
+        output).
     """
     out = out or sys.stdout
     plain = "This model was trained on plain text: it continues what you write."
@@ -226,10 +258,14 @@ def chat(run, settings: Settings | None = None, which: str = "best", device: str
     run_terminal(open_session(run, settings, which, device))
 
 
-def open_session(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> ChatSession:
-    """A conversation with a model, as `load_model` finds it: in turns where its record says that it learned answers.
+def open_session(
+    run, settings: Settings | None = None, which: str = "best", device: str | None = None
+) -> ChatSession:
+    """A conversation with a model, as `load_model` finds it: in turns where its record says that it learned
+    answers.
 
-    A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`) says nothing.
+    A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`)
+    says nothing.
 
     Raises:
         UsageError, NewLLMError: the model cannot be loaded (see `load_model`).

@@ -1,8 +1,9 @@
-"""Decoding with a model that carries a state of fixed size: a token a step, at the same speed and memory however long the text.
+"""Decoding with a model that carries a state of fixed size: a token a step, at the same speed and memory
+however long the text.
 
-A step reads the newest token, chooses the next one and keeps all it needs on the device, the choice too; on a GPU it is one
-replay of a CUDA graph. The host looks at what was said only every few steps. `Text` reads and continues one text and can be
-left at any token; `continue_texts` continues many at once.
+A step reads the newest token, chooses the next one and keeps all it needs on the device, the choice too; on a
+GPU it is one replay of a CUDA graph. The host looks at what was said only every few steps. `Text` reads and
+continues one text and can be left at any token; `continue_texts` continues many at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from newllm_lib.generation.sampling import Sampler, Settings
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
 
-_AT_ONCE = {"cpu": 1, "cuda": 16}  # steps between two looks of the host: on a GPU each look lets it wait for a moment
+_AT_ONCE = {
+    "cpu": 1,
+    "cuda": 16,
+}  # steps between two looks of the host: on a GPU each look lets it wait for a moment
 _PREFILL = 512  # tokens of a row that are read in one forward pass
 REMEMBERED = 256  # latest tokens of earlier answers that a repetition penalty looks at
 
@@ -47,7 +51,8 @@ class Steps:
             self._capture()
 
     def begin(self, state: torch.Tensor, logits: torch.Tensor, seen: Sequence[Sequence[int]]) -> list[int]:
-        """Start from what was read: state (rows, layers, size), logits (rows, vocab) of the token that follows.
+        """Start from what was read: state (rows, layers, size), logits (rows, vocab) of the token that
+        follows.
 
         Args:
             seen: for each row the ids that a repetition penalty looks at so far.
@@ -65,7 +70,9 @@ class Steps:
         return self.token.flatten().tolist()
 
     def run(self, count: int) -> list[list[int]]:
-        """`count` (at most `at_once`) more tokens of each row, (rows, count); after a row's stop they mean nothing."""
+        """`count` (at most `at_once`) more tokens of each row, (rows, count); after a row's stop they mean
+        nothing.
+        """
         if self.uniform is not None:
             self.uniform[:count].copy_(self.sampler.uniform(count, self.uniform.shape[1]), non_blocking=True)
         self.index.zero_()
@@ -127,7 +134,8 @@ class Text:
     def write(self, count: int) -> Iterator[int]:
         """Up to `count` tokens; ends early, with `stopped` set, at a stop, which is not given out.
 
-        It can be left at any token, also by an exception: what was given out then counts as said, and nothing else.
+        It can be left at any token, also by an exception: what was given out then counts as said, and nothing
+        else.
         """
         self.stopped = False
         with eval_mode(self.reader.model):
@@ -167,7 +175,8 @@ class Text:
 
     @contextlib.contextmanager
     def _kept_as_far_as_given(self) -> Iterator[list[int]]:
-        """The state goes on by whole batches of steps; whoever leaves in the middle of one finds it where the text ends.
+        """The state goes on by whole batches of steps; whoever leaves in the middle of one finds it where the
+        text ends.
 
         Yields:
             a list for the tokens that are given out.
@@ -195,7 +204,8 @@ class Text:
 def continue_texts(
     model, prompts: Sequence[Sequence[int]], settings: Settings, stop: Sequence[int], reserved: Sequence[int]
 ) -> list[list[int]]:
-    """Continuations of prompts (token ids), all at once, each up to its stop (not included) or `settings.max_new_tokens`.
+    """Continuations of prompts (token ids), all at once, each up to its stop (not included) or
+    `settings.max_new_tokens`.
 
     Args:
         model: one that carries a state.
@@ -214,7 +224,9 @@ def continue_texts(
 
 
 def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read prompts from empty states, a bounded piece at a time: states (rows, layers, size), last logits (rows, vocab)."""
+    """Read prompts from empty states, a bounded piece at a time: states (rows, layers, size), last logits
+    (rows, vocab).
+    """
     device, width = model_device(model), max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -222,11 +234,11 @@ def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor,
     with eval_mode(model):
         for start in range(0, width, _PREFILL):
             piece, valid = ids[:, start : start + _PREFILL], mask[:, start : start + _PREFILL]
-            output = model(input_ids=piece, attention_mask=valid, state=state, use_cache=True, logits_to_keep=1)
+            output = model(
+                input_ids=piece, attention_mask=valid, state=state, use_cache=True, logits_to_keep=1
+            )
             state = output.state
     return state, output.logits[:, -1]
-
-
 
 
 def _until(ids: list[int], stop: set[int]) -> list[int]:

@@ -1,4 +1,6 @@
-"""Completing prompts, many at once: a model with a state by our own decoding, any other by transformers' `generate`."""
+"""Completing prompts, many at once: a model with a state by our own decoding, any other by transformers'
+`generate`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,18 @@ from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_token
 
 
 def complete(
-    model, tokenizer, prompts: str | Sequence[str] | Sequence[Sequence[int]],
-    settings: Settings | None = None, **changes,
-) -> str | list[str]:  # fmt: skip
+    model,
+    tokenizer,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    settings: Settings | None = None,
+    **changes,
+) -> str | list[str]:
     """Continue prompts.
 
-    A prompt is the beginning of a document: <|endoftext|> is put before text (not before token ids, which are taken as
-    they are). The answer ends at <|end|> or <|endoftext|>, holds no control tokens, and does not repeat the prompt. A
-    model with a window (TinyGPT2) reads the end of a prompt that is too long and stops where its window is full.
-    Torch's global random state is left as it was.
+    A prompt is the beginning of a document: <|endoftext|> is put before text (not before token ids, which are
+    taken as they are). The answer ends at <|end|> or <|endoftext|>, holds no control tokens, and does not
+    repeat the prompt. A model with a window (TinyGPT2) reads the end of a prompt that is too long and stops
+    where its window is full. Torch's global random state is left as it was.
 
     Args:
         prompts: one text, or a list of texts or of lists of token ids.
@@ -78,7 +83,9 @@ def _by_generate(model, tokenizer, prompts: list[list[int]], settings: Settings)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         output = model.generate(
-            input_ids=tokens, attention_mask=mask, generation_config=_generation_config(model, tokenizer, settings)
+            input_ids=tokens,
+            attention_mask=mask,
+            generation_config=_generation_config(model, tokenizer, settings),
         )
     return output[:, tokens.shape[1] :].tolist()
 
@@ -106,10 +113,12 @@ def _generation_config(model, tokenizer, settings: Settings):
 
     stop = stop_tokens(tokenizer)
     return GenerationConfig(
-        **settings.for_generate(), eos_token_id=stop, bos_token_id=tokenizer.bos_token_id,
+        **settings.for_generate(),
+        eos_token_id=stop,
+        bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
         suppress_tokens=reserved_tokens(tokenizer, model.config.vocab_size) or None,
-    )  # fmt: skip
+    )
 
 
 def _until_stop(tokenizer, ids: list[int]) -> str:

@@ -1,4 +1,6 @@
-"""How the next token is chosen, and which tokens never are: one set of settings for completion, chat and notebooks."""
+"""How the next token is chosen, and which tokens never are: one set of settings for completion, chat and
+notebooks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from newllm_lib.data.templates import END_OF_TURN
 from newllm_lib.errors import UsageError
 
 _LIMITS = {  # name: (lowest, highest, what it does)
-    "temperature": (0.0, 10.0, "0: always the most probable token; 1: as the model says; higher: more surprising"),
+    "temperature": (
+        0.0,
+        10.0,
+        "0: always the most probable token; 1: as the model says; higher: more surprising",
+    ),
     "top_k": (0, 10**6, "choose among this many tokens (0: all)"),
     "top_p": (0.01, 1.0, "choose among the tokens that hold this much probability"),
     "repetition_penalty": (0.1, 10.0, "above 1: avoid what was said before"),
@@ -68,10 +74,12 @@ class Settings:
 
 
 class Sampler:
-    """Chooses next tokens from their logits: what transformers' warpers leave, in the order `generate` applies them.
+    """Chooses next tokens from their logits: what transformers' warpers leave, in the order `generate`
+    applies them.
 
-    Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA graph. Chance
-    comes in as uniform numbers, drawn on the processor: the same seed gives the same text on every device, up to rounding.
+    Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA
+    graph. Chance comes in as uniform numbers, drawn on the processor: the same seed gives the same text on
+    every device, up to rounding.
     """
 
     def __init__(self, settings: Settings, reserved: Sequence[int], device):
@@ -95,14 +103,17 @@ class Sampler:
         """Token ids (rows,).
 
         Args:
-            logits: (rows, vocab). seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None without one.
+            logits: (rows, vocab). seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None
+            without one.
             uniform: (rows,) random numbers; unused, and None, where sampling is greedy.
         """
         import torch
 
         settings, scores = self.settings, logits.float()
         if settings.repetition_penalty != 1:
-            lowered = torch.where(scores < 0, scores * settings.repetition_penalty, scores / settings.repetition_penalty)
+            lowered = torch.where(
+                scores < 0, scores * settings.repetition_penalty, scores / settings.repetition_penalty
+            )
             scores = torch.where(seen, lowered, scores)
         if len(self.reserved):
             scores = scores.index_fill(-1, self.reserved, -torch.inf)
@@ -118,7 +129,9 @@ class Sampler:
             before = probability.cumsum(-1) - probability
             probability = probability.masked_fill(before >= settings.top_p, 0.0)
         reached = probability.cumsum(-1)
-        threshold = uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)  # below the last that is kept, in spite of rounding
+        threshold = (
+            uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)
+        )  # below the last that is kept, in spite of rounding
         place = (reached <= threshold).sum(-1, keepdim=True)
         return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 
@@ -140,7 +153,9 @@ def stop_tokens(tokenizer) -> list[int]:
 
 
 def reserved_tokens(tokenizer, vocab_size: int) -> list[int]:
-    """Ids that no answer may hold: control tokens but the stops, <unk>, and ids of the model beyond the tokenizer's."""
+    """Ids that no answer may hold: control tokens but the stops, <unk>, and ids of the model beyond the
+    tokenizer's.
+    """
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     control |= set(tokenizer.all_special_ids)
     return sorted((control | set(range(len(tokenizer), vocab_size))) - set(stop_tokens(tokenizer)))

@@ -1,7 +1,8 @@
 """What a model carries from token to token, and reading text once with it.
 
-New-LLM carries one tensor of fixed size (its state); an attention model carries keys and values, limited to its window.
-Everything in this package that reads text in pieces (metrics, chat, decoding speed) asks here which of the two it is.
+New-LLM carries one tensor of fixed size (its state); an attention model carries keys and values, limited to
+its window. Everything in this package that reads text in pieces (metrics, chat, decoding speed) asks here
+which of the two it is.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def model_device(model) -> torch.device:
 
 
 def autocast(device: torch.device, dtype: str | torch.dtype | None):
-    """Context for matrix products in `dtype`: "fp32", "fp16", "bf16" or a torch dtype; None: as the weights are."""
+    """Context for matrix products in `dtype`: "fp32", "fp16", "bf16" or a torch dtype; None: as the weights
+    are.
+    """
     dtype = _DTYPES[dtype] if isinstance(dtype, str) else dtype
     if dtype in (None, torch.float32):
         return contextlib.nullcontext()
@@ -73,8 +76,9 @@ def eval_mode(model):
 class IncrementalDecoder:
     """Reads tokens in order and remembers them by what the model carries, so that nothing is read twice.
 
-    With New-LLM the memory has one size however long the text. With attention it is the key-value cache; where its
-    window is full, the newest half is read again into an empty cache (absolute positions leave no other way).
+    With New-LLM the memory has one size however long the text. With attention it is the key-value cache;
+    where its window is full, the newest half is read again into an empty cache (absolute positions leave no
+    other way).
     """
 
     def __init__(self, model):
@@ -103,7 +107,9 @@ class IncrementalDecoder:
             if len(recent) > self.window:
                 recent, carried = recent[-max(1, self.window // 2) :], None
             fed = recent if carried is None else fed
-            self._carried = None  # the cache is changed in place: if this breaks off, it is built anew from _recent
+            self._carried = (
+                None  # the cache is changed in place: if this breaks off, it is built anew from _recent
+            )
         for start in range(0, len(fed), _READ_AT_ONCE):
             logits, carried = self._forward(fed[start : start + _READ_AT_ONCE], carried)
         self._carried, self._recent = carried, recent
@@ -117,12 +123,16 @@ class IncrementalDecoder:
 
     @property
     def carried(self):
-        """What the model carries now: the state (1, layers, size) or the keys and values; None before anything was read."""
+        """What the model carries now: the state (1, layers, size) or the keys and values; None before
+        anything was read.
+        """
         return self._carried
 
     @carried.setter
     def carried(self, state: torch.Tensor) -> None:
-        """Go on from this state, however it was reached (a model with a state only: no token needs to be known)."""
+        """Go on from this state, however it was reached (a model with a state only: no token needs to be
+        known).
+        """
         self._carried = state
 
     def carried_bytes(self) -> int:

@@ -6,10 +6,10 @@
     c_t = a_t * c_{t-1} + (1 - a_t) * silu(i_t)   the context vector
     y_t = RMSNorm(c_t) * silu(z_t)                what this token reads from it
 
-Because a_t does not depend on c, all time steps are computed at once; the original recurrence, whose gates read the context,
-can't be. The arithmetic is in `ops.short_conv` and `ops.gated_scan`. The recurrence is that of HGRN (Qin et al., 2023, arXiv
-2311.04823); the gated read-out and the short convolution are those of Mamba (Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is
-Primer's (So et al., 2021, arXiv 2109.08668).
+Because a_t does not depend on c, all time steps are computed at once; the original recurrence, whose gates
+read the context, can't be. The arithmetic is in `ops.short_conv` and `ops.gated_scan`. The recurrence is that
+of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short convolution are those of Mamba
+(Gu & Dao, 2023, arXiv 2312.00752); squared ReLU is Primer's (So et al., 2021, arXiv 2109.08668).
 """
 
 from __future__ import annotations
@@ -25,13 +25,22 @@ from newllm_lib.ops.short_conv import short_conv, short_conv_step
 
 
 class ContextVector(nn.Module):
-    """The token mixer: (batch, time, hidden) -> (batch, time, hidden), through a context vector of `context_dim`."""
+    """The token mixer: (batch, time, hidden) -> (batch, time, hidden), through a context vector of
+    `context_dim`.
+    """
 
     def __init__(self, hidden_size: int, context_dim: int, conv_width: int, eps: float = 1e-6):
         super().__init__()
-        self.context_dim, self.hidden_size, self.conv_width, self.eps = context_dim, hidden_size, conv_width, eps
+        self.context_dim, self.hidden_size, self.conv_width, self.eps = (
+            context_dim,
+            hidden_size,
+            conv_width,
+            eps,
+        )
         self.conv = nn.Parameter(torch.zeros(hidden_size, conv_width))
-        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)  # input, forget gate, read-out gate
+        self.project = nn.Linear(
+            hidden_size, 3 * context_dim, bias=False
+        )  # input, forget gate, read-out gate
         self.forget_bias = nn.Parameter(torch.zeros(context_dim))
         self.norm = nn.Parameter(torch.ones(context_dim))
         self.out = nn.Linear(context_dim, hidden_size, bias=False)
@@ -44,15 +53,18 @@ class ContextVector(nn.Module):
         """The residual stream x + branch, what this layer adds to it, and the new state.
 
         Args:
-            x: (batch, time, hidden), the stream; branch: what the last layer adds to it, or None. norm: the RMSNorm through which
-                the stream is read. state: (batch, state_size) float32. doc_starts, mask: (batch, time) bool or None.
+            x: (batch, time, hidden), the stream; branch: what the last layer adds to it, or None. norm: the
+                RMSNorm through which the stream is read. state: (batch, state_size) float32. doc_starts,
+                mask: (batch, time) bool or None.
         """
         if mask is not None or _decodes(x, mask):
             r, n = add_norm(x, residual, norm.weight, norm.eps)
             _, y, state = self.read(n, state, doc_starts, mask)
             return r, self.out(y), state
         context, conv_state = self._parts(state)
-        r, u, conv_state = add_norm_conv(x, residual, norm.weight, self.conv, doc_starts, conv_state, norm.eps)
+        r, u, conv_state = add_norm_conv(
+            x, residual, norm.weight, self.conv, doc_starts, conv_state, norm.eps
+        )
         y, context = self._scan(u, context, doc_starts, None)
         return r, self.out(y), torch.cat([context, conv_state.flatten(1)], -1)
 
@@ -63,7 +75,9 @@ class ContextVector(nn.Module):
         state: None at a text's beginning. output_final_state: make the new state (else None).
         """
         batch = x.shape[0]
-        if torch.is_autocast_enabled(x.device.type):  # norms come out in float32: twice the bytes for the convolution
+        if torch.is_autocast_enabled(
+            x.device.type
+        ):  # norms come out in float32: twice the bytes for the convolution
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if _decodes(x, mask):
             state = x.new_zeros(batch, self.state_size, dtype=torch.float32) if state is None else state
@@ -73,7 +87,11 @@ class ContextVector(nn.Module):
             context, conv_state = self._parts(state)
         u, conv_state = short_conv(x, self.conv, doc_starts, mask, conv_state, output_final_state)
         y, context = self._scan(u, context, doc_starts, mask)
-        return u, y, None if not output_final_state else torch.cat([context, conv_state.flatten(1).float()], -1)
+        return (
+            u,
+            y,
+            None if not output_final_state else torch.cat([context, conv_state.flatten(1).float()], -1),
+        )
 
     def _parts(self, state):
         """The state's context (batch, context_dim) and conv_state (batch, conv_width - 1, hidden)."""
@@ -81,20 +99,28 @@ class ContextVector(nn.Module):
         return context, conv_state.reshape(len(state), self.conv_width - 1, self.hidden_size)
 
     def _scan(self, u, context, doc_starts, mask):
-        y, _, context = gated_scan(self.project(u), self.forget_bias, self.norm, doc_starts, mask, context, self.eps)
+        y, _, context = gated_scan(
+            self.project(u), self.forget_bias, self.norm, doc_starts, mask, context, self.eps
+        )
         return y, context
 
     def _step(self, x, state, doc_starts):
-        """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1, hidden)."""
+        """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1,
+        hidden).
+        """
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if doc_starts is None else doc_starts[:, 0].contiguous()
         u = short_conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
-        y = gated_scan_step(self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps)
+        y = gated_scan_step(
+            self.project(u), self.forget_bias, self.norm, start, state[:, :size], new[:, :size], self.eps
+        )
         return u.unsqueeze(1), y.unsqueeze(1), new
 
 
 class ShortConvolution(nn.Module):
-    """A short causal convolution with its tail as state: (batch, time, hidden) -> the same, the last few tokens mixed in."""
+    """A short causal convolution with its tail as state: (batch, time, hidden) -> the same, the last few
+    tokens mixed in.
+    """
 
     def __init__(self, hidden_size: int, conv_width: int):
         super().__init__()
@@ -106,14 +132,17 @@ class ShortConvolution(nn.Module):
         return (conv_width - 1) * hidden_size
 
     def forward(self, x, residual, norm, state, doc_starts, mask):
-        """The residual stream x + branch, what is read of it through `norm` and the convolution, and the new state.
+        """The residual stream x + branch, what is read of it through `norm` and the convolution, and the new
+        state.
 
         Args:
             as `ContextVector.forward`.
         """
         if mask is None and not _decodes(x, mask):
             conv_state = state.reshape(len(state), self.weight.shape[1] - 1, self.weight.shape[0])
-            r, u, conv_state = add_norm_conv(x, residual, norm.weight, self.weight, doc_starts, conv_state, norm.eps)
+            r, u, conv_state = add_norm_conv(
+                x, residual, norm.weight, self.weight, doc_starts, conv_state, norm.eps
+            )
             return r, u, conv_state.flatten(1).float()
         r, n = add_norm(x, residual, norm.weight, norm.eps)
         return r, *self._after(n, state, doc_starts, mask)
@@ -134,7 +163,9 @@ class ShortConvolution(nn.Module):
 
 def _decodes(x, mask) -> bool:
     """Whether this is one token that nothing is learned from."""
-    return x.shape[1] == 1 and mask is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return (
+        x.shape[1] == 1 and mask is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    )
 
 
 class TokenMLP(nn.Module):
@@ -161,9 +192,16 @@ class ContextBlock(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, context_dim: int, mlp_size: int, conv_width: int, dropout: float, eps: float = 1e-6,
-        mlp_conv: bool = False, embedding_skip: bool = False,
-    ):  # fmt: skip
+        self,
+        hidden_size: int,
+        context_dim: int,
+        mlp_size: int,
+        conv_width: int,
+        dropout: float,
+        eps: float = 1e-6,
+        mlp_conv: bool = False,
+        embedding_skip: bool = False,
+    ):
         super().__init__()
         self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
         self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
@@ -171,16 +209,18 @@ class ContextBlock(nn.Module):
         self.conv_mlp = ShortConvolution(hidden_size, conv_width) if mlp_conv else None
         self.mlp = TokenMLP(hidden_size, mlp_size)
         self.dropout = nn.Dropout(dropout)
-        self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if embedding_skip else None  # of the stream, of the embeddings
+        self.shares = (
+            nn.Parameter(torch.tensor([1.0, 0.0])) if embedding_skip else None
+        )  # of the stream, of the embeddings
 
     @property
     def state_size(self) -> int:
         return self.context.state_size + (self.conv_mlp.state_size if self.conv_mlp is not None else 0)
 
     def forward(self, x, residual, state, doc_starts=None, mask=None, embedded=None):
-        """The residual stream and what is still to be added to it (None before the first block), which is left to whoever reads
-        the sum next: x, residual (batch, time, hidden), state (batch, state_size) -> the same; embedded, of x's size, with
-        embedding_skip.
+        """The residual stream and what is still to be added to it (None before the first block), which is
+        left to whoever reads the sum next: x, residual (batch, time, hidden), state (batch, state_size) ->
+        the same; embedded, of x's size, with embedding_skip.
         """
         if self.shares is not None:
             stream, again = self.shares.to(x.dtype)

@@ -1,4 +1,6 @@
-"""Where documents start in a packed batch: the one place that knows that an end-of-text token begins a new one."""
+"""Where documents start in a packed batch: the one place that knows that an end-of-text token begins a new
+one.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ def document_starts(input_ids: torch.Tensor, bos_token_id: int | None) -> torch.
 
 
 def positions_in_document(doc_starts: torch.Tensor) -> torch.Tensor:
-    """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before it)."""
+    """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before
+    it).
+    """
     index = torch.arange(doc_starts.shape[1], device=doc_starts.device).expand_as(doc_starts)
     return index - (index * doc_starts).cummax(1).values
 
@@ -19,7 +23,8 @@ def positions_in_document(doc_starts: torch.Tensor) -> torch.Tensor:
 def padding(attention_mask: torch.Tensor | None, time: int) -> torch.Tensor | None:
     """(batch, time) bool, False at padding; None where there is none, which spares the layers its treatment.
 
-    `generate`'s mask covers the whole text while the input is its last token, which is never padding that matters.
+    `generate`'s mask covers the whole text while the input is its last token, which is never padding that
+    matters.
     """
     if attention_mask is None or (time == 1 and attention_mask.shape[1] > 1):
         return None

@@ -2,8 +2,9 @@
 
     out_i = Σ_j w_ij v_j / Σ_j w_ij,   w_ij = φ(q_i)·φ(k_j) Π_{j<t≤i} f_t,   f_t = sigmoid(F x_t + b)
 
-φ is `ops.linear_attention.horosphere_features`; each head has its own boundary points, sharpness, curvature, and a gate that says
-how much of the past a token leaves. No rotation by position: the gate and the branch beside it know what is near.
+φ is `ops.linear_attention.horosphere_features`; each head has its own boundary points, sharpness, curvature,
+and a gate that says how much of the past a token leaves. No rotation by position: the gate and the branch
+beside it know what is near.
 """
 
 from __future__ import annotations
@@ -43,12 +44,19 @@ class LinearAttention(nn.Module):
 
     def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """As `LocalAttention.forward`; `rotation` is not used."""
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.project(x).chunk(3, -1))
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.project(x).chunk(3, -1)
+        )
         beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
         backend = "reference" if self.plain else "auto"
-        # A vector divided by √dim, of about unit length whatever the head's size, is one in a space less curved by dim.
-        q, k = (horosphere_features(t, self.directions, beta, curvature / self.head_dim, backend) for t in (q, k))
-        log_decay = F.logsigmoid(self.forget(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(1, 2)
+        # A vector divided by √dim, of about unit length whatever the head's size, is one in a space less
+        # curved by dim.
+        q, k = (
+            horosphere_features(t, self.directions, beta, curvature / self.head_dim, backend) for t in (q, k)
+        )
+        log_decay = F.logsigmoid(self.forget(x).to(torch.promote_types(x.dtype, torch.float32))).transpose(
+            1, 2
+        )
         if lengths is not None:
             mask = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
             k, log_decay = k * mask.unsqueeze(-1), log_decay * mask

@@ -1,8 +1,9 @@
 """Attention to the last `window` tokens, by distance in hyperbolic space or by the usual product.
 
-Queries and keys are rotated by their position (Su et al., 2021, arXiv 2104.09864). A rotation moves the Poincaré ball into
-itself, so the distance of two rotated points depends on how far apart their tokens stand, not on where. Between two calls the
-last window - 1 keys and values are kept, unrotated: any stretch of text has positions of its own, however long the text is.
+Queries and keys are rotated by their position (Su et al., 2021, arXiv 2104.09864). A rotation moves the
+Poincaré ball into itself, so the distance of two rotated points depends on how far apart their tokens stand,
+not on where. Between two calls the last window - 1 keys and values are kept, unrotated: any stretch of text
+has positions of its own, however long the text is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from newllm_lib.ops.hyperbolic_attention.reference import first_visible
 
 
 class Past(NamedTuple):
-    """What attention still sees of the text before: keys, values (batch, window - 1, hidden); the last `count` (batch,) of them
-    are of the same document."""
+    """What attention still sees of the text before: keys, values (batch, window - 1, hidden); the last
+    `count` (batch,) of them are of the same document."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -36,14 +37,24 @@ class Past(NamedTuple):
 class LocalAttention(nn.Module):
     """(batch, time, hidden) -> (batch, time, hidden), without the output's matrix.
 
-    A score is -beta d_c(q, k) ("hyperbolic": c and beta are learned, one of each for a head) or q k / sqrt(dim) ("dot").
+    A score is -beta d_c(q, k) ("hyperbolic": c and beta are learned, one of each for a head) or q k /
+    sqrt(dim) ("dot").
     """
 
     def __init__(self, hidden_size: int, num_heads: int, window: int, kind: str, flash: bool):
         super().__init__()
         if hidden_size % num_heads or hidden_size // num_heads % 2:
-            raise ValueError(f"hidden_size {hidden_size} must be an even multiple of num_heads {num_heads}: change one of them.")
-        self.hidden_size, self.num_heads, self.window, self.kind, self.flash = hidden_size, num_heads, window, kind, flash
+            raise ValueError(
+                f"hidden_size {hidden_size} must be an even multiple of num_heads {num_heads}: change one of "
+                "them."
+            )
+        self.hidden_size, self.num_heads, self.window, self.kind, self.flash = (
+            hidden_size,
+            num_heads,
+            window,
+            kind,
+            flash,
+        )
         self.head_dim = hidden_size // num_heads
         self.project = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         if kind == "hyperbolic":
@@ -59,7 +70,8 @@ class LocalAttention(nn.Module):
         Args:
             state: (batch, state_size) float32, or None at a text's beginning.
             rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which stands at the end; or None.
+            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which
+            stands at the end; or None.
             curvature_factor: scalar on the learned curvatures. output_final_state: also return the new state.
         Returns:
             (batch, time, hidden), and the new state or None.
@@ -72,7 +84,9 @@ class LocalAttention(nn.Module):
             return self._packed(qkv, rotation, scale, doc_starts, curvature_factor), None
         q, k, v = qkv.chunk(3, -1)
         history = _History.of(k, v, past, doc_starts)
-        q, keys, values = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values))
+        q, keys, values = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, history.keys, history.values)
+        )
         q, keys = rotated(q, rotation, scale), rotated(keys, rotation, scale)
         y = self._attend(q, keys, values, history.doc_starts, curvature_factor)
         new = history.past(self.window - 1, lengths).flat() if output_final_state else None
@@ -92,7 +106,9 @@ class LocalAttention(nn.Module):
 
         sizes = {"window": self.window, "heads": self.num_heads, "scale": scale}
         rotation = tuple(t[-qkv.shape[1] :] for t in rotation)
-        return packed_attention_(qkv, rotation, *self._geometry(curvature_factor), doc_starts=doc_starts, **sizes)
+        return packed_attention_(
+            qkv, rotation, *self._geometry(curvature_factor), doc_starts=doc_starts, **sizes
+        )
 
     def _geometry(self, curvature_factor):
         """beta and curvature of each head."""
@@ -102,7 +118,9 @@ class LocalAttention(nn.Module):
         if self.kind == "hyperbolic":
             beta, curvature = self._geometry(curvature_factor)
             backend = "auto" if self.flash else "reference"
-            return hyperbolic_attention(q, k, v, beta, curvature, window=self.window, doc_starts=doc_starts, backend=backend)
+            return hyperbolic_attention(
+                q, k, v, beta, curvature, window=self.window, doc_starts=doc_starts, backend=backend
+            )
         seen = self._seen(q.shape[2], k, doc_starts)
         if self.flash:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
@@ -118,7 +136,9 @@ class LocalAttention(nn.Module):
 
 
 class _History(NamedTuple):
-    """Past and new keys and values as one stretch of text, (batch, behind + time, hidden), and where documents start in it."""
+    """Past and new keys and values as one stretch of text, (batch, behind + time, hidden), and where
+    documents start in it.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -131,10 +151,14 @@ class _History(NamedTuple):
         if past is None:
             return cls(k, v, doc_starts, 0, None)
         behind = past.keys.shape[1]
-        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(1)  # first of what is seen
+        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(
+            1
+        )  # first of what is seen
         if doc_starts is not None:
             begins = begins | F.pad(doc_starts, (behind, 0))
-        keys, values = (torch.cat([old.to(new.dtype), new], 1) for old, new in ((past.keys, k), (past.values, v)))
+        keys, values = (
+            torch.cat([old.to(new.dtype), new], 1) for old, new in ((past.keys, k), (past.values, v))
+        )
         return cls(keys, values, begins, behind, past.count)
 
     def past(self, size: int, lengths) -> Past:
@@ -145,7 +169,9 @@ class _History(NamedTuple):
         ends = self.behind + lengths
         place = ends.unsqueeze(1) - size + torch.arange(size, device=self.keys.device)
         index = place.clamp_min(0).unsqueeze(-1).expand(-1, -1, hidden)
-        keys, values = (t.gather(1, index).float() * (place >= 0).unsqueeze(-1) for t in (self.keys, self.values))
+        keys, values = (
+            t.gather(1, index).float() * (place >= 0).unsqueeze(-1) for t in (self.keys, self.values)
+        )
         first = torch.zeros_like(ends)  # where the last document, or what is known of it, begins
         if self.doc_starts is not None:
             first = (torch.arange(places, device=ends.device) * self.doc_starts).amax(1)
@@ -160,8 +186,8 @@ def rotation(positions: int, dim: int, device, base: float = 10_000.0) -> tuple[
 
 
 def rotated(x: torch.Tensor, rotation, scale: float = 1.0) -> torch.Tensor:
-    """x (batch, heads, time, dim) at the last `time` of the rotation's positions, times `scale`: each pair (i, i + dim/2) is
-    turned by its angle."""
+    """x (batch, heads, time, dim) at the last `time` of the rotation's positions, times `scale`: each pair
+    (i, i + dim/2) is turned by its angle."""
     cos, sin = (scale * t[-x.shape[2] :] for t in rotation)
     one, two = x.float().chunk(2, -1) if x.dtype != torch.float64 else x.chunk(2, -1)
     return torch.cat([one * cos - two * sin, two * cos + one * sin], -1).to(x.dtype)

@@ -1,11 +1,12 @@
-"""The block of Phases 7 and 8: what is near by attention, what is far by a carried state, a gate between the two, then SwiGLU.
+"""The block of Phases 7 and 8: what is near by attention, what is far by a carried state, a gate between the
+two, then SwiGLU.
 
     a = attention(norm(x)),  s = AR-SSM(norm(x)),  g = sigmoid(G norm(x))
     x = x + W (g * a + (1 - g) * s)
     x = x + down(silu(gate norm(x)) * up norm(x))          (Shazeer, 2020, arXiv 2002.05202)
 
-Everything a token reads, the gate too, depends on itself and the tokens before it. In Phase 8 attention is linear, and sees all
-of the past.
+Everything a token reads, the gate too, depends on itself and the tokens before it. In Phase 8 attention is
+linear, and sees all of the past.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class Phase7Block(nn.Module):
             )
         else:
             self.attention = LocalAttention(
-                hidden, config.num_attention_heads, config.attention_window, config.attention, config.flash_attention
+                hidden,
+                config.num_attention_heads,
+                config.attention_window,
+                config.attention,
+                config.flash_attention,
             )
         self.ssm = None
         if config.ar_ssm:
@@ -66,8 +71,10 @@ class Phase7Block(nn.Module):
     def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """
         Args:
-            state: (batch, state_size) float32, or None at a text's beginning. output_final_state: also return the new state.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which stands at the end), or None.
+            state: (batch, state_size) float32, or None at a text's beginning. output_final_state: also return
+            the new state.
+            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which
+            stands at the end), or None.
         Returns:
             x, and the new state or None.
         """
@@ -86,7 +93,9 @@ class Phase7Block(nn.Module):
         return x, torch.cat(parts, -1) if output_final_state else None
 
     def _split(self, state):
-        """The AR-SSM's state and attention's, None at a text's beginning (and the first without an AR-SSM)."""
+        """The AR-SSM's state and attention's, None at a text's beginning (and the first without an
+        AR-SSM).
+        """
         if state is None:
             return None, None
         size = self.ssm.state_size if self.ssm is not None else 0

@@ -1,6 +1,7 @@
 """The original recurrence, kept exactly: its gates read the context, so it must be computed token by token.
 
-    h_t = MLP_L([e_t; c_{t-1}]),   c_t = LN(sigmoid(W_f h_t) * c_{t-1} + sigmoid(W_i h_t) * W_d h_t),   c_0 = 0
+    h_t = MLP_L([e_t; c_{t-1}]),   c_t = LN(sigmoid(W_f h_t) * c_{t-1} + sigmoid(W_i h_t) * W_d h_t),   c_0 =
+    0
 
 It is kept for comparison, in plain torch on every device; `layers.context_block` is what replaced it.
 """
@@ -40,11 +41,10 @@ class SequentialContext(nn.Module):
             x: (batch, time, embedding).
             state: (batch, context_dim), the context before the first token.
             doc_starts: (batch, time) bool: there the context before the token is taken as 0.
-            mask: (batch, time) bool: False is padding, which leaves the context as it was whatever `doc_starts` says; h means
-                nothing there.
-        Returns:
-            h (batch, time, hidden) in the dtype of the matrix products, and the context after the last token (batch, context_dim)
-            in float32 (float64 for float64 x).
+            mask: (batch, time) bool: False is padding, which leaves the context as it was whatever
+                `doc_starts` says; h means nothing there.
+        Returns: h (batch, time, hidden) in the dtype of the matrix products, and the context after the last
+            token (batch, context_dim) in float32 (float64 for float64 x).
         """
         context = state.to(torch.promote_types(x.dtype, torch.float32))
         if mask is not None and doc_starts is not None:
@@ -59,7 +59,9 @@ class SequentialContext(nn.Module):
         return torch.stack(outputs, 1), context
 
     def _step(self, token: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token (batch, embedding): h (batch, hidden) and the new context, the cell in the context's dtype."""
+        """One token (batch, embedding): h (batch, hidden) and the new context, the cell in the context's
+        dtype.
+        """
         h = torch.cat([token, context.to(token.dtype)], -1)
         for layer in self.mlp:
             h = torch.relu(layer(h))

@@ -1,4 +1,6 @@
-"""HTT, the holographic tensor train, as embedding and as tied head: V x d numbers kept as two small cores with phases."""
+"""HTT, the holographic tensor train, as embedding and as tied head: V x d numbers kept as two small cores
+with phases.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from newllm_lib.ops.tensor_train import (
 
 
 class TensorTrainEmbedding(nn.Module):
-    """ids (...) -> (..., dim), rows of a (vocabulary, dim) matrix of tensor-train rank 2 `rank` (see `ops.tensor_train`).
+    """ids (...) -> (..., dim), rows of a (vocabulary, dim) matrix of tensor-train rank 2 `rank` (see
+    `ops.tensor_train`).
 
     The phases are kept as vectors: weight decay, which is for matrices, would pull them to one value.
     """
@@ -36,12 +39,16 @@ class TensorTrainEmbedding(nn.Module):
         return holographic(self.first, self.second, *phases)
 
     def core_std(self, std: float) -> float:
-        """Standard deviation of both cores' entries that gives rows of `std` where the phases are spread evenly."""
+        """Standard deviation of both cores' entries that gives rows of `std` where the phases are spread
+        evenly.
+        """
         return (2 * std * std / self.rank) ** 0.25
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense matrix (vocabulary, dim), built with its gradient: for libraries that ask for it, never in our training."""
+        """The dense matrix (vocabulary, dim), built with its gradient: for libraries that ask for it, never
+        in our training.
+        """
         return matrix(*self.cores(), self.num_embeddings)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -49,7 +56,8 @@ class TensorTrainEmbedding(nn.Module):
 
 
 class TensorTrainHead(nn.Module):
-    """hidden (..., dim) -> logits (..., vocabulary) against the rows of an embedding, whose cores it shares or owns.
+    """hidden (..., dim) -> logits (..., vocabulary) against the rows of an embedding, whose cores it shares
+    or owns.
 
     `block_elements`: logits that exist at a time while the loss is computed (None: as many as are fast).
     """
@@ -62,7 +70,9 @@ class TensorTrainHead(nn.Module):
         if tied:
             self.__dict__["table"] = embedding  # not a submodule: its parameters are saved, and counted, once
         else:
-            self.table = TensorTrainEmbedding(embedding.num_embeddings, embedding.embedding_dim, embedding.rank)
+            self.table = TensorTrainEmbedding(
+                embedding.num_embeddings, embedding.embedding_dim, embedding.rank
+            )
 
     @property
     def weight(self) -> torch.Tensor:

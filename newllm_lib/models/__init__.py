@@ -1,4 +1,6 @@
-"""The models, as transformers models. Importing this registers them: `AutoModelForCausalLM.from_pretrained(run/best)` works."""
+"""The models, as transformers models. Importing this registers them:
+`AutoModelForCausalLM.from_pretrained(run/best)` works.
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

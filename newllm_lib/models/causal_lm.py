@@ -1,4 +1,6 @@
-"""What our models with a fixed-size state share above their backbones: embeddings, `generate`, loss and logits."""
+"""What our models with a fixed-size state share above their backbones: embeddings, `generate`, loss and
+logits.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def parameters(model: nn.Module) -> int:
 
 @dataclass
 class CausalLMOutput(ModelOutput):
-    """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size) float32."""
+    """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size)
+    float32.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -28,7 +32,9 @@ class CausalLMOutput(ModelOutput):
 
 
 class CausalLMWithState:
-    """Mixed into a transformers model before its other bases; those give `model` (the backbone) and `lm_head`."""
+    """Mixed into a transformers model before its other bases; those give `model` (the backbone) and
+    `lm_head`.
+    """
 
     def get_input_embeddings(self):
         return self.model.embed_tokens
@@ -70,12 +76,14 @@ class CausalLMWithState:
     ) -> CausalLMOutput:
         """
         Args:
-            labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted. -100: not predicted.
-            logits_to_keep: return logits of the last this many positions (0: all). In training with labels, none are returned:
-                the loss is computed without forming them.
+            labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted.
+            -100: not predicted.
+            logits_to_keep: return logits of the last this many positions (0: all). In training with labels,
+                none are returned: the loss is computed without forming them.
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
 
-        In training with labels the state comes without gradients: they stop where the block ends (`training.carry`).
+        In training with labels the state comes without gradients: they stop where the block ends
+        (`training.carry`).
         """
         outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
         loss = None
@@ -92,6 +100,10 @@ class CausalLMWithState:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise
         return CausalLMOutput(loss, logits, state)
 
-    def loss_of(self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
-        """The loss of the backbone's outputs; labels (batch, time) are shifted already, `tokens` divides the sum."""
+    def loss_of(
+        self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The loss of the backbone's outputs; labels (batch, time) are shifted already, `tokens` divides the
+        sum.
+        """
         return linear_cross_entropy(outputs.last_hidden_state, self.lm_head.weight, labels, tokens)

@@ -1,9 +1,11 @@
-"""A trained New-LLM with a larger context vector that says exactly what it said before, and can learn to use the new channels.
+"""A trained New-LLM with a larger context vector that says exactly what it said before, and can learn to use
+the new channels.
 
-The new channels write nothing at first (their input weights are zero, and silu(0) is zero), so they hold zero, and the norm that
-reads the context sees the same squares over more channels: the old channels' weights and the norm's epsilon are scaled to match.
-Gates and output weights of the new channels are drawn at random, which gives their input weights a gradient from the first
-step. The idea of growing a network without changing its function is Net2Net's (Chen et al., 2016, arXiv 1511.05641).
+The new channels write nothing at first (their input weights are zero, and silu(0) is zero), so they hold
+zero, and the norm that reads the context sees the same squares over more channels: the old channels' weights
+and the norm's epsilon are scaled to match. Gates and output weights of the new channels are drawn at random,
+which gives their input weights a gradient from the first step. The idea of growing a network without changing
+its function is Net2Net's (Chen et al., 2016, arXiv 1511.05641).
 """
 
 from __future__ import annotations
@@ -25,9 +27,14 @@ def expand_context(model: NewLLMForCausalLM, context_dim: int, seed: int = 0) ->
     """
     old = model.config
     if old.recurrence != "parallel":
-        raise UsageError("Only the parallel recurrence's context can be expanded: the sequential one norms it in every step.")
+        raise UsageError(
+            "Only the parallel recurrence's context can be expanded: the sequential one norms it in every "
+            "step."
+        )
     if context_dim <= old.context_dim:
-        raise UsageError(f"The context vector has {old.context_dim} channels: expand it to more, not to {context_dim}.")
+        raise UsageError(
+            f"The context vector has {old.context_dim} channels: expand it to more, not to {context_dim}."
+        )
     config = copy.deepcopy(old)
     config.context_dim = context_dim
     config.context_eps = old.context_eps * old.context_dim / context_dim
@@ -39,7 +46,9 @@ def expand_context(model: NewLLMForCausalLM, context_dim: int, seed: int = 0) ->
             if parameter.shape == state[name].shape:
                 parameter.copy_(state[name])
         for one, other in zip(larger.model.layers, model.model.layers, strict=True):
-            _grow(one.context, other.context, config.initializer_range / math.sqrt(2 * config.num_hidden_layers))
+            _grow(
+                one.context, other.context, config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+            )
     larger.generation_config = copy.deepcopy(model.generation_config)
     return larger.train(model.training)
 
@@ -56,4 +65,6 @@ def _grow(larger, smaller, residual: float) -> None:
     larger.forget_bias.copy_(torch.cat([smaller.forget_bias, bias.to(smaller.forget_bias)]))
     scale = math.sqrt(size / larger.context_dim)
     larger.norm.copy_(torch.cat([smaller.norm * scale, larger.norm.new_full((new,), scale)]))
-    larger.out.weight.copy_(torch.cat([smaller.out.weight, torch.randn_like(larger.out.weight[:, size:]) * residual], 1))
+    larger.out.weight.copy_(
+        torch.cat([smaller.out.weight, torch.randn_like(larger.out.weight[:, size:]) * residual], 1)
+    )

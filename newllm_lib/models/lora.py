@@ -1,4 +1,6 @@
-"""LoRA adapters for any of our models and most others: small trained matrices beside frozen weights (PEFT)."""
+"""LoRA adapters for any of our models and most others: small trained matrices beside frozen weights
+(PEFT).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,19 @@ def lora_config(model, rank: int, alpha: float, dropout: float):
 
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # how GPT-2 keeps its weights
     return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
         fan_in_fan_out=transposed,
-    )  # fmt: skip
+    )
 
 
 def without_dropout(model):
-    """The same model with every dropout layer switched off: log-probabilities of two models are compared, not of two dice."""
+    """The same model with every dropout layer switched off: log-probabilities of two models are compared, not
+    of two dice.
+    """
     from torch import nn
 
     for module in model.modules():

@@ -1,8 +1,9 @@
-"""New-LLM: a language model with no attention, whose whole memory is a context vector of fixed size in each block.
+"""New-LLM: a language model with no attention, whose whole memory is a context vector of fixed size in each
+block.
 
-`NewLLMForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it. Its state is one
-tensor (batch, layers, state_size), the same size after ten tokens and after ten million, carried through `generate` in the
-output field `state`.
+`NewLLMForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it.
+Its state is one tensor (batch, layers, state_size), the same size after ten tokens and after ten million,
+carried through `generate` in the output field `state`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from newllm_lib.ops.embedding import token_embedding
 
 
 class NewLLMConfig(PreTrainedConfig):
-    """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
-    where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its width). `time_scales`: how long the channels of
-    a context vector remember at the start of training, "even" (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens).
-    `context_eps`: of the norm that reads the context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
+    """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the
+    original's equations, where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its
+    width). `time_scales`: how long the channels of a context vector remember at the start of training, "even"
+    (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens). `context_eps`: of the norm that reads the
+    context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -67,9 +69,12 @@ class NewLLMConfig(PreTrainedConfig):
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
-        if any([kwargs.pop(f"word_{part}", None) for part in ("memory", "slots", "history", "trust")]):  # 0.1.0's
+        if any(
+            [kwargs.pop(f"word_{part}", None) for part in ("memory", "slots", "history", "trust")]
+        ):  # 0.1.0's
             raise NewLLMError(
-                "This model was trained with a memory of words (word_memory), which is gone since 0.2.0: commit 6e07e55 reads it."
+                "This model was trained with a memory of words (word_memory), which is gone since 0.2.0: "
+                "commit 6e07e55 reads it."
             )
         super().__init__(tie_word_embeddings=tie_word_embeddings and recurrence == "parallel", **kwargs)
 
@@ -123,7 +128,8 @@ def init_context_vector(module: ContextVector, time_scales: str = "even") -> Non
     """The parameters of a context vector that are no linear layers."""
     init_taps(module.conv)
     init.ones_(module.norm)
-    # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
+    # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in
+    # many.
     bias = torch.linspace(1.0, 5.0, module.context_dim)
     if time_scales == "multi":
         bias, loudness = multi_scale(module.context_dim)
@@ -137,33 +143,54 @@ def init_taps(weight: nn.Parameter) -> None:
     init.uniform_(weight, -bound, bound)
 
 
-TIME_SCALE_GROUPS = (1, 4), (8, 64), (64, 512), (512, 4096)  # tokens that a group's channels remember, from its first to its last
+TIME_SCALE_GROUPS = (
+    (1, 4),
+    (8, 64),
+    (64, 512),
+    (512, 4096),
+)  # tokens that a group's channels remember, from its first to its last
 
 
 def multi_scale(context_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forget biases (context_dim,) of groups with time scales from one to thousands of tokens, and read-out weights to match.
+    """Forget biases (context_dim,) of groups with time scales from one to thousands of tokens, and read-out
+    weights to match.
 
-    A channel with time scale t keeps exp(-1 / t) of itself each token. What it writes shrinks with 1 - that, so what a slow
-    channel holds is some sqrt(t) times quieter than a fast one's: the weights undo it, or the norm would drown it.
+    A channel with time scale t keeps exp(-1 / t) of itself each token. What it writes shrinks with 1 - that,
+    so what a slow channel holds is some sqrt(t) times quieter than a fast one's: the weights undo it, or the
+    norm would drown it.
     """
     sizes = [len(part) for part in torch.arange(context_dim).tensor_split(len(TIME_SCALE_GROUPS))]
-    scales = [torch.logspace(math.log2(a), math.log2(b), n, base=2.0) for (a, b), n in zip(TIME_SCALE_GROUPS, sizes, strict=True)]
+    scales = [
+        torch.logspace(math.log2(a), math.log2(b), n, base=2.0)
+        for (a, b), n in zip(TIME_SCALE_GROUPS, sizes, strict=True)
+    ]
     keep = torch.exp(-1 / torch.cat(scales).double())
     spread = torch.sqrt((1 - keep) / (1 + keep))  # of a running mean of independent numbers
     return torch.logit(keep).float(), (spread.square().mean().sqrt() / spread).float()
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
-    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, output_size) and the new state."""
+    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, output_size) and the
+    new state.
+    """
 
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
-            sizes = config.hidden_size, config.context_dim, config.mlp_size, config.conv_width, config.dropout, config.context_eps
+            sizes = (
+                config.hidden_size,
+                config.context_dim,
+                config.mlp_size,
+                config.conv_width,
+                config.dropout,
+                config.context_eps,
+            )
             options = {"mlp_conv": config.mlp_conv, "embedding_skip": config.embedding_skip}
-            self.layers = nn.ModuleList(ContextBlock(*sizes, **options) for _ in range(config.num_hidden_layers))
+            self.layers = nn.ModuleList(
+                ContextBlock(*sizes, **options) for _ in range(config.num_hidden_layers)
+            )
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
@@ -192,7 +219,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
     ) -> NewLLMOutput:
         """
         Args:
-            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts are seen.
+            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
+            are seen.
             attention_mask: (batch, at least time): 0 marks padding, which leaves the state untouched.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
@@ -207,14 +235,20 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if state is None:
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
+            x = x.to(
+                torch.get_autocast_dtype(x.device.type)
+            )  # the residual stream: in float32 it is most of a step's traffic
         x, new_state = self._through(self.dropout(x), state, doc_starts, mask)
         keep = use_cache if use_cache is not None else not self.training
         return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None)
 
     def _embedded(self, ids):
         table = self.embed_tokens
-        if torch.is_autocast_enabled(ids.device.type) and type(table) is nn.Embedding and not table._forward_hooks:
+        if (
+            torch.is_autocast_enabled(ids.device.type)
+            and type(table) is nn.Embedding
+            and not table._forward_hooks
+        ):
             if self.config.recurrence == "parallel":
                 return token_embedding(ids, table.weight, torch.get_autocast_dtype(ids.device.type))
         return table(ids)
@@ -226,7 +260,11 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if self.config.recurrence == "sequential":
             x, layer_state = run(self.layers[0].__call__, x, state[:, 0], doc_starts, mask)
             return x, [layer_state]
-        residual, new_state, shared = None, [], (doc_starts, mask, x) if self.config.embedding_skip else (doc_starts, mask)
+        residual, new_state, shared = (
+            None,
+            [],
+            (doc_starts, mask, x) if self.config.embedding_skip else (doc_starts, mask),
+        )
         for index, layer in enumerate(self.layers):
             x, residual, layer_state = run(layer.__call__, x, residual, state[:, index], *shared)
             new_state.append(layer_state)
@@ -247,7 +285,9 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         self.post_init()
 
     def half_weights(self) -> list[str]:
-        """Names of the parameters that are read in autocast's dtype alone, and may be given to the model in it."""
+        """Names of the parameters that are read in autocast's dtype alone, and may be given to the model in
+        it.
+        """
         products = ("project.weight", "out.weight", "up.weight", "down.weight")
         if self.config.recurrence != "parallel":
             return []

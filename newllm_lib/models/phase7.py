@@ -1,10 +1,13 @@
-"""Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train embedding.
+"""Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train
+embedding.
 
-Phase 8 is the same model with linear attention, by hyperbolic features, to all of the past (`attention` "linear").
+Phase 8 is the same model with linear attention, by hyperbolic features, to all of the past (`attention`
+"linear").
 
-`Phase7ForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it. Its state, the
-AR-SSM's and attention's (the last window of keys and values, or a sum of their products), is one tensor (batch, layers,
-state_size), the same size after ten tokens and after ten million, carried through `generate` in the output field `state`.
+`Phase7ForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it.
+Its state, the AR-SSM's and attention's (the last window of keys and values, or a sum of their products), is
+one tensor (batch, layers, state_size), the same size after ten tokens and after ten million, carried through
+`generate` in the output field `state`.
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ from newllm_lib.ops.add_norm import add_norm
 class Phase7Config(PreTrainedConfig):
     """Sizes of a Phase 7 model, and which of its parts it has.
 
-    `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot", both to the last `attention_window` tokens, or "linear"
-    (products of `linear_features` hyperbolic features of each head, to all tokens before). `flash_attention`: never hold all
-    scores. `ar_ssm`: with the state-space branch, of `context_dim` channels in `ssm_ranks` groups. `embedding`: "htt" (a tensor
-    train of rank 2 `htt_rank`) or "dense".
+    `attention`: "hyperbolic" (distance in the Poincaré ball) or "dot", both to the last `attention_window`
+    tokens, or "linear" (products of `linear_features` hyperbolic features of each head, to all tokens
+    before). `flash_attention`: never hold all scores. `ar_ssm`: with the state-space branch, of `context_dim`
+    channels in `ssm_ranks` groups. `embedding`: "htt" (a tensor train of rank 2 `htt_rank`) or "dense".
     """
 
     model_type = "phase7"
@@ -120,7 +123,9 @@ class Phase7PreTrainedModel(PreTrainedModel):
         elif isinstance(module, ContextVector):
             init_context_vector(module)
         elif isinstance(module, LocalAttention) and module.kind == "hyperbolic":
-            init.constant_(module.log_beta, 0.5 * math.log(module.head_dim))  # scores as spread as those of q k / sqrt(dim)
+            init.constant_(
+                module.log_beta, 0.5 * math.log(module.head_dim)
+            )  # scores as spread as those of q k / sqrt(dim)
             init.zeros_(module.log_curvature)
         elif isinstance(module, LinearAttention):
             init.normal_(module.directions)  # evenly over the boundary
@@ -131,21 +136,29 @@ class Phase7PreTrainedModel(PreTrainedModel):
             self._init_block(module)
 
     def _init_block(self, block: Phase7Block) -> None:
-        """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the root."""
+        """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the
+        root.
+        """
         std = self.config.initializer_range
-        init.normal_(block.attention.project.weight, std=self.config.hidden_size**-0.5)  # queries and keys of about unit length
+        init.normal_(
+            block.attention.project.weight, std=self.config.hidden_size**-0.5
+        )  # queries and keys of about unit length
         if block.ssm is not None:
             init.normal_(block.ssm.out.weight, std=self.config.context_dim**-0.5)
             init.constant_(block.ssm.ranks.bias, 2.0)  # ranks are open at first
-        residual = std / math.sqrt(2 * self.config.num_hidden_layers)  # residual branches start small, as in GPT-2
+        residual = std / math.sqrt(
+            2 * self.config.num_hidden_layers
+        )  # residual branches start small, as in GPT-2
         init.normal_(block.out.weight, std=residual)
         init.normal_(block.mlp.down.weight, std=residual)
 
 
 class Phase7Model(Phase7PreTrainedModel):
-    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, hidden_size) and the new state.
+    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, hidden_size) and the
+    new state.
 
-    `curvature_factor` is what the curvature schedule has come to (1: the learned curvatures alone); it is saved with the weights.
+    `curvature_factor` is what the curvature schedule has come to (1: the learned curvatures alone); it is
+    saved with the weights.
     """
 
     def __init__(self, config: Phase7Config):
@@ -167,7 +180,9 @@ class Phase7Model(Phase7PreTrainedModel):
 
     def initial_state(self, batch: int) -> torch.Tensor:
         """The state before the first token: zeros (batch, layers, state_size), float32."""
-        return torch.zeros(batch, len(self.layers), self.state_size, device=self.norm.weight.device, dtype=torch.float32)
+        return torch.zeros(
+            batch, len(self.layers), self.state_size, device=self.norm.weight.device, dtype=torch.float32
+        )
 
     def forward(
         self,
@@ -180,8 +195,10 @@ class Phase7Model(Phase7PreTrainedModel):
     ) -> Phase7Output:
         """
         Args:
-            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts are seen.
-            attention_mask: (batch, at least time): 0 marks padding, wherever it stands: it is as if it were not there.
+            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
+            are seen.
+            attention_mask: (batch, at least time): 0 marks padding, wherever it stands: it is as if it were
+            not there.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
         """
@@ -192,7 +209,9 @@ class Phase7Model(Phase7PreTrainedModel):
         if input_ids is not None and self.config.reset_at_bos:
             doc_starts = document_starts(input_ids, self.config.bos_token_id)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream: in float32 it is most of a step's traffic
+            x = x.to(
+                torch.get_autocast_dtype(x.device.type)
+            )  # the residual stream: in float32 it is most of a step's traffic
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
         output_final_state = use_cache if use_cache is not None else not self.training
@@ -209,7 +228,15 @@ class Phase7Model(Phase7PreTrainedModel):
             turn = rotation(behind + x.shape[1], config.hidden_size // config.num_attention_heads, x.device)
         states = []
         for index, layer in enumerate(self.layers):
-            arguments = x, None if state is None else state[:, index], turn, doc_starts, lengths, self.curvature_factor, output_final_state
+            arguments = (
+                x,
+                None if state is None else state[:, index],
+                turn,
+                doc_starts,
+                lengths,
+                self.curvature_factor,
+                output_final_state,
+            )
             if self.gradient_checkpointing and self.training:
                 x, layer_state = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
@@ -241,7 +268,11 @@ class _Moved:
 
     def doc_starts(self, doc_starts: torch.Tensor | None) -> torch.Tensor | None:
         """No document starts in padding."""
-        return doc_starts if doc_starts is None or self.order is None else (doc_starts & self.mask).gather(1, self.order)
+        return (
+            doc_starts
+            if doc_starts is None or self.order is None
+            else (doc_starts & self.mask).gather(1, self.order)
+        )
 
 
 def _gathered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -267,10 +298,15 @@ class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixi
         if self.config.embedding != "htt":
             return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if new_num_tokens not in (None, self.config.vocab_size):
-            raise ValueError("A tensor-train embedding keeps its vocabulary: train with embedding dense to resize it later.")
+            raise ValueError(
+                "A tensor-train embedding keeps its vocabulary: train with embedding dense to resize it "
+                "later."
+            )
         return self.model.embed_tokens
 
-    def loss_of(self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None) -> torch.Tensor:
+    def loss_of(
+        self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None
+    ) -> torch.Tensor:
         if isinstance(self.lm_head, TensorTrainHead):
             return self.lm_head.loss(outputs.last_hidden_state, labels, tokens)
         return super().loss_of(outputs, labels, tokens)

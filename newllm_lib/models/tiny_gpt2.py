@@ -1,4 +1,6 @@
-"""TinyGPT2: the attention baseline, GPT-2's architecture as transformers has it, in the size of a given New-LLM."""
+"""TinyGPT2: the attention baseline, GPT-2's architecture as transformers has it, in the size of a given
+New-LLM.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class TinyGPT2Config(GPT2Config):
-    """GPT-2's configuration; `n_positions` is the context window, `separate_documents` keeps packed documents apart."""
+    """GPT-2's configuration; `n_positions` is the context window, `separate_documents` keeps packed documents
+    apart.
+    """
 
     model_type = "tiny_gpt2"
     auto_map = {}
@@ -23,7 +27,9 @@ class TinyGPT2Config(GPT2Config):
 
 
 class TinyGPT2ForCausalLM(GPT2LMHeadModel):
-    """GPT-2 with the same loss as New-LLM (no logits are held in training) and the same treatment of packed documents."""
+    """GPT-2 with the same loss as New-LLM (no logits are held in training) and the same treatment of packed
+    documents.
+    """
 
     config_class = TinyGPT2Config
 
@@ -42,15 +48,30 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """As `NewLLMForCausalLM.forward`, with `past_key_values` instead of a state."""
-        packed = past_key_values is None and attention_mask is None and position_ids is None and input_ids is not None
-        if packed and self.config.separate_documents and not use_cache and self.config.bos_token_id is not None:
+        packed = (
+            past_key_values is None
+            and attention_mask is None
+            and position_ids is None
+            and input_ids is not None
+        )
+        if (
+            packed
+            and self.config.separate_documents
+            and not use_cache
+            and self.config.bos_token_id is not None
+        ):
             # transformers reads positions that start anew as packed documents and masks attention across them
             position_ids = positions_in_document(document_starts(input_ids, self.config.bos_token_id))
             use_cache = False
         outputs = self.transformer(
-            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None and shift_labels is None:
@@ -62,5 +83,8 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         return CausalLMOutputWithCrossAttentions(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
         )

@@ -1,1 +1,3 @@
-"""Operations: each a folder with a plain reference, faster versions, and an `__init__` that chooses by device."""
+"""Operations: each a folder with a plain reference, faster versions, and an `__init__` that chooses by
+device.
+"""

@@ -1,8 +1,9 @@
 """Triton's kernels compiled side by side, before a first step needs them.
 
-Left alone, each kernel is compiled when it is first launched: a dozen of them one after the other, which is most of the time
-until the first step. Here the step is rehearsed once, with every launch replaced by a compilation in a thread (most of which
-is spent in MLIR, LLVM and ptxas, where Python's lock is free), while torch goes on to compile the model.
+Left alone, each kernel is compiled when it is first launched: a dozen of them one after the other, which is
+most of the time until the first step. Here the step is rehearsed once, with every launch replaced by a
+compilation in a thread (most of which is spent in MLIR, LLVM and ptxas, where Python's lock is free), while
+torch goes on to compile the model.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ import torch
 from torch import nn
 
 _THREADS = 6  # more would only wait for Python's lock, and take it from torch's own compiling
-_LAYERS = 2  # a model's first block has no branch to add, its second has: the others launch what the second does
+_LAYERS = (
+    2  # a model's first block has no branch to add, its second has: the others launch what the second does
+)
 _jobs: list[Future] = []
 _rehearsing = False
 _elsewhere: Future | None = None  # the exit code of a process that compiles for this one
 
 
 def start(compiles: bool) -> None:
-    """Where there is a GPU, start what takes seconds and needs nothing of ours, while imports go on: the GPU itself, and where
-    torch `compiles` the processes in which it does (until they are up, torch.compile works without them).
+    """Where there is a GPU, start what takes seconds and needs nothing of ours, while imports go on: the GPU
+    itself, and where torch `compiles` the processes in which it does (until they are up, torch.compile works
+    without them).
     """
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return
     if torch.cuda.device_count() == 1:
         threading.Thread(target=_first_touch, daemon=True).start()
     if compiles:
-        with contextlib.suppress(ImportError, AttributeError):  # a torch that names it otherwise starts them late, as always
+        with contextlib.suppress(
+            ImportError, AttributeError
+        ):  # a torch that names it otherwise starts them late, as always
             from torch._inductor.async_compile import AsyncCompile
 
             AsyncCompile.use_process_pool()
@@ -48,7 +54,9 @@ def _first_touch() -> None:
 
 
 def wait_for_process(process: subprocess.Popen) -> None:
-    """Another process compiles the kernels into Triton's cache: `finish` waits for it, and nothing is rehearsed here."""
+    """Another process compiles the kernels into Triton's cache: `finish` waits for it, and nothing is
+    rehearsed here.
+    """
     global _elsewhere
     pool = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere")
     _elsewhere = pool.submit(process.wait)
@@ -60,26 +68,35 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
     """Begin to compile the kernels that a training step of `model` launches.
 
     Args:
-        model: on the GPU that it will be trained on, not compiled yet. Only its first blocks are gone through.
-        step: runs `model` forward on a batch as training will, and returns the loss; its numbers are garbage, since no kernel
-            runs, and leave nothing behind.
+        model: on the GPU that it will be trained on, not compiled yet. Only its first blocks are gone
+        through.
+        step: runs `model` forward on a batch as training will, and returns the loss; its numbers are garbage,
+            since no kernel runs, and leave nothing behind.
     """
     if not next(model.parameters()).is_cuda or importlib.util.find_spec("triton") is None:
         return
     if _elsewhere is not None and not (_elsewhere.done() and _elsewhere.result()):  # unless it has failed
         return
     try:
-        with _launches_become_compilations(), _first_blocks(model), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+        with (
+            _launches_become_compilations(),
+            _first_blocks(model),
+            torch.random.fork_rng(devices=[torch.cuda.current_device()]),
+        ):
             step().backward()
     except torch.OutOfMemoryError:
-        pass  # the step itself will say so, or go on with a smaller batch: then its kernels are compiled as it meets them
+        # the step itself will say so, or go on with a smaller batch: then its kernels are compiled as it
+        # meets them
+        pass
     finally:
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
 
 
 def wait() -> None:
-    """Wait until what was begun is compiled. A kernel that could not be is compiled again, and complains, when it is launched."""
+    """Wait until what was begun is compiled. A kernel that could not be is compiled again, and complains,
+    when it is launched.
+    """
     if _jobs and not _rehearsing:
         wait_for_futures(_jobs)
         _jobs.clear()
@@ -116,7 +133,9 @@ def _compile(kernel, arguments: tuple, constants: dict, grid) -> None:
 
 
 def _kind(value):
-    """What Triton compiles for: of a tensor its type and alignment, of an integer whether it is 1 or a multiple of 16."""
+    """What Triton compiles for: of a tensor its type and alignment, of an integer whether it is 1 or a
+    multiple of 16.
+    """
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, int) and not isinstance(value, bool):
@@ -127,7 +146,12 @@ def _kind(value):
 @contextlib.contextmanager
 def _first_blocks(model: nn.Module) -> Iterator[None]:
     """Within it, the model's list of blocks ends after a few."""
-    lists = [(m, name, part) for m in model.modules() for name, part in m.named_children() if isinstance(part, nn.ModuleList)]
+    lists = [
+        (m, name, part)
+        for m in model.modules()
+        for name, part in m.named_children()
+        if isinstance(part, nn.ModuleList)
+    ]
     if not lists:
         yield
         return

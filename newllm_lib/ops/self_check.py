@@ -1,6 +1,8 @@
-"""Each operation run once on this device and compared with its plain reference in float64: outputs and every gradient.
+"""Each operation run once on this device and compared with its plain reference in float64: outputs and every
+gradient.
 
-The tests do this at many sizes; here it answers one question on a user's machine: do the kernels work on this GPU and driver?
+The tests do this at many sizes; here it answers one question on a user's machine: do the kernels work on this
+GPU and driver?
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ def check_kernels(device: torch.device, dtype: torch.dtype, names: list[str] | N
     unknown = [name for name in names or () if name not in _OPERATIONS]
     if unknown:
         raise UsageError(f"No operation {unknown[0]!r}: there are {', '.join(_OPERATIONS)}.")
-    return [_checked(name, *_OPERATIONS[name](_Draw(device, dtype)), TOLERANCE[dtype]) for name in names or _OPERATIONS]
+    return [
+        _checked(name, *_OPERATIONS[name](_Draw(device, dtype)), TOLERANCE[dtype])
+        for name in names or _OPERATIONS
+    ]
 
 
 def refuse_mismatch(found: list[Checked]) -> None:
@@ -48,13 +53,22 @@ def refuse_mismatch(found: list[Checked]) -> None:
     """
     wrong = [f"{c.name} (off by {c.error:.1e}, allowed {c.tolerance:.0e})" for c in found if not c.passed]
     if wrong:
-        raise NewLLMError(f"Kernels differ from their references: {', '.join(wrong)}. Train with --kernels off, and report it.")
+        raise NewLLMError(
+            f"Kernels differ from their references: {', '.join(wrong)}. Train with --kernels off, and report "
+            "it."
+        )
 
 
-def _checked(name: str, function: Callable, reference: Callable, inputs: list[Tensor], tolerance: float) -> Checked:
-    exact = _results(reference, [x.detach().double().requires_grad_() if x.requires_grad else x for x in inputs])
+def _checked(
+    name: str, function: Callable, reference: Callable, inputs: list[Tensor], tolerance: float
+) -> Checked:
+    exact = _results(
+        reference, [x.detach().double().requires_grad_() if x.requires_grad else x for x in inputs]
+    )
     found = _results(function, inputs)
-    errors = [float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(found, exact, strict=True)]
+    errors = [
+        float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(found, exact, strict=True)
+    ]
     return Checked(name, float("nan") if any(e != e for e in errors) else max(errors), tolerance)
 
 
@@ -83,7 +97,11 @@ class _Draw:
 def _gated_scan(draw: _Draw):
     from newllm_lib.ops.gated_scan import gated_scan, reference
 
-    inputs = [draw.normal(2, 129, 3 * 96), draw.normal(96, dtype=torch.float32), draw.normal(96, dtype=torch.float32)]
+    inputs = [
+        draw.normal(2, 129, 3 * 96),
+        draw.normal(96, dtype=torch.float32),
+        draw.normal(96, dtype=torch.float32),
+    ]
     return lambda *x: gated_scan(*x)[::2], lambda *x: reference.gated_scan(*x)[::2], inputs
 
 
@@ -97,15 +115,24 @@ def _short_conv(draw: _Draw):
 def _squared_relu_mlp(draw: _Draw):
     from newllm_lib.ops.relu2_mlp import reference, relu2_mlp
 
-    return relu2_mlp, reference.relu2_mlp, [
-        draw.normal(2, 129, 96), draw.normal(256, 96, scale=0.1), draw.normal(96, 256, scale=0.06),
-    ]  # fmt: skip
+    return (
+        relu2_mlp,
+        reference.relu2_mlp,
+        [
+            draw.normal(2, 129, 96),
+            draw.normal(256, 96, scale=0.1),
+            draw.normal(96, 256, scale=0.06),
+        ],
+    )
 
 
 def _hyperbolic_attention(draw: _Draw):
     from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
 
-    inputs = [draw.normal(2, 4, 200, 64, scale=s) for s in (0.12, 0.12, 1.0)] + [draw.positive(4), draw.positive(4)]
+    inputs = [draw.normal(2, 4, 200, 64, scale=s) for s in (0.12, 0.12, 1.0)] + [
+        draw.positive(4),
+        draw.positive(4),
+    ]
 
     def plain(*x):
         return hyperbolic_attention(*x, window=128, backend="reference")
@@ -139,7 +166,11 @@ def _cross_entropy(draw: _Draw):
 
 
 _OPERATIONS: dict[str, Callable] = {
-    "gated_scan": _gated_scan, "short_conv": _short_conv, "relu2_mlp": _squared_relu_mlp,
-    "hyperbolic_attention": _hyperbolic_attention, "linear_attention": _linear_attention, "cross_entropy": _cross_entropy,
-}  # fmt: skip
+    "gated_scan": _gated_scan,
+    "short_conv": _short_conv,
+    "relu2_mlp": _squared_relu_mlp,
+    "hyperbolic_attention": _hyperbolic_attention,
+    "linear_attention": _linear_attention,
+    "cross_entropy": _cross_entropy,
+}
 OPERATIONS = tuple(_OPERATIONS)

@@ -1,8 +1,10 @@
 """One dataclass is everything that can be chosen about a run.
 
-The same `Recipe` is the YAML file, the flags of `newllm train`, the notebook's form and the record in a run's folder. A YAML file
-may also hold a section `when:`, whose parts apply only under a condition (a device kind, a model, a protocol, a recurrence, or
-max_samples: only a part of the data) and are resolved when the recipe is loaded, so the record in a run is always flat:
+The same `Recipe` is the YAML file, the flags of `newllm train`, the notebook's form and the record in a run's
+folder. A YAML file may also hold a section `when:`, whose parts apply only under a condition (a device kind,
+a model, a protocol, a recurrence, or
+max_samples: only a part of the data) and are resolved when the recipe is loaded, so the record in a run is
+always flat:
 
     num_layers: 4
     when:
@@ -17,5 +19,12 @@ from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import value_types
 
 __all__ = [
-    "GUIDES_KEYS", "Recipe", "load_recipe", "overrides", "refuse_without_effect", "shipped_recipes", "start_run", "value_types",
-]  # fmt: skip
+    "GUIDES_KEYS",
+    "Recipe",
+    "load_recipe",
+    "overrides",
+    "refuse_without_effect",
+    "shipped_recipes",
+    "start_run",
+    "value_types",
+]

@@ -1,5 +1,5 @@
-"""Other names of the keys: the Phase 7 guide's, and those of older versions. They are read wherever ours are, and recorded as
-ours. Keys that are gone are read too, as long as they do nothing."""
+"""Other names of the keys: the Phase 7 guide's, and those of older versions. They are read wherever ours are,
+and recorded as ours. Keys that are gone are read too, as long as they do nothing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from newllm_lib.errors import UsageError
 _RENAMED: dict[str, str] = {}  # older name: today's
 _MEMORY = "a memory of words"
 _GONE = {  # a key that is gone: what it was for, and the value at which it did nothing (None: each)
-    "word_memory": (_MEMORY, 0), "word_slots": (_MEMORY, 0), "word_history": (_MEMORY, 0), "word_trust": (_MEMORY, False),
-    "rank_cost": ("a price on AR-SSM's ranks", 0), "conv_width": ("convolutions over other than 4 tokens", 4),
-    "tie_embeddings": ("a head beside the embedding", True), "linear_features": ("other than 64 features a head", 64),
+    "word_memory": (_MEMORY, 0),
+    "word_slots": (_MEMORY, 0),
+    "word_history": (_MEMORY, 0),
+    "word_trust": (_MEMORY, False),
+    "rank_cost": ("a price on AR-SSM's ranks", 0),
+    "conv_width": ("convolutions over other than 4 tokens", 4),
+    "tie_embeddings": ("a head beside the embedding", True),
+    "linear_features": ("other than 64 features a head", 64),
     "separate_documents": ("documents that see each other", True),
-    "curvature_start": ("another curvature schedule", 0.1), "curvature_steps": ("another curvature schedule", 0.5),
-    "distill_temperature": ("another temperature than 2", 2), "precompute_ref_log_probs": ("a slower way to the same", None),
-}  # fmt: skip
+    "curvature_start": ("another curvature schedule", 0.1),
+    "curvature_steps": ("another curvature schedule", 0.5),
+    "distill_temperature": ("another temperature than 2", 2),
+    "precompute_ref_log_probs": ("a slower way to the same", None),
+}
 _SAME = {
-    "d_model": "hidden_size", "n_layers": "num_layers", "n_heads": "num_heads", "n_seq": "max_seq_length",
-}  # fmt: skip
+    "d_model": "hidden_size",
+    "n_layers": "num_layers",
+    "n_heads": "num_heads",
+    "n_seq": "max_seq_length",
+}
 _SWITCHES = {  # guide's name: our key, its value for true, for false
     "use_mixed_precision": ("dtype", "auto", "fp32"),
     "use_gradient_checkpointing": ("gradient_checkpointing", "on", "off"),
@@ -33,7 +43,8 @@ _SWITCHES = {  # guide's name: our key, its value for true, for false
 GUIDES_KEYS = {
     **{name: f"as --{ours}" for name, ours in _SAME.items()},
     **{name: f"true: --{ours} {on}; false: {off}".lower() for name, (ours, on, off) in _SWITCHES.items()},
-    "gradient_accumulation_steps": "with it, batch_size is the sequences at a time (--micro_batch_size); ours is their product",
+    "gradient_accumulation_steps": "with it, batch_size is the sequences at a time (--micro_batch_size); "
+    "ours is their product",
 }
 
 
@@ -41,11 +52,11 @@ def resolve_keys(values: dict, where: str, at_a_time: int | str | None = None) -
     """`values` with the guide's names and older ones replaced by ours, without keys that are gone.
 
     Args:
-        where: what holds them, for errors. at_a_time: the micro-batch that `gradient_accumulation_steps` counts where no
-            batch_size stands beside it.
+        where: what holds them, for errors. at_a_time: the micro-batch that `gradient_accumulation_steps`
+            counts where no batch_size stands beside it.
     Raises:
-        UsageError: no `key: value` lines, a key under both names, a switch that is neither true nor false, or a key that is
-            gone and did something.
+        UsageError: no `key: value` lines, a key under both names, a switch that is neither true nor false, or
+            a key that is gone and did something.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{where} must hold `key: value` lines.")
@@ -76,7 +87,8 @@ def _without_gone(values: dict, where: str) -> dict:
     for name, (what, neutral) in _GONE.items():
         if name in values and neutral is not None and yaml.safe_load(str(values[name])) != neutral:
             raise UsageError(
-                f"{where} has {name} {values[name]} ({what}), which is gone since 0.2.0; commit 6e07e55 reads it."
+                f"{where} has {name} {values[name]} ({what}), which is gone since 0.2.0; commit 6e07e55 "
+                "reads it."
             )
     return {name: value for name, value in values.items() if name not in _GONE}
 
@@ -84,9 +96,15 @@ def _without_gone(values: dict, where: str) -> dict:
 def _batch(values: dict, steps, at_a_time, where: str) -> dict:
     """Our batch_size and micro_batch_size from the guide's two."""
     if "micro_batch_size" in values:
-        raise UsageError(f"{where} has gradient_accumulation_steps and micro_batch_size, which say the same: leave one out.")
+        raise UsageError(
+            f"{where} has gradient_accumulation_steps and micro_batch_size, which say the same: leave one "
+            "out."
+        )
     at_a_time = values.get("batch_size", at_a_time)
-    sizes = [_count(at_a_time, "batch_size beside gradient_accumulation_steps"), _count(steps, "gradient_accumulation_steps")]
+    sizes = [
+        _count(at_a_time, "batch_size beside gradient_accumulation_steps"),
+        _count(steps, "gradient_accumulation_steps"),
+    ]
     return {"micro_batch_size": sizes[0], "batch_size": sizes[0] * sizes[1]}
 
 
@@ -97,7 +115,16 @@ def _count(value, name: str) -> int:
 
 
 def _truth(value, name: str) -> bool:
-    known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    known = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
     word = str(value).strip().lower()
     if word not in known:
         raise UsageError(f"{name} must be true or false, not {value!r}.")

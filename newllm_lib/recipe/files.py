@@ -20,7 +20,9 @@ def read_yaml(path: Path) -> dict:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
-        raise UsageError(f"{path} is not readable as YAML{line}: mend it, or start from `newllm recipes show demo`.") from error
+        raise UsageError(
+            f"{path} is not readable as YAML{line}: mend it, or start from `newllm recipes show demo`."
+        ) from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(values, dict):

@@ -1,7 +1,8 @@
 """The run that another one starts from: which it is, and which keys it decides.
 
-Weights fit only the model they were trained in, and only the tokenizer they were trained with. So a recipe that names a run
-in `from_run` takes that run's sizes and tokenizer, and a size that is asked for beside it and differs is an error.
+Weights fit only the model they were trained in, and only the tokenizer they were trained with. So a recipe
+that names a run in `from_run` takes that run's sizes and tokenizer, and a size that is asked for beside it
+and differs is an error.
 """
 
 from __future__ import annotations
@@ -17,16 +18,34 @@ from newllm_lib.runs import Run, find_run, is_complete, list_runs
 
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
-    "model", "recurrence", "time_scales", "num_layers", "hidden_size", "context_dim", "mlp_size", "mlp_conv",
-    "embedding_skip", "num_heads", "match", "attention",
-    "attention_window", "ar_ssm", "ssm_ranks", "embedding", "htt_rank",
-)  # fmt: skip
-MODELS = {"new_llm": "new_llm", "tiny_gpt2": "tinygpt2", "phase7": "phase7"}  # how they are called in the names of runs
+    "model",
+    "recurrence",
+    "time_scales",
+    "num_layers",
+    "hidden_size",
+    "context_dim",
+    "mlp_size",
+    "mlp_conv",
+    "embedding_skip",
+    "num_heads",
+    "match",
+    "attention",
+    "attention_window",
+    "ar_ssm",
+    "ssm_ranks",
+    "embedding",
+    "htt_rank",
+)
+MODELS = {
+    "new_llm": "new_llm",
+    "tiny_gpt2": "tinygpt2",
+    "phase7": "phase7",
+}  # how they are called in the names of runs
 
 
 def init_from(wanted: str, model: str, recipes: dict[str, str]) -> Run:
-    """The run that `from_run: wanted` means: of a recipe its run with this model (the newest, where there are several with
-    other settings), else the run of that name or in that folder.
+    """The run that `from_run: wanted` means: of a recipe its run with this model (the newest, where there are
+    several with other settings), else the run of that name or in that folder.
 
     Raises:
         UsageError: there is none.
@@ -38,15 +57,17 @@ def init_from(wanted: str, model: str, recipes: dict[str, str]) -> Run:
     if not found:
         title = recipes[wanted].split(",")[0].split(":")[0]
         raise UsageError(
-            f"This starts from a run of recipe {wanted} ({title}), and there is none of {model} here yet: train it first "
-            f"(`newllm train {wanted}{f' --model {model}' if model != 'new_llm' else ''}`), name another run with --from, "
-            "or start from scratch with --from none."
+            f"This starts from a run of recipe {wanted} ({title}), and there is none of {model} here yet: "
+            f"train it first (`newllm train {wanted}{f' --model {model}' if model != 'new_llm' else ''}`), "
+            "name another run with --from, or start from scratch with --from none."
         )
     return max(plain or found, key=lambda run: run.best.stat().st_mtime)
 
 
 def plain_name(model: str, recipe: str) -> str:
-    """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`, `phase7_small_triton`."""
+    """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`,
+    `phase7_small_triton`.
+    """
     own = ("phase7_", "phase8_") if model == "phase7" else (f"{MODELS[model]}_",)
     name = recipe if recipe.startswith(own) else f"{MODELS[model]}_{recipe}"
     return f"{name}_triton" if model == "phase7" else name
@@ -60,7 +81,9 @@ def _is_trained(run: Run, recipe: str, model: str) -> bool:
 
 
 def word_for_start(run: Run) -> str:
-    """How a record calls a run: by its name where that finds it, so that the record stays true on another machine."""
+    """How a record calls a run: by its name where that finds it, so that the record stays true on another
+    machine.
+    """
     try:
         same = find_run(run.name).path.resolve() == run.path.resolve()
     except UsageError:
@@ -69,14 +92,16 @@ def word_for_start(run: Run) -> str:
 
 
 def short_name(from_run: str) -> str:
-    """The start's name without its model, for the name of the run that starts from it: `wikitext` of `new_llm_wikitext`."""
+    """The start's name without its model, for the name of the run that starts from it: `wikitext` of
+    `new_llm_wikitext`.
+    """
     name = Path(from_run).name
     return next((name[len(m) + 1 :] for m in MODELS.values() if name.startswith(f"{m}_")), name)
 
 
 def decided_by_start(model: str) -> tuple[str, ...]:
-    """Names of the keys that a start decides: its sizes and its tokenizer. TinyGPT2's window is a size (it has learned
-    positions); New-LLM reads blocks of any length."""
+    """Names of the keys that a start decides: its sizes and its tokenizer. TinyGPT2's window is a size (it
+    has learned positions); New-LLM reads blocks of any length."""
     return _ARCHITECTURE + _TOKENIZER + (("max_seq_length",) if model == "tiny_gpt2" else ())
 
 
@@ -97,8 +122,8 @@ def keys_of_start(start: Recipe, name: str, asked: dict) -> dict:
     ]
     if wrong:
         raise UsageError(
-            f"What starts from {name} has that run's sizes and tokenizer, so this cannot be: {', '.join(wrong)}. Leave "
-            "it out, start from another run, or from scratch with --from none."
+            f"What starts from {name} has that run's sizes and tokenizer, so this cannot be: "
+            f"{', '.join(wrong)}. Leave it out, start from another run, or from scratch with --from none."
         )
     # The template is words around the turns: the start's, but another may be learned.
     return decided if "template" in asked else {**decided, "template": start.template}

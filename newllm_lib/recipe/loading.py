@@ -27,21 +27,28 @@ _KNOWN = [f.name for f in fields(Recipe)]
 def shipped_recipes() -> dict[str, str]:
     """Names of the recipes that come with the package, each with its first comment line."""
     return {
-        p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in sorted(SHIPPED.glob("*.yaml"))
+        p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        for p in sorted(SHIPPED.glob("*.yaml"))
     }
 
 
 def load_recipe(
-    name_or_path: str, overrides: dict | None = None, device_kind: str | None = None, resolve_start: bool = True
+    name_or_path: str,
+    overrides: dict | None = None,
+    device_kind: str | None = None,
+    resolve_start: bool = True,
 ) -> Recipe:
-    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` (from flags or a form) on top.
+    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` (from flags or a
+    form) on top.
 
     Args:
-        device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()` finds.
-        resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is left as it stands).
+        device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()`
+        finds.
+        resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is
+        left as it stands).
     Raises:
-        UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a start that is
-            not there, or one that does not fit what is asked for.
+        UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a
+            start that is not there, or one that does not fit what is asked for.
     """
     path = _find(name_or_path)
     values = read_yaml(path)
@@ -55,7 +62,9 @@ def load_recipe(
     check_keys(asked, "the command line", _KNOWN)
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
-    recipe = assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
+    recipe = (
+        assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
+    )
     if not recorded:
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
@@ -84,8 +93,8 @@ def _file_in_our_words(values: dict, path: Path) -> dict:
 
 
 def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict) -> Recipe:
-    """The recipe with its start's keys. A start that the recipe's file means (not the command line) may be missing until
-    training begins: until then the recipe's own sizes stand."""
+    """The recipe with its start's keys. A start that the recipe's file means (not the command line) may be
+    missing until training begins: until then the recipe's own sizes stand."""
     recipe = assemble({}, wanted)
     if not recipe.depends_on("from_run"):
         return recipe
@@ -99,17 +108,28 @@ def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dic
             raise
         return recipe
     if not start.recipe_path.is_file():
-        raise UsageError(f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm train`.")
+        raise UsageError(
+            f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm "
+            "train`."
+        )
     name = word_for_start(start)
     return assemble(keys_of_start(Recipe.from_yaml(start.recipe_path), name, asked), name)
 
 
-def _record_of_what_came_from(wanted: str, assemble: Callable[[dict, str], Recipe], model: str | None) -> Recipe | None:
-    """Where the start is not here (any more), the run that came from it says the same: it can be continued without it."""
+def _record_of_what_came_from(
+    wanted: str, assemble: Callable[[dict, str], Recipe], model: str | None
+) -> Recipe | None:
+    """Where the start is not here (any more), the run that came from it says the same: it can be continued
+    without it.
+    """
     for kind in (model,) if model else MODELS:
         own = Run(assemble({"model": kind}, wanted).run_path())
         recorded = Recipe.from_yaml(own.recipe_path) if own.recipe_path.is_file() else None
-        if recorded is not None and recorded.from_run and wanted in (recorded.from_run, short_name(recorded.from_run)):
+        if (
+            recorded is not None
+            and recorded.from_run
+            and wanted in (recorded.from_run, short_name(recorded.from_run))
+        ):
             return recorded
     return None
 
@@ -123,13 +143,18 @@ def start_run(wanted: str, model: str) -> Run:
     return init_from(wanted, model, shipped_recipes())
 
 
-def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, decided: dict, from_run: str | None) -> Recipe:
-    """The recipe of a file's `values`, with the sections under `when:` that apply, what is asked for, and the keys that its
-    start has decided."""
+def _assembled(
+    path: Path, values: dict, asked: dict, device_kind: str | None, decided: dict, from_run: str | None
+) -> Recipe:
+    """The recipe of a file's `values`, with the sections under `when:` that apply, what is asked for, and the
+    keys that its start has decided."""
     values, overrides = dict(values), {**asked, **decided}
     sections = values.pop("when", None) or {}
     if not isinstance(sections, dict):
-        raise UsageError(f"`when:` in {path} must hold `condition: {{key: value}}` lines, such as `cpu: {{num_layers: 2}}`.")
+        raise UsageError(
+            f"`when:` in {path} must hold `condition: {{key: value}}` lines, such as `cpu: {{num_layers: "
+            "2}`."
+        )
     kind = overrides.get("sized_for") or values.get("sized_for") or "auto"
     if kind == "auto":
         kind = device_kind or _probe_kind()
@@ -148,8 +173,12 @@ def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, d
     recipe = replace(base, **{**overrides, "sized_for": kind, "from_run": from_run})
     if recipe.protocol == "seed":
         if overrides.get("tokenizer", "words") != "words":
-            raise UsageError(f"protocol seed is the original's 1,000 words: leave out tokenizer {overrides['tokenizer']}.")
-        recipe = replace(recipe, **{"tokenizer": "words", "vocab_size": 1000} | _only(overrides, ("vocab_size",)))
+            raise UsageError(
+                f"protocol seed is the original's 1,000 words: leave out tokenizer {overrides['tokenizer']}."
+            )
+        recipe = replace(
+            recipe, **{"tokenizer": "words", "vocab_size": 1000} | _only(overrides, ("vocab_size",))
+        )
         base = replace(base, tokenizer="words", vocab_size=1000)
     if recipe.run_name == "auto":
         recipe.run_name = run_name(base, recipe)
@@ -161,7 +190,9 @@ def _assembled(path: Path, values: dict, asked: dict, device_kind: str | None, d
 
 
 def _keep_learning_rate_meaning(base: Recipe, overrides: dict) -> dict:
-    """A batch size given by the user scales the recipe's learning rate; a learning rate given by the user is meant as it is."""
+    """A batch size given by the user scales the recipe's learning rate; a learning rate given by the user is
+    meant as it is.
+    """
     if "learning_rate_batch_size" in overrides:
         return overrides
     if "learning_rate" in overrides:
@@ -188,7 +219,9 @@ def _check_condition(condition: str, path: Path) -> None:
     named = [f for f in fields(Recipe) if f.name in ("model", "protocol", "recurrence")]
     known = [*KINDS, _PART, *(choice for f in named for choice in f.metadata["choices"])]
     if condition not in known:
-        raise UsageError(f"Unknown condition {condition!r} under `when:` in {path}: use one of {', '.join(known)}.")
+        raise UsageError(
+            f"Unknown condition {condition!r} under `when:` in {path}: use one of {', '.join(known)}."
+        )
 
 
 def _default(key: str):

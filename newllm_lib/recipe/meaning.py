@@ -1,4 +1,6 @@
-"""A key that does nothing where a person typed or wrote it is refused, so that nobody waits for its effect."""
+"""A key that does nothing where a person typed or wrote it is refused, so that nobody waits for its
+effect.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,14 @@ def refuse_without_effect(keys: Iterable[str], *recipes: Recipe, spelling: str =
         if not any(recipe.depends_on(key) for recipe in recipes):
             typed = spelling.format(_FIELDS[key].metadata["flag"] or key)
             raise UsageError(
-                f"{typed} {_belongs(key, recipes[0].task, *(recipe.model for recipe in recipes))}: leave it out."
+                f"{typed} {_belongs(key, recipes[0].task, *(recipe.model for recipe in recipes))}: leave it "
+                "out."
             )
 
 
 def refuse_without_effect_in_file(path: Path, values: dict) -> None:
-    """A recipe's file is also for the TinyGPT2 of the same data. A key at its default passes: a file that `newllm recipes show`
-    wrote has them all.
+    """A recipe's file is also for the TinyGPT2 of the same data. A key at its default passes: a file that
+    `newllm recipes show` wrote has them all.
 
     Raises:
         UsageError: a key of the file does nothing; names what it belongs to.

@@ -1,4 +1,6 @@
-"""Every choice of a run: one dataclass, from which the YAML files, the flags, the forms and a run's record come."""
+"""Every choice of a run: one dataclass, from which the YAML files, the flags, the forms and a run's record
+come.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ def key(default: object, help: str, section: str, **about: object) -> Any:
     Args:
         about: `choices`, `minimum`, `maximum` of its values; and
             identity: two runs that differ in it are different runs (resume refuses to mix them).
-            flag: another name of its flag, where the key's own would be clumsy or is no Python name (`--from`).
-            tasks, models: where it does anything (empty: everywhere); typed elsewhere it is refused.
+            flag: another name of its flag, where the key's own would be clumsy or is no Python name
+            (`--from`). tasks, models: where it does anything (empty: everywhere); typed elsewhere it is
+            refused.
     """
     return field(default=default, metadata={**_ABOUT, "help": help, "section": section, **about})
 
@@ -48,7 +51,9 @@ def does_something(key: Field, task: str, model: str) -> bool:
 
 @dataclass
 class Recipe:
-    """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer step."""
+    """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer
+    step.
+    """
 
     # --- What a run is called, where it lies, how often it speaks and saves ------------------------------
 
@@ -97,8 +102,8 @@ class Recipe:
     )
     distribution: str = _scale(
         "auto",
-        "with several: ddp (a whole model on each), fsdp2 (weights, gradients and optimizer state are cut), or "
-        "auto: ddp, and fsdp2 for a Phase 7 model that the estimate says is too large",
+        "with several: ddp (a whole model on each), fsdp2 (weights, gradients and optimizer state are cut), "
+        "or auto: ddp, and fsdp2 for a Phase 7 model that the estimate says is too large",
         choices=("auto", "ddp", "fsdp2"),
     )
 
@@ -155,8 +160,8 @@ class Recipe:
     )
     time_scales: str = _model(
         "even",
-        "how long channels of New-LLM's context vector remember at first: even (4 to 150 tokens), or multi (groups from "
-        "one to thousands of tokens)",
+        "how long channels of New-LLM's context vector remember at first: even (4 to 150 tokens), or multi "
+        "(groups from one to thousands of tokens)",
         choices=("even", "multi"),
         models=("new_llm",),
     )
@@ -179,8 +184,9 @@ class Recipe:
 
     attention: str = _phase7(
         "hyperbolic",
-        "to the last attention_window tokens by distance in the Poincaré ball (hyperbolic) or by the usual dot product "
-        "(dot); linear (Phase 8): to all tokens by products of hyperbolic features, in linear time",
+        "to the last attention_window tokens by distance in the Poincaré ball (hyperbolic) or by the usual "
+        "dot product (dot); linear (Phase 8): to all tokens by products of hyperbolic features, in linear "
+        "time",
         choices=("hyperbolic", "dot", "linear"),
     )
     attention_window: int = _phase7(128, "tokens that attention sees, the token itself included", minimum=1)
@@ -189,7 +195,8 @@ class Recipe:
     )
     curvature_schedule: str = _phase7(
         "linear",
-        "how a factor on the learned curvatures rises to 1 in the first half of training (off: it is 1 at once)",
+        "how a factor on the learned curvatures rises to 1 in the first half of training (off: it is 1 at "
+        "once)",
         choices=("linear", "cosine", "off"),
     )
     ar_ssm: bool = _phase7(
@@ -215,8 +222,8 @@ class Recipe:
 
     from_run: str | None = key(
         None,
-        "start from this run's best weights, with its tokenizer and its sizes: a run, its folder, or a recipe whose run "
-        "is taken (none: from scratch)",
+        "start from this run's best weights, with its tokenizer and its sizes: a run, its folder, or a "
+        "recipe whose run is taken (none: from scratch)",
         "start",
         flag="from",
         tasks=_TRAIN,
@@ -233,8 +240,8 @@ class Recipe:
     )
     optimizer: str = _training(
         "adamw",
-        "adamw, or muon for the matrices inside the blocks (AdamW for the rest); adafactor (second moment factored, "
-        "momentum in few bits), adamw8bit and adamw4bit (torchao) need less memory",
+        "adamw, or muon for the matrices inside the blocks (AdamW for the rest); adafactor (second moment "
+        "factored, momentum in few bits), adamw8bit and adamw4bit (torchao) need less memory",
         choices=("adamw", "muon", "adafactor", "adamw8bit", "adamw4bit"),
     )
     learning_rate: float = _training(6e-3, "peak learning rate", minimum=0.0)
@@ -259,7 +266,8 @@ class Recipe:
     patience: int | None = _training(None, "stop after this many evaluations without a better one", minimum=1)
     carry_state: bool = _training(
         False,
-        "New-LLM, Phase 7: start each block with the state that the text's last block ended with (blocks in order)",
+        "New-LLM, Phase 7: start each block with the state that the text's last block ended with (blocks in "
+        "order)",
         models=("new_llm", "phase7"),
         tasks=_TRAIN,
     )
@@ -267,8 +275,8 @@ class Recipe:
     dtype: str = _training("auto", "dtype of matrix products", choices=("auto", "fp32", "fp16", "bf16"))
     gradient_checkpointing: str = _training(
         "off",
-        "compute each block's inner tensors again in the backward pass instead of keeping them (offload: and keep its "
-        "input in the host's memory)",
+        "compute each block's inner tensors again in the backward pass instead of keeping them (offload: and "
+        "keep its input in the host's memory)",
         choices=("off", "on", "offload"),
         identity=False,
     )
@@ -283,15 +291,17 @@ class Recipe:
     )
     compile: str = _training(
         "auto",
-        "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small models); or "
-        "replay (CUDA graphs of the step as it is: begins at once, for models of our own kernels, as New-LLM)",
+        "torch.compile: on, off, or graphs (replays the compiled step from CUDA graphs: fastest for small "
+        "models); or replay (CUDA graphs of the step as it is: begins at once, for models of our own "
+        "kernels, as New-LLM)",
         choices=("auto", "on", "off", "graphs", "replay"),
         identity=False,
         tasks=_TRAIN,
     )
     weights_dtype: str = _training(
         "fp32",
-        "fp32, or bf16: matrices without a float32 copy, rounded stochastically so that small steps are not lost",
+        "fp32, or bf16: matrices without a float32 copy, rounded stochastically so that small steps are not "
+        "lost",
         choices=("fp32", "bf16"),
         tasks=_TRAIN,
     )
@@ -300,8 +310,8 @@ class Recipe:
     )
     optimizer_in_backward: bool = _training(
         False,
-        "step each parameter in the backward pass, once its gradient is whole, and free the gradient; the batch is "
-        "then cut inside each block, and gradients are clipped by the norm as known at that moment",
+        "step each parameter in the backward pass, once its gradient is whole, and free the gradient; the "
+        "batch is then cut inside each block, and gradients are clipped by the norm as known at that moment",
         tasks=_TRAIN,
     )
 
@@ -370,7 +380,9 @@ class Recipe:
         return (self.batch_size / self.learning_rate_batch_size) ** 0.5
 
     def run_path(self) -> Path:
-        """The run's folder: `output_dir`, or `checkpoints/<run name>` below the current folder (on Colab: below the clone)."""
+        """The run's folder: `output_dir`, or `checkpoints/<run name>` below the current folder (on Colab:
+        below the clone).
+        """
         if self.output_dir:
             return Path(self.output_dir)
         clone = Path(__file__).resolve().parents[2]

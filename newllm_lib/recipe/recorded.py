@@ -9,8 +9,8 @@ from newllm_lib.recipe.files import check_keys
 
 _FIRST = "0.1.0"  # it wrote every key, and no version
 _WRITTEN_BY_FIRST = {"recipe", "run_name", "resume", "output_dir"}
-# Where a default changes, or a key comes whose default is not what was before it: the version that brings this, and the
-# values before it, the oldest version first.
+# Where a default changes, or a key comes whose default is not what was before it: the version that brings
+# this, and the values before it, the oldest version first.
 _DEFAULTS_BEFORE: dict[str, dict] = {}
 
 

@@ -9,7 +9,9 @@ from newllm_lib.recipe.recipe import Recipe
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
-    """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture in them."""
+    """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture
+    in them.
+    """
     parts = [plain_name(recipe.model, recipe.recipe)]
     if recipe.kernels == "off":
         parts = [parts[0].removesuffix("_triton")]
@@ -35,17 +37,34 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
         parts.append(f"lr{recipe.learning_rate:g}")
     if recipe.max_samples and (recipe.task != "dpo" or recipe.max_samples != base.max_samples):
         parts.append(_short(recipe.max_samples))
-    return "_".join("".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts))
+    return "_".join(
+        "".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts)
+    )
 
 
 _NAMED_KEYS = {
-    "num_layers": "layers", "hidden_size": "hidden", "context_dim": "context", "mlp_size": "mlp",
-    "max_seq_length": "len", "vocab_size": "vocab", "tokenizer": "", "template": "", "seed": "seed",
-    "loss_on": "loss-on-", "beta": "beta", "loss_type": "", "lora_rank": "lora", "sft_warm_start": "sft",
-    "attention": "", "attention_window": "window", "curvature_schedule": "curvature-",
+    "num_layers": "layers",
+    "hidden_size": "hidden",
+    "context_dim": "context",
+    "mlp_size": "mlp",
+    "max_seq_length": "len",
+    "vocab_size": "vocab",
+    "tokenizer": "",
+    "template": "",
+    "seed": "seed",
+    "loss_on": "loss-on-",
+    "beta": "beta",
+    "loss_type": "",
+    "lora_rank": "lora",
+    "sft_warm_start": "sft",
+    "attention": "",
+    "attention_window": "window",
+    "curvature_schedule": "curvature-",
     "ar_ssm": "ssm-",
-    "embedding": "", "htt_rank": "rank", "ssm_ranks": "ssm-ranks",
-}  # fmt: skip
+    "embedding": "",
+    "htt_rank": "rank",
+    "ssm_ranks": "ssm-ranks",
+}
 
 
 def _short(value) -> str:

@@ -13,12 +13,15 @@ _PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": types.No
 
 
 def value_types(f) -> tuple[type, ...]:
-    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None` (annotations are text here)."""
+    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None` (annotations are text
+    here).
+    """
     return tuple(_PLAIN[part.strip()] for part in f.type.split("|"))
 
 
 def checked(f, value):
-    """`value` as the field's type; text such as "8e-4", "true" or "none" (from flags, forms, YAML 1.1) is understood.
+    """`value` as the field's type; text such as "8e-4", "true" or "none" (from flags, forms, YAML 1.1) is
+    understood.
 
     Raises:
         UsageError: wrong type, not one of the choices, or below the minimum.
@@ -35,7 +38,9 @@ def checked(f, value):
         value = {True: "on", "true": "on", False: "off", "false": "off"}.get(value, value)
     number_or_auto = accepted == (int, str)  # the only text such a key takes is "auto"
     if type(value) not in accepted or (number_or_auto and isinstance(value, str) and value != "auto"):
-        kinds = "int or auto" if number_or_auto else " or ".join(_TYPE_NAMES.get(t, t.__name__) for t in accepted)
+        kinds = (
+            "int or auto" if number_or_auto else " or ".join(_TYPE_NAMES.get(t, t.__name__) for t in accepted)
+        )
         raise UsageError(f"{f.name} must be {kinds}, not {value!r}.")
     if choices and value not in choices:
         raise UsageError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")

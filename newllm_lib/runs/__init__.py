@@ -1,4 +1,6 @@
-"""Runs as files and processes: folders written whole, locks, status, background training, mirrors. Knows nothing of torch."""
+"""Runs as files and processes: folders written whole, locks, status, background training, mirrors. Knows
+nothing of torch.
+"""
 
 from newllm_lib.runs.aliases import resolve_path
 from newllm_lib.runs.atomic import (
@@ -18,7 +20,16 @@ from newllm_lib.runs.atomic import (
     scratch_directory,
     staged_directory,
 )
-from newllm_lib.runs.background import BACKGROUND, ask_to_save, exit_code, follow, link_log, rotate_log, start_background, stop
+from newllm_lib.runs.background import (
+    BACKGROUND,
+    ask_to_save,
+    exit_code,
+    follow,
+    link_log,
+    rotate_log,
+    start_background,
+    stop,
+)
 from newllm_lib.runs.gpu_lock import GpuBusy, gpu_for
 from newllm_lib.runs.lock import AlreadyRunning, RunLock, is_locked, lock_holder
 from newllm_lib.runs.mirror.daemon import mirror_status, start_mirror, wait_for_mirror
@@ -30,14 +41,62 @@ from newllm_lib.runs.security import check_checkpoint_dir, safetensors_header
 from newllm_lib.runs.status import is_finished, last_line, read_status, read_status_file, tail, write_status
 
 __all__ = [
-    "BACKGROUND", "MARK", "MANIFEST", "AlreadyRunning", "GpuBusy", "Mirror", "Run", "RunLock", "add_to_mark",
-    "ask_to_save", "atomic_write_bytes", "atomic_write_text", "bring_back", "check_file", "check_checkpoint_dir",
-    "check_plain_name", "check_shared", "checkpoint_step", "clean_leftovers", "drive_folder", "exit_code", "explained",
-    "find_run", "follow", "resolve_path", "gpu_for", "is_ahead", "is_finished",
-    "is_locked", "is_complete", "last_line", "link_log",
-    "link_model", "list_runs", "lock_holder", "mark_folder", "mark_in", "mirror_status", "missing_files",
-    "owned_directory", "read_status", "read_status_file", "remove_directory", "replace_directory", "replaceable",
-    "restore", "roots", "rotate_log", "saved", "scratch_directory", "staged_directory",
-    "start_background", "start_mirror", "stop", "tail",
-    "safetensors_header", "wait_for_mirror", "write_status",
-]  # fmt: skip
+    "BACKGROUND",
+    "MARK",
+    "MANIFEST",
+    "AlreadyRunning",
+    "GpuBusy",
+    "Mirror",
+    "Run",
+    "RunLock",
+    "add_to_mark",
+    "ask_to_save",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "bring_back",
+    "check_file",
+    "check_checkpoint_dir",
+    "check_plain_name",
+    "check_shared",
+    "checkpoint_step",
+    "clean_leftovers",
+    "drive_folder",
+    "exit_code",
+    "explained",
+    "find_run",
+    "follow",
+    "resolve_path",
+    "gpu_for",
+    "is_ahead",
+    "is_finished",
+    "is_locked",
+    "is_complete",
+    "last_line",
+    "link_log",
+    "link_model",
+    "list_runs",
+    "lock_holder",
+    "mark_folder",
+    "mark_in",
+    "mirror_status",
+    "missing_files",
+    "owned_directory",
+    "read_status",
+    "read_status_file",
+    "remove_directory",
+    "replace_directory",
+    "replaceable",
+    "restore",
+    "roots",
+    "rotate_log",
+    "saved",
+    "scratch_directory",
+    "staged_directory",
+    "start_background",
+    "start_mirror",
+    "stop",
+    "tail",
+    "safetensors_header",
+    "wait_for_mirror",
+    "write_status",
+]

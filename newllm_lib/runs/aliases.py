@@ -10,8 +10,8 @@ _WHOLE = {"phase7_best": "best", "phase7_final": "last"}
 
 
 def resolve_path(text: str) -> str:
-    """`…/phase7_step_2000.pt` or `…/step_2000.pt` as `…/checkpoint-2000`, `phase7_best.pt` as `best`, `phase7_final.pt` as
-    `last`; anything else unchanged."""
+    """`…/phase7_step_2000.pt` or `…/step_2000.pt` as `…/checkpoint-2000`, `phase7_best.pt` as `best`,
+    `phase7_final.pt` as `last`; anything else unchanged."""
     path = Path(text)
     step = _STEP.fullmatch(path.name)
     name = f"checkpoint-{step[1]}" if step else _WHOLE.get(path.name.removesuffix(".pt"))

@@ -1,7 +1,9 @@
-"""Writing that a crash cannot tear: a file or a folder stands whole under its name, or what was there before does.
+"""Writing that a crash cannot tear: a file or a folder stands whole under its name, or what was there before
+does.
 
-Everything is written under a temporary name beside its place, brought to the disk, and then renamed. A folder gets a
-`MANIFEST.json` with the name and size of each of its files, so that a copy that lost something is seen for what it is.
+Everything is written under a temporary name beside its place, brought to the disk, and then renamed. A folder
+gets a `MANIFEST.json` with the name and size of each of its files, so that a copy that lost something is seen
+for what it is.
 """
 
 from __future__ import annotations
@@ -34,13 +36,18 @@ def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def atomic_write_bytes(
-    path: Path, data: bytes, durable: bool = True, parents: bool = True, check: Callable[[Path], None] | None = None
+    path: Path,
+    data: bytes,
+    durable: bool = True,
+    parents: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Replace `path` by `data` in one step; its folder is made if missing.
 
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
-        parents: make missing folders (False below a place that may be unmounted: they would come to lie beneath it).
+        parents: make missing folders (False below a place that may be unmounted: they would come to lie
+        beneath it).
         check: called with the written file before it gets its name; what it raises leaves the old file there.
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched.
@@ -69,11 +76,13 @@ def atomic_write_bytes(
 
 @contextmanager
 def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
-    """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as `run/best`.
+    """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as
+    `run/best`.
 
-    Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link stays one: what it
-    points to is replaced. An error in the block leaves nothing behind; a killed process leaves a hidden folder, which
-    `clean_leftovers` removes. `parents` as for `atomic_write_bytes`, `what` as for `ownership.foreign_in`.
+    Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link
+    stays one: what it points to is replaced. An error in the block leaves nothing behind; a killed process
+    leaves a hidden folder, which `clean_leftovers` removes. `parents` as for `atomic_write_bytes`, `what` as
+    for `ownership.foreign_in`.
 
     Raises:
         NewLLMError: full or read-only disk, no permission; what stood at `final` is untouched.
@@ -102,7 +111,8 @@ def staged_directory(final: Path, parents: bool = True, what: str | None = None)
 
 @contextmanager
 def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
-    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours, marked as ours.
+    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours,
+    marked as ours.
 
     Args:
         what: "export" or "mixture". flag: how the user named the folder. run: what it was made of.
@@ -136,7 +146,8 @@ def add_to_mark(folder: Path, *names: str) -> None:
 
 @contextmanager
 def scratch_directory(place: Path) -> Iterator[Path]:
-    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to `clean_leftovers`.
+    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to
+    `clean_leftovers`.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.
@@ -169,7 +180,8 @@ def missing_files(directory: Path) -> list[str]:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays there.
+    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays
+    there.
 
     It is never half there under its name: it is renamed first; a kill leaves a hidden leftover.
     """
@@ -191,7 +203,8 @@ def replace_directory(directory: Path, final: Path) -> None:
 
 @contextmanager
 def mark_in(folder: Path) -> Iterator[str]:
-    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has looked for before.
+    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has
+    looked for before.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.
@@ -212,7 +225,8 @@ def clean_leftovers(folder: Path) -> None:
     """
     leftovers = [(path, match) for path in Path(folder).iterdir() if (match := LEFTOVER.match(path.name))]
     dead = [(p, m) for p, m in leftovers if not is_alive(int(m["pid"]), int(m["start"]))]
-    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else the old one.
+    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else
+    # the old one.
     for path, match in sorted(dead, key=lambda item: item[1]["kind"], reverse=True):
         final = path.with_name(match["name"])
         if path.is_dir() and not final.exists() and is_complete(path) and _moved_aside(final, dead):
@@ -222,7 +236,9 @@ def clean_leftovers(folder: Path) -> None:
     for path, match in dead:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        elif match["kind"] == "old" or (path / MANIFEST).exists():  # it stood under its name, and may hold more than ours
+        elif (
+            match["kind"] == "old" or (path / MANIFEST).exists()
+        ):  # it stood under its name, and may hold more than ours
             _drop(path, path.with_name(match["name"]))
         else:  # half-written
             shutil.rmtree(path, ignore_errors=True)
@@ -256,16 +272,21 @@ def _cause(error: Exception, path: Path) -> str | None:
     torch_failed = "inline_container" in foreign or "PytorchStreamWriter" in foreign
     if number in _FULL or says_full or (torch_failed and _free(place) < _ALMOST_NOTHING):
         return (
-            f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); the last save "
-            "is intact. Free space (old runs in checkpoints/, ~/.cache/newllm, ~/.cache/huggingface) and run it again."
+            f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); the last "
+            "save is intact. Free space (old runs in checkpoints/, ~/.cache/newllm, ~/.cache/huggingface) "
+            "and run it again."
         )
     if number == errno.EROFS:
         return f"{path} could not be written: the disk is read-only. Choose another place with --output_dir."
     if number in (errno.EACCES, errno.EPERM):
-        return f"{path} could not be written: no permission. Choose another place with --output_dir, or mend its owner."
+        return (
+            f"{path} could not be written: no permission. Choose another place with --output_dir, or mend "
+            "its owner."
+        )
     if number in (errno.ENOTDIR, errno.EEXIST):
         return (
-            f"{path} could not be written: a file stands where a folder is needed. Move it away, or use --output_dir."
+            f"{path} could not be written: a file stands where a folder is needed. Move it away, or use "
+            "--output_dir."
         )
     return None
 
@@ -287,7 +308,9 @@ def _free(place: Path) -> int:
 
 
 def _size_inside(directory: Path, name: str) -> int | None:
-    """Size of a plain file below `directory`; None for everything else (missing, a link, a name that climbs out)."""
+    """Size of a plain file below `directory`; None for everything else (missing, a link, a name that climbs
+    out).
+    """
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         return None
@@ -299,7 +322,9 @@ def _size_inside(directory: Path, name: str) -> int | None:
 
 
 def write_manifest(directory: Path) -> None:
-    """Bring every file to the disk, then write `MANIFEST.json`: it never speaks of bytes that could still be lost."""
+    """Bring every file to the disk, then write `MANIFEST.json`: it never speaks of bytes that could still be
+    lost.
+    """
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         _sync(path)
@@ -322,7 +347,9 @@ def _swap(temporary: Path, final: Path) -> Path | None:
 def _move_aside_for(temporary: Path, final: Path) -> Path | None:
     old = _beside(final, "old") if final.exists() else None
     if old is not None:
-        os.rename(final, old)  # killed after this line: clean_leftovers puts the new folder, or this one, in place
+        os.rename(
+            final, old
+        )  # killed after this line: clean_leftovers puts the new folder, or this one, in place
     try:
         os.rename(temporary, final)
     except OSError:

@@ -18,13 +18,17 @@ from newllm_lib.runs.status import last_line, read_status
 
 BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
 LARGEST_LOG = 10 * 2**20  # bytes
-_children: dict[int, subprocess.Popen] = {}  # kept so that an ended child is noticed, and does not stay as a zombie
+_children: dict[
+    int, subprocess.Popen
+] = {}  # kept so that an ended child is noticed, and does not stay as a zombie
 
 
 def start_background(command: list[str], run: Run) -> int:
-    """Start `command` in a session of its own, its output appended to the run's log as it comes. Returns the pid.
+    """Start `command` in a session of its own, its output appended to the run's log as it comes. Returns the
+    pid.
 
-    The run's lock is taken here and inherited by the process, so of two starts at the same moment one is refused.
+    The run's lock is taken here and inherited by the process, so of two starts at the same moment one is
+    refused.
 
     Raises:
         AlreadyRunning: the run is being trained now.
@@ -36,9 +40,14 @@ def start_background(command: list[str], run: Run) -> int:
         rotate_log(run.log)
         with explained(run.log), open(run.log, "ab") as log:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                pass_fds=(lock.descriptor,), env=environment,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock.descriptor,),
+                env=environment,
+            )
     except BaseException:
         lock.__exit__()
         raise
@@ -49,7 +58,8 @@ def start_background(command: list[str], run: Run) -> int:
 
 
 def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
-    """Move what a log holds to `<log>.1` (which is replaced) when it has grown beyond `limit` bytes; whether it was.
+    """Move what a log holds to `<log>.1` (which is replaced) when it has grown beyond `limit` bytes; whether
+    it was.
 
     The file itself stays and is emptied: processes that append to it go on.
     """
@@ -69,9 +79,11 @@ def exit_code(pid: int) -> int | None:
 
 
 def follow(run: Run, offset: int = 0, interval: float = 0.3) -> Iterator[str]:
-    """Text of the run's log from byte `offset` on, in pieces as it grows, until no process trains the run any more.
+    """Text of the run's log from byte `offset` on, in pieces as it grows, until no process trains the run any
+    more.
 
-    An empty piece is given when nothing new came for `interval` seconds, so that the caller can look at other things.
+    An empty piece is given when nothing new came for `interval` seconds, so that the caller can look at other
+    things.
     """
     while True:
         ended = not _holds(run)  # looked at before reading: what came in between is read below
@@ -84,7 +96,8 @@ def follow(run: Run, offset: int = 0, interval: float = 0.3) -> Iterator[str]:
 
 
 def stop(run: Run, timeout: float = 180.0) -> dict:
-    """Ask the process that trains `run`, and only that one, to save and stop; wait until it did. Returns the status.
+    """Ask the process that trains `run`, and only that one, to save and stop; wait until it did. Returns the
+    status.
 
     A run that nobody trains is left as it is.
 
@@ -95,16 +108,17 @@ def stop(run: Run, timeout: float = 180.0) -> dict:
     pid = lock_holder(run)
     if pid is None and _holds(run):
         raise NewLLMError(
-            f"Run {run.name} is being trained, but {run.lock_path} does not say by which process: nothing was stopped. "
-            "Try again in a moment."
+            f"Run {run.name} is being trained, but {run.lock_path} does not say by which process: nothing "
+            "was stopped. Try again in a moment."
         )
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         while lock_holder(run) == pid:
             if time.monotonic() > end:
                 raise NewLLMError(
-                    f"Run {run.name} (pid {pid}) has not ended {timeout:.0f} s after it was asked to; its last line: "
-                    f"{last_line(run)}. Wait for it, or `kill -9 {pid}` and lose what came after the last save."
+                    f"Run {run.name} (pid {pid}) has not ended {timeout:.0f} s after it was asked to; its "
+                    f"last line: {last_line(run)}. Wait for it, or `kill -9 {pid}` and lose what came after "
+                    "the last save."
                 )
             _holds(run)
             time.sleep(0.1)
@@ -142,7 +156,9 @@ def _holds(run: Run) -> bool:
 
 
 def _read_from(path: Path, offset: int, whole_lines: bool) -> tuple[str, int]:
-    """What stands in `path` from `offset` on (`whole_lines`: up to the last complete line), and the offset after."""
+    """What stands in `path` from `offset` on (`whole_lines`: up to the last complete line), and the offset
+    after.
+    """
     try:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:  # it was rotated

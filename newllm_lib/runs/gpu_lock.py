@@ -25,7 +25,9 @@ def gpu_for(run: Run, index: int = 0, force: bool = False) -> Iterator[None]:
     Raises:
         GpuBusy: another run holds it and `force` is not given; names that run.
     """
-    with open(_place(index), "a+") as file:  # the lock is the system's: gone with the process, however that ends
+    with open(
+        _place(index), "a+"
+    ) as file:  # the lock is the system's: gone with the process, however that ends
         if _taken(file):
             file.truncate(0)
             file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))
@@ -51,8 +53,8 @@ def _refusal(file, index: int, run: Run) -> str:
     except (ValueError, KeyError, TypeError):  # taken this instant
         name, by = "RUN", "another run"
     return (
-        f"GPU {index} trains {by}: wait until it ends, stop it with `newllm runs stop {name}`, or train {run.name} beside it "
-        "with --force true."
+        f"GPU {index} trains {by}: wait until it ends, stop it with `newllm runs stop {name}`, or train "
+        f"{run.name} beside it with --force true."
     )
 
 

@@ -1,4 +1,6 @@
-"""One process trains a run. The lock is the operating system's, so it is gone with the process, however that ends."""
+"""One process trains a run. The lock is the operating system's, so it is gone with the process, however that
+ends.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ class AlreadyRunning(NewLLMError):
 
 
 class RunLock:
-    """`with RunLock(run):` nobody else trains `run` meanwhile; what a killed process left half-written goes first.
+    """`with RunLock(run):` nobody else trains `run` meanwhile; what a killed process left half-written goes
+    first.
 
     Raises:
         AlreadyRunning: with the pid of the process that holds the run and the commands to follow or stop it.
-        UsageError: something that is not ours lies there under a name that a run would write; nothing was changed.
+        UsageError: something that is not ours lies there under a name that a run would write; nothing was
+        changed.
     """
 
     def __init__(self, run: Run):
@@ -43,7 +47,9 @@ class RunLock:
 
     def __exit__(self, *error) -> None:
         if self.descriptor is not None:
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # also for copies that a library's helper process may have kept
+            fcntl.flock(
+                self.descriptor, fcntl.LOCK_UN
+            )  # also for copies that a library's helper process may have kept
             self._close()
 
     def acquire(self) -> None:
@@ -57,8 +63,8 @@ class RunLock:
             pid = lock_holder(self.run)
             self._close()
             raise AlreadyRunning(
-                f"Run {self.run.name} is already training (pid {pid or 'unknown'}): follow it with "
-                f"`newllm runs logs {self.run.name} --follow`, stop it with `newllm runs stop {self.run.name}`."
+                f"Run {self.run.name} is already training (pid {pid or 'unknown'}): follow it with `newllm "
+                f"runs logs {self.run.name} --follow`, stop it with `newllm runs stop {self.run.name}`."
             )
         try:
             self._write_holder(os.getpid())
@@ -70,7 +76,9 @@ class RunLock:
         _open_locks.add(self)
 
     def hand_over(self, pid: int) -> None:
-        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed, the lock stays."""
+        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed, the lock
+        stays.
+        """
         self._write_holder(pid)
         self._close()
 
@@ -146,7 +154,8 @@ def _inherited(run: Run) -> int | None:
     return int(number)
 
 
-# A forked child (a data loader's worker) gets copies of our descriptors, and would keep the lock after our death.
+# A forked child (a data loader's worker) gets copies of our descriptors, and would keep the lock after our
+# death.
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 

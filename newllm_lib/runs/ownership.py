@@ -1,9 +1,10 @@
 """What on the disk is ours: only that is ever replaced or deleted.
 
-Every folder that we make carries `.newllm.json`: what it is, of which run, since when, by which version. Version 0.1.0 did
-not write it; what that made is known by its own records. There are two kinds of folders. An export, a mixture and the
-parts of a run (`best/`, `checkpoint-N/` ...) are replaced whole, so nothing else may lie in them. The folder of a run and
-its mirror are shared: ours are the names in `RUN_FILES` and `RUN_PART`, and whatever else lies there stays.
+Every folder that we make carries `.newllm.json`: what it is, of which run, since when, by which version.
+Version 0.1.0 did not write it; what that made is known by its own records. There are two kinds of folders. An
+export, a mixture and the parts of a run (`best/`, `checkpoint-N/` ...) are replaced whole, so nothing else
+may lie in them. The folder of a run and its mirror are shared: ours are the names in `RUN_FILES` and
+`RUN_PART`, and whatever else lies there stays.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def read_mark(folder: Path) -> dict | None:
 
 
 def foreign_in(folder: Path, what: str | None = None) -> Iterator[str]:
-    """Everything in `folder` that we did not write there as `what` (None: as whatever it says it is), by relative name.
+    """Everything in `folder` that we did not write there as `what` (None: as whatever it says it is), by
+    relative name.
 
     Files, links and empty folders; of what a system leaves in every folder nothing.
     """
@@ -113,8 +115,8 @@ def replaceable(folder: Path, what: str, flag: str) -> Path:
     Args:
         what: "export" or "mixture". flag: how the user named the folder.
     Raises:
-        UsageError: something lies there that is not ours (names it, and a free name); or it is the current folder, a file or
-            a link to nothing.
+        UsageError: something lies there that is not ours (names it, and a free name); or it is the current
+            folder, a file or a link to nothing.
     """
     path = _real(folder, flag)
     if not path.is_dir():
@@ -122,12 +124,13 @@ def replaceable(folder: Path, what: str, flag: str) -> Path:
     first = next(foreign_in(path, what), None)
     if first is not None:
         raise UsageError(
-            f"{folder} holds {_top(first)}, which no {_kind(what)} of ours wrote: nothing was changed. Give another "
-            f"{flag}, e.g. {free_name(folder)}."
+            f"{folder} holds {_top(first)}, which no {_kind(what)} of ours wrote: nothing was changed. Give "
+            f"another {flag}, e.g. {free_name(folder)}."
         )
     if path == Path.cwd() or path in Path.cwd().parents:
         raise UsageError(
-            f"{folder} is the folder you are in, and would be replaced: give {flag} a folder in it, e.g. {what}."
+            f"{folder} is the folder you are in, and would be replaced: give {flag} a folder in it, e.g. "
+            f"{what}."
         )
     return path
 
@@ -176,7 +179,8 @@ def check_file(path: Path, flag: str, is_ours: Callable[[str], bool]) -> None:
     except (OSError, ValueError):  # a folder, a link to nothing, no text
         pass
     raise UsageError(
-        f"{path} is there and is not what would be written: it stays. Give another {flag}, e.g. {free_name(path)}."
+        f"{path} is there and is not what would be written: it stays. Give another {flag}, e.g. "
+        f"{free_name(path)}."
     )
 
 
@@ -189,7 +193,8 @@ def check_plain_name(name: str, flag: str) -> None:
     odd = name.startswith((".", "-")) or any(c in "/\\" or not c.isprintable() for c in name)
     if odd or not name.strip() or len(os.fsencode(name)) > 200:
         raise UsageError(
-            f"{flag} {name!r} is no name: give a word such as my_run (letters, digits, - _ .). A folder goes into --output_dir."
+            f"{flag} {name!r} is no name: give a word such as my_run (letters, digits, - _ .). A folder goes "
+            "into --output_dir."
         )
 
 
@@ -217,7 +222,9 @@ def _is_of_runs(name: str) -> bool:
 
 
 def _is_as_we_write_it(entry: Path) -> bool:
-    """Whether an entry of a run's folder is what we write under that name; a part may be torn, and hold more besides."""
+    """Whether an entry of a run's folder is what we write under that name; a part may be torn, and hold more
+    besides.
+    """
     if entry.name in RUN_FILES:
         return entry.is_file()
     if not entry.is_dir():

@@ -10,7 +10,9 @@ from pathlib import Path
 
 
 def started_at(pid: int) -> int | None:
-    """When process `pid` started, in the system's own ticks; None if there is none, or only its remains (a zombie)."""
+    """When process `pid` started, in the system's own ticks; None if there is none, or only its remains (a
+    zombie).
+    """
     if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -34,7 +36,10 @@ def identity() -> str:
 def _started_at_by_ps(pid: int) -> int | None:
     """The same where there is no /proc (macOS), to the second."""
     answer = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
     )
     state, _, start = answer.stdout.strip().partition(" ")
     if answer.returncode or not start or state.startswith("Z"):

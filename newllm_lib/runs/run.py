@@ -45,7 +45,9 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The whole checkpoints, oldest first. One that a crash or a copy tore is left out."""
-        found = [(int(m[1]), p) for p in _entries(self.path) if (m := _CHECKPOINT.match(p.name)) and is_complete(p)]
+        found = [
+            (int(m[1]), p) for p in _entries(self.path) if (m := _CHECKPOINT.match(p.name)) and is_complete(p)
+        ]
         return [path for _, path in sorted(found)]
 
     def latest_checkpoint(self) -> Path | None:
@@ -66,14 +68,26 @@ def checkpoint_step(path: Path) -> int:
     return int(_CHECKPOINT.match(Path(path).name)[1])
 
 
-_STATE_FILES = ("trainer_state", "progress", "carried_state", "gradient_norms", "optimizer", "WHOLE", "SUMS")  # not the model
+_STATE_FILES = (
+    "trainer_state",
+    "progress",
+    "carried_state",
+    "gradient_norms",
+    "optimizer",
+    "WHOLE",
+    "SUMS",
+)  # not the model
 
 
 def link_model(checkpoint: Path, folder: Path) -> None:
-    """Make `folder` a checkpoint's model as `from_pretrained` wants it, sharing its files where the disk has hard links."""
+    """Make `folder` a checkpoint's model as `from_pretrained` wants it, sharing its files where the disk has
+    hard links.
+    """
     with staged_directory(folder) as staging:
         for file in checkpoint.iterdir():
-            if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(_STATE_FILES):
+            if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(
+                _STATE_FILES
+            ):
                 try:
                     os.link(file, staging / file.name)
                 except OSError:  # a file system without hard links, such as Drive's
@@ -81,7 +95,9 @@ def link_model(checkpoint: Path, folder: Path) -> None:
 
 
 def roots() -> list[Path]:
-    """Where runs are looked for: `checkpoints/` in the current folder, then in the clone this package belongs to."""
+    """Where runs are looked for: `checkpoints/` in the current folder, then in the clone this package belongs
+    to.
+    """
     here = Path("checkpoints")
     clone = Path(__file__).resolve().parents[2]
     if (clone / "colab_bootstrap.sh").is_file() and (clone / "checkpoints").resolve() != here.resolve():
@@ -120,7 +136,10 @@ def find_run(name_or_path: str | Path) -> Run:
     elif names:
         hint = f"there are {', '.join(names)}."
     else:
-        hint = "there is none yet; `newllm demo` makes two. Call newllm where the run was started, or give its folder."
+        hint = (
+            "there is none yet; `newllm demo` makes two. Call newllm where the run was started, or give "
+            "its folder."
+        )
     raise UsageError(f"No run {str(name_or_path)!r} in {roots()[0].absolute()}: {hint}")
 
 

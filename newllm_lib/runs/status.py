@@ -14,7 +14,9 @@ from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.run import Run
 
 QUIET = 600.0  # seconds without a step or a line after which a running run is said to be silent
-_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Killed|Interrupt)\b|^newllm: |[Oo]ut of memory|Segmentation fault")
+_ERROR = re.compile(
+    r"^(\w+\.)*\w*(Error|Exception|Killed|Interrupt)\b|^newllm: |[Oo]ut of memory|Segmentation fault"
+)
 STATES = ("running", "done", "failed", "interrupted")
 _EMPTY = {"state": "new", "message": ""} | dict.fromkeys(("pid", "started", "updated", "step", "total_steps"))
 
@@ -41,26 +43,34 @@ def write_status(run: Run, **changes) -> None:
 def read_status(run: Run) -> dict:
     """status.json with the truth about the process: `state` is one of `STATES`, "new" or "dead".
 
-    "dead": it says "running", but no process holds the run's lock. While the lock is held, the run is running.
+    "dead": it says "running", but no process holds the run's lock. While the lock is held, the run is
+    running.
     """
     status = _read(run)
     if is_locked(run):
         message = status["message"] if status["state"] == "running" else "starting"
         quiet = time.time() - max(status["updated"] or 0.0, _changed(run.log))
         if status["updated"] and quiet > QUIET:
-            message += f"; no sign of life for {duration(quiet)} (`newllm runs stop {run.name}` saves it, if it still can)"
+            message += (
+                f"; no sign of life for {duration(quiet)} (`newllm runs stop {run.name}` saves it, if "
+                "it still can)"
+            )
         return {**status, "state": "running", "message": message, "pid": lock_holder(run) or status["pid"]}
     if status["state"] == "running":
         status = _read(run)  # it may have ended between our two looks
     if status["state"] == "running":
         last = last_error(run)
-        message = "ended without a word (killed, or out of memory)" + (f"; its log ends with: {last}" if last else "")
+        message = "ended without a word (killed, or out of memory)" + (
+            f"; its log ends with: {last}" if last else ""
+        )
         return {**status, "state": "dead", "message": message}
     return status
 
 
 def read_status_file(run: Run) -> dict:
-    """status.json as it was written, for the holder of the lock, who knows that no other process trains the run."""
+    """status.json as it was written, for the holder of the lock, who knows that no other process trains the
+    run.
+    """
     return _read(run)
 
 

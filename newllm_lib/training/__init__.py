@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def train(recipe, was_finished: bool | None = None):
-    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See `training.run`."""
+    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See
+    `training.run`.
+    """
     from newllm_lib.training.run import train as run_training
 
     if recipe.task == "dpo":

@@ -1,8 +1,10 @@
-"""LoRA in a training run: small trained matrices beside the start's frozen weights (Hu et al., 2021, arXiv 2106.09685; PEFT).
+"""LoRA in a training run: small trained matrices beside the start's frozen weights (Hu et al., 2021, arXiv
+2106.09685; PEFT).
 
-The adapters are put into the model itself, so that everything else sees the model it knows. The run keeps `base/`, the start's
-weights; each checkpoint has the adapters as PEFT saves them (`adapter/`) beside the merged model, which loads like any other.
-To continue, base and adapters are put together again: a merged weight would be rounded.
+The adapters are put into the model itself, so that everything else sees the model it knows. The run keeps
+`base/`, the start's weights; each checkpoint has the adapters as PEFT saves them (`adapter/`) beside the
+merged model, which loads like any other. To continue, base and adapters are put together again: a merged
+weight would be rounded.
 """
 
 from __future__ import annotations
@@ -33,13 +35,20 @@ def keep_base(run: Run, start: Path) -> None:
 
 
 def add_adapters(model, recipe: Recipe, base: Path):
-    """The model with adapters on every linear layer but the head; they alone are trained. They change nothing at first."""
+    """The model with adapters on every linear layer but the head; they alone are trained. They change nothing
+    at first.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout, target_modules="all-linear",
-        task_type="CAUSAL_LM", fan_in_fan_out=recipe.model == "tiny_gpt2", base_model_name_or_path=str(base.absolute()),
-    )  # fmt: skip
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=recipe.model == "tiny_gpt2",
+        base_model_name_or_path=str(base.absolute()),
+    )
     return inject_adapter_in_model(config, model)
 
 
@@ -49,7 +58,11 @@ def save_adapted(model, folder: Path) -> None:
     place = folder / ADAPTER
     place.mkdir()
     model.peft_config["default"].save_pretrained(place)
-    save_file({key: p.detach().contiguous() for key, p in _adapters(model).items()}, place / _WEIGHTS, {"format": "pt"})
+    save_file(
+        {key: p.detach().contiguous() for key, p in _adapters(model).items()},
+        place / _WEIGHTS,
+        {"format": "pt"},
+    )
 
 
 @torch.no_grad()
@@ -61,7 +74,10 @@ def load_adapters(model, folder: Path) -> None:
     """
     saved, wanted = load_file(folder / ADAPTER / _WEIGHTS), _adapters(model)
     if {key: value.shape for key, value in saved.items()} != {key: p.shape for key, p in wanted.items()}:
-        raise NewLLMError(f"{folder / ADAPTER} holds other adapters than this run's: copy it again from where it was trained.")
+        raise NewLLMError(
+            f"{folder / ADAPTER} holds other adapters than this run's: copy it again from where it was "
+            "trained."
+        )
     for key, parameter in wanted.items():
         parameter.copy_(saved[key])
 

@@ -1,4 +1,6 @@
-"""In which dtype a run's matrix products are and what is compiled for it: known before torch and transformers are imported."""
+"""In which dtype a run's matrix products are and what is compiled for it: known before torch and transformers
+are imported.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
 
 KERNELS_MAX_DIM = 256  # channels up to which all of New-LLM's block is in our kernels: `relu2_mlp.MAX_DIM`
+
 
 def dtype_of(recipe: Recipe, device: Device) -> str:
     """The dtype of matrix products.
@@ -21,12 +24,14 @@ def dtype_of(recipe: Recipe, device: Device) -> str:
     if device.torch_device == "cpu":
         raise UsageError(f"--dtype {recipe.dtype} needs a GPU: leave it at auto, which is fp32 here.")
     if recipe.dtype == "bf16" and (device.capability or (0, 0)) < (8, 0):
-        raise UsageError(f"--dtype bf16: {device.name} only emulates it, slowly. Leave it at auto, which is fp16 here.")
+        raise UsageError(
+            f"--dtype bf16: {device.name} only emulates it, slowly. Leave it at auto, which is fp16 here."
+        )
     return recipe.dtype
 
 
 def compilation(recipe: Recipe, device: Device) -> str:
-    """"off", "on", "graphs" or "replay" (on a GPU, without loss scaling).
+    """ "off", "on", "graphs" or "replay" (on a GPU, without loss scaling).
 
     Raises:
         UsageError: torch's compiler is asked to take a recurrence that is walked token by token.
@@ -36,10 +41,13 @@ def compilation(recipe: Recipe, device: Device) -> str:
     if is_walked(recipe):
         if recipe.compile in ("on", "graphs"):
             raise UsageError(
-                f"--compile {recipe.compile} would compile every token of --recurrence sequential anew: leave it at auto."
+                f"--compile {recipe.compile} would compile every token of --recurrence sequential anew: "
+                "leave it at auto."
             )
         alone = not (recipe.lora_rank or recipe.teacher or process_group.is_distributed())
-        replays = recipe.compile != "off" and device.torch_device == "cuda" and dtype_of(recipe, device) != "fp16"
+        replays = (
+            recipe.compile != "off" and device.torch_device == "cuda" and dtype_of(recipe, device) != "fp16"
+        )
         return "replay" if replays and alone else "off"
     if recipe.compile == "replay" and (device.torch_device == "cpu" or dtype_of(recipe, device) == "fp16"):
         return "off"
@@ -47,7 +55,9 @@ def compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    if recipe.lora_rank or recipe.teacher or process_group.is_distributed():  # with these, and with fp16's scaling, graphs are not measured yet
+    if (
+        recipe.lora_rank or recipe.teacher or process_group.is_distributed()
+    ):  # with these, and with fp16's scaling, graphs are not measured yet
         return "on"
     if dtype_of(recipe, device) != "bf16":
         return "on"

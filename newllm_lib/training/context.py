@@ -57,7 +57,11 @@ class RunContext:
     @property
     def sequences_at_once(self) -> int:
         """Sequences in one call of the model. Where weights are stepped in it, the blocks cut the batch."""
-        return self.recipe.batch_size // process_group.world_size() if self.recipe.optimizer_in_backward else self.micro_batch
+        return (
+            self.recipe.batch_size // process_group.world_size()
+            if self.recipe.optimizer_in_backward
+            else self.micro_batch
+        )
 
     @property
     def accumulation_steps(self) -> int:

@@ -1,8 +1,10 @@
-"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the processor starts one thing where it started hundreds.
+"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the processor starts one thing where it
+started hundreds.
 
-A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow processor needs 75 for each. What a graph reads
-and writes lies at fixed places: inputs are copied there before a replay, results are taken from there after it. Parameters are
-read where they are; their gradients are added up at places that all blocks share, as one block is done before the next begins.
+A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow processor needs 75 for
+each. What a graph reads and writes lies at fixed places: inputs are copied there before a replay, results are
+taken from there after it. Parameters are read where they are; their gradients are added up at places that all
+blocks share, as one block is done before the next begins.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ class Recorder:
         if self.on_gpu:
             self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def record(self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None) -> Callable[[], None]:
-        """What repeats `function`, which has to read from and write to tensors that stay. On a processor the function itself.
+    def record(
+        self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None
+    ) -> Callable[[], None]:
+        """What repeats `function`, which has to read from and write to tensors that stay. On a processor the
+        function itself.
 
         Args:
-            kind: functions of one kind start the same kernels with the same sizes; the first of them is run once before.
-            sums: what it adds to; they are left as they were. forget: called after a first run, to let go of what that has made.
+            kind: functions of one kind start the same kernels with the same sizes; the first of them is run
+            once before.
+            sums: what it adds to; they are left as they were. forget: called after a first run, to let go of
+            what that has made.
         """
         before = [x.clone() for x in sums]
         replay = self._recorded(function, kind, forget)
@@ -79,8 +86,9 @@ class Places:
 
 
 def stand_ins(parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leaves that share the parameters' memory and add their gradients to the given ones (where there are some): made while
-    recording they belong to its stream, as the parameters' own do not, and their hooks stay silent."""
+    """Leaves that share the parameters' memory and add their gradients to the given ones (where there are
+    some): made while recording they belong to its stream, as the parameters' own do not, and their hooks stay
+    silent."""
     made = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
     for name, gradient in gradients.items():
         made[name].grad = gradient
@@ -91,7 +99,9 @@ _ALIGNED = 64  # elements: where kernels read fastest
 
 
 def side_by_side(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Places of the same shapes and dtypes, and the tensors that they are parts of: one for each dtype, zero between parts."""
+    """Places of the same shapes and dtypes, and the tensors that they are parts of: one for each dtype, zero
+    between parts.
+    """
     starts: dict[str, int] = {}
     ends: dict[tuple, int] = {}
     for name, x in tensors.items():
@@ -131,8 +141,11 @@ class BlockGraphs:
         call.output_structure, call.output_constants = about
         return results
 
-    def backward(self, call, tensors: list[Tensor], wanted, upstream: list[Tensor | None], first: bool, through):
-        """The gradients of the wanted tensors, overwritten by the next call; those of the parameters wait for `hand_over`.
+    def backward(
+        self, call, tensors: list[Tensor], wanted, upstream: list[Tensor | None], first: bool, through
+    ):
+        """The gradients of the wanted tensors, overwritten by the next call; those of the parameters wait for
+        `hand_over`.
 
         Args:
             first: of the block's chunks: gradients begin at zero. through: blocks._backward_through.
@@ -173,7 +186,9 @@ class BlockGraphs:
         trained = {f"block.{name}": p for name, p in block.named_parameters() if p.requires_grad}
         return trained, {name: self.places.of(("parameter", name), p) for name, p in trained.items()}
 
-    def _replay(self, direction: str, call, fixed: list[Tensor], chosen: tuple, record, sums: list[Tensor]) -> tuple:
+    def _replay(
+        self, direction: str, call, fixed: list[Tensor], chosen: tuple, record, sums: list[Tensor]
+    ) -> tuple:
         """(replay, results, the block's output structure and constants), recorded the first time."""
         sizes = tuple((x.shape, x.dtype) for x in fixed)
         kind = direction, sizes, tuple(call.constants), tuple(call.autocast.values()), chosen
@@ -186,28 +201,41 @@ class BlockGraphs:
 
 
 class StepGraph:
-    """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing computed twice."""
+    """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing
+    computed twice.
+    """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False):
-        """dtype: of autocast; None: without. together: gradients lie side by side, in `sums`, and begin at zero each step."""
+    def __init__(
+        self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False
+    ):
+        """dtype: of autocast; None: without. together: gradients lie side by side, in `sums`, and begin at
+        zero each step.
+        """
         self.model, self.dtype = model, dtype
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        # Weights that are read in half precision alone are converted together, and their gradients back: two kernels for dozens.
+        # Weights that are read in half precision alone are converted together, and their gradients back: two
+        # kernels for dozens.
         self.halves = model.half_weights() if dtype is not None and hasattr(model, "half_weights") else []
-        self.maker: tuple | None = None  # the kind of the first graph, which makes the gradients; others add to them
+        self.maker: tuple | None = (
+            None  # the kind of the first graph, which makes the gradients; others add to them
+        )
         self.gradients, self.sums = side_by_side(self.parameters) if together else ({}, [])
 
     def __call__(self, inputs: dict[str, Tensor], **constants) -> tuple[Tensor, Tensor | None]:
-        """The loss of the model called with these, and its state, which the next call overwrites (None: it has none); gradients
-        are added to the parameters' (begun where there are none).
+        """The loss of the model called with these, and its state, which the next call overwrites (None: it
+        has none); gradients are added to the parameters' (begun where there are none).
 
         `sums` holds them together, in a tensor or two: what several processes have to add up once a step.
         """
         fixed = dict(zip(inputs, self.places.filled("input", list(inputs.values())), strict=True))
         kind = tuple((name, x.shape, x.dtype) for name, x in fixed.items()), tuple(constants.items())
-        fresh = [name for name, p in self.parameters.items() if p.grad is None or p.grad is not self.gradients.get(name)]
+        fresh = [
+            name
+            for name, p in self.parameters.items()
+            if p.grad is None or p.grad is not self.gradients.get(name)
+        ]
         self.maker = self.maker or kind
         makes = not self.sums and kind == self.maker and len(fresh) == len(self.parameters)
         replay, results = self._recorded(fixed, constants, kind, makes, fresh)
@@ -219,7 +247,9 @@ class StepGraph:
             self._hand_over(fresh)
         return results[0].clone(), results[1]
 
-    def _recorded(self, fixed: dict[str, Tensor], constants: dict, kind: tuple, makes: bool, fresh: list[str]) -> tuple:
+    def _recorded(
+        self, fixed: dict[str, Tensor], constants: dict, kind: tuple, makes: bool, fresh: list[str]
+    ) -> tuple:
         """(what repeats the step, where its loss and state lie), recorded the first time."""
         key = kind, makes
         if key not in self.replays:
@@ -231,7 +261,9 @@ class StepGraph:
                     self.gradients.clear()
                 leaves = self._leaves()
                 enabled = self.dtype is not None
-                with torch.autocast(self.recorder.device.type, self.dtype, enabled=enabled, cache_enabled=False):
+                with torch.autocast(
+                    self.recorder.device.type, self.dtype, enabled=enabled, cache_enabled=False
+                ):
                     outputs = functional_call(self.model, leaves, (), {**fixed, **constants})
                 outputs.loss.backward()
                 self._gather(leaves, makes)
@@ -254,7 +286,9 @@ class StepGraph:
     def _gather(self, leaves: dict[str, Tensor], makes: bool) -> None:
         """Keep the leaves' gradients, or add those that have not added themselves."""
         if makes:
-            self.gradients |= {n: x.grad for n, x in leaves.items() if n not in self.halves and x.grad is not None}
+            self.gradients |= {
+                n: x.grad for n, x in leaves.items() if n not in self.halves and x.grad is not None
+            }
         if self.halves:
             whole = [torch.empty_like(self.parameters[name]) for name in self.halves]
             torch._foreach_copy_(whole, [leaves[name].grad for name in self.halves])

@@ -1,4 +1,6 @@
-"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked. And its rows as JSON."""
+"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked. And
+its rows as JSON.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def plot_curves(run) -> Path | None:
     left, right = figure.subplots(1, 2)
     left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#0072B2", label="training")
     left.plot(
-        [r["step"] for r in evaluations], [r["eval_loss"] for r in evaluations], "o-", color="#D55E00", ms=4,
+        [r["step"] for r in evaluations],
+        [r["eval_loss"] for r in evaluations],
+        "o-",
+        color="#D55E00",
+        ms=4,
         label="validation",
-    )  # fmt: skip
+    )
     left.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=run.name)
     left.legend(frameon=False)
     if evaluations:
@@ -46,6 +52,8 @@ def plot_curves(run) -> Path | None:
 
 
 def write_training_log(run) -> None:
-    """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl`: one list, for readers of whole files."""
+    """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl`: one list, for readers of
+    whole files.
+    """
     rows = ",\n".join(json.dumps(row) for row in run.metrics())
     atomic_write_bytes(run.path / "training_log.json", f"[\n{rows}\n]\n".encode(), durable=False)

@@ -11,12 +11,15 @@ import torch
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Within it, operations that add in whatever order threads arrive (gathered rows' gradients, some of cuBLAS) are replaced by
-    slower ones that do not, and one that has no such replacement raises. Our own kernels are deterministic anyway."""
+    """Within it, operations that add in whatever order threads arrive (gathered rows' gradients, some of
+    cuBLAS) are replaced by slower ones that do not, and one that has no such replacement raises. Our own
+    kernels are deterministic anyway."""
     if not on:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; torch refuses to go on without
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read when cuBLAS starts; torch refuses to go on without
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what was not written

@@ -1,7 +1,8 @@
-"""Knowledge distillation: a trained model's whole distribution beside the text's own next token (`teacher` in a recipe).
+"""Knowledge distillation: a trained model's whole distribution beside the text's own next token (`teacher` in
+a recipe).
 
-The teacher is a run, a folder with a model, or a hub id; any causal language model that knows the student's words by the same
-ids. It reads the same blocks; nothing of it is trained or saved.
+The teacher is a run, a folder with a model, or a hub id; any causal language model that knows the student's
+words by the same ids. It reads the same blocks; nothing of it is trained or saved.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Teacher:
     """Gives hidden states and a head for blocks of token ids.
 
     Raises:
-        UsageError: other words than the student's, a window that is too short, or a head that is more than a matrix.
+        UsageError: other words than the student's, a window that is too short, or a head that is more than a
+        matrix.
         NewLLMError: it cannot be loaded.
     """
 
@@ -35,7 +37,9 @@ class Teacher:
         self.model = model.to(device).eval().requires_grad_(False)
         longest = window(self.model)
         if longest is not None and longest < recipe.max_seq_length:
-            raise UsageError(f"Teacher {recipe.teacher} sees {longest} tokens: lower --max_seq_length to that.")
+            raise UsageError(
+                f"Teacher {recipe.teacher} sees {longest} tokens: lower --max_seq_length to that."
+            )
         self.head = self.model.get_output_embeddings().weight[: len(own)]
         self.unknown = own.eos_token_id or 0  # what it reads in place of words that only the student has
         self._check_head(recipe.teacher)
@@ -49,20 +53,31 @@ class Teacher:
         if isinstance(self.model, TinyGPT2ForCausalLM) and self.model.config.separate_documents:
             from newllm_lib.layers.document import document_starts, positions_in_document
 
-            more = {"position_ids": positions_in_document(document_starts(ids, self.model.config.bos_token_id))}
+            more = {
+                "position_ids": positions_in_document(document_starts(ids, self.model.config.bos_token_id))
+            }
         return body(input_ids=ids, use_cache=False, **more).last_hidden_state
 
-    def loss(self, student: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, tokens=None):
-        """The student's loss from its hidden states (batch, time, width) for these ids and labels (already shifted)."""
+    def loss(
+        self, student: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, tokens=None
+    ):
+        """The student's loss from its hidden states (batch, time, width) for these ids and labels (already
+        shifted).
+        """
         head = student.get_output_embeddings().weight
-        return distillation_loss(hidden, head, self.hidden(ids), self.head, labels, self.share, TEMPERATURE, tokens)
+        return distillation_loss(
+            hidden, head, self.hidden(ids), self.head, labels, self.share, TEMPERATURE, tokens
+        )
 
     @torch.no_grad()
     def _check_head(self, name: str) -> None:
         ids = torch.arange(1, 5, device=self.head.device).unsqueeze(0)
         logits = self.model(input_ids=ids).logits[..., : self.head.shape[0]].float()
         if not torch.allclose(self.hidden(ids).float() @ self.head.float().T, logits, rtol=1e-2, atol=1e-2):
-            raise UsageError(f"Teacher {name} changes its logits after its head's matrix: distillation cannot, so use another.")
+            raise UsageError(
+                f"Teacher {name} changes its logits after its head's matrix: distillation cannot, so use "
+                "another."
+            )
 
 
 def _check_words(name: str, own, tokenizer) -> None:
@@ -71,8 +86,9 @@ def _check_words(name: str, own, tokenizer) -> None:
     other = [word for word, number in theirs.items() if ours.get(word) != number]
     if other:
         raise UsageError(
-            f"Teacher {name} has another tokenizer ({len(other):,} of its {len(theirs):,} words differ), and a student can only "
-            f"learn from it with the same words: train with --tokenizer {'gpt2' if name == 'gpt2' else 'FOLDER_OF_THE_TEACHER'}."
+            f"Teacher {name} has another tokenizer ({len(other):,} of its {len(theirs):,} words differ), and "
+            "a student can only learn from it with the same words: train with --tokenizer "
+            f"{'gpt2' if name == 'gpt2' else 'FOLDER_OF_THE_TEACHER'}."
         )
 
 
@@ -87,4 +103,6 @@ def refuse_distillation(recipe: Recipe) -> None:
     if recipe.model != "new_llm":
         raise UsageError(f"teacher: only new_llm is distilled into, not {recipe.model}.")
     if recipe.optimizer_in_backward or recipe.lora_rank:
-        raise UsageError("teacher does not go together with optimizer_in_backward or lora_rank: leave one of them out.")
+        raise UsageError(
+            "teacher does not go together with optimizer_in_backward or lora_rank: leave one of them out."
+        )

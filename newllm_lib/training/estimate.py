@@ -9,30 +9,33 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
 from newllm_lib.training.compile import is_walked
 
-# Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per core) and the H100,
-# for the others scaled from their data sheets by the H100's share.
+# Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per
+# core) and the H100, for the others scaled from their data sheets by the H100's share.
 _TFLOPS = {"cpu": 0.03, "t4": 2.5, "v100": 5.0, "l4": 6.0, "a100": 18.0, "h100": 36.0, "other": 5.0}
-# A large model keeps a GPU busier: an H100 gave 205 TFLOP/s at 1.42 billion parameters, 36 at 4 million. Between, by logarithm.
+# A large model keeps a GPU busier: an H100 gave 205 TFLOP/s at 1.42 billion parameters, 36 at 4 million.
+# Between, by logarithm.
 _SMALL, _LARGE, _LARGE_GAIN = 4.2e6, 1.42e9, 205 / 36
 # Tokens a second of whole training steps, measured, by device, parameters and gradient_checkpointing.
 _MEASURED: dict[tuple[str, int, str], float] = {
     ("h100", 1_513_995_520, "offload"): 32_600,
     ("h100", 1_513_995_520, "off"): 43_700,
 }
-# The sequential recurrence goes token by token. Measured: two CPU cores train it 4.4 times slower than the parallel one (653
-# tokens/s against 2,880); an H100 needs 0.6 ms for a token, forward and backward, however many texts there are (77 ms for 128).
+# The sequential recurrence goes token by token. Measured: two CPU cores train it 4.4 times slower than the
+# parallel one (653 tokens/s against 2,880); an H100 needs 0.6 ms for a token, forward and backward, however
+# many texts there are (77 ms for 128).
 _WALKING_ON_CPU, _GPU_SECONDS_A_TOKEN = 4.4, 0.6e-3
 _GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
-# Bytes of text in the training splits of the sources that have a name; others are known only when they are read.
+# Bytes of text in the training splits of the sources that have a name; others are known only when they are
+# read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
 _BYTES_PER_TOKEN = 4.0
 
 
 def estimate(
     recipe: Recipe, device: Device, training_tokens: int | None = None, processes: int = 1, parts: int = 1
-) -> dict:  # fmt: skip
-    """`parameters` (stored, trainable), `memory_estimate_gib` of one device and `hours_estimate` (None while the data's size is
-    unknown).
+) -> dict:
+    """`parameters` (stored, trainable), `memory_estimate_gib` of one device and `hours_estimate` (None while
+    the data's size is unknown).
 
     Args:
         training_tokens: tokens of the training split, where they are counted already.
@@ -48,12 +51,16 @@ def estimate(
     return {
         "parameters": count,
         "memory_estimate_gib": round(_memory_gib(recipe, device, count, micro, parts), 2),
-        "hours_estimate": hours if hours is None or device.torch_device == "cpu" else round(hours / processes, 3),
+        "hours_estimate": hours
+        if hours is None or device.torch_device == "cpu"
+        else round(hours / processes, 3),
     }
 
 
 def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
-    """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each at a time."""
+    """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each
+    at a time.
+    """
     from newllm_lib.training.model_config import count_parameters, model_config
 
     count = count_parameters(model_config(recipe, _vocabulary(recipe)))
@@ -66,7 +73,8 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
     Args:
         parts: into how many the weights, gradients and optimizer state are cut, each on a device of its own.
     Raises:
-        NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys to turn.
+        NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys
+        to turn.
     """
     from newllm_lib.training.model_config import count_parameters, model_config
 
@@ -74,13 +82,21 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
     need = least_memory_gib(recipe, device, count, parts)
     if need <= device.memory_gib:
         return
-    held = f"{_weights_gib(recipe, count) / parts:.1f} of it for {count:,} parameters with gradients and optimizer"
+    held = (
+        f"{_weights_gib(recipe, count) / parts:.1f} of it for {count:,} parameters with gradients and "
+        "optimizer"
+    )
     keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
-    keys += [] if recipe.weights_dtype == "bf16" else ["--weights_dtype bf16 --optimizer adafactor --optimizer_in_backward true"]
+    keys += (
+        []
+        if recipe.weights_dtype == "bf16"
+        else ["--weights_dtype bf16 --optimizer adafactor --optimizer_in_backward true"]
+    )
     raise NewLLMError(
         f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
-        f"{device.memory_gib:.1f}: {', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take "
-        f"a smaller recipe (`newllm recipes`)."
+        f"{device.memory_gib:.1f}: "
+        f"{', '.join([*keys, 'lower --num_layers, --hidden_size or --max_seq_length'])}, or take a smaller "
+        "recipe (`newllm recipes`)."
     )
 
 
@@ -90,7 +106,9 @@ def least_memory_gib(recipe: Recipe, device: Device, parameters: int, parts: int
 
 
 def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[float, bool]:
-    """Tokens that training reads in a second on one device, and whether that was measured there (else it is computed)."""
+    """Tokens that training reads in a second on one device, and whether that was measured there (else it is
+    computed).
+    """
     measured = _MEASURED.get((device.kind, parameters, recipe.gradient_checkpointing))
     if measured is not None:
         return measured, True
@@ -100,7 +118,11 @@ def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[
     rate = teraflops * 1e12 / (6 * parameters)
     if is_walked(recipe):
         at_once = micro_batch_size(recipe, device)
-        rate = rate / _WALKING_ON_CPU if device.torch_device == "cpu" else min(rate, at_once / _GPU_SECONDS_A_TOKEN)
+        rate = (
+            rate / _WALKING_ON_CPU
+            if device.torch_device == "cpu"
+            else min(rate, at_once / _GPU_SECONDS_A_TOKEN)
+        )
     return rate, False
 
 
@@ -110,7 +132,9 @@ def _gain(parameters: int) -> float:
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
-    """Sequences at a time on one device: the recipe's, or the largest that divides the batch and fits the memory."""
+    """Sequences at a time on one device: the recipe's, or the largest that divides the batch and fits the
+    memory.
+    """
     per_process = max(1, recipe.batch_size // processes)
     if recipe.micro_batch_size != "auto":
         wanted = min(int(recipe.micro_batch_size), per_process)
@@ -131,8 +155,12 @@ def _preference_estimate(recipe: Recipe, device: Device) -> dict:
     config, count = known
     need = preference_needs(recipe, device, config, count)
     hours = None
-    if recipe.max_samples:  # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
-        tokens = 2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
+    if (
+        recipe.max_samples
+    ):  # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+        tokens = (
+            2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
+        )
         hours = 8 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
         hours = round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
     return {"parameters": count, "memory_estimate_gib": need["memory_estimate_gib"], "hours_estimate": hours}
@@ -146,7 +174,8 @@ def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict
     """
     config = config.get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
-    # of a token: about 34 numbers of the residual stream's width in each layer, and the head's logits three times
+    # of a token: about 34 numbers of the residual stream's width in each layer, and the head's logits three
+    # times
     kept = 2 * layers + 34 if recipe.gradient_checkpointing != "off" else 34 * layers
     token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
     pair = 2 * recipe.max_seq_length * token / 2**30
@@ -156,8 +185,10 @@ def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict
     at_once = next(n for n in range(min(wanted, recipe.batch_size), 0, -1) if recipe.batch_size % n == 0)
     library = 0.4 if device.torch_device == "cpu" else 0.8
     return {
-        "parameters": count, "pairs_at_once": at_once, "memory_estimate_gib": round(weights + at_once * pair + library, 2),
-    }  # fmt: skip
+        "parameters": count,
+        "pairs_at_once": at_once,
+        "memory_estimate_gib": round(weights + at_once * pair + library, 2),
+    }
 
 
 def _dtype(recipe: Recipe, device: Device) -> str:
@@ -165,7 +196,9 @@ def _dtype(recipe: Recipe, device: Device) -> str:
 
 
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
-    """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one layer's tensors."""
+    """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one
+    layer's tensors.
+    """
     # Bytes; in half precision New-LLM still keeps some tensors in float32.
     value = 4 if _dtype(recipe, device) == "fp32" else 2 if recipe.model == "phase7" else 3
     layers, width = recipe.num_layers, _kept_channels(recipe)
@@ -174,21 +207,28 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     else:
         on_host = recipe.gradient_checkpointing == "offload" and device.torch_device == "cuda"
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
-    # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input until then.
+    # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input
+    # until then.
     kept = inputs * (recipe.batch_size if recipe.optimizer_in_backward else sequences) * value
-    return recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
+    return (
+        recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
+    )
 
 
 def _kept_channels(recipe: Recipe) -> int:
     """Channels of all the tensors that a layer keeps for a token."""
-    if recipe.model != "phase7":  # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+    if (
+        recipe.model != "phase7"
+    ):  # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
         return 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
     branch = 5 * recipe.hidden_size + 8 * recipe.context_dim if recipe.ar_ssm else 0
     return 13 * recipe.hidden_size + branch + 4 * recipe.mlp_size  # measured: 25 widths and 4 of the MLP's
 
 
 def _scores(recipe: Recipe, device: Device) -> int:
-    """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
+    """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing,
+    else of all.
+    """
     if recipe.model != "phase7":
         return 0
     layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
@@ -196,16 +236,25 @@ def _scores(recipe: Recipe, device: Device) -> int:
         kernels = device.tensor_core_dot and recipe.kernels == "auto"
         if recipe.attention != "linear" or kernels:
             return 0
-        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64))  # 64 features, chunks of 64
+        return layers * (
+            4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64)
+        )  # 64 features, chunks of 64
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 
 def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int, parts: int = 1) -> float:
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    # Cut into parts, the blocks at work are whole: one, the next one that is being fetched, and their gradients.
+    # Cut into parts, the blocks at work are whole: one, the next one that is being fetched, and their
+    # gradients.
     whole = 3 * 4 * count / max(1, recipe.num_layers) / 2**30 if parts > 1 else 0.0
-    return _weights_gib(recipe, count) / parts + whole + logits + library + _activations_gib(recipe, device, sequences)
+    return (
+        _weights_gib(recipe, count) / parts
+        + whole
+        + logits
+        + library
+        + _activations_gib(recipe, device, sequences)
+    )
 
 
 def _weights_gib(recipe: Recipe, count: int) -> float:
@@ -217,19 +266,29 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _bytes_a_parameter(recipe: Recipe) -> float:
-    """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there at a time."""
+    """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there
+    at a time.
+    """
     weight = 2 if recipe.weights_dtype == "bf16" else 4
     gradient = weight / recipe.num_layers if recipe.optimizer_in_backward else weight
     light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward
     momentum = recipe.momentum_bits / 8 * 33 / 32  # each 128 share a scale
     adamw = 8 if recipe.weights_dtype == "fp32" else 4
-    state = {"adamw": adamw, "muon": momentum if light else 8, "adafactor": momentum, "adamw8bit": 2.1, "adamw4bit": 1.1}
+    state = {
+        "adamw": adamw,
+        "muon": momentum if light else 8,
+        "adafactor": momentum,
+        "adamw8bit": 2.1,
+        "adamw4bit": 1.1,
+    }
     return weight + gradient + state[recipe.optimizer]
 
 
 def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | None) -> float | None:
     if training_tokens is None:
-        known = _SOURCE_BYTES.get(recipe.data) if recipe.data_dir is None and recipe.max_samples is None else None
+        known = (
+            _SOURCE_BYTES.get(recipe.data) if recipe.data_dir is None and recipe.max_samples is None else None
+        )
         training_tokens = known and known / _BYTES_PER_TOKEN
     if not training_tokens and not recipe.max_steps:
         return None

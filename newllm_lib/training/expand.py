@@ -1,4 +1,6 @@
-"""`newllm expand`: a run's best model with a larger context vector, as a folder that another run starts from (`--from`)."""
+"""`newllm expand`: a run's best model with a larger context vector, as a folder that another run starts from
+(`--from`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from newllm_lib.runs import Run, atomic_write_text, explained, find_run, mark_fo
 
 
 def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Run:
-    """Write a run folder whose `best/` says what the best model of run `name` says, with a larger context vector.
+    """Write a run folder whose `best/` says what the best model of run `name` says, with a larger context
+    vector.
 
     Raises:
         UsageError: no such run, not a New-LLM, a context that is not larger, or a folder that is taken.
@@ -41,7 +44,7 @@ def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Ru
     atomic_write_text(target.recipe_path, record.to_yaml())
     old, new = (sum(p.numel() for p in m.parameters()) for m in (model, larger))
     console.say(
-        f"{target.path}: context vectors of {context_dim} channels instead of {model.config.context_dim}, {new:,} parameters "
-        f"instead of {old:,}, and for now the same predictions"
+        f"{target.path}: context vectors of {context_dim} channels instead of {model.config.context_dim}, "
+        f"{new:,} parameters instead of {old:,}, and for now the same predictions"
     )
     return target

@@ -33,13 +33,16 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
     """The start that the recipe names; None: from scratch.
 
     Raises:
-        UsageError: there is no such run, or it is being trained now. NewLLMError: its best model is not whole.
+        UsageError: there is no such run, or it is being trained now. NewLLMError: its best model is not
+        whole.
     """
     if recipe.from_run is None:
         return None
     run = start_run(recipe.from_run, recipe.model)
     if is_locked(run):
-        raise UsageError(f"{run.name}, from which this starts, is being trained now: wait for its end, or stop it first.")
+        raise UsageError(
+            f"{run.name}, from which this starts, is being trained now: wait for its end, or stop it first."
+        )
     folder = whole_model_folder(run, "best")
     if is_adapter(folder):
         raise UsageError(
@@ -50,7 +53,8 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
 
 
 def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> InitialModel | None:
-    """The start of a run that has checkpoints: they hold all that it gave, so it may be gone by now, but not be another.
+    """The start of a run that has checkpoints: they hold all that it gave, so it may be gone by now, but not
+    be another.
 
     Raises:
         UsageError: other weights stand under the start's name than those that the run was started from.
@@ -61,15 +65,15 @@ def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> InitialModel | N
         return None
     if start is not None and start.fingerprint != recorded:
         raise UsageError(
-            f"{run.name} was started from other weights than {start.name} has now (it was trained anew): give the new run a "
-            f"folder of its own with --output_dir, or move {run.path} away."
+            f"{run.name} was started from other weights than {start.name} has now (it was trained anew): "
+            f"give the new run a folder of its own with --output_dir, or move {run.path} away."
         )
     return start
 
 
 def tokenizer_for(recipe: Recipe, start: InitialModel | None, checkpoint: Path | None):
-    """The tokenizer that a start decides, from the run's own checkpoint if it has one, with the recipe's template; None: there
-    is no start, and the recipe decides."""
+    """The tokenizer that a start decides, from the run's own checkpoint if it has one, with the recipe's
+    template; None: there is no start, and the recipe decides."""
     if recipe.from_run is None:
         return None
     tokenizer = named_tokenizer(str(checkpoint or start.folder))

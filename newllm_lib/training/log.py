@@ -32,7 +32,8 @@ class _Row:
 
 
 class TrainingLog:
-    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the sum.
+    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the
+    sum.
 
     On a GPU a row is read while the next step runs, so that the GPU never waits for its log.
 
@@ -129,7 +130,11 @@ class TrainingLog:
         """
         progress = self.context.progress
         progress.interval_steps = step - self._logged_step
-        values = process_group.all_gathered(self.interval_loss) if process_group.is_distributed() else [self.interval_loss]
+        values = (
+            process_group.all_gathered(self.interval_loss)
+            if process_group.is_distributed()
+            else [self.interval_loss]
+        )
         progress.interval_loss = (
             torch.stack(values).double().mean().item() if progress.interval_steps else 0.0
         )
@@ -150,7 +155,9 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluating or saving: the row that waits is written first; the time that passes is not training's."""
+        """Evaluating or saving: the row that waits is written first; the time that passes is not
+        training's.
+        """
         self.flush()
         if self.context.torch_device.type == "cuda":
             torch.cuda.synchronize(self.context.torch_device)  # what is in its queue is training
@@ -214,8 +221,9 @@ class EpochLines:
     @staticmethod
     def validation_line(metrics: dict, best: bool) -> None:
         console.say(
-            f"  Val: Loss={metrics['loss']:.3f} PPL={metrics['perplexity']:.1f} (vocab {metrics['vocab_size']:,}, "
-            f"<unk> {100 * metrics['unk_share']:.1f}%) Acc={100 * metrics['accuracy']:.1f}% "
+            f"  Val: Loss={metrics['loss']:.3f} PPL={metrics['perplexity']:.1f} (vocab "
+            f"{metrics['vocab_size']:,}, <unk> {100 * metrics['unk_share']:.1f}%) "
+            f"Acc={100 * metrics['accuracy']:.1f}% "
             f"bits/byte={metrics['bits_per_byte']:.3f}{' ✓' if best else ''}"
         )
 
@@ -232,9 +240,9 @@ class StepLines(EpochLines):
 
     def training_line(self, row: dict) -> None:
         console.say(
-            f"Step {row['step']:6d} | Loss: {row['loss']:.4f} | PPL: {math.exp(min(row['loss'], 700.0)):.2f} | "
-            f"LR: {row['learning_rate']:.2e} | Grad: {row['grad_norm']:.3f} | "
-            f"Time: {self.tokens_per_step / row['tokens_per_second']:.2f}s"
+            f"Step {row['step']:6d} | Loss: {row['loss']:.4f} | PPL: {math.exp(min(row['loss'], 700.0)):.2f} "
+            f"| LR: {row['learning_rate']:.2e} | Grad: {row['grad_norm']:.3f} | Time: "
+            f"{self.tokens_per_step / row['tokens_per_second']:.2f}s"
         )
 
 
@@ -252,12 +260,15 @@ def refuse_trackers(recipe: Recipe) -> None:
     """
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise UsageError(
-            f"--report_to {recipe.report_to} needs a package: `pip install {recipe.report_to}`, or leave it out."
+            f"--report_to {recipe.report_to} needs a package: `pip install {recipe.report_to}`, or leave it "
+            "out."
         )
 
 
 class Heartbeat:
-    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow for ever."""
+    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow
+    for ever.
+    """
 
     def __init__(self, run: Run, total_steps: int, every_seconds: float = 10.0):
         self.run, self.total_steps, self.every_seconds, self.last = (

@@ -157,7 +157,9 @@ class TrainingLoop:
                     context.data.validation,
                     context.data.tokenizer,
                     dtype=context.dtype,
-                    share=Share(process_group.rank(), process_group.world_size(), process_group.all_reduce_sum),
+                    share=Share(
+                        process_group.rank(), process_group.world_size(), process_group.all_reduce_sum
+                    ),
                 )
                 self.log.check_finite(metrics["loss"], self.step)
                 best = progress.judge(metrics["bits_per_byte"], self.step)

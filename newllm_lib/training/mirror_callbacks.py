@@ -10,7 +10,15 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, bring_back, check_shared, is_ahead, mirror_status, start_mirror, wait_for_mirror
+from newllm_lib.runs import (
+    Run,
+    bring_back,
+    check_shared,
+    is_ahead,
+    mirror_status,
+    start_mirror,
+    wait_for_mirror,
+)
 
 
 def mirror_of(recipe: Recipe, run: Run) -> Run | None:
@@ -24,14 +32,17 @@ def mirror_of(recipe: Recipe, run: Run) -> Run | None:
     if not Path(recipe.mirror_dir).is_dir():
         raise UsageError(f"--mirror_dir {recipe.mirror_dir} is no folder: make it, or mount Drive first.")
     if run.path.absolute() == Path(recipe.mirror_dir).absolute() / run.name:
-        raise UsageError(f"--mirror_dir {recipe.mirror_dir} is where the run lies itself: choose a folder elsewhere.")
+        raise UsageError(
+            f"--mirror_dir {recipe.mirror_dir} is where the run lies itself: choose a folder elsewhere."
+        )
     copy = Run(Path(recipe.mirror_dir) / run.name)
     check_shared(copy.path, "mirror", "--mirror_dir")
     return copy
 
 
 def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
-    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is; whether it was.
+    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is;
+    whether it was.
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """
@@ -43,8 +54,8 @@ def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
 
 
 class MirroredRun:
-    """`with Kept(recipe, run) as kept, RunLock(run): kept.begin()` the run is copied from then on; at the end of the block,
-    when the lock is free again, waits until all is there."""
+    """`with Kept(recipe, run) as kept, RunLock(run): kept.begin()` the run is copied from then on; at the end
+    of the block, when the lock is free again, waits until all is there."""
 
     def __init__(self, recipe: Recipe, run: Run):
         self.recipe, self.run, self.since = recipe, run, None
@@ -82,8 +93,15 @@ def plain_unpickling_errors(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        cause = next((line.strip() for line in str(error).splitlines() if "Unsupported" in line or "not an allowed" in line), "")
+        cause = next(
+            (
+                line.strip()
+                for line in str(error).splitlines()
+                if "Unsupported" in line or "not an allowed" in line
+            ),
+            "",
+        )
         raise NewLLMError(
-            f"The state in {folder} is no plain data ({cause[:160] or 'a pickle of something else'}): refused. Take another "
-            "checkpoint with --resume, or copy it again from where it was trained."
+            f"The state in {folder} is no plain data ({cause[:160] or 'a pickle of something else'}): "
+            "refused. Take another checkpoint with --resume, or copy it again from where it was trained."
         ) from error

@@ -1,8 +1,10 @@
-"""New-LLM's kernels compiled by a process of their own, from a command's first moment on, while it still imports.
+"""New-LLM's kernels compiled by a process of their own, from a command's first moment on, while it still
+imports.
 
-What a first step launches follows from the recipe alone. The other process needs torch, Triton and our layers, but not
-transformers, so it is done about when the training process has imported everything, and finds the kernels in Triton's cache.
-Threads would not do: half of Triton's work needs Python's lock, and so do imports.
+What a first step launches follows from the recipe alone. The other process needs torch, Triton and our
+layers, but not transformers, so it is done about when the training process has imported everything, and finds
+the kernels in Triton's cache. Threads would not do: half of Triton's work needs Python's lock, and so do
+imports.
 """
 
 from __future__ import annotations
@@ -21,29 +23,43 @@ _DEVICES = Path("/dev")
 
 
 def start_process(name: str, keys: dict[str, str]) -> subprocess.Popen | None:
-    """Start to compile for the recipe of that name with these keys set; None where there is no GPU. Imports nothing."""
+    """Start to compile for the recipe of that name with these keys set; None where there is no GPU. Imports
+    nothing.
+    """
     if not _has_gpu():
         return None
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-m", "newllm_lib.training.precompile_process", name, json.dumps(keys)], **quiet)
+    return subprocess.Popen(
+        [sys.executable, "-m", "newllm_lib.training.precompile_process", name, json.dumps(keys)], **quiet
+    )
 
 
 def is_known_ahead(recipe: Recipe) -> bool:
     """Whether what the recipe launches is known without the model."""
     whole = recipe.micro_batch_size in ("auto", str(recipe.batch_size))
-    return recipe.task != "dpo" and recipe.compile in ("auto", "replay") and is_made_of_kernels(recipe) and whole
+    return (
+        recipe.task != "dpo" and recipe.compile in ("auto", "replay") and is_made_of_kernels(recipe) and whole
+    )
 
 
 def _has_gpu() -> bool:
     """Whether there is one NVIDIA GPU for this process, as far as can be seen without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    asked = os.environ.get("NEWLLM_DEVICE", "") not in ("cpu", "t4", "v100") and "WORLD_SIZE" not in os.environ
+    asked = (
+        os.environ.get("NEWLLM_DEVICE", "") not in ("cpu", "t4", "v100") and "WORLD_SIZE" not in os.environ
+    )
     numbers = list(_DEVICES.glob("nvidia[0-9]*"))
-    return asked and bool(numbers) and (visible.count(",") == 0 and visible not in ("", "-1") if visible is not None else True)
+    return (
+        asked
+        and bool(numbers)
+        and (visible.count(",") == 0 and visible not in ("", "-1") if visible is not None else True)
+    )
 
 
 def compile_for(recipe: Recipe) -> bool:
-    """Compile what a training step of the recipe launches, on the first GPU; False: this is not the recipe or the GPU for it."""
+    """Compile what a training step of the recipe launches, on the first GPU; False: this is not the recipe or
+    the GPU for it.
+    """
     import torch
 
     from newllm_lib.device import probe
@@ -60,7 +76,9 @@ def compile_for(recipe: Recipe) -> bool:
 
 
 def _trunk(recipe: Recipe):
-    """What `models.new_llm` computes in training, without transformers; further blocks launch what the second does."""
+    """What `models.new_llm` computes in training, without transformers; further blocks launch what the second
+    does.
+    """
     import torch
     from torch import nn
 
@@ -88,7 +106,9 @@ def _trunk(recipe: Recipe):
                     state = torch.zeros(len(ids), layer.state_size, device=ids.device)
                     x, residual, _ = layer(x, residual, state, *shared)
                 x = add_norm(x, residual, self.norm.weight, self.norm.eps)[1]
-                return linear_cross_entropy(x, self.table.weight, ids, torch.tensor(ids.numel(), device=ids.device))
+                return linear_cross_entropy(
+                    x, self.table.weight, ids, torch.tensor(ids.numel(), device=ids.device)
+                )
 
     return Trunk()
 

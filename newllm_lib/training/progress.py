@@ -1,6 +1,8 @@
-"""What a run knows about itself besides weights: best score, early-stop counter, the loss since the last line of the log.
+"""What a run knows about itself besides weights: best score, early-stop counter, the loss since the last line
+of the log.
 
-Saved in each checkpoint as `progress.json`, so that a run killed at any moment goes on as if nothing had happened.
+Saved in each checkpoint as `progress.json`, so that a run killed at any moment goes on as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ FILE = "progress.json"
 
 @dataclass
 class Progress:
-    """One definition of "better" for the check mark, the best checkpoint and early stopping: lower validation bits per byte."""
+    """One definition of "better" for the check mark, the best checkpoint and early stopping: lower validation
+    bits per byte.
+    """
 
     best_bits_per_byte: float | None = None
     best_step: int = 0
@@ -29,7 +33,11 @@ class Progress:
         """Record an evaluation; True if it is the best so far."""
         better = self.best_bits_per_byte is None or bits_per_byte < self.best_bits_per_byte
         if better:
-            self.best_bits_per_byte, self.best_step, self.evaluations_without_improvement = bits_per_byte, step, 0
+            self.best_bits_per_byte, self.best_step, self.evaluations_without_improvement = (
+                bits_per_byte,
+                step,
+                0,
+            )
         else:
             self.evaluations_without_improvement += 1
         return better

@@ -1,7 +1,8 @@
-"""What a finished run's figures mean, and what to do next: beside counting, its start, and earlier runs on the same text.
+"""What a finished run's figures mean, and what to do next: beside counting, its start, and earlier runs on
+the same text.
 
-All in bits per byte on the validation split, which alone can be compared across vocabularies; `newllm evaluate` measures on the
-test split. Kept as `report.json` in the run's folder, for notebooks.
+All in bits per byte on the validation split, which alone can be compared across vocabularies; `newllm
+evaluate` measures on the test split. Kept as `report.json` in the run's folder, for notebooks.
 """
 
 from __future__ import annotations
@@ -21,36 +22,51 @@ from newllm_lib.runs import Run, atomic_write_text, list_runs
 from newllm_lib.training.samples import rows_of
 
 FILE = "report.json"
-_COUNTED = 20_000_000  # tokens of the training split in the bigram table: more would take longer than it tells
+_COUNTED = (
+    20_000_000  # tokens of the training split in the bigram table: more would take longer than it tells
+)
 _LONG = 3600.0  # seconds of training that are called slow; the guides' runs take 20 to 40 minutes
 _STILL_FALLING = 0.003  # share by which the last evaluation is below the one before
 _SAME_TEXT = ("eval_bytes", "eval_words", "eval_documents", "eval_lower_cased")
 # What the guides place after each set; a later one is started from the run before it.
 _LADDER = {
-    "wikitext": "dailydialog", "dolly": "hh_rlhf", "hh_rlhf": "ultrachat", "ultrachat": "code_alpaca", "dolly_ja": "alpaca_ja",
-}  # fmt: skip
+    "wikitext": "dailydialog",
+    "dolly": "hh_rlhf",
+    "hh_rlhf": "ultrachat",
+    "ultrachat": "code_alpaca",
+    "dolly_ja": "alpaca_ja",
+}
 
 
-_OTHER = {"new_llm": ("tiny_gpt2", "new_llm", "tinygpt2"), "tiny_gpt2": ("new_llm", "tinygpt2", "new_llm")}  # to compare with
+_OTHER = {
+    "new_llm": ("tiny_gpt2", "new_llm", "tinygpt2"),
+    "tiny_gpt2": ("new_llm", "tinygpt2", "new_llm"),
+}  # to compare with
 
 
 def report(recipe: Recipe, run: Run, data) -> dict:
     """Read the run's metrics, set them beside what there is to compare with, say it, and keep it.
 
-    Returns:
-        bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences), next (a command).
+    Returns: bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences),
+        next (a command).
     """
     evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row]
     best = min(evaluations, key=lambda row: row["eval_bits_per_byte"])
     ours = best["eval_bits_per_byte"]
     table = _bigram(recipe, data)
     beside = [("the bigram table (which token follows which)", table)]
-    beside += [(f"before training ({recipe.from_run})", row["eval_bits_per_byte"]) for row in evaluations[:1] if row["step"] == 0]
+    beside += [
+        (f"before training ({recipe.from_run})", row["eval_bits_per_byte"])
+        for row in evaluations[:1]
+        if row["step"] == 0
+    ]
     beside += list(_earlier_runs(recipe, run, best))
     found = {
         "bits_per_byte": ours,
         "on": "answers" if recipe.loss_on == "answers" else "text",
-        "beside": [{"name": n, "bits_per_byte": v, "difference_percent": 100 * (ours - v) / v} for n, v in beside],
+        "beside": [
+            {"name": n, "bits_per_byte": v, "difference_percent": 100 * (ours - v) / v} for n, v in beside
+        ],
         "advice": list(_advice(recipe, run, evaluations, best, table)),
         "next": _next(recipe, run),
     }
@@ -63,10 +79,16 @@ def report(recipe: Recipe, run: Run, data) -> dict:
 def lines(found: dict) -> list[str]:
     """A report as text."""
     what = "held-out answers" if found["on"] == "answers" else "held-out text"
-    said = [f"What it means: {found['bits_per_byte']:.4f} bits per byte of {what} (8: knows nothing; lower is better)"]
+    said = [
+        f"What it means: {found['bits_per_byte']:.4f} bits per byte of {what} (8: knows nothing; lower is "
+        "better)"
+    ]
     for other in found["beside"]:
         word = "below" if other["difference_percent"] < 0 else "above"
-        said.append(f"  {abs(other['difference_percent']):5.1f} % {word}  {other['bits_per_byte']:.4f}  {other['name']}")
+        said.append(
+            f"  {abs(other['difference_percent']):5.1f} % {word}  {other['bits_per_byte']:.4f}  "
+            f"{other['name']}"
+        )
     said += [f"  {sentence}" for sentence in found["advice"]]
     return said + ([f"Then: {found['next']}"] if found["next"] else [])
 
@@ -78,12 +100,17 @@ def read_report(run: Run) -> dict:
         UsageError: it has none yet.
     """
     if not (run.path / FILE).is_file():
-        raise UsageError(f"{run.name} has no report yet: it is written when training ends (`newllm runs status {run.name}`).")
+        raise UsageError(
+            f"{run.name} has no report yet: it is written when training ends (`newllm runs status "
+            f"{run.name}`)."
+        )
     return json.loads((run.path / FILE).read_text(encoding="utf-8"))
 
 
 def _bigram(recipe: Recipe, data) -> float:
-    """Bits per byte of the bigram table of the training split (of its beginning, where it is long) on the validation split."""
+    """Bits per byte of the bigram table of the training split (of its beginning, where it is long) on the
+    validation split.
+    """
     train = data.train if hasattr(data.train, "ids") else load_split(recipe, data.tokenizer, "train")
     if len(train.ids) > _COUNTED:
         mask = train.loss_mask
@@ -98,7 +125,11 @@ def _earlier_runs(recipe: Recipe, run: Run, best: dict, most: int = 3) -> Iterat
         if other.path.resolve() == run.path.resolve() or not other.recipe_path.is_file():
             continue
         rows = [row for row in other.metrics() if "eval_bits_per_byte" in row]
-        if rows and all(rows[0].get(key) == best.get(key) for key in _SAME_TEXT) and _model(other) == recipe.model:
+        if (
+            rows
+            and all(rows[0].get(key) == best.get(key) for key in _SAME_TEXT)
+            and _model(other) == recipe.model
+        ):
             found.append((f"{other.name} (an earlier run)", min(row["eval_bits_per_byte"] for row in rows)))
     yield from sorted(found, key=lambda pair: pair[1])[:most]
 
@@ -125,8 +156,8 @@ def _advice(recipe: Recipe, run: Run, evaluations: list[dict], best: dict, table
         yield f"Not improving: the first evaluation stayed the best. Lower --learning_rate (now {rate:.1e})."
     elif len(scores) - 1 - place >= 2:
         yield (
-            f"Not improving after epoch {best['epoch']:.3g}, where the best model was kept: it learns by heart. More text "
-            f"({_more_text(recipe)}), or --dropout {min(0.5, recipe.dropout + 0.1):.1f}."
+            f"Not improving after epoch {best['epoch']:.3g}, where the best model was kept: it learns by "
+            f"heart. More text ({_more_text(recipe)}), or --dropout {min(0.5, recipe.dropout + 0.1):.1f}."
         )
     samples = rows_of(run)
     if samples and samples[-1]["warning"]:
@@ -134,8 +165,8 @@ def _advice(recipe: Recipe, run: Run, evaluations: list[dict], best: dict, table
     seconds = _seconds(recipe, run)
     if seconds > _LONG:
         yield (
-            f"Slow: {duration(seconds)} of training. Quicker with fewer documents (--max_samples), shorter blocks "
-            "(--max_seq_length), fewer --num_layers, or on a faster GPU."
+            f"Slow: {duration(seconds)} of training. Quicker with fewer documents (--max_samples), shorter "
+            "blocks (--max_seq_length), fewer --num_layers, or on a faster GPU."
         )
 
 

@@ -1,4 +1,6 @@
-"""What a run goes on from: its recorded recipe, the checkpoint that is meant, and the rows and checkpoints that come after it."""
+"""What a run goes on from: its recorded recipe, the checkpoint that is meant, and the rows and checkpoints
+that come after it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,20 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.runs import Run, atomic_write_text, checkpoint_step, missing_files, replace_directory, resolve_path
+from newllm_lib.runs import (
+    Run,
+    atomic_write_text,
+    checkpoint_step,
+    missing_files,
+    replace_directory,
+    resolve_path,
+)
 from newllm_lib.training.samples import forget_after as forget_samples_after
 
 
 def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run records it. A run started on another kind of machine keeps that machine's preset.
+    """The recipe as this run records it. A run started on another kind of machine keeps that machine's
+    preset.
 
     Raises:
         UsageError: the folder holds a run with another recipe.
@@ -28,12 +38,13 @@ def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
     different = recipe.differences(recorded)
     if different:
         raise UsageError(
-            f"{run.path} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours its own folder, "
-            f"e.g. --output_dir {free_name(run)}."
+            f"{run.path} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours "
+            f"its own folder, e.g. --output_dir {free_name(run)}."
         )
     if recipe.resume == "never" and run.latest_checkpoint():
         raise UsageError(
-            f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. {free_name(run)}."
+            f"{run.path} holds a run already and --resume is never: choose another --output_dir, e.g. "
+            f"{free_name(run)}."
         )
     return recipe
 
@@ -57,7 +68,9 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
     wanted = os.path.normpath(resolve_path(recipe.resume))
     if wanted == "last":
         if run.latest_checkpoint() is None:
-            raise UsageError(f"--resume last: {run.path} has no checkpoint yet. Train it first, without --resume.")
+            raise UsageError(
+                f"--resume last: {run.path} has no checkpoint yet. Train it first, without --resume."
+            )
         return run.latest_checkpoint()
     name = os.path.basename(wanted)
     folder, elsewhere = run.path / name, os.path.dirname(wanted)
@@ -67,12 +80,16 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
         raise UsageError(f"--resume {recipe.resume}: name a checkpoint of {run.path} ({there}), or use auto.")
     missing = missing_files(folder)
     if missing:
-        raise NewLLMError(f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto.")
+        raise NewLLMError(
+            f"{folder} is not whole ({', '.join(missing[:3])} missing or cut short): use --resume auto."
+        )
     return folder
 
 
 def truncate_metrics(run: Run, checkpoint) -> None:
-    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same rows."""
+    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same
+    rows.
+    """
     step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
     forget_samples_after(run, step)
     rows = [row for row in run.metrics() if row["step"] <= step]
@@ -80,7 +97,9 @@ def truncate_metrics(run: Run, checkpoint) -> None:
 
 
 def retire_newer_checkpoints(run: Run, checkpoint) -> None:
-    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept under another name."""
+    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept
+    under another name.
+    """
     for newer in run.checkpoints():
         if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
             aside = newer.with_name(f"superseded-{newer.name}")

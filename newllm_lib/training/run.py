@@ -97,7 +97,8 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
 
 
 def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, Device]:
-    """The recipe as the run records it, the run, its copy and the device. Nothing is made before this returns.
+    """The recipe as the run records it, the run, its copy and the device. Nothing is made before this
+    returns.
 
     Raises:
         UsageError: what was asked for cannot be.
@@ -105,7 +106,8 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the CPU."
+            f"NEWLLM_DEVICE={device.kind} needs a GPU, and torch sees none here: unset it to train on the "
+            "CPU."
         )
     run = Run(recipe.run_path())
     check_shared(run.path, "run", "--output_dir")
@@ -120,11 +122,13 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
     check_distributed(recipe, device, count)
     if recipe.carry_state and recipe.model == "tiny_gpt2":
         raise UsageError(
-            f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use another."
+            f"carry_state needs a model with a state, and {recipe.model} has none: leave it out, or use "
+            "another."
         )
     if job is None and recipe.lora_rank and recipe.from_run is None:
         raise UsageError(
-            "--lora_rank trains adapters beside weights that have learned something: name their run with --from."
+            "--lora_rank trains adapters beside weights that have learned something: name their run with "
+            "--from."
         )
     if job is None:
         check_memory(recipe, device, num_shards(recipe, device))
@@ -266,8 +270,8 @@ def _record(context: RunContext) -> None:
     run, progress, fingerprint = context.run, context.progress, context.data.fingerprint
     if progress.data_fingerprint not in ("", fingerprint):
         raise UsageError(
-            f"The training data is not what {run.path} was started with: bring that back, or start a new run with "
-            f"--output_dir {free_name(run)}."
+            f"The training data is not what {run.path} was started with: bring that back, or start a new run "
+            f"with --output_dir {free_name(run)}."
         )
     progress.data_fingerprint = fingerprint
     if process_group.is_main_process():
@@ -291,15 +295,20 @@ def _announce(context: RunContext) -> None:
     tokens = console.count(total * recipe.batch_size * recipe.max_seq_length)
     rate = f"learning rate {recipe.scaled_learning_rate():.2e}"
     if recipe.learning_rate_batch_size not in (None, recipe.batch_size):
-        rate += f" (square-root scaling from {recipe.learning_rate:.2e} at batch {recipe.learning_rate_batch_size})"
+        rate += (
+            f" (square-root scaling from {recipe.learning_rate:.2e} at batch "
+            f"{recipe.learning_rate_batch_size})"
+        )
     hours, gib = console.duration(3600 * need["hours_estimate"]), need["memory_estimate_gib"]
     console.say(
-        f"Run {context.run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for {recipe.sized_for})"
+        f"Run {context.run.path}: {recipe.model} ({need['parameters']:,} parameters, preset for "
+        f"{recipe.sized_for})"
     )
     if context.start:
         start = context.start
         console.say(
-            f"  starts from {start.name}: its best weights ({start.folder}, {start.fingerprint}) and its tokenizer"
+            f"  starts from {start.name}: its best weights ({start.folder}, {start.fingerprint}) and its "
+            "tokenizer"
         )
     console.say(f"  data: {data.description}")
     console.say(
@@ -317,7 +326,9 @@ def _announce(context: RunContext) -> None:
 
 
 def _train_with_memory_left(context: RunContext) -> None:
-    """Train; when the GPU's memory is short, halve the micro-batch, not the batch, and go on from the last save."""
+    """Train; when the GPU's memory is short, halve the micro-batch, not the batch, and go on from the last
+    save.
+    """
 
     def attempt(micro: int, first: bool) -> None:
         try:
@@ -326,8 +337,9 @@ def _train_with_memory_left(context: RunContext) -> None:
             if micro == 1 or not process_group.is_distributed():
                 raise
             raise NewLLMError(  # the other processes know nothing of it, and wait
-                f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size {micro // 2} (the batch "
-                "stays what it is). The same command with it continues from the last save."
+                f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size "
+                f"{micro // 2} (the batch stays what it is). The same command with it continues from the "
+                "last save."
             ) from error
 
     advice = "lower --max_seq_length, --hidden_size or --num_layers (`newllm doctor --recipe` estimates)"

@@ -1,4 +1,6 @@
-"""Sample answers at each evaluation, kept in the run's folder: `samples.jsonl` (all) and `samples.md` (beside each other)."""
+"""Sample answers at each evaluation, kept in the run's folder: `samples.jsonl` (all) and `samples.md` (beside
+each other).
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ class Samples:
         self.prompts = Prompts(data.validation, data.tokenizer) if tokens else None
 
     def take(self, model, step: int, epoch: float, bits_per_byte: float) -> None:
-        """Answer, write, and show the first answer in the log, with a warning if the answers are degenerate."""
+        """Answer, write, and show the first answer in the log, with a warning if the answers are
+        degenerate.
+        """
         if self.prompts is None:
             return
         row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}
         row |= answer(model, self.tokenizer, self.prompts, self.tokens)
         rows = [*rows_of(self.run), row]
-        atomic_write_text(self.run.samples_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), durable=False)
+        atomic_write_text(
+            self.run.samples_path,
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows),
+            durable=False,
+        )
         atomic_write_text(self.run.path / "samples.md", as_markdown(rows, self.run.name), durable=False)
         first = " ".join(row["answers"][0].split()) or "(nothing)"
         console.say(f'  "{self.prompts.texts[0]}" → {first[:_SHOWN]}{"…" if len(first) > _SHOWN else ""}')
@@ -45,4 +53,6 @@ def forget_after(run: Run, step: int) -> None:
     rows = rows_of(run)
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):
-        atomic_write_text(run.samples_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), durable=False)
+        atomic_write_text(
+            run.samples_path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), durable=False
+        )

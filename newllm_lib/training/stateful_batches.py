@@ -1,9 +1,11 @@
-"""Training that goes on where the last block ended: the context vector is carried from block to block of the same text.
+"""Training that goes on where the last block ended: the context vector is carried from block to block of the
+same text.
 
-The batch is as many lanes as it has rows; each lane reads its part of the stream in order (`data.blocks.ContiguousBatchSampler`), and starts
-a block with the state it ended the last one with. With several processes each has its own lanes, the same ones in every step.
-Gradients stop at the block's edge (truncated back-propagation through time: Williams & Peng, 1990), so a step costs what it cost
-before, but the model learns to use contexts longer than a block.
+The batch is as many lanes as it has rows; each lane reads its part of the stream in order
+(`data.blocks.ContiguousBatchSampler`), and starts a block with the state it ended the last one with. With
+several processes each has its own lanes, the same ones in every step. Gradients stop at the block's edge
+(truncated back-propagation through time: Williams & Peng, 1990), so a step costs what it cost before, but the
+model learns to use contexts longer than a block.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class RecurrentStateBuffer:
 
     def set(self, state: torch.Tensor) -> None:
         """Keep what this micro-batch ended with; the next one's turn comes."""
-        self.states[self.turn] = state.detach().clone()  # a CUDA graph's output is overwritten when it is replayed
+        self.states[self.turn] = (
+            state.detach().clone()
+        )  # a CUDA graph's output is overwritten when it is replayed
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:
@@ -39,8 +43,8 @@ class RecurrentStateBuffer:
         self.states, self.turn = [None] * len(self.states), 0
 
     def save(self, folder: Path | None) -> None:
-        """Between steps only: every micro-batch has had its turn, or none (nothing to save). Of several processes all call it,
-        and the first writes: the only one that needs a folder."""
+        """Between steps only: every micro-batch has had its turn, or none (nothing to save). Of several
+        processes all call it, and the first writes: the only one that needs a folder."""
         if self.states[0] is None:
             return
         parts = process_group.gather_object([state.cpu() for state in self.states])
@@ -49,9 +53,13 @@ class RecurrentStateBuffer:
             save_file({str(i): state.contiguous() for i, state in enumerate(dealt)}, folder / FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
-        """What `save` wrote, also where the rows are now cut into another number of micro-batches, for other processes."""
+        """What `save` wrote, also where the rows are now cut into another number of micro-batches, for other
+        processes.
+        """
         if (folder / FILE).is_file():
             saved = load_file(folder / FILE)
             rows = torch.cat([saved[str(i)] for i in range(len(saved))])
-            dealt = rows.chunk(len(self.states) * process_group.world_size())[process_group.rank() :: process_group.world_size()]
+            dealt = rows.chunk(len(self.states) * process_group.world_size())[
+                process_group.rank() :: process_group.world_size()
+            ]
             self.states, self.turn = [state.to(device) for state in dealt], 0

@@ -38,7 +38,8 @@ SHARD = "400MB"  # weights in one file, at most: the host never holds more than 
 def make_accelerator(context: RunContext, sharded: bool) -> Accelerator:
     """accelerate's object for this run: an earlier one in this process may have had another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are fetched.
+    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are
+    # fetched.
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=False),
         AutocastKwargs(cache_enabled=not sharded),
@@ -85,10 +86,13 @@ class Autograd:
             self.optimizer.prepare()
         return self.optimizer
 
-    # --- a step -----------------------------------------------------------------------------------------------------
+    # --- a step
+    # -----------------------------------------------------------------------------------------------------
 
     def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
-        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other processes."""
+        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other
+        processes.
+        """
         with nullcontext() if last else self.accelerator.no_sync(self.forward):
             loss = self.loss(self.forward, batch, tokens)
             if process_group.is_distributed():
@@ -116,7 +120,8 @@ class Autograd:
         for parameter in self.parameters:
             parameter.grad = None
 
-    # --- what a checkpoint has of it --------------------------------------------------------------------------------
+    # --- what a checkpoint has of it
+    # --------------------------------------------------------------------------------
 
     def summon_full_params(self) -> AbstractContextManager:
         """In it each process may use the model by itself. All enter it."""
@@ -195,7 +200,9 @@ class Replayed(Autograd):
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         dtype = torch.bfloat16 if context.dtype == "bf16" else None
-        self.graph = StepGraph(built.model, context.torch_device, dtype, together=process_group.is_distributed())
+        self.graph = StepGraph(
+            built.model, context.torch_device, dtype, together=process_group.is_distributed()
+        )
         process_group.broadcast_(self.graph.parameters.values())
         super().__init__(context, built, accelerator, loss)
 
@@ -220,7 +227,9 @@ class Replayed(Autograd):
             loss, state = self.graph({**inputs, "state": state}, use_cache=True)
             carried.set(state)
         if process_group.is_distributed():
-            loss = loss * process_group.world_size()  # a part of the loss of all processes' tokens; the log takes the mean
+            loss = (
+                loss * process_group.world_size()
+            )  # a part of the loss of all processes' tokens; the log takes the mean
             if last:
                 process_group.all_reduce_sum_(self.graph.sums)
         return loss
@@ -234,7 +243,9 @@ class InBackward(Autograd):
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         super().__init__(context, built, accelerator, loss)
         average = process_group.all_reduce_mean_ if process_group.is_distributed() else None
-        self.in_backward = OptimizerInBackward(self.model, self.optimizer, self.max_norm, built.blocks, average)
+        self.in_backward = OptimizerInBackward(
+            self.model, self.optimizer, self.max_norm, built.blocks, average
+        )
 
     def clip(self) -> Tensor:
         return self.in_backward.finish()

@@ -1,4 +1,6 @@
-"""The peers of the quality benchmark: of one size with New-LLM, trained on the library's blocks, every token counted once."""
+"""The peers of the quality benchmark: of one size with New-LLM, trained on the library's blocks, every token
+counted once.
+"""
 
 import math
 

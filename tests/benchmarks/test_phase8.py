@@ -1,4 +1,6 @@
-"""Phase 8 beside Phase 7: equal sizes, a crossover that is computed right, and the whole comparison at a tiny size."""
+"""Phase 8 beside Phase 7: equal sizes, a crossover that is computed right, and the whole comparison at a tiny
+size.
+"""
 
 import json
 
@@ -11,9 +13,19 @@ from newllm_lib.training.model_config import count_parameters, model_config
 from tests.training.test_resume import write_text
 
 TINY = {
-    "sized_for": "cpu", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "context_dim": 16, "mlp_size": 16, "htt_rank": 2,
-    "vocab_size": 300, "max_seq_length": 16, "batch_size": 4, "micro_batch_size": 4, "max_steps": 2,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "num_layers": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "htt_rank": 2,
+    "vocab_size": 300,
+    "max_seq_length": 16,
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "max_steps": 2,
+}
 
 
 @pytest.mark.parametrize("kind", ["h100", "cpu"])
@@ -21,7 +33,16 @@ def test_all_ways_have_equal_parameters(kind):
     recipes = [phase8.recipe_of(way, 4096, {"sized_for": kind}) for way in phase8.WAYS]
     sizes = [count_parameters(model_config(recipe, recipe.vocab_size)) for recipe in recipes]
     assert max(sizes) < 1.01 * min(sizes)
-    same = ("num_layers", "hidden_size", "batch_size", "max_seq_length", "epochs", "learning_rate", "data", "optimizer")
+    same = (
+        "num_layers",
+        "hidden_size",
+        "batch_size",
+        "max_seq_length",
+        "epochs",
+        "learning_rate",
+        "data",
+        "optimizer",
+    )
     assert len({tuple(getattr(recipe, key) for key in same) for recipe in recipes}) == 1
     assert [recipe.attention for recipe in recipes] == ["linear", "hyperbolic", "hyperbolic"]
     assert recipes[1].attention_window == 4096 > recipes[2].attention_window
@@ -72,9 +93,13 @@ def test_the_command_trains_evaluates_and_records(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--ways", "Phase 9"], "Phase 8"), (["--parts", "beauty"], "quality"), (["--set", "epochs"], "KEY=VALUE"),
-     (["--set", "epoch=2"], "epochs")],
-)  # fmt: skip
+    [
+        (["--ways", "Phase 9"], "Phase 8"),
+        (["--parts", "beauty"], "quality"),
+        (["--set", "epochs"], "KEY=VALUE"),
+        (["--set", "epoch=2"], "epochs"),
+    ],
+)
 def test_what_is_not_there_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "phase8", *words]) == 2

@@ -1,4 +1,6 @@
-"""The quality benchmark: equal effort for all, picked on one text and reported on another, gone on with where it stopped."""
+"""The quality benchmark: equal effort for all, picked on one text and reported on another, gone on with where
+it stopped.
+"""
 
 import json
 
@@ -19,7 +21,11 @@ def test_everyone_is_tried_as_often():
             [(t.keys["dropout"], t.keys.get("weight_decay")) for t in grids[m]] for m in quality.SEVERAL_SEEDS
         ]
         assert regularised[0] == regularised[1] == regularised[2]
-        tokens = {g[0].keys["batch_size"] * g[0].keys["max_seq_length"] for m, g in grids.items() if m in quality.SEVERAL_SEEDS}
+        tokens = {
+            g[0].keys["batch_size"] * g[0].keys["max_seq_length"]
+            for m, g in grids.items()
+            if m in quality.SEVERAL_SEEDS
+        }
         assert len(tokens) == 1
     with pytest.raises(UsageError, match="attention"):
         quality.grid("chitchat", "transformer", "4M")
@@ -29,7 +35,12 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
     journal = tmp_path / "quality.jsonl"
     first = quality.missing(journal, "chitchat", "new_llm", "4M")
     for number, trial in enumerate(first):  # the third is best on validation text, the first on test text
-        result = {"validation": 1.4 - 0.1 * (number == 2), "test": 1.2 + 0.1 * number, "parameters": 4_200_000, "seconds": 1.0}
+        result = {
+            "validation": 1.4 - 0.1 * (number == 2),
+            "test": 1.2 + 0.1 * number,
+            "parameters": 4_200_000,
+            "seconds": 1.0,
+        }
         quality.write(journal, trial, result)
     second = quality.missing(journal, "chitchat", "new_llm", "4M")
     assert [t.seed for t in second] == [0, 1, 2]
@@ -38,20 +49,39 @@ def test_the_best_on_validation_text_is_trained_with_all_seeds_and_its_test_text
     contests = [("chitchat", "new_llm", "4M")]
     assert quality.report(journal, rows, contests) == [] and rows.rows == []
     for number, trial in enumerate(second):
-        result = {"validation": 0.1, "test": 1.30 + 0.01 * number, "test_less_longest": 1.4, "parameters": 4_200_000}
+        result = {
+            "validation": 0.1,
+            "test": 1.30 + 0.01 * number,
+            "test_less_longest": 1.4,
+            "parameters": 4_200_000,
+        }
         quality.write(journal, trial, {**result, "seconds": 1.0})
     assert quality.missing(journal, "chitchat", "new_llm", "4M") == []
     (found,) = quality.report(journal, rows, contests)
     assert found["test"] == pytest.approx(1.31) and found["seeds"] == 3
-    assert [r["value"] for r in rows.rows] == ["1.31", "0.01", "1.4", "0"] and "4,200,000 parameters" in rows.rows[0]["note"]
+    assert [r["value"] for r in rows.rows] == [
+        "1.31",
+        "0.01",
+        "1.4",
+        "0",
+    ] and "4,200,000 parameters" in rows.rows[0]["note"]
 
 
 def test_a_journal_of_an_older_version_is_reported_as_far_as_it_goes(tmp_path):
     journal, rows = tmp_path / "quality.jsonl", Rows("quality", "newllm bench quality")
-    old = {"corpus": "chitchat", "model": "lstm", "size": "4M", "dropout": 0.1, "changes": {}, "settings": {"rows": 64}}
+    old = {
+        "corpus": "chitchat",
+        "model": "lstm",
+        "size": "4M",
+        "dropout": 0.1,
+        "changes": {},
+        "settings": {"rows": 64},
+    }
     journal.write_text(json.dumps({"trial": old, "result": {"validation": 1.0}}) + "\n")
     for trial in quality.missing(journal, "chitchat", "lstm", "4M", settled=True):
-        quality.write(journal, trial, {"validation": 1.0, "test": 1.5, "parameters": 4_200_000, "seconds": 1.0})
+        quality.write(
+            journal, trial, {"validation": 1.0, "test": 1.5, "parameters": 4_200_000, "seconds": 1.0}
+        )
     assert len(quality.report(journal, rows, LSTM, settled=True)) == 1
     assert [row["metric"] for row in rows.rows] == ["bits per byte, chitchat test, 4M"]
 
@@ -93,14 +123,26 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     words = "red blue old new tall small".split()
     texts = [f"A: {word} is {other}.\nB: is it {word}?" for word in words for other in words] * 4
-    made = {kind: tmp_path / "data" / "chitchat" / kind for kind in (corpus.CHOOSE, corpus.FINAL, corpus.LESS_LONGEST)}
-    corpus.write({"train": texts, "validation": texts[:8], "test": [*texts[3:9], "A: " + "the new old blue red " * 20]}, made)
+    made = {
+        kind: tmp_path / "data" / "chitchat" / kind
+        for kind in (corpus.CHOOSE, corpus.FINAL, corpus.LESS_LONGEST)
+    }
+    corpus.write(
+        {
+            "train": texts,
+            "validation": texts[:8],
+            "test": [*texts[3:9], "A: " + "the new old blue red " * 20],
+        },
+        made,
+    )
     return corpus.open_corpus("chitchat", tmp_path / "data")
 
 
 def test_the_text_to_choose_by_is_learned_at_last_and_the_longest_is_left_out(places):
     count = {
-        (kind, path.stem): len(path.read_text().splitlines()) for kind, folder in places.items() for path in folder.iterdir()
+        (kind, path.stem): len(path.read_text().splitlines())
+        for kind, folder in places.items()
+        for path in folder.iterdir()
     }
     assert count[corpus.FINAL, "train"] == count[corpus.CHOOSE, "train"] + count[corpus.CHOOSE, "validation"]
     assert count[corpus.LESS_LONGEST, "test"] == count[corpus.CHOOSE, "test"] - 1
@@ -110,7 +152,9 @@ def test_the_text_to_choose_by_is_learned_at_last_and_the_longest_is_left_out(pl
 
 @pytest.mark.parametrize("model", ["new_llm", "attention"])
 def test_trials_are_trained_on_their_corpus(model, places, monkeypatch):
-    """The real path, three steps of a small text: by `newllm train` and by the peers' loop, and all figures of a result."""
+    """The real path, three steps of a small text: by `newllm train` and by the peers' loop, and all figures
+    of a result.
+    """
     monkeypatch.setattr(quality, "VOCABULARY", 300)
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
     trial = quality.grid("chitchat", model, "4M", smoke=True)[0]

@@ -13,7 +13,9 @@ def test_one_gpu_sends_nothing_and_two_send_each_gradient_once():
     assert step(DDP, 1).sending == 0 and step(DDP, 1).seconds == pytest.approx(1.0)
     two = step(DDP, 2)
     assert two.sending == pytest.approx(4 * 25e6 / 50e9)
-    assert two.seconds == pytest.approx(0.5 + two.sending) and two.tokens_per_second == pytest.approx(1e6 / two.seconds)
+    assert two.seconds == pytest.approx(0.5 + two.sending) and two.tokens_per_second == pytest.approx(
+        1e6 / two.seconds
+    )
 
 
 def test_the_rate_gives_back_the_step_that_it_was_measured_by():
@@ -34,7 +36,9 @@ def test_parts_are_fetched_inside_the_host_and_summed_between_hosts():
 def test_efficiency_falls_and_the_table_has_every_size(found):
     shares = [step(found, gpus).efficiency for gpus in model.GPUS]
     assert shares[0] == pytest.approx(1) and shares == sorted(shares, reverse=True)
-    assert [line.split("|")[1].strip() for line in model.table(found).splitlines()[2:]] == [f"{n:,}" for n in model.GPUS]
+    assert [line.split("|")[1].strip() for line in model.table(found).splitlines()[2:]] == [
+        f"{n:,}" for n in model.GPUS
+    ]
 
 
 def test_failures_add_to_the_days():

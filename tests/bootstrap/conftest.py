@@ -1,4 +1,6 @@
-"""colab_bootstrap.sh against a repository in a folder and a Python that installs nothing (see fake_python.sh)."""
+"""colab_bootstrap.sh against a repository in a folder and a Python that installs nothing (see
+fake_python.sh).
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ ADDRESS = "https://github.com/rato-tokyo/new-llm"
 
 def git(folder: Path, *words: str) -> str:
     who = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def copy_working_tree(folder: Path) -> None:
     """All files of this clone that are, or could be, in git."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     for name in filter(None, map(os.fsdecode, listed.stdout.split(b"\0"))):
         if (ROOT / name).is_file():
@@ -63,26 +70,41 @@ def world(tmp_path):
         (programs / name).symlink_to(shutil.which(name))
     shutil.copy(Path(__file__).with_name("fake_python.sh"), programs / "python3")
     environment = {
-        "PATH": str(programs), "HOME": str(tmp_path / "home"), "CALLS": str(tmp_path / "calls"),
-        "REAL_PYTHON": sys.executable, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{repository}.insteadOf",
+        "PATH": str(programs),
+        "HOME": str(tmp_path / "home"),
+        "CALLS": str(tmp_path / "calls"),
+        "REAL_PYTHON": sys.executable,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{repository}.insteadOf",
         "GIT_CONFIG_VALUE_0": ADDRESS,
-    }  # fmt: skip
+    }
 
     def piped(*words: str, script: bytes | None = None, folder: Path | None = None, **more: str):
         """As `curl … | bash -s -- WORDS`."""
         return subprocess.run(
-            ["bash", "-s", "--", *words], cwd=folder or tmp_path / "home", env={**environment, **more}, timeout=60,
-            input=SCRIPT.read_bytes() if script is None else script, capture_output=True,
-        )  # fmt: skip
+            ["bash", "-s", "--", *words],
+            cwd=folder or tmp_path / "home",
+            env={**environment, **more},
+            timeout=60,
+            input=SCRIPT.read_bytes() if script is None else script,
+            capture_output=True,
+        )
 
     def calls(kind: str) -> list[str]:
         path = tmp_path / "calls"
-        return [line for line in path.read_text().splitlines() if f"-m {kind}" in line] if path.exists() else []
+        return (
+            [line for line in path.read_text().splitlines() if f"-m {kind}" in line] if path.exists() else []
+        )
 
     return SimpleNamespace(
-        home=tmp_path / "home", repository=repository, programs=programs, environment=environment, piped=piped,
-        calls=calls, clone=tmp_path / "home" / "new-llm",
-    )  # fmt: skip
+        home=tmp_path / "home",
+        repository=repository,
+        programs=programs,
+        environment=environment,
+        piped=piped,
+        calls=calls,
+        clone=tmp_path / "home" / "new-llm",
+    )
 
 
 @pytest.fixture
@@ -92,8 +114,12 @@ def in_clone(world):
 
     def run(*words: str, start: Path | None = None, **more: str):
         return subprocess.run(
-            ["bash", str(world.clone / "colab_bootstrap.sh"), *words], cwd=start or world.clone, timeout=60,
-            env={**os.environ, **world.environment, **more}, capture_output=True, input=b"not for the job",
-        )  # fmt: skip
+            ["bash", str(world.clone / "colab_bootstrap.sh"), *words],
+            cwd=start or world.clone,
+            timeout=60,
+            env={**os.environ, **world.environment, **more},
+            capture_output=True,
+            input=b"not for the job",
+        )
 
     return run

@@ -24,7 +24,11 @@ def test_it_is_short_and_ends_with_the_call_of_main():
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
 def test_without_a_recipe_it_only_prints_the_usage(world, words):
     done = world.piped(*words)
-    assert done.returncode == 0 and done.stdout.startswith(b"Usage: colab_bootstrap.sh RECIPE") and not done.stderr
+    assert (
+        done.returncode == 0
+        and done.stdout.startswith(b"Usage: colab_bootstrap.sh RECIPE")
+        and not done.stderr
+    )
     assert not list(world.home.iterdir())
 
 
@@ -34,7 +38,9 @@ def test_flags_without_a_recipe_are_refused(world):
 
 
 def cuts() -> list[int]:
-    """Lengths to cut the script at: around every line's end, through functions' names and the last line, and others."""
+    """Lengths to cut the script at: around every line's end, through functions' names and the last line, and
+    others.
+    """
     text = SCRIPT.read_bytes()
     ends = [i + 1 for i, byte in enumerate(text) if byte == ord("\n")]
     last = len(text) - len(LAST_LINE)
@@ -48,7 +54,9 @@ def test_no_function_name_cut_short_is_a_command():
     """`make_venv` cut after four letters would run the Makefile of whatever folder the user is in."""
     names = re.findall(r"(?m)^(\w+)\(\)", SCRIPT.read_text())
     beginnings = sorted({name[:length] for name in names for length in range(1, len(name))})
-    known = subprocess.run(["bash", "-c", 'type -a -- "$@"', "bash", *beginnings], capture_output=True, text=True)
+    known = subprocess.run(
+        ["bash", "-c", 'type -a -- "$@"', "bash", *beginnings], capture_output=True, text=True
+    )
     assert len(names) > 8 and known.stdout == ""
 
 
@@ -74,7 +82,9 @@ def test_from_nothing_to_the_job(world):
     assert git(world.clone, "status", "--short") == "" and git(world.clone, "log", "--format=%s") == "first\n"
     assert world.calls("venv") == ["-m venv .venv"]
     (install,) = world.calls("pip")
-    assert install.startswith(f"{world.clone}/.venv/bin/python -m pip install ") and install.endswith(" -e .[demo]")
+    assert install.startswith(f"{world.clone}/.venv/bin/python -m pip install ") and install.endswith(
+        " -e .[demo]"
+    )
     assert "-c .venv/.newllm-setup-constraints" in install
     constraints = (world.clone / ".venv" / ".newllm-setup-constraints").read_text()
     assert "\ntorch==2.13.0\n" in constraints and "\ntriton" not in constraints
@@ -85,11 +95,16 @@ def test_from_nothing_to_the_job(world):
 
 
 def test_the_guides_line_reaches_the_command_flag_for_flag(world):
-    flags = "--num_layers 4 --max_samples 100000 --max_seq_length 256 --epochs 100 --context_dim 256 --batch_size 1024"
+    flags = (
+        "--num_layers 4 --max_samples 100000 --max_seq_length 256 --epochs 100 --context_dim 256 "
+        "--batch_size 1024"
+    )
     done = world.piped("ultrachat", *flags.split(), "--learning_rate", "4e-4", "--patience", "20")
     assert done.returncode == 0, done.stderr
     (job,) = world.calls("newllm_lib")
-    assert job.endswith(f"-m newllm_lib train --background ultrachat {flags} --learning_rate 4e-4 --patience 20")
+    assert job.endswith(
+        f"-m newllm_lib train --background ultrachat {flags} --learning_rate 4e-4 --patience 20"
+    )
 
 
 def test_a_second_start_installs_nothing_and_takes_what_is_new(world):
@@ -100,7 +115,9 @@ def test_a_second_start_installs_nothing_and_takes_what_is_new(world):
     done = world.piped("wikitext", "--epochs", "3", "--foreground")
     assert done.returncode == 0, done.stderr
     assert (world.clone / "news").exists() and len(world.calls("pip")) == 1
-    assert world.calls("newllm_lib")[-1].endswith("-m newllm_lib train --background wikitext --epochs 3 --foreground")
+    assert world.calls("newllm_lib")[-1].endswith(
+        "-m newllm_lib train --background wikitext --epochs 3 --foreground"
+    )
 
 
 def test_what_is_installed_is_looked_at_again_when_setup_py_changed(world):
@@ -152,7 +169,9 @@ def test_another_place_even_with_spaces_and_an_empty_folder_there(world):
     place.mkdir(parents=True)
     done = world.piped("demo", NEWLLM_DIR=str(place))
     assert done.returncode == 0, done.stderr
-    assert world.calls("newllm_lib")[0].startswith(f"{place} ") and list(world.home.iterdir()) == [place.parent]
+    assert world.calls("newllm_lib")[0].startswith(f"{place} ") and list(world.home.iterdir()) == [
+        place.parent
+    ]
 
 
 def test_a_folder_that_is_no_clone_is_left_alone(world):
@@ -192,7 +211,10 @@ def test_an_old_python_is_not_taken(world):
 def test_a_failed_installation_says_why_and_is_tried_again(world):
     done = world.piped("demo", PIP_FAILS="1")
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
-    assert b"No matching distribution found for torch>=2.11" in done.stderr and b".newllm-setup-log" in done.stderr
+    assert (
+        b"No matching distribution found for torch>=2.11" in done.stderr
+        and b".newllm-setup-log" in done.stderr
+    )
     assert not world.calls("newllm_lib")
     assert world.piped("demo").returncode == 0 and len(world.calls("pip")) == 2
 
@@ -210,9 +232,13 @@ def test_of_two_copies_of_a_package_the_one_that_python_takes_is_kept(tmp_path):
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Twice\nVersion: {version}\n")
     path = os.pathsep.join(str(tmp_path / folder) for folder in ("first", "second"))
     done = subprocess.run(
-        [sys.executable, "-m", "newllm_lib.pip_report", "keep", "."], capture_output=True, text=True, check=True,
-        cwd=SCRIPT.parent, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+        [sys.executable, "-m", "newllm_lib.pip_report", "keep", "."],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=SCRIPT.parent,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert [line for line in done.stdout.splitlines() if line.startswith("twice==")] == ["twice==2.0"]
 
 
@@ -224,20 +250,29 @@ def test_on_colab_the_system_python_keeps_every_package_it_has(world):
     assert install.startswith(f"{world.programs}/python3 -m pip install ")
     kept = (world.clone / ".newllm-setup-constraints").read_text().splitlines()
     installed = subprocess.run(
-        [world.environment["REAL_PYTHON"], "-m", "pip", "freeze"], capture_output=True, text=True, env=world.environment
+        [world.environment["REAL_PYTHON"], "-m", "pip", "freeze"],
+        capture_output=True,
+        text=True,
+        env=world.environment,
     )
     versions = {line for line in installed.stdout.lower().replace("_", "-").splitlines() if "==" in line}
-    assert {line for line in versions if line.startswith(("torch==", "numpy==", "transformers=="))} <= set(kept)
+    assert {line for line in versions if line.startswith(("torch==", "numpy==", "transformers=="))} <= set(
+        kept
+    )
     assert git(world.clone, "status", "--short") == ""
     assert not any(line.startswith("newllm") for line in kept)
 
 
 def test_an_installation_on_colab_says_five_lines(world):
-    """From nothing, before the job's own: what is fetched, where pip's words are, what came, what stayed, and no restart."""
+    """From nothing, before the job's own: what is fetched, where pip's words are, what came, what stayed, and
+    no restart.
+    """
     colab = {"COLAB_RELEASE_TAG": "release-colab", "NEWLLM_DIR": str(world.clone)}
     done = world.piped("demo", PIP_ADDS="not-here-1.2 nor-this-0.9.0", **colab)
     lines = done.stdout.decode().partition("newllm says")[0].splitlines()
-    assert [line.split()[0] for line in lines] == ["Cloning", "Installing", "Added:", "Left", "Installed"], done
+    assert [line.split()[0] for line in lines] == ["Cloning", "Installing", "Added:", "Left", "Installed"], (
+        done
+    )
     assert lines[2] == "Added: not-here 1.2, nor-this 0.9.0"
     assert re.fullmatch(r"Left as they were: torch \d.*, numpy \d.* and \d+ more", lines[3])
     assert re.fullmatch(r"Installed in \d+ s; nothing has to be restarted", lines[4])
@@ -248,9 +283,14 @@ def test_a_package_that_was_moved_is_named_and_asks_for_a_restart(world):
     """pip's constraints forbid it; should it come to pass, nobody must be left guessing."""
     there = metadata.version("packaging")
     done = world.piped(
-        "--setup-only", PIP_ADDS="packaging-1.0", COLAB_RELEASE_TAG="release-colab", NEWLLM_DIR=str(world.clone)
+        "--setup-only",
+        PIP_ADDS="packaging-1.0",
+        COLAB_RELEASE_TAG="release-colab",
+        NEWLLM_DIR=str(world.clone),
     )
-    assert f"Moved: packaging {there} to 1.0\n" in done.stdout.decode() and b"restart the session" in done.stdout
+    assert (
+        f"Moved: packaging {there} to 1.0\n" in done.stdout.decode() and b"restart the session" in done.stdout
+    )
 
 
 def test_setup_alone_for_the_makefile(world, in_clone):
@@ -269,9 +309,13 @@ def test_two_starts_at_once_make_one_clone_and_one_installation(world):
     starts = []
     for _ in range(2):
         process = subprocess.Popen(
-            ["bash", "-s", "--", "demo"], cwd=world.home, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={**world.environment, "PIP_SECONDS": "0.5"},
-        )  # fmt: skip
+            ["bash", "-s", "--", "demo"],
+            cwd=world.home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**world.environment, "PIP_SECONDS": "0.5"},
+        )
         process.stdin.write(SCRIPT.read_bytes())
         process.stdin.close()
         process.stdin = None

@@ -1,6 +1,8 @@
-"""On Colab's image of August 2026 the installation adds trl and the demo data and moves nothing; the newest releases fit too.
+"""On Colab's image of August 2026 the installation adds trl and the demo data and moves nothing; the newest
+releases fit too.
 
-pip resolves against a folder that says of each package, in its version, that it is installed: the image's whole list, or torch.
+pip resolves against a folder that says of each package, in its version, that it is installed: the image's
+whole list, or torch.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def image(test_data) -> dict[str, str]:
 
 
 def plan(there: dict[str, str], installed: Path) -> dict[str, str]:
-    """What pip would install where `there` is installed and must stay, as colab_bootstrap.sh asks it to: name to version."""
+    """What pip would install where `there` is installed and must stay, as colab_bootstrap.sh asks it to: name
+    to version.
+    """
     for name, version in there.items():
         information = installed / f"{name.replace('-', '_')}-{version}.dist-info"
         information.mkdir()
@@ -65,15 +69,25 @@ def plan(there: dict[str, str], installed: Path) -> dict[str, str]:
     constraints, report = installed / "constraints.txt", installed / "report.json"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
     words = [
-        "install", "--dry-run", "--quiet", "--disable-pip-version-check", "--report", str(report), "-c", str(constraints),
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--report",
+        str(report),
+        "-c",
+        str(constraints),
         *requirements(),
-    ]  # fmt: skip
+    ]
     tools = installed / "tools"  # pip, without what is installed beside it
     tools.mkdir()
     (tools / "pip").symlink_to(Path(importlib.util.find_spec("pip").origin).parent)
     ended = subprocess.run(
-        [sys.executable, "-S", "-c", PIP, f"{installed}:{tools}", *words], capture_output=True, text=True, cwd=installed,
-    )  # fmt: skip
+        [sys.executable, "-S", "-c", PIP, f"{installed}:{tools}", *words],
+        capture_output=True,
+        text=True,
+        cwd=installed,
+    )
     assert ended.returncode == 0, ended.stdout[-1500:] + ended.stderr[-3000:]
     chosen = json.loads(report.read_text())["install"]
     return {normal(item["metadata"]["name"]): item["metadata"]["version"] for item in chosen}
@@ -92,7 +106,10 @@ def test_the_newest_releases_fit_together_and_torch_stays(tmp_path):
     torch = {name: metadata.version(name).partition("+")[0] for name in ("torch", "numpy")}
     chosen = plan({**torch, "triton": "3.6.0"}, tmp_path)
     assert not set(chosen) & set(torch)
-    newest = {name: tuple(map(int, chosen[name].split(".")[:2])) for name in ("transformers", "datasets", "peft", "trl")}
+    newest = {
+        name: tuple(map(int, chosen[name].split(".")[:2]))
+        for name in ("transformers", "datasets", "peft", "trl")
+    }
     print(newest)
     assert newest["transformers"] >= (5, 23) and newest["datasets"] >= (5, 2), newest
     assert newest["peft"] >= (0, 21) and newest["trl"] >= (1, 16), newest

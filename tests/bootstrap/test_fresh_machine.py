@@ -1,4 +1,6 @@
-"""The real thing on a fresh machine: an empty home, a fresh clone, a fresh environment. Minutes, and the network."""
+"""The real thing on a fresh machine: an empty home, a fresh clone, a fresh environment. Minutes, and the
+network.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import pytest
 from tests.bootstrap.conftest import copy_working_tree, git
 
 TINY = (
-    "--sized_for cpu --max_steps 4 --max_samples 200 --vocab_size 400 --num_layers 1 --hidden_size 16 --context_dim 16 "
-    "--mlp_size 16 --batch_size 4 --max_seq_length 32"
+    "--sized_for cpu --max_steps 4 --max_samples 200 --vocab_size 400 --num_layers 1 --hidden_size 16 "
+    "--context_dim 16 --mlp_size 16 --batch_size 4 --max_seq_length 32"
 ).split()
 
 
@@ -38,7 +40,9 @@ def test_one_line_from_nothing_to_the_comparison(fresh):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for expected in ("bits per byte", "unigram", "bigram", "Next: .venv/bin/newllm chat"):
         assert expected in done.stdout
-    again = subprocess.run(["make", "--dry-run", "test"], cwd=clone, env=environment, capture_output=True, text=True)
+    again = subprocess.run(
+        ["make", "--dry-run", "test"], cwd=clone, env=environment, capture_output=True, text=True
+    )
     assert again.returncode == 0 and "colab_bootstrap.sh --setup-only demo,dev" in again.stdout
 
 
@@ -55,4 +59,6 @@ def test_with_everything_there_the_first_loss_comes_within_a_minute(fresh):
     assert "First loss" in done.stdout
     stop = [".venv/bin/newllm", "runs", "stop", "second"]
     stopped = subprocess.run(stop, cwd=clone, env=environment, capture_output=True, text=True, timeout=60)
-    assert stopped.returncode == 0 and "second: interrupted" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert stopped.returncode == 0 and "second: interrupted" in stopped.stdout, (
+        stopped.stdout + stopped.stderr
+    )

@@ -1,4 +1,6 @@
-"""The line of the README as it is: curl from a web server, clone from a git server, train for real, twice at once."""
+"""The line of the README as it is: curl from a web server, clone from a git server, train for real, twice at
+once.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from tests.bootstrap.conftest import ROOT, copy_working_tree, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = (
-    "--sized_for cpu --max_steps 100000 --epochs 100000 --max_samples 200 --vocab_size 400 --num_layers 1 --hidden_size 16 "
-    "--context_dim 16 --mlp_size 16 --batch_size 4 --max_seq_length 32 --output_dir job"
+    "--sized_for cpu --max_steps 100000 --epochs 100000 --max_samples 200 --vocab_size 400 --num_layers 1 "
+    "--hidden_size 16 --context_dim 16 --mlp_size 16 --batch_size 4 --max_seq_length 32 --output_dir job"
 ).split()
 
 
@@ -30,7 +32,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path):
-    """The address of a server that has the script, and this working tree as a repository that git can clone."""
+    """The address of a server that has the script, and this working tree as a repository that git
+    can clone.
+    """
     tree, served = tmp_path / "tree", tmp_path / "served"
     copy_working_tree(tree)
     git(tree, "init", "--quiet", "--initial-branch=main")
@@ -55,20 +59,31 @@ def line(web, tmp_path):
     home.mkdir()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NEWLLM_", "PYTHONPATH", "COLAB"))}
     environment = {
-        **kept, "NEWLLM_CACHE": str(tmp_path / "cache"),
-        "NEWLLM_REPO_URL": f"{web}/new-llm.git", "NEWLLM_PYTHON": str(Path(__file__).with_name("present_python.sh")),
-        "REAL_PYTHON": sys.executable, "PIP_CALLS": str(tmp_path / "pip"), "HOME": str(home),
-    }  # fmt: skip
+        **kept,
+        "NEWLLM_CACHE": str(tmp_path / "cache"),
+        "NEWLLM_REPO_URL": f"{web}/new-llm.git",
+        "NEWLLM_PYTHON": str(Path(__file__).with_name("present_python.sh")),
+        "REAL_PYTHON": sys.executable,
+        "PIP_CALLS": str(tmp_path / "pip"),
+        "HOME": str(home),
+    }
 
     def start(*words: str) -> subprocess.Popen:
         script = f"curl -s {web}/colab_bootstrap.sh | bash -s -- {' '.join(words)}"
         return subprocess.Popen(
-            ["bash", "-c", script], cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["bash", "-c", script],
+            cwd=home,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def newllm(*words: str) -> str:
         words = ["bash", "-c", '"$0" -m newllm_lib "$@"', environment["NEWLLM_PYTHON"], *words]
-        return subprocess.run(words, cwd=home / "new-llm", env=environment, capture_output=True, text=True).stdout
+        return subprocess.run(
+            words, cwd=home / "new-llm", env=environment, capture_output=True, text=True
+        ).stdout
 
     start.clone, start.newllm, start.job = home / "new-llm", newllm, str(home / "job")
     yield start

@@ -23,18 +23,32 @@ def newllm(tmp_path):
         path = os.pathsep.join((str(FAKES), os.environ["PYTHONPATH"]))
         return {**os.environ, "PYTHONPATH": path, "FAKE_TRAINING": how, **more}
 
-    def call(*words: str, how: str = "steps=3", timeout: float = 60, **more: str) -> subprocess.CompletedProcess:
+    def call(
+        *words: str, how: str = "steps=3", timeout: float = 60, **more: str
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "newllm_lib", *words], cwd=tmp_path, env=environment(how, **more), timeout=timeout,
-            capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-m", "newllm_lib", *words],
+            cwd=tmp_path,
+            env=environment(how, **more),
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
 
     def begin(*words: str, how: str = "forever") -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "newllm_lib", *words], cwd=tmp_path, env=environment(how), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs the tests behind `&`
-        )  # fmt: skip
+            [sys.executable, "-m", "newllm_lib", *words],
+            cwd=tmp_path,
+            env=environment(how),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where a shell runs the tests behind `&`
+        )
 
     call.begin, call.folder = begin, tmp_path
     yield call

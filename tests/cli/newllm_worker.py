@@ -1,7 +1,9 @@
-"""`newllm` commands and notebook cells, one after the other in one process that knows a test's hub by HF_ENDPOINT.
+"""`newllm` commands and notebook cells, one after the other in one process that knows a test's hub by
+HF_ENDPOINT.
 
-Each line of standard input is a JSON object: `argv` (with `said`, the lines a user types), or `form` with its `values` (the words
-that the form's training is started with), or `cells` with the `run` that they are about. Each answer is one line on standard
+Each line of standard input is a JSON object: `argv` (with `said`, the lines a user types), or `form` with its
+`values` (the words that the form's training is started with), or `cells` with the `run` that they are about.
+Each answer is one line on standard
 output: the exit code, what was shown, and what went to standard error.
 """
 

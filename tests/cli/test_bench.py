@@ -1,5 +1,5 @@
-"""`newllm bench`: the benchmarks of a clone, each with its flags; what is asked for is run, appended and drawn; what is not there
-is one line."""
+"""`newllm bench`: the benchmarks of a clone, each with its flags; what is asked for is run, appended and
+drawn; what is not there is one line."""
 
 import json
 import subprocess
@@ -33,7 +33,9 @@ def test_each_is_listed_and_shows_its_flags(here, capsys):
         assert f"  {name} " in listed
         assert main(["bench", name, "--help"]) == 0
         assert f"usage: newllm bench {name}" in capsys.readouterr().out
-    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def add_arguments" in path.read_text()}
+    modules = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def add_arguments" in path.read_text()
+    }
     assert modules == set(BENCHMARKS)
 
 
@@ -55,10 +57,27 @@ def test_an_installed_package_says_how_to_get_them(here, monkeypatch, capsys):
 def test_figures_are_appended_drawn_and_given_as_json(here, monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(decode, "run", lambda rows, **options: (asked.update(options), measured(rows)))
-    words = ["bench", "decode", "--histories", "16", "300", "--batches", "2", "--ways", "new_llm", "--tokens", "8"]
+    words = [
+        "bench",
+        "decode",
+        "--histories",
+        "16",
+        "300",
+        "--batches",
+        "2",
+        "--ways",
+        "new_llm",
+        "--tokens",
+        "8",
+    ]
     assert main([*words, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
-    assert row["value"] == "8000" and asked == {"histories": [16, 300], "batches": [2], "tokens": 8, "ways": ["new_llm"]}
+    assert row["value"] == "8000" and asked == {
+        "histories": [16, 300],
+        "batches": [2],
+        "tokens": 8,
+        "ways": ["new_llm"],
+    }
     assert main(words) == 0
     assert len(read(here / "benchmarks" / "results.csv")) == 2 and (here / "docs" / "decode.png").is_file()
 
@@ -88,15 +107,22 @@ def test_quality_says_what_is_left(here, monkeypatch, capsys):
     assert "Not complete yet: chitchat lstm 4M" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "message", "code"), [
-    (["bench", "memory"], "speed", 2), (["bench", "speed", "--stepz", "3"], "--steps", 2),
-    (["bench", "speed", "--ways", "gpt3"], "gpt2:eager", 2), (["bench", "quality", "--models", "rnn"], "lstm", 2),
-    (["bench", "quality", "--sizes", "5M"], "4M", 2), (["bench", "decode", "--tokens", "0"], "from 1 on", 2),
-    (["bench", "quality", "--corpora", "wikitext2", "--models", "lstm"], "--text", 2),
-    (["bench", "quality", "--corpora", "bible", "--models", "lstm"], "chitchat", 2),
-    (["bench", "ops", "no_op"], "gated_scan", 2), (["bench", "variants", "phase7", "--only", "x"], "no AR-SSM", 2),
-    (["bench", "table"], "results.csv", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["bench", "memory"], "speed", 2),
+        (["bench", "speed", "--stepz", "3"], "--steps", 2),
+        (["bench", "speed", "--ways", "gpt3"], "gpt2:eager", 2),
+        (["bench", "quality", "--models", "rnn"], "lstm", 2),
+        (["bench", "quality", "--sizes", "5M"], "4M", 2),
+        (["bench", "decode", "--tokens", "0"], "from 1 on", 2),
+        (["bench", "quality", "--corpora", "wikitext2", "--models", "lstm"], "--text", 2),
+        (["bench", "quality", "--corpora", "bible", "--models", "lstm"], "chitchat", 2),
+        (["bench", "ops", "no_op"], "gated_scan", 2),
+        (["bench", "variants", "phase7", "--only", "x"], "no AR-SSM", 2),
+        (["bench", "table"], "results.csv", 1),
+    ],
+)
 def test_what_is_not_there_is_one_line(words, message, code, here, capsys):
     assert main(words) == code
     error = capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Every dialogue recipe from a hub to a conversation: `newllm train`, `evaluate` and `chat`, and the cells of the notebooks."""
+"""Every dialogue recipe from a hub to a conversation: `newllm train`, `evaluate` and `chat`, and the cells of
+the notebooks.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,30 @@ from tests.data.readers.test_hub import write_wikitext
 from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
 
 TINY = {
-    "sized_for": "cpu", "vocab_size": 300, "num_layers": 1, "hidden_size": 16, "context_dim": 16, "mlp_size": 16,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "vocab_size": 300,
+    "num_layers": 1,
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+}
 SHORT = {
-    "max_seq_length": 32, "batch_size": 8, "epochs": 1, "max_steps": 6, "patience": 3, "learning_rate": 0.01, "logging_steps": 2,
-    "evals_per_epoch": 1, "sample_tokens": 8,
-}  # fmt: skip
+    "max_seq_length": 32,
+    "batch_size": 8,
+    "epochs": 1,
+    "max_steps": 6,
+    "patience": 3,
+    "learning_rate": 0.01,
+    "logging_steps": 2,
+    "evals_per_epoch": 1,
+    "sample_tokens": 8,
+}
 FORMS = {"ultrachat": "ULTRACHAT", "ultrachat_200k": "ULTRACHAT"}  # the others are in DIALOGUE
-TESTED = {"dailydialog": "test", "hh_rlhf": "test", "ultrachat_200k": "test"}  # sets with a test split of their own
+TESTED = {
+    "dailydialog": "test",
+    "hh_rlhf": "test",
+    "ultrachat_200k": "test",
+}  # sets with a test split of their own
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +58,23 @@ def newllm(hub, tmp_path_factory):
     blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
     environment |= {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "NEWLLM_CACHE": str(folder / "cache"), "NEWLLM_DEVICE": "cpu",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "NEWLLM_CACHE": str(folder / "cache"),
+        "NEWLLM_DEVICE": "cpu",
         "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps({**TINY, **SHORT}),
-    }  # fmt: skip
+    }
     worker = Path(__file__).with_name("newllm_worker.py")
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            [sys.executable, str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=folder,
             env=environment,
-        )  # fmt: skip
+        )
 
     def ask(**asked) -> dict:
         process.stdin.write(json.dumps(asked) + "\n")
@@ -85,14 +111,18 @@ def check_evaluation(newllm, run: Run, answers: list[str] | None) -> None:
     """`newllm evaluate` measures answers, all of them where it is known which they are, beside the tables."""
     found = figures(newllm, run)
     assert found["loss_on"] == "answers" and 0.5 < found["bits_per_byte"] < 9 and found["unk_share"] == 0
-    assert {"unigram", "bigram"} == set(found["baselines"]) and found["baselines"]["bigram"]["bits_per_byte"] > 0
+    assert {"unigram", "bigram"} == set(found["baselines"]) and found["baselines"]["bigram"][
+        "bits_per_byte"
+    ] > 0
     if answers is not None:
         assert found["bytes"] == sum(len(text.encode()) for text in answers)
 
 
 def check_chat(newllm, run: Run) -> None:
     """`newllm chat` answers two turns with what is no control token, and leaves when it is told to."""
-    talk = newllm(argv=["chat", run.name, "--max_new_tokens", "6", "--seed", "1"], said="hello\nthe old house\n/quit\n")
+    talk = newllm(
+        argv=["chat", run.name, "--max_new_tokens", "6", "--seed", "1"], said="hello\nthe old house\n/quit\n"
+    )
     assert talk["code"] == 0, talk["err"]
     assert "It answers turn by turn." in talk["out"] and talk["out"].rstrip().endswith("Bye.")
     assert talk["out"].count("you> ") == 3 and "<|" not in talk["out"]
@@ -116,7 +146,9 @@ def test_each_set_trains_as_its_notebook_starts_it_and_is_measured_and_talks(nam
     assert "loss on the answers" in said and "What it means:" in said
     assert ("starts from new_llm_wikitext" in said) == (name == "dailydialog")
     rows = list(run.metrics())
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6] and any("eval_bits_per_byte" in row for row in rows)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6] and any(
+        "eval_bits_per_byte" in row for row in rows
+    )
     part = hub.expected[name].get(TESTED.get(name))
     check_evaluation(newllm, run, part and [turn for talk in part for turn in talk[1::2]])
     check_chat(newllm, run)
@@ -124,7 +156,9 @@ def test_each_set_trains_as_its_notebook_starts_it_and_is_measured_and_talks(nam
 
 
 def test_a_large_set_is_streamed_from_the_hub_measured_and_talks(newllm):
-    run, said = trained(newllm, ["train", "ultrachat", *words({**TINY, **SHORT, "streaming": "on", "run_name": "streamed"})])
+    run, said = trained(
+        newllm, ["train", "ultrachat", *words({**TINY, **SHORT, "streaming": "on", "run_name": "streamed"})]
+    )
     assert "prepared while training" in said
     check_evaluation(newllm, run, None)
     check_chat(newllm, run)
@@ -133,7 +167,9 @@ def test_a_large_set_is_streamed_from_the_hub_measured_and_talks(newllm):
 def test_records_of_ones_own_train_are_measured_and_talk(newllm):
     """The three forms that a user's JSONL may have, in one file."""
     rows = [{"messages": talk} for talk in dialogues(150)]
-    rows += [{"prompt": talk[0]["content"], "completion": talk[1]["content"]} for talk in dialogues(150, seed=1)]
+    rows += [
+        {"prompt": talk[0]["content"], "completion": talk[1]["content"]} for talk in dialogues(150, seed=1)
+    ]
     rows += instructions("context", "response", {})[0][:150]
     (newllm.folder / "mine").mkdir()
     write_jsonl(newllm.folder / "mine" / "train.jsonl", rows)
@@ -148,7 +184,18 @@ def test_records_of_ones_own_train_are_measured_and_talk(newllm):
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
 def test_the_guides_flags_and_adapters_beside_a_start(model, newllm):
     """Flag for flag, in the hyphens' spelling too; then LoRA on what came out."""
-    flags = ["--num_layers", "2", "--max_samples", "80", "--max-seq-length", "32", "--epochs", "1", "--context-dim", "24"]
+    flags = [
+        "--num_layers",
+        "2",
+        "--max_samples",
+        "80",
+        "--max-seq-length",
+        "32",
+        "--epochs",
+        "1",
+        "--context-dim",
+        "24",
+    ]
     flags += ["--batch_size", "8", "--learning_rate", "0.01", "--patience", "3", "--model", model]
     given = {flag.lstrip("-").replace("-", "_") for flag in flags}
     small = words({k: v for k, v in {**TINY, **SHORT}.items() if k not in given})

@@ -1,4 +1,6 @@
-"""Every command that writes where the user says: what is not ours stays, to the last byte, and the refusal is one line."""
+"""Every command that writes where the user says: what is not ours stays, to the last byte, and the refusal is
+one line.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ TARGET = "@"  # where the user's word goes
 class Case:
     """A flag that names a place to write to.
 
-    words: the command. inside: where below the place it writes ("" there itself). done: the targets that it may write to,
-    because nothing of another's is in its way or it made them; all others are refused. left_out: done too, but slow.
+    words: the command. inside: where below the place it writes ("" there itself). done: the targets that it
+    may write to, because nothing of another's is in its way or it made them; all others are refused.
+    left_out: done too, but slow.
     """
 
     words: list[str]
@@ -82,7 +85,9 @@ def leaves(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argpars
 
 
 def flags_that_write() -> set[str]:
-    """`command --flag` of all flags whose name or help speaks of a file or folder, but those that only read it."""
+    """`command --flag` of all flags whose name or help speaks of a file or folder, but those that only read
+    it.
+    """
     found = set()
     for name, parser in leaves(build()[0]).items():
         for action in parser._actions if name != "doctor" else ():
@@ -96,7 +101,9 @@ def flags_that_write() -> set[str]:
 
 
 def test_no_flag_that_writes_is_forgotten():
-    """The benchmarks' other flags: the same two for each, files that are appended to, and runs, which training looks after."""
+    """The benchmarks' other flags: the same two for each, files that are appended to, and runs, which
+    training looks after.
+    """
     missing = flags_that_write() - set(CASES)
     assert {flag for flag in missing if not flag.startswith("bench ")} == set()
     assert set(CASES) <= flags_that_write()

@@ -1,4 +1,6 @@
-"""The Phase 7 guide's make targets: each one line that works, and a clear line and an exit code where something is missing."""
+"""The Phase 7 guide's make targets: each one line that works, and a clear line and an exit code where
+something is missing.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,26 @@ from tests.training.small_runs import write_text
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (
-    "check-phase7-env", "triton-attn", "recipe", "data-lite", "train-phase7-1.5b", "train-phase7-1.5b-test",
-    "train-phase7-1.5b-resume", "train-phase7-small", "chat-phase7-1.5b", "bench-phase7-1.5b",
-    "train-phase8", "bench-phase8-vs-phase7",
-)  # fmt: skip
+    "check-phase7-env",
+    "triton-attn",
+    "recipe",
+    "data-lite",
+    "train-phase7-1.5b",
+    "train-phase7-1.5b-test",
+    "train-phase7-1.5b-resume",
+    "train-phase7-small",
+    "chat-phase7-1.5b",
+    "bench-phase7-1.5b",
+    "train-phase8",
+    "bench-phase8-vs-phase7",
+)
 
 
 def words_of(target: str, *variables: str) -> list[str]:
     """What `make target` would call `newllm` with."""
-    done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     line = next(line for line in done.stdout.splitlines() if "-m newllm_lib " in line)
     return shlex.split(line.split("-m newllm_lib ")[1])
 
@@ -68,30 +81,48 @@ def test_without_a_gpu_those_that_need_one_say_so_and_fail(folder, capsys, monke
     ("target", "variables", "expected"),
     [
         ("train-phase7-1.5b-resume", (), "has no checkpoint yet"),
-        ("train-phase7-1.5b-resume", ("CHECKPOINT=checkpoints/phase7_1.5b_triton/step_2000.pt",), "name a checkpoint"),
+        (
+            "train-phase7-1.5b-resume",
+            ("CHECKPOINT=checkpoints/phase7_1.5b_triton/step_2000.pt",),
+            "name a checkpoint",
+        ),
         ("chat-phase7-1.5b", (), "train it first"),
-        ("chat-phase7-1.5b", ("CHECKPOINT=checkpoints/phase7_1.5b_triton/phase7_best.pt",), "phase7_1.5b_triton"),
+        (
+            "chat-phase7-1.5b",
+            ("CHECKPOINT=checkpoints/phase7_1.5b_triton/phase7_best.pt",),
+            "phase7_1.5b_triton",
+        ),
         ("recipe", (), "--weights"),
         ("recipe", ("ARGS=--weights demo",), "each weight a number"),
         ("recipe", ("ARGS=--weights no_such=1",), "no_such"),
     ],
 )
-def test_what_is_missing_is_one_line_and_exit_code_2(folder, capsys, monkeypatch, target, variables, expected):
-    monkeypatch.setattr("newllm_lib.training.run.check_memory", lambda *_: None)  # this machine may have too little
+def test_what_is_missing_is_one_line_and_exit_code_2(
+    folder, capsys, monkeypatch, target, variables, expected
+):
+    monkeypatch.setattr(
+        "newllm_lib.training.run.check_memory", lambda *_: None
+    )  # this machine may have too little
     code, _, err = call(capsys, words_of(target, *variables))
     assert code == 2 and expected in err and err.count("\n") == 1
 
 
 def test_a_mix_is_what_training_then_uses(folder, capsys):
     (folder / "other").mkdir()
-    (folder / "other" / "train.txt").write_text("".join(f"Sentence {i} of another kind.\n\n" for i in range(60)))
+    (folder / "other" / "train.txt").write_text(
+        "".join(f"Sentence {i} of another kind.\n\n" for i in range(60))
+    )
     code, out, _ = call(capsys, ["data", "mix", "--weights", "text=1,other=3", "--documents", "40", "--json"])
     made = json.loads(out)
     assert code == 0 and made["sources"]["text"]["train"] == 10 and made["sources"]["other"]["train"] == 30
     rows = [json.loads(line) for line in (folder / "data" / "mix" / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 40 and sum("another kind" in row["text"] for row in rows) == 30
-    held_out = "".join((folder / "data" / "mix" / f"{split}.jsonl").read_text() for split in ("validation", "test"))
-    assert held_out and not {row["text"] for row in rows} & {json.loads(line)["text"] for line in held_out.splitlines()}
+    held_out = "".join(
+        (folder / "data" / "mix" / f"{split}.jsonl").read_text() for split in ("validation", "test")
+    )
+    assert held_out and not {row["text"] for row in rows} & {
+        json.loads(line)["text"] for line in held_out.splitlines()
+    }
     assert "data/mix" in words_of_in(folder)
 
 
@@ -102,14 +133,27 @@ def words_of_in(folder: Path) -> list[str]:
 
 
 def test_the_test_target_trains_saves_and_goes_on(folder, capsys):
-    small = ["--data_dir", "text", "--vocab_size", "300", "--sized_for", "cpu", "--max_steps", "6", "--epochs", "9"]
+    small = [
+        "--data_dir",
+        "text",
+        "--vocab_size",
+        "300",
+        "--sized_for",
+        "cpu",
+        "--max_steps",
+        "6",
+        "--epochs",
+        "9",
+    ]
     small += ["--output_dir", "checkpoints/it"]
     assert call(capsys, [*words_of("train-phase7-1.5b-test"), *small])[0] == 0
     run = Run("checkpoints/it")
     assert [p.name for p in run.checkpoints()] == ["checkpoint-5", "checkpoint-6"] and run.best.is_dir()
     assert len(re.findall(r"^Step +\d+ \| Loss: ", run.log.read_text(), re.MULTILINE)) == 6
     assert json.loads((run.path / "training_log.json").read_text())[-1]["step"] == 6
-    code, out, _ = call(capsys, [*words_of("train-phase7-1.5b-test"), *small, "--resume", f"{run.path}/phase7_step_5.pt"])
+    code, out, _ = call(
+        capsys, [*words_of("train-phase7-1.5b-test"), *small, "--resume", f"{run.path}/phase7_step_5.pt"]
+    )
     assert code == 0 and "Continuing from checkpoint-5" in out
 
 
@@ -118,13 +162,25 @@ def test_guides_names_and_recipes_lead_to_runs(folder, monkeypatch):
 
     assert resolve_path("a/b/phase7_step_2000.pt") == resolve_path("a/b/step_2000") == "a/b/checkpoint-2000"
     assert resolve_path("a/phase7_final.pt") == "a/last" and resolve_path("a/b") == "a/b"
-    keys = {"sized_for": "cpu", "data_dir": "text", "vocab_size": 300, "max_steps": 1, "hidden_size": 16, "context_dim": 16,
-            "mlp_size": 16, "num_layers": 1, "max_seq_length": 16, "batch_size": 4}  # fmt: skip
+    keys = {
+        "sized_for": "cpu",
+        "data_dir": "text",
+        "vocab_size": 300,
+        "max_steps": 1,
+        "hidden_size": 16,
+        "context_dim": 16,
+        "mlp_size": 16,
+        "num_layers": 1,
+        "max_seq_length": 16,
+        "batch_size": 4,
+    }
     train(load_recipe("demo", {**keys, "output_dir": "checkpoints/mine"}))
     Path("checkpoints/demo").mkdir()
     Path("checkpoints/demo/status.json").write_text("{}")  # as `newllm demo` leaves one, without a model
     here = runs.list_runs
-    monkeypatch.setattr(runs, "list_runs", lambda: [run for run in here() if run.path.resolve().is_relative_to(folder)])
+    monkeypatch.setattr(
+        runs, "list_runs", lambda: [run for run in here() if run.path.resolve().is_relative_to(folder)]
+    )
     assert Path(run_of("demo")).name == "mine" and run_of("mine") == "mine"
 
 

@@ -33,7 +33,11 @@ def replaced(monkeypatch):
 
 
 def test_evaluate(replaced, capsys):
-    calls = replaced("newllm_lib.evaluation.evaluate_run", "evaluate_run", {"bits_per_byte": 1.5, "perplexity": float("inf")})
+    calls = replaced(
+        "newllm_lib.evaluation.evaluate_run",
+        "evaluate_run",
+        {"bits_per_byte": 1.5, "perplexity": float("inf")},
+    )
     assert main(["evaluate", "my_run", "--split", "validation", "--block-length", "64", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"bits_per_byte": 1.5, "perplexity": None}
@@ -84,7 +88,14 @@ def test_doctor_with_a_recipe(capsys):
         del os.environ["NEWLLM_DEVICE"]
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert {"device", "dtype", "reasons", "parameters", "memory_estimate_gib", "hours_estimate"} <= report.keys()
+    assert {
+        "device",
+        "dtype",
+        "reasons",
+        "parameters",
+        "memory_estimate_gib",
+        "hours_estimate",
+    } <= report.keys()
     assert (report["device"], report["dtype"]) == ("t4", "fp16") and isinstance(report["parameters"], int)
     assert report["run"] == "new_llm_demo_layers3" and report["versions"]["torch"]
     assert "parameters stored and trainable" in captured.err

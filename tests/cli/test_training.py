@@ -49,7 +49,8 @@ def test_an_unforeseen_error_is_one_line_too_and_debug_shows_where(newllm):
     done = newllm(*TRAIN, how="crash")
     assert done.returncode == 1
     assert (
-        done.stderr.startswith("newllm: RuntimeError: CUDA error: device-side assert") and done.stderr.count("\n") == 1
+        done.stderr.startswith("newllm: RuntimeError: CUDA error: device-side assert")
+        and done.stderr.count("\n") == 1
     )
     done = newllm(*TRAIN, "--debug", how="crash")
     assert done.returncode == 1 and "Traceback" in done.stderr
@@ -96,7 +97,9 @@ def test_background_waits_for_the_first_loss_and_says_how_to_go_on(newllm):
     assert not is_locked(run)
     logs = newllm("runs", "logs", "new_llm_demo", "--lines", "1000")
     assert "Training... step 1 |" in logs.stdout and "the same command continues" in logs.stdout
-    assert newllm("runs", "stop", "new_llm_demo").stdout.startswith("new_llm_demo is not running (interrupted)")
+    assert newllm("runs", "stop", "new_llm_demo").stdout.startswith(
+        "new_llm_demo is not running (interrupted)"
+    )
 
 
 def test_background_shows_a_failure_and_its_exit_code(newllm):
@@ -108,7 +111,11 @@ def test_background_shows_a_failure_and_its_exit_code(newllm):
 
 def test_background_of_a_finished_run_ends_at_once(newllm):
     done = newllm(*TRAIN, "--background", how="finished")
-    assert done.returncode == 0 and "fake training" in done.stdout and "in the background (pid" not in done.stdout
+    assert (
+        done.returncode == 0
+        and "fake training" in done.stdout
+        and "in the background (pid" not in done.stdout
+    )
 
 
 def test_two_starts_at_once_give_one_training(newllm):
@@ -135,7 +142,8 @@ def test_demo_trains_both_and_compares_them(newllm):
     assert lines[0].startswith("Demo: trains new_llm_demo_layers3 and tinygpt2_demo_layers3")
     assert "about 6.0 min of training, at most 0.5 GiB" in lines[1]
     order = [
-        done.stdout.index(text) for text in ("of new_llm, 3", "of tiny_gpt2, 3", "comparing new_llm_demo_layers3 with")
+        done.stdout.index(text)
+        for text in ("of new_llm, 3", "of tiny_gpt2, 3", "comparing new_llm_demo_layers3 with")
     ]
     assert order == sorted(order) and "chat new_llm_demo_layers3" in lines[-1]
     assert read_status(Run(newllm.folder / "checkpoints/demo_layers3"))["state"] == "done"
@@ -146,7 +154,11 @@ def test_demo_trains_both_and_compares_them(newllm):
 def test_demo_in_a_folder_of_its_own(newllm):
     done = newllm("demo", "--sized_for", "cpu", "--output_dir", "here")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (newllm.folder / "here").iterdir()} >= {"new_llm_demo", "tinygpt2_demo", "status.json"}
+    assert {p.name for p in (newllm.folder / "here").iterdir()} >= {
+        "new_llm_demo",
+        "tinygpt2_demo",
+        "status.json",
+    }
     assert "chat here/new_llm_demo" in done.stdout and not (newllm.folder / "checkpoints").exists()
 
 

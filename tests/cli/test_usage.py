@@ -35,7 +35,10 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
         (["train", "demo", "wikitext"], "no use for 'wikitext'"),
         (["train", "wikitxt"], "did you mean wikitext?"),
         (["train", "demo", "--sized_for", "cpu", "--num_layers", "four"], "num_layers must be int"),
-        (["train", "demo", "--sized_for", "cpu", "--model", "gpt5"], "model must be one of new_llm, tiny_gpt2"),
+        (
+            ["train", "demo", "--sized_for", "cpu", "--model", "gpt5"],
+            "model must be one of new_llm, tiny_gpt2",
+        ),
         (["demo", "--model", "tiny_gpt2"], "Unknown flag --model"),
         (["doctor", "--num_layers", "3"], "doctor --recipe demo"),
         (["evaluate", "no_such_run", "--split", "tests"], "invalid choice: 'tests'"),
@@ -58,7 +61,9 @@ def test_a_yaml_file_with_an_unknown_key_names_the_nearest(capsys, tmp_path):
     assert code == 2 and "did you mean learning_rate?" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["runs", "stop", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["train", "--help"], ["runs", "stop", "--help"], ["--version"]]
+)
 def test_help_is_no_error(capsys, words):
     code, out, err = run(capsys, *words)
     assert code == 0 and out.startswith(("usage: newllm", "newllm ")) and not err
@@ -133,27 +138,47 @@ def test_help_takes_less_than_a_second_and_loads_no_torch():
 def test_paths_are_meant_from_where_the_bootstrap_was_started(monkeypatch, tmp_path):
     from newllm_lib.cli import _from_the_users_folder
 
-    words = ["train", "mine.yaml", "--data_dir", "texts", "--output-dir=out", "--num_layers", "2", "--data-dir", "/absolute"]
+    words = [
+        "train",
+        "mine.yaml",
+        "--data_dir",
+        "texts",
+        "--output-dir=out",
+        "--num_layers",
+        "2",
+        "--data-dir",
+        "/absolute",
+    ]
     assert _from_the_users_folder(words) == words
     monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path))
     assert _from_the_users_folder(words) == [
-        "train", str(tmp_path / "mine.yaml"), "--data_dir", str(tmp_path / "texts"), f"--output-dir={tmp_path / 'out'}",
-        "--num_layers", "2", "--data-dir", "/absolute",
-    ]  # fmt: skip
+        "train",
+        str(tmp_path / "mine.yaml"),
+        "--data_dir",
+        str(tmp_path / "texts"),
+        f"--output-dir={tmp_path / 'out'}",
+        "--num_layers",
+        "2",
+        "--data-dir",
+        "/absolute",
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["evaluate", "a", "--block_length", "-5"], "from 1 on"), (["runs", "logs", "a", "--lines", "0"], "from 1 on"),
+        (["evaluate", "a", "--block_length", "-5"], "from 1 on"),
+        (["runs", "logs", "a", "--lines", "0"], "from 1 on"),
         (["train", "demo", "--dropout", "1.5"], "dropout must be at most 0.9"),
         (["train", "demo", "--report_to", "foo"], "report_to must be one of none, tensorboard"),
         (["train", "demo", "--epochs", "0"], "epochs must be at least"),
         (["train", "demo", "--protocol", "seed", "--tokenizer", "gpt2"], "1,000 words"),
         (["train", "demo", "--dtype", "fp16"], "needs a GPU"),
     ],
-)  # fmt: skip
-def test_values_out_of_range_are_refused_before_anything_is_made(capsys, tmp_path, monkeypatch, words, expected):
+)
+def test_values_out_of_range_are_refused_before_anything_is_made(
+    capsys, tmp_path, monkeypatch, words, expected
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
     code, _, err = run(capsys, *words)

@@ -10,7 +10,9 @@ import pytest
 
 @pytest.fixture
 def colab(monkeypatch):
-    """Makes this process look like Colab; `.mounted` and `.downloaded` list calls, `.refuse` is Drive's error."""
+    """Makes this process look like Colab; `.mounted` and `.downloaded` list calls, `.refuse` is Drive's
+    error.
+    """
     calls = types.SimpleNamespace(mounted=[], downloaded=[], refuse=None)
 
     def mount(path):

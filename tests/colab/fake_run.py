@@ -17,12 +17,27 @@ def rows(epochs: int = 3, level: float = 3.0, pace: float = 0.05) -> list[dict]:
     for step in range(20, epochs * STEPS_PER_EPOCH + 1, 20):
         loss = level * (1 + math.exp(-step / 100))
         found.append(
-            {"step": step, "epoch": step / STEPS_PER_EPOCH, "loss": loss, "learning_rate": 1e-3, "grad_norm": 0.5,
-             "tokens_per_second": 40_000.0, "time": 1e9 + step * pace}
-        )  # fmt: skip
+            {
+                "step": step,
+                "epoch": step / STEPS_PER_EPOCH,
+                "loss": loss,
+                "learning_rate": 1e-3,
+                "grad_norm": 0.5,
+                "tokens_per_second": 40_000.0,
+                "time": 1e9 + step * pace,
+            }
+        )
         if step % STEPS_PER_EPOCH == 0:
-            found.append({"step": step, "epoch": step / STEPS_PER_EPOCH, "eval_loss": loss + 0.1,
-                          "eval_bits_per_byte": loss / 2, "best": True, "time": 1e9 + step * pace})  # fmt: skip
+            found.append(
+                {
+                    "step": step,
+                    "epoch": step / STEPS_PER_EPOCH,
+                    "eval_loss": loss + 0.1,
+                    "eval_bits_per_byte": loss / 2,
+                    "best": True,
+                    "time": 1e9 + step * pace,
+                }
+            )
     return found
 
 

@@ -65,7 +65,10 @@ def test_it_is_started_watched_and_shown_again(settings, capsys):
 
 
 def test_two_models_have_two_runs(settings):
-    ours, other = background.train(settings, every=0.05), background.train(settings, every=0.05, model="tiny_gpt2")
+    ours, other = (
+        background.train(settings, every=0.05),
+        background.train(settings, every=0.05, model="tiny_gpt2"),
+    )
     assert (ours.name, other.name) == ("new_llm_demo", "tinygpt2_demo")
 
 
@@ -134,13 +137,17 @@ def test_closing_the_view_stops_the_cells_below_but_not_the_training(settings, m
 
 
 def test_on_colab_the_run_is_copied_to_drive_and_brought_back(settings, tmp_path, monkeypatch, colab):
-    """The form's field mounts Drive; a copy there with other settings is another run, one with these is continued."""
+    """The form's field mounts Drive; a copy there with other settings is another run, one with these is
+    continued.
+    """
     monkeypatch.setattr(background.drive.mount, "__defaults__", (tmp_path / "drive",))
     folder = tmp_path / "drive" / "MyDrive" / "new-llm"
     run = background.train(settings, every=0.05)
     assert colab.mounted and run.recipe_path.read_text().count(f"mirror_dir: {folder}") == 1
     (folder / run.name).mkdir()
-    (folder / run.name / "recipe.yaml").write_text(run.recipe_path.read_text().replace("epochs: 2", "epochs: 3"))
+    (folder / run.name / "recipe.yaml").write_text(
+        run.recipe_path.read_text().replace("epochs: 2", "epochs: 3")
+    )
     shutil.rmtree(run.path)  # a new machine
     assert background.place(settings, mirror_dir=str(folder))[0].name == "new_llm_demo_2"
     there = folder / run.name / "recipe.yaml"

@@ -1,4 +1,6 @@
-"""A click is answered while a cell is busy, in a real kernel; the cells queued behind run after it, in order."""
+"""A click is answered while a cell is busy, in a real kernel; the cells queued behind run after it,
+in order.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def printed(client, start: str, timeout: float = 60) -> str:
 
 
 def subshell(client) -> str | None:
-    """A thread of the kernel that takes clicks, as JupyterLab asks for one; None where the kernel has none."""
+    """A thread of the kernel that takes clicks, as JupyterLab asks for one; None where the kernel
+    has none.
+    """
     client.kernel_info()
     if "kernel subshells" not in client.get_shell_msg(timeout=30)["content"].get("supported_features", []):
         return None
@@ -61,7 +65,10 @@ def test_a_click_is_answered_while_the_cell_runs(kernel):
     click = kernel.session.msg("comm_msg", {})
     click["header"]["subshell_id"] = subshell(kernel)
     kernel.execute(CELL)
-    click["content"] = {"comm_id": printed(kernel, "id"), "data": {"method": "custom", "content": {"event": "click"}}}
+    click["content"] = {
+        "comm_id": printed(kernel, "id"),
+        "data": {"method": "custom", "content": {"event": "click"}},
+    }
     kernel.execute("print('second', clicked)")
     kernel.execute("print('third', clicked)")
     kernel.shell_channel.send(click)

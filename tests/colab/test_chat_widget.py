@@ -1,4 +1,6 @@
-"""The chat of the notebooks: streamed answers, commands, and the same conversation in a window and in text."""
+"""The chat of the notebooks: streamed answers, commands, and the same conversation in a window and
+in text.
+"""
 
 from __future__ import annotations
 

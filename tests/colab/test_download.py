@@ -36,9 +36,20 @@ def test_it_holds_the_best_model_tokenizer_curves_and_log(run, tmp_path, capsys)
     assert archive == tmp_path / "new_llm_demo.zip" and "MiB" in capsys.readouterr().out
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
-        assert sorted(file.namelist()) == [f"new_llm_demo/{name}" for name in (
-            "best/MANIFEST.json", "best/config.json", "best/model.safetensors", "best/tokenizer.json", "comparison.md",
-            "curves.png", "metrics.jsonl", "recipe.yaml", "train.log")]  # fmt: skip
+        assert sorted(file.namelist()) == [
+            f"new_llm_demo/{name}"
+            for name in (
+                "best/MANIFEST.json",
+                "best/config.json",
+                "best/model.safetensors",
+                "best/tokenizer.json",
+                "comparison.md",
+                "curves.png",
+                "metrics.jsonl",
+                "recipe.yaml",
+                "train.log",
+            )
+        ]
         assert file.read("new_llm_demo/best/model.safetensors") == b"best model.safetensors"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["comparison.md", "new_llm_demo", "new_llm_demo.zip"]
 

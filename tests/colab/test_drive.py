@@ -1,4 +1,6 @@
-"""Drive as a second place: mounted in Colab, any folder elsewhere; the copies are tested in tests/runs and tests/faults."""
+"""Drive as a second place: mounted in Colab, any folder elsewhere; the copies are tested in tests/runs and
+tests/faults.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ def test_ready_works_from_the_top_of_the_clone(tmp_path, monkeypatch, capsys):
 
 
 def test_ready_names_what_is_missing(monkeypatch):
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None if name == "datasets" else name)
+    monkeypatch.setattr(
+        environment.importlib.util, "find_spec", lambda name: None if name == "datasets" else name
+    )
     with pytest.raises(NewLLMError, match="^datasets missing"):
         environment.ready()
 

@@ -1,4 +1,6 @@
-"""A recipe as a form and back: defaults that are the recipe's, values that become overrides, nothing lost between."""
+"""A recipe as a form and back: defaults that are the recipe's, values that become overrides, nothing lost
+between.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def _no_overrides(monkeypatch):
 def assigned(text: str) -> dict:
     """Name to value of each `name = value  #@param` line of a cell, as Python reads it."""
     return {
-        m[1]: ast.literal_eval(m[2]) for line in text.splitlines() if (m := re.match(r"(\w+) = (.*)  #@param", line))
+        m[1]: ast.literal_eval(m[2])
+        for line in text.splitlines()
+        if (m := re.match(r"(\w+) = (.*)  #@param", line))
     }
 
 
@@ -65,7 +69,9 @@ def test_lines_are_as_colab_reads_them(form):
     for line in form.render().splitlines():
         if "#@param" in line:
             kinds = "string|raw|boolean|integer|number"
-            assert re.fullmatch(rf'\w+ = .+  #@param (\[.+\]( \{{allow-input: true\}})?|\{{type:"({kinds})"\}})', line), line
+            assert re.fullmatch(
+                rf'\w+ = .+  #@param (\[.+\]( \{{allow-input: true\}})?|\{{type:"({kinds})"\}})', line
+            ), line
 
 
 @forms
@@ -108,7 +114,9 @@ def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
     """A start decides the sizes, and asking for others beside it is an error: the preset must not ask."""
     run = tmp_path / "checkpoints" / "mine"
     run.mkdir(parents=True)
-    (run / "recipe.yaml").write_text(load_recipe("demo", {"num_layers": 3}, "cpu").to_yaml(), encoding="utf-8")
+    (run / "recipe.yaml").write_text(
+        load_recipe("demo", {"num_layers": 3}, "cpu").to_yaml(), encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     settings = DIALOGUE.read(gpu="H100", from_run="mine")
     assert settings.recipe().num_layers == 3 and "hidden_size" not in settings.overrides
@@ -121,11 +129,18 @@ def test_a_field_left_alone_follows_the_device():
 
 
 def test_values_become_overrides():
-    settings = PRETRAINING.read(recipe="demo", size="small", epochs=3, max_samples=50, data_dir="", save_to_drive=False)
+    settings = PRETRAINING.read(
+        recipe="demo", size="small", epochs=3, max_samples=50, data_dir="", save_to_drive=False
+    )
     assert settings.name == "demo" and settings.extra == {"save_to_drive": False}
     assert settings.overrides == {**PRETRAINING.presets["small"], "epochs": 3, "max_samples": 50}
     recipe = settings.recipe(model="tiny_gpt2")
-    assert (recipe.model, recipe.epochs, recipe.max_samples, recipe.hidden_size) == ("tiny_gpt2", 3.0, 50, 128)
+    assert (recipe.model, recipe.epochs, recipe.max_samples, recipe.hidden_size) == (
+        "tiny_gpt2",
+        3.0,
+        50,
+        128,
+    )
 
 
 def test_the_command_means_the_same_recipe():
@@ -136,7 +151,9 @@ def test_the_command_means_the_same_recipe():
 
 
 def test_overrides_from_the_environment_win(monkeypatch):
-    monkeypatch.setenv(OVERRIDES_VARIABLE, '{"recipe": "demo", "epochs": 1, "max_steps": 5, "save_to_drive": false}')
+    monkeypatch.setenv(
+        OVERRIDES_VARIABLE, '{"recipe": "demo", "epochs": 1, "max_steps": 5, "save_to_drive": false}'
+    )
     settings = PRETRAINING.read(epochs=40.0, save_to_drive=True)
     assert settings.name == "demo" and settings.extra["save_to_drive"] is False
     assert (settings.recipe().epochs, settings.recipe().max_steps) == (1.0, 5)
@@ -166,9 +183,13 @@ def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
 
 def test_parameters_follow_the_types():
     keys = {
-        "seed": "integer", "epochs": "number", "carry_state": "boolean", "max_samples": "raw", "data_dir": "string",
+        "seed": "integer",
+        "epochs": "number",
+        "carry_state": "boolean",
+        "max_samples": "raw",
+        "data_dir": "string",
         "micro_batch_size": "string",
-    }  # fmt: skip
+    }
     for name, kind in keys.items():
         assert Field(name, "x", "あ").parameter() == f'{{type:"{kind}"}}'
     assert Field("schedule", "x", "あ").parameter() == '["cosine", "linear", "wsd", "constant"]'
@@ -180,4 +201,6 @@ def test_labels_name_recipe_keys():
 
 def test_a_form_of_another_notebook_renders_alone(capsys):
     form = Form("OTHER", "demo", (Field("learning_rate", "Peak learning rate", "学習率"),))
-    assert assigned(form.render()) == {"learning_rate": load_recipe("demo", device_kind=FORM_DEVICE).learning_rate}
+    assert assigned(form.render()) == {
+        "learning_rate": load_recipe("demo", device_kind=FORM_DEVICE).learning_rate
+    }

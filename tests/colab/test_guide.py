@@ -1,4 +1,6 @@
-"""README_COLAB.md says what is: its commands parse, its flags and form fields exist, its error lines stand in the code."""
+"""README_COLAB.md says what is: its commands parse, its flags and form fields exist, its error lines stand in
+the code.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_its_commands_parse(line):
 
 def test_its_flags_exist():
     """Each is a flag of some command."""
-    known = {flag for parser in every_parser() for action in parser._actions for flag in action.option_strings}
+    known = {
+        flag for parser in every_parser() for action in parser._actions for flag in action.option_strings
+    }
     found = set(re.findall(r"(?<![\w-])--[a-z_]+", GUIDE))
     assert found <= known, found - known
 
@@ -46,7 +50,12 @@ def every_parser() -> list:
     """The parsers of all commands and of what stands below them (`runs stop`)."""
     found = list(build()[1].values())
     for parser in found:
-        found += [p for action in parser._actions if isinstance(action.choices, dict) for p in action.choices.values()]
+        found += [
+            p
+            for action in parser._actions
+            if isinstance(action.choices, dict)
+            for p in action.choices.values()
+        ]
     return found
 
 
@@ -68,13 +77,17 @@ def test_its_error_lines_are_the_codes():
 
 
 def test_its_links_lead_to_files():
-    for path in re.findall(r"blob/main/([\w./-]+)", GUIDE) + re.findall(r"\]\((?!http|#)([\w./-]+)", GUIDE + JAPANESE):
+    for path in re.findall(r"blob/main/([\w./-]+)", GUIDE) + re.findall(
+        r"\]\((?!http|#)([\w./-]+)", GUIDE + JAPANESE
+    ):
         assert (ROOT / path).is_file(), path
 
 
 def code(text: str) -> set[str]:
     """What stands between backticks, and the commands in blocks."""
-    return set(re.findall(r"`([^`\n]+)`", text)) | set(re.findall(r"^!?((?:newllm|curl) .+)$", text, re.MULTILINE))
+    return set(re.findall(r"`([^`\n]+)`", text)) | set(
+        re.findall(r"^!?((?:newllm|curl) .+)$", text, re.MULTILINE)
+    )
 
 
 def test_the_japanese_guide_says_no_other_commands_and_hardly_fewer():

@@ -55,7 +55,13 @@ def test_the_later_life_counts(run):
     append(run, [{"step": 120, "epoch": 1.2, "loss": 9.0}])
     history.update()
     assert history.step == 120 and history.steps[120]["loss"] == 9.0 and list(history.evaluations) == [100]
-    append(run, [{"step": 140, "epoch": 1.4, "loss": 8.0}, {"step": 140, "epoch": 1.4, "eval_loss": 8.0, "best": True}])
+    append(
+        run,
+        [
+            {"step": 140, "epoch": 1.4, "loss": 8.0},
+            {"step": 140, "epoch": 1.4, "eval_loss": 8.0, "best": True},
+        ],
+    )
     history.update()
     assert history.step == 140 and 140 in history.steps and history.best["step"] == 140
 

@@ -1,4 +1,6 @@
-"""The live view on growing, finished and several runs: as text, as a picture, and closed without stopping anything."""
+"""The live view on growing, finished and several runs: as text, as a picture, and closed without stopping
+anything.
+"""
 
 from __future__ import annotations
 
@@ -101,8 +103,11 @@ def test_the_picture_holds_each_run_the_best_and_the_baseline(tmp_path):
     loss, bits = curves.draw(histories, {"bigram": 2.0}).axes
     assert {line.get_color() for line in loss.get_lines()} == set(curves.COLOURS[:2])
     assert [t.get_text() for t in loss.get_legend().get_texts()] == [
-        "new_llm training", "new_llm validation", "tinygpt2 training", "tinygpt2 validation",
-    ]  # fmt: skip
+        "new_llm training",
+        "new_llm validation",
+        "tinygpt2 training",
+        "tinygpt2 validation",
+    ]
     alone = curves.draw(histories[:1]).axes[0].get_legend().get_texts()
     assert [t.get_text() for t in alone] == ["training", "validation"]  # its name stands above the picture
     histories[0].label = "new_llm_ultrachat_layers4_hidden512_context512_100k"
@@ -157,14 +162,19 @@ def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
 
 def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
     run = finished(tmp_path / "run")
-    rows = [{"step": n, "epoch": n, "prompts": ["Hello <b>", "x"], "answers": [f"I am {n}", "y"]} for n in range(50)]
+    rows = [
+        {"step": n, "epoch": n, "prompts": ["Hello <b>", "x"], "answers": [f"I am {n}", "y"]}
+        for n in range(50)
+    ]
     run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     live.watch(run)
     assert "run: Hello <b> … I am 49" in capsys.readouterr().out
     assert live.View([Run(tmp_path / "other")]).samples() == []
     pytest.importorskip("IPython")
     shown = live._samples(live.View([run]).samples()).data
-    assert shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
+    assert (
+        shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
+    )
 
 
 def test_a_running_run_shows_how_busy_its_machine_is_and_where_its_copy_stands(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""The data recipe of notebook 5: sliders and text say the same, and what they say is the folder that training reads."""
+"""The data recipe of notebook 5: sliders and text say the same, and what they say is the folder that training
+reads.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,19 @@ def test_its_answer_is_what_training_reads(folder):
     chosen = of("one=1,other=3")
     recipe = chosen.settings().recipe()
     assert recipe.data_dir == str(folder / "data" / "mix") and recipe.run_name.endswith("_mix")
-    rows = [json.loads(line)["text"] for line in (folder / "data" / "mix" / "train.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["text"]
+        for line in (folder / "data" / "mix" / "train.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 40 and sum("of other" in row for row in rows) == 30
 
 
 def test_the_same_as_the_command(folder, capsys):
     of("one=2,other=2").settings()
     by_widget = {p.name: p.read_bytes() for p in (folder / "data" / "mix").glob("*.jsonl")}
-    assert main(["data", "mix", "--weights", "one=1,other=1", "--documents", "40", "--output", "elsewhere"]) == 0
+    assert (
+        main(["data", "mix", "--weights", "one=1,other=1", "--documents", "40", "--output", "elsewhere"]) == 0
+    )
     assert by_widget == {p.name: p.read_bytes() for p in (folder / "elsewhere").glob("*.jsonl")} != {}
 
 
@@ -97,7 +104,10 @@ def test_moved_sliders_are_the_answer_with_or_without_the_button(window, folder)
     window.documents.value = 30
     assert window.state.value == "other 100 % of 30 documents"
     window.button.click()
-    assert len((folder / "data" / "mix" / "train.jsonl").read_text().splitlines()) == 30 and "✓" in window.state.value
+    assert (
+        len((folder / "data" / "mix" / "train.jsonl").read_text().splitlines()) == 30
+        and "✓" in window.state.value
+    )
     assert window.mixture.settings().recipe().data_dir == str(folder / "data" / "mix")
 
 

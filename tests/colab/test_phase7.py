@@ -1,4 +1,6 @@
-"""Notebook 5's estimate: what fits which GPU, what hours buy, which preset is recommended, and what is measured."""
+"""Notebook 5's estimate: what fits which GPU, what hours buy, which preset is recommended, and what is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,11 @@ def test_a_known_gpu_is_what_the_probe_answers_for_it(kind, monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     asked, known = probe(), known_gpu(kind)
     assert (asked.dtype, asked.kernels, asked.memory_gib, asked.tensor_core_dot) == (
-        known.dtype, known.kernels, known.memory_gib, known.tensor_core_dot
-    )  # fmt: skip
+        known.dtype,
+        known.kernels,
+        known.memory_gib,
+        known.tensor_core_dot,
+    )
 
 
 def test_every_preset_is_looked_at_on_every_gpu():
@@ -49,7 +54,9 @@ def test_what_does_not_fit_is_not_recommended():
 
 
 def test_more_hours_and_a_faster_gpu_are_for_larger_presets():
-    chosen = [phase7.best(phase7.outlooks(known_gpu("h100")), hours).parameters for hours in (0.2, 3, 30, 3000)]
+    chosen = [
+        phase7.best(phase7.outlooks(known_gpu("h100")), hours).parameters for hours in (0.2, 3, 30, 3000)
+    ]
     assert chosen == sorted(chosen) and chosen[0] < chosen[-1] == 1_513_995_520
     assert phase7.best(phase7.outlooks(known_gpu("t4")), 1).preset == "phase7_small"
 
@@ -84,7 +91,10 @@ def test_speeds_say_whether_they_were_measured(monkeypatch):
 
 def test_the_two_ways_to_train_the_largest_have_speeds_of_their_own():
     device = known_gpu("h100")
-    slow, fast = (phase7.outlook(load_recipe(name, device_kind="h100"), device) for name in ("phase7_1.5b", "phase7_1.5b_fast"))
+    slow, fast = (
+        phase7.outlook(load_recipe(name, device_kind="h100"), device)
+        for name in ("phase7_1.5b", "phase7_1.5b_fast")
+    )
     assert slow.measured and fast.measured and slow.parameters == fast.parameters
     assert 30_000 < slow.tokens_an_hour / 3600 < fast.tokens_an_hour / 3600
 
@@ -100,9 +110,13 @@ def test_the_plan_says_what_hours_reach_and_what_they_do_not(monkeypatch, capsys
     monkeypatch.setenv("NEWLLM_DEVICE", "l4")
     phase7.plan(PHASE7.read(recipe="phase7_1.5b", hours=3.0))
     text = capsys.readouterr().out
-    assert all(f"{kind.upper()}, " in text for kind in phase7.GPUS) and all(name in text for name in phase7.PRESETS)
+    assert all(f"{kind.upper()}, " in text for kind in phase7.GPUS) and all(
+        name in text for name in phase7.PRESETS
+    )
     assert "makes the most of 3 h" in text and ("measured" in text or "computed" in text)
-    assert "a smaller preset learns more in this time" in text and re.search(r"max_steps = [\d,]+ would end in about 3 h", text)
+    assert "a smaller preset learns more in this time" in text and re.search(
+        r"max_steps = [\d,]+ would end in about 3 h", text
+    )
 
 
 def test_the_plan_refuses_nothing_but_says_what_would_fit(monkeypatch, capsys):
@@ -113,7 +127,9 @@ def test_the_plan_refuses_nothing_but_says_what_would_fit(monkeypatch, capsys):
 
 
 def test_reach_follows_the_tokens_for_each_parameter():
-    made = [phase7.reach(phase7.Outlook("x", 10**6, 1.0, True, rate, False), 1.0) for rate in (1e4, 3e5, 5e6, 3e7)]
+    made = [
+        phase7.reach(phase7.Outlook("x", 10**6, 1.0, True, rate, False), 1.0) for rate in (1e4, 3e5, 5e6, 3e7)
+    ]
     said = "smaller preset", "Facts and reasoning: no", "fluent", "good use"
     assert all(words in text for words, text in zip(said, made, strict=True))
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 WORDS = (
-    "the of and a river old house green runs over its small people music war city which was born near Übersee 東京"
+    "the of and a river old house green runs over its small people music war city which was born near "
+    "Übersee 東京"
 ).split()
 
 
@@ -46,7 +47,10 @@ def byte_level_bpe(vocab_size: int, special_tokens: list[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
@@ -60,19 +64,36 @@ def hub_worker(hub, tmp_path_factory):
     """A process that knows `hub`: gives a function that prepares data there, see `hub_worker.py`."""
     blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path_factory.mktemp("hf")),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
     errors = tmp_path_factory.mktemp("worker") / "stderr"
     with open(errors, "w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.data.hub_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=stderr, text=True, env=environment, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.data.hub_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+        )
 
     def ask(cache, **fields):
         recipe = {
-            "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 300, "max_seq_length": 16,
-            "loss_on": "everything", "streaming": "auto", "template": "chat", "carry_state": False, "seed": 0,
-        }  # fmt: skip
+            "data_dir": None,
+            "max_samples": None,
+            "tokenizer": "bpe",
+            "vocab_size": 300,
+            "max_seq_length": 16,
+            "loss_on": "everything",
+            "streaming": "auto",
+            "template": "chat",
+            "carry_state": False,
+            "seed": 0,
+        }
         process.stdin.write(json.dumps({**recipe, **fields, "cache": str(cache)}) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
@@ -90,11 +111,21 @@ def recipe(tmp_path):
 
     def make(**changes) -> SimpleNamespace:
         fields = {
-            "data": "demo", "data_dir": None, "max_samples": None, "tokenizer": "bpe", "vocab_size": 400,
-            "max_seq_length": 16, "loss_on": "everything", "streaming": "auto", "template": "chat", "carry_state": False,
+            "data": "demo",
+            "data_dir": None,
+            "max_samples": None,
+            "tokenizer": "bpe",
+            "vocab_size": 400,
+            "max_seq_length": 16,
+            "loss_on": "everything",
+            "streaming": "auto",
+            "template": "chat",
+            "carry_state": False,
             "seed": 0,
-        }  # fmt: skip
-        return SimpleNamespace(**{**fields, **{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}})
+        }
+        return SimpleNamespace(
+            **{**fields, **{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}}
+        )
 
     return make
 
@@ -127,4 +158,6 @@ def words():
     from newllm_lib.data.templates import UNKNOWN
     from newllm_lib.data.tokenizer import train_words, wrap
 
-    return wrap(train_words(iter([["the old house and the green river runs near the small city"]]), 16), UNKNOWN)
+    return wrap(
+        train_words(iter([["the old house and the green river runs near the small city"]]), 16), UNKNOWN
+    )

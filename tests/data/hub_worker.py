@@ -1,7 +1,9 @@
-"""Prepares data on demand in a process of its own, which knows the test's hub by HF_ENDPOINT (read once, at import).
+"""Prepares data on demand in a process of its own, which knows the test's hub by HF_ENDPOINT (read once, at
+import).
 
-Each line of standard input is a JSON object of recipe fields, with `cache` (and `show`: give back the packed text, too; `saved`:
-see `prepare`); each answer is one line on standard output. A streamed training split is counted by going through its first pass.
+Each line of standard input is a JSON object of recipe fields, with `cache` (and `show`: give back the packed
+text, too; `saved`: see `prepare`); each answer is one line on standard output. A streamed training split is
+counted by going through its first pass.
 """
 
 import hashlib
@@ -47,7 +49,12 @@ def streamed(data) -> dict:
         documents += int((window.ids == data.tokenizer.bos_token_id).sum()) - 1
         digest.update(window.ids.tobytes())
         number += 1
-    return {"train": [documents], "ids": digest.hexdigest(), "fingerprint": data.fingerprint, "state": data.state()}
+    return {
+        "train": [documents],
+        "ids": digest.hexdigest(),
+        "fingerprint": data.fingerprint,
+        "state": data.state(),
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ def clone(tmp_path) -> Path:
 
 def code(language: str, title: str = "") -> str:
     """The page's one block of code in a language, for a file."""
-    ((indent, block),) = re.findall(rf"^( *)```{language}{title}\n(.*?)^\1```", PAGE, re.MULTILINE | re.DOTALL)
+    ((indent, block),) = re.findall(
+        rf"^( *)```{language}{title}\n(.*?)^\1```", PAGE, re.MULTILINE | re.DOTALL
+    )
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True))
 
 
@@ -55,11 +57,20 @@ def test_the_page_leads_to_a_set_whose_every_turn_is_packed(clone):
     subprocess.run(["bash", "-ec", recipe], cwd=clone, check=True)
     environment = os.environ | {"PYTHONPATH": str(clone)}
     ended = subprocess.run(
-        ["bash", "-ec", command.replace("python", sys.executable, 1)], cwd=clone, env=environment, capture_output=True, text=True
+        ["bash", "-ec", command.replace("python", sys.executable, 1)],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 0, ended.stdout
     assert " 3 passed" in ended.stdout
     listed = subprocess.run(
-        [sys.executable, "-m", "newllm_lib", "recipes"], cwd=clone, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "newllm_lib", "recipes"],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert re.search(r"trivia\s+Trivia, questions with short answers", listed.stdout)

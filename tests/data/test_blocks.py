@@ -17,7 +17,9 @@ def stream(tokens: int, mask: np.ndarray | None = None, dtype="uint16") -> Simpl
     """A packed split whose token at i is i."""
     from pathlib import Path
 
-    return SimpleNamespace(ids=np.arange(tokens, dtype=dtype), tokens=tokens, loss_mask=mask, path=Path("train-0"))
+    return SimpleNamespace(
+        ids=np.arange(tokens, dtype=dtype), tokens=tokens, loss_mask=mask, path=Path("train-0")
+    )
 
 
 def loader(split, length, batch_size, sampler, **options):
@@ -70,7 +72,9 @@ def test_labels_are_shifted_and_batches_are_the_items():
 
 def test_past_the_end_nothing_is_predicted():
     batch = Blocks(stream(10), 4).__getitems__([7])
-    assert batch["input_ids"].tolist() == [[7, 8, 9, 9]] and batch["labels"].tolist() == [[8, 9, IGNORED, IGNORED]]
+    assert batch["input_ids"].tolist() == [[7, 8, 9, 9]] and batch["labels"].tolist() == [
+        [8, 9, IGNORED, IGNORED]
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -82,7 +86,9 @@ def test_on_a_device_the_blocks_are_the_same(masked, dtype):
     here, there = Blocks(split, 8).__getitems__(starts), Blocks(split, 8, device="cpu").__getitems__(starts)
     assert all(torch.equal(here[name], there[name]) for name in here)
     if masked:
-        assert (here["labels"][0] == torch.tensor([IGNORED, IGNORED, 3, IGNORED, IGNORED, 6, IGNORED, IGNORED])).all()
+        assert (
+            here["labels"][0] == torch.tensor([IGNORED, IGNORED, 3, IGNORED, IGNORED, 6, IGNORED, IGNORED])
+        ).all()
 
 
 def epoch(sampler, number):
@@ -96,10 +102,14 @@ def test_an_epoch_is_whole_batches_of_separate_blocks():
     for number in range(20):
         starts = epoch(sampler, number)
         assert len(starts) == len(sampler) == 96  # 99 blocks at any offset, in batches of 8
-        assert len({s % 10 for s in starts}) == 1 and len(set(starts)) == len(starts)  # one offset, no block twice
+        assert len({s % 10 for s in starts}) == 1 and len(set(starts)) == len(
+            starts
+        )  # one offset, no block twice
         assert min(starts) >= 0 and max(starts) + 10 < 1003
         assert starts != sorted(starts)
-    assert len({epoch(sampler, number)[0] % 10 for number in range(40)}) > 5  # offsets change from epoch to epoch
+    assert (
+        len({epoch(sampler, number)[0] % 10 for number in range(40)}) > 5
+    )  # offsets change from epoch to epoch
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -110,11 +120,17 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     again = BlockSampler(split, 10, 4, seed=1)
     assert epoch(first, 3) == epoch(again, 3)
     assert epoch(first, 3) != epoch(first, 4) != epoch(BlockSampler(split, 10, 4, seed=2), 4)
-    assert epoch(first, 0)[:3] == [564, 84, 164]  # and never changes: an interrupted run must go on in its order
+    assert epoch(first, 0)[:3] == [
+        564,
+        84,
+        164,
+    ]  # and never changes: an interrupted run must go on in its order
 
 
 def test_too_short_a_split_names_the_option():
-    with pytest.raises(NewLLMError, match="train split has 8 tokens, fewer than one block of 8.*--max_seq_length to 7"):
+    with pytest.raises(
+        NewLLMError, match="train split has 8 tokens, fewer than one block of 8.*--max_seq_length to 7"
+    ):
         Blocks(stream(8), 8)
     with pytest.raises(NewLLMError, match="--max_seq_length"):
         BlockSampler(stream(8), 8, 1, seed=0, shuffle=False)
@@ -126,7 +142,10 @@ def test_too_short_a_split_names_the_option():
 @pytest.mark.gpu
 def test_on_a_gpu():
     split = stream(5000)
-    here, there = Blocks(split, 8).__getitems__([0, 4995]), Blocks(split, 8, device="cuda").__getitems__([0, 4995])
+    here, there = (
+        Blocks(split, 8).__getitems__([0, 4995]),
+        Blocks(split, 8, device="cuda").__getitems__([0, 4995]),
+    )
     assert all(there[name].is_cuda and torch.equal(here[name], there[name].cpu()) for name in here)
 
 

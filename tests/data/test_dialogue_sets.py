@@ -26,7 +26,9 @@ def test_every_turn_of_every_dialogue_is_packed_with_its_speaker(name, hub, work
     hub.forgive()
     answer = worker(cache, data=name, show=True)
     assert "error" not in answer, answer
-    found = {split: sorted(filter(None, text.split("<|endoftext|>"))) for split, text in answer["text"].items()}
+    found = {
+        split: sorted(filter(None, text.split("<|endoftext|>"))) for split, text in answer["text"].items()
+    }
     found["all"] = sorted(sum(found.values(), []))
     found["made of train"] = sorted(found["train"] + found["validation"])
     for part, dialogues in hub.expected[name].items():
@@ -37,12 +39,18 @@ def test_every_turn_of_every_dialogue_is_packed_with_its_speaker(name, hub, work
 
 
 def test_answers_alone_count_if_asked(worker, cache, hub):
-    everything, answers = (worker(cache, data="ultrachat", loss_on=loss_on) for loss_on in ("everything", "answers"))
+    everything, answers = (
+        worker(cache, data="ultrachat", loss_on=loss_on) for loss_on in ("everything", "answers")
+    )
     spoken = [turn for talk in hub.expected["ultrachat"]["all"] for turn in talk]
     said = [turn for talk in hub.expected["ultrachat"]["all"] for turn in talk[1::2]]
     for answer, texts in ((everything, spoken), (answers, said)):
-        assert sum(answer[split][1] for split in ("train", "validation", "test")) == sum(len(t.encode()) for t in texts)
-    assert everything["train"][2] == answers["train"][2] and everything["fingerprint"] != answers["fingerprint"]
+        assert sum(answer[split][1] for split in ("train", "validation", "test")) == sum(
+            len(t.encode()) for t in texts
+        )
+    assert (
+        everything["train"][2] == answers["train"][2] and everything["fingerprint"] != answers["fingerprint"]
+    )
 
 
 @pytest.mark.parametrize("name", DIALOGUE_SETS)
@@ -59,5 +67,7 @@ def test_dolly_is_the_guides_run():
     recipe = load_recipe("dolly", device_kind="l4")
     assert (recipe.num_layers, recipe.max_seq_length, recipe.batch_size) == (1, 128, 2048)
     assert (recipe.scaled_learning_rate(), recipe.epochs, recipe.patience) == (8e-4, 100, 20)
-    assert load_recipe("dolly", {"batch_size": 512}, device_kind="l4").scaled_learning_rate() == pytest.approx(4e-4)
+    assert load_recipe(
+        "dolly", {"batch_size": 512}, device_kind="l4"
+    ).scaled_learning_rate() == pytest.approx(4e-4)
     assert load_recipe("demo", device_kind="l4").loss_on == "everything"

@@ -12,7 +12,9 @@ from tests.data.conftest import dialogues, paragraphs
 
 
 def lost_by_hand(text: str, vocabulary: set[str]) -> int:
-    """UTF-8 bytes of unknown words and of gaps that are not one space between two words, one piece at a time."""
+    """UTF-8 bytes of unknown words and of gaps that are not one space between two words, one piece
+    at a time.
+    """
     lost = 0
     pieces = re.findall(r"\s+|\S+", text)
     for i, piece in enumerate(pieces):
@@ -31,11 +33,23 @@ def known_words(tokenizer) -> set[str]:
 @pytest.mark.parametrize(
     "text, lost",
     [
-        ("the old house", 0), ("The OLD house", 0), ("the  old", 2), ("the\nold", 1), (" the", 1), ("the ", 1),
-        ("", 0), (" ", 1), ("the xyz", 3), ("the Übersee house", 8), ("東京", 6), ("the \u3000old", 4),
-        ("<|end|>", 7), ("<unk>", 5), ("the\u00a0old", 2),
+        ("the old house", 0),
+        ("The OLD house", 0),
+        ("the  old", 2),
+        ("the\nold", 1),
+        (" the", 1),
+        ("the ", 1),
+        ("", 0),
+        (" ", 1),
+        ("the xyz", 3),
+        ("the Übersee house", 8),
+        ("東京", 6),
+        ("the \u3000old", 4),
+        ("<|end|>", 7),
+        ("<unk>", 5),
+        ("the\u00a0old", 2),
     ],
-)  # fmt: skip
+)
 def test_lost_bytes_of_words(words, text, lost):
     size, found, _, _ = Encoder(words).encode([Record(text)]).account
     assert found == lost
@@ -50,8 +64,11 @@ def test_lost_bytes_of_words_on_wikitext(test_data):
     lowered, known = text.lower(), known_words(tokenizer)
     spelled = lowered.split()
     assert encoded.account.tolist() == [
-        len(lowered.encode()), lost_by_hand(lowered, known), len(spelled), sum(w not in known for w in spelled),
-    ]  # fmt: skip
+        len(lowered.encode()),
+        lost_by_hand(lowered, known),
+        len(spelled),
+        sum(w not in known for w in spelled),
+    ]
     # what is not lost is what decoding gives back
     decoded = tokenizer.decode(encoded.ids[1:]).split(" ")
     assert [w if w in known else "<unk>" for w in spelled] == decoded
@@ -71,7 +88,9 @@ def test_another_tokenizer_is_charged_for_what_it_does_not_give_back():
 
     backend = Tokenizer(models.WordPiece({"[UNK]": 0, "old": 1, "house": 2}, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.StripAccents(), pre_tokenizers.Whitespace()
-    tokenizer = wrap(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").backend_tokenizer, "[UNK]")
+    tokenizer = wrap(
+        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").backend_tokenizer, "[UNK]"
+    )
     encoder = Encoder(tokenizer)
     assert encoder.loss == "other"
     for text, lost in (("old house", 0), ("old xyz house", 3), ("old  house", 1)):

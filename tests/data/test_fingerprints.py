@@ -1,4 +1,6 @@
-"""What is prepared from the same data never changes: a run that an older version began finds its data, blocks and order again."""
+"""What is prepared from the same data never changes: a run that an older version began finds its data, blocks
+and order again.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ def write_shards(place: Path) -> None:
 
 
 def write_gzip(place: Path) -> None:
-    rows = [{"instruction": t, "context": t[:9] if i % 2 else "", "response": t[::-1]} for i, t in enumerate(paragraphs(200))]
+    rows = [
+        {"instruction": t, "context": t[:9] if i % 2 else "", "response": t[::-1]}
+        for i, t in enumerate(paragraphs(200))
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (place / "train.jsonl.gz").write_bytes(gzip.compress(text.encode(), compresslevel=0, mtime=0))
 
@@ -96,12 +101,16 @@ def described(recipe, cache: Path) -> dict:
         order = list(itertools.islice(sampler, 64))
         batch = blocks.__getitems__(order)
         return {
-            "fingerprint": data.fingerprint, "train": [data.train.documents, data.train.tokens],
+            "fingerprint": data.fingerprint,
+            "train": [data.train.documents, data.train.tokens],
             "held out": [digest(part.ids, part.document_starts) for part in (data.validation, data.test)],
-            "counts": [[p.documents, p.bytes, p.lost_bytes, p.words, p.unk_tokens] for p in (data.validation, data.test)],
+            "counts": [
+                [p.documents, p.bytes, p.lost_bytes, p.words, p.unk_tokens]
+                for p in (data.validation, data.test)
+            ],
             "order": hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16],
             "first batches": digest(batch["input_ids"].numpy(), batch["labels"].numpy()),
-        }  # fmt: skip
+        }
     finally:
         data.close()
 

@@ -36,11 +36,16 @@ small, large = (Path(argument) for argument in sys.argv[1:3])
 
 def growth(code: str, small: Path, large: Path) -> float:
     """MiB by which `run(large)` needs more than `run(small)`; what is loaded once is loaded before."""
-    script = f"{WATCHER}{code}\nrun(small)\nless = peak(lambda: run(small))\nprint(peak(lambda: run(large)) - less)"
+    script = (
+        f"{WATCHER}{code}\nrun(small)\nless = peak(lambda: run(small))\nprint(peak(lambda: run(large)) "
+        "- less)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(small), str(large)], capture_output=True, text=True,
+        [sys.executable, "-c", script, str(small), str(large)],
+        capture_output=True,
+        text=True,
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout.splitlines()[-1])
 

@@ -46,7 +46,9 @@ def test_the_stream_gives_back_every_document(folder, bpe, cache):
     for split, record in read_splits(FolderSource(folder), set(ALL), None, RowStats()):
         texts[split].append(record.text)
     for split, part in packed.items():
-        assert bpe.decode(part.ids) == "".join("<|endoftext|>" + text for text in texts[split]) + "<|endoftext|>"
+        assert (
+            bpe.decode(part.ids) == "".join("<|endoftext|>" + text for text in texts[split]) + "<|endoftext|>"
+        )
         assert np.flatnonzero(part.ids == 0).tolist() == [*part.document_starts.tolist(), part.tokens - 1]
         assert part.documents == len(texts[split]) == len(part.document_starts)
         assert part.bytes == sum(len(text.encode()) for text in texts[split])
@@ -103,7 +105,9 @@ def test_whatever_decides_the_content_is_in_the_key(folder, bpe, cache, tmp_path
     other_text = "\n\n".join(paragraphs(50, seed=9))
     (folder / "test.txt").write_text(other_text)  # no test split is taken out of the training split any more
     packs_anew()
-    (folder / "test.txt").write_text(other_text + "\n\n" + text[: text.index("\n\n")])  # a document of the training split
+    (folder / "test.txt").write_text(
+        other_text + "\n\n" + text[: text.index("\n\n")]
+    )  # a document of the training split
     packs_anew()
     (folder / "test.txt").write_text(text)
     with pytest.raises(NewLLMError, match=r"test also has \d+ of the train records, none is left for"):
@@ -134,7 +138,9 @@ def damage_no_meta(entry):
     (entry / "meta.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_meta, damage_missing, damage_no_meta])
+@pytest.mark.parametrize(
+    "damage", [damage_truncate, damage_flip, damage_meta, damage_missing, damage_no_meta]
+)
 def test_a_damaged_cache_is_made_anew(folder, bpe, cache, packings, damage):
     entry = pack_folder(folder, bpe, cache)["train"].path
     ids = np.array(open_packed(entry).ids)
@@ -148,15 +154,18 @@ def pack_in_script(folder, tokenizer, cache, before: str) -> subprocess.Complete
     """Pack in another Python, after running the lines `before`; an error goes to its standard output."""
     tokenizer.save_pretrained(folder.parent / "tokenizer")
     script = (
-        "import os, resource, signal, sys; from pathlib import Path; from newllm_lib.data import packing\n"
-        "from newllm_lib.data.readers.folder import FolderSource; from newllm_lib.data.tokenizer import named_tokenizer\n"
-        f"source, tokenizer = FolderSource(Path(sys.argv[1])), named_tokenizer(sys.argv[2])\n{before}\n"
-        "try: packing.pack(source, tokenizer, ['train', 'test'], Path(sys.argv[3]))\n"
-        "except packing.NewLLMError as error: print(error)"
+        "import os, resource, signal, sys; from pathlib import Path; from newllm_lib.data import "
+        "packing\nfrom newllm_lib.data.readers.folder import FolderSource; from newllm_lib.data.tokenizer "
+        "import named_tokenizer\nsource, tokenizer = FolderSource(Path(sys.argv[1])), "
+        f"named_tokenizer(sys.argv[2])\n{before}\ntry: packing.pack(source, tokenizer, ['train', 'test'], "
+        "Path(sys.argv[3]))\nexcept packing.NewLLMError as error: print(error)"
     )
     arguments = [str(folder), str(folder.parent / "tokenizer"), str(cache)]
     return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
 
 
@@ -170,10 +179,12 @@ def finished(cache) -> list[str]:
 def test_what_a_killed_process_leaves_is_never_used(folder, bpe, cache, packings):
     """SIGKILL in the middle of writing: nothing under the final name; the next one packs and clears away."""
     killed = pack_in_script(
-        folder, bpe, cache,
+        folder,
+        bpe,
+        cache,
         "packing.BATCH_CHARACTERS, real, n = 500, packing.Writer._flush, []\n"
         "packing.Writer._flush = lambda w: (n.append(1), real(w), len(n) > 9 and os.kill(os.getpid(), 9))",
-    )  # fmt: skip
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     leftovers = list((cache / "packed").glob(".*.tmp"))
     assert leftovers and not list((cache / "packed").glob("train-*/meta.json"))
@@ -213,10 +224,17 @@ def test_a_process_waits_for_the_one_that_packs(tmp_path):
     with cache_module.locked(entry) as alone:
         assert alone
         waiter = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from pathlib import Path; from newllm_lib.data.cache import locked\n"
-             "with locked(Path(sys.argv[1])): print('got it')", str(entry)],
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path; from newllm_lib.data.cache import locked\n"
+                "with locked(Path(sys.argv[1])): print('got it')",
+                str(entry),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
         assert "waiting" in waiter.stdout.readline()
         time.sleep(0.2)
         assert waiter.poll() is None
@@ -258,7 +276,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder, bpe, cache, monkeypa
 
 def test_a_limit_on_file_size_is_one_line_too(folder, bpe, cache):
     """The operating system itself refuses here."""
-    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))"
+    limit = (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, "
+        "5000))"
+    )
     done = pack_in_script(folder, bpe, cache, limit)
     assert "The disk is full: " in done.stdout, done.stderr
     assert "train" not in finished(cache)
@@ -289,8 +310,10 @@ def test_every_turn_and_label_is_in_the_stream(tmp_path, bpe, cache):
     packed = pack_folder(tmp_path, bpe, cache)
     turns = [message["role"] for chat in chats for message in chat]
     for token, count in (
-        ("<|user|>", turns.count("user")), ("<|assistant|>", turns.count("assistant")), ("<|end|>", len(turns))
-    ):  # fmt: skip
+        ("<|user|>", turns.count("user")),
+        ("<|assistant|>", turns.count("assistant")),
+        ("<|end|>", len(turns)),
+    ):
         index = bpe.convert_tokens_to_ids(token)
         assert sum(int((part.ids == index).sum()) for part in packed.values()) == count
 
@@ -314,7 +337,9 @@ def test_skipped_rows_are_remembered(tmp_path, bpe, cache):
 
 def test_too_few_records_for_a_split_made_here(tmp_path, bpe, cache):
     write_jsonl(tmp_path / "train.jsonl", [{"text": "the only one"}])
-    with pytest.raises(NewLLMError, match=r"none fell to (test|validation) \(5 % by hash\): add (test|validation)\.\*"):
+    with pytest.raises(
+        NewLLMError, match=r"none fell to (test|validation) \(5 % by hash\): add (test|validation)\.\*"
+    ):
         pack_folder(tmp_path, bpe, cache)
 
 
@@ -325,6 +350,12 @@ def test_to_another_process_goes_the_place(folder, bpe, cache):
 
 
 def test_the_record_of_what_was_packed(folder, bpe, cache):
-    meta = json.loads((pack_folder(folder, bpe, cache, max_samples=9)["train"].path / "meta.json").read_text())
-    assert meta["key"]["max_samples"] == 9 and meta["key"]["split"] == "train" and meta["counts"]["documents"] == 9
+    meta = json.loads(
+        (pack_folder(folder, bpe, cache, max_samples=9)["train"].path / "meta.json").read_text()
+    )
+    assert (
+        meta["key"]["max_samples"] == 9
+        and meta["key"]["split"] == "train"
+        and meta["counts"]["documents"] == 9
+    )
     assert set(meta["files"]) == {"ids.bin", "document_starts.bin"}

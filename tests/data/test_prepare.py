@@ -21,7 +21,9 @@ from tests.data.conftest import paragraphs, write_jsonl
 
 
 def wikitext_folder(test_data, tmp_path):
-    """The whole test split, and the beginning of the validation split to train on (the real one is not there)."""
+    """The whole test split, and the beginning of the validation split to train on (the real one is not
+    there).
+    """
     articles = list(read_documents(test_data / "wikitext-2.valid.txt"))
     for split, part in (("train", articles[:20]), ("validation", articles[20:25])):
         (tmp_path / f"wikitext-2.{split}.txt").write_text("".join(part), encoding="utf-8")
@@ -35,21 +37,26 @@ def test_the_demo_needs_neither_hub_nor_datasets(tmp_path):
     package.mkdir()
     (package / "__init__.py").touch()
     talks = {
-        str(i): {"messages": [[{"sender": "a", "text": t}], [{"sender": "b", "text": x} for x in ("o", " ", "k")]]}
+        str(i): {
+            "messages": [[{"sender": "a", "text": t}], [{"sender": "b", "text": x} for x in ("o", " ", "k")]]
+        }
         for i, t in enumerate(paragraphs(300))
     }
     (package / "dataset.json").write_text(json.dumps(talks))
     script = (
-        "import sys; from types import SimpleNamespace; from newllm_lib.data import prepare\n"
-        "data = prepare(SimpleNamespace(data='demo', data_dir=None, max_samples=200, tokenizer='bpe', vocab_size=300,\n"
-        "               max_seq_length=16, loss_on='everything', streaming='auto', template='chat', carry_state=False),\n"
-        "               sys.argv[1])\n"
-        "print('datasets' in sys.modules, data.train.documents, data.tokenizer.decode(data.train.ids[-10:]))"
+        "import sys; from types import SimpleNamespace; from newllm_lib.data import prepare\ndata = "
+        "prepare(SimpleNamespace(data='demo', data_dir=None, max_samples=200, tokenizer='bpe', "
+        "vocab_size=300,\n               max_seq_length=16, loss_on='everything', streaming='auto', "
+        "template='chat', carry_state=False),\n               sys.argv[1])\nprint('datasets' in sys.modules, "
+        "data.train.documents, data.tokenizer.decode(data.train.ids[-10:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "cache")], capture_output=True, text=True,
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+        [sys.executable, "-c", script, str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("False 200 ") and last.endswith("<|end|><|assistant|>o k<|end|><|endoftext|>")
@@ -96,7 +103,9 @@ def test_a_folder_is_described_in_one_line(folder, recipe, cache, capsys):
 
 
 def test_seed_protocol_on_wikitext(test_data, tmp_path, recipe, cache):
-    data = prepare(recipe(data_dir=wikitext_folder(test_data, tmp_path), tokenizer="words", vocab_size=1000), cache)
+    data = prepare(
+        recipe(data_dir=wikitext_folder(test_data, tmp_path), tokenizer="words", vocab_size=1000), cache
+    )
     text = (test_data / "wikitext-2.test.txt").read_text(encoding="utf-8").lower()
     assert len(data.tokenizer) == 1000 and data.test.lower_cased and data.test.documents == 60
     assert data.test.bytes == len(text.encode()) and data.test.words == len(text.split())
@@ -151,7 +160,9 @@ def test_a_damaged_tokenizer_in_the_cache_is_trained_anew(folder, recipe, cache)
 
 def test_too_little_text_for_a_block_names_split_and_option(folder, recipe, cache):
     (folder / "test.txt").write_text("short\n")
-    with pytest.raises(NewLLMError, match=r"The test split has \d+ tokens, fewer than one block.*--max_seq_length"):
+    with pytest.raises(
+        NewLLMError, match=r"The test split has \d+ tokens, fewer than one block.*--max_seq_length"
+    ):
         prepare(recipe(data_dir=folder, max_seq_length=128), cache)
 
 
@@ -171,10 +182,17 @@ def test_unknown_data_names_the_choices(recipe, cache):
 
 def test_importing_the_room_is_light():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, newllm_lib.data\n"
-         "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)))"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, newllm_lib.data\n"
+            "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -30,24 +30,42 @@ FOUR = [*PAIR, ("user", "c"), ("assistant", "d")]
     "row, expected",
     [
         ({"instruction": "a", "context": "", "response": "b", "category": "x"}, PAIR),
-        ({"instruction": "a", "context": "Of c.\n", "response": "b"}, [("user", "a\n\nOf c."), ("assistant", "b")]),
+        (
+            {"instruction": "a", "context": "Of c.\n", "response": "b"},
+            [("user", "a\n\nOf c."), ("assistant", "b")],
+        ),
         ({"instruction": "a", "context": None, "response": "b"}, PAIR),
         ({"instruction": "a", "response": "b"}, PAIR),
         ({"instruction": "a", "input": "c", "output": "b"}, [("user", "a\n\nc"), ("assistant", "b")]),
         ({"instruction": "a", "input": "", "output": "b", "text": "Below is an instruction"}, PAIR),
         ({"prompt": "a", "completion": "b"}, PAIR),
-        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, PAIR),
+        (
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "completion": [{"role": "assistant", "content": "b"}],
+            },
+            PAIR,
+        ),
         ({"id": "0", "data": ["a", "b", "c", "d"]}, FOUR),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "prompt": "a"}, PAIR),
+        (
+            {
+                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                "prompt": "a",
+            },
+            PAIR,
+        ),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "rejected": "x"}, FOUR),
         ({"chosen": "\n\nHuman: a\n\nb: c\n\nAssistant: d"}, [("user", "a\n\nb: c"), ("assistant", "d")]),
-        ({"chosen": "\n\nHuman: a\n\nHuman: c\n\nAssistant: b"}, [("user", "a"), ("user", "c"), ("assistant", "b")]),
+        (
+            {"chosen": "\n\nHuman: a\n\nHuman: c\n\nAssistant: b"},
+            [("user", "a"), ("user", "c"), ("assistant", "b")],
+        ),
         ({"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, PAIR),
         ({"dialog": [" a ", " b "], "act": [1, 2], "emotion": [0, 0]}, PAIR),
         ({"utterances": ["a", "b"], "acts": [1, 2]}, PAIR),
         ({"text": "a __eou__ b __eou__ c __eou__ d __eou__\n"}, FOUR),
     ],
-)  # fmt: skip
+)
 def test_rows_become_messages(row, expected):
     assert said(row) == expected
 
@@ -55,7 +73,9 @@ def test_rows_become_messages(row, expected):
 def test_text_stays_text_and_blank_rows_are_none():
     assert parse_row({"text": "About __eou__ marks.", "prompt": "x"}).text == "About __eou__ marks."
     assert parse_row({"text": "x", "data": "2020-01-01"}).text == "x"
-    assert [parse_row(row) for row in ({"text": ""}, {"messages": []}, {"data": []}, {"dialog": []})] == [None] * 4
+    assert [parse_row(row) for row in ({"text": ""}, {"messages": []}, {"data": []}, {"dialog": []})] == [
+        None
+    ] * 4
 
 
 MALFORMED = [
@@ -81,7 +101,7 @@ MALFORMED = [
     ({"data": ["a", "x" * LONGEST_TURN]}, "a message of 1,000,000 bytes or more"),
     ({"prompt": "ü" * (LONGEST_TURN // 2), "completion": "b"}, "a message of 1,000,000 bytes or more"),
     ({"question": "a"}, r"no column messages or instruction or .*\(it has question\)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("row, reason", MALFORMED)
@@ -99,9 +119,13 @@ def test_500_malformed_records_are_skipped_counted_and_shown_by_reason(tmp_path,
         ({"instruction": "a", "response": "\n"}, 80, "an empty message"),
         ({"data": ["a", "b\ud83d"]}, 80, "a turn holds half of a surrogate pair"),
         ({"prompt": "a\0", "completion": "b"}, 80, "a message that holds a NUL character"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, 95, "a role that is none of user, assistant, system"),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            95,
+            "a role that is none of user, assistant, system",
+        ),
         ({"data": ["a", "x" * 1_000_000]}, 2, "a message of 1,000,000 bytes or more"),
-    ]  # fmt: skip
+    ]
     bad = [json.dumps(row) for row, count, _ in kinds for _ in range(count)]
     bad += ['{"instruction": "say "hi"", "response": "b"}'] * 3  # nested quotes
     lines = [json.dumps(row) for row in good]
@@ -126,7 +150,8 @@ def test_too_many_malformed_records_stop_and_name_the_first(tmp_path, recipe, ca
     assert "\n" not in str(error.value)
 
 
-# --- loss_on ----------------------------------------------------------------------------------------------------------
+# --- loss_on
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_loss_on_decides_which_tokens_are_learned_and_measured(tmp_path, cache):
@@ -161,13 +186,16 @@ def test_plain_documents_count_whole(folder, recipe, cache):
 
 
 def test_data_without_answers_is_said_in_one_line(tmp_path, recipe, cache):
-    write_jsonl(tmp_path / "train.jsonl", [{"messages": [{"role": "user", "content": t}]} for t in paragraphs(200)])
+    write_jsonl(
+        tmp_path / "train.jsonl", [{"messages": [{"role": "user", "content": t}]} for t in paragraphs(200)]
+    )
     with pytest.raises(NewLLMError, match="holds no answers .*--loss_on everything") as error:
         prepare(recipe(data_dir=tmp_path, loss_on="answers"), cache)
     assert "\n" not in str(error.value)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------------------
 
 
 def records_of(path):

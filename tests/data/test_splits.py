@@ -49,7 +49,10 @@ def test_equal_records_are_never_in_two_splits(tmp_path):
 def test_splits_are_what_they_were():
     """A changed hash would move records between the splits of runs made earlier."""
     digests = [Record("hello").digest(), Record(None, (Message("user", "hello"),)).digest()]
-    assert [d.hex() for d in digests] == ["0e4a4e5529b6d565df55e42e470f7841", "b172efdcfd22fb331d77c7f80dc9675a"]
+    assert [d.hex() for d in digests] == [
+        "0e4a4e5529b6d565df55e42e470f7841",
+        "b172efdcfd22fb331d77c7f80dc9675a",
+    ]
     assert split_of(b"\x00" * 16, ["validation", "test"]) == "validation"
     assert split_of(b"\x0d" * 16, ["validation", "test"]) == "test"
     assert split_of(b"\x0d" * 16, ["validation"]) == "train"
@@ -72,7 +75,9 @@ def test_training_records_that_a_split_of_the_source_holds_too_are_not_trained_o
     tally, found = RowStats(), {split: [] for split in ALL}
     for split, record in read_splits(FolderSource(folder), ALL, None, tally):
         found[split].append(record.text)
-    assert found["test"] == [*texts[:20], "new"] and sorted(found["train"] + found["validation"]) == sorted(texts[20:])
+    assert found["test"] == [*texts[:20], "new"] and sorted(found["train"] + found["validation"]) == sorted(
+        texts[20:]
+    )
     assert tally.held_out == 23 and "23 records not trained on" in tally.summary() and not tally.bad
     few = split_texts(folder, {"train"}, 30)["train"]
     assert len(few) == 30 and set(few) <= set(found["train"])
@@ -85,7 +90,9 @@ def test_max_samples_takes_exactly_so_many_wherever_they_stand(tmp_path):
         a = split_texts(source(tmp_path / "a", texts), max_samples=count)
         b = split_texts(source(tmp_path / "b", shuffled), max_samples=count)
         assert len(a["train"]) == count and sorted(a["train"]) == sorted(b["train"])
-        assert a["validation"] == split_texts(tmp_path / "a")["validation"]  # only the training split is made smaller
+        assert (
+            a["validation"] == split_texts(tmp_path / "a")["validation"]
+        )  # only the training split is made smaller
     few, more = (set(split_texts(tmp_path / "a", {"train"}, n)["train"]) for n in (50, 60))
     assert few < more
 

@@ -36,12 +36,21 @@ def packed(tokenizer, record, answers_only=False):
 
 
 def test_the_originals_text_word_for_word(worded):
-    row = {"instruction": "What is photosynthesis?", "context": "For plants.\n\nIn short.", "response": "It is a process."}
-    text = "Instruction: What is photosynthesis?\nContext: For plants.\n\nIn short.\nResponse: It is a process."
+    row = {
+        "instruction": "What is photosynthesis?",
+        "context": "For plants.\n\nIn short.",
+        "response": "It is a process.",
+    }
+    text = (
+        "Instruction: What is photosynthesis?\nContext: For plants.\n\nIn short.\nResponse: It is a process."
+    )
     assert read(worded, packed(worded, parse_row(row)).ids) == text
     assert "Context" not in read(worded, packed(worded, parse_row({**row, "context": ""})).ids)
     two = {"instruction": "One.\n\nTwo.", "input": "c", "output": "d"}
-    assert read(worded, packed(worded, parse_row(two)).ids) == "Instruction: One.\n\nTwo.\nContext: c\nResponse: d"
+    assert (
+        read(worded, packed(worded, parse_row(two)).ids)
+        == "Instruction: One.\n\nTwo.\nContext: c\nResponse: d"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,10 +69,12 @@ def test_every_kind_of_row_reads_the_same(row, worded, bpe):
 
 
 DIALOGUE = [
-    {"role": "system", "content": "Be kind."}, {"role": "user", "content": "The old\n house?"},
-    {"role": "assistant", "content": "A green  one. "}, {"role": "user", "content": "東京?"},
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "The old\n house?"},
+    {"role": "assistant", "content": "A green  one. "},
+    {"role": "user", "content": "東京?"},
     {"role": "assistant", "content": "No."},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -71,28 +82,35 @@ def test_apply_chat_template_gives_the_packed_ids(name, worded):
     worded.chat_template = TEMPLATES[name]
     ids = worded.apply_chat_template(DIALOGUE, return_dict=False)
     record = Record(None, tuple(Message(**message) for message in DIALOGUE))
-    assert ids == packed(worded, record).ids.tolist() == [worded.bos_token_id, *encode_messages(worded, DIALOGUE)]
+    assert (
+        ids
+        == packed(worded, record).ids.tolist()
+        == [worded.bos_token_id, *encode_messages(worded, DIALOGUE)]
+    )
     asked = worded.apply_chat_template(DIALOGUE[:2], add_generation_prompt=True, return_dict=False)
     assert asked == [worded.bos_token_id, *encode_messages(worded, DIALOGUE[:2], add_generation_prompt=True)]
     assert ids[: len(asked)] == asked  # what is asked is how training began the answer
 
 
 def test_the_texts_that_saved_tokenizers_hold_are_known_by_name(worded):
-    """A tokenizer that was saved earlier is told by its template's text: one that changes would no longer be known as ours."""
+    """A tokenizer that was saved earlier is told by its template's text: one that changes would no longer be
+    known as ours.
+    """
     written = (
-        "{{ '<|endoftext|>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|assistant|>LEAD' }}"
-        "{% generation %}{{ BEFOREmessage['content'] + '<|end|>' }}{% endgeneration %}{% else %}"
-        "{{ '<|' + message['role'] + '|>' + WORDSmessage['content'] + AFTER'<|end|>' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>LEAD' }}{% endif %}"
+        "{{ '<|endoftext|>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ "
+        "'<|assistant|>LEAD' }}{% generation %}{{ BEFOREmessage['content'] + '<|end|>' }}{% endgeneration "
+        "%}{% else %}{{ '<|' + message['role'] + '|>' + WORDSmessage['content'] + AFTER'<|end|>' }}{% endif "
+        "%}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>LEAD' }}{% endif %}"
     )
     words = {
         "chat": {"LEAD": "", "BEFORE": "", "WORDS": "", "AFTER": ""},
         "instruction": {
-            "LEAD": "Response:", "BEFORE": "' ' + ",
+            "LEAD": "Response:",
+            "BEFORE": "' ' + ",
             "WORDS": "('System: ' if message['role'] == 'system' else 'Instruction: ') + ",
             "AFTER": "'\n' + ('Context: ' + message['context'] + '\n' if message['context'] else '') + ",
         },
-    }  # fmt: skip
+    }
     for name, parts in words.items():
         text = written
         for part, value in parts.items():
@@ -125,8 +143,9 @@ def test_answers_count_without_the_words_before_them(worded):
     assert encoded.account[0] == len("d e f")  # the space is not the author's
     masks = worded.apply_chat_template(
         [{"role": "user", "content": "a b", "context": "c"}, {"role": "assistant", "content": "d e f"}],
-        return_assistant_tokens_mask=True, return_dict=True,
-    )["assistant_masks"]  # fmt: skip
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )["assistant_masks"]
     assert masks == encoded.mask.tolist()
 
 
@@ -136,8 +155,12 @@ def test_lost_words_are_counted_with_the_words_of_the_template(words):
         encoded = packed(words, parse_row({"instruction": "the river", "response": "an odd river"}))
         text = "instruction: the river\nresponse:an odd river"
         assert encoded.account[0] == len(text)
-        # neither `instruction:` nor `response:` nor `an odd` is in the vocabulary; a line break is no single space
-        assert encoded.account[1] == len("instruction:") + len("\n") + len("response:") + len("anodd") and encoded.account[3] == 4
+        # neither `instruction:` nor `response:` nor `an odd` is in the vocabulary; a line break is no single
+        # space
+        assert (
+            encoded.account[1] == len("instruction:") + len("\n") + len("response:") + len("anodd")
+            and encoded.account[3] == 4
+        )
     finally:
         words.chat_template = before
 
@@ -152,12 +175,23 @@ def test_the_recipe_decides_and_the_tokenizer_remembers(tmp_path, cache):
     plain = prepare(load_recipe("dolly", {**chosen, "template": "chat"}, device_kind="cpu"), cache)
     assert template_of(data.tokenizer) == "instruction" and data.fingerprint != plain.fingerprint
     text = read(data.tokenizer, data.train.ids)
-    assert text.count("Instruction: ") == text.count("Response: Yes ") == data.train.documents == plain.train.documents
-    learned = [Blocks(data.train, 32)[start]["labels"].numpy() for start in range(0, data.train.tokens - 1, 32)]
+    assert (
+        text.count("Instruction: ")
+        == text.count("Response: Yes ")
+        == data.train.documents
+        == plain.train.documents
+    )
+    learned = [
+        Blocks(data.train, 32)[start]["labels"].numpy() for start in range(0, data.train.tokens - 1, 32)
+    ]
     said = data.tokenizer.decode(np.concatenate(learned)[np.concatenate(learned) >= 0])
-    assert "Instruction" not in said and "Response" not in said and said.count("<|end|>") == data.train.documents
+    assert (
+        "Instruction" not in said and "Response" not in said and said.count("<|end|>") == data.train.documents
+    )
     data.tokenizer.save_pretrained(tmp_path / "saved")
-    again = prepare(load_recipe("dolly", {**chosen, "tokenizer": str(tmp_path / "saved")}, device_kind="cpu"), cache)
+    again = prepare(
+        load_recipe("dolly", {**chosen, "tokenizer": str(tmp_path / "saved")}, device_kind="cpu"), cache
+    )
     assert again.train.path == data.train.path
 
 
@@ -178,7 +212,9 @@ def test_a_chat_asks_as_training_did_and_shows_the_answer_alone(worded, monkeypa
             yield from answer
 
     monkeypatch.setattr("newllm_lib.generation.chat.Text", Said)
-    session = ChatSession(SimpleNamespace(config=SimpleNamespace(vocab_size=len(worded))), worded, dialogue=True)
+    session = ChatSession(
+        SimpleNamespace(config=SimpleNamespace(vocab_size=len(worded))), worded, dialogue=True
+    )
     assert "".join(session.reply("What colour?")) == "The green house."
     assert read_ids == worded.apply_chat_template(
         [{"role": "user", "content": "What colour?"}], add_generation_prompt=True, return_dict=False

@@ -14,9 +14,14 @@ from newllm_lib.errors import NewLLMError, UsageError
 from tests.data.conftest import byte_level_bpe, dialogues, paragraphs
 
 TEXTS = [
-    "", " ", "a  b\n\nc\t", "naïve 東京 🦔 \x00 \u2028", "<|end|> <|user|><|endoftext|>", "don't 12345 ...",
+    "",
+    " ",
+    "a  b\n\nc\t",
+    "naïve 東京 🦔 \x00 \u2028",
+    "<|end|> <|user|><|endoftext|>",
+    "don't 12345 ...",
     "\ufeff x \r\n",
-]  # fmt: skip
+]
 
 
 def auto(tokenizer, tmp_path):
@@ -37,7 +42,10 @@ def test_bpe_gives_back_wikitext(test_data):
     text = (test_data / "wikitext-2.test.txt").read_text(encoding="utf-8")
     tokenizer = wrap(train_bpe(iter([[text[:200_000]]]), 1000))
     assert len(tokenizer) == 1000
-    assert tokenizer.decode(encode_text(tokenizer, text)).encode() == (test_data / "wikitext-2.test.txt").read_bytes()
+    assert (
+        tokenizer.decode(encode_text(tokenizer, text)).encode()
+        == (test_data / "wikitext-2.test.txt").read_bytes()
+    )
 
 
 @pytest.mark.parametrize("which", ["bpe", "words"])
@@ -54,8 +62,11 @@ def test_saved_and_loaded_by_auto_tokenizer(request, which, tmp_path):
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
     assert loaded.chat_template == CHAT_TEMPLATE and len(loaded) == len(tokenizer)
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id, loaded.unk_token_id) == (
-        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id,
-    )  # fmt: skip
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    )
     for text in TEXTS:
         assert encode_text(loaded, text) == encode_text(tokenizer, text)
     named = named_tokenizer(str(tmp_path))
@@ -65,15 +76,22 @@ def test_saved_and_loaded_by_auto_tokenizer(request, which, tmp_path):
 @pytest.mark.parametrize("which", ["bpe", "words"])
 def test_chat_template_gives_the_packed_ids(request, which, tmp_path):
     tokenizer = auto(request.getfixturevalue(which), tmp_path)
-    for messages in dialogues(20) + [[{"role": "system", "content": "be short"}, {"role": "user", "content": "hi"}]]:
+    for messages in dialogues(20) + [
+        [{"role": "system", "content": "be short"}, {"role": "user", "content": "hi"}]
+    ]:
         made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         assert made["input_ids"] == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages)]
         answers = [i for i, counts in zip(made["input_ids"], made["assistant_masks"], strict=True) if counts]
         end = tokenizer.convert_tokens_to_ids("<|end|>")
         spoken = [m["content"] for m in messages if m["role"] == "assistant"]
         assert answers == sum(([*encode_text(tokenizer, text), end] for text in spoken), [])
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert prompt == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt=True)]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        assert prompt == [
+            tokenizer.bos_token_id,
+            *encode_messages(tokenizer, messages, add_generation_prompt=True),
+        ]
         assert prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
 
 
@@ -92,17 +110,26 @@ def test_bpe_training_is_deterministic(tmp_path):
     )
     made = []
     for threads in ("1", "4"):
-        environment = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": threads}
+        environment = {
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true",
+            "PYTHONHASHSEED": threads,
+        }
         done = subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, check=True,
+            [sys.executable, "-c", script],
+            env={**os.environ, **environment},
+            capture_output=True,
+            check=True,
             cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+        )
         made.append(done.stdout)
     assert made[0] == made[1] and len(json.loads(made[0])["model"]["vocab"]) == 500
 
 
 def test_words_are_the_most_frequent_ones():
-    tokenizer = wrap(train_words(iter([["B b a A a c <|end|> <unk> <unk> <unk>", "c d\u2028e"]]), 10), "<unk>")
+    tokenizer = wrap(
+        train_words(iter([["B b a A a c <|end|> <unk> <unk> <unk>", "c d\u2028e"]]), 10), "<unk>"
+    )
     assert tokenizer.convert_ids_to_tokens(list(range(6, 10))) == ["<unk>", "a", "b", "c"]
     assert tokenizer.decode(encode_text(tokenizer, "A  b\nd <|end|> C")) == "a b <unk> <unk> c"
 
@@ -121,16 +148,23 @@ def foreign(tmp_path):
 
     backend = byte_level_bpe(300, ["<s>", "<mine>"])
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>").save_pretrained(
+        tmp_path
+    )
     return tmp_path
 
 
 def test_another_tokenizer_gets_our_control_tokens(tmp_path):
     tokenizer = named_tokenizer(str(foreign(tmp_path)))
     assert all(isinstance(tokenizer.convert_tokens_to_ids(token), int) for token in CONTROL_TOKENS)
-    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>" and tokenizer.chat_template == CHAT_TEMPLATE
+    assert (
+        tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
+        and tokenizer.chat_template == CHAT_TEMPLATE
+    )
     for text in TEXTS:
-        assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text  # nothing is added
+        assert (
+            tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"]) == text
+        )  # nothing is added
     messages = dialogues(1)[0]
     template = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert template == [tokenizer.bos_token_id, *encode_messages(tokenizer, messages)]

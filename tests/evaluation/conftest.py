@@ -14,10 +14,19 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 
 SIZES = {
-    "sized_for": "cpu", "hidden_size": 16, "context_dim": 16, "mlp_size": 24, "num_layers": 2, "num_heads": 2,
-    "dropout": 0.0, "max_seq_length": 24,
-}  # fmt: skip
-PEOPLE, THINGS = ("Ada", "Bob", "Eve", "Ünal"), ("tea", "red apples", "the sea", "old films", "rain — a lot", "猫")
+    "sized_for": "cpu",
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.0,
+    "max_seq_length": 24,
+}
+PEOPLE, THINGS = (
+    ("Ada", "Bob", "Eve", "Ünal"),
+    ("tea", "red apples", "the sea", "old films", "rain — a lot", "猫"),
+)
 
 
 def sentences(count, seed=0):
@@ -75,7 +84,9 @@ def bpe():
 
 @pytest.fixture(scope="session")
 def words():
-    return wrap(train_words(iter([sentences(50)]), 16), unk_token=UNKNOWN)  # so few that several words are <unk>
+    return wrap(
+        train_words(iter([sentences(50)]), 16), unk_token=UNKNOWN
+    )  # so few that several words are <unk>
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +124,18 @@ def train_a_little(model, split, steps=80, length=24):
 @pytest.fixture(scope="session")
 def tools():
     """The functions above, for tests that cannot import this file."""
-    return type("Tools", (), {
-        "pack": staticmethod(pack), "sentences": staticmethod(sentences), "dialogue": staticmethod(dialogue),
-        "train_a_little": staticmethod(train_a_little), "Split": Split, "SIZES": SIZES,
-    })  # fmt: skip
+    return type(
+        "Tools",
+        (),
+        {
+            "pack": staticmethod(pack),
+            "sentences": staticmethod(sentences),
+            "dialogue": staticmethod(dialogue),
+            "train_a_little": staticmethod(train_a_little),
+            "Split": Split,
+            "SIZES": SIZES,
+        },
+    )
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +149,8 @@ def test_data():
 
 @pytest.fixture(scope="session")
 def make_run(make_model, tmp_path_factory):
-    """make_run(folder, tokenizer, model=..., **recipe keys): a run as training leaves it, on a folder of small texts.
+    """make_run(folder, tokenizer, model=..., **recipe keys): a run as training leaves it, on a folder of
+    small texts.
 
     Returns the `Run`; its recipe names the folder `data`, made once, as `data_dir`.
     """
@@ -140,7 +160,9 @@ def make_run(make_model, tmp_path_factory):
     for name, count, seed in (("train", 300, 1), ("validation", 30, 2), ("test", 40, 3)):
         (data / f"{name}.txt").write_text("\n\n".join(sentences(count, seed)) + "\n", encoding="utf-8")
 
-    def make(folder, tokenizer, model="new_llm", trained_on=None, names=("best", "last", "checkpoint-7"), **changes):
+    def make(
+        folder, tokenizer, model="new_llm", trained_on=None, names=("best", "last", "checkpoint-7"), **changes
+    ):
         run = Run(folder)
         changes = {"data_dir": str(data), **changes}
         built = make_model(tokenizer, model, **{k: v for k, v in changes.items() if k != "data_dir"})

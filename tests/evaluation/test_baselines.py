@@ -48,7 +48,9 @@ def test_tables_equal_the_dictionary_version(name, chunk, pairs, masked, words, 
     monkeypatch.setattr(baselines, "_CHUNK", chunk)
     monkeypatch.setattr(baselines, "_PAIRS", pairs)
     mask = (lambda n: np.arange(n) % 4 != 1) if masked else None
-    train, split = (tools.pack(words, tools.sentences(n, seed=s), mask, lost_bytes=5) for n, s in ((6, 1), (5, 2)))
+    train, split = (
+        tools.pack(words, tools.sentences(n, seed=s), mask, lost_bytes=5) for n, s in ((6, 1), (5, 2))
+    )
     split.ids[3] = 1  # a token, and so a context, that training never saw
     result = getattr(baselines, name)(train, split, words)
     nll, right, tokens = ByDictionary(train, len(words)).figures(split, name)

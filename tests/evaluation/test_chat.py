@@ -22,7 +22,9 @@ def fed_tokens(model):
 
 def always(model, token):
     """Make the model choose `token`."""
-    return model.lm_head.register_forward_hook(lambda m, i, out: out.index_fill(-1, torch.tensor([token]), 99.0))
+    return model.lm_head.register_forward_hook(
+        lambda m, i, out: out.index_fill(-1, torch.tensor([token]), 99.0)
+    )
 
 
 def test_nothing_is_read_twice_and_turns_stand_as_in_training(bpe, make_model):
@@ -36,9 +38,19 @@ def test_nothing_is_read_twice_and_turns_stand_as_in_training(bpe, make_model):
     text = bpe.decode(stream)
     assert stream[:2] == [bpe.bos_token_id, system] and stream.count(bpe.bos_token_id) == 1
     assert [t for t in stream if t in (user, assistant, system, end)] == [
-        system, end, user, end, assistant, end, user, end, assistant
-    ]  # fmt: skip  the typed <|end|> is text
-    assert text.startswith("<|endoftext|><|system|>Be kind.<|end|><|user|>Ada?<|end|><|assistant|>" + answers[0])
+        system,
+        end,
+        user,
+        end,
+        assistant,
+        end,
+        user,
+        end,
+        assistant,
+    ]  # the typed <|end|> is text
+    assert text.startswith(
+        "<|endoftext|><|system|>Be kind.<|end|><|user|>Ada?<|end|><|assistant|>" + answers[0]
+    )
     assert all(len(piece) == 1 for piece in fed[1:6])  # one token at a time
     assert session.turns == 2
 
@@ -102,7 +114,10 @@ def test_a_loop_that_is_left_closes_the_turn(bpe, make_model):
     end, user = (bpe.convert_tokens_to_ids(f"<|{n}|>") for n in ("end", "user"))
     stream = [t for piece in fed for t in piece]
     second = [i for i, t in enumerate(stream) if t == user][1]
-    assert stream[second - 1] == end and stream[second - 2] not in (end, user)  # the piece that was shown was read
+    assert stream[second - 1] == end and stream[second - 2] not in (
+        end,
+        user,
+    )  # the piece that was shown was read
 
 
 def test_plain_text_is_continued_and_a_new_text_starts_after_its_end(bpe, make_model):
@@ -178,7 +193,17 @@ class Typist:
 def test_the_terminal_answers_obeys_and_ends(bpe, make_model, capsys):
     session = ChatSession(make_model(bpe), bpe, GREEDY, dialogue=True)
     out = io.StringIO()
-    lines = ("", "Ada", "/temperature hot", "/settings", KeyboardInterrupt, "Bob", KeyboardInterrupt, EOFError, "x")
+    lines = (
+        "",
+        "Ada",
+        "/temperature hot",
+        "/settings",
+        KeyboardInterrupt,
+        "Bob",
+        KeyboardInterrupt,
+        EOFError,
+        "x",
+    )
     typist = Typist(*lines)
     run_terminal(session, typist, out)
     assert session.turns == 2 and out.getvalue().count("\n") >= 2 and typist.lines == ["x"]

@@ -1,4 +1,6 @@
-"""Two runs side by side: the figures are those of each, the sentence is true, the files are there and safe to show."""
+"""Two runs side by side: the figures are those of each, the sentence is true, the files are there and safe to
+show.
+"""
 
 import json
 
@@ -24,7 +26,9 @@ def pair(make_run, bpe, tools, tmp_path_factory):
     ]
     for run, offset in zip(runs, (0.0, 0.3), strict=True):
         rows = [{"step": 10, "epoch": 0.5, "loss": 3.0}]
-        rows += [{"step": 20 * e, "epoch": e, "eval_bits_per_byte": 3 / (e + 1) + offset} for e in range(1, 6)]
+        rows += [
+            {"step": 20 * e, "epoch": e, "eval_bits_per_byte": 3 / (e + 1) + offset} for e in range(1, 6)
+        ]
         run.metrics_path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return runs
 
@@ -46,7 +50,15 @@ def test_the_comparison_of_two_runs(pair, result, cache):
     ours, theirs = result["models"]
     assert (ours["name"], theirs["name"]) == ("new_llm_small", "tinygpt2_small")
     single = evaluate_run(pair[0], baselines=True)
-    for key in ("bits_per_byte", "perplexity", "word_perplexity", "accuracy", "vocab_size", "unk_share", "tokens"):
+    for key in (
+        "bits_per_byte",
+        "perplexity",
+        "word_perplexity",
+        "accuracy",
+        "vocab_size",
+        "unk_share",
+        "tokens",
+    ):
         assert ours[key] == single[key]
     assert result["baselines"] == single["baselines"]
     model = load_run(pair[1])[0]
@@ -57,7 +69,12 @@ def test_the_comparison_of_two_runs(pair, result, cache):
     assert f"({expected:+.1f} %)" in result["verdict"]
     assert len(result["prompts"]) == 3 == len(ours["samples"]) == len(theirs["samples"])
     assert theirs["curve"][0] == (1, 1.8)
-    for key in ("ms_per_batch", "tokens_per_second", "training_tokens_per_second", "decode_tokens_per_second"):
+    for key in (
+        "ms_per_batch",
+        "tokens_per_second",
+        "training_tokens_per_second",
+        "decode_tokens_per_second",
+    ):
         assert ours[key] > 0 and theirs[key] > 0
     assert json.dumps(result)
 
@@ -67,7 +84,14 @@ def test_the_files_stand_in_the_first_runs_folder(pair, result):
     page, picture = folder / "comparison.md", folder / "comparison.png"
     assert [str(page), str(picture)] == result["files"]
     text = page.read_text(encoding="utf-8")
-    for part in ("bits per byte", "unigram", "bigram", "its vocabulary", "its &#60;unk&#62; share", result["verdict"]):
+    for part in (
+        "bits per byte",
+        "unigram",
+        "bigram",
+        "its vocabulary",
+        "its &#60;unk&#62; share",
+        result["verdict"],
+    ):
         assert part in text
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
     assert not [p for p in folder.parent.iterdir() if p.is_file()]
@@ -82,9 +106,24 @@ def test_the_same_runs_give_the_same_samples(pair, result, tmp_path, cache):
 
 def figures(kind, bits, **more):
     label = compare._LABELS[kind]
-    base = {"kind": kind, "label": label, "name": f"{kind}_x", "bits_per_byte": bits, "samples": [], "curve": [],
-            "parameters": 1000, "vocab_size": 300, "tokens": 50, "bytes": 100, "words": 20, "lower_cased": False,
-            "protocol": "standard", "unk_share": 0.0, "perplexity": 9.0, "accuracy": 0.5}  # fmt: skip
+    base = {
+        "kind": kind,
+        "label": label,
+        "name": f"{kind}_x",
+        "bits_per_byte": bits,
+        "samples": [],
+        "curve": [],
+        "parameters": 1000,
+        "vocab_size": 300,
+        "tokens": 50,
+        "bytes": 100,
+        "words": 20,
+        "lower_cased": False,
+        "protocol": "standard",
+        "unk_share": 0.0,
+        "perplexity": 9.0,
+        "accuracy": 0.5,
+    }
     return base | more
 
 
@@ -95,7 +134,11 @@ def figures(kind, bits, **more):
         (1.6, 1.5, ["Both are below the unigram table (3.0000)"]),
         (1.5, 1.2, ["New-LLM is not below TinyGPT2", "+25.0 %"]),
         (1.5, 1.5, ["New-LLM is not below TinyGPT2; the two predict equally well"]),
-        (1.5, 2.5, ["New-LLM is below the bigram table (2.0000), TinyGPT2 is not", "Both are below the unigram"]),
+        (
+            1.5,
+            2.5,
+            ["New-LLM is below the bigram table (2.0000), TinyGPT2 is not", "Both are below the unigram"],
+        ),
         (2.5, 1.5, ["TinyGPT2 is below the bigram table (2.0000), New-LLM is not"]),
         (3.5, 3.2, ["Neither is below the bigram table", "Neither is below the unigram table"]),
     ],
@@ -111,7 +154,9 @@ def test_the_sentence_is_true_in_either_order(ours, theirs, words):
 
 def test_two_of_a_kind_are_told_apart_by_name():
     pair = [figures("new_llm", 1.6, name="a"), figures("new_llm", 1.5, name="b")]
-    assert compare.verdict({"models": pair, "baselines": {}, "split": "test"}).startswith("b predicts better than a")
+    assert compare.verdict({"models": pair, "baselines": {}, "split": "test"}).startswith(
+        "b predicts better than a"
+    )
 
 
 def test_any_model_of_ours_is_held_against_the_baseline_model():
@@ -125,7 +170,10 @@ def test_any_model_of_ours_is_held_against_the_baseline_model():
 
 
 def test_figures_that_cannot_be_compared_are_not():
-    ours, theirs = figures("new_llm", 1.2), figures("tiny_gpt2", 1.5, vocab_size=1000, tokens=30, protocol="seed")
+    ours, theirs = (
+        figures("new_llm", 1.2),
+        figures("tiny_gpt2", 1.5, vocab_size=1000, tokens=30, protocol="seed"),
+    )
     difference = compare.differences(ours, theirs)
     assert "perplexity" not in difference and difference["bits_per_byte"] == pytest.approx(-20)
     notes = " ".join(compare._notes(ours, theirs))
@@ -138,8 +186,15 @@ def test_figures_that_cannot_be_compared_are_not():
 def test_differences_have_their_sign_and_say_what_is_better():
     ours = figures("new_llm", 1.2, accuracy=0.6, ms_per_batch=8.0, batch_size=8, length=24)
     theirs = figures("tiny_gpt2", 1.5, ms_per_batch=4.0)
-    result = {"models": [ours, theirs], "baselines": {"unigram": figures("new_llm", 3.0)}, "prompts": ["a|b"],
-              "split": "test", "settings": compare.SAMPLING, "notes": [], "verdict": "x"}  # fmt: skip
+    result = {
+        "models": [ours, theirs],
+        "baselines": {"unigram": figures("new_llm", 3.0)},
+        "prompts": ["a|b"],
+        "split": "test",
+        "settings": compare.SAMPLING,
+        "notes": [],
+        "verdict": "x",
+    }
     result["difference_percent"] = compare.differences(ours, theirs)
     rows = {r[0]: r[3] for r in table(result)[1]}
     assert rows["bits per byte"] == "-20.0 % better" and rows["accuracy"] == "+20.0 % better"
@@ -147,7 +202,9 @@ def test_differences_have_their_sign_and_say_what_is_better():
     ours["samples"], theirs["samples"] = ["one | two\n<b>*x*</b> `y`"], [""]
     page = as_markdown(result)
     assert "<b>" not in page and "one &#124; two<br>&#60;b&#62;&#42;x" in page and "(nothing)" in page
-    widths = {line.count("|") for line in page.split("## Continuations")[1].splitlines() if line.startswith("|")}
+    widths = {
+        line.count("|") for line in page.split("## Continuations")[1].splitlines() if line.startswith("|")
+    }
     assert widths == {4}
     assert "prompt 1: a|b" in as_text(result)
 

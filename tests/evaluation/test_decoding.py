@@ -1,4 +1,6 @@
-"""Decoding from the state: the tokens that `generate` gives, whatever is read at once and wherever one leaves."""
+"""Decoding from the state: the tokens that `generate` gives, whatever is read at once and wherever one
+leaves.
+"""
 
 import pytest
 import torch
@@ -23,8 +25,15 @@ def generated(model, prompts, settings):
     rows = []
     for ids in prompts:
         mine = torch.tensor([ids])
-        options = {"do_sample": False, "repetition_penalty": settings.repetition_penalty, "pad_token_id": 0, "eos_token_id": 1}
-        out = model.generate(mine, attention_mask=torch.ones_like(mine), max_new_tokens=settings.max_new_tokens, **options)
+        options = {
+            "do_sample": False,
+            "repetition_penalty": settings.repetition_penalty,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
+        out = model.generate(
+            mine, attention_mask=torch.ones_like(mine), max_new_tokens=settings.max_new_tokens, **options
+        )
         rows.append(out[0, len(ids) :].tolist())
     return rows
 
@@ -41,11 +50,17 @@ def test_greedy_tokens_are_those_of_generate(recurrence, penalty, bpe, make_mode
     assert decoding.continue_texts(model, prompts, settings, [1], []) == expected
 
 
-@pytest.mark.parametrize("settings", [
-    Settings(temperature=0.7, top_k=5, top_p=0.8), Settings(temperature=1.5, top_k=0, top_p=0.6),
-    Settings(temperature=1.0, top_k=0, top_p=1.0), Settings(temperature=0.9, top_k=7, top_p=1.0, repetition_penalty=1.4),
-    Settings(temperature=2.0, top_k=1000, top_p=0.01),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(temperature=0.7, top_k=5, top_p=0.8),
+        Settings(temperature=1.5, top_k=0, top_p=0.6),
+        Settings(temperature=1.0, top_k=0, top_p=1.0),
+        Settings(temperature=0.9, top_k=7, top_p=1.0, repetition_penalty=1.4),
+        Settings(temperature=2.0, top_k=1000, top_p=0.01),
+    ],
+    ids=str,
+)
 def test_chances_are_those_of_transformers_warpers(settings):
     torch.manual_seed(0)
     logits, reserved, said = torch.randn(1, 40) * 2, [3, 17], [5, 9]
@@ -70,7 +85,11 @@ def test_chances_are_those_of_transformers_warpers(settings):
 
 def test_the_largest_random_number_still_chooses_what_is_allowed():
     highest = torch.tensor([1 - 2**-24])
-    for settings in (Settings(top_k=3, top_p=1.0), Settings(top_k=0, top_p=0.5), Settings(top_k=4, top_p=0.3)):
+    for settings in (
+        Settings(top_k=3, top_p=1.0),
+        Settings(top_k=0, top_p=0.5),
+        Settings(top_k=4, top_p=0.3),
+    ):
         logits = torch.linspace(5, 0, 50).unsqueeze(0)
         assert int(Sampler(settings, [], "cpu").choose(logits, None, highest)) < 40
 
@@ -131,7 +150,10 @@ def test_one_random_stream_however_many_steps_at_once(bpe, make_model, monkeypat
 @pytest.mark.gpu
 def test_a_captured_step_gives_the_same_tokens(bpe, make_model):
     model, prompts = make_model(bpe, scale=0.3), [[0, 20, 21, 22], [0, 40]]
-    for settings in (Settings(temperature=0, max_new_tokens=40), Settings(seed=3, max_new_tokens=40, repetition_penalty=1.2)):
+    for settings in (
+        Settings(temperature=0, max_new_tokens=40),
+        Settings(seed=3, max_new_tokens=40, repetition_penalty=1.2),
+    ):
         here = decoding.continue_texts(model.cpu(), prompts, settings, [1], [])
         there = decoding.continue_texts(model.cuda(), prompts, settings, [1], [])
         same = sum(a == b for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=False))

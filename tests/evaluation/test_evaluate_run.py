@@ -15,7 +15,16 @@ from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.recipe import load_recipe
 from tests.helpers.loading import load_run
 
-KEYS = {"bits_per_byte", "perplexity", "word_perplexity", "accuracy", "vocab_size", "unk_share", "tokens", "bytes"}
+KEYS = {
+    "bits_per_byte",
+    "perplexity",
+    "word_perplexity",
+    "accuracy",
+    "vocab_size",
+    "unk_share",
+    "tokens",
+    "bytes",
+}
 
 
 def test_a_run_is_evaluated_with_its_own_tokenizer_and_data(make_run, bpe, tmp_path, cache, capsys):
@@ -23,7 +32,11 @@ def test_a_run_is_evaluated_with_its_own_tokenizer_and_data(make_run, bpe, tmp_p
     result = evaluate_run(run, baselines=True)
     assert result.keys() >= KEYS and json.dumps(result, allow_nan=False)
     text = (make_run.data / "test.txt").read_text(encoding="utf-8")
-    assert (result["bytes"], result["words"], result["lost_bytes"]) == (len(text.encode()), len(text.split()), 0)
+    assert (result["bytes"], result["words"], result["lost_bytes"]) == (
+        len(text.encode()),
+        len(text.split()),
+        0,
+    )
     assert (result["run"], result["split"], result["protocol"]) == ("small", "test", "standard")
     _, tokenizer, recipe = load_run(run)
     train, test = (load_split(recipe, tokenizer, s) for s in ("train", "test"))
@@ -44,7 +57,9 @@ def test_another_folder_of_text_keeps_the_runs_own_counts(make_run, bpe, tmp_pat
     assert result["bytes"] == 16
     _, tokenizer, recipe = load_run(run)
     moved = load_recipe("demo", {"data_dir": str(tmp_path / "mine"), "sized_for": "cpu"})
-    expected = baselines.bigram(load_split(recipe, tokenizer, "train"), load_split(moved, tokenizer, "test"), tokenizer)
+    expected = baselines.bigram(
+        load_split(recipe, tokenizer, "train"), load_split(moved, tokenizer, "test"), tokenizer
+    )
     assert result["baselines"]["bigram"] == expected
 
 
@@ -59,8 +74,12 @@ def test_wrong_requests_are_one_line(make_run, bpe, tmp_path, cache):
 
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
 @pytest.mark.parametrize("protocol", ["standard", "seed"])
-def test_wikitext_equals_ones_own_computation(protocol, model, make_run, make_model, tools, test_data, tmp_path, cache):
-    """From log-probabilities, tokens, lost bytes and original bytes, on the first part of WikiText-2's test split."""
+def test_wikitext_equals_ones_own_computation(
+    protocol, model, make_run, make_model, tools, test_data, tmp_path, cache
+):
+    """From log-probabilities, tokens, lost bytes and original bytes, on the first part of WikiText-2's test
+    split.
+    """
     data = tmp_path / "data"
     data.mkdir()
     valid, test = ((test_data / f"wikitext-2.{s}.txt").read_bytes() for s in ("valid", "test"))
@@ -79,7 +98,9 @@ def test_wikitext_equals_ones_own_computation(protocol, model, make_run, make_mo
     nats, tokens, unknown, lost = _own_computation(network, tokenizer, data / "test.txt", protocol)
     text = original.decode().lower() if protocol == "seed" else original.decode()
     assert (result["tokens"], result["bytes"], result["lost_bytes"]) == (tokens, len(text.encode()), lost)
-    assert result["bits_per_byte"] == pytest.approx((nats / math.log(2) + 8 * lost) / len(text.encode()), rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(
+        (nats / math.log(2) + 8 * lost) / len(text.encode()), rel=1e-5
+    )
     assert result["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     spelled = nats + 8 * math.log(2) * lost
     assert result["word_perplexity"] == pytest.approx(math.exp(spelled / len(text.split())), rel=1e-3)
@@ -92,7 +113,9 @@ def _own_computation(network, tokenizer, path, protocol):
     """(nats, predicted tokens, unknown tokens, lost bytes), each document read by itself."""
     from newllm_lib.data.readers.textfiles import read_documents
 
-    vocabulary = set(tokenizer.get_vocab()) - {tokenizer.unk_token}  # WikiText-2 itself spells rare words <unk>
+    vocabulary = set(tokenizer.get_vocab()) - {
+        tokenizer.unk_token
+    }  # WikiText-2 itself spells rare words <unk>
     size = getattr(network.config, "n_positions", 10**9)
     nats, tokens, unknown, lost = 0.0, 0, 0, 0
     for document in read_documents(path):

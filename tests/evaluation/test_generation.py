@@ -50,7 +50,9 @@ def test_control_tokens_are_never_chosen(kind, bpe, make_model):
     wanted = bpe.convert_tokens_to_ids("<|user|>")
     model.lm_head.register_forward_hook(lambda m, i, out: out.index_fill(-1, torch.tensor([wanted, 1]), 50.0))
     for temperature in (0, 1.5):
-        assert "<|user|>" not in complete(model, bpe, "Ada", temperature=temperature, max_new_tokens=6, seed=0)
+        assert "<|user|>" not in complete(
+            model, bpe, "Ada", temperature=temperature, max_new_tokens=6, seed=0
+        )
         sampler = Sampler(Settings(temperature=temperature, seed=0), reserved_tokens(bpe, len(bpe)), "cpu")
         assert sampler(IncrementalDecoder(model).read([0, 20]), []) not in reserved_tokens(bpe, len(bpe))
 
@@ -66,7 +68,9 @@ def test_a_window_cuts_the_prompt_and_the_answer(new, bpe, make_model):
     model = make_model(bpe, "tiny_gpt2", max_seq_length=24)
     long = "Ada likes red apples and old films. " * 9
     seen = []
-    model.register_forward_pre_hook(lambda m, a, k: seen.append(k["attention_mask"].shape[1]), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["attention_mask"].shape[1]), with_kwargs=True
+    )
     assert complete(model, bpe, [long, "Bob"], max_new_tokens=new, temperature=0)[0]
     assert 12 <= max(seen) <= 24
 
@@ -86,9 +90,18 @@ def test_control_tokens_spelled_in_a_prompt_are_text(bpe, make_model):
 
 
 @pytest.mark.parametrize(
-    "name,value", [("temperature", "-1"), ("temperature", "hot"), ("top_p", "0"), ("top_p", "1.5"), ("top_k", "2.5"),
-                   ("max_new_tokens", "0"), ("warmth", "1"), ("temperature", "nan")],
-)  # fmt: skip
+    "name,value",
+    [
+        ("temperature", "-1"),
+        ("temperature", "hot"),
+        ("top_p", "0"),
+        ("top_p", "1.5"),
+        ("top_k", "2.5"),
+        ("max_new_tokens", "0"),
+        ("warmth", "1"),
+        ("temperature", "nan"),
+    ],
+)
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(UsageError):
         Settings().changed(name, value)
@@ -119,7 +132,9 @@ def test_reading_in_pieces_equals_reading_at_once(kind, bpe, make_model, tools):
     for part in (ids[:1], ids[1:8], ids[8:9], ids[9:]):
         logits = reader.read(part)
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(whole, model(input_ids=torch.tensor([ids])).logits[0, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        whole, model(input_ids=torch.tensor([ids])).logits[0, -1], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_state_keeps_its_size_and_a_window_its_limit(bpe, make_model):

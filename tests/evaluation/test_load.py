@@ -28,9 +28,19 @@ def test_a_run_by_every_name(run, bpe, monkeypatch):
     monkeypatch.chdir(run.path.parent.parent)
     expected = torch.load  # never called: only safetensors are read
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a pickle was read"))
-    for name in (run, run.path, str(run.path), "new_llm_small", run.best, run.last, str(run.path / "checkpoint-7")):
+    for name in (
+        run,
+        run.path,
+        str(run.path),
+        "new_llm_small",
+        run.best,
+        run.last,
+        str(run.path / "checkpoint-7"),
+    ):
         model, tokenizer, recipe = load_run(name)
-        assert tokenizer.get_vocab() == bpe.get_vocab() and recipe.hidden_size == model.config.hidden_size == 16
+        assert (
+            tokenizer.get_vocab() == bpe.get_vocab() and recipe.hidden_size == model.config.hidden_size == 16
+        )
         assert not model.training and model.dtype == torch.float32
     assert load_run(run, "checkpoint-7")[0].config.model_type == "new_llm" and expected is not torch.load
 
@@ -48,9 +58,13 @@ def test_the_baseline_and_a_plain_folder_load_too(make_run, make_model, bpe, tmp
 
 @pytest.mark.parametrize(
     "name,harm",
-    [(name, harm) for name in ("model.safetensors", "config.json", "tokenizer.json", "MANIFEST.json")
-     for harm in ("remove", "truncate", "grow") if (name, harm) != ("MANIFEST.json", "grow")],
-)  # fmt: skip
+    [
+        (name, harm)
+        for name in ("model.safetensors", "config.json", "tokenizer.json", "MANIFEST.json")
+        for harm in ("remove", "truncate", "grow")
+        if (name, harm) != ("MANIFEST.json", "grow")
+    ],
+)
 def test_a_damaged_file_is_named(run, name, harm):
     file = run.best / name
     if harm == "remove":
@@ -149,7 +163,9 @@ def test_what_is_not_there_is_a_usage_error(run, monkeypatch, tmp_path):
         "train demo --run_name old",
     ],
 )
-def test_every_command_says_that_the_memory_of_words_is_gone(words, make_model, bpe, tmp_path, monkeypatch, capsys):
+def test_every_command_says_that_the_memory_of_words_is_gone(
+    words, make_model, bpe, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
     run, model = Run(tmp_path / "checkpoints" / "old"), make_model(bpe)

@@ -19,7 +19,9 @@ KINDS = {
 
 
 def by_hand(model, split):
-    """Log-probability and correctness of each target, document by document (GPT-2: window by window), one by one."""
+    """Log-probability and correctness of each target, document by document (GPT-2: window by window), one by
+    one.
+    """
     log_p, right, targets = [], [], []
     size = getattr(model.config, "n_positions", 10**9)
     ends = [*split.document_starts[1:], len(split.ids) - 1]
@@ -55,7 +57,9 @@ def test_figures_equal_those_computed_by_hand(name, kind, masked, request, make_
     assert result["loss"] == pytest.approx(nats / len(targets), rel=1e-5)
     assert result["perplexity"] == pytest.approx(math.exp(nats / len(targets)), rel=1e-4)
     assert result["bits_per_byte"] == pytest.approx((nats / math.log(2) + 8 * 17) / split.bytes, rel=1e-5)
-    assert result["word_perplexity"] == pytest.approx(math.exp((nats + 8 * math.log(2) * 17) / split.words), rel=1e-4)
+    assert result["word_perplexity"] == pytest.approx(
+        math.exp((nats + 8 * math.log(2) * 17) / split.words), rel=1e-4
+    )
     assert result["accuracy"] == pytest.approx(right.double().mean().item(), abs=2 / len(targets))
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     assert result["unk_share"] == pytest.approx((targets == unknown).double().mean().item())
@@ -134,7 +138,9 @@ def test_half_precision_comes_near(bpe, make_model, tools):
     split = tools.pack(bpe, tools.sentences(8, seed=3))
     for kind in ("parallel", "tiny_gpt2"):
         model = make_model(bpe, **KINDS[kind])
-        exact, half = (metrics.evaluate(model, split, bpe, dtype=d, health=False)["loss"] for d in (None, "bf16"))
+        exact, half = (
+            metrics.evaluate(model, split, bpe, dtype=d, health=False)["loss"] for d in (None, "bf16")
+        )
         assert half == pytest.approx(exact, rel=0.02) and half != exact
 
 
@@ -149,7 +155,11 @@ def test_the_line_for_people_never_shows_perplexity_alone(words, make_model, too
     split.lower_cased = True
     result = metrics.evaluate(make_model(words), split, words)
     line = metrics.describe(result)
-    for part in (f"{result['bits_per_byte']:.4f} bits per byte of the lower-cased text", "vocabulary 16", "<unk> "):
+    for part in (
+        f"{result['bits_per_byte']:.4f} bits per byte of the lower-cased text",
+        "vocabulary 16",
+        "<unk> ",
+    ):
         assert part in line
     assert f"{result['unk_share']:.1%}" in line and "seed" not in line
     assert "the seed's metric" in metrics.describe(result | {"protocol": "seed"})

@@ -1,4 +1,6 @@
-"""On a GPU: figures equal those of the processor, in half precision nearly; chat, completion and timing run."""
+"""On a GPU: figures equal those of the processor, in half precision nearly; chat, completion and
+timing run.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Log-probabilities of pairs are exact whatever the batch; intervals hold; answers that are empty or repeat are seen."""
+"""Log-probabilities of pairs are exact whatever the batch; intervals hold; answers that are empty or repeat
+are seen.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,22 @@ from newllm_lib.evaluation.preferences import clearly_better, interval, pair_log
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 
-SIZES = {"sized_for": "cpu", "hidden_size": 16, "context_dim": 16, "mlp_size": 24, "num_layers": 2, "num_heads": 2}
+SIZES = {
+    "sized_for": "cpu",
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+}
 
 
 @pytest.fixture(params=["new_llm", "tiny_gpt2"])
 def model(request):
     torch.manual_seed(0)
-    return build_model(load_recipe("demo", {**SIZES, "model": request.param, "max_seq_length": 24}), 300).eval()
+    return build_model(
+        load_recipe("demo", {**SIZES, "model": request.param, "max_seq_length": 24}), 300
+    ).eval()
 
 
 def rows(count=7):
@@ -46,7 +57,13 @@ def capped():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     config = Gemma2Config(vocab_size=300, num_key_value_heads=1, final_logit_softcapping=0.3, **sizes, **ends)
     model = Gemma2ForCausalLM(config).eval()
@@ -77,7 +94,9 @@ def assert_exact(model):
 
 
 def pairs(*kinds, group=""):
-    return [Pair((Message("user", f"q{i}"),), "a", "b", kind, group or str(i)) for i, kind in enumerate(kinds)]
+    return [
+        Pair((Message("user", f"q{i}"),), "a", "b", kind, group or str(i)) for i, kind in enumerate(kinds)
+    ]
 
 
 def test_metrics_by_hand():
@@ -85,7 +104,9 @@ def test_metrics_by_hand():
     reference = torch.tensor([[-2.0, -2.0], [-2.0, -2.0], [-1.0, -1.0]], dtype=torch.float64)
     found = preference_metrics(log_probs, reference, pairs("x", "y", "y"), beta=0.5)
     assert found["accuracy"] == pytest.approx(0.5) and found["margin"] == pytest.approx(1 / 3)
-    assert found["reward_accuracy"] == pytest.approx(0.5) and found["reward_margin"] == pytest.approx(0.5 * 1 / 3)
+    assert found["reward_accuracy"] == pytest.approx(0.5) and found["reward_margin"] == pytest.approx(
+        0.5 * 1 / 3
+    )
     margins = 0.5 * np.array([2.0, -1.0, 0.0])
     assert found["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     assert found["kinds"]["y"]["accuracy"] == 0.25 and found["kinds"]["x"]["pairs"] == 1
@@ -94,7 +115,11 @@ def test_metrics_by_hand():
 def test_before_training_the_loss_is_log_two():
     log_probs = torch.randn(9, 2, dtype=torch.float64)
     found = preference_metrics(log_probs, log_probs, pairs(*"abcabcabc"), beta=0.1)
-    assert found["loss"] == pytest.approx(np.log(2)) and found["reward_margin"] == 0 and found["reward_accuracy"] == 0.5
+    assert (
+        found["loss"] == pytest.approx(np.log(2))
+        and found["reward_margin"] == 0
+        and found["reward_accuracy"] == 0.5
+    )
 
 
 def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty():
@@ -149,7 +174,9 @@ def test_a_prompt_longer_than_the_window_is_cut_before_the_distance_is_measured(
     from newllm_lib.models.lora import lora_config
 
     tokenizer = wrap(train_bpe(iter([["問いと答え"]]), 300))
-    model = build_model(load_recipe("demo", {**SIZES, "model": "tiny_gpt2", "max_seq_length": 24}), len(tokenizer), tokenizer)
+    model = build_model(
+        load_recipe("demo", {**SIZES, "model": "tiny_gpt2", "max_seq_length": 24}), len(tokenizer), tokenizer
+    )
     adapted = get_peft_model(model, lora_config(model, 2, 4.0, 0.0)).eval()
     long = Pair((Message("user", "問いと答え" * 9),), "a", "b")
     assert kl_from_base(adapted, tokenizer, [long, *pairs("x")], 12) == pytest.approx(0, abs=1e-4)

@@ -15,7 +15,10 @@ def test_every_figure_is_there_and_consistent(kind, bpe, make_model):
     speed = measure_speed(model, batch_size=2, length=40, repeats=2, decode_tokens=5)
     assert speed["length"] == (24 if kind == "tiny_gpt2" else 40)
     tokens = 2 * speed["length"]
-    for ms, rate in (("ms_per_batch", "tokens_per_second"), ("training_ms_per_batch", "training_tokens_per_second")):
+    for ms, rate in (
+        ("ms_per_batch", "tokens_per_second"),
+        ("training_ms_per_batch", "training_tokens_per_second"),
+    ):
         assert speed[rate] == pytest.approx(1000 * tokens / speed[ms])
     assert speed["decode_tokens_per_second"] > 0
     weights = sum(p.nbytes for p in model.parameters()) / 2**20

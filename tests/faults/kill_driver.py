@@ -1,4 +1,5 @@
-"""Train with a mirror while training, mirror and restore are killed with SIGKILL and the machine is lost, until it is done.
+"""Train with a mirror while training, mirror and restore are killed with SIGKILL and the machine is lost,
+until it is done.
 
     python kill_driver.py FOLDER KILLS SEED fake|real
 
@@ -72,11 +73,16 @@ def fake_training(run: Run, drive: Path) -> None:
 
 
 def note_a_life(run: Run, step: int) -> None:
-    """From which step this life goes on, how far the lives before had come, and whether the machine was lost in between."""
+    """From which step this life goes on, how far the lives before had come, and whether the machine was lost
+    in between.
+    """
     outside = run.path.parent  # on no machine that is lost
     reached = int((outside / "reached").read_text() or step) if (outside / "reached").exists() else 0
     with open(outside / "lives", "a") as lives:
-        lives.write(json.dumps({"from": step, "repeats": max(0, reached - step), "lost": (outside / "lost").exists()}) + "\n")
+        lives.write(
+            json.dumps({"from": step, "repeats": max(0, reached - step), "lost": (outside / "lost").exists()})
+            + "\n"
+        )
     (outside / "reached").write_text(str(step))
     (outside / "lost").unlink(missing_ok=True)
 
@@ -123,7 +129,9 @@ def kill_mirror(run: Run) -> bool:
 
 
 def lose_machine(run: Run) -> None:
-    """All but the Drive is gone, and every process that ran there, also a mirror that had only just been started."""
+    """All but the Drive is gone, and every process that ran there, also a mirror that had only just been
+    started.
+    """
     time.sleep(0.1)  # one between fork and exec does not bear its name yet
     while found := mirrors(run):
         for pid in found:
@@ -190,8 +198,21 @@ def main() -> None:
     assert os.waitpid(pid, 0)[1] == 0, (folder / "out").read_text()[-2000:]
     if training is fake_training:  # the real one waits by itself
         daemon.wait_for_mirror(run, lambda line: None, float((folder / "since").read_text()))
-    lives = [json.loads(line) for line in (folder / "lives").read_text().splitlines()] if (folder / "lives").exists() else []
-    print(json.dumps({**seen, "lives": lives, "rows": list(run.metrics()), "copy": list(Run(drive / run.name).metrics())}))
+    lives = (
+        [json.loads(line) for line in (folder / "lives").read_text().splitlines()]
+        if (folder / "lives").exists()
+        else []
+    )
+    print(
+        json.dumps(
+            {
+                **seen,
+                "lives": lives,
+                "rows": list(run.metrics()),
+                "copy": list(Run(drive / run.name).metrics()),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

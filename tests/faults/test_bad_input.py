@@ -1,4 +1,6 @@
-"""Bad input of every kind, through the command itself: one line that says what and how to mend it, exit 1 or 2, nothing lost."""
+"""Bad input of every kind, through the command itself: one line that says what and how to mend it, exit 1 or
+2, nothing lost.
+"""
 
 import errno
 import json
@@ -9,9 +11,27 @@ from newllm_lib.cli import main
 from tests.training.small_runs import write_text
 
 TINY = [
-    "--sized_for", "cpu", "--vocab_size", "300", "--max_seq_length", "16", "--batch_size", "8", "--hidden_size", "16",
-    "--context_dim", "16", "--mlp_size", "16", "--num_layers", "1", "--epochs", "2", "--save_minutes", "0",
-]  # fmt: skip
+    "--sized_for",
+    "cpu",
+    "--vocab_size",
+    "300",
+    "--max_seq_length",
+    "16",
+    "--batch_size",
+    "8",
+    "--hidden_size",
+    "16",
+    "--context_dim",
+    "16",
+    "--mlp_size",
+    "16",
+    "--num_layers",
+    "1",
+    "--epochs",
+    "2",
+    "--save_minutes",
+    "0",
+]
 
 
 def newllm(capsys, *words: str) -> tuple[int, str]:
@@ -121,7 +141,18 @@ def test_no_network(folder, capsys):
 
 
 def test_another_recipe_in_the_same_folder(trained, capsys):
-    code, err = newllm(capsys, "train", "demo", "--data_dir", "text", "--output_dir", "run", *TINY, "--learning_rate", "0.001")
+    code, err = newllm(
+        capsys,
+        "train",
+        "demo",
+        "--data_dir",
+        "text",
+        "--output_dir",
+        "run",
+        *TINY,
+        "--learning_rate",
+        "0.001",
+    )
     assert code == 2
     one_line(err, "learning_rate", "--output_dir")
 

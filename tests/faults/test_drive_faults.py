@@ -1,4 +1,6 @@
-"""A Drive that is full, read-only, gone, slow or lies: training goes on, what is there is whole, one line says what is wrong."""
+"""A Drive that is full, read-only, gone, slow or lies: training goes on, what is there is whole, one line
+says what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,12 @@ from newllm_lib.runs.mirror.copy import recorded_sums, signature, sums_of
 from tests.colab.fake_run import append
 
 SAYS = {
-    "full": "is full", "read-only": "is read-only", "gone": "mount it again", "partial": "other bytes",
+    "full": "is full",
+    "read-only": "is read-only",
+    "gone": "mount it again",
+    "partial": "other bytes",
     "wrong": "other bytes",
-}  # fmt: skip
+}
 
 
 class World:
@@ -79,7 +84,9 @@ class World:
 
     @staticmethod
     def stays_whole(folder: Path) -> bool:
-        """Whether its bytes are those that its sums tell; a folder that was dropped or replaced while we looked is not judged."""
+        """Whether its bytes are those that its sums tell; a folder that was dropped or replaced while we
+        looked is not judged.
+        """
         before = signature(folder)
         try:
             whole = is_complete(folder) and recorded_sums(folder) == sums_of(folder)
@@ -120,7 +127,10 @@ def test_training_goes_on_and_what_is_there_is_whole(world, what):
     said = []
     assert wait_for_mirror(world.run, said.append, timeout=60)["state"] == "done"
     assert world.there() == world.step and len(said) == 1 and "is copied to" in said[0]
-    assert restore("run", world.drive, world.folder / "new").metrics_path.read_bytes() == world.run.metrics_path.read_bytes()
+    assert (
+        restore("run", world.drive, world.folder / "new").metrics_path.read_bytes()
+        == world.run.metrics_path.read_bytes()
+    )
     assert not [p.name for p in (world.drive / "run").iterdir() if p.name.startswith(".")]
 
 
@@ -156,8 +166,8 @@ def test_a_training_that_is_killed_still_gets_its_last_save_copied(world):
 
 
 def test_what_a_short_life_wrote_is_copied_though_the_mirror_before_it_had_seen_the_end(world):
-    """The mirror of a killed life is at its last copy, on a slow Drive, while the next life comes and goes: what it finishes
-    is not the end, and is not taken for it."""
+    """The mirror of a killed life is at its last copy, on a slow Drive, while the next life comes and goes:
+    what it finishes is not the end, and is not taken for it."""
     with RunLock(world.run):
         write_status(world.run, state="running")
         start_mirror(world.run, world.drive)
@@ -174,7 +184,10 @@ def test_what_a_short_life_wrote_is_copied_though_the_mirror_before_it_had_seen_
         since = start_mirror(world.run, world.drive)
         world.train(1)
     world.fault("")
-    assert wait_for_mirror(world.run, print, since, timeout=60)["state"] == "done" and world.there() == world.step
+    assert (
+        wait_for_mirror(world.run, print, since, timeout=60)["state"] == "done"
+        and world.there() == world.step
+    )
 
 
 def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):

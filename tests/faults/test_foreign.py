@@ -1,4 +1,6 @@
-"""What came from elsewhere and is not what it says: refused in one line by every command that would read it; nothing runs."""
+"""What came from elsewhere and is not what it says: refused in one line by every command that would read it;
+nothing runs.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +75,15 @@ def with_a_header_that_lies(folder: Path) -> None:
 
 
 DAMAGE = {
-    with_pickled_weights: "pickle", with_a_pickle_beside: "pickle", with_a_program: "program", with_a_link: "link",
-    with_another_shape: "has the shape", with_integers: "holds I32", with_a_huge_header: "header of 10,737,418,240 bytes",
+    with_pickled_weights: "pickle",
+    with_a_pickle_beside: "pickle",
+    with_a_program: "program",
+    with_a_link: "link",
+    with_another_shape: "has the shape",
+    with_integers: "holds I32",
+    with_a_huge_header: "header of 10,737,418,240 bytes",
     with_a_header_that_lies: "not hold the weights",
-}  # fmt: skip
+}
 damaged = pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: d.__name__)
 
 
@@ -125,7 +132,9 @@ def test_training_does_not_continue_from_it(run, trained, capsys, damage):
     one_line(capsys.readouterr().err, DAMAGE[damage])
 
 
-@pytest.mark.parametrize("damage", [with_a_pickle_beside, with_a_link, with_a_huge_header], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "damage", [with_a_pickle_beside, with_a_link, with_a_huge_header], ids=lambda d: d.__name__
+)
 def test_it_is_not_restored_from_a_drive(run, tmp_path, capsys, damage):
     damage(run / "best")
     seal(run / "best")
@@ -136,9 +145,14 @@ def test_it_is_not_restored_from_a_drive(run, tmp_path, capsys, damage):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("../../outside.json", "outside its folder"), ("/etc/newllm", "outside its folder"), ("run/best/model.bin", "pickle"),
-     ("run\\..\\..\\x.json", "outside its folder"), ("run/start.py", "program")],
-)  # fmt: skip
+    [
+        ("../../outside.json", "outside its folder"),
+        ("/etc/newllm", "outside its folder"),
+        ("run/best/model.bin", "pickle"),
+        ("run\\..\\..\\x.json", "outside its folder"),
+        ("run/start.py", "program"),
+    ],
+)
 def test_an_archive_that_climbs_out_or_holds_a_pickle_is_refused(tmp_path, capsys, name, says):
     with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
         archive.writestr("run/recipe.yaml", "recipe: demo\n")
@@ -153,7 +167,9 @@ def test_a_link_in_an_archive_is_refused(tmp_path, capsys):
         link = zipfile.ZipInfo("run/train.log")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    assert main(["runs", "restore", "run.zip", "--from", str(tmp_path), "--into", str(tmp_path / "here")]) == 1
+    assert (
+        main(["runs", "restore", "run.zip", "--from", str(tmp_path), "--into", str(tmp_path / "here")]) == 1
+    )
     one_line(capsys.readouterr().err, "is a link")
 
 
@@ -194,4 +210,7 @@ def test_links_of_a_hubs_cache_pass_and_no_others(tmp_path):
 def test_our_own_checkpoints_pass(run):
     for folder in (run / "best", run / "last", *run.glob("checkpoint-*")):
         check_checkpoint_dir(folder)
-        assert safetensors_header(folder / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+        assert (
+            safetensors_header(folder / "model.safetensors").keys()
+            == load_file(folder / "model.safetensors").keys()
+        )

@@ -1,4 +1,6 @@
-"""SIGKILL at any moment of training, saving, mirroring and restoring: the run goes on as if nothing had happened."""
+"""SIGKILL at any moment of training, saving, mirroring and restoring: the run goes on as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 

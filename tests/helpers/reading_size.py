@@ -1,6 +1,7 @@
 """How much one reads to understand a module: the files of ours that it imports, and their statements.
 
-Statements (`ast.stmt` nodes) do not change with formatting; lines do. What imports what is read from the source: nothing runs.
+Statements (`ast.stmt` nodes) do not change with formatting; lines do. What imports what is read from the
+source: nothing runs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ PACKAGE = "newllm_lib"
 
 
 def reading_size(module: str, late: bool = False, alone: bool = False) -> tuple[int, int]:
-    """Files and statements of ours that importing `module` brings in, itself and the packages around it included.
+    """Files and statements of ours that importing `module` brings in, itself and the packages around it
+    included.
 
     Args:
         module: dotted, as "newllm_lib.models".
         late: follow imports inside functions too.
-        alone: without a package's face (`__init__.py`) where a file of that package imports its neighbour: what one reads of a
-            module for itself, where importing it runs all that its package shows to others.
+        alone: without a package's face (`__init__.py`) where a file of that package imports its neighbour:
+            what one reads of a module for itself, where importing it runs all that its package shows to
+            others.
     """
     files = reached(module, late, alone)
     return len(files), sum(statements(file) for file in files)
@@ -51,7 +54,9 @@ def statements(file: Path) -> int:
 
 @functools.cache
 def imported(file: Path, late: bool = False) -> tuple[str, ...]:
-    """Dotted names of our modules and packages that the file imports; without `late` those that importing it runs."""
+    """Dotted names of our modules and packages that the file imports; without `late` those that importing it
+    runs.
+    """
     names = []
     for node in _imports(_tree(file), late):
         if isinstance(node, ast.Import):
@@ -70,7 +75,9 @@ def _imports(node: ast.AST, late: bool) -> Iterator[ast.Import | ast.ImportFrom]
 
 
 def _files(name: str) -> list[Path]:
-    """The files that importing a dotted name runs: its packages' and its own; a name that is no module adds none."""
+    """The files that importing a dotted name runs: its packages' and its own; a name that is no module adds
+    none.
+    """
     parts, found = name.split("."), []
     for count in range(1, len(parts) + 1):
         place = ROOT.joinpath(*parts[:count])

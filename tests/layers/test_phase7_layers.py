@@ -1,4 +1,6 @@
-"""Phase 7's layers against their equations, one token at a time, and their gradients against finite differences."""
+"""Phase 7's layers against their equations, one token at a time, and their gradients against finite
+differences.
+"""
 
 import math
 
@@ -39,7 +41,12 @@ def test_ar_ssm_is_its_equations():
 
 
 def test_attention_is_a_softmax_of_distances_in_the_ball():
-    layer, x, window, factor = drawn(LocalAttention(8, 2, 4, "hyperbolic", True)), normal(1, 7, 8), 4, torch.tensor(0.7)
+    layer, x, window, factor = (
+        drawn(LocalAttention(8, 2, 4, "hyperbolic", True)),
+        normal(1, 7, 8),
+        4,
+        torch.tensor(0.7),
+    )
     turn = rotation(7, 4, x.device)
     found, _ = layer(x, None, turn, None, None, factor, False)
     q, k, v = (t.view(7, 2, 4).transpose(0, 1) for t in layer.project(x)[0].chunk(3, -1))
@@ -57,14 +64,18 @@ def test_attention_is_a_softmax_of_distances_in_the_ball():
         beta, c = layer.log_beta[head].exp(), layer.log_curvature[head].exp() * factor
         for t in range(7):
             seen = range(max(0, t - window + 1), t + 1)
-            scores = torch.stack([-beta * distance(point(q[head, t], c), point(k[head, s], c), c) for s in seen])
+            scores = torch.stack(
+                [-beta * distance(point(q[head, t], c), point(k[head, s], c), c) for s in seen]
+            )
             expected = scores.softmax(0) @ v[head, list(seen)]
             torch.testing.assert_close(found[0, t, 4 * head : 4 * head + 4], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rotated_products_depend_on_how_far_apart_two_places_are():
     q, k = normal(1, 1, 1, 6), normal(1, 1, 1, 6, seed=2)
-    turned = [[rotated(x.expand(1, 1, 9, 6), rotation(9, 6, x.device))[0, 0] for x in (a, b)] for a, b in ((q, k),)][0]
+    turned = [
+        [rotated(x.expand(1, 1, 9, 6), rotation(9, 6, x.device))[0, 0] for x in (a, b)] for a, b in ((q, k),)
+    ][0]
     products = turned[0] @ turned[1].T
     for apart in range(-8, 9):
         found = products.diagonal(apart)

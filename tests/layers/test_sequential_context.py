@@ -1,4 +1,6 @@
-"""The original recurrence: padding, documents, states, dtypes. Its equations: `tests/models/test_models.py`."""
+"""The original recurrence: padding, documents, states, dtypes. Its equations:
+`tests/models/test_models.py`.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,13 @@ def _setting(batch=3, time=21, layers=2, dtype=torch.float64):
     with torch.no_grad():
         layer.norm.weight.uniform_(0.5, 1.5), layer.norm.bias.normal_()
     doc_starts, mask = torch.rand(batch, time) < 0.2, torch.rand(batch, time) < 0.8
-    return layer, torch.randn(batch, time, 5, dtype=dtype), torch.randn(batch, 4, dtype=dtype), doc_starts, mask
+    return (
+        layer,
+        torch.randn(batch, time, 5, dtype=dtype),
+        torch.randn(batch, 4, dtype=dtype),
+        doc_starts,
+        mask,
+    )
 
 
 def test_a_split_sequence_continues_from_its_context():
@@ -61,7 +69,9 @@ def test_all_gradients_are_those_of_the_equations():
     names = [name for name, _ in layer.named_parameters()]
 
     def outputs(x, state, *values):
-        h, final = torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, state, doc_starts, mask))
+        h, final = torch.func.functional_call(
+            layer, dict(zip(names, values, strict=True)), (x, state, doc_starts, mask)
+        )
         return h * mask.unsqueeze(-1), final
 
     assert torch.autograd.gradcheck(outputs, (x.requires_grad_(), state.requires_grad_(), *parameters))

@@ -1,4 +1,6 @@
-"""A larger context vector: the same function at first, new channels that learn. Time scales from one to thousands of tokens."""
+"""A larger context vector: the same function at first, new channels that learn. Time scales from one to
+thousands of tokens.
+"""
 
 import math
 
@@ -14,7 +16,14 @@ from newllm_lib.training.model_config import build_model
 
 def model_of(**changes):
     torch.manual_seed(1)
-    sizes = {"hidden_size": 24, "context_dim": 16, "mlp_size": 32, "num_layers": 2, "dropout": 0.0, "sized_for": "cpu"}
+    sizes = {
+        "hidden_size": 24,
+        "context_dim": 16,
+        "mlp_size": 32,
+        "num_layers": 2,
+        "dropout": 0.0,
+        "sized_for": "cpu",
+    }
     model = build_model(load_recipe("demo", {**sizes, **changes}), 300)
     model.config.bos_token_id = 0
     with torch.no_grad():
@@ -31,8 +40,12 @@ def test_the_function_stays_to_rounding(size):
     before, after = model(input_ids=ids), larger(input_ids=ids)
     torch.testing.assert_close(after.logits, before.logits, rtol=1e-12, atol=1e-12)
     assert larger.config.context_dim == size and larger.model.state_size == model.model.state_size + size - 16
-    one, other = (m(input_ids=ids[:, :1], state=o.state).logits for m, o in ((model, before), (larger, after)))
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)  # also from the carried state, which is float32
+    one, other = (
+        m(input_ids=ids[:, :1], state=o.state).logits for m, o in ((model, before), (larger, after))
+    )
+    torch.testing.assert_close(
+        one, other, rtol=1e-6, atol=1e-6
+    )  # also from the carried state, which is float32
 
 
 def test_it_survives_saving_and_the_new_channels_learn(tmp_path):
@@ -51,7 +64,9 @@ def test_it_survives_saving_and_the_new_channels_learn(tmp_path):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     for layer in again.model.layers:
-        assert layer.context.project.weight[16:32].abs().min(1).values.max() > 0  # what the new channels write
+        assert (
+            layer.context.project.weight[16:32].abs().min(1).values.max() > 0
+        )  # what the new channels write
 
 
 def test_what_cannot_grow_is_refused():
@@ -81,9 +96,19 @@ def test_a_multi_scale_context_still_knows_what_was_said_a_thousand_tokens_ago()
     known = {}
     for scales in ("even", "multi"):
         torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "context_dim": 32, "mlp_size": 32, "num_layers": 1, "dropout": 0.0, "sized_for": "cpu"}
+        sizes = {
+            "hidden_size": 32,
+            "context_dim": 32,
+            "mlp_size": 32,
+            "num_layers": 1,
+            "dropout": 0.0,
+            "sized_for": "cpu",
+        }
         model = build_model(load_recipe("demo", {**sizes, "time_scales": scales}), 300).eval()
         rest = torch.randint(1, 300, (1, 1000))
-        logits = [model(input_ids=torch.cat([torch.full((1, 50), first), rest], 1)).logits[0, -1] for first in (5, 9)]
+        logits = [
+            model(input_ids=torch.cat([torch.full((1, 50), first), rest], 1)).logits[0, -1]
+            for first in (5, 9)
+        ]
         known[scales] = float((logits[0] - logits[1]).norm() / logits[0].norm())
     assert known["multi"] > 20 * known["even"] and math.isfinite(known["multi"])

@@ -1,4 +1,6 @@
-"""Both models as a user of transformers meets them: causal, exact when continued, loadable, and able to generate."""
+"""Both models as a user of transformers meets them: causal, exact when continued, loadable, and able to
+generate.
+"""
 
 from importlib import metadata
 
@@ -11,10 +13,19 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
 SMALL = {
-    "sized_for": "cpu", "hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.0,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "hidden_size": 16,
+    "context_dim": 24,
+    "mlp_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.0,
+}
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
-FORMS = [*KINDS, ("new_llm", "options")]  # the parallel recurrence with all that a recipe can add to its blocks
+FORMS = [
+    *KINDS,
+    ("new_llm", "options"),
+]  # the parallel recurrence with all that a recipe can add to its blocks
 OPTIONS = {"mlp_conv": True, "embedding_skip": True}
 VOCAB, BOS, PAD = 97, 0, 1
 
@@ -23,7 +34,9 @@ def build(model="new_llm", recurrence="parallel", **changes):
     torch.manual_seed(0)
     options = recurrence == "options"
     recurrence, changes = ("parallel", {**OPTIONS, **changes}) if options else (recurrence, changes)
-    recipe = load_recipe("demo", {**SMALL, "model": model, "recurrence": recurrence, "max_seq_length": 64, **changes})
+    recipe = load_recipe(
+        "demo", {**SMALL, "model": model, "recurrence": recurrence, "max_seq_length": 64, **changes}
+    )
     built = build_model(recipe, VOCAB).eval()
     built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
@@ -58,7 +71,9 @@ def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     whole = model(ids)
     first = model(ids[:, :cut], use_cache=True)
     second = model(ids[:, cut:], state=first.state, use_cache=True)
-    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([first.logits, second.logits], 1), whole.logits, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(second.state, whole.state, rtol=1e-5, atol=1e-5)
     assert first.state.shape == second.state.shape  # one size however long the text
 
@@ -109,7 +124,9 @@ def test_generate_a_left_padded_batch_equals_each_text_alone(kind, settings):
 
 def test_greedy_generation_equals_rereading_the_whole_text_for_each_token():
     model, ids = build(), text(1, 5)
-    generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    generated = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8, do_sample=False
+    )
     again = ids
     for _ in range(8):
         logits = model(again).logits[:, -1]
@@ -133,14 +150,20 @@ def test_loss_is_the_mean_cross_entropy_and_so_are_its_gradients(kind, labels):
     model, ids = build(*kind), text(2, 12)
     target = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)
     target[0, 3] = -100
-    shifted = {"shift_labels": target} if labels == "shift_labels" else {"labels": torch.cat([ids[:, :1], target[:, :-1]], 1)}
+    shifted = (
+        {"shift_labels": target}
+        if labels == "shift_labels"
+        else {"labels": torch.cat([ids[:, :1], target[:, :-1]], 1)}
+    )
     model.train()
     found = model(ids, **shifted)
     assert found.logits is None  # training forms no logits
     expected = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), target.flatten())
     torch.testing.assert_close(found.loss, expected)
     weights = [p for p in model.parameters() if p.requires_grad]
-    for a, b in zip(torch.autograd.grad(found.loss, weights), torch.autograd.grad(expected, weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found.loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -167,7 +190,9 @@ def test_sequential_recurrence_is_the_seeds_equations():
         delta, forget, write = (layer.gates.weight @ h + layer.gates.bias).chunk(3)
         mixed = torch.sigmoid(forget) * context + torch.sigmoid(write) * delta
         centred = mixed - mixed.mean()
-        context = centred / torch.sqrt(centred.pow(2).mean() + layer.norm.eps) * layer.norm.weight + layer.norm.bias
+        context = (
+            centred / torch.sqrt(centred.pow(2).mean() + layer.norm.eps) * layer.norm.weight + layer.norm.bias
+        )
         logits.append(model.lm_head.weight @ h)
     torch.testing.assert_close(model(ids).logits[0], torch.stack(logits), rtol=1e-5, atol=1e-5)
 
@@ -209,16 +234,30 @@ def first_preference_loss(model, folder) -> float:
     from transformers import PreTrainedTokenizerFast
     from trl import DPOConfig, DPOTrainer
 
-    words = Tokenizer(WordLevel({"<|endoftext|>": 0, "<|pad|>": 1, "<unk>": 2, "a": 3, "b": 4, "c": 5}, unk_token="<unk>"))
+    words = Tokenizer(
+        WordLevel({"<|endoftext|>": 0, "<|pad|>": 1, "<unk>": 2, "a": 3, "b": 4, "c": 5}, unk_token="<unk>")
+    )
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>", unk_token="<unk>"
+        tokenizer_object=words,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        unk_token="<unk>",
     )
     rows = {"prompt": ["a b", "b a c"] * 4, "chosen": [" c", " c c"] * 4, "rejected": [" a", " a b"] * 4}
     args = DPOConfig(
-        output_dir=str(folder), max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to=[],
-        disable_tqdm=True, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+    )
     model.save_pretrained(folder / "base")
     load = lambda: AutoModelForCausalLM.from_pretrained(folder / "base")  # noqa: E731
     # Before 1.0 TRL makes its own reference only of classes that stand in transformers.
@@ -231,7 +270,8 @@ def first_preference_loss(model, folder) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "state"), [(kind, state) for kind in FORMS for state in (False, True) if not (state and kind[0] == "tiny_gpt2")]
+    ("kind", "state"),
+    [(kind, state) for kind in FORMS for state in (False, True) if not (state and kind[0] == "tiny_gpt2")],
 )
 def test_a_training_step_compiles_without_a_graph_break(kind, state):
     model, ids = build(*kind), text(2, 12, documents=True)

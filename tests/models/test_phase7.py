@@ -1,4 +1,6 @@
-"""Phase 7 as a user of transformers meets it: causal, exact when continued, padded or packed, loadable, able to generate."""
+"""Phase 7 as a user of transformers meets it: causal, exact when continued, padded or packed, loadable, able
+to generate.
+"""
 
 import copy
 
@@ -15,16 +17,35 @@ from newllm_lib.training.model_config import build_model, count_parameters, mode
 from tests.models.test_models import BOS, PAD, VOCAB, first_preference_loss, text
 
 SMALL = {
-    "sized_for": "cpu", "model": "phase7", "hidden_size": 24, "context_dim": 16, "mlp_size": 32, "num_layers": 2, "num_heads": 2,
-    "dropout": 0.0, "max_seq_length": 64, "attention_window": 6, "ssm_ranks": 4, "htt_rank": 3,
-}  # fmt: skip
-KINDS = [{}, {"attention": "dot", "embedding": "dense"}, {"ar_ssm": False, "tie_word_embeddings": False},
-         {"attention": "linear", "linear_features": 10}, {"attention": "linear", "ar_ssm": False}]
+    "sized_for": "cpu",
+    "model": "phase7",
+    "hidden_size": 24,
+    "context_dim": 16,
+    "mlp_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.0,
+    "max_seq_length": 64,
+    "attention_window": 6,
+    "ssm_ranks": 4,
+    "htt_rank": 3,
+}
+KINDS = [
+    {},
+    {"attention": "dot", "embedding": "dense"},
+    {"ar_ssm": False, "tie_word_embeddings": False},
+    {"attention": "linear", "linear_features": 10},
+    {"attention": "linear", "ar_ssm": False},
+]
 
 
 def build(**changes):
     """`changes`: of the recipe's keys, or of what only the model's configuration can say."""
-    own = {name: changes.pop(name) for name in ("tie_word_embeddings", "linear_features", "reset_at_bos") if name in changes}
+    own = {
+        name: changes.pop(name)
+        for name in ("tie_word_embeddings", "linear_features", "reset_at_bos")
+        if name in changes
+    }
     config = model_config(load_recipe("demo", {**SMALL, **changes}), VOCAB)
     for name, value in own.items():
         setattr(config, name, value)
@@ -105,7 +126,9 @@ def test_padding_is_as_if_it_were_not_there(kind, where):
     texts = [text(1, n, seed=n, documents=True) for n in (3, 9, 24, 1)]
     for row, one in enumerate(texts):
         n = one.shape[1]
-        places = {"left": torch.arange(24 - n, 24), "right": torch.arange(n)}.get(where, torch.randperm(24, generator=random)[:n])
+        places = {"left": torch.arange(24 - n, 24), "right": torch.arange(n)}.get(
+            where, torch.randperm(24, generator=random)[:n]
+        )
         ids[row, places.sort().values], mask[row, places] = one[0], 1
     prefix = text(4, 7, seed=50)
     before = model(prefix, use_cache=True).state
@@ -115,7 +138,9 @@ def test_padding_is_as_if_it_were_not_there(kind, where):
             alone = model(one, state=None if state is None else state[row : row + 1], use_cache=True)
             near(together.logits[row, mask[row].bool()], alone.logits[0])
             more = text(1, 5, seed=51)
-            near(model(more, state=together.state[row : row + 1]).logits, model(more, state=alone.state).logits)
+            near(
+                model(more, state=together.state[row : row + 1]).logits, model(more, state=alone.state).logits
+            )
     nothing = model(ids[:, :3], attention_mask=torch.zeros(4, 3, dtype=torch.long), use_cache=True).state
     near(model(prefix, state=nothing).logits, model(prefix).logits)
 
@@ -125,7 +150,10 @@ def test_padding_is_as_if_it_were_not_there(kind, where):
 def test_generate_a_left_padded_batch_equals_each_text_alone(settings, kind):
     model = build(**kind)
     short, long = text(1, 4, seed=3), text(1, 9, seed=4)
-    batch, mask = torch.cat([torch.cat([torch.full((1, 5), PAD), short], 1), long]), torch.ones(2, 9, dtype=torch.long)
+    batch, mask = (
+        torch.cat([torch.cat([torch.full((1, 5), PAD), short], 1), long]),
+        torch.ones(2, 9, dtype=torch.long),
+    )
     mask[0, :5] = 0
     options = {"max_new_tokens": 10, "min_new_tokens": 10, **settings}
     together = model.generate(batch, attention_mask=mask, **options)
@@ -178,7 +206,9 @@ def test_loss_is_the_mean_cross_entropy_and_so_are_its_gradients(kind):
     expected = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), target.flatten())
     near(found.loss, expected)
     weights = [p for p in model.parameters() if p.requires_grad]
-    for a, b in zip(torch.autograd.grad(found.loss, weights), torch.autograd.grad(expected, weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found.loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     near(model(ids, labels=torch.cat([ids[:, :1], target[:, :-1]], 1)).loss, found.loss)
 
@@ -224,7 +254,9 @@ def test_checkpointing_and_flash_attention_hold_less(kind):
         model, ids = build(num_layers=6, num_heads=4, **kind, **changes).train(), text(2, 160)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return peak_memory(lambda: torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())), ids.device)
+        return peak_memory(
+            lambda: torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())), ids.device
+        )
 
     plain = held(False)
     assert held(True) < 0.5 * plain
@@ -236,7 +268,9 @@ def test_checkpointing_and_flash_attention_hold_less(kind):
 def test_peft_adapts_it_and_the_adapter_alone_learns(kind):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(build(**kind), LoraConfig(target_modules=["project", "out", "down"], r=2, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        build(**kind), LoraConfig(target_modules=["project", "out", "down"], r=2, task_type="CAUSAL_LM")
+    )
     ids = text(2, 8)
     model(input_ids=ids, labels=ids).loss.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
@@ -279,19 +313,26 @@ def test_it_keeps_its_vocabulary():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [({"num_heads": 5}, "num_heads"), ({"ssm_ranks": 5}, "ssm_ranks"), ({"hidden_size": 2}, "num_heads")]
+    ("wrong", "words"),
+    [({"num_heads": 5}, "num_heads"), ({"ssm_ranks": 5}, "ssm_ranks"), ({"hidden_size": 2}, "num_heads")],
 )
 def test_sizes_that_do_not_fit_are_one_line(wrong, words):
     with pytest.raises(UsageError, match=words):
         build(**wrong)
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
+# --- sizes
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
-    [("phase7_small", 24e6, 26e6), ("phase7_100m", 95e6, 105e6), ("phase7_1.5b", 1.45e9, 1.55e9), ("phase7_0.7b", 0.7e9, 0.72e9)],
+    [
+        ("phase7_small", 24e6, 26e6),
+        ("phase7_100m", 95e6, 105e6),
+        ("phase7_1.5b", 1.45e9, 1.55e9),
+        ("phase7_0.7b", 0.7e9, 0.72e9),
+    ],
 )
 def test_the_recipes_have_the_sizes_they_say(name, least, most):
     recipe = load_recipe(name, device_kind="h100")

@@ -1,7 +1,9 @@
-"""Each notebook in a real browser: run from the top, widgets drawn, Stop stops and saves, the rest runs on, the chat answers.
+"""Each notebook in a real browser: run from the top, widgets drawn, Stop stops and saves, the rest runs on,
+the chat answers.
 
-Needs JupyterLab, Playwright and Chromium (`make test-slow` installs the first two; Chromium: `apt-get install chromium`, or
-`playwright install --with-deps chromium`). Pictures of what was seen go to artefacts/ in the clone.
+Needs JupyterLab, Playwright and Chromium (`make test-slow` installs the first two; Chromium: `apt-get install
+chromium`, or `playwright install --with-deps chromium`). Pictures of what was seen go to artefacts/ in the
+clone.
 """
 
 from __future__ import annotations
@@ -27,21 +29,30 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "artefacts"
 STEPS = 1200  # long enough for a click to come before the end
-# Preference training has five runs, all to their end, and a rate at which the small base's answers do not fall apart.
+# Preference training has five runs, all to their end, and a rate at which the small base's answers do not
+# fall apart.
 LONG = {"04_dpo_lora": {"max_steps": 150, "learning_rate": 1e-6}}
 MINUTES = 60_000  # in Playwright's milliseconds
-MISSING = [name for name in ("jupyterlab", "playwright", "chitchat_dataset") if importlib.util.find_spec(name) is None]
+MISSING = [
+    name
+    for name in ("jupyterlab", "playwright", "chitchat_dataset")
+    if importlib.util.find_spec(name) is None
+]
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 OUTPUT = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.{}']"
 
 
 def chromium(playwright) -> str:
-    """The browser's program; a machine with all packages but no browser fails, for nothing was shown there."""
+    """The browser's program; a machine with all packages but no browser fails, for nothing was
+    shown there.
+    """
     own = playwright.chromium.executable_path
     names = ("chromium", "chromium-browser", "google-chrome")
     found = own if os.path.exists(own) else next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        pytest.fail("Chromium is missing: `apt-get install chromium`, or `playwright install --with-deps chromium`.")
+        pytest.fail(
+            "Chromium is missing: `apt-get install chromium`, or `playwright install --with-deps chromium`."
+        )
     return found
 
 
@@ -60,18 +71,32 @@ def jupyterlab(folder: Path, overrides: dict):
         settings.parent.mkdir(parents=True)
         settings.write_text(text)
     environment = {
-        **os.environ, "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(overrides), "JUPYTER_CONFIG_DIR": str(hidden / "config"),
+        **os.environ,
+        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(overrides),
+        "JUPYTER_CONFIG_DIR": str(hidden / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(hidden / "settings"),
-    }  # fmt: skip
+    }
     words = [
-        "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-        "--expose-app-in-browser", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]  # fmt: skip
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--expose-app-in-browser",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     with open(hidden / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *words], env=environment, stdout=log, stderr=log
+        )
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(f"{address}/api/status") or server.poll() is not None, 180, "JupyterLab did not start")
+        until(
+            lambda: answers(f"{address}/api/status") or server.poll() is not None,
+            180,
+            "JupyterLab did not start",
+        )
         assert server.poll() is None, (hidden / "log").read_text()[-2000:]
         yield address
     finally:
@@ -114,7 +139,9 @@ class Tab:
         self.page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area') }")
 
     def run_all(self) -> None:
-        """Begin; the command's promise, for which `evaluate` would wait, is kept only when the last cell has ended."""
+        """Begin; the command's promise, for which `evaluate` would wait, is kept only when the last cell has
+        ended.
+        """
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
 
     def wait_until_idle(self, minutes: float = 15) -> None:
@@ -122,7 +149,9 @@ class Tab:
 
     def stop_button(self):
         """Of a training that is meant to be stopped (notebook 5's ten steps are not)."""
-        return self.page.locator("button.jupyter-button:enabled", has_text="Stop ", has_not_text="phase7_test")
+        return self.page.locator(
+            "button.jupyter-button:enabled", has_text="Stop ", has_not_text="phase7_test"
+        )
 
     def picture(self, what: str, selector: str) -> None:
         """A picture of the cell's output around the last element that matches."""
@@ -142,13 +171,22 @@ class Tab:
 def tab(request, tmp_path, monkeypatch):
     """The notebook in a browser with its kernel waiting, on small data."""
     if MISSING:
-        pytest.fail(f"needs {', '.join(MISSING)}: `make test-slow` installs them (.venv/bin/pip install -e .[demo,dev,browser])")
+        pytest.fail(
+            f"needs {', '.join(MISSING)}: `make test-slow` installs them (.venv/bin/pip install -e "
+            ".[demo,dev,browser])"
+        )
     from playwright.sync_api import sync_playwright
 
     name, folder = request.param, tmp_path / "work"
     folder.mkdir()
     shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
-    small = {**TINY[name], "max_steps": STEPS, "epochs": 1000.0, **LONG.get(name, {}), **write_data(name, folder / "data")}
+    small = {
+        **TINY[name],
+        "max_steps": STEPS,
+        "epochs": 1000.0,
+        **LONG.get(name, {}),
+        **write_data(name, folder / "data"),
+    }
     monkeypatch.chdir(folder)  # where the notebook's kernel works, so that its runs are found
     with jupyterlab(folder, small) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(playwright), args=["--no-sandbox"])
@@ -184,7 +222,11 @@ def test_it_runs_stops_saves_goes_on_and_answers(tab):
     assert before >= 1  # the cell itself said something first
     line.fill("How are you today?")
     line.press("Enter")
-    until(lambda: turns.count() > before and turns.last.inner_text().strip() not in ("model", "model …"), 180, "no answer came")
+    until(
+        lambda: turns.count() > before and turns.last.inner_text().strip() not in ("model", "model …"),
+        180,
+        "no answer came",
+    )
     tab.wait_until_idle()
     tab.picture("chat", "input[placeholder*='press Enter']")
 
@@ -200,7 +242,9 @@ def stop_the_first_training(tab) -> Run:
     assert tab.page.locator("button.jupyter-button", has_text="Save").count() >= 1
     tab.picture("live", "button.jupyter-button")
     button.click()
-    until(lambda: read_status(run)["state"] == "interrupted", 240, f"Stop did not stop it: {read_status(run)}")
+    until(
+        lambda: read_status(run)["state"] == "interrupted", 240, f"Stop did not stop it: {read_status(run)}"
+    )
     status = read_status(run)
     assert is_complete(run.latest_checkpoint()) and status["step"] < status["total_steps"]
     return run

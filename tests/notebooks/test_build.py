@@ -1,4 +1,6 @@
-"""The notebooks are what their sources say: built, without outputs, with short cells and the recipes' defaults."""
+"""The notebooks are what their sources say: built, without outputs, with short cells and the recipes'
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_check_passes_and_sees_a_difference(builder, tmp_path, monkeypatch, caps
     assert builder.main(["--check"]) == 1 and "run `make notebooks`" in capsys.readouterr().err
     assert builder.main([]) == 0 and builder.main(["--check"]) == 0
     first = sorted(tmp_path.glob("*.ipynb"))[0]
-    first.write_text(first.read_text(encoding="utf-8").replace("nbformat_minor", "nbformat_minor "), encoding="utf-8")
+    first.write_text(
+        first.read_text(encoding="utf-8").replace("nbformat_minor", "nbformat_minor "), encoding="utf-8"
+    )
     (tmp_path / "99_of_nowhere.ipynb").write_text("{}")
     assert builder.main(["--check"]) == 1
     complaints = capsys.readouterr().err
@@ -59,7 +63,9 @@ def test_an_unknown_build_line_is_refused(builder, tmp_path):
 
 
 def test_the_command_line_tells_by_its_exit_code():
-    ended = subprocess.run([sys.executable, str(NOTEBOOKS / "build.py"), "--check"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(NOTEBOOKS / "build.py"), "--check"], capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
 
 

@@ -1,6 +1,8 @@
-"""Colab takes the machine away in the middle of a training: in a new clone, with only Drive left, the notebook goes on.
+"""Colab takes the machine away in the middle of a training: in a new clone, with only Drive left, the
+notebook goes on.
 
-Each machine is a clone of its own with a cache of its own; losing it kills every process that began there and deletes both.
+Each machine is a clone of its own with a cache of its own; losing it kills every process that began there and
+deletes both.
 """
 
 from __future__ import annotations
@@ -44,16 +46,24 @@ class Machine:
         copy_working_tree(self.clone)
         self.notebook = self.clone / "notebooks" / f"{NAME}.ipynb"
         environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join((str(COLAB), str(self.clone), *_packages())), "FAKE_DRIVE": str(drive),
-            "COLAB_RELEASE_TAG": "release-colab", "NEWLLM_CACHE": str(folder / "cache"), "MACHINE": str(folder),
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(COLAB), str(self.clone), *_packages())),
+            "FAKE_DRIVE": str(drive),
+            "COLAB_RELEASE_TAG": "release-colab",
+            "NEWLLM_CACHE": str(folder / "cache"),
+            "MACHINE": str(folder),
             "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(SETTINGS),
-        }  # fmt: skip
+        }
         with open(folder / "out", "w") as out:
             words = [sys.executable, "-c", RUN_ALL, str(self.notebook), str(self.notebook.parent)]
-            self.process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, start_new_session=True)
+            self.process = subprocess.Popen(
+                words, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
 
     def run(self) -> Run:
-        return next((Run(p) for p in (self.clone / "checkpoints").glob("new_llm_demo*") if p.is_dir()), Run("nowhere"))
+        return next(
+            (Run(p) for p in (self.clone / "checkpoints").glob("new_llm_demo*") if p.is_dir()), Run("nowhere")
+        )
 
     def copy(self) -> Run:
         return Run(self.drive / "MyDrive" / "new-llm" / self.run().name)
@@ -61,7 +71,9 @@ class Machine:
     def until(self, condition, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None and time.monotonic() < end, (self.folder / "out").read_text()[-3000:]
+            assert self.process.poll() is None and time.monotonic() < end, (self.folder / "out").read_text()[
+                -3000:
+            ]
             time.sleep(0.05)
 
     def ended(self) -> int:
@@ -112,7 +124,10 @@ def test_with_only_drive_left_it_goes_on_at_the_next_step_with_the_same_curve(tm
     second = Machine(tmp_path / "second", tmp_path / "drive")
     second.ended()
     log = second.run().log.read_text()
-    assert "further than here: it is brought back and continued" in log and f"Continuing from checkpoint-{saved}\n" in log
+    assert (
+        "further than here: it is brought back and continued" in log
+        and f"Continuing from checkpoint-{saved}\n" in log
+    )
     assert is_finished(second.run()) and second.run().name == name
 
     alone = Machine(tmp_path / "alone", tmp_path / "another drive")

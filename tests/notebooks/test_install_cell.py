@@ -1,4 +1,6 @@
-"""The install cell: nothing to do inside an installed clone; elsewhere it clones, sets up, and says what went wrong."""
+"""The install cell: nothing to do inside an installed clone; elsewhere it clones, sets up, and says what went
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CELL = ROOT / "notebooks" / "src" / "cells" / "install.py"
-# A repository with what the cell needs of ours: a bootstrap that leaves a mark, a package that says it is ready.
+# A repository with what the cell needs of ours: a bootstrap that leaves a mark, a package that says it is
+# ready.
 BOOTSTRAP = 'echo "setup $*" >> "$MARK"; exit ${SETUP_CODE:-0}'
 PACKAGE = "def ready(clone=None):\n    print('ready in', clone)\n"
 
@@ -38,9 +41,12 @@ def run_cell(folder: Path, **environment) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "NEWLLM", "COLAB"))}
     # -S: no site-packages, so that nothing of ours is installed here.
     return subprocess.run(
-        [sys.executable, "-S", str(CELL)], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-S", str(CELL)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env={**clean, "MARK": str(folder / "mark"), **{k: str(v) for k, v in environment.items()}},
-    )  # fmt: skip
+    )
 
 
 def test_it_clones_sets_up_and_is_ready(repository, tmp_path):
@@ -72,8 +78,11 @@ def test_a_failed_set_up_stops_the_cell(repository, tmp_path):
 
 def test_where_all_is_installed_nothing_is_done(tmp_path):
     ended = subprocess.run(
-        [sys.executable, str(CELL)], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, str(CELL)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "NEWLLM_REPO_URL": "gone", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert ended.returncode == 0 and ended.stdout.count("\n") == 1 and "ready" in ended.stdout, ended.stderr
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Every notebook, run from the top in a fresh kernel on the demo data with a tiny model, as a user would run it."""
+"""Every notebook, run from the top in a fresh kernel on the demo data with a tiny model, as a user would run
+it.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +18,74 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What a notebook is told to be small: fields of its form and recipe keys.
 TINY = {
     "01_wikitext_pretraining": {
-        "recipe": "demo", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "num_heads": 2,
-        "vocab_size": 512, "max_samples": 300, "max_steps": 30, "logging_steps": 5, "batch_size": 8,
+        "recipe": "demo",
+        "num_layers": 1,
+        "hidden_size": 64,
+        "context_dim": 32,
+        "mlp_size": 64,
+        "num_heads": 2,
+        "vocab_size": 512,
+        "max_samples": 300,
+        "max_steps": 30,
+        "logging_steps": 5,
+        "batch_size": 8,
     },
     "02_dolly": {
-        "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "vocab_size": 400, "max_steps": 20,
-        "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "epochs": 1,
+        "num_layers": 1,
+        "hidden_size": 64,
+        "context_dim": 32,
+        "mlp_size": 64,
+        "vocab_size": 400,
+        "max_steps": 20,
+        "logging_steps": 5,
+        "batch_size": 8,
+        "evals_per_epoch": 2,
+        "epochs": 1,
     },
     "03_ultrachat": {
-        "size": "10k", "num_layers": 1, "hidden_size": 64, "context_dim": 32, "mlp_size": 64, "vocab_size": 400,
-        "max_samples": 150, "max_steps": 20, "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "epochs": 1,
+        "size": "10k",
+        "num_layers": 1,
+        "hidden_size": 64,
+        "context_dim": 32,
+        "mlp_size": 64,
+        "vocab_size": 400,
+        "max_samples": 150,
+        "max_steps": 20,
+        "logging_steps": 5,
+        "batch_size": 8,
+        "evals_per_epoch": 2,
+        "epochs": 1,
     },
     "04_dpo_lora": {
-        "max_samples": 24, "eval_pairs": 6, "max_steps": 2, "epochs": 1, "batch_size": 4, "lora_rank": 2, "max_seq_length": 96,
-        "evals_per_epoch": 1, "learning_rate": 1e-4,
+        "max_samples": 24,
+        "eval_pairs": 6,
+        "max_steps": 2,
+        "epochs": 1,
+        "batch_size": 4,
+        "lora_rank": 2,
+        "max_seq_length": 96,
+        "evals_per_epoch": 1,
+        "learning_rate": 1e-4,
     },
     "05_phase7_1p5b": {
-        "num_layers": 1, "hidden_size": 32, "num_heads": 2, "context_dim": 32, "mlp_size": 64, "htt_rank": 4, "vocab_size": 400,
-        "attention_window": 16, "max_steps": 20, "logging_steps": 5, "batch_size": 8, "evals_per_epoch": 2, "documents": 120,
+        "num_layers": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "context_dim": 32,
+        "mlp_size": 64,
+        "htt_rank": 4,
+        "vocab_size": 400,
+        "attention_window": 16,
+        "max_steps": 20,
+        "logging_steps": 5,
+        "batch_size": 8,
+        "evals_per_epoch": 2,
+        "documents": 120,
     },
-}  # fmt: skip
-_WORDS = "water house red tree seven people learn to write a good answer about small models in the morning".split()
+}
+_WORDS = (
+    "water house red tree seven people learn to write a good answer about small models in the morning".split()
+)
 
 
 def write_data(name: str, folder: Path) -> dict:
@@ -45,18 +94,26 @@ def write_data(name: str, folder: Path) -> dict:
         return {"base": str(make_base(folder / "base", "new_llm"))}
     if name == "05_phase7_1p5b":
         folder.mkdir()
-        (folder / "train.txt").write_text("".join(f"Sentence {i} of my own.\n\n" for i in range(200)), encoding="utf-8")
+        (folder / "train.txt").write_text(
+            "".join(f"Sentence {i} of my own.\n\n" for i in range(200)), encoding="utf-8"
+        )
         return {"weights": f"demo=3,{folder}=1"}
     random = Random(0)
     text = lambda: " ".join(random.choices(_WORDS, k=random.randint(3, 20)))  # noqa: E731
     rows = {
-        "02_dolly": lambda: {"instruction": text(), "context": random.choice(["", text()]), "response": text()},
+        "02_dolly": lambda: {
+            "instruction": text(),
+            "context": random.choice(["", text()]),
+            "response": text(),
+        },
         "03_ultrachat": lambda: {"id": "x", "data": [text() for _ in range(4)]},
     }.get(name)
     if rows is None:
         return {}
     folder.mkdir()
-    (folder / "train.jsonl").write_text("".join(json.dumps(rows()) + "\n" for _ in range(200)), encoding="utf-8")
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(rows()) + "\n" for _ in range(200)), encoding="utf-8"
+    )
     return {"data_dir": str(folder)}
 
 
@@ -74,7 +131,10 @@ def executed(request, tmp_path_factory):
         small = {**TINY[path.stem], **write_data(path.stem, folder / "data")}
         patch.setenv("NEWLLM_NOTEBOOK_OVERRIDES", json.dumps(small))
         client = nbclient.NotebookClient(
-            notebook, timeout=SLOWEST_CELL, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+            notebook,
+            timeout=SLOWEST_CELL,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
         )
         client.execute()
     return notebook, folder
@@ -99,12 +159,17 @@ def widget_values(notebook) -> str:
 
 def printed(notebook) -> str:
     return "".join(
-        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+        output.get("text", "")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
     )
 
 
 def test_a_notebook_runs_from_the_top(executed):
-    """Run all ends without an error, pictures are shown, and the run folders hold what their texts promise."""
+    """Run all ends without an error, pictures are shown, and the run folders hold what their texts
+    promise.
+    """
     notebook, folder = executed
     assert outputs(notebook, "image/png")
     ended = list((folder / "checkpoints").glob("*/best/*.safetensors"))
@@ -128,12 +193,25 @@ def test_pretraining_trains_compares_chats_and_packs(executed):
 @pytest.mark.parametrize("executed", ["02_dolly", "03_ultrachat"], indirect=True)
 def test_dialogue_trains_in_the_background_reads_its_result_chats_and_packs(executed):
     notebook, folder = executed
-    trained = [p.parent for name in ("dolly", "ultrachat") for p in (folder / "checkpoints").glob(f"new_llm_{name}*/best")]
+    trained = [
+        p.parent
+        for name in ("dolly", "ultrachat")
+        for p in (folder / "checkpoints").glob(f"new_llm_{name}*/best")
+    ]
     assert trained
     run, shown = trained[0], printed(notebook)
-    assert "training in the background (pid" in shown and "[Checkpoint saved]" in shown  # the log, from another cell
-    assert "What it means:" in shown and "bits per byte of held-out answers" in shown and "the bigram table" in shown
-    assert any("# What " in page and "Hello! How are you today?" in page for page in outputs(notebook, "text/markdown"))
+    assert (
+        "training in the background (pid" in shown and "[Checkpoint saved]" in shown
+    )  # the log, from another cell
+    assert (
+        "What it means:" in shown
+        and "bits per byte of held-out answers" in shown
+        and "the bigram table" in shown
+    )
+    assert any(
+        "# What " in page and "Hello! How are you today?" in page
+        for page in outputs(notebook, "text/markdown")
+    )
     assert "Hello! How are you today?" in widget_values(notebook)
     assert (run.parent / f"{run.name}.zip").is_file() and (run / "samples.jsonl").is_file()
 
@@ -144,7 +222,9 @@ def test_preferences_are_trained_shown_used_and_swept(executed):
     shown, cards = printed(notebook), "".join(outputs(notebook, "text/markdown"))
     assert "a classifier that sees only the length" in shown and f"trl {version('trl')}" in shown
     assert "held-out pairs" in cards and "| accuracy |" in cards and "| beta | learning rate |" in cards
-    assert "2 left out" in "".join(p.read_text(encoding="utf-8") for p in (folder / "checkpoints").glob("*my_pairs*/train.log"))
+    assert "2 left out" in "".join(
+        p.read_text(encoding="utf-8") for p in (folder / "checkpoints").glob("*my_pairs*/train.log")
+    )
     run = next((folder / "checkpoints").glob("*/export/model.safetensors")).parents[1]
     assert (run / "best" / "adapter_model.safetensors").is_file() and run.name.startswith("dpo_base")
     assert (run.parent / f"{run.name}.zip").is_file() and len(outputs(notebook, "image/png")) >= 5

@@ -1,6 +1,8 @@
-"""Compile every kernel for a GPU that need not be there: `python compiled_kernels.py 75`. Prints one line a kernel.
+"""Compile every kernel for a GPU that need not be there: `python compiled_kernels.py 75`. Prints one line a
+kernel.
 
-Triton's compiler needs no GPU, only to be told of one. Every launch becomes a compilation, so the results are garbage.
+Triton's compiler needs no GPU, only to be told of one. Every launch becomes a compilation, so the results are
+garbage.
 """
 
 import itertools
@@ -54,7 +56,9 @@ def compile_instead(kernel, grid):
         name = kernel.fn.__name__
         uses_dot = bool(re.search(r"\b(wg)?mma\b", compiled.asm["ptx"]))
         assert uses_dot == (name in WITH_DOT), f"{name}: tensor-core dot {uses_dot}"
-        assert compiled.metadata.shared <= SHARED_MEMORY[CAPABILITY], f"{name} needs {compiled.metadata.shared} bytes"
+        assert compiled.metadata.shared <= SHARED_MEMORY[CAPABILITY], (
+            f"{name} needs {compiled.metadata.shared} bytes"
+        )
         print(name, len(compiled.asm["cubin"]))
 
     return compile_it
@@ -71,7 +75,12 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     for chunks in (1, 4):
         gated.count_chunks = lambda programs, steps, device, chunks=chunks: chunks if steps == time else 1
         y, c, final = gated.gated_scan(
-            normal(batch, time, 3 * dim), float32(dim), float32(dim), doc_starts, doc_starts, float32(batch, dim)
+            normal(batch, time, 3 * dim),
+            float32(dim),
+            float32(dim),
+            doc_starts,
+            doc_starts,
+            float32(batch, dim),
         )
         (y * 2).sum().backward()
     inputs = normal(batch, time, dim), normal(batch, time, dim), float32(dim)
@@ -80,25 +89,40 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     r, u = stream.add_norm_conv(*inputs, float32(dim, 4), doc_starts, float32(batch, 3, dim), 1e-6)
     (r * u).sum().backward()
     stream.last_rows(inputs[0], inputs[2], 4, doc_starts, None, 1e-6)
-    (conv.short_conv(normal(batch, time, dim), float32(dim, 4), doc_starts, float32(batch, 3, dim)) * 2).sum().backward()
+    (
+        conv.short_conv(normal(batch, time, dim), float32(dim, 4), doc_starts, float32(batch, 3, dim)) * 2
+    ).sum().backward()
     state = torch.zeros(batch, 4 * dim)
-    conv.short_conv_step(normal(batch, dim), float32(dim, 4), doc_starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim))
+    conv.short_conv_step(
+        normal(batch, dim), float32(dim, 4), doc_starts[:, 0], state[:, dim:], torch.empty(batch, 3 * dim)
+    )
     new = torch.empty(batch, dim)
-    gated.gated_scan_step(normal(batch, 3 * dim), float32(dim), float32(dim), doc_starts[:, 0], state[:, :dim], new)
-    weight, one = torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32), torch.ones(1)
+    gated.gated_scan_step(
+        normal(batch, 3 * dim), float32(dim), float32(dim), doc_starts[:, 0], state[:, :dim], new
+    )
+    weight, one = (
+        torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32),
+        torch.ones(1),
+    )
     settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
     factors = torch.ones(dim), torch.ones(time)
     for bits in (0, 4, 8, 32):
         rounded.rounded_step_(weight, weight, new_momentum(weight, bits), factors, one, bits=bits, **settings)
     rounded.rounded_step_(weight, weight, (), None, one, bits=0, **settings)
-    rounded.adam_step_(weight, weight, factors[0], factors[0], one, rate=0.1, decay=0.0, betas=(0.9, 0.9), step=1, seed=7)
+    rounded.adam_step_(
+        weight, weight, factors[0], factors[0], one, rate=0.1, decay=0.0, betas=(0.9, 0.9), step=1, seed=7
+    )
     sums = norms.squares(weight)
     norms.clip(factors[0], 0, one, 1.0)
     norms.limited(weight, norms.second_moment(sums, *factors, one, 0.1, 0.5), one)
     total, normed = stream.add_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
-    gated_sum = gates.mix(gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed)
+    gated_sum = gates.mix(
+        gates.swiglu(normal(batch, time, 2 * dim)), gates.group_gate(total, normal(batch, time, 4)), normed
+    )
     (gated_sum * 2).sum().backward()
-    (embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2).sum().backward()
+    (
+        embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2
+    ).sum().backward()
 
 
 def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
@@ -111,7 +135,9 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
     losses, factors = torch.empty(2, rows)
     labels = torch.zeros(rows, dtype=torch.long)
     exponentials.scaled_rows(normal(rows, dim).detach(), losses, torch.ones(()))
-    exponentials.softmax_factors(normal(rows, dim).detach(), normal(words, dim).detach(), labels, -100, losses, factors)
+    exponentials.softmax_factors(
+        normal(rows, dim).detach(), normal(words, dim).detach(), labels, -100, losses, factors
+    )
 
 
 def attend(dtype, head_size):
@@ -129,7 +155,9 @@ def attend_linearly(dtype, features, head_size):
     v, log_decay = torch.randn(1, 2, 100, head_size, dtype=dtype), torch.zeros(1, 2, 100)
     doc_starts = torch.zeros(1, 100, dtype=torch.bool)
     if sizes.chunk(features, head_size, dtype, v.device):
-        out, state = linear.linear_attention(q, k, v, log_decay, doc_starts, torch.zeros(1, 2, head_size + 1, features))
+        out, state = linear.linear_attention(
+            q, k, v, log_decay, doc_starts, torch.zeros(1, 2, head_size + 1, features)
+        )
         torch.autograd.grad(out.sum() + state.sum(), [q, k])
     if sizes.features_fit(features, head_size, dtype, v.device):
         points = torch.randn(2, features, head_size)
@@ -146,6 +174,10 @@ if CAPABILITY >= 80:
     for dtype, head_size in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 80)):
         attend(dtype, head_size)
     sizes.dispatch.shared_memory = lambda device: SHARED_MEMORY[CAPABILITY]
-    assert sizes.chunk(64, 64, torch.bfloat16, None) and sizes.features_fit(64, 64, torch.bfloat16, None)  # Phase 8's presets
-    for dtype, features, head_size in itertools.product((torch.bfloat16, torch.float32), (64, 128), (64, 128)):
+    assert sizes.chunk(64, 64, torch.bfloat16, None) and sizes.features_fit(
+        64, 64, torch.bfloat16, None
+    )  # Phase 8's presets
+    for dtype, features, head_size in itertools.product(
+        (torch.bfloat16, torch.float32), (64, 128), (64, 128)
+    ):
         attend_linearly(dtype, features, head_size)

@@ -1,7 +1,8 @@
-"""The kernels in Triton's interpreter, at tiny sizes: run by the test files beside this one, in a process of their own.
+"""The kernels in Triton's interpreter, at tiny sizes: run by the test files beside this one, in a process of
+their own.
 
-(The interpreter must be chosen before triton is imported, and would make a GPU's tests in the same process run on the
-CPU.)
+(The interpreter must be chosen before triton is imported, and would make a GPU's tests in the same process
+run on the CPU.)
 """
 
 import os
@@ -25,7 +26,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def short_unrolling(monkeypatch):
-    """Three steps at a time instead of eight, which the interpreter would all walk through however short the input."""
+    """Three steps at a time instead of eight, which the interpreter would all walk through however short the
+    input.
+    """
     from newllm_lib.ops.add_norm import triton as stream
     from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
@@ -75,9 +78,15 @@ def test_add_norm(with_branch):
     checks.check_add_norm("cpu", torch.float16, 5, 130, with_branch)
 
 
-@pytest.mark.parametrize(("dtype", "rows", "dim", "with_branch"), [
-    (torch.float32, 5, 37, True), (torch.float16, 3, 16, True), (torch.float32, 7, 130, False), (torch.float32, 1, 1, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "rows", "dim", "with_branch"),
+    [
+        (torch.float32, 5, 37, True),
+        (torch.float16, 3, 16, True),
+        (torch.float32, 7, 130, False),
+        (torch.float32, 1, 1, True),
+    ],
+)
 def test_add_norm_in_several_programs(dtype, rows, dim, with_branch, monkeypatch):
     from newllm_lib.ops.add_norm import triton
 
@@ -91,7 +100,8 @@ def test_add_norm_conv(case, chunks):
 
 
 @pytest.mark.parametrize(
-    ("width", "flags", "conv_state", "residual"), [(1, True, True, True), (2, False, False, False), (5, True, False, True)]
+    ("width", "flags", "conv_state", "residual"),
+    [(1, True, True, True), (2, False, False, False), (5, True, False, True)],
 )
 def test_add_norm_conv_widths(width, flags, conv_state, residual, chunks):
     checks.check_add_norm_conv("cpu", torch.float32, 2, 7, 3, width, flags, conv_state, residual)
@@ -113,7 +123,9 @@ def test_add_norm_conv_widths(width, flags, conv_state, residual, chunks):
     ids=str,
 )
 def test_hyperbolic_attention(tile, case, monkeypatch):
-    """Tiles of few queries and keys, so that short inputs have whole tiles, edges on both sides and a ragged end."""
+    """Tiles of few queries and keys, so that short inputs have whole tiles, edges on both sides and a ragged
+    end.
+    """
     from newllm_lib.ops.hyperbolic_attention import triton
 
     tile = dict(zip(("BLOCK_M", "BLOCK_N"), tile, strict=True), num_warps=4, num_stages=1)
@@ -123,10 +135,15 @@ def test_hyperbolic_attention(tile, case, monkeypatch):
 
 @pytest.mark.parametrize(
     "case",
-    [(torch.float32, 1, 1, 1, 3, 5), (torch.float32, 1, 2, 37, 20, 9), (torch.float32, 2, 1, 35, 16, 16, True),
-     (torch.float16, 1, 1, 40, 8, 12, True), (torch.float32, 1, 1, 20, 4, 4, False, "triton", False)],
+    [
+        (torch.float32, 1, 1, 1, 3, 5),
+        (torch.float32, 1, 2, 37, 20, 9),
+        (torch.float32, 2, 1, 35, 16, 16, True),
+        (torch.float16, 1, 1, 40, 8, 12, True),
+        (torch.float32, 1, 1, 20, 4, 4, False, "triton", False),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_linear_attention(case, monkeypatch):
     from newllm_lib.ops.linear_attention import sizes
 
@@ -136,10 +153,15 @@ def test_linear_attention(case, monkeypatch):
 
 @pytest.mark.parametrize(
     "case",
-    [(torch.float32, 1, 1, 1, 3, 5), (torch.float32, 2, 2, 37, 20, 9), (torch.float16, 1, 2, 70, 16, 16),
-     (torch.float32, 1, 1, 20, 7, 4, 40.0), (torch.float32, 1, 1, 20, 7, 4, 0.05)],
+    [
+        (torch.float32, 1, 1, 1, 3, 5),
+        (torch.float32, 2, 2, 37, 20, 9),
+        (torch.float16, 1, 2, 70, 16, 16),
+        (torch.float32, 1, 1, 20, 7, 4, 40.0),
+        (torch.float32, 1, 1, 20, 7, 4, 0.05),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_linear_attentions_features(case, monkeypatch):
     from newllm_lib.ops.linear_attention import triton
 
@@ -156,7 +178,14 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
     draw = checks.Draw("cpu", torch.float32)
     q, k = (draw.normal(1, 2, 18, 4).detach().softmax(-1).requires_grad_() for _ in "qk")
     log_decay = draw.uniform(1, 2, 18).detach().log().requires_grad_()
-    arguments = q, k, draw.normal(1, 2, 18, 3), log_decay, draw.flags(1, 18, share=0.1), draw.uniform(1, 2, 4, 4)
+    arguments = (
+        q,
+        k,
+        draw.normal(1, 2, 18, 3),
+        log_decay,
+        draw.flags(1, 18, share=0.1),
+        draw.uniform(1, 2, 4, 4),
+    )
     checks_of = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.newllm.linear_attention.default, arguments, test_utils=checks_of)
 
@@ -165,23 +194,41 @@ def test_linear_attention_is_a_well_formed_operator(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["gated_scan", "short_conv", "add_norm", "add_norm_conv",
-             "token_embedding"],
-)  # fmt: skip
+    "name",
+    ["gated_scan", "short_conv", "add_norm", "add_norm_conv", "token_embedding"],
+)
 def test_operator_is_well_formed(name):
     """Schema, fake tensors, autograd and dynamic shapes, by torch's own check of custom operators."""
     import newllm_lib.ops.embedding.triton  # noqa: F401
-    import newllm_lib.ops.gated_scan.triton
-    import newllm_lib.ops.short_conv.triton
 
     draw = checks.Draw("cpu", torch.float32)
     batch, time, dim = 2, 3, 5
-    x, y, doc_starts = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.flags(batch, time, share=0.3)
+    x, y, doc_starts = (
+        draw.normal(batch, time, dim),
+        draw.normal(batch, time, dim),
+        draw.flags(batch, time, share=0.3),
+    )
     arguments = {
-        "gated_scan": (draw.normal(batch, time, 3 * dim), None, draw.normal(dim), doc_starts, None, None, 1e-6),
+        "gated_scan": (
+            draw.normal(batch, time, 3 * dim),
+            None,
+            draw.normal(dim),
+            doc_starts,
+            None,
+            None,
+            1e-6,
+        ),
         "short_conv": (x, draw.normal(dim, 4), doc_starts, draw.normal(batch, 3, dim)),
         "add_norm": (draw.normal(7, dim), draw.normal(7, dim), draw.normal(dim), 1e-6),
-        "add_norm_conv": (x, y, draw.normal(dim), draw.normal(dim, 4), doc_starts, draw.normal(batch, 3, dim), 1e-6),
+        "add_norm_conv": (
+            x,
+            y,
+            draw.normal(dim),
+            draw.normal(dim, 4),
+            doc_starts,
+            draw.normal(batch, 3, dim),
+            1e-6,
+        ),
         "token_embedding": (draw.normal(7, dim), torch.tensor([0, 6, 6]), torch.float32),
     }
     torch.library.opcheck(getattr(torch.ops.newllm, name).default, arguments[name])
@@ -199,9 +246,13 @@ def test_compiles_without_graph_break():
         y, _, final = gated.gated_scan(torch.tanh(u), None, weight)
         return y * 2, final
 
-    eager = torch.autograd.grad([z.square().sum() for z in block(x, weight, conv_weight)], [x, weight, conv_weight])
+    eager = torch.autograd.grad(
+        [z.square().sum() for z in block(x, weight, conv_weight)], [x, weight, conv_weight]
+    )
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad([z.square().sum() for z in compiled(x, weight, conv_weight)], [x, weight, conv_weight])
+    found = torch.autograd.grad(
+        [z.square().sum() for z in compiled(x, weight, conv_weight)], [x, weight, conv_weight]
+    )
     for a, b in zip(found, eager, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -238,9 +289,15 @@ def test_scaled_rows():
     torch.testing.assert_close(scaled_rows(rows, factors, scale), rows * factors.unsqueeze(1) * scale)
 
 
-@pytest.mark.parametrize(("dtype", "dim", "width", "flags"), [
-    (torch.float32, 5, 4, True), (torch.float16, 3, 4, False), (torch.float32, 300, 2, True), (torch.float32, 7, 1, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "dim", "width", "flags"),
+    [
+        (torch.float32, 5, 4, True),
+        (torch.float16, 3, 4, False),
+        (torch.float32, 300, 2, True),
+        (torch.float32, 7, 1, False),
+    ],
+)
 def test_decoding_steps(dtype, dim, width, flags):
     from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv
@@ -248,14 +305,21 @@ def test_decoding_steps(dtype, dim, width, flags):
     checks.check_steps("cpu", dtype, conv, scan, 3, dim, width, flags)
 
 
-@pytest.mark.parametrize(("dtype", "rows", "dim", "groups"), [
-    (torch.float32, 3, 30, 5), (torch.float16, 2, 1100, 4), (torch.float32, 1, 1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "rows", "dim", "groups"),
+    [
+        (torch.float32, 3, 30, 5),
+        (torch.float16, 2, 1100, 4),
+        (torch.float32, 1, 1, 1),
+    ],
+)
 def test_gates(dtype, rows, dim, groups):
     phase7_checks.check_gates("cpu", dtype, rows, dim, groups)
 
 
-@pytest.mark.parametrize("case", [(torch.float32, 2, 3, 20, 6, 8, True), (torch.float32, 1, 1, 9, 16, 64)], ids=str)
+@pytest.mark.parametrize(
+    "case", [(torch.float32, 2, 3, 20, 6, 8, True), (torch.float32, 1, 1, 9, 16, 64)], ids=str
+)
 def test_packed_hyperbolic_attention(case, monkeypatch):
     from newllm_lib.ops.hyperbolic_attention import triton
 

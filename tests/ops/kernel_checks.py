@@ -1,8 +1,9 @@
-"""Checks of the kernels that the interpreter's tests (tiny sizes, on the CPU) and the GPU's tests (odd sizes) share.
+"""Checks of the kernels that the interpreter's tests (tiny sizes, on the CPU) and the GPU's tests (odd sizes)
+share.
 
-Each check draws inputs in the wanted dtype, runs the operation with every buffer that it allocates filled with NaN
-first, runs the float64 reference on the same values, and asks that every output and every gradient be near: ||found -
-exact|| / ||exact||.
+Each check draws inputs in the wanted dtype, runs the operation with every buffer that it allocates filled
+with NaN first, runs the float64 reference on the same values, and asks that every output and every gradient
+be near: ||found - exact|| / ||exact||.
 """
 
 import contextlib
@@ -77,7 +78,9 @@ def outputs_and_gradients(function, inputs, upstream, seed):
         upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs]
         upstream = [x.to(torch.bfloat16).to(outputs[0].device) for x in upstream]  # exact in every dtype
     wanted = [x for x in inputs if x is not None and x.requires_grad]
-    gradients = torch.autograd.grad(outputs, wanted, [u.to(x.dtype) for u, x in zip(upstream, outputs, strict=True)])
+    gradients = torch.autograd.grad(
+        outputs, wanted, [u.to(x.dtype) for u, x in zip(upstream, outputs, strict=True)]
+    )
     return [*(x.detach() for x in outputs), *gradients], upstream
 
 
@@ -110,7 +113,9 @@ def check_short_conv(device, dtype, batch, time, dim, width=4, flags=True, with_
         return lambda x, weight, conv_state: (function(x, weight, doc_starts, conv_state),)
 
     names = ["u", "dx", "dweight", "dconv_state"]
-    compare(names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype])
+    compare(
+        names, with_flags(triton.short_conv), with_flags(conv_reference.short_conv), inputs, TOLERANCE[dtype]
+    )
 
 
 def check_add_norm(device, dtype, rows, dim, with_branch=True, seed=0):
@@ -132,7 +137,9 @@ def check_add_norm(device, dtype, rows, dim, with_branch=True, seed=0):
         compare(["n", *names], norm(triton), norm(reference), inputs, TOLERANCE[dtype])
 
 
-def check_add_norm_conv(device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, with_branch=True, seed=0):
+def check_add_norm_conv(
+    device, dtype, batch, time, dim, width=4, flags=True, with_tail=True, with_branch=True, seed=0
+):
     from newllm_lib.ops.add_norm import reference, triton
 
     draw = Draw(device, dtype, seed)
@@ -143,12 +150,18 @@ def check_add_norm_conv(device, dtype, batch, time, dim, width=4, flags=True, wi
     inputs = [draw.normal(batch, time, dim), residual, *parameters, conv_state]
 
     def with_flags(module):
-        return lambda x, residual, weight, conv_weight, conv_state: module.add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, 1e-6)
+        return lambda x, residual, weight, conv_weight, conv_state: module.add_norm_conv(
+            x, residual, weight, conv_weight, doc_starts, conv_state, 1e-6
+        )
 
     def conv(module):  # the stream ends there
         return lambda *inputs: with_flags(module)(*inputs)[1:]
 
-    names = ["dx", "dbranch", "dweight", "dtaps", "dconv_state"] if with_branch else ["dx", "dweight", "dtaps", "dconv_state"]
+    names = (
+        ["dx", "dbranch", "dweight", "dtaps", "dconv_state"]
+        if with_branch
+        else ["dx", "dweight", "dtaps", "dconv_state"]
+    )
     compare(["r", "u", *names], with_flags(triton), with_flags(reference), inputs, TOLERANCE[dtype])
     if dim > 1:
         compare(["u", *names], conv(triton), conv(reference), inputs, TOLERANCE[dtype])
@@ -164,25 +177,39 @@ def check_last_rows(device, dtype, batch, time, dim, width=4, flags=True, seed=0
 
     def expected(r, weight):
         last = slice(time - width + 1, None)
-        return (new_conv_state(reference.norm(r[:, last], weight, 1e-6), width, None if doc_starts is None else doc_starts[:, last], None),)
+        return (
+            new_conv_state(
+                reference.norm(r[:, last], weight, 1e-6),
+                width,
+                None if doc_starts is None else doc_starts[:, last],
+                None,
+            ),
+        )
 
     found = lambda r, weight: (triton.last_rows(r, weight, width, doc_starts, None, 1e-6),)  # noqa: E731
     compare(["conv_state", "dr", "dweight"], found, expected, inputs, TOLERANCE[dtype])
 
 
 def check_steps(device, dtype, conv, scan, batch, dim, width=4, flags=True, seed=0):
-    """One token by the modules `conv` and `scan` against a sequence of length 1 in float64: what is read, the state after it."""
+    """One token by the modules `conv` and `scan` against a sequence of length 1 in float64: what is read, the
+    state after it.
+    """
     draw = Draw(device, dtype, seed)
     x, conv_weight = draw.normal(batch, dim), draw.normal(dim, width, dtype=torch.float32)
     projection, bias = draw.normal(batch, 3 * dim), draw.normal(dim, dtype=torch.float32, scale=2.0)
-    weight, state = draw.normal(dim, dtype=torch.float32), draw.normal(batch, 2, width * dim, dtype=torch.float32)
+    weight, state = (
+        draw.normal(dim, dtype=torch.float32),
+        draw.normal(batch, 2, width * dim, dtype=torch.float32),
+    )
     start = draw.flags(batch, share=0.4) if flags else None
     doc_starts = None if start is None else start.unsqueeze(1)
     exact = [t.detach().double() for t in (x, conv_weight, projection, bias, weight)]
     one = state.detach()[:, 1].double()  # a layer's part of the state: its rows lie apart
     conv_state = one[:, dim:].reshape(batch, width - 1, dim)
     u = conv_reference.short_conv(exact[0].unsqueeze(1), exact[1], doc_starts, conv_state)
-    y, _, context = gated_reference.gated_scan(exact[2].unsqueeze(1), exact[3], exact[4], doc_starts, None, one[:, :dim])
+    y, _, context = gated_reference.gated_scan(
+        exact[2].unsqueeze(1), exact[3], exact[4], doc_starts, None, one[:, :dim]
+    )
     kept = conv_state if start is None else conv_state.masked_fill(start[:, None, None], 0.0)
     with poisoned_buffers(), torch.no_grad():
         new = torch.empty(batch, width * dim, device=device)
@@ -204,7 +231,9 @@ def check_token_embedding(device, dtype, words, dim, shape, seed=0):
     ids = torch.randint(0, words, shape, generator=torch.Generator().manual_seed(seed)).to(device)
     found, expected = (module.token_embedding(ids, weight, dtype) for module in (triton, reference))
     assert found.dtype == dtype and torch.equal(found, expected)
-    (expected,) = torch.autograd.grad(reference.token_embedding(ids, weight.double(), torch.float64), weight, upstream.double())
+    (expected,) = torch.autograd.grad(
+        reference.token_embedding(ids, weight.double(), torch.float64), weight, upstream.double()
+    )
     (gradient,) = torch.autograd.grad(found, weight, upstream)
     assert_near(gradient, expected, 1e-6, "dweight")
 
@@ -213,7 +242,11 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     from newllm_lib.ops.relu2_mlp import reference, triton
 
     draw = Draw(device, dtype, seed)
-    inputs = [draw.normal(rows, dim), draw.normal(inner, dim, scale=dim**-0.5), draw.normal(dim, inner, scale=inner**-0.5)]
+    inputs = [
+        draw.normal(rows, dim),
+        draw.normal(inner, dim, scale=dim**-0.5),
+        draw.normal(dim, inner, scale=inner**-0.5),
+    ]
 
     def alone(module):
         return lambda *inputs: (module.relu2_mlp(*inputs),)
@@ -222,13 +255,26 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
 
 
 def run_interpreted(selection):
-    """Run the tests of `interpreted_kernels.py` that match, in a process whose Triton interprets its kernels on the
-    CPU.
+    """Run the tests of `interpreted_kernels.py` that match, in a process whose Triton interprets its kernels
+    on the CPU.
     """
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     file = Path(__file__).with_name("interpreted_kernels.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file), "-k", selection]
-    done = subprocess.run(command, env=environment, cwd=file.parents[2], capture_output=True, text=True, timeout=500)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        str(file),
+        "-k",
+        selection,
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=file.parents[2], capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout, done.stdout

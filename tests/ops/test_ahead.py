@@ -13,7 +13,10 @@ def test_on_a_processor_nothing_is_rehearsed():
 
 def test_only_the_first_blocks_are_gone_through():
     model = nn.Module()
-    model.few, model.blocks = nn.ModuleList([nn.Linear(1, 1)] * 3), nn.ModuleList(nn.Linear(9, 9) for _ in range(5))
+    model.few, model.blocks = (
+        nn.ModuleList([nn.Linear(1, 1)] * 3),
+        nn.ModuleList(nn.Linear(9, 9) for _ in range(5)),
+    )
     before = list(model.blocks)
     with precompile._first_blocks(model):
         assert list(model.blocks) == before[:2] and len(model.few) == 3
@@ -28,8 +31,19 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(monkey
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled, compile_one = [], JITFunction._do_compile
-    monkeypatch.setattr(JITFunction, "_do_compile", lambda self, *a, **k: (compiled.append(self), compile_one(self, *a, **k))[1])
-    sizes = {"vocab_size": 320, "hidden_size": 48, "context_dim": 48, "mlp_size": 80, "num_hidden_layers": 4, "bos_token_id": 0}
+    monkeypatch.setattr(
+        JITFunction,
+        "_do_compile",
+        lambda self, *a, **k: (compiled.append(self), compile_one(self, *a, **k))[1],
+    )
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "context_dim": 48,
+        "mlp_size": 80,
+        "num_hidden_layers": 4,
+        "bos_token_id": 0,
+    }
     torch.manual_seed(0)
     model = NewLLMForCausalLM(NewLLMConfig(**sizes)).cuda().train()
     ids = torch.randint(1, 320, (16, 64), device="cuda")
@@ -47,6 +61,8 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(monkey
     found = loss()
     found.backward()
     assert not compiled, {kernel.__name__ for kernel in compiled}
-    with torch.no_grad():  # as on the processor, where no kernel runs (5.15: the labels are the inputs, which a tied head knows)
+    with (
+        torch.no_grad()
+    ):  # as on the processor, where no kernel runs (5.15: the labels are the inputs, which a tied head knows)
         expected = model.cpu()(input_ids=ids.cpu(), shift_labels=ids.cpu()).loss
     assert abs(found.item() - expected.item()) < 0.05

@@ -1,4 +1,6 @@
-"""The check of the kernels on a user's machine: it passes where they are right, and names the one that is wrong."""
+"""The check of the kernels on a user's machine: it passes where they are right, and names the one that is
+wrong.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ def test_right_operations_pass(dtype):
     self_check.refuse_mismatch(found)
 
 
-@pytest.mark.parametrize("wrong", [lambda y: y * 1.01, lambda y: y * float("nan"), lambda y: y.detach() + 0 * y])
+@pytest.mark.parametrize(
+    "wrong", [lambda y: y * 1.01, lambda y: y * float("nan"), lambda y: y.detach() + 0 * y]
+)
 def test_a_wrong_result_or_gradient_is_refused_by_name(monkeypatch, wrong):
     right = short_conv.short_conv
     monkeypatch.setattr(short_conv, "short_conv", lambda *x: (wrong(right(*x)[0]),))

@@ -1,4 +1,6 @@
-"""The chunked head and loss against torch's own cross-entropy on all logits, and the kernel in Triton's interpreter."""
+"""The chunked head and loss against torch's own cross-entropy on all logits, and the kernel in Triton's
+interpreter.
+"""
 
 import os
 import subprocess
@@ -14,7 +16,9 @@ from newllm_lib.ops.linear_cross_entropy import IGNORE, chunked, linear_cross_en
 def inputs(tokens, dim, vocabulary, dtype=torch.float64, device="cpu"):
     generator = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(tokens, dim, generator=generator, dtype=torch.float64)
-    weight = torch.randn(vocabulary, dim, generator=generator, dtype=torch.float64) / dim**0.5  # logits near 1, as in training
+    weight = (
+        torch.randn(vocabulary, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    )  # logits near 1, as in training
     labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
     labels[::3] = IGNORE
     return [x.to(device, dtype).requires_grad_() for x in (hidden, weight)] + [labels.to(device)]
@@ -47,7 +51,11 @@ def test_an_odd_vocabulary_meets_the_kernel_in_whole_eights(vocabulary, monkeypa
         widths.append((logits.stride(0), logits.shape[1]))
         logits.copy_(chunked.by_torch(logits, target, losses))
 
-    stand_ins = {"runs_triton": lambda x: True, "_takes_exponentials": lambda x: False, "max_vocabulary": lambda: 40}
+    stand_ins = {
+        "runs_triton": lambda x: True,
+        "_takes_exponentials": lambda x: False,
+        "max_vocabulary": lambda: 40,
+    }
     for name, stand_in in {**stand_ins, "by_kernel": overwrite}.items():
         monkeypatch.setattr(chunked, name, stand_in)
     hidden, weight, labels = inputs(9, 4, vocabulary)
@@ -60,7 +68,10 @@ def test_an_odd_vocabulary_meets_the_kernel_in_whole_eights(vocabulary, monkeypa
 def test_a_given_count_divides_the_sum_and_no_label_gives_zero():
     hidden, weight, labels = inputs(12, 4, 9)
     counted = int((labels != IGNORE).sum())
-    by_hundred, mean = linear_cross_entropy(hidden, weight, labels, 100), linear_cross_entropy(hidden, weight, labels)
+    by_hundred, mean = (
+        linear_cross_entropy(hidden, weight, labels, 100),
+        linear_cross_entropy(hidden, weight, labels),
+    )
     torch.testing.assert_close(by_hundred * 100 / counted, mean)
     for tokens in (None, 0, torch.tensor(0)):
         assert linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE), tokens) == 0
@@ -128,12 +139,16 @@ print("equal")
 def test_the_kernels_in_the_interpreter(script):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
 @pytest.mark.parametrize(
     ("tokens", "dim", "vocabulary"),
     [(1, 16, 8192), (1000, 64, 50257), (5000, 32, 1000), (3000, 250, 8001), (500, 300, 1000)],

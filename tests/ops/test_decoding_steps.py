@@ -19,7 +19,9 @@ def test_in_the_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("batch", "dim", "width"), [(1, 1, 4), (3, 100, 4), (1, 513, 2), (64, 256, 4), (2, 1024, 1)])
+@pytest.mark.parametrize(
+    ("batch", "dim", "width"), [(1, 1, 4), (3, 100, 4), (1, 513, 2), (64, 256, 4), (2, 1024, 1)]
+)
 def test_on_a_gpu(dtype, batch, dim, width):
     from newllm_lib.ops.gated_scan import triton as scan
     from newllm_lib.ops.short_conv import triton as conv

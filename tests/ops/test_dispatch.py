@@ -28,11 +28,17 @@ def operation():
 
 
 def test_the_first_that_takes_the_tensors_is_chosen_else_the_reference(operation):
-    assert operation(torch.zeros(9)) is SMALL and operation(torch.zeros(9, 1)) is LONG and operation(torch.zeros(2, 1)) is PLAIN
+    assert (
+        operation(torch.zeros(9)) is SMALL
+        and operation(torch.zeros(9, 1)) is LONG
+        and operation(torch.zeros(2, 1)) is PLAIN
+    )
 
 
 def test_a_backend_can_be_named(operation):
-    assert operation.named("long", torch.zeros(1)) is LONG and operation.named("plain", torch.zeros(1)) is PLAIN
+    assert (
+        operation.named("long", torch.zeros(1)) is LONG and operation.named("plain", torch.zeros(1)) is PLAIN
+    )
     assert operation.named("auto", torch.zeros(1)) is SMALL
 
 
@@ -59,7 +65,11 @@ def test_kernels_are_for_gpus_and_can_be_switched_off(monkeypatch):
 
 def test_the_processors_gradients_want_one_exact_dtype():
     x = torch.zeros(2)
-    assert runs_cpu_kernel(x, None, x) and not runs_cpu_kernel(x, x.double()) and not runs_cpu_kernel(x.bfloat16())
+    assert (
+        runs_cpu_kernel(x, None, x)
+        and not runs_cpu_kernel(x, x.double())
+        and not runs_cpu_kernel(x.bfloat16())
+    )
     assert not runs_cpu_kernel(torch.zeros(1, device="meta"))
 
 
@@ -67,12 +77,11 @@ def test_a_model_is_built_and_run_on_a_processor_without_loading_triton():
     import subprocess
 
     code = (
-        "import sys\nimport torch\nimport newllm_lib.models as m\n"
-        "config = m.NewLLMConfig(vocab_size=32, hidden_size=8, context_dim=8, mlp_size=16, bos_token_id=0)\n"
-        "ids = torch.ones(1, 5, dtype=torch.long)\n"
-        "m.NewLLMForCausalLM(config)(ids, labels=ids).loss.backward()\n"
-        "ours = [name for name in sys.modules if name.startswith('newllm_lib.ops') and name.endswith(('triton', 'kernels'))]\n"
-        "assert not ours, ours"
+        "import sys\nimport torch\nimport newllm_lib.models as m\nconfig = m.NewLLMConfig(vocab_size=32, "
+        "hidden_size=8, context_dim=8, mlp_size=16, bos_token_id=0)\nids = torch.ones(1, 5, "
+        "dtype=torch.long)\nm.NewLLMForCausalLM(config)(ids, labels=ids).loss.backward()\nours = [name for "
+        "name in sys.modules if name.startswith('newllm_lib.ops') and name.endswith(('triton', "
+        "'kernels'))]\nassert not ours, ours"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,6 @@
-"""Gates, scan and read-out: the plain version against the equations, the kernels against the plain version."""
+"""Gates, scan and read-out: the plain version against the equations, the kernels against the plain
+version.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ def _by_hand(projection, bias, weight, doc_starts, mask, state, eps):
 def test_plain_version_is_the_equations(batch, time, dim):
     draw = checks.Draw("cpu", torch.float64)
     doc_starts, mask = draw.flags(batch, time, share=0.2), draw.flags(batch, time, share=0.8)
-    projection, bias, weight, state = (draw.normal(*s) for s in ((batch, time, 3 * dim), (dim,), (dim,), (batch, dim)))
+    projection, bias, weight, state = (
+        draw.normal(*s) for s in ((batch, time, 3 * dim), (dim,), (dim,), (batch, dim))
+    )
     inputs = [projection, bias, weight, state]
     results = []
     for outputs in (
@@ -63,7 +67,9 @@ def test_in_the_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 63, 100), (2, 1000, 513), (2, 1000, 1), (2, 63, 513), (3, 1000, 100)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 1), (2, 63, 100), (2, 1000, 513), (2, 1000, 1), (2, 63, 513), (3, 1000, 100)]
+)
 def test_on_a_gpu(sizes, dtype):
     checks.check_gated_scan("cuda", dtype, *sizes)
 
@@ -96,6 +102,8 @@ def test_compiles_without_graph_break():
     results = []
     for version in (function, compiled):
         outputs = version(x, weight, bias, norm)
-        results.append([*outputs, *torch.autograd.grad([o.square().sum() for o in outputs], [x, weight, bias, norm])])
+        results.append(
+            [*outputs, *torch.autograd.grad([o.square().sum() for o in outputs], [x, weight, bias, norm])]
+        )
     for eager, found in zip(*results, strict=True):
         checks.assert_near(found, eager.double(), 1e-5)

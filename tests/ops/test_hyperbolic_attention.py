@@ -1,4 +1,6 @@
-"""Hyperbolic attention: the plain version against the textbook's formulas, the faster ones against the plain one."""
+"""Hyperbolic attention: the plain version against the textbook's formulas, the faster ones against the plain
+one.
+"""
 
 import pytest
 import torch
@@ -64,7 +66,9 @@ def test_plain_version_is_the_textbook(queries, window):
 def test_gradients_of_the_plain_version_are_finite_differences():
     inputs, doc_starts = _inputs(batch=1, heads=2, queries=4, keys=5, dim=3)
     with torch.no_grad():
-        inputs[0][0, 0, 1] = 0  # a point at the origin, where the direction has no meaning but the gradient has
+        inputs[0][0, 0, 1] = (
+            0  # a point at the origin, where the direction has no meaning but the gradient has
+        )
     for backend in ("reference", "chunked"):
 
         def function(*inputs, backend=backend):
@@ -78,18 +82,24 @@ def test_gradients_of_the_plain_version_are_finite_differences():
 def test_in_chunks(queries, window, documents, monkeypatch):
     monkeypatch.setattr(chunked, "_CHUNK", 400)
     monkeypatch.setattr(chunked, "_WINDOWED_ROWS", 5)
-    phase7_checks.check_hyperbolic_attention("cpu", torch.float32, 2, 3, queries, 37, 5, window, documents, backend="chunked")
+    phase7_checks.check_hyperbolic_attention(
+        "cpu", torch.float32, 2, 3, queries, 37, 5, window, documents, backend="chunked"
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_everywhere(backend, dtype):
-    """Points at the origin, beyond where float32 tells 1 - c|x|² from 0, on top of each other, and opposite."""
+    """Points at the origin, beyond where float32 tells 1 - c|x|² from 0, on top of each other, and
+    opposite.
+    """
     phase7_checks.check_extreme_points("cpu", dtype, backend)
 
 
 def test_far_points_keep_their_distances():
-    """From |u| = 9 on the textbook's 1 - c|x|² is 0 in float32, the points lie on the boundary; ours keeps its digits."""
+    """From |u| = 9 on the textbook's 1 - c|x|² is 0 in float32, the points lie on the boundary; ours keeps
+    its digits.
+    """
     draw = checks.Draw("cpu", torch.float32)
     q, k, v = (draw.normal(1, 1, 6, 8).detach() for _ in "qkv")
     inputs = [30 * torch.nn.functional.normalize(q, dim=-1), 25 * torch.nn.functional.normalize(k, dim=-1), v]
@@ -217,7 +227,9 @@ def test_compiles_without_graph_break_on_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", [(2, 3, 77, 40, 64, True), (2, 16, 1024, 128, 128), (1, 2, 300, 64, 1000, True)], ids=str)
+@pytest.mark.parametrize(
+    "case", [(2, 3, 77, 40, 64, True), (2, 16, 1024, 128, 128), (1, 2, 300, 64, 1000, True)], ids=str
+)
 def test_packed_on_a_gpu(dtype, case):
     phase7_checks.check_packed_attention("cuda", dtype, *case)
 

@@ -1,4 +1,6 @@
-"""Linear attention and its hyperbolic features: against textbook formulas, and the chunked version against the plain one."""
+"""Linear attention and its hyperbolic features: against textbook formulas, and the chunked version against
+the plain one.
+"""
 
 import pytest
 import torch
@@ -13,11 +15,15 @@ NAMES = ["out", "state", "dq", "dk", "dv", "dlog_decay", "dstate"]
 
 
 def _inputs(batch=2, heads=3, time=11, features=5, dim=4, dtype=torch.float64, device="cpu", share=0.2):
-    """Positive features that sum to 1, decays between 0.3 and 1, a state from earlier tokens; and document starts."""
+    """Positive features that sum to 1, decays between 0.3 and 1, a state from earlier tokens; and document
+    starts.
+    """
     draw = checks.Draw(device, dtype)
     q, k = (draw.normal(batch, heads, time, features).detach().softmax(-1).requires_grad_() for _ in range(2))
     v = draw.normal(batch, heads, time, dim)
-    log_decay = draw.normal(batch, heads, time, dtype=torch.float32).detach().sigmoid().mul(0.7).add(0.3).log()
+    log_decay = (
+        draw.normal(batch, heads, time, dtype=torch.float32).detach().sigmoid().mul(0.7).add(0.3).log()
+    )
     state = draw.normal(batch, heads, dim + 1, features, dtype=torch.float32).detach().abs()
     if dtype == torch.float64:
         log_decay, state = log_decay.double(), state.double()
@@ -46,7 +52,9 @@ def _gradients(function, inputs):
 def test_plain_version_is_the_recurrence(share):
     inputs, doc_starts = _inputs(share=share)
     expected = _gradients(lambda *x: _token_by_token(*x, doc_starts), inputs)
-    found = _gradients(lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs)
+    found = _gradients(
+        lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs
+    )
     for name, a, b in zip(NAMES, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -57,7 +65,9 @@ def test_plain_version_is_the_recurrence(share):
 def test_chunks_change_nothing_nor_any_gradient(time, with_starts, chunk):
     inputs, doc_starts = _inputs(time=time)
     doc_starts = doc_starts if with_starts else None
-    expected = _gradients(lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs)
+    expected = _gradients(
+        lambda *x: linear_attention(*x[:4], doc_starts=doc_starts, state=x[4], backend="reference"), inputs
+    )
     found = _gradients(lambda *x: chunked.linear_attention(*x[:4], doc_starts, x[4], chunk), inputs)
     for name, a, b in zip(NAMES, found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
@@ -115,7 +125,9 @@ def test_a_document_is_read_as_if_alone_and_padding_leaves_no_trace():
     torch.testing.assert_close(out[:, :, 13:], alone)
     torch.testing.assert_close(last, after)
     padded = [torch.cat([x, torch.zeros_like(x)], 2) for x in conv_state[1:]]
-    _, behind = chunked.linear_attention(torch.cat([conv_state[0], conv_state[0]], 2), *padded, None, torch.zeros_like(state), 8)
+    _, behind = chunked.linear_attention(
+        torch.cat([conv_state[0], conv_state[0]], 2), *padded, None, torch.zeros_like(state), 8
+    )
     torch.testing.assert_close(behind, after)
 
 
@@ -123,7 +135,9 @@ def test_where_nothing_is_seen_the_answer_is_finite():
     (q, k, v, log_decay, state), _ = _inputs(time=9)
     nothing = torch.zeros_like
     for backend in ("chunked", "reference"):
-        out, last = linear_attention(q, nothing(k), v, nothing(log_decay), state=nothing(state), backend=backend)
+        out, last = linear_attention(
+            q, nothing(k), v, nothing(log_decay), state=nothing(state), backend=backend
+        )
         assert torch.equal(out, torch.zeros_like(out)) and not last.any()
 
 
@@ -151,9 +165,13 @@ def test_memory_for_a_token_is_the_same_however_long_the_text():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"k": (2, 3, 10, 5)}, "do not fit"), ({"doc_starts": (2, 10)}, "doc_starts"), ({"state": (2, 3, 4, 5)}, "dim \\+ 1"),
-     ({"backend": "magic"}, "magic")],
-)  # fmt: skip
+    [
+        ({"k": (2, 3, 10, 5)}, "do not fit"),
+        ({"doc_starts": (2, 10)}, "doc_starts"),
+        ({"state": (2, 3, 4, 5)}, "dim \\+ 1"),
+        ({"backend": "magic"}, "magic"),
+    ],
+)
 def test_what_does_not_fit_is_named(change, words):
     (q, k, v, log_decay, state), doc_starts = _inputs()
     arguments = dict(doc_starts=doc_starts, state=state, backend="auto")
@@ -170,9 +188,15 @@ def test_in_the_interpreter():
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "features", "dim"),
-    [(torch.bfloat16, 64, 64), (torch.bfloat16, 64, 128), (torch.bfloat16, 20, 40), (torch.bfloat16, 128, 128),
-     (torch.float32, 64, 64), (torch.float16, 64, 64)],
-)  # fmt: skip
+    [
+        (torch.bfloat16, 64, 64),
+        (torch.bfloat16, 64, 128),
+        (torch.bfloat16, 20, 40),
+        (torch.bfloat16, 128, 128),
+        (torch.float32, 64, 64),
+        (torch.float16, 64, 64),
+    ],
+)
 def test_on_a_gpu(dtype, features, dim):
     phase7_checks.check_linear_attention("cuda", dtype, 2, 3, 333, features, dim, True)
     phase7_checks.check_linear_attention("cuda", dtype, 1, 2, 1, features, dim, True)
@@ -183,7 +207,7 @@ def test_on_a_gpu(dtype, features, dim):
 @pytest.mark.parametrize(
     ("dtype", "features", "dim"),
     [(torch.bfloat16, 64, 64), (torch.bfloat16, 64, 128), (torch.float32, 20, 40), (torch.float16, 64, 64)],
-)  # fmt: skip
+)
 def test_features_on_a_gpu(dtype, features, dim):
     phase7_checks.check_horosphere_features("cuda", dtype, 2, 3, 333, features, dim)
 
@@ -196,7 +220,9 @@ def test_one_document_on_a_gpu():
 @pytest.mark.gpu
 def test_a_long_text_on_a_gpu_is_as_in_chunks_of_torch():
     """16,384 tokens: against the chunked version in float64, since all pairs at once would take gigabytes."""
-    (q, k, v, log_decay, state), doc_starts = _inputs(1, 2, 16_384, 64, 64, torch.bfloat16, "cuda", share=0.001)
+    (q, k, v, log_decay, state), doc_starts = _inputs(
+        1, 2, 16_384, 64, 64, torch.bfloat16, "cuda", share=0.001
+    )
     log_decay = (log_decay.detach() * 0.01).requires_grad_()
     given, results = (q, k, v, log_decay, state), []
     for backend, precise in (("triton", False), ("chunked", True)):
@@ -222,11 +248,14 @@ def test_compiles_without_graph_break_on_a_gpu():
         checks.assert_near(x, y.double(), 1e-2)
 
 
-# --- the feature map --------------------------------------------------------------------------------------------------
+# --- the feature map
+# --------------------------------------------------------------------------------------------------
 
 
 def _points(count=6, dim=3, scale=0.5):
-    return torch.randn(1, 1, count, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * scale
+    return (
+        torch.randn(1, 1, count, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * scale
+    )
 
 
 def _distance(x, y, c):
@@ -258,7 +287,9 @@ def test_features_are_shares_and_near_points_have_near_ones():
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 2, 7, dtype=torch.float64))
     near, far = (horosphere_features(u + step, directions, sharpness, curvature) for step in (0.01, 1.0))
     assert ((near - found).abs().amax(-1) < (far - found).abs().amax(-1)).all()
-    longer = horosphere_features(u, 3 * directions, sharpness, curvature)  # only where a direction points counts
+    longer = horosphere_features(
+        u, 3 * directions, sharpness, curvature
+    )  # only where a direction points counts
     torch.testing.assert_close(longer, found)
 
 

@@ -1,4 +1,6 @@
-"""The chunked scan equals the loop: outputs, final state and every gradient, at odd sizes and with documents that start anew."""
+"""The chunked scan equals the loop: outputs, final state and every gradient, at odd sizes and with documents
+that start anew.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,9 @@ def _results(scan, inputs, with_state=True):
     return [c, final, *torch.autograd.grad(loss, wanted)]
 
 
-@pytest.mark.parametrize(("batch", "time", "dim"), [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 63, 1), (2, 64, 17), (1, 1000, 3)])
+@pytest.mark.parametrize(
+    ("batch", "time", "dim"), [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 63, 1), (2, 64, 17), (1, 1000, 3)]
+)
 @pytest.mark.parametrize("with_state", [True, False])
 def test_chunked_equals_loop(batch, time, dim, with_state):
     expected = _results(_loop, _inputs(batch, time, dim), with_state)
@@ -46,7 +50,9 @@ def test_gradients_equal_finite_differences():
     torch.autograd.gradcheck(linear_scan, _inputs(2, 6, 3))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
 def test_low_precision_accumulates_in_float32(dtype, tolerance):
     low = _inputs(2, 200, 9, dtype)
     exact = _loop(*[x.detach().double() for x in low])

@@ -1,4 +1,6 @@
-"""Operations whose gradient is written by hand for processors: outputs and every gradient against plain torch, in float64."""
+"""Operations whose gradient is written by hand for processors: outputs and every gradient against plain
+torch, in float64.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,11 @@ def compare(found, expected, inputs):
         pair = []
         for outputs in (found, expected):
             total = sum((outputs[i] * weights[i]).sum() for i in chosen)
-            pair.append(torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True, materialize_grads=True))
+            pair.append(
+                torch.autograd.grad(
+                    total, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+            )
         for a, b in zip(*pair, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -52,10 +58,18 @@ def test_the_stream(sizes, flags):
     x, other, weight = draw.normal(batch, time, dim), draw.normal(batch, time, dim), draw.normal(dim)
     conv_weight, some = draw.normal(dim, 4), draw.normal(batch, 3, dim)
     for residual in (None, other):
-        compare(add_norm(x, residual, weight, 1e-6), stream.add_norm(x, residual, weight, 1e-6), [x, residual, weight])
+        compare(
+            add_norm(x, residual, weight, 1e-6),
+            stream.add_norm(x, residual, weight, 1e-6),
+            [x, residual, weight],
+        )
         for conv_state in (None, some):
             arguments = x, residual, weight, conv_weight, doc_starts, conv_state, 1e-6
-            compare(add_norm_conv(*arguments)[:2], stream.add_norm_conv(*arguments), [x, residual, weight, conv_weight, conv_state])
+            compare(
+                add_norm_conv(*arguments)[:2],
+                stream.add_norm_conv(*arguments),
+                [x, residual, weight, conv_weight, conv_state],
+            )
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3), ()], ids=str)
@@ -75,7 +89,12 @@ def test_a_loss_is_exact_where_a_probability_is_not_a_float(ignored):
     hidden, head = hidden.requires_grad_(), head.requires_grad_()
     found = linear_cross_entropy(hidden, head, labels, 5)
     exact = [x.detach().double().requires_grad_() for x in (hidden, head)]
-    expected = torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, labels, ignore_index=IGNORE, reduction="sum") / 5
+    expected = (
+        torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, labels, ignore_index=IGNORE, reduction="sum")
+        / 5
+    )
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
-    for a, b in zip(torch.autograd.grad(found, [hidden, head]), torch.autograd.grad(expected, exact), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found, [hidden, head]), torch.autograd.grad(expected, exact), strict=True
+    ):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)

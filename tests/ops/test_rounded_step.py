@@ -1,4 +1,6 @@
-"""The optimizer's step in few bits: exact in float32, right on average in bfloat16, momentum near what was put in."""
+"""The optimizer's step in few bits: exact in float32, right on average in bfloat16, momentum near what was
+put in.
+"""
 
 import os
 import subprocess
@@ -26,7 +28,16 @@ def walk(step, bits, dtype, device="cpu", steps=4, rows=21, columns=37):
         update = 0.7 * g.double() * factors[0][:, None].double() * factors[1].double()
         average = 0.9 * average + 0.1 * update if bits else update
         exact = exact * (1 - 0.001) - 0.01 * 1.3 * average
-        step(p, g.to(device), momentum, tuple(f.to(device) for f in factors), scale.to(device), bits=bits, seed=seed, **SETTINGS)
+        step(
+            p,
+            g.to(device),
+            momentum,
+            tuple(f.to(device) for f in factors),
+            scale.to(device),
+            bits=bits,
+            seed=seed,
+            **SETTINGS,
+        )
     held = read_momentum(momentum, p.shape, bits).cpu().double() if bits else None
     return p.cpu().double(), held, exact, average
 
@@ -55,8 +66,19 @@ def test_stochastic_rounding_keeps_the_expectation_where_the_nearest_value_keeps
     p = torch.full((40_000,), 0.02, dtype=torch.bfloat16)
     nearest, start = p.clone(), float(p[0])
     for seed in range(10):  # each step is a hundredth of the distance between neighbouring values
-        reference.rounded_step_(p, torch.ones_like(p), (), None, torch.ones(1), bits=0, seed=seed,
-                                rate=1e-6, decay=0.0, beta=0.0, correction=1.0)  # fmt: skip
+        reference.rounded_step_(
+            p,
+            torch.ones_like(p),
+            (),
+            None,
+            torch.ones(1),
+            bits=0,
+            seed=seed,
+            rate=1e-6,
+            decay=0.0,
+            beta=0.0,
+            correction=1.0,
+        )
         nearest.sub_(1e-6)
     assert float(nearest.float().mean()) == start
     assert start - float(p.float().mean()) == pytest.approx(1e-5, rel=0.1)
@@ -88,14 +110,23 @@ def test_a_gradient_that_is_no_number_changes_nothing(bits):
     p = torch.randn(30, 20)
     momentum = new_momentum(p, bits)
     before = [t.clone() for t in (p, *momentum)]
-    reference.rounded_step_(p, torch.full_like(p, float("nan")), momentum, None, torch.tensor([float("nan")]), bits=bits, seed=0,
-                            **SETTINGS)  # fmt: skip
+    reference.rounded_step_(
+        p,
+        torch.full_like(p, float("nan")),
+        momentum,
+        None,
+        torch.tensor([float("nan")]),
+        bits=bits,
+        seed=0,
+        **SETTINGS,
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum), strict=True))
 
 
 def check_adam(step, device="cpu"):
-    """Against torch's AdamW, whose momentum is divided by the root where this one averages what is divided already: the same
-    where the second moment does not change; and nothing moves by a gradient that is no number."""
+    """Against torch's AdamW, whose momentum is divided by the root where this one averages what is divided
+    already: the same where the second moment does not change; and nothing moves by a gradient that is no
+    number."""
     p = torch.linspace(-1, 1, 1500).to(device)
     sign = torch.where(torch.arange(1500) % 3 == 0, 1.0, -1.0).to(device)
     theirs = p.clone().requires_grad_()
@@ -111,10 +142,19 @@ def check_adam(step, device="cpu"):
     step(p, sign / 0, second, momentum, torch.tensor([float("nan")], device=device), **settings)
     assert all(torch.equal(a, b) for a, b in zip(before, (p, second, momentum), strict=True))
     moved = half.clone()
-    step(moved, 4 * sign, second, momentum, torch.tensor([0.5], device=device), **{**settings, "rate": 1e-4, "decay": 0.0})
+    step(
+        moved,
+        4 * sign,
+        second,
+        momentum,
+        torch.tensor([0.5], device=device),
+        **{**settings, "rate": 1e-4, "decay": 0.0},
+    )
     exact = half.float() - 1e-4 * momentum / (1 - 0.9**5)
     assert float((moved.float() - exact).abs().max()) < 2**-7
-    assert float((moved.float() - exact).mean().abs()) < 2e-5  # of 1e-4, most of it smaller than half of bfloat16's spacing
+    assert (
+        float((moved.float() - exact).mean().abs()) < 2e-5
+    )  # of 1e-4, most of it smaller than half of bfloat16's spacing
 
 
 def test_a_small_tensor_steps_as_adamw():
@@ -143,7 +183,9 @@ print("equal")
 def test_the_kernel_in_the_interpreter():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 

@@ -1,4 +1,6 @@
-"""The short convolution: documents, tails and padding by their meaning; the kernels against the plain version."""
+"""The short convolution: documents, tails and padding by their meaning; the kernels against the plain
+version.
+"""
 
 import pytest
 import torch

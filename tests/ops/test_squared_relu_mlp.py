@@ -1,4 +1,6 @@
-"""The token MLP: the plain one by finite differences, the kernels in the interpreter and on a GPU against it in float64."""
+"""The token MLP: the plain one by finite differences, the kernels in the interpreter and on a GPU against it
+in float64.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from tests.ops import kernel_checks as checks
 
 def test_gradients_equal_finite_differences():
     draw = checks.Draw("cpu", torch.float64)
-    torch.autograd.gradcheck(reference.relu2_mlp, (draw.normal(2, 3, 4), draw.normal(5, 4), draw.normal(4, 5)))
+    torch.autograd.gradcheck(
+        reference.relu2_mlp, (draw.normal(2, 3, 4), draw.normal(5, 4), draw.normal(4, 5))
+    )
 
 
 def test_follows_autocast():

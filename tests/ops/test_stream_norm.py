@@ -1,4 +1,6 @@
-"""The residual stream's sum, norm and convolution: what they are made of, and the kernels against the plain version."""
+"""The residual stream's sum, norm and convolution: what they are made of, and the kernels against the plain
+version.
+"""
 
 import pytest
 import torch
@@ -67,7 +69,9 @@ def test_on_a_gpu(sizes, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rows", "dim", "summed"), [(1, 1, True), (37, 100, False), (5000, 2048, True), (700, 2048, False)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "summed"), [(1, 1, True), (37, 100, False), (5000, 2048, True), (700, 2048, False)]
+)
 def test_the_sum_and_norm_alone_on_a_gpu(dtype, rows, dim, summed):
     checks.check_add_norm("cuda", dtype, 2 * rows, dim, summed)
 
@@ -75,7 +79,9 @@ def test_the_sum_and_norm_alone_on_a_gpu(dtype, rows, dim, summed):
 @pytest.mark.gpu
 def test_on_a_gpu_bare():
     checks.check_add_norm("cuda", torch.float16, 33, 64, with_branch=False)
-    checks.check_add_norm_conv("cuda", torch.float16, 2, 63, 64, flags=False, with_tail=False, with_branch=False)
+    checks.check_add_norm_conv(
+        "cuda", torch.float16, 2, 63, 64, flags=False, with_tail=False, with_branch=False
+    )
 
 
 @pytest.mark.gpu

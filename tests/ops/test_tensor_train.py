@@ -26,7 +26,10 @@ def inputs(vocabulary, dim, rank, tokens, dtype=torch.float64, device="cpu"):
     v1, v2, d1, d2 = factors(vocabulary, dim)
     shapes = (tokens, dim), (v1, d1, rank), (v2, rank, d2)
     scale = 1.0, rank**-0.25 * dim**-0.25, rank**-0.25 * dim**-0.25  # logits near 1, as in training
-    drawn = [s * torch.randn(*n, generator=generator, dtype=torch.float64) for n, s in zip(shapes, scale, strict=True)]
+    drawn = [
+        s * torch.randn(*n, generator=generator, dtype=torch.float64)
+        for n, s in zip(shapes, scale, strict=True)
+    ]
     labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
     ids = torch.randint(0, vocabulary, (tokens,), generator=generator)
     labels[::3] = IGNORE
@@ -53,7 +56,9 @@ def cut(request, monkeypatch):
         monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 1)
 
 
-@pytest.mark.parametrize(("vocabulary", "dim"), [(1, 1), (2, 7), (4096, 512), (50257, 2048), (50257, 1536), (301, 13)])
+@pytest.mark.parametrize(
+    ("vocabulary", "dim"), [(1, 1), (2, 7), (4096, 512), (50257, 2048), (50257, 1536), (301, 13)]
+)
 def test_factors_cover_the_matrix(vocabulary, dim):
     v1, v2, d1, d2 = factors(vocabulary, dim)
     assert vocabulary <= v1 * v2 < vocabulary + v1 and d1 * d2 == dim and d1 <= d2
@@ -64,7 +69,9 @@ def test_rows_and_their_gradients_are_the_matrix(sizes, cut):
     (_, first, second), _, ids = inputs(*sizes)
     expected = matrix(first, second, sizes[0])[ids]
     compare(
-        with_gradients(tensor_train_rows(ids, first, second), (first, second)), with_gradients(expected, (first, second)), 1e-12
+        with_gradients(tensor_train_rows(ids, first, second), (first, second)),
+        with_gradients(expected, (first, second)),
+        1e-12,
     )
 
 
@@ -97,7 +104,9 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(sizes, cut):
 
 def test_blocks_of_any_size_give_one_loss():
     leaves, labels, _ = inputs(33, 15, 3, 17)
-    whole, small = (tensor_train_cross_entropy(*leaves, labels, 33, block_elements=n) for n in (None, 80))  # 80: two tokens
+    whole, small = (
+        tensor_train_cross_entropy(*leaves, labels, 33, block_elements=n) for n in (None, 80)
+    )  # 80: two tokens
     compare(with_gradients(small, leaves), with_gradients(whole, leaves), 1e-12)
 
 
@@ -105,7 +114,9 @@ def test_gradients_are_finite_differences():
     (hidden, first, second), labels, ids = inputs(7, 6, 2, 4)
     assert torch.autograd.gradcheck(lambda a, b: tensor_train_rows(ids, a, b), (first, second))
     assert torch.autograd.gradcheck(lambda h, a, b: tensor_train_logits(h, a, b, 7), (hidden, first, second))
-    assert torch.autograd.gradcheck(lambda h, a, b: tensor_train_cross_entropy(h, a, b, labels, 7), (hidden, first, second))
+    assert torch.autograd.gradcheck(
+        lambda h, a, b: tensor_train_cross_entropy(h, a, b, labels, 7), (hidden, first, second)
+    )
 
 
 def test_a_given_count_divides_the_sum_and_no_label_gives_zero():
@@ -120,7 +131,11 @@ def phases(vocabulary, dim, rank, zero=False):
     (_, first, second), _, _ = inputs(vocabulary, dim, rank, 3)
     generator = torch.Generator().manual_seed(1)
     scale = 0.0 if zero else 3.0
-    return first, second, *(scale * torch.randn(len(x), rank, generator=generator, dtype=x.dtype) for x in (first, second))
+    return (
+        first,
+        second,
+        *(scale * torch.randn(len(x), rank, generator=generator, dtype=x.dtype) for x in (first, second)),
+    )
 
 
 def test_phases_make_the_terms_interfere_as_the_formula_says():
@@ -128,7 +143,9 @@ def test_phases_make_the_terms_interfere_as_the_formula_says():
     found = matrix(*holographic(first, second, a, b), 20)
     for word, column in [(0, 0), (7, 5), (19, 11)]:
         (i1, i2), (j1, j2) = divmod(word, len(second)), divmod(column, second.shape[2])
-        expected = sum(first[i1, j1, r] * torch.cos(a[i1, r] + b[i2, r]) * second[i2, r, j2] for r in range(3))
+        expected = sum(
+            first[i1, j1, r] * torch.cos(a[i1, r] + b[i2, r]) * second[i2, r, j2] for r in range(3)
+        )
         torch.testing.assert_close(found[word, column], expected)
 
 
@@ -146,9 +163,14 @@ def test_without_phases_it_is_the_plain_tensor_train():
 
 
 def test_neither_matrix_nor_logits_are_ever_held(monkeypatch):
-    """512 tokens x 4,096 words x 128 channels: the matrix has 2 MiB, the logits 8; everything at once stays below one."""
-    for module, name, value in ((pieces, "ROW_ELEMENTS", 1 << 14), (chunked, "CHUNK_ELEMENTS", 1 << 15),
-                                (rows, "GATHERED_ELEMENTS", 1 << 14)):  # fmt: skip
+    """512 tokens x 4,096 words x 128 channels: the matrix has 2 MiB, the logits 8; everything at once stays
+    below one.
+    """
+    for module, name, value in (
+        (pieces, "ROW_ELEMENTS", 1 << 14),
+        (chunked, "CHUNK_ELEMENTS", 1 << 15),
+        (rows, "GATHERED_ELEMENTS", 1 << 14),
+    ):
         monkeypatch.setattr(module, name, value)
     leaves, labels, ids = inputs(4096, 128, 4, 512, torch.float32)
     hidden, first, second = leaves
@@ -166,14 +188,19 @@ def test_it_traces_without_a_graph_break():
 
     def step(hidden, first, second):
         x = hidden + tensor_train_rows(ids, first, second)
-        return tensor_train_cross_entropy(x, first, second, labels, 33) + tensor_train_logits(x, first, second, 33).mean()
+        return (
+            tensor_train_cross_entropy(x, first, second, labels, 33)
+            + tensor_train_logits(x, first, second, 33).mean()
+        )
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     compare(with_gradients(compiled(*leaves), leaves), with_gradients(step(*leaves), leaves), 1e-6)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1.5e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1.5e-2), (torch.float16, 4e-3)]
+)
 @pytest.mark.parametrize("sizes", [(8192, 64, 8, 1), (50257, 64, 24, 1000), (1001, 60, 5, 5000)])
 def test_on_a_gpu_against_float64(sizes, dtype, tolerance):
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -183,8 +210,9 @@ def test_on_a_gpu_against_float64(sizes, dtype, tolerance):
     expected = F.cross_entropy(exact[0] @ dense.T, labels, ignore_index=IGNORE)
     compare(
         with_gradients(tensor_train_cross_entropy(*leaves, labels, sizes[0]), leaves),
-        with_gradients(expected, exact), tolerance,
-    )  # fmt: skip
+        with_gradients(expected, exact),
+        tolerance,
+    )
     expected = with_gradients(matrix(exact[1], exact[2], sizes[0])[ids], exact[1:])
     compare(with_gradients(tensor_train_rows(ids, *leaves[1:]), leaves[1:]), expected, tolerance)
     expected = exact[0][:50] @ matrix(exact[1], exact[2], sizes[0]).T

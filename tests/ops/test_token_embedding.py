@@ -20,7 +20,9 @@ def test_under_autocast_the_model_embeds_as_torch_does():
     ids = torch.randint(0, 300, (2, 9))
     found = []
     for plain in (False, True):
-        hook = model.model.embed_tokens.register_forward_hook(lambda *_: None) if plain else None  # a hook wants to be called
+        hook = (
+            model.model.embed_tokens.register_forward_hook(lambda *_: None) if plain else None
+        )  # a hook wants to be called
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, labels=ids).loss
         found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
@@ -43,7 +45,10 @@ def test_with_deterministic_algorithms_two_gradients_are_equal(monkeypatch):
     ids, upstream = torch.randint(0, 10, (4096,), device="cuda"), torch.randn(4096, 256, device="cuda")
     torch.use_deterministic_algorithms(True)
     try:
-        a, b = (torch.autograd.grad(op.token_embedding(ids, weight, torch.float32), weight, upstream)[0] for _ in range(2))
+        a, b = (
+            torch.autograd.grad(op.token_embedding(ids, weight, torch.float32), weight, upstream)[0]
+            for _ in range(2)
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(a, b)

@@ -22,7 +22,9 @@ parser.add_argument("--ignore-sigterm", action="store_true")
 options = parser.parse_args()
 run = Run(options.folder)
 stopped = []
-signal.signal(signal.SIGTERM, (lambda *_: None) if options.ignore_sigterm else lambda *_: stopped.append(True))
+signal.signal(
+    signal.SIGTERM, (lambda *_: None) if options.ignore_sigterm else lambda *_: stopped.append(True)
+)
 
 
 def train() -> None:

@@ -119,7 +119,9 @@ def test_a_killed_run_is_dead_and_can_be_started_again(start):
 def test_a_failed_run_says_why(start):
     run, pid = start("run", "--fail")
     wait_for(lambda: exit_code(pid) == 1)
-    assert read_status(run)["state"] == "dead"  # the fake writes no "failed"; its last line is shown all the same
+    assert (
+        read_status(run)["state"] == "dead"
+    )  # the fake writes no "failed"; its last line is shown all the same
     assert "The loss became nan." in read_status(run)["message"]
 
 
@@ -132,11 +134,16 @@ def test_of_two_starts_one_is_refused_even_before_the_process_has_come_up(start)
 
 def test_a_run_survives_the_end_of_its_starter(tmp_path):
     run = Run(tmp_path / "run")
-    code = "import sys; from newllm_lib import runs; print(runs.start_background(sys.argv[2:], runs.Run(sys.argv[1])))"
+    code = (
+        "import sys; from newllm_lib import runs; print(runs.start_background(sys.argv[2:], "
+        "runs.Run(sys.argv[1])))"
+    )
     starter = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.path), *command(run)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, str(run.path), *command(run)],
+        stdout=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     pid = int(starter.communicate()[0])
     try:
         with pytest.raises(ProcessLookupError):

@@ -67,7 +67,9 @@ def test_a_full_disk_names_the_path_and_keeps_the_old_file(tmp_path, monkeypatch
 
 
 def test_a_file_too_large_for_the_system_keeps_the_old_one(tmp_path):
-    """The real thing: the system itself refuses to write on (a limit on file size stands in for the disk's end)."""
+    """The real thing: the system itself refuses to write on (a limit on file size stands in for the disk's
+    end).
+    """
     path = tmp_path / "weights"
     atomic_write_bytes(path, b"old")
     code = (
@@ -83,7 +85,9 @@ def test_a_file_too_large_for_the_system_keeps_the_old_one(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+        RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),  # safetensors
         OSError(errno.EDQUOT, "Disk quota exceeded"),
     ],
 )
@@ -96,7 +100,10 @@ def test_a_full_disk_is_known_by_what_libraries_make_of_it(tmp_path, error):
 
 def test_a_full_disk_is_known_by_what_torch_makes_of_it(tmp_path, monkeypatch):
     cause = "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
-    with pytest.raises(RuntimeError), staged_directory(tmp_path / "best"):  # with room left it is something else
+    with (
+        pytest.raises(RuntimeError),
+        staged_directory(tmp_path / "best"),
+    ):  # with room left it is something else
         raise RuntimeError(cause)
     monkeypatch.setattr(atomic, "_free", lambda place: 0)
     with pytest.raises(NewLLMError, match="disk is full"), staged_directory(tmp_path / "best"):

@@ -1,4 +1,6 @@
-"""What version 0.1.0 left behind goes on: its runs continue and evaluate as they did, its exports load, its copies restore."""
+"""What version 0.1.0 left behind goes on: its runs continue and evaluate as they did, its exports load, its
+copies restore.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def recorded_curve() -> list[dict]:
 
 
 def check_curve(run: Run) -> None:
-    """The run has ended with the rows of the run that was never stopped (torch's version may move the last digits)."""
+    """The run has ended with the rows of the run that was never stopped (torch's version may move the last
+    digits).
+    """
     found, wanted = figures(run.metrics()), recorded_curve()
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for row, expected in zip(found, wanted, strict=True):

@@ -75,7 +75,9 @@ def test_a_second_thread_of_the_same_process_is_refused(run):
 
 def test_a_forked_child_does_not_keep_the_lock(run):
     """Workers of a data loader outlive a killed training for seconds; the run must be free at once."""
-    script = HOLDER.replace("print", "import os\n    if os.fork() == 0: time.sleep(60); os._exit(0)\n    print")
+    script = HOLDER.replace(
+        "print", "import os\n    if os.fork() == 0: time.sleep(60); os._exit(0)\n    print"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, start_new_session=True
     )

@@ -36,7 +36,9 @@ def add(run: Run, name: str, content: str = "") -> None:
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """A run with a best model, two checkpoints, and what must not be copied: lock, leftovers, a link, a torn folder."""
+    """A run with a best model, two checkpoints, and what must not be copied: lock, leftovers, a link, a torn
+    folder.
+    """
     run = finished(tmp_path / "checkpoints" / "new_llm_demo")
     run.recipe_path.write_text("recipe: demo\n")
     for name in ("best", "checkpoint-100", "checkpoint-200", "checkpoint-300", "superseded-checkpoint-400"):
@@ -61,7 +63,11 @@ def names(folder) -> list[str]:
 
 def contents(folder) -> dict[str, bytes]:
     extra = ("MANIFEST.json", "SUMS.json")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in extra}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in extra
+    }
 
 
 def test_what_is_whole_is_copied_and_nothing_else(run, backup):
@@ -69,7 +75,15 @@ def test_what_is_whole_is_copied_and_nothing_else(run, backup):
     assert copier.is_due()
     copier.copy()
     copy = backup / "new_llm_demo"
-    assert names(copy) == [MARK, "best", "checkpoint-100", "checkpoint-200", "metrics.jsonl", "recipe.yaml", "status.json"]
+    assert names(copy) == [
+        MARK,
+        "best",
+        "checkpoint-100",
+        "checkpoint-200",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "status.json",
+    ]
     assert all(is_complete(copy / n) for n in ("best", "checkpoint-100", "checkpoint-200"))
     assert (copy / "best/weights.json").read_bytes() == b"best" * 1000 and saved(backup) == ["new_llm_demo"]
     assert copier.newest_step() == 200 and not copier.is_due()
@@ -90,7 +104,9 @@ def test_only_what_is_new_is_copied_again(run, backup, monkeypatch):
     copier.copy()
     assert copied == ["best", "checkpoint-400"]
     copy = backup / "new_llm_demo"
-    assert not (copy / "checkpoint-100").exists() and (copy / "best/weights.json").read_text() == "better" * 1000
+    assert (
+        not (copy / "checkpoint-100").exists() and (copy / "best/weights.json").read_text() == "better" * 1000
+    )
     assert (copy / "metrics.jsonl").read_bytes() == run.metrics_path.read_bytes()
     assert [n for n in names(copy) if n.startswith(".")] == [MARK]
 
@@ -117,13 +133,19 @@ def test_last_is_not_copied_twice_and_comes_back(run, backup, tmp_path):
 
 def test_the_oldest_checkpoints_go_when_room_is_short_but_never_the_newest(run, backup, monkeypatch):
     """A place with room for best/, two checkpoints and the small files."""
-    copy, size = Run(backup / "new_llm_demo"), sum(len(c) for c in contents(run.path / "checkpoint-100").values())
+    copy, size = (
+        Run(backup / "new_llm_demo"),
+        sum(len(c) for c in contents(run.path / "checkpoint-100").values()),
+    )
     room = [2 * size + size // 2]
     monkeypatch.setattr(sync, "_RESERVE", 0)
     monkeypatch.setattr(
-        sync, "_free",
-        lambda folder: room[0] - sum(len(c) for n, c in contents(copy.path).items() if n.startswith("checkpoint")),
-    )  # fmt: skip
+        sync,
+        "_free",
+        lambda folder: (
+            room[0] - sum(len(c) for n, c in contents(copy.path).items() if n.startswith("checkpoint"))
+        ),
+    )
     copier = Mirror(run, backup)
     for step in (600, 700):
         copier.copy()
@@ -158,7 +180,9 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(run, backup, tmp_path, c
     damaged = backup / "new_llm_demo" / "checkpoint-200" / "weights.json"
     damaged.write_bytes(b"X" + damaged.read_bytes()[1:])  # of its full size
     back = restore("new_llm_demo", backup, tmp_path / "here")
-    assert [p.name for p in back.checkpoints()] == ["checkpoint-100"] and "is damaged" in capsys.readouterr().out
+    assert [p.name for p in back.checkpoints()] == [
+        "checkpoint-100"
+    ] and "is damaged" in capsys.readouterr().out
     damaged = backup / "new_llm_demo" / "checkpoint-100" / "weights.json"
     damaged.write_bytes(b"X" + damaged.read_bytes()[1:])
     with pytest.raises(NewLLMError, match="nothing can be continued"):
@@ -186,12 +210,17 @@ def test_a_run_that_is_further_elsewhere_is_ahead(run, backup, tmp_path):
     append(here, rows()[:2])
     here.lock_path.write_text("mine")
     bring_back(copy, here)
-    assert here.metrics_path.read_bytes() == run.metrics_path.read_bytes() and here.lock_path.read_text() == "mine"
+    assert (
+        here.metrics_path.read_bytes() == run.metrics_path.read_bytes()
+        and here.lock_path.read_text() == "mine"
+    )
     assert here.latest_checkpoint().name == "checkpoint-200" and not is_ahead(copy, here)
 
 
 def test_the_log_of_a_run_brought_back_goes_on_where_a_background_process_writes(run, backup, tmp_path):
-    """Its output is this very file, open since before the run was brought back: another file of that name would never grow."""
+    """Its output is this very file, open since before the run was brought back: another file of that name
+    would never grow.
+    """
     run.log.write_text("the first machine's words\n")
     Mirror(run, backup).copy()
     here = Run(tmp_path / "here" / run.name)
@@ -199,12 +228,16 @@ def test_the_log_of_a_run_brought_back_goes_on_where_a_background_process_writes
     with open(here.log, "a") as output:
         for words in ("starting", "bringing back"):
             print(words, file=output, flush=True)
-            bring_back(Run(backup / run.name), here)  # the second time after a kill: nothing stands there twice
+            bring_back(
+                Run(backup / run.name), here
+            )  # the second time after a kill: nothing stands there twice
         print("training", file=output, flush=True)
     assert here.log.read_text() == "the first machine's words\nstarting\nbringing back\ntraining\n"
 
 
-def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(run, backup, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(
+    run, backup, tmp_path, monkeypatch, capsys
+):
     """The mirror of a process that was killed may still be dropping old ones there."""
     Mirror(run, backup).copy()
 
@@ -216,7 +249,9 @@ def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(run, backup
     monkeypatch.setattr(sys.modules["newllm_lib.runs.mirror.restore"], "copy_folder", drop_first)
     here = Run(tmp_path / "here" / run.name)
     bring_back(Run(backup / run.name), here)
-    assert [p.name for p in here.checkpoints()] == ["checkpoint-200"] and "left out" in capsys.readouterr().out
+    assert [p.name for p in here.checkpoints()] == [
+        "checkpoint-200"
+    ] and "left out" in capsys.readouterr().out
 
 
 def test_a_zip_of_a_run_is_unpacked_into_one_to_talk_to(run, backup, tmp_path):
@@ -225,7 +260,11 @@ def test_a_zip_of_a_run_is_unpacked_into_one_to_talk_to(run, backup, tmp_path):
     shutil.move(bundle(run), backup / "new_llm_demo.zip")
     for name in ("new_llm_demo", "new_llm_demo.zip"):
         back = restore(name, backup, tmp_path / name)
-        assert is_complete(back.best) and back.name == "new_llm_demo" and back.recipe_path.read_text() == "recipe: demo\n"
+        assert (
+            is_complete(back.best)
+            and back.name == "new_llm_demo"
+            and back.recipe_path.read_text() == "recipe: demo\n"
+        )
     (backup / "new_llm_demo.zip").write_bytes(b"PK not a zip")
     with pytest.raises(NewLLMError, match="no readable zip"):
         restore("new_llm_demo", backup, tmp_path / "x")
@@ -240,7 +279,9 @@ def test_what_is_replaced_while_it_is_copied_comes_with_the_next_copy(run, backu
     real, copier = copy._copy_file, Mirror(run, backup)
 
     def replaced(source, target):
-        if source.parent.name == "best" and not json.loads((run.path / "best/MANIFEST.json").read_text()).get("new"):
+        if source.parent.name == "best" and not json.loads((run.path / "best/MANIFEST.json").read_text()).get(
+            "new"
+        ):
             monkeypatch.setattr(copy, "_copy_file", real)
             add(run, "best", "newer")
         return real(source, target)

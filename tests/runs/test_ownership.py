@@ -1,4 +1,6 @@
-"""What is ours and what is not: marks, the records of version 0.1.0, and what is carried over when a folder is replaced."""
+"""What is ours and what is not: marks, the records of version 0.1.0, and what is carried over when a folder
+is replaced.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ def test_a_run_does_not_take_what_another_wrote(tmp_path, name):
     (tmp_path / "out" / "notes.md").write_text("mine")
     first = name.split("/")[0]
     for what in ("run", "mirror"):
-        with pytest.raises(UsageError, match=rf"holds {first}/?, which no .* of ours wrote: nothing was changed"):
+        with pytest.raises(
+            UsageError, match=rf"holds {first}/?, which no .* of ours wrote: nothing was changed"
+        ):
             check_shared(tmp_path / "out", what, "--output_dir")
     with pytest.raises(UsageError), RunLock(Run(tmp_path / "out")):
         pass

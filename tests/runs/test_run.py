@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from newllm_lib.errors import UsageError
-from newllm_lib.runs import Run, checkpoint_step, find_run, is_finished, list_runs, staged_directory, write_status
+from newllm_lib.runs import (
+    Run,
+    checkpoint_step,
+    find_run,
+    is_finished,
+    list_runs,
+    staged_directory,
+    write_status,
+)
 
 
 def save(run: Run, step: int) -> None:

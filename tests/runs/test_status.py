@@ -36,7 +36,9 @@ def test_a_run_whose_process_is_gone_is_dead_and_shows_its_last_line(run):
     write_status(run, state="running", step=7)
     run.log.write_text("step 7\nRuntimeError: CUDA error\n\n")
     status = read_status(run)
-    assert status["state"] == "dead" and "RuntimeError: CUDA error" in status["message"] and status["step"] == 7
+    assert (
+        status["state"] == "dead" and "RuntimeError: CUDA error" in status["message"] and status["step"] == 7
+    )
     assert not is_finished(run)
 
 
@@ -70,7 +72,9 @@ def test_the_end_of_a_long_log(run):
 def test_a_dead_run_is_shown_with_its_last_error(run):
     run.path.mkdir(exist_ok=True)
     write_status(run, state="running", step=3)
-    run.log.write_text("step 3\nTraceback (most recent call last):\ntorch.OutOfMemoryError: 3 GiB\n  cleaning up\n\n")
+    run.log.write_text(
+        "step 3\nTraceback (most recent call last):\ntorch.OutOfMemoryError: 3 GiB\n  cleaning up\n\n"
+    )
     assert read_status(run)["message"].endswith("its log ends with: torch.OutOfMemoryError: 3 GiB")
 
 

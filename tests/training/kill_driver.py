@@ -1,4 +1,5 @@
-"""Train once undisturbed; then train again while being killed with SIGKILL at random moments, until done. Prints both curves.
+"""Train once undisturbed; then train again while being killed with SIGKILL at random moments, until done.
+Prints both curves.
 
 Run as a script: imports cost seconds, so they are done once here and each training is a fork.
 
@@ -28,17 +29,33 @@ segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 2000, 4, 1,
 
 
 def recipe(folder: Path, name: str):
-    """Everything that a checkpoint must remember is on: dropout, accumulation, Muon, a state carried from block to block (or
-    data that is prepared while it is trained on)."""
+    """Everything that a checkpoint must remember is on: dropout, accumulation, Muon, a state carried from
+    block to block (or data that is prepared while it is trained on)."""
     return load_recipe(
         "demo",
         {
-            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 4,
-            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "epochs": 2, "evals_per_epoch": 3,
-            "logging_steps": 3, "save_minutes": 0.001, "dropout": 0.1, "micro_batch_size": 2, "output_dir": str(folder / name),
-            "keep_checkpoints": 1, "optimizer": "muon", "carry_state": not STREAMED, "streaming": "on" if STREAMED else "off",
+            "sized_for": "cpu",
+            "data_dir": str(folder / "text"),
+            "vocab_size": 300,
+            "max_seq_length": 16,
+            "batch_size": 4,
+            "hidden_size": 16,
+            "context_dim": 16,
+            "mlp_size": 16,
+            "num_layers": 1,
+            "epochs": 2,
+            "evals_per_epoch": 3,
+            "logging_steps": 3,
+            "save_minutes": 0.001,
+            "dropout": 0.1,
+            "micro_batch_size": 2,
+            "output_dir": str(folder / name),
+            "keep_checkpoints": 1,
+            "optimizer": "muon",
+            "carry_state": not STREAMED,
+            "streaming": "on" if STREAMED else "off",
         },
-    )  # fmt: skip
+    )
 
 
 def start(folder: Path, name: str) -> int:
@@ -85,7 +102,9 @@ def main() -> None:
         ended_by_itself = os.WIFEXITED(os.waitpid(pid, 0)[1])
         if ended_by_itself:  # it was done before the kill came: a new run goes on being killed
             assert curve(folder, "killed") == curve(folder, "whole")
-            os.rename(folder / "killed", folder / f"finished-{time.monotonic_ns()}")  # perhaps several in a row
+            os.rename(
+                folder / "killed", folder / f"finished-{time.monotonic_ns()}"
+            )  # perhaps several in a row
             continue
         done += 1
     if os.waitpid(start(folder, "killed"), 0)[1]:

@@ -1,4 +1,5 @@
-"""Loads a preference run as its card tells others to, and writes down the logits: of the adapters beside their base, and merged.
+"""Loads a preference run as its card tells others to, and writes down the logits: of the adapters beside
+their base, and merged.
 
     python tests/training/load_alone.py RUN EXPORT LOGITS_FILE [ours]
 
@@ -23,7 +24,9 @@ base = AutoModelForCausalLM.from_pretrained(own if own.is_dir() else config["bas
 tokenizer = AutoTokenizer.from_pretrained(run / "best")
 adapted = PeftModel.from_pretrained(base, run / "best").eval()
 turn = [{"role": "user", "content": "機械学習とは何ですか。"}]
-ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+    "input_ids"
+]
 with torch.no_grad():
     found = {"adapted": adapted(input_ids=ids).logits}
     with adapted.disable_adapter():

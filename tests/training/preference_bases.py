@@ -1,4 +1,6 @@
-"""Tiny bases for the tests of preference training: random weights, a tokenizer that knows the Japanese pairs."""
+"""Tiny bases for the tests of preference training: random weights, a tokenizer that knows the
+Japanese pairs.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 
 SIZES = {
-    "sized_for": "cpu", "hidden_size": 32, "context_dim": 32, "mlp_size": 48, "num_layers": 1, "num_heads": 2,
+    "sized_for": "cpu",
+    "hidden_size": 32,
+    "context_dim": 32,
+    "mlp_size": 48,
+    "num_layers": 1,
+    "num_heads": 2,
     "max_seq_length": 96,
-}  # fmt: skip
+}
 
 
 def make_base(folder: Path, model: str, **changes) -> Path:
@@ -28,7 +35,9 @@ def make_base(folder: Path, model: str, **changes) -> Path:
     texts = [text for pair in generate(400) for text in (pair.question(), pair.chosen, pair.rejected)]
     tokenizer = wrap(train_bpe(iter([texts]), 900))
     torch.manual_seed(0)
-    build_model(load_recipe("demo", {**SIZES, "model": model, **changes}), len(tokenizer), tokenizer).save_pretrained(folder)
+    build_model(
+        load_recipe("demo", {**SIZES, "model": model, **changes}), len(tokenizer), tokenizer
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -36,10 +45,23 @@ def make_base(folder: Path, model: str, **changes) -> Path:
 def recipe(folder: Path, base, name: str = "run", **changes):
     """Two dozen steps of eight pairs, with everything on that a checkpoint must remember."""
     small = {
-        "sized_for": "cpu", "base": str(base), "output_dir": str(folder / name), "max_seq_length": 96, "max_samples": 96,
-        "eval_pairs": 30, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "epochs": 2, "evals_per_epoch": 1,
-        "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.1, "logging_steps": 3, "beta": 0.1,
-    }  # fmt: skip
+        "sized_for": "cpu",
+        "base": str(base),
+        "output_dir": str(folder / name),
+        "max_seq_length": 96,
+        "max_samples": 96,
+        "eval_pairs": 30,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "epochs": 2,
+        "evals_per_epoch": 1,
+        "lora_rank": 4,
+        "lora_alpha": 16,
+        "lora_dropout": 0.1,
+        "logging_steps": 3,
+        "beta": 0.1,
+    }
     return load_recipe("dpo", small | changes)
 
 
@@ -62,7 +84,9 @@ def at_step(step: int, act: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_after(step: int) -> Iterator[None]:
-    """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say so."""
+    """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say
+    so.
+    """
     with (
         at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"),

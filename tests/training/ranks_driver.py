@@ -1,6 +1,7 @@
-"""Trains small runs with one or several processes, each a fork of this one (imports cost seconds, and are done once).
+"""Trains small runs with one or several processes, each a fork of this one (imports cost seconds, and are
+done once).
 
-    python ranks_driver.py FOLDER SCENARIO...     prints one JSON object: what each scenario of `SCENARIOS` found
+python ranks_driver.py FOLDER SCENARIO...     prints one JSON object: what each scenario of `SCENARIOS` found
 """
 
 import json
@@ -25,15 +26,34 @@ from newllm_lib.training import build_model, loop, train
 from newllm_lib.training import run as running
 
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
-loop.plot_curves = lambda run: None  # pictures and advice take longer than these trainings, and are tested elsewhere
+loop.plot_curves = lambda run: (
+    None
+)  # pictures and advice take longer than these trainings, and are tested elsewhere
 running.report = lambda *_: None
 segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 2000, 4, 1, 2
 TINY = {
-    "sized_for": "cpu", "vocab_size": 300, "max_seq_length": 16, "batch_size": 8, "hidden_size": 16, "context_dim": 16,
-    "mlp_size": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0, "epochs": 1, "evals_per_epoch": 1, "logging_steps": 1,
-    "micro_batch_size": 2, "save_minutes": 60, "sample_tokens": 0, "optimizer": "adamw", "attention_window": 8, "htt_rank": 4,
-    "ssm_ranks": 4, "keep_checkpoints": 9,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "vocab_size": 300,
+    "max_seq_length": 16,
+    "batch_size": 8,
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.0,
+    "epochs": 1,
+    "evals_per_epoch": 1,
+    "logging_steps": 1,
+    "micro_batch_size": 2,
+    "save_minutes": 60,
+    "sample_tokens": 0,
+    "optimizer": "adamw",
+    "attention_window": 8,
+    "htt_rank": 4,
+    "ssm_ranks": 4,
+    "keep_checkpoints": 9,
+}
 FOLDER = Path(sys.argv[1])
 UNEVEN: list[int] = []  # processes of each one's host, where hosts have not as many
 
@@ -47,7 +67,9 @@ def fit(name: str, count: int, then=None, **changes) -> dict:
         exits (of each process), rows, said (errors, by process), seconds.
     """
     data = "streamed" if changes.get("streaming") == "on" else "text"
-    recipe = load_recipe("demo", {**TINY, "data_dir": str(FOLDER / data), "output_dir": str(FOLDER / name), **changes})
+    recipe = load_recipe(
+        "demo", {**TINY, "data_dir": str(FOLDER / data), "output_dir": str(FOLDER / name), **changes}
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -70,7 +92,10 @@ def _fork(recipe, name: str, number: int, count: int, port: str) -> int:
     error = FOLDER / f"{name}.{number}.error"
     error.write_text("")
     for stream_number, suffix in ((1, "out"), (2, "err")):
-        os.dup2(os.open(FOLDER / f"{name}.{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream_number)
+        os.dup2(
+            os.open(FOLDER / f"{name}.{number}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            stream_number,
+        )
     if count > 1:
         hosts = 2 if count == 4 and recipe.distribution == "fsdp2" else 1
         places = {"RANK": number, "LOCAL_RANK": number % (count // hosts)}
@@ -105,14 +130,24 @@ def _note_what_is_read(path: Path) -> None:
 
 
 def read(name: str, count: int) -> list:
-    return [json.loads(line) for n in range(count) for line in (FOLDER / f"{name}.{n}.read").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for n in range(count)
+        for line in (FOLDER / f"{name}.{n}.read").read_text().splitlines()
+    ]
 
 
-# --- scenarios --------------------------------------------------------------------------------------------------------
+# --- scenarios
+# --------------------------------------------------------------------------------------------------------
 
 PHASE7 = {"model": "phase7", "max_steps": 6}
 TWO_HOSTS = {"distribution": "fsdp2", "micro_batch_size": 1}  # a half of the batch's part at a time
-LIGHT = {"optimizer": "adafactor", "optimizer_in_backward": True, "gradient_checkpointing": "on", "momentum_bits": 32}
+LIGHT = {
+    "optimizer": "adafactor",
+    "optimizer_in_backward": True,
+    "gradient_checkpointing": "on",
+    "momentum_bits": 32,
+}
 
 
 def same(name: str, counts=(1, 2), **changes) -> dict:
@@ -145,7 +180,10 @@ def light() -> dict:
 
 def replayed() -> dict:
     """Whole steps as graphs record them, which on a processor are the functions themselves."""
-    original, build_model.compilation = build_model.compilation, lambda *_: "replay"  # which a processor would not choose
+    original, build_model.compilation = (
+        build_model.compilation,
+        lambda *_: "replay",
+    )  # which a processor would not choose
     try:
         return same("replayed", (1, 4), compile="replay", max_steps=6)
     finally:
@@ -163,15 +201,30 @@ def adapters() -> dict:
 
 
 def cut() -> dict:
-    """Phase 7 in 2 parts; interrupted, gone on with whole; interrupted again; ended by 4 processes, as if on two hosts."""
-    steps = {**PHASE7, "gradient_checkpointing": "on", "max_steps": 8, "carry_state": True, "sample_tokens": 4}
+    """Phase 7 in 2 parts; interrupted, gone on with whole; interrupted again; ended by 4 processes, as if on
+    two hosts.
+    """
+    steps = {
+        **PHASE7,
+        "gradient_checkpointing": "on",
+        "max_steps": 8,
+        "carry_state": True,
+        "sample_tokens": 4,
+    }
     two = fit("cut", 2, partial(_signal, signal.SIGTERM, 0, 1), distribution="fsdp2", **steps)
     one = fit("cut", 1, partial(_signal, signal.SIGTERM, 0, two["rows"][-1]["step"] + 1), **steps)
-    return {"1": fit("cut-1", 1, **steps), "begun": two, "whole": one, "4": fit("cut", 4, **TWO_HOSTS, **steps)}
+    return {
+        "1": fit("cut-1", 1, **steps),
+        "begun": two,
+        "whole": one,
+        "4": fit("cut", 4, **TWO_HOSTS, **steps),
+    }
 
 
 def uneven() -> dict:
-    """Two processes on one host, one on another: they would cut the model into other parts, and wait for each other."""
+    """Two processes on one host, one on another: they would cut the model into other parts, and wait for each
+    other.
+    """
     UNEVEN[:] = [2, 2, 1]
     try:
         return {"cut": fit("uneven", 3, distribution="fsdp2", batch_size=9, **PHASE7)}
@@ -207,9 +260,23 @@ def _signal(number: int, which: int, step: int, run: Run, processes: list[int]) 
     os.kill(processes[which], number)
 
 
-SCENARIOS = {f.__name__: f for f in (
-    carried, shuffled, streamed, tiny_gpt2, light, replayed, offloaded, adapters, cut, uneven, killed, stopped,
-)}  # fmt: skip
+SCENARIOS = {
+    f.__name__: f
+    for f in (
+        carried,
+        shuffled,
+        streamed,
+        tiny_gpt2,
+        light,
+        replayed,
+        offloaded,
+        adapters,
+        cut,
+        uneven,
+        killed,
+        stopped,
+    )
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What tests of whole trainings share: a little text, a tiny recipe, a run stopped at a step, the rows two runs must share."""
+"""What tests of whole trainings share: a little text, a tiny recipe, a run stopped at a step, the rows two
+runs must share.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from newllm_lib.recipe import load_recipe
 def write_text(folder: Path, documents: int = 60) -> None:
     words = random.Random(0)
     vocabulary = ["the", "cat", "sees", "a", "red", "house", "and", "sleeps", "near", "water"]
-    text = "\n\n".join(" ".join(words.choices(vocabulary, k=words.randint(5, 60))) + "." for _ in range(documents))
+    text = "\n\n".join(
+        " ".join(words.choices(vocabulary, k=words.randint(5, 60))) + "." for _ in range(documents)
+    )
     (folder / "text").mkdir()
     (folder / "text" / "train.txt").write_text(text)
 
@@ -37,11 +41,23 @@ def recipe(folder: Path, **changes):
     return load_recipe(
         "demo",
         {
-            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8,
-            "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2, "epochs": 2,
-            "evals_per_epoch": 1, "logging_steps": 5, "output_dir": str(folder / "run"), **changes,
+            "sized_for": "cpu",
+            "data_dir": str(folder / "text"),
+            "vocab_size": 300,
+            "max_seq_length": 16,
+            "batch_size": 8,
+            "hidden_size": 16,
+            "context_dim": 16,
+            "mlp_size": 16,
+            "num_layers": 1,
+            "num_heads": 2,
+            "epochs": 2,
+            "evals_per_epoch": 1,
+            "logging_steps": 5,
+            "output_dir": str(folder / "run"),
+            **changes,
         },
-    )  # fmt: skip
+    )
 
 
 def rows(run) -> list[dict]:
@@ -59,7 +75,9 @@ def losses(run) -> list[float]:
 
 @contextlib.contextmanager
 def stopped_after(step: int):
-    """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say so."""
+    """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say
+    so.
+    """
     from newllm_lib.training.loop import TrainingLoop
 
     real = TrainingLoop.train_step
@@ -69,6 +87,9 @@ def stopped_after(step: int):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, batches)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"),
+    ):
         patch.setattr(TrainingLoop, "train_step", interrupted)
         yield

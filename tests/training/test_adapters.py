@@ -1,4 +1,6 @@
-"""LoRA in fine-tuning: adapters alone learn, best/ loads like any model, and a stopped run goes on exactly."""
+"""LoRA in fine-tuning: adapters alone learn, best/ loads like any model, and a stopped run goes on
+exactly.
+"""
 
 import shutil
 
@@ -21,7 +23,12 @@ def adapted(folder, **changes):  # noqa: F811
 
 def sequential(folder):  # noqa: F811
     """A start whose recurrence walks token by token."""
-    choices = {"recurrence": "sequential", "data_dir": str(folder / "text"), "run_name": "walker", "max_steps": 2}
+    choices = {
+        "recurrence": "sequential",
+        "data_dir": str(folder / "text"),
+        "run_name": "walker",
+        "max_steps": 2,
+    }
     train(load_recipe("wikitext", {**TINY, **choices}))
     return {"from_run": "walker"}
 
@@ -37,11 +44,15 @@ def test_adapters_learn_and_the_merged_model_is_what_was_measured(folder, kind, 
     run = train(adapted(folder, **chosen))
     assert "_lora2" in run.name
     evaluations = [row for row in rows(run) if "eval_loss" in row]
-    assert evaluations[-1]["eval_bits_per_byte"] < evaluations[0]["eval_bits_per_byte"]  # the sequential one learns too
+    assert (
+        evaluations[-1]["eval_bits_per_byte"] < evaluations[0]["eval_bits_per_byte"]
+    )  # the sequential one learns too
     model, tokenizer, recipe = load_run(run)  # best/, an ordinary folder
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     found = evaluate(model, load_split(recipe, tokenizer, "validation"), tokenizer)
-    assert found["bits_per_byte"] == pytest.approx(min(e["eval_bits_per_byte"] for e in evaluations), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(
+        min(e["eval_bits_per_byte"] for e in evaluations), rel=1e-4
+    )
 
     base = load_run(run.path / "base")[0]
     start = load_run(recipe.from_run)[0]
@@ -67,7 +78,9 @@ def test_only_what_is_trained_is_in_the_optimizer(folder):  # noqa: F811
     optimizer = build_optimizer(model, recipe)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == parameters(model)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if "lora_" in n}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if "lora_" in n
+    }
 
 
 def test_rank_scale_and_dropout_reach_the_adapters(folder):  # noqa: F811

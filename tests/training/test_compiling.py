@@ -14,7 +14,9 @@ def walker(**changes):
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("cpu", "off"), ("t4", "off"), ("h100", "replay")])
-def test_the_sequential_recurrence_is_replayed_where_a_step_can_be_and_never_compiled(kind, expected, monkeypatch):
+def test_the_sequential_recurrence_is_replayed_where_a_step_can_be_and_never_compiled(
+    kind, expected, monkeypatch
+):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     assert compilation(walker(), probe()) == expected
     assert compilation(walker(compile="off"), probe()) == "off"
@@ -25,7 +27,9 @@ def test_the_sequential_recurrence_is_replayed_where_a_step_can_be_and_never_com
 
 def test_the_estimate_says_how_long_walking_takes(monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
-    (parallel, _), (sequential, _) = (tokens_per_second(r, probe(), 4_200_000) for r in (load_recipe("demo"), walker()))
+    (parallel, _), (sequential, _) = (
+        tokens_per_second(r, probe(), 4_200_000) for r in (load_recipe("demo"), walker())
+    )
     assert parallel / sequential == pytest.approx(2_880 / 653, rel=0.01)
     monkeypatch.setenv("NEWLLM_DEVICE", "h100")
     rate, _ = tokens_per_second(walker(micro_batch_size="64", batch_size="64"), probe(), 4_200_000)

@@ -39,5 +39,7 @@ def test_it_moves_the_factor_and_leaves_what_is_learned():
 
 def test_only_a_fresh_hyperbolic_model_has_one():
     assert has_curvature_schedule(recipe())
-    assert not has_curvature_schedule(recipe(curvature_schedule="off")) and not has_curvature_schedule(recipe(attention="dot"))
+    assert not has_curvature_schedule(recipe(curvature_schedule="off")) and not has_curvature_schedule(
+        recipe(attention="dot")
+    )
     assert not has_curvature_schedule(recipe(model="new_llm"))

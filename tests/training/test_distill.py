@@ -16,9 +16,18 @@ from newllm_lib.training.model_config import build_model
 from tests.training.small_runs import write_text
 
 TINY = {
-    "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "vocab_size": 300, "max_seq_length": 16,
-    "sized_for": "cpu", "batch_size": 8, "data_dir": "text", "num_heads": 2, "dropout": 0.0,
-}  # fmt: skip
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "num_layers": 1,
+    "vocab_size": 300,
+    "max_seq_length": 16,
+    "sized_for": "cpu",
+    "batch_size": 8,
+    "data_dir": "text",
+    "num_heads": 2,
+    "dropout": 0.0,
+}
 
 
 @pytest.mark.parametrize("known", [40, 33])
@@ -38,12 +47,16 @@ def test_the_loss_and_its_gradients_are_those_of_plain_torch(known, share, tempe
     teacher = F.pad(teacher_hidden @ teacher_head.T, (0, 40 - known), value=-math.inf)[counted]
     soft = F.softmax(teacher / temperature, -1)
     apart = F.kl_div(F.log_softmax(student / temperature, -1), soft, reduction="sum") * temperature**2
-    expected = ((1 - share) * F.cross_entropy(student, labels[counted], reduction="sum") + share * apart) / counted.sum()
+    expected = (
+        (1 - share) * F.cross_entropy(student, labels[counted], reduction="sum") + share * apart
+    ) / counted.sum()
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected, [hidden, head])
     for one, other in zip(torch.autograd.grad(found, [hidden, head]), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(distillation.distillation_loss(*arguments, tokens=24), expected * counted.sum() / 24)
+    torch.testing.assert_close(
+        distillation.distillation_loss(*arguments, tokens=24), expected * counted.sum() / 24
+    )
 
 
 @pytest.fixture
@@ -72,7 +85,9 @@ def model_of(kind, tokenizer, loud=0.0):
 def test_a_student_follows_its_teacher(kind, words, monkeypatch):
     made = SimpleNamespace(model=model_of(kind, words, loud=0.3), tokenizer=words)
     monkeypatch.setattr(distill, "load_model", lambda name: made)
-    teacher = distill.Teacher(load_recipe("demo", {**TINY, "teacher": "made", "distill_weight": 1.0}), words, torch.device("cpu"))
+    teacher = distill.Teacher(
+        load_recipe("demo", {**TINY, "teacher": "made", "distill_weight": 1.0}), words, torch.device("cpu")
+    )
     student = model_of("new_llm", words)
     ids = torch.randint(3, len(words), (8, 16))
     labels = torch.randint(3, len(words), (8, 16))  # what the text says does not matter to it
@@ -100,13 +115,20 @@ def test_the_trainer_distils_with_a_carried_state(here):
     assert all(math.isfinite(x) for row in losses for x in row) and losses[0] != losses[1]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"tokenizer": "words"}, "another tokenizer"),
-    ({"model": "tiny_gpt2"}, "only new_llm"),
-    ({"max_seq_length": 32, "tokenizer": "checkpoints/teacher/best"}, "sees 16 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": "words"}, "another tokenizer"),
+        ({"model": "tiny_gpt2"}, "only new_llm"),
+        ({"max_seq_length": 32, "tokenizer": "checkpoints/teacher/best"}, "sees 16 tokens"),
+    ],
+)
 def test_what_does_not_go_together_is_one_line(changes, message, here):
-    train(load_recipe("demo", {**TINY, "model": "tiny_gpt2", "max_steps": 1, "output_dir": "checkpoints/teacher"}))
+    train(
+        load_recipe(
+            "demo", {**TINY, "model": "tiny_gpt2", "max_steps": 1, "output_dir": "checkpoints/teacher"}
+        )
+    )
     asked = {**TINY, "max_steps": 1, "teacher": "teacher", "output_dir": "checkpoints/student", **changes}
     with pytest.raises(UsageError, match=message) as error:
         train(load_recipe("demo", asked))

@@ -1,4 +1,6 @@
-"""Preference training end to end on tiny models: TinyGPT2 and New-LLM, with adapters and without; results, faults, resuming."""
+"""Preference training end to end on tiny models: TinyGPT2 and New-LLM, with adapters and without; results,
+faults, resuming.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ MODELS = ("tiny_gpt2", "new_llm")
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_answers():
-    """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these tests' time."""
+    """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these
+    tests' time.
+    """
     from newllm_lib.training.dpo import preference_task
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preference_task, "_WATCHED", 3)
-        patch.setattr(preference_task, "collapsed", lambda now, before: None)  # what random weights say is hardly ever sound
+        patch.setattr(
+            preference_task, "collapsed", lambda now, before: None
+        )  # what random weights say is hardly ever sound
         yield
 
 
@@ -67,7 +73,9 @@ def test_it_starts_at_log_two_and_learns(model, runs):
     first, *_, last = evaluations(runs[model])
     assert first["step"] == 0 and first["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert last["eval_loss"] < first["eval_loss"] and last["eval_margin"] > first["eval_margin"]
-    assert first["eval_kl"] == pytest.approx(0, abs=1e-4) and any(abs(r["eval_kl"]) > 0.01 for r in evaluations(runs[model]))
+    assert first["eval_kl"] == pytest.approx(0, abs=1e-4) and any(
+        abs(r["eval_kl"]) > 0.01 for r in evaluations(runs[model])
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -77,30 +85,66 @@ def test_a_run_holds_all_that_is_needed(model, runs):
     assert all(is_complete(run.path / part) for part in ("best", "last", "base"))
     assert run.curves.stat().st_size > 10_000
     row = training_rows(run)[-1]
-    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
-            "learning_rate", "grad_norm", "pairs_per_second"} <= row.keys()  # fmt: skip
-    assert {"eval_accuracy_low", "eval_margin_high", "eval_kl", "eval_empty", "eval_repeating", "eval_accuracy_vague"} <= (
-        evaluations(run)[-1].keys()
-    )
+    assert {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "learning_rate",
+        "grad_norm",
+        "pairs_per_second",
+    } <= row.keys()
+    assert {
+        "eval_accuracy_low",
+        "eval_margin_high",
+        "eval_kl",
+        "eval_empty",
+        "eval_repeating",
+        "eval_accuracy_vague",
+    } <= (evaluations(run)[-1].keys())
     result = json.loads((run.path / "preferences.json").read_text(encoding="utf-8"))
     assert result["before"]["figures"]["pairs"] == result["after"]["figures"]["pairs"] == 30
-    assert len(result["questions"]) == len(result["before"]["answers"]) == len(result["after"]["answers"]) == 3
+    assert (
+        len(result["questions"]) == len(result["before"]["answers"]) == len(result["after"]["answers"]) == 3
+    )
     card = (run.path / "card.md").read_text(encoding="utf-8")
-    for words in ("30 held-out pairs", "| accuracy |", "| vague |", "length of the model's answers", "PeftModel.from_pretrained",
-                  "bag of words"):
+    for words in (
+        "30 held-out pairs",
+        "| accuracy |",
+        "| vague |",
+        "length of the model's answers",
+        "PeftModel.from_pretrained",
+        "bag of words",
+    ):
         assert words in card
-    assert "Val: Loss=" in run.log.read_text(encoding="utf-8") and "Before:" in run.log.read_text(encoding="utf-8")
+    assert "Val: Loss=" in run.log.read_text(encoding="utf-8") and "Before:" in run.log.read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_adapter_loads_with_transformers_and_peft_alone_and_merged_gives_the_same(model, runs, tmp_path):
     """In a process of its own, which knows our models and nothing else of ours."""
     run, merged, logits = runs[model], export(runs[model], tmp_path / "merged"), tmp_path / "logits.pt"
-    script = [sys.executable, str(Path(__file__).with_name("load_alone.py")), str(run.path), str(merged), str(logits), "ours"]
+    script = [
+        sys.executable,
+        str(Path(__file__).with_name("load_alone.py")),
+        str(run.path),
+        str(merged),
+        str(logits),
+        "ours",
+    ]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     known = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "newllm_lib.models" in known and not known & {"trl", "datasets", "newllm_lib.training", "newllm_lib.evaluation"}
+    assert "newllm_lib.models" in known and not known & {
+        "trl",
+        "datasets",
+        "newllm_lib.training",
+        "newllm_lib.evaluation",
+    }
     found = torch.load(logits)
     assert (found["adapted"] - found["base"]).abs().max() > 1e-3  # the adapters do something
     ours, _, kept = load_run(run)
@@ -157,11 +201,18 @@ def test_a_run_whose_machine_and_base_went_away_goes_on_from_its_copy_with_the_s
 
     def figures(run):  # a row more at the save, so the one after it averages fewer steps
         changing = ("time", "pairs_per_second")
-        return [{k: v for k, v in row.items() if k not in changing} for row in run.metrics() if row["step"] not in (5, 6)]
+        return [
+            {k: v for k, v in row.items() if k not in changing}
+            for row in run.metrics()
+            if row["step"] not in (5, 6)
+        ]
 
     assert [r["step"] for r in training_rows(again)] == [1, 3, 5, 6, 9, 12]
     assert figures(again) == figures(whole) == figures(Run(drive / "stopped"))
-    assert all(is_complete(drive / "stopped" / part) for part in ("best", "base")) and (drive / "stopped" / "card.md").is_file()
+    assert (
+        all(is_complete(drive / "stopped" / part) for part in ("best", "base"))
+        and (drive / "stopped" / "card.md").is_file()
+    )
     train(stopped)
     assert "finished already" in again.log.read_text(encoding="utf-8")
 
@@ -171,13 +222,12 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
     whole = train(recipe(tmp_path, bases["tiny_gpt2"], "whole", save_steps=5))
     killed = recipe(tmp_path, bases["tiny_gpt2"], "killed", save_steps=5)
     script = (
-        "import os, signal; from newllm_lib.training import preference_task, train, trl_callbacks;"
-        "from newllm_lib.recipe import load_recipe; preference_task._WATCHED = 3; save = trl_callbacks.SealCallback.on_save\n"
-        "def on_save(self, args, state, control, **kwargs):\n"
-        "    if state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return save(self, args, state, control, **kwargs)\n"
-        "trl_callbacks.SealCallback.on_save = on_save; preference_task.collapsed = lambda now, before: None\n"
-        f"train(load_recipe('dpo', {dict(killed.origin[1])!r}))"
+        "import os, signal; from newllm_lib.training import preference_task, train, trl_callbacks;from "
+        "newllm_lib.recipe import load_recipe; preference_task._WATCHED = 3; save = "
+        "trl_callbacks.SealCallback.on_save\ndef on_save(self, args, state, control, **kwargs):\n    if "
+        "state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n    return save(self, args, state, "
+        "control, **kwargs)\ntrl_callbacks.SealCallback.on_save = on_save; preference_task.collapsed = "
+        f"lambda now, before: None\ntrain(load_recipe('dpo', {dict(killed.origin[1])!r}))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     run = Run(killed.run_path())
@@ -188,7 +238,9 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
     assert not [p for p in again.path.iterdir() if p.name.startswith(".")]
 
     def curve(run):
-        return [{k: v for k, v in row.items() if k not in ("time", "pairs_per_second")} for row in run.metrics()]
+        return [
+            {k: v for k, v in row.items() if k not in ("time", "pairs_per_second")} for row in run.metrics()
+        ]
 
     assert curve(again) == curve(whole)
 
@@ -214,7 +266,9 @@ def test_without_adapters(model, bases, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [4, 0])
-def test_the_loss_is_measured_against_the_reference_that_was_computed_before(rank, bases, tmp_path, monkeypatch):
+def test_the_loss_is_measured_against_the_reference_that_was_computed_before(
+    rank, bases, tmp_path, monkeypatch
+):
     """Not against one that TRL computes: a reference moved by 5 nats moves the first loss."""
     from newllm_lib.training.dpo import preference_task
 
@@ -230,16 +284,21 @@ def test_the_loss_is_measured_against_the_reference_that_was_computed_before(ran
 
 def test_a_warm_start_teaches_the_preferred_answers_and_becomes_the_base(bases, tmp_path):
     plain = train(recipe(tmp_path, bases["new_llm"], "plain", max_steps=1))
-    warm = train(recipe(tmp_path, bases["new_llm"], "warm", max_steps=1, sft_warm_start=3, sft_learning_rate=3e-3))
+    warm = train(
+        recipe(tmp_path, bases["new_llm"], "warm", max_steps=1, sft_warm_start=3, sft_learning_rate=3e-3)
+    )
     cold, start = evaluations(plain)[0], evaluations(warm)[0]
     assert start["eval_chosen"] > cold["eval_chosen"] + 20
     assert training_rows(warm)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     taught, _, _ = load_run(warm.path / "base")
     before, _, _ = load_run(bases["new_llm"])
-    assert any((a - b).abs().max() > 1e-3 for a, b in zip(taught.parameters(), before.parameters(), strict=True))
+    assert any(
+        (a - b).abs().max() > 1e-3 for a, b in zip(taught.parameters(), before.parameters(), strict=True)
+    )
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- what goes wrong
+# --------------------------------------------------------------------------------------------------
 
 
 def pairs_file(folder, rows):
@@ -265,16 +324,29 @@ def test_bad_input_is_one_line(changes, words, bases, tmp_path, monkeypatch):
     with pytest.raises(NewLLMError) as error:
         train(recipe(tmp_path, changes.pop("base", bases["tiny_gpt2"]), **changes))
     assert words in str(error.value) and "\n" not in str(error.value)
-    assert not any((tmp_path / "run" / name).exists() for name in ("best", "recipe.yaml"))  # the folder is free for another try
+    assert not any(
+        (tmp_path / "run" / name).exists() for name in ("best", "recipe.yaml")
+    )  # the folder is free for another try
 
 
 def test_pairs_that_are_none_are_left_out_and_said(bases, tmp_path):
     good = [{"prompt": f"問い{i}", "chosen": f"正しい答え{i}", "rejected": f"だめ{i}"} for i in range(60)]
-    bad = [{"prompt": "問い", "chosen": "同じ", "rejected": "同じ"}, {"prompt": "問い", "chosen": "", "rejected": "あ"},
-           {"prompt": "長い" * 200, "chosen": "あ", "rejected": "い"}]  # fmt: skip
-    run = train(recipe(tmp_path, bases["new_llm"], data=pairs_file(tmp_path, good + bad), max_samples="none", max_steps=2))
+    bad = [
+        {"prompt": "問い", "chosen": "同じ", "rejected": "同じ"},
+        {"prompt": "問い", "chosen": "", "rejected": "あ"},
+        {"prompt": "長い" * 200, "chosen": "あ", "rejected": "い"},
+    ]
+    run = train(
+        recipe(
+            tmp_path, bases["new_llm"], data=pairs_file(tmp_path, good + bad), max_samples="none", max_steps=2
+        )
+    )
     log = run.log.read_text(encoding="utf-8")
-    assert "1 × two equal answers" in log and "1 × an empty answer" in log and "1 pairs left out for a prompt" in log
+    assert (
+        "1 × two equal answers" in log
+        and "1 × an empty answer" in log
+        and "1 pairs left out for a prompt" in log
+    )
 
 
 def test_the_sequential_recurrence_learns_from_pairs_by_adapters(tmp_path):
@@ -285,7 +357,11 @@ def test_the_sequential_recurrence_learns_from_pairs_by_adapters(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):
     with pytest.raises(NewLLMError, match="became nan|became inf"):
-        train(recipe(tmp_path, bases["tiny_gpt2"], learning_rate=1e18, max_grad_norm=0, lora_rank=0, warmup_steps=0))
+        train(
+            recipe(
+                tmp_path, bases["tiny_gpt2"], learning_rate=1e18, max_grad_norm=0, lora_rank=0, warmup_steps=0
+            )
+        )
     assert read_status(Run(tmp_path / "run"))["state"] == "failed"
 
 
@@ -298,7 +374,9 @@ def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "word"), [("", "empty"), pytest.param("が" * 16, "repeating", marks=pytest.mark.slow)]
 )
-def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(said, word, bases, tmp_path, monkeypatch):
+def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(
+    said, word, bases, tmp_path, monkeypatch
+):
     from newllm_lib.training.dpo import preference_task
 
     asked: list = []
@@ -333,7 +411,8 @@ def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, 
     assert tried == [8, 4, 2] and training_rows(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-# --- each key has an effect -------------------------------------------------------------------------------------------
+# --- each key has an effect
+# -------------------------------------------------------------------------------------------
 
 
 def test_keys_reach_trl_and_peft(bases):
@@ -342,8 +421,18 @@ def test_keys_reach_trl_and_peft(bases):
 
     def config(**changes):
         values = {"output_dir": "x", "use_cpu": True, "bf16": False, "fp16": False}
-        return dpo_config(SimpleNamespace(**{"beta": 0.1, "loss_type": "sigmoid", "max_seq_length": 128,
-                                             "gradient_checkpointing": "off"} | changes), values)  # fmt: skip
+        return dpo_config(
+            SimpleNamespace(
+                **{
+                    "beta": 0.1,
+                    "loss_type": "sigmoid",
+                    "max_seq_length": 128,
+                    "gradient_checkpointing": "off",
+                }
+                | changes
+            ),
+            values,
+        )
 
     assert config(beta=0.3).beta == 0.3 and config(loss_type="sigmoid+ipo").loss_type == ["sigmoid", "ipo"]
     assert config(max_seq_length=64).max_length == 64
@@ -357,10 +446,21 @@ def test_the_task_decides_the_name(tmp_path):
 
     names = [
         load_recipe("dpo", {"sized_for": "t4", **changes}).run_name
-        for changes in ({}, {"beta": 0.3}, {"learning_rate": 1e-4}, {"base": "some/new_llm_demo"}, {"data": "hh_rlhf"},
-                        {"loss_type": "ipo"}, {"sft_warm_start": 1}, {"max_samples": 500}, {"lora_rank": 8})
-    ]  # fmt: skip
-    assert names[0] == "dpo_dialogpt-small" and names[3] == "dpo_new_llm_demo" and len(set(names)) == len(names)
+        for changes in (
+            {},
+            {"beta": 0.3},
+            {"learning_rate": 1e-4},
+            {"base": "some/new_llm_demo"},
+            {"data": "hh_rlhf"},
+            {"loss_type": "ipo"},
+            {"sft_warm_start": 1},
+            {"max_samples": 500},
+            {"lora_rank": 8},
+        )
+    ]
+    assert (
+        names[0] == "dpo_dialogpt-small" and names[3] == "dpo_new_llm_demo" and len(set(names)) == len(names)
+    )
 
 
 def test_the_shipped_recipe_is_the_guides():
@@ -368,8 +468,12 @@ def test_the_shipped_recipe_is_the_guides():
 
     dpo = load_recipe("dpo", {"sized_for": "t4"})
     assert (dpo.base, dpo.epochs, dpo.batch_size, dpo.learning_rate, dpo.max_seq_length) == (
-        "microsoft/DialoGPT-small", 1.0, 4, 5e-6, 128,
-    )  # fmt: skip
+        "microsoft/DialoGPT-small",
+        1.0,
+        4,
+        5e-6,
+        128,
+    )
     assert dpo.lora_rank and dpo.max_samples == 1000 and dpo.max_grad_norm == 1.0
 
 

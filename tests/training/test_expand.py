@@ -10,9 +10,19 @@ from tests.helpers.loading import load_run
 from tests.training.small_runs import write_text
 
 TINY = {
-    "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "vocab_size": 300, "max_seq_length": 16,
-    "sized_for": "cpu", "batch_size": 8, "data_dir": "text", "num_heads": 2, "max_steps": 2, "sample_tokens": 0,
-}  # fmt: skip
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "num_layers": 1,
+    "vocab_size": 300,
+    "max_seq_length": 16,
+    "sized_for": "cpu",
+    "batch_size": 8,
+    "data_dir": "text",
+    "num_heads": 2,
+    "max_steps": 2,
+    "sample_tokens": 0,
+}
 
 
 @pytest.fixture
@@ -28,7 +38,9 @@ def test_training_goes_on_from_an_expanded_run(here, capsys):
     larger = Run(first.path.with_name("small_context24"))
     assert Recipe.from_yaml(larger.recipe_path).context_dim == 24
     asked = {k: v for k, v in TINY.items() if k not in ("context_dim", "vocab_size")}
-    second = train(load_recipe("demo", {**asked, "from_run": "small_context24", "output_dir": "checkpoints/second"}))
+    second = train(
+        load_recipe("demo", {**asked, "from_run": "small_context24", "output_dir": "checkpoints/second"})
+    )
     before = next(row["eval_bits_per_byte"] for row in second.metrics() if row["step"] == 0)
     trained = min(row["eval_bits_per_byte"] for row in first.metrics() if "eval_bits_per_byte" in row)
     assert before == pytest.approx(trained, rel=1e-5)  # the same predictions at the start

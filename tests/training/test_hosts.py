@@ -1,4 +1,6 @@
-"""Several hosts: two of torchrun's agents on this one, which know of each other only what two machines would (gloo)."""
+"""Several hosts: two of torchrun's agents on this one, which know of each other only what two machines would
+(gloo).
+"""
 
 import os
 import signal
@@ -22,16 +24,30 @@ def start_hosts(*folders: Path, restarts: int = 0) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = f"--nnodes {len(folders)} --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:{port}".split()
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", str(restarts), "-m", "newllm_lib"]
+    words = (
+        f"--nnodes {len(folders)} --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint localhost:{port}"
+    ).split()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *words,
+        "--max-restarts",
+        str(restarts),
+        "-m",
+        "newllm_lib",
+    ]
     return [
         subprocess.Popen(
-            [*command, "train", "demo", *FLAGS[2:], "--epochs", "3"], cwd=folder, text=True,
+            [*command, "train", "demo", *FLAGS[2:], "--epochs", "3"],
+            cwd=folder,
+            text=True,
             env={**os.environ, "NEWLLM_DEVICE": "cpu", "NEWLLM_CACHE": f"cache{number}"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for number, folder in enumerate(folders)
-    ]  # fmt: skip
+    ]
 
 
 def test_two_hosts_train_one_run_and_both_begin_again_when_one_loses_a_process(tmp_path):
@@ -57,17 +73,26 @@ def test_hosts_with_a_folder_each_are_told_so_before_they_train(tmp_path):
     hosts = start_hosts(*folders)
     said = [host.communicate(timeout=500)[1] for host in hosts]
     assert all(host.returncode for host in hosts)
-    line = f"newllm: 2 of 4 processes do not see what the first one wrote into {folders[0] / 'run'}: all hosts need"
+    line = (
+        f"newllm: 2 of 4 processes do not see what the first one wrote into {folders[0] / 'run'}: all "
+        "hosts need"
+    )
     assert line in said[0] and not list(Run(folders[0] / "run").metrics())
     assert not any((folder / "run" / "checkpoint-2").exists() for folder in folders)
 
 
 def test_accelerate_launch_starts_them_too(tmp_path):
     write_text(tmp_path)
-    words = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()  # without a GPU they are processors
+    words = (
+        "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
+    )  # without a GPU they are processors
     done = subprocess.run(
-        [sys.executable, *words, "-m", "newllm_lib", "train", "demo", *FLAGS[2:], "--epochs", "1"], cwd=tmp_path,
-        env={**os.environ, "NEWLLM_DEVICE": "cpu"}, text=True, capture_output=True, timeout=500,
-    )  # fmt: skip
+        [sys.executable, *words, "-m", "newllm_lib", "train", "demo", *FLAGS[2:], "--epochs", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "NEWLLM_DEVICE": "cpu"},
+        text=True,
+        capture_output=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes, DDP" in done.stdout and state(tmp_path)["state"] == "done"

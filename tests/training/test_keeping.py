@@ -1,4 +1,6 @@
-"""A real training whose machine goes away: continued on another one from the copy alone, with the curve it would have had."""
+"""A real training whose machine goes away: continued on another one from the copy alone, with the curve it
+would have had.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_the_machine_goes_away_and_the_copy_is_continued_with_the_same_curve(fol
     assert "brought back and continued" in shown and "Continuing from checkpoint-17" in shown
     assert curve(run.path) == curve(folder / "whole") == curve(folder / "drive" / "run")
     shutil.rmtree(folder / "run")
-    assert is_finished(train(recipe(folder, mirror_dir="drive"))) and "is finished already" in capsys.readouterr().out
+    assert (
+        is_finished(train(recipe(folder, mirror_dir="drive")))
+        and "is finished already" in capsys.readouterr().out
+    )
 
 
 def test_another_run_in_the_same_place_is_not_overwritten(folder):
@@ -99,7 +104,10 @@ def test_one_run_a_gpu_unless_forced(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     one, other = Run("one"), Run("other")
     with gpu_for(one, 0):
-        with pytest.raises(GpuBusy, match=r"GPU 0 trains one \(pid \d+\): .*runs stop one.*--force true"), gpu_for(other, 0):
+        with (
+            pytest.raises(GpuBusy, match=r"GPU 0 trains one \(pid \d+\): .*runs stop one.*--force true"),
+            gpu_for(other, 0),
+        ):
             pass
         with gpu_for(other, 1), gpu_for(Run("third"), 0, force=True):
             pass
@@ -133,5 +141,7 @@ def test_a_save_is_made_when_it_is_asked_for_and_training_goes_on(folder, monkey
 
     monkeypatch.setattr(signals.SaveRequests, "taken", ask)
     train(recipe(folder, keep_checkpoints=9))
-    assert asked == [True] and run.checkpoint(5).is_dir() and is_finished(run) and not run.save_request.exists()
+    assert (
+        asked == [True] and run.checkpoint(5).is_dir() and is_finished(run) and not run.save_request.exists()
+    )
     assert not ask_to_save(run)

@@ -1,4 +1,6 @@
-"""The process that compiles New-LLM's kernels beside a command's imports: when there is one, and that it meets them all."""
+"""The process that compiles New-LLM's kernels beside a command's imports: when there is one, and that it
+meets them all.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,9 @@ from newllm_lib.training.model_config import build_model
 
 
 def recipe(**changes):
-    return load_recipe("demo", {"sized_for": "h100", "vocab_size": 300, "batch_size": 3, "max_seq_length": 9, **changes})
+    return load_recipe(
+        "demo", {"sized_for": "h100", "vocab_size": 300, "batch_size": 3, "max_seq_length": 9, **changes}
+    )
 
 
 def test_the_limit_of_the_kernels_is_theirs():
@@ -25,13 +29,17 @@ def test_the_limit_of_the_kernels_is_theirs():
 @pytest.mark.parametrize(
     ("gpus", "environment", "expected"),
     [
-        (["nvidia0"], {}, True), (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "0"}, True), ([], {}, False),
-        (["nvidiactl"], {}, False), (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
-        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "0,1"}, False), (["nvidia0"], {"NEWLLM_DEVICE": "t4"}, False),
+        (["nvidia0"], {}, True),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "0"}, True),
+        ([], {}, False),
+        (["nvidiactl"], {}, False),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "0,1"}, False),
+        (["nvidia0"], {"NEWLLM_DEVICE": "t4"}, False),
         (["nvidia0"], {"WORLD_SIZE": "2"}, False),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, tmp_path):
     for name in ("CUDA_VISIBLE_DEVICES", "NEWLLM_DEVICE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -49,9 +57,14 @@ def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, 
 def test_suits_what_is_made_of_our_kernels():
     assert precompile_process.is_known_ahead(recipe())
     for changes in (
-        {"model": "tiny_gpt2", "carry_state": False}, {"recurrence": "sequential"}, {"hidden_size": 512}, {"compile": "off"},
-        {"kernels": "off"}, {"gradient_checkpointing": "on"}, {"micro_batch_size": 1},
-    ):  # fmt: skip
+        {"model": "tiny_gpt2", "carry_state": False},
+        {"recurrence": "sequential"},
+        {"hidden_size": 512},
+        {"compile": "off"},
+        {"kernels": "off"},
+        {"gradient_checkpointing": "on"},
+        {"micro_batch_size": 1},
+    ):
         assert not precompile_process.is_known_ahead(recipe(**changes)), changes
 
 
@@ -60,7 +73,11 @@ def test_computes_what_the_model_computes(changes):
     model = build_model(recipe(num_layers=2, dropout=0.0, **changes), 300).train()
     model.config.bos_token_id = 0
     trunk = precompile_process._trunk(recipe(**changes))
-    found = {name.removeprefix("model."): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    found = {
+        name.removeprefix("model."): value
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     found["table.weight"] = found.pop("embed_tokens.weight")
     trunk.load_state_dict(found)
     ids = torch.randint(0, 300, (3, 9))
@@ -70,10 +87,16 @@ def test_computes_what_the_model_computes(changes):
 
 
 def test_imports_no_transformers():
-    code = "import sys; from newllm_lib.training import kernels_ahead as k; from newllm_lib.recipe import load_recipe\n"
+    code = (
+        "import sys; from newllm_lib.training import kernels_ahead as k; from newllm_lib.recipe import "
+        "load_recipe\n"
+    )
     code += "print('torch' in sys.modules); k._trunk(load_recipe('demo', {'sized_for': 'h100'}))\n"
     code += "print('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False", "False"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "False",
+        "False",
+    ]
 
 
 def test_says_that_it_has_done_nothing(monkeypatch):
@@ -93,7 +116,14 @@ def test_its_end_is_waited_for(monkeypatch):
 @pytest.mark.gpu
 def test_nothing_is_left_to_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sizes = {"vocab_size": 320, "hidden_size": 48, "context_dim": 48, "mlp_size": 80, "batch_size": 16, "max_seq_length": 64}
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "context_dim": 48,
+        "mlp_size": 80,
+        "batch_size": 16,
+        "max_seq_length": 64,
+    }
     code = f"""
 import sys, torch
 from newllm_lib.recipe import load_recipe

@@ -1,4 +1,6 @@
-"""`newllm train --num_gpus 2` on a CPU: one log, one set of files; what goes wrong in one process ends all and is said."""
+"""`newllm train --num_gpus 2` on a CPU: one log, one set of files; what goes wrong in one process ends all
+and is said.
+"""
 
 import json
 import os
@@ -18,8 +20,9 @@ from newllm_lib.training.distributed.launch import _cause
 from tests.training.small_runs import write_text
 
 FLAGS = (
-    "--num_gpus 2 --data_dir text --output_dir run --vocab_size 300 --max_seq_length 16 --batch_size 8 --hidden_size 16 "
-    "--context_dim 16 --mlp_size 16 --num_layers 1 --logging_steps 1 --sized_for cpu --save_steps 2 --evals_per_epoch 1"
+    "--num_gpus 2 --data_dir text --output_dir run --vocab_size 300 --max_seq_length 16 --batch_size 8 "
+    "--hidden_size 16 --context_dim 16 --mlp_size 16 --num_layers 1 --logging_steps 1 --sized_for cpu "
+    "--save_steps 2 --evals_per_epoch 1"
 ).split()
 
 
@@ -29,9 +32,13 @@ STOP = (sys.executable, "-m", "newllm_lib", "runs", "stop", "run")
 def start(folder: Path, *more: str, command=(sys.executable, "-m", "newllm_lib")) -> subprocess.Popen:
     environment = {**os.environ, "NEWLLM_DEVICE": "cpu"}
     return subprocess.Popen(
-        [*command, "train", "demo", *FLAGS, *more], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        [*command, "train", "demo", *FLAGS, *more],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
@@ -42,7 +49,11 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children() if "newllm_lib.training.distributed.worker" in p.cmdline()]
+    return [
+        p
+        for p in psutil.Process(process.pid).children()
+        if "newllm_lib.training.distributed.worker" in p.cmdline()
+    ]
 
 
 def state(folder: Path) -> dict:
@@ -69,12 +80,16 @@ def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_pa
 
 
 def failed(folder: Path, *ends: tuple[int, str | None]) -> ChildFailedError:
-    """What the launcher is told where processes ended with these exit codes, having said this (None: nothing)."""
+    """What the launcher is told where processes ended with these exit codes, having said this (None:
+    nothing).
+    """
     failures = {}
     for rank, (code, said) in enumerate(ends):
         path = folder / f"{rank}.json"
         if said is not None:
-            path.write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": str(100 + rank)}}}))
+            path.write_text(
+                json.dumps({"message": {"message": said, "extraInfo": {"timestamp": str(100 + rank)}}})
+            )
         failures[rank] = ProcessFailure(rank, 4000 + rank, code, str(path))
     return ChildFailedError("train", failures)
 
@@ -83,8 +98,16 @@ def failed(folder: Path, *ends: tuple[int, str | None]) -> ChildFailedError:
     ("ends", "kind", "words"),
     [
         ([(2, "UsageError: no such thing"), (2, "UsageError: no such thing")], UsageError, "no such thing"),
-        ([(1, "LostPeer: another one has ended"), (1, "NewLLMError: the disk is full")], NewLLMError, "the disk is full"),
-        ([(1, "LostPeer: another one has ended"), (-9, None)], NewLLMError, "Process 1 of 2 was ended by SIGKILL"),
+        (
+            [(1, "LostPeer: another one has ended"), (1, "NewLLMError: the disk is full")],
+            NewLLMError,
+            "the disk is full",
+        ),
+        (
+            [(1, "LostPeer: another one has ended"), (-9, None)],
+            NewLLMError,
+            "Process 1 of 2 was ended by SIGKILL",
+        ),
         ([(130, "Interrupted: saved"), (130, "Interrupted: saved")], Interrupted, "saved"),
         ([(1, "KeyError: 'x'"), (-15, None)], NewLLMError, "Process 0 of 2: KeyError: 'x'"),
         ([(3, None), (-15, None)], NewLLMError, "Process 0 of 2 ended with exit code 3"),
@@ -103,7 +126,11 @@ def test_a_stop_saves_and_a_mistake_is_said_once(tmp_path):
     stop = subprocess.run(STOP, cwd=tmp_path, capture_output=True, text=True)
     assert stop.returncode == 0, stop.stderr
     said, errors = launcher.communicate(timeout=300)
-    assert launcher.returncode == 130 and "Stopped at step" in errors and state(tmp_path)["state"] == "interrupted"
+    assert (
+        launcher.returncode == 130
+        and "Stopped at step" in errors
+        and state(tmp_path)["state"] == "interrupted"
+    )
     assert Run(tmp_path / "run").latest_checkpoint() is not None
     again = start(tmp_path, "--epochs", "200", "--resume", "checkpoint-99999")  # found wrong by the processes
     said, errors = again.communicate(timeout=300)
@@ -114,10 +141,14 @@ def test_a_stop_saves_and_a_mistake_is_said_once(tmp_path):
 def test_torchrun_restarts_what_was_killed(tmp_path):
     """With plain torchrun, which is told to try twice."""
     write_text(tmp_path)
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 --max-restarts 2 -m newllm_lib".split()
+    torchrun = (
+        "-m torch.distributed.run --standalone --nproc_per_node 2 --max-restarts 2 -m newllm_lib".split()
+    )
     launcher = start(tmp_path, "--epochs", "3", command=(sys.executable, *torchrun))
     wait_for_step(tmp_path, 3, launcher)
-    next(p for p in psutil.Process(launcher.pid).children() if "train" in p.cmdline()).send_signal(signal.SIGKILL)
+    next(p for p in psutil.Process(launcher.pid).children() if "train" in p.cmdline()).send_signal(
+        signal.SIGKILL
+    )
     said, errors = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, errors[-2000:]
     assert state(tmp_path)["state"] == "done" and "Continuing from checkpoint-" in said

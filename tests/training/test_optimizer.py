@@ -5,12 +5,24 @@ import torch
 
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
-from newllm_lib.training.optim.build import block_matrices, build_optimizer, build_scheduler, learning_rate_factor
+from newllm_lib.training.optim.build import (
+    block_matrices,
+    build_optimizer,
+    build_scheduler,
+    learning_rate_factor,
+)
 from newllm_lib.training.optim.muon import BatchedMuon
 
 
 def setting(model="new_llm", optimizer="muon", tie=True, **changes):
-    small = {"hidden_size": 16, "context_dim": 24, "mlp_size": 32, "num_layers": 2, "num_heads": 2, "sized_for": "cpu"}
+    small = {
+        "hidden_size": 16,
+        "context_dim": 24,
+        "mlp_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "sized_for": "cpu",
+    }
     recipe = load_recipe("demo", {**small, "model": model, "optimizer": optimizer, **changes})
     torch.manual_seed(0)
     built = build_model(recipe, 50)
@@ -57,7 +69,9 @@ def test_muon_makes_updates_whose_singular_values_are_alike():
 
 
 def test_muon_in_batches_is_torchs_muon():
-    """Matrices of several shapes, two steps: near to what torch does one by one, and the saved state fits both."""
+    """Matrices of several shapes, two steps: near to what torch does one by one, and the saved state fits
+    both.
+    """
     torch.manual_seed(0)
     sizes = [(8, 24), (24, 8), (8, 24), (16, 16)]
     start = [torch.randn(size) for size in sizes]

@@ -1,4 +1,6 @@
-"""Phase 7 on the common path: a run like any other; what each switch of its recipe changes, and that the result stays."""
+"""Phase 7 on the common path: a run like any other; what each switch of its recipe changes, and that the
+result stays.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -26,13 +28,28 @@ def recipe(folder, name="run", **changes):
     return load_recipe(
         "phase7_small",
         {
-            "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 8, "hidden_size": 16,
-            "context_dim": 16, "ssm_ranks": 4, "mlp_size": 16, "num_layers": 2, "num_heads": 2, "attention_window": 6,
-            "htt_rank": 4, "epochs": 2, "evals_per_epoch": 1, "logging_steps": 1, "warmup_steps": 2, "optimizer": "adamw",
-            "output_dir": str(folder / name), **changes,
+            "data_dir": str(folder / "text"),
+            "vocab_size": 300,
+            "max_seq_length": 16,
+            "batch_size": 8,
+            "hidden_size": 16,
+            "context_dim": 16,
+            "ssm_ranks": 4,
+            "mlp_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_window": 6,
+            "htt_rank": 4,
+            "epochs": 2,
+            "evals_per_epoch": 1,
+            "logging_steps": 1,
+            "warmup_steps": 2,
+            "optimizer": "adamw",
+            "output_dir": str(folder / name),
+            **changes,
         },
         device_kind="cpu",
-    )  # fmt: skip
+    )
 
 
 def test_it_is_trained_evaluated_and_talked_to_like_any_other(folder):
@@ -81,9 +98,11 @@ def test_a_switch_changes_no_loss_beyond_rounding(folder, plain, switch):
 
 
 OTHER_RESULT = {  # switches that change the mathematics
-    "HTT": {"embedding": "dense"}, "AR-SSM": {"ar_ssm": False}, "curvature": {"curvature_schedule": "off"},
+    "HTT": {"embedding": "dense"},
+    "AR-SSM": {"ar_ssm": False},
+    "curvature": {"curvature_schedule": "off"},
     "geometry": {"attention": "dot"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("switch", OTHER_RESULT)
@@ -96,9 +115,12 @@ def test_switches_reach_what_they_switch(folder, monkeypatch):
     checkpointed, step = [], TrainingLoop.train_step
     with monkeypatch.context() as patch:
         patch.setattr(
-            TrainingLoop, "train_step",
-            lambda self, batches: checkpointed.append(self.model.is_gradient_checkpointing) or step(self, batches),
-        )  # fmt: skip
+            TrainingLoop,
+            "train_step",
+            lambda self, batches: (
+                checkpointed.append(self.model.is_gradient_checkpointing) or step(self, batches)
+            ),
+        )
         for choice in ("true", "false"):
             train(recipe(folder, choice, gradient_checkpointing=choice, max_steps=1))
     assert checkpointed == [True, False]
@@ -113,19 +135,30 @@ def test_switches_reach_what_they_switch(folder, monkeypatch):
         assert runs_triton(on_a_gpu) == seen[0]
 
 
-# --- sizes that fail early --------------------------------------------------------------------------------------------
+# --- sizes that fail early
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["t4", "l4"])
 def test_what_cannot_fit_is_refused_before_anything_is_made(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    heavy = {"gradient_checkpointing": "off", "optimizer": "adamw", "weights_dtype": "fp32", "optimizer_in_backward": False}
+    heavy = {
+        "gradient_checkpointing": "off",
+        "optimizer": "adamw",
+        "weights_dtype": "fp32",
+        "optimizer_in_backward": False,
+    }
     large = load_recipe("phase7_1.5b", {"output_dir": str(tmp_path / "run"), **heavy})
     with pytest.raises((NewLLMError, UsageError)) as error:
         train(large)
     words = str(error.value)
-    assert "\n" not in words and "GiB" in words and "--gradient_checkpointing on" in words and "--num_layers" in words
+    assert (
+        "\n" not in words
+        and "GiB" in words
+        and "--gradient_checkpointing on" in words
+        and "--num_layers" in words
+    )
     assert "--weights_dtype bf16" in words and "--optimizer adafactor" in words
     assert not (tmp_path / "run").exists()
 
@@ -140,6 +173,13 @@ def test_what_fits_is_not_refused(monkeypatch):
 def test_the_estimate_knows_checkpointing_and_plain_attention(monkeypatch):
     monkeypatch.setenv("NEWLLM_DEVICE", "h100")
     base = load_recipe("phase7_100m", {"micro_batch_size": 16})
-    changed = [{"gradient_checkpointing": "off"}, {"flash_attention": False}, {"max_seq_length": 2048}, {"num_layers": 24}]
+    changed = [
+        {"gradient_checkpointing": "off"},
+        {"flash_attention": False},
+        {"max_seq_length": 2048},
+        {"num_layers": 24},
+    ]
     need = estimate(base, probe())["memory_estimate_gib"]
-    assert all(estimate(dataclasses.replace(base, **c), probe())["memory_estimate_gib"] > need + 0.5 for c in changed)
+    assert all(
+        estimate(dataclasses.replace(base, **c), probe())["memory_estimate_gib"] > need + 0.5 for c in changed
+    )

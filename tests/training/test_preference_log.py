@@ -1,4 +1,6 @@
-"""The verdict on a preference run: a gain only where the intervals stand apart, and never without what it cost."""
+"""The verdict on a preference run: a gain only where the intervals stand apart, and never without what it
+cost.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from newllm_lib.training.dpo.log import verdict
 def result(margin=3.0, apart=True, problem=None, **after):
     figures = {"empty": 0.0, "repeating": 0.0, "kl": 1.0, "margin": margin, **after}
     before = {"margin": 1.0, "empty": 0.0, "repeating": 0.0}
-    return {"before": {"figures": before}, "after": {"figures": figures}, "clearly_better": apart, "problem": problem}
+    return {
+        "before": {"figures": before},
+        "after": {"figures": figures},
+        "clearly_better": apart,
+        "problem": problem,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What the end of a run says: figures beside what there is to compare with, advice that names an option, the next command."""
+"""What the end of a run says: figures beside what there is to compare with, advice that names an option, the
+next command.
+"""
 
 import json
 from dataclasses import replace
@@ -24,8 +26,9 @@ def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(fold
     found = read_report(run)
     names = [other["name"] for other in found["beside"]]
     assert names[0].startswith("the bigram table") and names[1:] == [
-        "before training (new_llm_wikitext)", f"{earlier.name} (an earlier run)",
-    ]  # fmt: skip
+        "before training (new_llm_wikitext)",
+        f"{earlier.name} (an earlier run)",
+    ]
     recipe, tokenizer = Recipe.from_yaml(run.recipe_path), load_run(run)[1]
     train_split, validation = (load_split(recipe, tokenizer, split) for split in ("train", "validation"))
     table = bigram(train_split, validation, tokenizer)["bits_per_byte"]
@@ -33,7 +36,10 @@ def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(fold
     scores = [json.loads(line) for line in run.metrics_path.read_text().splitlines() if "eval_loss" in line]
     assert found["beside"][1]["bits_per_byte"] == scores[0]["eval_bits_per_byte"]
     said = capsys.readouterr().out
-    assert "bits per byte of held-out answers" in said and "Then: newllm train dailydialog --model tiny_gpt2" in said
+    assert (
+        "bits per byte of held-out answers" in said
+        and "Then: newllm train dailydialog --model tiny_gpt2" in said
+    )
     assert all(line in said for line in lines(found))
     other = run.path.with_name("tinygpt2_dailydialog_talks") / "best"
     other.mkdir(parents=True)
@@ -66,7 +72,9 @@ def test_advice_names_the_option(scores, table, words, tmp_path):
 
 
 def test_a_slow_run_is_told_how_to_be_quicker(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10_000, "loss": 1.0, "tokens_per_second": 100_000.0}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 10_000, "loss": 1.0, "tokens_per_second": 100_000.0}) + "\n"
+    )
     recipe, rows = load_recipe("ultrachat", {}, "h100"), evaluations(1.8, 1.7, 1.6999)
     said = " ".join(_advice(recipe, Run(tmp_path), rows, rows[-1], 2.0))
     assert "Slow: 7.3 h" in said and "--max_samples" in said and "--max_seq_length" in said
@@ -76,7 +84,12 @@ def test_a_slow_run_is_told_how_to_be_quicker(tmp_path):
 def test_ultrachat_is_one_pass_and_the_guides_fifty_for_a_part_of_it():
     assert load_recipe("ultrachat", {}, "l4").epochs == 1
     part = load_recipe("ultrachat", {"num_layers": "4", "max_samples": "100,000"}, "l4")
-    assert (part.epochs, part.run_name, part.batch_size, part.patience) == (50, "new_llm_ultrachat_layers4_100k", 2048, 20)
+    assert (part.epochs, part.run_name, part.batch_size, part.patience) == (
+        50,
+        "new_llm_ultrachat_layers4_100k",
+        2048,
+        20,
+    )
     assert load_recipe("ultrachat", {"max_samples": "100000", "epochs": "100"}, "l4").epochs == 100
     assert load_recipe("ultrachat", {"max_samples": "none"}, "l4").epochs == 1
     assert load_recipe("dolly", {}, "l4").run_name == "new_llm_dolly"
@@ -89,11 +102,23 @@ def test_the_guides_flags_reach_the_recipe_through_the_command():
     from newllm_lib.recipe import overrides
 
     line = (
-        "train ultrachat --num_layers 4 --max_samples 10000 --max_seq_length 256 --epochs 100 --context_dim 512 "
-        "--batch_size 1024 --learning_rate 0.0004 --patience 5"
+        "train ultrachat --num_layers 4 --max_samples 10000 --max_seq_length 256 --epochs 100 --context_dim "
+        "512 --batch_size 1024 --learning_rate 0.0004 --patience 5"
     )
     recipe = load_recipe("ultrachat", overrides(parse(shlex.split(line))), "t4")
-    assert (recipe.num_layers, recipe.max_samples, recipe.max_seq_length, recipe.epochs) == (4, 10_000, 256, 100)
-    assert (recipe.context_dim, recipe.batch_size, recipe.scaled_learning_rate(), recipe.patience) == (512, 1024, 0.0004, 5)
-    assert load_recipe("ultrachat", {"batch_size": "1024"}, "t4").scaled_learning_rate() == pytest.approx(8e-4 / 2**0.5)
+    assert (recipe.num_layers, recipe.max_samples, recipe.max_seq_length, recipe.epochs) == (
+        4,
+        10_000,
+        256,
+        100,
+    )
+    assert (recipe.context_dim, recipe.batch_size, recipe.scaled_learning_rate(), recipe.patience) == (
+        512,
+        1024,
+        0.0004,
+        5,
+    )
+    assert load_recipe("ultrachat", {"batch_size": "1024"}, "t4").scaled_learning_rate() == pytest.approx(
+        8e-4 / 2**0.5
+    )
     assert TINY and Path(load_recipe("ultrachat", {}, "t4").run_path()).name == "new_llm_ultrachat"

@@ -18,8 +18,12 @@ def test_each_evaluation_answers_the_same_prompts_and_the_page_shows_them_side_b
     write_talks(folder)
     run = train(recipe(folder, data_dir=str(folder / "talks"), evals_per_epoch=2, sample_tokens=5, epochs=2))
     found = samples(run)
-    evaluations = [json.loads(line) for line in run.metrics_path.read_text().splitlines() if "eval_loss" in line]
-    assert [(s["step"], s["bits_per_byte"]) for s in found] == [(e["step"], e["eval_bits_per_byte"]) for e in evaluations]
+    evaluations = [
+        json.loads(line) for line in run.metrics_path.read_text().splitlines() if "eval_loss" in line
+    ]
+    assert [(s["step"], s["bits_per_byte"]) for s in found] == [
+        (e["step"], e["eval_bits_per_byte"]) for e in evaluations
+    ]
     assert all(s["prompts"] == list(QUESTIONS) and len(s["answers"]) == len(QUESTIONS) for s in found)
     assert all(s["mean_tokens"] <= 6 for s in found)
     page = (run.path / "samples.md").read_text(encoding="utf-8")
@@ -29,14 +33,24 @@ def test_each_evaluation_answers_the_same_prompts_and_the_page_shows_them_side_b
 
 def test_texts_are_continued_and_none_is_asked_for_with_zero_tokens(folder):
     assert samples(train(recipe(folder, max_steps=2)))[0]["prompts"] == list(BEGINNINGS)
-    assert not train(recipe(folder, max_steps=2, sample_tokens=0, output_dir=str(folder / "none"))).samples_path.exists()
+    assert not train(
+        recipe(folder, max_steps=2, sample_tokens=0, output_dir=str(folder / "none"))
+    ).samples_path.exists()
 
 
 def test_samples_change_nothing_of_the_training(folder):
     curves = []
     for tokens in (0, 7):
-        run = train(recipe(folder, sample_tokens=tokens, logging_steps=1, output_dir=str(folder / str(tokens))))
-        curves.append([json.loads(line)["loss"] for line in run.metrics_path.read_text().splitlines() if '"loss"' in line])
+        run = train(
+            recipe(folder, sample_tokens=tokens, logging_steps=1, output_dir=str(folder / str(tokens)))
+        )
+        curves.append(
+            [
+                json.loads(line)["loss"]
+                for line in run.metrics_path.read_text().splitlines()
+                if '"loss"' in line
+            ]
+        )
     assert curves[0] == curves[1]
 
 
@@ -53,7 +67,9 @@ def test_japanese_dialogues_are_asked_in_japanese(folder):
 
     (folder / "ja").mkdir()
     turns = [{"instruction": f"{i} はいくつですか？", "output": f"それは {i} です。"} for i in range(200)]
-    (folder / "ja" / "train.jsonl").write_text("\n".join(json.dumps(t, ensure_ascii=False) for t in turns), encoding="utf-8")
+    (folder / "ja" / "train.jsonl").write_text(
+        "\n".join(json.dumps(t, ensure_ascii=False) for t in turns), encoding="utf-8"
+    )
     data = prepare(recipe(folder, data_dir=str(folder / "ja"), vocab_size=TINY["vocab_size"]))
     assert list(Prompts(data.validation, data.tokenizer).texts) == list(QUESTIONS_JA)
 
@@ -62,7 +78,10 @@ def test_japanese_dialogues_are_asked_in_japanese(folder):
     ("answers", "warning"),
     [
         (["", " ", "I am fine .", ""], "3 of 4 sample answers are empty"),
-        (["no no no no no no no no no no no"] * 2 + ["yes", "the cat is red"], "2 of 4 sample answers repeat themselves"),
+        (
+            ["no no no no no no no no no no no"] * 2 + ["yes", "the cat is red"],
+            "2 of 4 sample answers repeat themselves",
+        ),
         (["I see ."] * 4, "3 of 4 sample answers are the same"),
         (["I see .", "how are you", "the cat is red", "fine"], None),
     ],
@@ -78,8 +97,20 @@ def test_degenerate_answers_are_seen(answers, warning, folder):  # noqa: F811
 
 def test_a_long_run_shows_its_first_its_last_and_some_between():
     rows = [
-        {"step": i, "epoch": i, "bits_per_byte": 1.0, "prompts": ["a | b <i>"], "answers": ["c | d"], "distinct_1": 1.0,
-         "distinct_2": 1.0, "mean_tokens": 1.0, "empty": 0, "repeating": 0, "warning": None} for i in range(100)
-    ]  # fmt: skip
+        {
+            "step": i,
+            "epoch": i,
+            "bits_per_byte": 1.0,
+            "prompts": ["a | b <i>"],
+            "answers": ["c | d"],
+            "distinct_1": 1.0,
+            "distinct_2": 1.0,
+            "mean_tokens": 1.0,
+            "empty": 0,
+            "repeating": 0,
+            "warning": None,
+        }
+        for i in range(100)
+    ]
     page = as_markdown(rows, "x", most=5)
     assert page.count("| c &#124; d |") == 5 and "| 0 |" in page and "| 99 |" in page and "<i>" not in page

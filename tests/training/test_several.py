@@ -1,4 +1,6 @@
-"""Several processes train as one does: same losses, every block read once, any number goes on where another stopped (gloo)."""
+"""Several processes train as one does: same losses, every block read once, any number goes on where another
+stopped (gloo).
+"""
 
 import json
 import subprocess
@@ -10,7 +12,14 @@ import pytest
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training.distributed.strategy import DDP, FSDP2, check_distributed, describe, distribution, num_processes
+from newllm_lib.training.distributed.strategy import (
+    DDP,
+    FSDP2,
+    check_distributed,
+    describe,
+    distribution,
+    num_processes,
+)
 from tests.training.small_runs import write_rows, write_text
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
@@ -20,7 +29,9 @@ def drive(folder: Path, *scenarios: str) -> dict:
     write_rows(folder)
     (folder / "text").rename(folder / "streamed")
     write_text(folder)
-    process = subprocess.run([sys.executable, str(DRIVER), str(folder), *scenarios], capture_output=True, text=True, timeout=550)
+    process = subprocess.run(
+        [sys.executable, str(DRIVER), str(folder), *scenarios], capture_output=True, text=True, timeout=550
+    )
     said = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in folder.glob("*.err*") if p.stat().st_size)
     assert process.returncode == 0, process.stderr[-2000:] + said
     return json.loads(process.stdout.splitlines()[-1])
@@ -28,7 +39,9 @@ def drive(folder: Path, *scenarios: str) -> dict:
 
 def figures(run: dict) -> list[tuple]:
     """Step, loss and gradients' norm of each row, evaluations as well."""
-    return [(row["step"], row.get("loss", row.get("eval_loss")), row.get("grad_norm", 0.0)) for row in run["rows"]]
+    return [
+        (row["step"], row.get("loss", row.get("eval_loss")), row.get("grad_norm", 0.0)) for row in run["rows"]
+    ]
 
 
 def check_same(run: dict, alone: dict) -> None:
@@ -76,7 +89,9 @@ def test_killed_or_stopped_another_number_of_processes_goes_on(tmp_path):
     assert found["stopped"]["saved"] == [f"checkpoint-{stopped['rows'][-1]['step']}"]
     check_same(found["stopped"]["continued"], found["stopped"]["1"])
     begun, whole = found["cut"]["begun"], found["cut"]["whole"]
-    assert begun["exits"] == [130, 130] and whole["exits"] == [130] and len(begun["rows"]) < len(whole["rows"])
+    assert (
+        begun["exits"] == [130, 130] and whole["exits"] == [130] and len(begun["rows"]) < len(whole["rows"])
+    )
     check_same(found["cut"]["4"], found["cut"]["1"])
     check_whole_model(tmp_path / "cut" / "best")
     uneven = found["uneven"]["cut"]
@@ -98,7 +113,8 @@ def check_whole_model(folder: Path) -> None:
     assert torch.isfinite(model(torch.arange(5).unsqueeze(0)).logits).all()
 
 
-# --- what is chosen, and what is refused --------------------------------------------------------------------------------
+# --- what is chosen, and what is refused
+# --------------------------------------------------------------------------------
 
 
 def gpu(memory: float) -> Device:
@@ -110,11 +126,15 @@ def recipe(**changes):
 
 
 def test_the_estimate_chooses_and_says_so():
-    assert distribution(recipe(), gpu(80)) == DDP and "a whole model on each (it fits)" in describe(recipe(), gpu(80), 2)
+    assert distribution(recipe(), gpu(80)) == DDP and "a whole model on each (it fits)" in describe(
+        recipe(), gpu(80), 2
+    )
     assert distribution(recipe(), gpu(1.5)) == FSDP2
     assert "into 2 parts (the model is too large" in describe(recipe(num_gpus=2), gpu(1.5), 2)
     assert distribution(recipe(distribution="fsdp2"), gpu(80)) == FSDP2
-    assert distribution(load_recipe("demo", {"sized_for": "h100"}), gpu(0.5)) == DDP  # fsdp2 is chosen for Phase 7 only
+    assert (
+        distribution(load_recipe("demo", {"sized_for": "h100"}), gpu(0.5)) == DDP
+    )  # fsdp2 is chosen for Phase 7 only
 
 
 def test_as_many_processes_as_asked_for(monkeypatch):
@@ -133,9 +153,15 @@ def test_as_many_processes_as_asked_for(monkeypatch):
     ("changes", "words"),
     [
         ({"batch_size": 63}, ["63", "2 processes", "--batch_size 62"]),
-        ({"distribution": "fsdp2", "optimizer_in_backward": True}, ["optimizer_in_backward", "--optimizer adamw"]),
+        (
+            {"distribution": "fsdp2", "optimizer_in_backward": True},
+            ["optimizer_in_backward", "--optimizer adamw"],
+        ),
         ({"distribution": "fsdp2", "optimizer": "muon"}, ["muon", "whole matrices"]),
-        ({"distribution": "fsdp2", "weights_dtype": "bf16", "optimizer": "adafactor"}, ["weights_dtype", "float32"]),
+        (
+            {"distribution": "fsdp2", "weights_dtype": "bf16", "optimizer": "adafactor"},
+            ["weights_dtype", "float32"],
+        ),
         ({"distribution": "fsdp2", "lora_rank": 4}, ["lora_rank", "ddp"]),
         ({"distribution": "fsdp2", "model": "new_llm"}, ["Phase 7", "new_llm", "ddp"]),
         ({"distribution": "fsdp2", "dtype": "fp16"}, ["fp16", "bf16 or fp32"]),

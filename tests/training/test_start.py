@@ -1,4 +1,6 @@
-"""Fine-tuning: a run that starts from another's weights with its tokenizer, and is never taken for one from scratch."""
+"""Fine-tuning: a run that starts from another's weights with its tokenizer, and is never taken for one from
+scratch.
+"""
 
 import json
 import random
@@ -15,9 +17,18 @@ from tests.helpers.loading import load_run
 from tests.training.small_runs import curve, rows, stopped_after
 
 TINY = {
-    "sized_for": "cpu", "vocab_size": 300, "hidden_size": 16, "context_dim": 16, "mlp_size": 16, "num_layers": 1, "num_heads": 2,
-    "max_seq_length": 16, "batch_size": 8, "epochs": 1, "logging_steps": 5,
-}  # fmt: skip
+    "sized_for": "cpu",
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "max_seq_length": 16,
+    "batch_size": 8,
+    "epochs": 1,
+    "logging_steps": 5,
+}
 SHORT = {"batch_size": "8", "max_steps": "6", "logging_steps": "3", "epochs": "2", "evals_per_epoch": "2"}
 
 
@@ -39,7 +50,9 @@ def folder(pretrained, tmp_path, monkeypatch):
 
 def tuned(folder, **changes):
     """DailyDialog's recipe on the small talks, as it is asked for on a command line."""
-    return load_recipe("dailydialog", {"data_dir": str(folder / "talks"), "sized_for": "cpu", **SHORT, **changes})
+    return load_recipe(
+        "dailydialog", {"data_dir": str(folder / "talks"), "sized_for": "cpu", **SHORT, **changes}
+    )
 
 
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
@@ -55,7 +68,9 @@ def test_dailydialog_takes_the_wikitext_run_with_its_sizes_weights_and_tokenizer
     assert first["step"] == 0 and first["best"]  # the start itself, measured on the new data
     ours, tokenizer, recorded = load_run(run.path, which="last")
     assert tokenizer.get_vocab() == start_tokenizer.get_vocab() and recorded.from_run == f"{name}_wikitext"
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in start.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in start.state_dict().items()
+    }
     before, after = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start, ours))
     assert 0 < (after - before).norm() < 0.5 * before.norm()  # moved, but from there
     chosen_anew = dict.fromkeys(("dropout", "resid_pdrop", "embd_pdrop", "_name_or_path"))
@@ -77,18 +92,33 @@ def test_the_start_measured_first_is_what_evaluate_says_of_it(folder):
 
 def test_names_tell_a_start_from_another_and_from_none(folder):
     shutil.copytree("checkpoints/new_llm_wikitext", "checkpoints/mine")
-    asked = [{}, {"from_run": "none"}, {"from_run": "mine"}, {"from_run": "new_llm_wikitext", "max_samples": "20"}]
+    asked = [
+        {},
+        {"from_run": "none"},
+        {"from_run": "mine"},
+        {"from_run": "new_llm_wikitext", "max_samples": "20"},
+    ]
     assert [tuned(folder, **a).run_name for a in asked] == [
-        "new_llm_dailydialog_talks", "new_llm_dailydialog_talks_scratch", "new_llm_dailydialog_talks_from-mine",
+        "new_llm_dailydialog_talks",
+        "new_llm_dailydialog_talks_scratch",
+        "new_llm_dailydialog_talks_from-mine",
         "new_llm_dailydialog_talks_20",
-    ]  # fmt: skip
-    assert load_recipe("dolly", {"from_run": "new_llm_wikitext"}, "cpu").run_name == "new_llm_dolly_from-wikitext"
-    assert load_recipe("dolly", {"from_run": "tinygpt2_wikitext"}, "cpu").run_name == "tinygpt2_dolly_from-wikitext"
+    ]
+    assert (
+        load_recipe("dolly", {"from_run": "new_llm_wikitext"}, "cpu").run_name
+        == "new_llm_dolly_from-wikitext"
+    )
+    assert (
+        load_recipe("dolly", {"from_run": "tinygpt2_wikitext"}, "cpu").run_name
+        == "tinygpt2_dolly_from-wikitext"
+    )
     assert load_recipe("dolly", {"from_run": str(folder / "checkpoints/mine")}, "cpu").from_run == "mine"
 
 
 def test_a_size_asked_for_that_the_start_has_not_is_an_error_that_names_it(folder):
-    with pytest.raises(UsageError, match=r"num_layers 4 \(it has 1\), vocab_size 500 \(it has 300\).*--from none") as error:
+    with pytest.raises(
+        UsageError, match=r"num_layers 4 \(it has 1\), vocab_size 500 \(it has 300\).*--from none"
+    ) as error:
         tuned(folder, num_layers="4", vocab_size="500", context_dim="16")
     assert "\n" not in str(error.value) and "context_dim" not in str(error.value)
     with pytest.raises(UsageError, match=r"model new_llm \(it has tiny_gpt2\)"):
@@ -101,7 +131,9 @@ def test_a_size_asked_for_that_the_start_has_not_is_an_error_that_names_it(folde
 def test_no_start_there_is_one_clear_line_and_nothing_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_talks(tmp_path)
-    with pytest.raises(UsageError, match="a run of recipe wikitext .*`newllm train wikitext`.*--from none") as error:
+    with pytest.raises(
+        UsageError, match="a run of recipe wikitext .*`newllm train wikitext`.*--from none"
+    ) as error:
         train(tuned(tmp_path))
     assert "\n" not in str(error.value) and not (tmp_path / "checkpoints").exists()
     with pytest.raises(UsageError, match="No run 'nobody'"):
@@ -163,13 +195,18 @@ def test_packed_data_of_another_tokenizer_is_never_taken(folder):
     from newllm_lib.training.initial_model import load_initial_model, tokenizer_for
 
     recipe = tuned(folder)
-    own, given = prepare(recipe), prepare(recipe, tokenizer=tokenizer_for(recipe, load_initial_model(recipe), None))
+    own, given = (
+        prepare(recipe),
+        prepare(recipe, tokenizer=tokenizer_for(recipe, load_initial_model(recipe), None)),
+    )
     assert own.fingerprint != given.fingerprint and own.train.path != given.train.path
     assert given.tokenizer.get_vocab() != own.tokenizer.get_vocab()
 
 
 def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
-    """The guide's third step: the two that continue from WikiText, side by side on DailyDialog's held-out answers."""
+    """The guide's third step: the two that continue from WikiText, side by side on DailyDialog's held-out
+    answers.
+    """
     from newllm_lib.evaluation import compare
 
     ours, theirs = (train(tuned(folder, model=model)) for model in ("new_llm", "tiny_gpt2"))

@@ -1,4 +1,6 @@
-"""A small real training, end to end: files, log, keys of the recipe, and what happens when something goes wrong."""
+"""A small real training, end to end: files, log, keys of the recipe, and what happens when something goes
+wrong.
+"""
 
 import json
 import os
@@ -25,23 +27,55 @@ def test_a_run_folder_holds_all_that_is_needed_elsewhere(folder, capsys, model):
     run = train(recipe(folder, model=model))
     assert read_status(run)["state"] == "done"
     assert {p.name for p in run.path.iterdir()} >= {
-        "recipe.yaml", "best", "last", "metrics.jsonl", "curves.png", "train.log", "status.json",
-    }  # fmt: skip
+        "recipe.yaml",
+        "best",
+        "last",
+        "metrics.jsonl",
+        "curves.png",
+        "train.log",
+        "status.json",
+    }
     for place in (run.best, run.last, run.latest_checkpoint()):
         tokenizer, loaded = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
-        assert len(tokenizer) == loaded.config.vocab_size and loaded.config.eos_token_id == tokenizer.eos_token_id
-        assert not [p for p in place.iterdir() if p.suffix in (".bin", ".pkl")]  # nothing pickled but torch's own tensors
+        assert (
+            len(tokenizer) == loaded.config.vocab_size
+            and loaded.config.eos_token_id == tokenizer.eos_token_id
+        )
+        assert not [
+            p for p in place.iterdir() if p.suffix in (".bin", ".pkl")
+        ]  # nothing pickled but torch's own tensors
     steps = [row for row in rows(run) if "loss" in row]
-    assert set(steps[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "time"}
+    assert set(steps[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "time",
+    }
     assert steps[-1]["loss"] < steps[0]["loss"]
     log = run.log.read_text()
-    for words in ("Epoch 1/2", "Epoch 2/2", "Training...", "Val: Loss=", "vocab ", "bits/byte=", "✓", "[Checkpoint saved]"):
+    for words in (
+        "Epoch 1/2",
+        "Epoch 2/2",
+        "Training...",
+        "Val: Loss=",
+        "vocab ",
+        "bits/byte=",
+        "✓",
+        "[Checkpoint saved]",
+    ):
         assert words in log and words in capsys.readouterr().out + log
-    assert log.count("Val: ") == 2 == len(evaluations(run))  # each evaluation once, also where an epoch and the run end together
+    assert (
+        log.count("Val: ") == 2 == len(evaluations(run))
+    )  # each evaluation once, also where an epoch and the run end together
 
 
 def test_the_check_mark_the_best_model_and_the_best_row_are_one(folder):
-    run = train(recipe(folder, epochs=4, learning_rate=0.3, dropout=0.0))  # too fast on purpose: it gets worse again
+    run = train(
+        recipe(folder, epochs=4, learning_rate=0.3, dropout=0.0)
+    )  # too fast on purpose: it gets worse again
     scores = [(row["eval_bits_per_byte"], row["step"], row["best"]) for row in evaluations(run)]
     best_so_far = float("inf")
     for score, _, marked in scores:
@@ -61,7 +95,10 @@ def test_max_steps_and_keep_checkpoints_and_evals_per_epoch(folder):
     run = train(recipe(folder, max_steps=12, keep_checkpoints=2, evals_per_epoch=3, save_minutes=0))
     assert rows(run)[-1]["step"] == 12
     assert [p.name for p in run.checkpoints()] == ["checkpoint-11", "checkpoint-12"]
-    assert len(evaluations(train(recipe(folder, evals_per_epoch=3, epochs=1, output_dir=str(folder / "three"))))) == 3
+    assert (
+        len(evaluations(train(recipe(folder, evals_per_epoch=3, epochs=1, output_dir=str(folder / "three")))))
+        == 3
+    )
 
 
 def test_the_seed_changes_the_run_and_nothing_else_does(folder):
@@ -75,14 +112,25 @@ def test_the_seed_changes_the_run_and_nothing_else_does(folder):
 def test_micro_batches_change_nothing_but_rounding(folder):
     losses = []
     for micro in (8, 4, 1):
-        run = train(recipe(folder, micro_batch_size=micro, max_steps=8, logging_steps=1, dropout=0.0, output_dir=f"m{micro}"))
+        run = train(
+            recipe(
+                folder,
+                micro_batch_size=micro,
+                max_steps=8,
+                logging_steps=1,
+                dropout=0.0,
+                output_dir=f"m{micro}",
+            )
+        )
         losses.append(torch.tensor([row["loss"] for row in rows(run) if "loss" in row]))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses[2], losses[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monkeypatch):
-    """With a learning rate of 0 the losses of an epoch read in order are those of reading each lane in one piece."""
+    """With a learning rate of 0 the losses of an epoch read in order are those of reading each lane in one
+    piece.
+    """
     seen = []
     loss = losses.NextTokenLoss.__call__
 
@@ -91,12 +139,21 @@ def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monke
         return loss(self, model, batch, tokens)
 
     monkeypatch.setattr(losses.NextTokenLoss, "__call__", spy)
-    still = {"learning_rate": 0.0, "carry_state": True, "dropout": 0.0, "logging_steps": 1, "epochs": 1, "micro_batch_size": 4}
+    still = {
+        "learning_rate": 0.0,
+        "carry_state": True,
+        "dropout": 0.0,
+        "logging_steps": 1,
+        "epochs": 1,
+        "micro_batch_size": 4,
+    }
     run = train(recipe(folder, **still))
     found = torch.tensor([row["loss"] for row in rows(run) if "loss" in row])
     steps = [torch.cat(seen[i : i + 2], 1) for i in range(0, len(seen), 2)]  # two micro-batches each
     lanes, labels = torch.cat(steps, 2)  # (batch, the whole epoch)
-    nll = torch.nn.functional.cross_entropy(load_run(run)[0](lanes).logits.transpose(1, 2), labels, reduction="none")
+    nll = torch.nn.functional.cross_entropy(
+        load_run(run)[0](lanes).logits.transpose(1, 2), labels, reduction="none"
+    )
     torch.testing.assert_close(found, nll.unflatten(1, (-1, 16)).mean((0, 2)), rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match="carry_state"):
         train(recipe(folder, model="tiny_gpt2", carry_state=True, output_dir=str(folder / "gpt2")))
@@ -151,7 +208,10 @@ def test_a_signal_saves_and_the_same_command_continues(folder, monkeypatch):
     run = Run(folder / "run")
     assert run.latest_checkpoint().name == "checkpoint-5" and read_status(run)["state"] == "interrupted"
     train(recipe(folder, logging_steps=3))
-    strip = [[{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)] for x in (run, whole)]
+    strip = [
+        [{k: v for k, v in r.items() if k not in ("time", "tokens_per_second")} for r in rows(x)]
+        for x in (run, whole)
+    ]
     assert strip[0] == strip[1]
 
 
@@ -171,11 +231,18 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_keys_and_a_name(f
 
 
 def test_a_run_started_on_another_machine_keeps_its_preset(folder, monkeypatch):
-    choices = {"data_dir": str(folder / "text"), "vocab_size": 300, "output_dir": str(folder / "run"), "max_steps": 2}
+    choices = {
+        "data_dir": str(folder / "text"),
+        "vocab_size": 300,
+        "output_dir": str(folder / "run"),
+        "max_steps": 2,
+    }
     started = load_recipe("demo", {**choices, "sized_for": "cpu"})
     (folder / "run").mkdir()
     (folder / "run" / "recipe.yaml").write_text(started.to_yaml())
-    settled = resume.match_recorded_recipe(load_recipe("demo", choices, device_kind="h100"), Run(folder / "run"))
+    settled = resume.match_recorded_recipe(
+        load_recipe("demo", choices, device_kind="h100"), Run(folder / "run")
+    )
     assert settled.sized_for == "cpu" and not settled.differences(started)
 
 
@@ -233,7 +300,9 @@ def test_a_run_that_patience_ended_stays_ended_and_a_refused_command_changes_not
 
 
 def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")})
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")}
+    )
     with pytest.raises(NewLLMError, match="loss became nan"):
         train(recipe(folder))
     run = Run(folder / "run")
@@ -264,5 +333,8 @@ def test_resuming_an_older_checkpoint_sets_the_newer_ones_aside(folder):
     train(recipe(folder, **choices, resume="checkpoint-7"))
     assert (run.path / "superseded-checkpoint-9").is_dir()
     assert [p.name for p in run.checkpoints()][-2:] == ["checkpoint-8", "checkpoint-9"]
-    steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in (rows_before, run.metrics_path.read_text())]
+    steps = [
+        [json.loads(line)["step"] for line in text.splitlines()]
+        for text in (rows_before, run.metrics_path.read_text())
+    ]
     assert steps[0] == steps[1]

@@ -1,6 +1,5 @@
 """Training on a GPU: bf16, fp16 as a T4 would, kernels against plain torch, and resume."""
 
-
 import pytest
 import torch
 
@@ -17,27 +16,54 @@ def recipe(folder, **changes):
     return load_recipe(
         "demo",
         {
-            "sized_for": "h100", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 32, "batch_size": 8,
-            "hidden_size": 64, "context_dim": 96, "mlp_size": 128, "num_layers": 2, "epochs": 30, "evals_per_epoch": 1,
-            "logging_steps": 1, "output_dir": str(folder / "run"), "compile": "off", "warmup_steps": 5,
+            "sized_for": "h100",
+            "data_dir": str(folder / "text"),
+            "vocab_size": 300,
+            "max_seq_length": 32,
+            "batch_size": 8,
+            "hidden_size": 64,
+            "context_dim": 96,
+            "mlp_size": 128,
+            "num_layers": 2,
+            "epochs": 30,
+            "evals_per_epoch": 1,
+            "logging_steps": 1,
+            "output_dir": str(folder / "run"),
+            "compile": "off",
+            "warmup_steps": 5,
             "force": True,  # tests side by side share the GPU
             **changes,
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "kind", "dtype", "compile"),
-    [("new_llm", "h100", "bf16", "graphs"), ("tiny_gpt2", "h100", "bf16", "graphs"), ("new_llm", "h100", "bf16", "on"),
-     ("new_llm", "t4", "fp16", "off"), ("tiny_gpt2", "t4", "fp16", "off"), ("phase7", "h100", "bf16", "graphs"),
-     ("phase7", "t4", "fp16", "off")],
-)  # fmt: skip
+    [
+        ("new_llm", "h100", "bf16", "graphs"),
+        ("tiny_gpt2", "h100", "bf16", "graphs"),
+        ("new_llm", "h100", "bf16", "on"),
+        ("new_llm", "t4", "fp16", "off"),
+        ("tiny_gpt2", "t4", "fp16", "off"),
+        ("phase7", "h100", "bf16", "graphs"),
+        ("phase7", "t4", "fp16", "off"),
+    ],
+)
 def test_it_learns_in_half_precision(tmp_path, monkeypatch, model, kind, dtype, compile):
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     assert probe().dtype == dtype
     write_text(tmp_path)
     found = losses(
-        train(recipe(tmp_path, model=model, compile=compile, carry_state=model == "new_llm", optimizer="muon", num_heads=2))
+        train(
+            recipe(
+                tmp_path,
+                model=model,
+                compile=compile,
+                carry_state=model == "new_llm",
+                optimizer="muon",
+                num_heads=2,
+            )
+        )
     )
     assert found[-1] < 0.7 * found[0]
 

@@ -1,4 +1,6 @@
-"""The names that we use of TRL, PEFT and the Trainer are there: in what is installed, and in the oldest that setup.py admits."""
+"""The names that we use of TRL, PEFT and the Trainer are there: in what is installed, and in the oldest that
+setup.py admits.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,19 @@ from tests.training import trl_names
 ROOT = Path(__file__).parents[2]
 # What those releases want besides, where the installed ones are too new for them.
 BESIDE_THE_OLDEST = (
-    "huggingface_hub<2", "httpx<1", "httpcore<2", "certifi", "dill<0.3.9", "multiprocess<0.70.17", "fsspec<=2025.3.0",
-    "tokenizers<0.23", "requests", "urllib3", "charset-normalizer", "idna",
-)  # fmt: skip
+    "huggingface_hub<2",
+    "httpx<1",
+    "httpcore<2",
+    "certifi",
+    "dill<0.3.9",
+    "multiprocess<0.70.17",
+    "fsspec<=2025.3.0",
+    "tokenizers<0.23",
+    "requests",
+    "urllib3",
+    "charset-normalizer",
+    "idna",
+)
 
 
 def test_every_name_is_there():
@@ -26,9 +38,15 @@ def test_every_name_is_there():
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [("CONFIG", "beta_of_old"), ("TRAINER", "tokenizer"), ("METHODS", "get_batch_samples_of_old"), ("LORA", "rank"),
-     ("COLLATED", "labels"), ("ATTRIBUTES", "reference")],
-)  # fmt: skip
+    [
+        ("CONFIG", "beta_of_old"),
+        ("TRAINER", "tokenizer"),
+        ("METHODS", "get_batch_samples_of_old"),
+        ("LORA", "rank"),
+        ("COLLATED", "labels"),
+        ("ATTRIBUTES", "reference"),
+    ],
+)
 def test_a_name_that_disappears_is_named(place, name, monkeypatch):
     monkeypatch.setattr(trl_names, place, getattr(trl_names, place) | {name})
     assert len(trl_names.missing()) == 1 and name in trl_names.missing()[0]
@@ -46,14 +64,31 @@ def oldest() -> list[str]:
 def test_the_oldest_versions_that_are_admitted_have_them_too_and_train(tmp_path):
     """Needs a package registry."""
     place = tmp_path / "oldest"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(place), "--no-deps", *oldest(), *BESIDE_THE_OLDEST]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--target",
+        str(place),
+        "--no-deps",
+        *oldest(),
+        *BESIDE_THE_OLDEST,
+    ]
     ended = subprocess.run(install, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}"}
-    names = subprocess.run([sys.executable, trl_names.__file__], env=environment, capture_output=True, text=True)
+    names = subprocess.run(
+        [sys.executable, trl_names.__file__], env=environment, capture_output=True, text=True
+    )
     assert names.returncode == 0, names.stdout + names.stderr[-2000:]
     assert "trl 0.29" in names.stdout
-    tests = [str(ROOT / "tests/training/test_dpo.py"), "-k", "log_two or alone_and_merged or without_adapters"]
+    tests = [
+        str(ROOT / "tests/training/test_dpo.py"),
+        "-k",
+        "log_two or alone_and_merged or without_adapters",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stdout[-3000:]

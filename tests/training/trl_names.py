@@ -1,6 +1,7 @@
-"""Every name of TRL, PEFT and the Trainer that preference training relies on. Run as a script it prints what is missing.
+"""Every name of TRL, PEFT and the Trainer that preference training relies on. Run as a script it prints what
+is missing.
 
-    python tests/training/trl_names.py          (exit code 1 if something is)
+python tests/training/trl_names.py          (exit code 1 if something is)
 """
 
 from __future__ import annotations
@@ -10,23 +11,66 @@ import re
 import sys
 from dataclasses import fields
 
-CONFIG = {  # of trl.DPOConfig: what `trl_arguments.trainer_arguments`, `trl_run`, `dpo.dpo_config` and the benchmark give it
-    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16",
-    "use_cpu", "seed", "data_seed", "disable_tqdm", "logging_nan_inf_filter", "logging_strategy", "eval_strategy",
-    "save_strategy", "save_total_limit", "report_to", "train_sampling_strategy",
-    "run_name", "dataloader_pin_memory", "remove_unused_columns", "beta", "loss_type", "max_length", "precompute_ref_log_probs",
-    "disable_dropout", "learning_rate", "warmup_steps", "logging_steps",
-}  # fmt: skip
+# of trl.DPOConfig: what `trl_arguments.trainer_arguments`, `trl_run`, `dpo.dpo_config` and the benchmark give
+# it
+CONFIG = {
+    "output_dir",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "use_cpu",
+    "seed",
+    "data_seed",
+    "disable_tqdm",
+    "logging_nan_inf_filter",
+    "logging_strategy",
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "report_to",
+    "train_sampling_strategy",
+    "run_name",
+    "dataloader_pin_memory",
+    "remove_unused_columns",
+    "beta",
+    "loss_type",
+    "max_length",
+    "precompute_ref_log_probs",
+    "disable_dropout",
+    "learning_rate",
+    "warmup_steps",
+    "logging_steps",
+}
 EITHER_OF_CONFIG = {("gradient_checkpointing", "activation_checkpointing")}
 TRAINER = {  # arguments of trl.DPOTrainer
-    "model", "ref_model", "args", "train_dataset", "processing_class", "callbacks", "peft_config",
-}  # fmt: skip
+    "model",
+    "ref_model",
+    "args",
+    "train_dataset",
+    "processing_class",
+    "callbacks",
+    "peft_config",
+}
 METHODS = {  # of trl.DPOTrainer: called
-    "train", "log", "save_model", "add_callback", "remove_callback",
-}  # fmt: skip
+    "train",
+    "log",
+    "save_model",
+    "add_callback",
+    "remove_callback",
+}
 ATTRIBUTES = {  # of a DPOTrainer: read or set once it is made
-    "model", "accelerator", "state", "train_dataset", "optimizer", "lr_scheduler", "ref_model", "precompute_ref_logps",
-}  # fmt: skip
+    "model",
+    "accelerator",
+    "state",
+    "train_dataset",
+    "optimizer",
+    "lr_scheduler",
+    "ref_model",
+    "precompute_ref_logps",
+}
 COLLATED = {"input_ids", "attention_mask", "completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out"}
 ADAPTED = {"disable_adapter", "merge_and_unload", "get_base_model", "save_pretrained", "from_pretrained"}
@@ -48,15 +92,25 @@ def missing() -> list[str]:
     found += [f"peft.LoraConfig.{name}" for name in sorted(LORA - {f.name for f in fields(peft.LoraConfig)})]
     model = {*dir(peft.PeftModel), *dir(peft.LoraModel)}  # a PeftModel passes on what its tuner knows
     found += [f"peft.PeftModel.{name}" for name in sorted(ADAPTED - model)]
-    found += _lacking("peft.PeftModel.save_pretrained(…)", peft.PeftModel.save_pretrained, {"save_embedding_layers"})
-    row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4], "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
+    found += _lacking(
+        "peft.PeftModel.save_pretrained(…)", peft.PeftModel.save_pretrained, {"save_embedding_layers"}
+    )
+    row = {
+        "prompt_ids": [1],
+        "chosen_ids": [2, 3],
+        "rejected_ids": [4],
+        "ref_chosen_logps": -1.0,
+        "ref_rejected_logps": -2.0,
+    }
     batch = DataCollatorForPreference(pad_token_id=0)([row])
     return found + [f"trl's collated {name}" for name in sorted(COLLATED - set(batch))]
 
 
 def _assigned(kind: type) -> set[str]:
     """The names that a class and its bases give their instances, `self.name = …`."""
-    sources = (inspect.getsource(c) for c in kind.__mro__ if c.__module__.startswith(("trl.", "transformers.")))
+    sources = (
+        inspect.getsource(c) for c in kind.__mro__ if c.__module__.startswith(("trl.", "transformers."))
+    )
     return {name for source in sources for name in re.findall(r"self\.(\w+)(?=[^\n=]* = )", source)}
 
 
@@ -68,7 +122,9 @@ def _lacking(what: str, function, names: set[str]) -> list[str]:
 if __name__ == "__main__":
     from importlib import metadata
 
-    print(", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "peft", "transformers", "datasets")))
+    print(
+        ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "peft", "transformers", "datasets"))
+    )
     for name in (gone := missing()):
         print(f"missing: {name}")
     sys.exit(bool(gone))

@@ -1,7 +1,8 @@
-"""Preference pairs: a prompt, an answer that is preferred, one that is not; made here (in Japanese), from the hub or from files.
+"""Preference pairs: a prompt, an answer that is preferred, one that is not; made here (in Japanese), from the
+hub or from files.
 
-`load_preferences` gives what a recipe names, `generate` makes Japanese pairs, `shortcuts` measures what could tell their better
-side without understanding it, `encode_pairs` gives token ids.
+`load_preferences` gives what a recipe names, `generate` makes Japanese pairs, `shortcuts` measures what could
+tell their better side without understanding it, `encode_pairs` gives token ids.
 """
 
 from newllm_lib.data.preferences.encode import EncodedPairs, encode_pairs, prompt_text
@@ -11,6 +12,14 @@ from newllm_lib.data.preferences.shortcuts import shortcuts
 from newllm_lib.data.preferences.sources import MADE_HERE, Preferences, load_preferences
 
 __all__ = [
-    "MADE_HERE", "EncodedPairs", "Pair", "Preferences", "encode_pairs", "generate", "load_preferences", "most_pairs",
-    "prompt_text", "shortcuts",
-]  # fmt: skip
+    "MADE_HERE",
+    "EncodedPairs",
+    "Pair",
+    "Preferences",
+    "encode_pairs",
+    "generate",
+    "load_preferences",
+    "most_pairs",
+    "prompt_text",
+    "shortcuts",
+]

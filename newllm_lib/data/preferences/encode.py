@@ -1,7 +1,8 @@
-"""Pairs as token ids, in the words that the model will be asked in: our control tokens, its chat template, or plain turns.
+"""Pairs as token ids, in the words that the model will be asked in: our control tokens, its chat template, or
+plain turns.
 
-What does not fit is counted: a pair whose prompt alone reaches the limit is left out (there would be nothing to learn from), an
-answer that goes beyond it is cut at its end.
+What does not fit is counted: a pair whose prompt alone reaches the limit is left out (there would be nothing
+to learn from), an answer that goes beyond it is cut at its end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from newllm_lib.errors import NewLLMError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the end of text.
+# For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the
+# end of text.
 PLAIN_TURNS = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
@@ -41,7 +43,7 @@ class EncodedPairs:
             (self.long_prompts, "pairs left out for a prompt as long as the limit"),
             (self.alike, "pairs left out whose answers are equal once they are cut"),
             (self.cut_answers, "answers cut at their end"),
-        )  # fmt: skip
+        )
         return ", ".join(f"{count:,} {what}" for count, what in found if count)
 
 
@@ -52,7 +54,9 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
         NewLLMError: it has no token that ends a text.
     """
     if tokenizer.eos_token is None:
-        raise NewLLMError(f"The tokenizer of {tokenizer.name_or_path} has no end-of-text token: name another base model.")
+        raise NewLLMError(
+            f"The tokenizer of {tokenizer.name_or_path} has no end-of-text token: name another base model."
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TURNS
     if tokenizer.pad_token is None:
@@ -83,8 +87,8 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
         encoded.rows.append({"prompt_ids": prompt, "chosen_ids": kept[0], "rejected_ids": kept[1]})
     if not encoded.pairs:
         raise NewLLMError(
-            f"No pair fits into {max_length} tokens ({encoded.summary() or 'there are none'}): raise --max_seq_length, or give "
-            "pairs with shorter prompts."
+            f"No pair fits into {max_length} tokens ({encoded.summary() or 'there are none'}): raise "
+            "--max_seq_length, or give pairs with shorter prompts."
         )
     return encoded
 
@@ -103,7 +107,9 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     prompt = prompt_text(tokenizer, messages)
     whole = _rendered(tokenizer, [*messages, Message("assistant", answer)])
     end = tokenizer.eos_token
-    text = whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer + end
+    text = (
+        whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer + end
+    )
     return _ids(tokenizer, text.rstrip("\n") if text.rstrip("\n").endswith(end) else text)
 
 

@@ -1,8 +1,9 @@
 """A preference pair, what the rows of preference sets look like, and how each becomes one.
 
-    prompt, chosen, rejected         texts, or lists of messages (TRL's two forms; one's own JSONL)
-    chosen, rejected                 whole conversations that part at the last answer: lists of messages (UltraFeedback), or
-                                     one text with "Human:" and "Assistant:" before each turn (hh-rlhf)
+prompt, chosen, rejected         texts, or lists of messages (TRL's two forms; one's own JSONL) chosen,
+rejected                 whole conversations that part at the last answer: lists of messages (UltraFeedback),
+or
+                                 one text with "Human:" and "Assistant:" before each turn (hh-rlhf)
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from newllm_lib.data.schemas import CHOSEN, MESSAGES
 
 PAIRS = Kind(
     "preference pairs",
-    '"prompt", "chosen" and "rejected" (texts or lists of messages), or whole conversations in "chosen" and "rejected"',
+    '"prompt", "chosen" and "rejected" (texts or lists of messages), or whole conversations in "chosen" and '
+    '"rejected"',
     "left out",
     0.5,
 )
-_SPLITS = {"train": "train", "evaluation": "evaluation", "eval": "evaluation", "validation": "evaluation", "test": "evaluation"}
+_SPLITS = {
+    "train": "train",
+    "evaluation": "evaluation",
+    "eval": "evaluation",
+    "validation": "evaluation",
+    "test": "evaluation",
+}
 
 
 class Pair(NamedTuple):
@@ -57,7 +65,9 @@ def parse_pair(row: object) -> Pair:
         raise BadRecord(f"a value of type {type(row).__name__}, not an object")
     missing = [name for name in ("chosen", "rejected") if name not in row]
     if missing:
-        raise BadRecord(f"no column {' and '.join(missing)} (it has {', '.join(map(str, list(row)[:6])) or 'none'})")
+        raise BadRecord(
+            f"no column {' and '.join(missing)} (it has {', '.join(map(str, list(row)[:6])) or 'none'})"
+        )
     prompt, chosen, rejected = _sides(row)
     if not any(message.content.strip() for message in prompt):
         raise BadRecord("an empty prompt")
@@ -75,7 +85,9 @@ def _sides(row: dict) -> tuple[tuple[Message, ...], str, str]:
         return (Message("user", prompt),), chosen.strip(), rejected.strip()
     if isinstance(prompt, list | tuple):
         before = _messages(prompt, "prompt")
-        answers = [side if isinstance(side, str) else _messages(side, "an answer") for side in (chosen, rejected)]
+        answers = [
+            side if isinstance(side, str) else _messages(side, "an answer") for side in (chosen, rejected)
+        ]
         texts = [a.strip() if isinstance(a, str) else _only_answer(a, before) for a in answers]
         return before, *texts
     if "prompt" in row and not isinstance(prompt, str):
@@ -111,7 +123,11 @@ def _messages(value: object, name: str) -> tuple[Message, ...]:
     if not isinstance(value, list | tuple):
         raise BadRecord(f"{name} is of type {type(value).__name__}, not a list of messages")
     for message in value:
-        if isinstance(message, dict) and message.get("role") == "assistant" and not str(message.get("content") or "").strip():
+        if (
+            isinstance(message, dict)
+            and message.get("role") == "assistant"
+            and not str(message.get("content") or "").strip()
+        ):
             raise BadRecord("an empty answer")
     record = MESSAGES.record({"messages": value})
     return record.messages if record else ()

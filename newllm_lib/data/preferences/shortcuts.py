@@ -1,7 +1,8 @@
-"""What could tell the better answer without understanding anything: its length, its first word, which words it holds.
+"""What could tell the better answer without understanding anything: its length, its first word, which words
+it holds.
 
-A set of pairs where such a shortcut wins teaches the shortcut. So three classifiers that see nothing else are trained on the
-training pairs and tried on the held-out ones, and their scores stand beside the model's.
+A set of pairs where such a shortcut wins teaches the shortcut. So three classifiers that see nothing else are
+trained on the training pairs and tried on the held-out ones, and their scores stand beside the model's.
 """
 
 from __future__ import annotations

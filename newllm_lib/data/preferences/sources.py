@@ -1,4 +1,6 @@
-"""Where preference pairs come from: made here, a known set of the hub, any other by its id, or files of the user's."""
+"""Where preference pairs come from: made here, a known set of the hub, any other by its id, or files of the
+user's.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Preferences:
     @property
     def fingerprint(self) -> str:
         """The same if and only if the pairs are."""
-        return key_hash({"train": [p.to_json() for p in self.train], "evaluation": [p.to_json() for p in self.evaluation]})
+        return key_hash(
+            {"train": [p.to_json() for p in self.train], "evaluation": [p.to_json() for p in self.evaluation]}
+        )
 
     def description(self) -> str:
         groups = len({p.group for p in self.evaluation if p.group})
@@ -93,16 +97,18 @@ def _open(recipe: Recipe) -> Source:
     if name is None or is_file:
         what = "is no file" if is_file else "are no preference pairs"
         raise UsageError(
-            f"There {what} {recipe.data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a .jsonl file, or "
-            "--data_dir FOLDER."
+            f"There {what} {recipe.data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a "
+            ".jsonl file, or --data_dir FOLDER."
         )
     return HubSource(name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
 def _read(source: Source, tally: RowStats) -> list[Pair]:
-    """All pairs, with the split where the source has one: those that are not for training are for evaluation. One split alone is
-    divided later."""
-    named = {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
+    """All pairs, with the split where the source has one: those that are not for training are for evaluation.
+    One split alone is divided later."""
+    named = (
+        {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
+    )
     return [
         pair._replace(split=named.get(split, pair.split))
         for split in source.splits
@@ -114,8 +120,12 @@ def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys = sorted({_position(pair.key()) for pair in pairs})
-        share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])  # by content; of a few pairs at least a tenth
-        pairs = [pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs]
+        share = max(
+            [HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]]
+        )  # by content; of a few pairs at least a tenth
+        pairs = [
+            pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs
+        ]
     evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], tally)
     held_out = {pair.key() for pair in evaluation}
     train = [pair for pair in pairs if pair.split != "evaluation"]

@@ -1,6 +1,8 @@
-"""What every source of data answers: which splits it has, what identifies their content, how large they are, and their rows.
+"""What every source of data answers: which splits it has, what identifies their content, how large they are,
+and their rows.
 
-A new kind of source is a class beside this one; a new data set of a kind that is known is a line in `datasets`.
+A new kind of source is a class beside this one; a new data set of a kind that is known is a line in
+`datasets`.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, split: str) -> str:
-        """Changes whenever the content of `split` does. Part of the names in the cache: what prepared data is found by."""
+        """Changes whenever the content of `split` does. Part of the names in the cache: what prepared data is
+        found by.
+        """
 
     @abc.abstractmethod
     def rows(self, split: str, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
@@ -108,7 +112,9 @@ class Source(abc.ABC):
         """
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
-        """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too many."""
+        """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too
+        many.
+        """
         yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
         tally.finish()
 
@@ -117,7 +123,9 @@ class Source(abc.ABC):
         return None
 
     def files(self, split: str) -> list[DataFile] | None:
-        """The split's files, where all of them can be read in segments (see `streaming.segments`) by `reader`."""
+        """The split's files, where all of them can be read in segments (see `streaming.segments`) by
+        `reader`.
+        """
         return None
 
     def reader(self) -> FileReader:

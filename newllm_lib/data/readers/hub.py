@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from newllm_lib import console
 from newllm_lib.data import hub
 from newllm_lib.data.cache import key_hash, write_file
-from newllm_lib.data.readers.base import SPLIT_NAMES, DataFile, DatasetInfo, FileReader, Segment, Source, in_segments
+from newllm_lib.data.readers.base import (
+    SPLIT_NAMES,
+    DataFile,
+    DatasetInfo,
+    FileReader,
+    Segment,
+    Source,
+    in_segments,
+)
 from newllm_lib.data.readers.parquetfiles import groups_in, read_group
 from newllm_lib.data.records import Record
 from newllm_lib.data.schemas import parse_row
@@ -24,7 +32,8 @@ if TYPE_CHECKING:
     from datasets import IterableDatasetDict
     from pyarrow.parquet import ParquetFile
 
-# what the hub's sets call their splits: also the halves for supervised fine-tuning of ultrachat_200k and its like
+# what the hub's sets call their splits: also the halves for supervised fine-tuning of ultrachat_200k and its
+# like
 HUB_SPLIT_NAMES = {**SPLIT_NAMES, "train_sft": "train", "test_sft": "test"}
 
 
@@ -44,7 +53,9 @@ class HubName(NamedTuple):
     @property
     def asked(self) -> hub.Asked:
         """How it is named where the hub does not give it."""
-        return hub.Asked(f"Data set {self}", "name another id, or use files of your own with --data_dir FOLDER")
+        return hub.Asked(
+            f"Data set {self}", "name another id, or use files of your own with --data_dir FOLDER"
+        )
 
     def __str__(self) -> str:
         return self.repository + (f":{self.config}" if self.config else "")
@@ -53,14 +64,15 @@ class HubName(NamedTuple):
 class HubSource(Source):
     """The splits of one data set on the hub, at one commit.
 
-    What is found out about it (commit, names of the splits) is noted in the cache, so that data packed earlier can be used again
-    without a network.
+    What is found out about it (commit, names of the splits) is noted in the cache, so that data packed
+    earlier can be used again without a network.
 
     Args:
         parse: how a row becomes a record; default: by the columns that it has.
         or_newest: take the newest commit, and say so, if the hub has no such revision (any more).
         commit: take this one, whatever the revision means by now.
-        split_names: what the set may call its splits, and what they are; of two names for one split the first here counts.
+        split_names: what the set may call its splits, and what they are; of two names for one split the first
+        here counts.
     Raises:
         NewLLMError: the hub cannot be reached, or has no such data set.
     """
@@ -78,8 +90,12 @@ class HubSource(Source):
     ):
         self.name, self.parse, self.split_names = name, parse, split_names
         self.or_newest, self.revision = or_newest and not commit, commit or name.revision
-        noted = {"revision": name.revision} | ({} if split_names is HUB_SPLIT_NAMES else {"splits": split_names})
-        self._memo = cache / "hub" / f"{str(name).replace('/', '--').replace(':', '--')}-{key_hash(noted)}.json"
+        noted = {"revision": name.revision} | (
+            {} if split_names is HUB_SPLIT_NAMES else {"splits": split_names}
+        )
+        self._memo = (
+            cache / "hub" / f"{str(name).replace('/', '--').replace(':', '--')}-{key_hash(noted)}.json"
+        )
         self._loaded: IterableDatasetDict | None = None
         self._files: dict[str, list[DataFile]] | None = None
         self.commit, self._names = self._describe()
@@ -88,7 +104,8 @@ class HubSource(Source):
 
     @classmethod
     def of(cls, info: DatasetInfo, cache: Path, commit: str) -> Source:
-        # a commit may be gone where the set was copied to; a branch holds something else than the newest commit
+        # a commit may be gone where the set was copied to; a branch holds something else than the newest
+        # commit
         or_newest = re.fullmatch("[0-9a-f]{40}", info.revision) is not None
         name = HubName.parse(f"{info.home}@{info.revision}")
         return cls(name, cache, info.schema.record if info.schema else parse_row, or_newest, commit)
@@ -118,7 +135,9 @@ class HubSource(Source):
         if self._files is None:
             memo = self._memo.with_suffix(f".{self.commit}.files.json")
             try:
-                self._files = {s: [DataFile(*f) for f in part] for s, part in json.loads(memo.read_text()).items()}
+                self._files = {
+                    s: [DataFile(*f) for f in part] for s, part in json.loads(memo.read_text()).items()
+                }
             except (OSError, ValueError, TypeError):
                 self._files = hub.patiently(self._list_files, self.name.asked)
                 write_file(memo, json.dumps(self._files))
@@ -162,16 +181,22 @@ class HubSource(Source):
         except RevisionNotFoundError:
             if not self.or_newest:
                 raise
-        console.say(f"Data set {self.name} has no revision {revision[:8]} on this hub: taking the newest one.")
+        console.say(
+            f"Data set {self.name} has no revision {revision[:8]} on this hub: taking the newest one."
+        )
         return api.dataset_info(repository, timeout=30).sha
 
     def _find_splits(self, commit: str) -> dict[str, str]:
         names = list(self._load(commit))
         known = list(self.split_names)
-        ours = sorted((n for n in names if n.lower() in known), key=lambda n: known.index(n.lower()), reverse=True)
+        ours = sorted(
+            (n for n in names if n.lower() in known), key=lambda n: known.index(n.lower()), reverse=True
+        )
         splits = {self.split_names[n.lower()]: n for n in ours}
         if "train" not in splits:
-            raise UsageError(f"Data set {self.name} has no train split (it has {', '.join(names)}): name another id.")
+            raise UsageError(
+                f"Data set {self.name} has no train split (it has {', '.join(names)}): name another id."
+            )
         return splits
 
     def _load(self, commit: str) -> IterableDatasetDict:
@@ -182,7 +207,8 @@ class HubSource(Source):
             datasets.disable_progress_bars()
             repository, config = self.name.repository, self.name.config
             self._loaded = hub.patiently(
-                lambda: datasets.load_dataset(repository, config, revision=commit, streaming=True), self.name.asked
+                lambda: datasets.load_dataset(repository, config, revision=commit, streaming=True),
+                self.name.asked,
             )
         return self._loaded
 
@@ -231,4 +257,6 @@ class HubReader:
 
         groups = hub.patiently(lambda: groups_in(opened(), segment), self.asked, self.delays)
         for group in groups:
-            yield hub.patiently(lambda group=group: read_group(opened(), group, columns), self.asked, self.delays)
+            yield hub.patiently(
+                lambda group=group: read_group(opened(), group, columns), self.asked, self.delays
+            )

@@ -1,4 +1,6 @@
-"""JSON and JSON Lines files, one value at a time: a file of gigabytes needs the memory of its largest value."""
+"""JSON and JSON Lines files, one value at a time: a file of gigabytes needs the memory of its
+largest value.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ LARGEST = 64 << 20  # characters in one value: more is no record, and must not f
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each line of a .jsonl or .jsonl.gz file; a line that is not JSON comes as a `ValueError` instead.
+    """(where, value) of each line of a .jsonl or .jsonl.gz file; a line that is not JSON comes as a
+    `ValueError` instead.
 
     Raises:
         NewLLMError: a line is not UTF-8, or longer than 64 MiB; the file is not the gzip that its name says.
@@ -30,7 +33,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
             number += 1
             where = f"{path}, line {number}"
             if len(line) == LARGEST and not line.endswith(b"\n"):
-                raise NewLLMError(f"{where} is longer than {LARGEST >> 20} MiB: a .jsonl file holds one record a line.")
+                raise NewLLMError(
+                    f"{where} is longer than {LARGEST >> 20} MiB: a .jsonl file holds one record a line."
+                )
             text = decode_piece(decoder, line, position, path)
             position += len(line)
             if number == 1:
@@ -62,7 +67,8 @@ def parse_json(text: str) -> object:
 
 
 def read_json_values(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each element of a .json file's array, or of its values one after the other (JSON Lines).
+    """(where, value) of each element of a .json file's array, or of its values one after the other (JSON
+    Lines).
 
     Raises:
         NewLLMError: the file is not JSON (names about where) or not UTF-8.

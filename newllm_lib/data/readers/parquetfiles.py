@@ -24,11 +24,15 @@ def open_parquet(path: Path) -> Iterator[ParquetFile]:
         with parquet.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise NewLLMError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): is it whole?") from error
+        raise NewLLMError(
+            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): is it whole?"
+        ) from error
 
 
 def read_parquet(path: Path, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
-    """(where, row) of each row, with the columns among `columns` (default, and where there is none of them: all)."""
+    """(where, row) of each row, with the columns among `columns` (default, and where there is none of them:
+    all).
+    """
     number = 0
     with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=1024, columns=_wanted(file, columns)):
@@ -42,7 +46,9 @@ def uncompressed_size(path: Path, columns: frozenset[str]) -> int:
     with open_parquet(path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         parts = [group.column(i) for group in groups for i in range(group.num_columns)]
-        return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+        return sum(
+            part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns
+        )
 
 
 def groups_in(file: ParquetFile, segment: Segment) -> list[int]:
@@ -50,7 +56,11 @@ def groups_in(file: ParquetFile, segment: Segment) -> list[int]:
     found = []
     for number in range(file.metadata.num_row_groups):
         column = file.metadata.row_group(number).column(0)
-        if segment.begin <= min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset) < segment.end:
+        if (
+            segment.begin
+            <= min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset)
+            < segment.end
+        ):
             found.append(number)
     return found
 

@@ -1,8 +1,9 @@
 """A plain text file as a stream of documents. Concatenated, they are the file, byte for byte.
 
-The documents are WikiText's articles where the file has ` = Title = ` headings, else blocks between blank lines where
-there are blank lines, else lines. Which of them is decided by the first mebibyte. Nothing longer than `LONGEST` is
-held in memory: a longer document is cut (a file of several gigabytes without a line break is read in bounded memory).
+The documents are WikiText's articles where the file has ` = Title = ` headings, else blocks between blank
+lines where there are blank lines, else lines. Which of them is decided by the first mebibyte. Nothing longer
+than `LONGEST` is held in memory: a longer document is cut (a file of several gigabytes without a line break
+is read in bounded memory).
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
-    """Join lines to documents of a kind: "articles", "blocks" or "lines". Blank lines end the document they follow."""
+    """Join lines to documents of a kind: "articles", "blocks" or "lines". Blank lines end the document they
+    follow.
+    """
     starts = _STARTS[kind]
     document, size, previous_blank = [], 0, True
     for line, following in _with_following(lines):
-        whole_line = not document or document[-1].endswith("\n")  # False: this is the rest of a very long line
+        whole_line = not document or document[-1].endswith(
+            "\n"
+        )  # False: this is the rest of a very long line
         begins = whole_line and starts(previous_blank, line, following) and _has_text(document)
         if begins or size + len(line) > LONGEST:
             if document:
@@ -57,7 +62,8 @@ def _has_text(lines: list[str]) -> bool:
 
 
 def _article_starts(previous_blank: bool, line: str, following: str | None) -> bool:
-    # WikiText also has formulas alone on a line, such as " = 1 and C = ": only a heading stands between blank lines
+    # WikiText also has formulas alone on a line, such as " = 1 and C = ": only a heading stands between blank
+    # lines
     return previous_blank and bool(_HEADING.fullmatch(line)) and not (following or "").strip()
 
 
@@ -99,7 +105,9 @@ def _with_following(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The file's lines with their line breaks (only LF breaks a line); one of over a mebibyte comes in pieces."""
+    """The file's lines with their line breaks (only LF breaks a line); one of over a mebibyte comes in
+    pieces.
+    """
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
     with open_data(path) as file:
         while True:
@@ -116,7 +124,8 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
     """The next characters of a file; `position`: where `piece` begins; an empty piece ends the file.
 
     Raises:
-        NewLLMError: naming the file, the offset of the first byte that is not UTF-8, and how to convert the file.
+        NewLLMError: naming the file, the offset of the first byte that is not UTF-8, and how to convert the
+        file.
     """
     held = len(decoder.getstate()[0])
     try:
@@ -125,8 +134,9 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
         offset = position - held + error.start
         encoding = "UTF-16" if _starts_as_utf16(path) else "CP1252"
         raise NewLLMError(
-            f"{path} is not UTF-8: byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read. "
-            f"If it is {encoding} text, convert it: iconv -f {encoding} -t UTF-8 '{path.name}' > converted{path.suffix}"
+            f"{path} is not UTF-8: byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read. If it "
+            f"is {encoding} text, convert it: iconv -f {encoding} -t UTF-8 '{path.name}' > "
+            f"converted{path.suffix}"
         ) from None
 
 

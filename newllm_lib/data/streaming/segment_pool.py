@@ -1,4 +1,6 @@
-"""The processes that pack segments, as many as there are cores: in the background, those first that are waited for."""
+"""The processes that pack segments, as many as there are cores: in the background, those first that are
+waited for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ LINGER = 3.0  # seconds that a process waits for more to do: starting one takes 
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
 
-# Python started with -c or -m looks for modules in the current folder first: a calendar.py of the user's would be run.
+# Python started with -c or -m looks for modules in the current folder first: a calendar.py of the user's
+# would be run.
 _PROGRAM = """import sys
 sys.path[:] = {path!r}
 from newllm_lib.data.streaming.segment_worker import main
@@ -33,14 +36,15 @@ main()"""
 
 
 class SegmentPool:
-    """Packs the segments of a job, each into a cache entry of its own; what is there already is not made again.
+    """Packs the segments of a job, each into a cache entry of its own; what is there already is not made
+    again.
 
     Which process packs what, and when, depends on speed; what is packed does not.
 
     Args:
         processes: how many; default: one for each core that this process may use.
-        leads: False where another process on this machine packs the same for a training that both take part in: then only
-            what it does not bring in time is packed here.
+        leads: False where another process on this machine packs the same for a training that both take part
+            in: then only what it does not bring in time is packed here.
     """
 
     def __init__(self, job: Job, processes: int | None = None, leads: bool = True):
@@ -82,12 +86,14 @@ class SegmentPool:
                         self._urgent.append(number)
                     self._start()
                     self._state.notify_all()
-                self._state.wait(0.5 if self.leads else 0.1)  # so that a signal is seen, and what the others have packed
+                self._state.wait(
+                    0.5 if self.leads else 0.1
+                )  # so that a signal is seen, and what the others have packed
                 if time.monotonic() - spoke > SILENCE:
                     spoke = time.monotonic()
                     console.say(
-                        f"  Waiting for data: {self.job.segments[number]} "
-                        f"({len(self.documents):,} of {len(self.job.segments):,} pieces ready, {spoke - began:.0f} s)"
+                        f"  Waiting for data: {self.job.segments[number]} ({len(self.documents):,} of "
+                        f"{len(self.job.segments):,} pieces ready, {spoke - began:.0f} s)"
                     )
 
     def forget(self, number: int) -> None:
@@ -125,7 +131,9 @@ class SegmentPool:
             thread.start()
 
     def _next(self, wait: bool, linger: float = 0.0) -> int | None:
-        """The next segment to pack; None: there is none now, or with `wait` none any more, also `linger` seconds later."""
+        """The next segment to pack; None: there is none now, or with `wait` none any more, also `linger`
+        seconds later.
+        """
         until = time.monotonic() + linger
         with self._state:
             while not self._closed:
@@ -136,7 +144,9 @@ class SegmentPool:
                         return number
                 now = time.monotonic()
                 if now >= self._not_before:
-                    number = next((n for n in self._plan if n not in self._told and not self._is_there(n)), None)
+                    number = next(
+                        (n for n in self._plan if n not in self._told and not self._is_there(n)), None
+                    )
                     if number is not None:
                         self._told.add(number)
                         return number
@@ -211,24 +221,31 @@ class SegmentPool:
         """A process ended before these were done."""
         with self._state:
             self._told.difference_update(numbers)
-            self._fail(numbers, NewLLMError(
-                f"A process that prepares the data ended unexpectedly (exit code {exit_code}). If it was killed for want of "
-                "memory, use a machine with more; else the same command continues."
-            ))  # fmt: skip
+            self._fail(
+                numbers,
+                NewLLMError(
+                    f"A process that prepares the data ended unexpectedly (exit code {exit_code}). If it was "
+                    "killed for want of memory, use a machine with more; else the same command continues."
+                ),
+            )
             self._state.notify_all()
 
     def _fail(self, numbers: list[int], error: NewLLMError) -> None:
-        """Whoever waits for one of these gets the error; where nobody does, they are tried again after a while."""
+        """Whoever waits for one of these gets the error; where nobody does, they are tried again after a
+        while.
+        """
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)
 
 
 def _search_path() -> list[str]:
-    """Where a process finds its modules: as this one, but never in the current folder; where the package itself lies there (a
-    clone), in that last."""
+    """Where a process finds its modules: as this one, but never in the current folder; where the package
+    itself lies there (a clone), in that last."""
     here, home = os.getcwd(), str(Path(__file__).parents[3])
-    return [place for place in sys.path if place and os.path.realpath(place) != os.path.realpath(here)] + [home]
+    return [place for place in sys.path if place and os.path.realpath(place) != os.path.realpath(here)] + [
+        home
+    ]
 
 
 def cores() -> int:

@@ -1,8 +1,9 @@
 """A process that packs segments, started by `segment_pool`.
 
-On standard input it gets a pickled `Job`, then the number of a segment a line; the end of the input (also where whoever started
-it was killed) ends it. For each segment it writes an answer, a line of JSON after `MARK`, to standard output; other lines there
-are for the user. While one segment is tokenized the bytes of the next are read already.
+On standard input it gets a pickled `Job`, then the number of a segment a line; the end of the input (also
+where whoever started it was killed) ends it. For each segment it writes an answer, a line of JSON after
+`MARK`, to standard output; other lines there are for the user. While one segment is tokenized the bytes of
+the next are read already.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Large data sets in segments: pieces of files that can be read, and packed, each for itself and in any order.
+"""Large data sets in segments: pieces of files that can be read, and packed, each for itself and in any
+order.
 
-A segment is a range of bytes of one .jsonl or .parquet file; the records that begin in it are its records. All segments of a
-split are put in one order, shuffled by a fixed seed, so that the first few are a fair sample of all files. `LargeSource` is a
-source of which only this sample is read: the tokenizer is trained on it, and validation and test are made from it.
+A segment is a range of bytes of one .jsonl or .parquet file; the records that begin in it are its records.
+All segments of a split are put in one order, shuffled by a fixed seed, so that the first few are a fair
+sample of all files. `LargeSource` is a source of which only this sample is read: the tokenizer is trained on
+it, and validation and test are made from it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ def cut(files: list[DataFile]) -> list[Segment]:
 
 
 def read_rows(
-    segment: Segment, reader: FileReader, fetched: bytes | None = None, columns: frozenset[str] | None = COLUMNS
+    segment: Segment,
+    reader: FileReader,
+    fetched: bytes | None = None,
+    columns: frozenset[str] | None = COLUMNS,
 ) -> Iterator[tuple[str, object]]:
     """(where, row) of every record of the segment; a row that cannot be parsed is a `ValueError` instead.
 
@@ -70,13 +75,17 @@ def _row(line: bytes) -> object:
 
 
 def fetch(segment: Segment, reader: FileReader) -> bytes:
-    """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for parquet)."""
+    """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for
+    parquet).
+    """
     if segment.place.endswith(".parquet"):
         return b""
     data = reader.read(segment.place, max(0, segment.begin - 1), segment.end)
     size = 1 << 16
     while not data.endswith(b"\n") and len(data) < LARGEST:
-        more = reader.read(segment.place, max(0, segment.begin - 1) + len(data), max(0, segment.begin - 1) + len(data) + size)
+        more = reader.read(
+            segment.place, max(0, segment.begin - 1) + len(data), max(0, segment.begin - 1) + len(data) + size
+        )
         line, newline, _ = more.partition(b"\n")
         data += line + newline
         if len(more) < size and not newline:
@@ -86,9 +95,11 @@ def fetch(segment: Segment, reader: FileReader) -> bytes:
 
 
 class LargeSource(Source):
-    """A source whose training split is too large to be read before training begins; it answers as if its sample were all.
+    """A source whose training split is too large to be read before training begins; it answers as if its
+    sample were all.
 
-    `max_samples` are the first records in order (`in_order`): to find those with the smallest hashes all would have to be read.
+    `max_samples` are the first records in order (`in_order`): to find those with the smallest hashes all
+    would have to be read.
     """
 
     in_order = True

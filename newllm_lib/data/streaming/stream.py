@@ -1,12 +1,15 @@
-"""Training on a large set while it is prepared: windows of segments, in an order that does not depend on how fast that goes.
+"""Training on a large set while it is prepared: windows of segments, in an order that does not depend on how
+fast that goes.
 
-One pass after the other goes over all segments: the first in their fixed order (a window of `FIRST` segments, so that training
-begins soon, then windows of `WINDOW`), each later one in an order of its own. A window's segments are one stream of tokens; its
-blocks are cut at an offset, and taken in an order, from (seed, pass, window) alone. So what a step learns from is settled before
-anything is prepared; where it is not ready yet, training waits for it.
+One pass after the other goes over all segments: the first in their fixed order (a window of `FIRST` segments,
+so that training begins soon, then windows of `WINDOW`), each later one in an order of its own. A window's
+segments are one stream of tokens; its blocks are cut at an offset, and taken in an order, from (seed, pass,
+window) alone. So what a step learns from is settled before anything is prepared; where it is not ready yet,
+training waits for it.
 
-How many tokens a pass has is known only when all is packed. An epoch, and the schedule with it, is therefore declared: estimated
-from the first window, which is the same on every machine. The passes go on regardless of where an epoch ends.
+How many tokens a pass has is known only when all is packed. An epoch, and the schedule with it, is therefore
+declared: estimated from the first window, which is the same on every machine. The passes go on regardless of
+where an epoch ends.
 """
 
 from __future__ import annotations
@@ -63,8 +66,8 @@ class Window(NamedTuple):
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts as one array in memory of its own, which the system has back when the array is gone: malloc would keep some of
-    it, and more with every window."""
+    """The parts as one array in memory of its own, which the system has back when the array is gone: malloc
+    would keep some of it, and more with every window."""
     count, dtype = sum(map(len, parts)), parts[0].dtype
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.concatenate(parts, out=np.frombuffer(memory, dtype=dtype))
@@ -81,9 +84,10 @@ class StreamedSplit:
     """The training split of a large source. `start` begins its preparation, `close` ends it.
 
     Args:
-        recipe: `max_samples`: only the first so many records, in the order of the segments; `loss_on`; `seed`: of the order in
-            which blocks are taken.
-        known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go on.
+        recipe: `max_samples`: only the first so many records, in the order of the segments; `loss_on`;
+            `seed`: of the order in which blocks are taken.
+        known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go
+        on.
         leads: see `SegmentPool`.
     """
 
@@ -99,9 +103,14 @@ class StreamedSplit:
         answers_only = recipe.loss_on == "answers"
         made = tuple(sorted(derived_splits(source)))
         key = {
-            "packing": VERSION, "template": TEMPLATE_VERSION, "tokenizer": tokenizer_hash(tokenizer), "made": made,
-            "content": source.fingerprint("train"), "answers_only": answers_only, **held_out_key(source),
-        }  # fmt: skip
+            "packing": VERSION,
+            "template": TEMPLATE_VERSION,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "made": made,
+            "content": source.fingerprint("train"),
+            "answers_only": answers_only,
+            **held_out_key(source),
+        }
         self.path = cache / "streams" / f"train-{key_hash(key)}"
         self.job = Job(
             folder=self.path,
@@ -119,12 +128,18 @@ class StreamedSplit:
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass
         self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
-        self.last: int | None = known["last"]  # how many segments a pass has: fewer than there are, with max_samples
+        self.last: int | None = known[
+            "last"
+        ]  # how many segments a pass has: fewer than there are, with max_samples
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
 
     def start(self) -> None:
         """Begin to prepare, in the background: from the first window, or from the last one that is known."""
-        self.pool.plan(self._wanted(_begin((len(self.counts) - FIRST - 1) // WINDOW + 1 if len(self.counts) > FIRST else 0)))
+        self.pool.plan(
+            self._wanted(
+                _begin((len(self.counts) - FIRST - 1) // WINDOW + 1 if len(self.counts) > FIRST else 0)
+            )
+        )
 
     def declare(self) -> None:
         """Estimate how many tokens a pass has.
@@ -139,7 +154,9 @@ class StreamedSplit:
             self._count_next()
         tokens, documents = (sum(values) for values in zip(*self.counts, strict=True))
         if not documents:
-            raise NewLLMError(f"{self.title}: the train split holds no text. Give it some, or name other data.")
+            raise NewLLMError(
+                f"{self.title}: the train split holds no text. Give it some, or name other data."
+            )
         if self.last is None:
             segments = self.job.segments
             share = sum(s.end - s.begin for s in segments) / sum(s.end - s.begin for s in segments[:first])
@@ -156,8 +173,9 @@ class StreamedSplit:
         need, free = (self.tokens - there) * size, shutil.disk_usage(self.path).free
         if need > free:
             console.say(
-                f"  All of it packed takes about {need / 1e9:.1f} GB, and {self.path.parent} has {free / 1e9:.1f} GB left: free "
-                "some space, set NEWLLM_CACHE to a folder on another disk, or take fewer with --max_samples."
+                f"  All of it packed takes about {need / 1e9:.1f} GB, and {self.path.parent} has "
+                f"{free / 1e9:.1f} GB left: free some space, set NEWLLM_CACHE to a folder on another disk, "
+                "or take fewer with --max_samples."
             )
 
     @property
@@ -174,7 +192,8 @@ class StreamedSplit:
         """End the preparation; what is packed is kept."""
         self.pool.close()
 
-    # --- windows ----------------------------------------------------------------------------------------------------
+    # --- windows
+    # ----------------------------------------------------------------------------------------------------
 
     def members(self, epoch: int, number: int) -> list[int]:
         """The segments of window `number` of pass `epoch`; none where the pass is over."""
@@ -186,8 +205,9 @@ class StreamedSplit:
         return self._order(epoch)[number * WINDOW : (number + 1) * WINDOW]
 
     def blocks(self, epoch: int, number: int, length: int) -> tuple[int, int]:
-        """(offset, blocks) of a window cut into blocks of `length`: the first begins `offset` before the window's first
-        token, the last may reach past its end; so every token but the first is predicted once."""
+        """(offset, blocks) of a window cut into blocks of `length`: the first begins `offset` before the
+        window's first token, the last may reach past its end; so every token but the first is predicted once.
+        """
         predicted = sum(self.counts[member].tokens for member in self.members(epoch, number))
         offset = int(np.random.default_rng([self.seed, epoch, number]).integers(length))
         return offset, -(-(predicted + offset) // length) if predicted else 0
@@ -210,7 +230,9 @@ class StreamedSplit:
         return self._windows[epoch, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Where each block begins, as (pass, window, token), from block number `position` of the endless run of passes on."""
+        """Where each block begins, as (pass, window, token), from block number `position` of the endless run
+        of passes on.
+        """
         planned = -1  # the pass whose segments are being prepared in its order
         for epoch in itertools.count():
             for number in itertools.count():
@@ -221,7 +243,9 @@ class StreamedSplit:
                     position -= blocks
                     continue
                 if planned != epoch:
-                    self.pool.plan(self._wanted(_begin(number)) if epoch == 0 else self._order(epoch)[number * WINDOW :])
+                    self.pool.plan(
+                        self._wanted(_begin(number)) if epoch == 0 else self._order(epoch)[number * WINDOW :]
+                    )
                     planned = epoch
                 order = np.random.default_rng([self.seed, epoch, number, 1]).permutation(blocks)[position:]
                 for part in np.array_split(order, max(1, len(order) // 65536)):
@@ -232,7 +256,8 @@ class StreamedSplit:
         """The segments of a later pass."""
         return np.random.default_rng([self.seed, epoch]).permutation(self.last).tolist()
 
-    # --- segments ---------------------------------------------------------------------------------------------------
+    # --- segments
+    # ---------------------------------------------------------------------------------------------------
 
     def _wanted(self, begin: int) -> Iterator[int]:
         """The segments that the first pass needs from `begin` on, then those before."""
@@ -280,8 +305,8 @@ class StreamedSplit:
         whole = packed.tokens - 1 == end
         if end > packed.tokens - 1 or (not whole and end not in packed.document_starts):
             raise NewLLMError(
-                f"{self.title}: {self.job.segments[number]} is not what this run was started with: bring that data back, or "
-                "start a new run with another --output_dir."
+                f"{self.title}: {self.job.segments[number]} is not what this run was started with: bring "
+                "that data back, or start a new run with another --output_dir."
             )
         return packed.ids[: end + 1], None if packed.loss_mask is None else packed.loss_mask[: end + 1]
 
@@ -293,4 +318,6 @@ class StreamedSplit:
                 return packed
             if not last_try:
                 self.pool.forget(number)
-        raise NewLLMError(f"{self.job.entry(number)} is damaged, also when made anew: set NEWLLM_CACHE to another disk.")
+        raise NewLLMError(
+            f"{self.job.entry(number)} is damaged, also when made anew: set NEWLLM_CACHE to another disk."
+        )

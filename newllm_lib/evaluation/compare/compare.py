@@ -1,4 +1,6 @@
-"""Two models side by side on the same text: what each predicts, says and takes, and what counting alone would do."""
+"""Two models side by side on the same text: what each predicts, says and takes, and what counting alone would
+do.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from newllm_lib.checkpoints import ModelLocation, load_model, locate
 from newllm_lib.console import say
 from newllm_lib.data.templates import END_OF_TEXT, END_OF_TURN, ROLE_TOKENS
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.evaluate_run import EvaluationData, counted_baselines, packed_split, training_recipe
+from newllm_lib.evaluation.evaluate_run import (
+    EvaluationData,
+    counted_baselines,
+    packed_split,
+    training_recipe,
+)
 from newllm_lib.evaluation.metrics import describe, evaluate
 from newllm_lib.evaluation.speed import measure_speed
 from newllm_lib.generation.generate import complete
@@ -43,13 +50,14 @@ def compare(
     Args:
         model_a, model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
         data: on what (default: the test split of what the first of them was trained on that is a run).
-        output_dir: where the two files go (default: the first run's folder, or the current one where there is no run).
+        output_dir: where the two files go (default: the first run's folder, or the current one where there is
+        no run).
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
         device: "cpu" or "cuda" (default: what `probe()` finds).
-    Returns:
-        models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and `speed.measure_speed`,
-        samples, curve), baselines, prompts, difference_percent, verdict, notes, split, files.
+    Returns: models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and
+        `speed.measure_speed`, samples, curve), baselines, prompts, difference_percent, verdict, notes, split,
+        files.
     Raises:
         UsageError, NewLLMError: a model cannot be loaded, or its data cannot be had.
     """
@@ -99,14 +107,21 @@ def _refuse_others(page: Path, picture: Path) -> None:
 
 
 class _Measure:
-    """Everything about one model after the other, on the same text: what the first one gives for both is kept.
+    """Everything about one model after the other, on the same text: what the first one gives for both is
+    kept.
 
     Args:
         recorded: whose data it is where `data` names none, also for a model without a record of its own.
     """
 
     def __init__(
-        self, data: EvaluationData, recorded: Recipe | None, samples: int, settings: Settings, speed: bool, device: str
+        self,
+        data: EvaluationData,
+        recorded: Recipe | None,
+        samples: int,
+        settings: Settings,
+        speed: bool,
+        device: str,
     ):
         self.data, self.recorded, self.samples, self.settings = data, recorded, samples, settings
         self.speed, self.device = speed, device
@@ -133,7 +148,10 @@ class _Measure:
             entry |= measure_speed(model, length=recipe.max_seq_length, dtype=_training_dtype(model, recipe))
         if place.run is None:
             return entry | {"curve": [], "trained_tokens_per_second": None}
-        return entry | {"curve": validation_curve(place.run), "trained_tokens_per_second": trained_speed(place.run)}
+        return entry | {
+            "curve": validation_curve(place.run),
+            "trained_tokens_per_second": trained_speed(place.run),
+        }
 
 
 def _kind(model) -> dict:
@@ -155,7 +173,9 @@ def _training_dtype(model, recipe) -> str | None:
 
 
 def _sample_documents(split, count: int) -> list[int]:
-    """Numbers of `count` documents, evenly spread over those that are long enough to be continued (24 tokens)."""
+    """Numbers of `count` documents, evenly spread over those that are long enough to be continued (24
+    tokens).
+    """
     starts = np.asarray(split.document_starts, dtype=np.int64)
     lengths = np.diff(np.append(starts, len(split.ids) - 1))
     long_enough = np.flatnonzero(lengths >= 24)
@@ -164,7 +184,9 @@ def _sample_documents(split, count: int) -> list[int]:
 
 
 def prompts(split, tokenizer, documents: list[int], words: int = 12) -> list[list[int]]:
-    """The beginning of each of these documents as token ids: a dialogue up to its first answer, else 12 tokens."""
+    """The beginning of each of these documents as token ids: a dialogue up to its first answer, else 12
+    tokens.
+    """
     answer = token_id(tokenizer, ROLE_TOKENS["assistant"])
     found = []
     for document in documents:
@@ -190,13 +212,17 @@ def validation_curve(run: Run) -> list[tuple[float, float]]:
 
 
 def trained_speed(run: Run) -> float | None:
-    """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training reached."""
+    """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training
+    reached.
+    """
     speeds = [r["tokens_per_second"] for r in run.metrics() if "tokens_per_second" in r]
     return statistics.median(speeds[1 + len(speeds) // 10 :] or speeds) if speeds else None
 
 
 def differences(a: dict, b: dict) -> dict:
-    """(a - b) / b in % of every figure both have; perplexity and accuracy only where both count the same tokens."""
+    """(a - b) / b in % of every figure both have; perplexity and accuracy only where both count the same
+    tokens.
+    """
     same_tokens = (a["vocab_size"], a["tokens"]) == (b["vocab_size"], b["tokens"])
     left_out = {"vocab_size", "batch_size", "length", "lower_cased"}
     if not same_tokens:
@@ -216,13 +242,17 @@ def _notes(a: dict, b: dict) -> list[str]:
     if (a["bytes"], a["words"], a["lower_cased"]) != (b["bytes"], b["words"], b["lower_cased"]):
         notes.append("The two runs were evaluated on different text: their figures cannot be compared.")
     elif (a["vocab_size"], a["tokens"]) != (b["vocab_size"], b["tokens"]):
-        notes.append("The two runs have different tokenizers: compare bits per byte and word perplexity, not "
-                     f"perplexity. The unigram and bigram tables count {a['name']}'s tokens.")  # fmt: skip
+        notes.append(
+            "The two runs have different tokenizers: compare bits per byte and word perplexity, not "
+            f"perplexity. The unigram and bigram tables count {a['name']}'s tokens."
+        )
     if abs(a["parameters"] - b["parameters"]) > 0.02 * b["parameters"]:
         notes.append("The two models differ by more than 2 % in parameters.")
     if "seed" in (a["protocol"], b["protocol"]):
-        notes.append("Seed protocol: perplexity over 1,000 words, a right guess of <unk> counts as right. "
-                     "Bits per byte charges each <unk> with the letters it lost.")  # fmt: skip
+        notes.append(
+            "Seed protocol: perplexity over 1,000 words, a right guess of <unk> counts as right. "
+            "Bits per byte charges each <unk> with the letters it lost."
+        )
     return notes + [f"{e['name']}: {e['context_warning']}" for e in (a, b) if e.get("context_warning")]
 
 
@@ -242,7 +272,10 @@ def verdict(result: dict) -> str:
     elif change > _NO_DIFFERENCE:
         first = f"{ours_name} is not below {other_name}: {figures} ({change:+.1f} %)."
     else:
-        first = f"{ours_name} is not below {other_name}; the two predict equally well: {figures} ({change:+.2f} %)."
+        first = (
+            f"{ours_name} is not below {other_name}; the two predict equally well: {figures} "
+            f"({change:+.2f} %)."
+        )
     return " ".join([first, *(_against(name, result) for name in result["baselines"])])
 
 
@@ -257,4 +290,6 @@ def _against(baseline: str, result: dict) -> str:
     below = next(m for m in result["models"] if m is not above[0])
     different = below["kind"] != above[0]["kind"]
     names = (m["label"] if different else m["name"] for m in (below, above[0]))
-    return f"{next(names)} is below the {baseline} table ({limit:.4f}), {next(names)} is not: train it longer."
+    return (
+        f"{next(names)} is below the {baseline} table ({limit:.4f}), {next(names)} is not: train it longer."
+    )

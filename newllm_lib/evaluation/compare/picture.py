@@ -1,4 +1,6 @@
-"""A comparison as one picture: what each model predicts (and counting would), how it got there, how fast it is."""
+"""A comparison as one picture: what each model predicts (and counting would), how it got there, how fast it
+is.
+"""
 
 from __future__ import annotations
 
@@ -67,23 +69,36 @@ def _bits_per_byte(axes, result: dict) -> None:
     values = [m["bits_per_byte"] for m in models]
     bars = axes.bar(_labels(result), values, color=COLOURS, width=0.6)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    axes.bar_label(bars, [f"{v:.3f}" for v in values], padding=3, fontsize=12, fontweight="bold", bbox=box, zorder=4)
+    axes.bar_label(
+        bars, [f"{v:.3f}" for v in values], padding=3, fontsize=12, fontweight="bold", bbox=box, zorder=4
+    )
     axes.set_xlim(-0.5, 2.25)  # room for the baselines' names beside the bars
     limits = sorted(((f["bits_per_byte"], name) for name, f in result["baselines"].items()), reverse=True)
-    for place, (limit, name) in enumerate(limits):  # the higher line's name stands above it, the lower one's below
+    for place, (limit, name) in enumerate(
+        limits
+    ):  # the higher line's name stands above it, the lower one's below
         colour, above = BASELINE_COLOURS[name], place == 0
         axes.axhline(limit, color=colour, linestyle="--", linewidth=1.6, zorder=3)
         axes.annotate(
-            f"{name}\n{limit:.3f}", (1, limit), xycoords=("axes fraction", "data"), xytext=(-2, 3 if above else -4),
-            textcoords="offset points", ha="right", va="bottom" if above else "top", color=colour, fontsize=11,
+            f"{name}\n{limit:.3f}",
+            (1, limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3 if above else -4),
+            textcoords="offset points",
+            ha="right",
+            va="bottom" if above else "top",
+            color=colour,
+            fontsize=11,
             fontweight="bold",
-        )  # fmt: skip
+        )
     axes.set_ylim(0, 1.18 * max([*values, *(limit for limit, _ in limits)]))
     axes.set(title=f"Prediction, {result['split']} split", ylabel="bits per byte (lower is better)")
 
 
 def _curves(axes, result: dict) -> None:
-    for model, label, colour, marker in zip(result["models"], _labels(result), COLOURS, _MARKERS, strict=True):
+    for model, label, colour, marker in zip(
+        result["models"], _labels(result), COLOURS, _MARKERS, strict=True
+    ):
         if model["curve"]:
             epochs, values = zip(*model["curve"], strict=True)
             axes.plot(epochs, values, color=colour, marker=marker, markersize=5, label=label)
@@ -98,7 +113,9 @@ def _speed(axes, result: dict) -> None:
     shown = [(key, label) for key, label in _SPEEDS if all(m.get(key) for m in result["models"])]
     for index, (model, label) in enumerate(zip(result["models"], _labels(result), strict=True)):
         places = [i + (index - 0.5) * 0.38 for i in range(len(shown))]
-        bars = axes.bar(places, [model[key] for key, _ in shown], width=0.36, color=COLOURS[index], label=label)
+        bars = axes.bar(
+            places, [model[key] for key, _ in shown], width=0.36, color=COLOURS[index], label=label
+        )
         axes.bar_label(bars, [_short(model[key]) for key, _ in shown], padding=2, fontsize=10)
     values = [m[key] for m in result["models"] for key, _ in shown]
     axes.set_yscale("log")

@@ -34,7 +34,9 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
     for key, label, write, better in ROWS:
         cells = [_cell(column.get(key), write) for column in (*models, *baselines.values())]
         if any(c != NONE for c in cells):
-            rows.append([label, *cells[:2], _difference(result["difference_percent"].get(key), better), *cells[2:]])
+            rows.append(
+                [label, *cells[:2], _difference(result["difference_percent"].get(key), better), *cells[2:]]
+            )
     return header, rows
 
 
@@ -65,7 +67,9 @@ def as_text(result: dict) -> str:
 
     def line(cells):
         first, *others = cells
-        return "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))])
+        return "  ".join(
+            [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
+        )
 
     ruler = "-" * (sum(widths) + 2 * (len(widths) - 1))
     parts = ["", line(header), ruler, *(line(r) for r in rows), ruler, _measured(result), ""]
@@ -89,7 +93,10 @@ def _measured(result: dict) -> str:
     ours, other = names(result["models"])
     text = f"{result['split']} split: {tokens}. Differences are {ours}'s in % of {other}'s."
     if a.get("ms_per_batch") is not None:
-        text += f" Times: median of 5, {a['batch_size']} x {a['length']} tokens; decoding one text, token by token."
+        text += (
+            f" Times: median of 5, {a['batch_size']} x {a['length']} tokens; decoding one text, token by "
+            "token."
+        )
     return text
 
 

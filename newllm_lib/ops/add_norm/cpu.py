@@ -1,4 +1,6 @@
-"""`add_norm` and `add_norm_conv` for processors: plain torch with their gradients written by hand, in half the passes."""
+"""`add_norm` and `add_norm_conv` for processors: plain torch with their gradients written by hand, in half
+the passes.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,17 @@ def _norm_gradients(r, inverse, weight, dn, dr) -> tuple[Tensor, Tensor]:
 
 
 def _masks(doc_starts: Tensor | None, width: int) -> list[Tensor | None]:
-    """For each tap (batch, time, 1): whether the token that it reaches is of the same document; None: all are."""
+    """For each tap (batch, time, 1): whether the token that it reaches is of the same document; None: all
+    are.
+    """
     if doc_starts is None or not doc_starts.any():
         return [None] * width
     document = F.pad(doc_starts.cumsum(1), (width - 1, 0))
     time = doc_starts.shape[1]
-    return [(document[:, width - 1 - k : width - 1 - k + time] == document[:, width - 1 :]).unsqueeze(-1) for k in range(width)]
+    return [
+        (document[:, width - 1 - k : width - 1 - k + time] == document[:, width - 1 :]).unsqueeze(-1)
+        for k in range(width)
+    ]
 
 
 class _AddNormConv(torch.autograd.Function):
@@ -77,7 +84,10 @@ class _AddNormConv(torch.autograd.Function):
         torch.mul(du, 1 + filters[0], out=dhistory[:, behind:])
         dfilters[0] = (du * history[:, behind:]).sum((0, 1))
         for k in range(1, behind + 1):
-            reached, reach = slice(behind - k, behind - k + time), du if masks[k - 1] is None else du * masks[k - 1]
+            reached, reach = (
+                slice(behind - k, behind - k + time),
+                du if masks[k - 1] is None else du * masks[k - 1],
+            )
             dhistory[:, reached].addcmul_(reach, filters[k])
             dfilters[k] = (reach * history[:, reached]).sum((0, 1))
         dx, dweight = _norm_gradients(r, inverse, weight, dhistory[:, behind:], dr)

@@ -1,13 +1,17 @@
-"""Triton kernels of r = x + branch and n = RMSNorm(r; weight), forward and backward; float32 inside, one rounding at the end.
+"""Triton kernels of r = x + branch and n = RMSNorm(r; weight), forward and backward; float32 inside, one
+rounding at the end.
 
-x, branch, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows at a time; in the
-backward pass it walks over many blocks of them, so that the sum that makes the weight's gradient stays in registers.
+x, branch, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows at
+a time; in the backward pass it walks over many blocks of them, so that the sum that makes the weight's
+gradient stays in registers.
 
-With the short convolution, u = n + conv(n) in one walk through time: as in `short_conv.kernels`, a program walks along one batch
-row with what the conv_weight reach in a window of registers; but it takes all channels, because the norm sums over them. n exists in
-registers alone: the backward pass makes it again from r. There x, branch, r, u and their gradients are (batch, time, dim) without
-gaps; weight (dim,); conv_weight (dim, WIDTH); doc_starts (batch, time) bytes; conv_state, dconv_state (batch, WIDTH - 1, dim), of what is normalised;
-shares (batch, chunks, dim x WIDTH + dim) float32, what each program adds to the gradients of the conv_weight and of the weight.
+With the short convolution, u = n + conv(n) in one walk through time: as in `short_conv.kernels`, a program
+walks along one batch row with what the conv_weight reach in a window of registers; but it takes all channels,
+because the norm sums over them. n exists in registers alone: the backward pass makes it again from r. There
+x, branch, r, u and their gradients are (batch, time, dim) without gaps; weight (dim,); conv_weight (dim,
+WIDTH); doc_starts (batch, time) bytes; conv_state, dconv_state (batch, WIDTH - 1, dim), of what is
+normalised; shares (batch, chunks, dim x WIDTH + dim) float32, what each program adds to the gradients of the
+conv_weight and of the weight.
 """
 
 from __future__ import annotations
@@ -16,13 +20,30 @@ import triton
 import triton.language as tl
 
 from newllm_lib.ops.common.triton_helpers import load_flags, load_rows
-from newllm_lib.ops.short_conv.kernels import add_to_weights, empty_if, gradients_after, load_conv_weight, push, stored_where
+from newllm_lib.ops.short_conv.kernels import (
+    add_to_weights,
+    empty_if,
+    gradients_after,
+    load_conv_weight,
+    push,
+    stored_where,
+)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def norm_forward(
-    x, residual, weight, r, n, rows, dim, eps, HAS_BRANCH: tl.constexpr, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
-):  # fmt: skip
+    x,
+    residual,
+    weight,
+    r,
+    n,
+    rows,
+    dim,
+    eps,
+    HAS_BRANCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < rows) & (dims < dim)
@@ -40,9 +61,22 @@ def norm_forward(
 
 @triton.jit(do_not_specialize=["rows"])
 def norm_backward(
-    r, weight, dn, dr, dx, dweight, rows, dim, eps, HAS_DR: tl.constexpr, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
-):  # fmt: skip
-    """dx, the gradient of x and of the branch, from those of n and (HAS_DR) of r; dweight (programs, dim) float32, in shares."""
+    r,
+    weight,
+    dn,
+    dr,
+    dx,
+    dweight,
+    rows,
+    dim,
+    eps,
+    HAS_DR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """dx, the gradient of x and of the branch, from those of n and (HAS_DR) of r; dweight (programs, dim)
+    float32, in shares.
+    """
     program = tl.program_id(0)
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
@@ -77,14 +111,29 @@ def _inverse(value, dim, eps):
 
 @triton.jit
 def _tokens_before(
-    x, residual, doc_starts, conv_state, batch, time, t, scale, dims, dim, eps,
-    HAS_BRANCH: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    x,
+    residual,
+    doc_starts,
+    conv_state,
+    batch,
+    time,
+    t,
+    scale,
+    dims,
+    dim,
+    eps,
+    HAS_BRANCH: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """The window that step t finds: what was normalised before it, newest first."""
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(WIDTH - 1, 0, -1):  # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(
+        WIDTH - 1, 0, -1
+    ):  # oldest first: a document start empties what lies behind it
         stored = stored_where(dims, dim, t >= back)
         place = (batch * time + t - back) * dim + dims
         value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)
@@ -94,7 +143,9 @@ def _tokens_before(
         token = value * _inverse(value, dim, eps) * scale
         if HAS_TAIL:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
+            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(
+                tl.float32
+            )
         if HAS_STARTS:
             start = tl.load(doc_starts + batch * time + t - back, mask=t >= back, other=0) != 0
             window = empty_if(start, window, WIDTH - 1)
@@ -104,9 +155,24 @@ def _tokens_before(
 
 @triton.jit
 def _forward_steps(
-    window, conv_weight, scale, x, residual, r, u, doc_starts, place, dim, dims, in_dim, eps,
-    HAS_BRANCH: tl.constexpr, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+    window,
+    conv_weight,
+    scale,
+    x,
+    residual,
+    r,
+    u,
+    doc_starts,
+    place,
+    dim,
+    dims,
+    in_dim,
+    eps,
+    HAS_BRANCH: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """UNROLL steps from `place`, a row of (batch x time); the window after them."""
     xs = load_rows(x + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
     if HAS_BRANCH:
@@ -132,10 +198,25 @@ def _forward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def norm_conv_forward(
-    x, residual, weight, conv_weight, doc_starts, conv_state, r, u, time, dim, chunk_length, eps,
-    HAS_BRANCH: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    x,
+    residual,
+    weight,
+    conv_weight,
+    doc_starts,
+    conv_state,
+    r,
+    u,
+    time,
+    dim,
+    chunk_length,
+    eps,
+    HAS_BRANCH: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     batch = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK_DIM)
     in_dim = dims < dim
@@ -144,26 +225,87 @@ def norm_conv_forward(
     filters = load_conv_weight(conv_weight, dims, dim, WIDTH)
     scale = tl.load(weight + dims, mask=in_dim, other=0.0).to(tl.float32)
     window = _tokens_before(
-        x, residual, doc_starts, conv_state, batch, time, first, scale, dims, dim, eps, HAS_BRANCH, HAS_STARTS, HAS_TAIL, WIDTH
+        x,
+        residual,
+        doc_starts,
+        conv_state,
+        batch,
+        time,
+        first,
+        scale,
+        dims,
+        dim,
+        eps,
+        HAS_BRANCH,
+        HAS_STARTS,
+        HAS_TAIL,
+        WIDTH,
     )
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
         window = _forward_steps(
-            window, filters, scale, x, residual, r, u, doc_starts, batch * time + t, dim, dims, in_dim, eps,
-            HAS_BRANCH, HAS_STARTS, WIDTH, UNROLL,
-        )  # fmt: skip
+            window,
+            filters,
+            scale,
+            x,
+            residual,
+            r,
+            u,
+            doc_starts,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            eps,
+            HAS_BRANCH,
+            HAS_STARTS,
+            WIDTH,
+            UNROLL,
+        )
     for t in range(whole, last):
         window = _forward_steps(
-            window, filters, scale, x, residual, r, u, doc_starts, batch * time + t, dim, dims, in_dim, eps,
-            HAS_BRANCH, HAS_STARTS, WIDTH, 1,
-        )  # fmt: skip
+            window,
+            filters,
+            scale,
+            x,
+            residual,
+            r,
+            u,
+            doc_starts,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            eps,
+            HAS_BRANCH,
+            HAS_STARTS,
+            WIDTH,
+            1,
+        )
 
 
 @triton.jit
 def _backward_steps(
-    window, sums, scale_sum, conv_weight, scale, r, du, dr, dx, doc_starts, place, dim, dims, in_dim, eps,
-    HAS_STARTS: tl.constexpr, HAS_DR: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+    window,
+    sums,
+    scale_sum,
+    conv_weight,
+    scale,
+    r,
+    du,
+    dr,
+    dx,
+    doc_starts,
+    place,
+    dim,
+    dims,
+    in_dim,
+    eps,
+    HAS_STARTS: tl.constexpr,
+    HAS_DR: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """UNROLL steps backward from `place`; the window of gradients and the parameters' sums after them."""
     values = load_rows(r + place * dim, dim, 1, dims, in_dim, UNROLL, -1)
     dus = load_rows(du + place * dim, dim, 1, dims, in_dim, UNROLL, -1)
@@ -191,10 +333,27 @@ def _backward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def norm_conv_backward(
-    r, weight, conv_weight, doc_starts, conv_state, du, dr, dx, dconv_state, shares, time, dim, chunk_length, eps,
-    HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_DR: tl.constexpr, WIDTH: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    r,
+    weight,
+    conv_weight,
+    doc_starts,
+    conv_state,
+    du,
+    dr,
+    dx,
+    dconv_state,
+    shares,
+    time,
+    dim,
+    chunk_length,
+    eps,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    HAS_DR: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     """dx, the gradient of x and of the branch, from those of u and (HAS_DR) of r."""
     batch = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
@@ -213,14 +372,48 @@ def norm_conv_backward(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         window, sums, scale_sum = _backward_steps(
-            window, sums, scale_sum, filters, scale, r, du, dr, dx, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
-            eps, HAS_STARTS, HAS_DR, WIDTH, UNROLL,
-        )  # fmt: skip
+            window,
+            sums,
+            scale_sum,
+            filters,
+            scale,
+            r,
+            du,
+            dr,
+            dx,
+            doc_starts,
+            batch * time + last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            eps,
+            HAS_STARTS,
+            HAS_DR,
+            WIDTH,
+            UNROLL,
+        )
     for back in range(whole, last - first):
         window, sums, scale_sum = _backward_steps(
-            window, sums, scale_sum, filters, scale, r, du, dr, dx, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
-            eps, HAS_STARTS, HAS_DR, WIDTH, 1,
-        )  # fmt: skip
+            window,
+            sums,
+            scale_sum,
+            filters,
+            scale,
+            r,
+            du,
+            dr,
+            dx,
+            doc_starts,
+            batch * time + last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            eps,
+            HAS_STARTS,
+            HAS_DR,
+            WIDTH,
+            1,
+        )
     if HAS_TAIL:
         if chunk == 0:  # which ends at the first step: the window is what the tail's tokens find
             nothing = tl.zeros((BLOCK_DIM,), tl.float32)
@@ -241,9 +434,20 @@ def norm_conv_backward(
 
 @triton.jit
 def norm_last_rows(
-    r, weight, doc_starts, out, time, dim, eps, HAS_STARTS: tl.constexpr, COUNT: tl.constexpr, BLOCK_DIM: tl.constexpr
-):  # fmt: skip
-    """out (batch, COUNT, dim): the last rows of r (batch, time, dim), normalised; zeros before the last start of a document."""
+    r,
+    weight,
+    doc_starts,
+    out,
+    time,
+    dim,
+    eps,
+    HAS_STARTS: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """out (batch, COUNT, dim): the last rows of r (batch, time, dim), normalised; zeros before the last start
+    of a document.
+    """
     batch, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, BLOCK_DIM)
     inside = dims < dim

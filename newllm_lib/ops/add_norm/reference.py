@@ -1,4 +1,6 @@
-"""The residual stream's sum, norm and short convolution in plain torch: float32 inside (float64 for float64), then rounded."""
+"""The residual stream's sum, norm and short convolution in plain torch: float32 inside (float64 for float64),
+then rounded.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,17 @@ def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
     """As `stream_norm.add_norm_conv`, but for the new tail."""
     r = x if residual is None else x + residual.to(x.dtype)
     compute = torch.promote_types(r.dtype, torch.float32)
-    return r, conv.short_conv(norm(r.to(compute), weight, eps), conv_weight, doc_starts, conv_state).to(r.dtype)
+    return r, conv.short_conv(norm(r.to(compute), weight, eps), conv_weight, doc_starts, conv_state).to(
+        r.dtype
+    )
 
 
-def last_rows(r: Tensor, weight: Tensor, width: int, doc_starts: Tensor | None, conv_state: Tensor | None, eps: float) -> Tensor:
-    """The new tail of `stream_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the tail, normalised."""
+def last_rows(
+    r: Tensor, weight: Tensor, width: int, doc_starts: Tensor | None, conv_state: Tensor | None, eps: float
+) -> Tensor:
+    """The new tail of `stream_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the tail,
+    normalised.
+    """
     first = max(0, r.shape[1] - width + 1)
     last = norm(r[:, first:].float(), weight, eps)
     return new_conv_state(last, width, None if doc_starts is None else doc_starts[:, first:], conv_state)

@@ -1,7 +1,7 @@
 """The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels`.
 
-What is saved for the backward pass is r, which the stream holds anyway. x and the branch have one gradient: the operators return
-it once, and autograd gives it to both.
+What is saved for the backward pass is r, which the stream holds anyway. x and the branch have one gradient:
+the operators return it once, and autograd gives it to both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _PROGRAMS = 8  # programs a multiprocessor in the norm's backward pass
 _UNROLL = 4  # time steps whose rows are in flight at once
 _FULL = 16  # programs a multiprocessor for which time is cut, into pieces of at least _MIN_CHUNK
 _MIN_CHUNK = 16
-_WARP = 128  # channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
+_WARP = (
+    128  # channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
+)
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:
@@ -35,7 +37,11 @@ def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
     length = triton.cdiv(time, max(1, min(wanted, time // _MIN_CHUNK)))
     length = triton.cdiv(length, 2 * _UNROLL) * 2 * _UNROLL  # no steps left over but at the end
     block = triton.next_power_of_2(dim)
-    return (batch, triton.cdiv(time, length)), length, dict(UNROLL=_UNROLL, BLOCK_DIM=block, num_warps=max(1, block // _WARP))
+    return (
+        (batch, triton.cdiv(time, length)),
+        length,
+        dict(UNROLL=_UNROLL, BLOCK_DIM=block, num_warps=max(1, block // _WARP)),
+    )
 
 
 @torch.library.custom_op("newllm::add_norm", mutates_args=())
@@ -60,7 +66,9 @@ def _(x, residual, weight, eps):
 
 
 @torch.library.custom_op("newllm::add_norm_backward", mutates_args=())
-def _add_norm_backward(r: Tensor, weight: Tensor, dn: Tensor, dr: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def _add_norm_backward(
+    r: Tensor, weight: Tensor, dn: Tensor, dr: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """The gradient of x, which is the branch's too, and that of the weight."""
     return _norm_gradients(r, weight, dn.contiguous(), None if dr is None else dr.contiguous(), eps)
 
@@ -104,7 +112,13 @@ _add_norm.register_autograd(_norm_gradient, setup_context=_keep_norm)
 
 @torch.library.custom_op("newllm::add_norm_conv", mutates_args=())
 def _add_norm_conv(
-    x: Tensor, residual: Tensor | None, weight: Tensor, conv_weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None, eps: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    conv_weight: Tensor,
+    doc_starts: Tensor | None,
+    conv_state: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """r (empty without a branch) and u; x, residual (batch, time, dim) without gaps."""
     return _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
@@ -115,14 +129,30 @@ def _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_st
     r, u = x.new_empty(0 if residual is None else x.shape), torch.empty_like(x)
     grid, length, constants = _walk(x)
     kernels.norm_conv_forward[grid](
-        x, residual, weight.contiguous(), conv_weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, r, u, *x.shape[1:], length, eps,
-        HAS_BRANCH=residual is not None, **_present(conv_weight, doc_starts, conv_state), **constants,
-    )  # fmt: skip
+        x,
+        residual,
+        weight.contiguous(),
+        conv_weight.contiguous(),
+        helpers.flag_bytes(doc_starts),
+        conv_state,
+        r,
+        u,
+        *x.shape[1:],
+        length,
+        eps,
+        HAS_BRANCH=residual is not None,
+        **_present(conv_weight, doc_starts, conv_state),
+        **constants,
+    )
     return r, u
 
 
 def _present(conv_weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> dict[str, int]:
-    return dict(HAS_STARTS=doc_starts is not None, HAS_TAIL=conv_state is not None and conv_weight.shape[1] > 1, WIDTH=conv_weight.shape[1])
+    return dict(
+        HAS_STARTS=doc_starts is not None,
+        HAS_TAIL=conv_state is not None and conv_weight.shape[1] > 1,
+        WIDTH=conv_weight.shape[1],
+    )
 
 
 @_add_norm_conv.register_fake
@@ -132,29 +162,68 @@ def _(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
 
 @torch.library.custom_op("newllm::add_norm_conv_backward", mutates_args=())
 def _add_norm_conv_backward(
-    r: Tensor, weight: Tensor, conv_weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None, du: Tensor, dr: Tensor | None, eps: float
+    r: Tensor,
+    weight: Tensor,
+    conv_weight: Tensor,
+    doc_starts: Tensor | None,
+    conv_state: Tensor | None,
+    du: Tensor,
+    dr: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of the branch), of the parameters side by side (the conv_weight, then the weight), and of the tail."""
-    return _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du.contiguous(), None if dr is None else dr.contiguous(), eps)
+    """Gradients of x (and of the branch), of the parameters side by side (the conv_weight, then the weight),
+    and of the tail.
+    """
+    return _conv_gradients(
+        r,
+        weight,
+        conv_weight,
+        doc_starts,
+        conv_state,
+        du.contiguous(),
+        None if dr is None else dr.contiguous(),
+        eps,
+    )
 
 
 @on_device_of_first_argument
 def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps):
-    dx, dconv_state = torch.empty_like(r), r.new_empty(0) if conv_state is None else torch.empty_like(conv_state)
+    dx, dconv_state = (
+        torch.empty_like(r),
+        r.new_empty(0) if conv_state is None else torch.empty_like(conv_state),
+    )
     grid, length, constants = _walk(r)
     width, dim = conv_weight.shape[1], r.shape[2]
     shares = torch.empty(grid[0] * grid[1], (width + 1) * dim, dtype=torch.float32, device=r.device)
     kernels.norm_conv_backward[grid](
-        r, weight.contiguous(), conv_weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, du, dr, dx, dconv_state, shares, *r.shape[1:],
-        length, eps, HAS_DR=dr is not None, **_present(conv_weight, doc_starts, conv_state), **constants,
-    )  # fmt: skip
+        r,
+        weight.contiguous(),
+        conv_weight.contiguous(),
+        helpers.flag_bytes(doc_starts),
+        conv_state,
+        du,
+        dr,
+        dx,
+        dconv_state,
+        shares,
+        *r.shape[1:],
+        length,
+        eps,
+        HAS_DR=dr is not None,
+        **_present(conv_weight, doc_starts, conv_state),
+        **constants,
+    )
     return dx, sum_rows(shares, shares), dconv_state
 
 
 @_add_norm_conv_backward.register_fake
 def _(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps):
     dconv_state = r.new_empty(0) if conv_state is None else torch.empty_like(conv_state)
-    return torch.empty_like(r), weight.new_empty(conv_weight.numel() + weight.numel(), dtype=torch.float32), dconv_state
+    return (
+        torch.empty_like(r),
+        weight.new_empty(conv_weight.numel() + weight.numel(), dtype=torch.float32),
+        dconv_state,
+    )
 
 
 def _keep_norm_conv(ctx, inputs, output):
@@ -169,10 +238,20 @@ def _norm_conv_gradient(ctx, dr, du):
     if du is None:
         return dr, dr, *(None,) * 5
     r, weight, conv_weight, doc_starts, conv_state = ctx.saved_tensors
-    dx, dparameters, dconv_state = _add_norm_conv_backward(r, weight, conv_weight, doc_starts, conv_state, du, dr, ctx.eps)
+    dx, dparameters, dconv_state = _add_norm_conv_backward(
+        r, weight, conv_weight, doc_starts, conv_state, du, dr, ctx.eps
+    )
     dtaps, dweight = dparameters.split([conv_weight.numel(), weight.numel()])
     dtaps, dweight = dtaps.view(conv_weight.shape).to(conv_weight.dtype), dweight.to(weight.dtype)
-    return dx, dx if ctx.has_branch else None, dweight, dtaps, None, None if conv_state is None else dconv_state, None
+    return (
+        dx,
+        dx if ctx.has_branch else None,
+        dweight,
+        dtaps,
+        None,
+        None if conv_state is None else dconv_state,
+        None,
+    )
 
 
 _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_conv)
@@ -183,7 +262,9 @@ _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_c
 
 @torch.library.custom_op("newllm::norm_last_rows", mutates_args=())
 def _last_rows(r: Tensor, weight: Tensor, count: int, doc_starts: Tensor | None, eps: float) -> Tensor:
-    """RMSNorm of the last rows of r (batch, time, dim) without gaps, float32; zeros before a start of a document among them."""
+    """RMSNorm of the last rows of r (batch, time, dim) without gaps, float32; zeros before a start of a
+    document among them.
+    """
     return _last_rows_forward(r, weight, count, doc_starts, eps)
 
 
@@ -193,9 +274,18 @@ def _last_rows_forward(r, weight, count, doc_starts, eps):
     out = torch.empty(batch, count, dim, dtype=torch.float32, device=r.device)
     block = triton.next_power_of_2(dim)
     kernels.norm_last_rows[(batch, count)](
-        r, weight.contiguous(), helpers.flag_bytes(doc_starts), out, time, dim, eps,
-        HAS_STARTS=doc_starts is not None, COUNT=count, BLOCK_DIM=block, num_warps=max(1, block // 256),
-    )  # fmt: skip
+        r,
+        weight.contiguous(),
+        helpers.flag_bytes(doc_starts),
+        out,
+        time,
+        dim,
+        eps,
+        HAS_STARTS=doc_starts is not None,
+        COUNT=count,
+        BLOCK_DIM=block,
+        num_warps=max(1, block // 256),
+    )
     return out
 
 
@@ -228,7 +318,9 @@ _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 
 
 def last_rows(r, weight, width, doc_starts, conv_state, eps):
-    """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the old tail."""
+    """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the
+    old tail.
+    """
     return _last_rows(r.contiguous(), weight, width - 1, doc_starts, eps)
 
 
@@ -243,5 +335,13 @@ def add_norm(x, residual, weight, eps):
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
     """As `stream_norm.add_norm_conv`, but for the new tail."""
     x, residual = x.contiguous(), None if residual is None else residual.to(x.dtype).contiguous()
-    r, u = _add_norm_conv(x, residual, weight, conv_weight, doc_starts, None if conv_state is None else conv_state.contiguous(), eps)
+    r, u = _add_norm_conv(
+        x,
+        residual,
+        weight,
+        conv_weight,
+        doc_starts,
+        None if conv_state is None else conv_state.contiguous(),
+        eps,
+    )
     return x if residual is None else r, u

@@ -1,7 +1,8 @@
 """Which implementation of an operation runs: the one mechanism, and what its rules ask.
 
-An operation's package has a plain `reference`, which runs everywhere, and modules with the same functions that are better where
-they can run: Triton's kernels on a GPU, gradients written by hand on a processor. Its face says which, and when:
+An operation's package has a plain `reference`, which runs everywhere, and modules with the same functions
+that are better where they can run: Triton's kernels on a GPU, gradients written by hand on a processor. Its
+face says which, and when:
 
     _implementation = Operation(reference)
 
@@ -35,14 +36,18 @@ _switched_off = False
 
 
 class Operation:
-    """The implementations of an operation, each a module with the same functions, and the rules by which one is chosen."""
+    """The implementations of an operation, each a module with the same functions, and the rules by which one
+    is chosen.
+    """
 
     def __init__(self, reference: ModuleType):
         self.reference = reference
         self.better: list[tuple[Callable[..., bool], Callable[[], ModuleType]]] = []
 
     def register(self, takes: Callable[..., bool]):
-        """Decorate a function that gives a module: it is chosen where `takes(*tensors)`, if nothing registered before it is."""
+        """Decorate a function that gives a module: it is chosen where `takes(*tensors)`, if nothing
+        registered before it is.
+        """
 
         def add(load: Callable[[], ModuleType]) -> Callable[[], ModuleType]:
             self.better.append((takes, load))
@@ -61,24 +66,28 @@ class Operation:
         """The implementation of that name, whatever the rules say; "auto": the one that they choose."""
         if backend == "auto":
             return self(*tensors)
-        return next((load() for _, load in self.better if load.__name__.lstrip("_") == backend), self.reference)
+        return next(
+            (load() for _, load in self.better if load.__name__.lstrip("_") == backend), self.reference
+        )
 
 
 def runs_triton(x: torch.Tensor, *_: object) -> bool:
-    """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can accumulate."""
+    """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can
+    accumulate.
+    """
     return _HAS_TRITON and not _switched_off and x.is_cuda and x.dtype in _KERNEL_DTYPES
 
 
 def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
-    """Whether kernels that multiply matrices take it: Triton has this GPU's tensor cores (from sm80 on), and x is in half
-    precision, or in float32 for kernels that multiply that in three parts.
+    """Whether kernels that multiply matrices take it: Triton has this GPU's tensor cores (from sm80 on), and
+    x is in half precision, or in float32 for kernels that multiply that in three parts.
     """
     return runs_triton(x) and (float32 or x.dtype != torch.float32) and _tensor_core_dot()
 
 
 def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is computed in. A compiler
-    fuses what autograd makes by itself."""
+    """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is
+    computed in. A compiler fuses what autograd makes by itself."""
     kinds = {(y.device.type, y.dtype) for y in (x, *others) if y is not None}
     exact = kinds <= {("cpu", x.dtype)} and x.dtype in (torch.float32, torch.float64)
     return exact and not torch.compiler.is_compiling()
@@ -86,7 +95,9 @@ def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 @contextlib.contextmanager
 def kernels(on: bool) -> Iterator[None]:
-    """Within it, no Triton kernel of ours runs unless `on`: plain torch everywhere (the recipe's `kernels: off`)."""
+    """Within it, no Triton kernel of ours runs unless `on`: plain torch everywhere (the recipe's `kernels:
+    off`).
+    """
     global _switched_off
     before, _switched_off = _switched_off, not on
     try:
@@ -96,14 +107,16 @@ def kernels(on: bool) -> Iterator[None]:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that matrix products of x would have under autocast; custom operators are not autocast by themselves."""
+    """The dtype that matrix products of x would have under autocast; custom operators are not autocast by
+    themselves.
+    """
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def on_device_of_first_argument(function):
-    """Run `function(x, ...)` with x's GPU as the current one: Triton launches there, wherever the tensors are. What is being
-    compiled ahead is waited for.
+    """Run `function(x, ...)` with x's GPU as the current one: Triton launches there, wherever the tensors
+    are. What is being compiled ahead is waited for.
     """
 
     @functools.wraps(function)
@@ -117,7 +130,9 @@ def on_device_of_first_argument(function):
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's interpreter: an H100's)."""
+    """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's
+    interpreter: an H100's).
+    """
     if device.type != "cuda":
         return 232_448
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -127,8 +142,8 @@ def _tensor_core_dot() -> bool:
     return _tensor_core_dot_of(os.environ.get("NEWLLM_DEVICE"))
 
 
-# It asks the system, which can't be traced. This is what torch.compiler.assume_constant_result does, but that imports all of
-# torch's compiler, a third of what else is imported to chat with a model.
+# It asks the system, which can't be traced. This is what torch.compiler.assume_constant_result does, but that
+# imports all of torch's compiler, a third of what else is imported to chat with a model.
 _tensor_core_dot._dynamo_marked_constant = True
 
 

@@ -1,9 +1,10 @@
 """c_t = a_t * c_{t-1} + b_t without a Python loop over time, in plain torch.
 
-The sequence is cut into about sqrt(time) chunks. Inside the chunks, all of them advance one step together; then the state at the
-chunk edges is passed along; then every position adds what its chunk started with. That is 2 sqrt(time) small steps instead of
-time, three passes over the data, and products of gates only (no logarithms, no divisions), so nothing overflows. The blocked scan
-is due to Blelloch, "Prefix Sums and Their Applications" (1990).
+The sequence is cut into about sqrt(time) chunks. Inside the chunks, all of them advance one step together;
+then the state at the chunk edges is passed along; then every position adds what its chunk started with. That
+is 2 sqrt(time) small steps instead of time, three passes over the data, and products of gates only (no
+logarithms, no divisions), so nothing overflows. The blocked scan is due to Blelloch, "Prefix Sums and Their
+Applications" (1990).
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ def _chunk_length(time: int) -> int:
     return min(near, key=lambda n: abs(n - best), default=best)
 
 
-@torch.library.custom_op("newllm::chunked_scan", mutates_args=())  # one node for torch.compile, whatever happens inside
+@torch.library.custom_op(
+    "newllm::chunked_scan", mutates_args=()
+)  # one node for torch.compile, whatever happens inside
 def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool = False) -> torch.Tensor:
-    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim) and state (batch, dim), all of one dtype. Returns c.
+    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim) and state (batch, dim), all of one dtype. Returns
+    c.
 
     backwards: c_t = a_{t+1} c_{t+1} + b_t, from c_T = b_T + state: the gradient of a scan.
     """
@@ -38,7 +42,10 @@ def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool 
     if backwards:  # the gate between t and t + 1 stands at t, then
         a = torch.cat([a[:, 1:], torch.ones_like(a[:, :1])], 1)
     a, b = a.reshape(batch, chunks, length, dim), b.reshape(batch, chunks, length, dim)
-    kept, context = torch.empty_like(a), torch.empty_like(b)  # product of gates since the chunk's start; c if it started at 0
+    kept, context = (
+        torch.empty_like(a),
+        torch.empty_like(b),
+    )  # product of gates since the chunk's start; c if it started at 0
     step = slice(None, None, -1) if backwards else slice(None)
     gates, inputs, products, contexts = ((x.unbind(2))[step] for x in (a, b, kept, context))
     products[0].copy_(gates[0])
@@ -47,7 +54,9 @@ def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool 
         torch.mul(products[t - 1], gates[t], out=products[t])
         torch.addcmul(inputs[t], contexts[t - 1], gates[t], out=contexts[t])
     doc_starts = torch.empty_like(contexts[0])
-    edges = zip(doc_starts.unbind(1)[step], contexts[-1].unbind(1)[step], products[-1].unbind(1)[step], strict=True)
+    edges = zip(
+        doc_starts.unbind(1)[step], contexts[-1].unbind(1)[step], products[-1].unbind(1)[step], strict=True
+    )
     for start, end, product in edges:
         start.copy_(state)
         state = torch.addcmul(end, product, state)
@@ -62,7 +71,9 @@ def _(a, b, state, backwards=False):
 
 
 class _LinearScan(torch.autograd.Function):
-    """The gradient of a scan is the same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t."""
+    """The gradient of a scan is the same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1},
+    db_t = g_t.
+    """
 
     @staticmethod
     def forward(ctx, a, b, initial_state):
@@ -92,8 +103,8 @@ def linear_scan(
     Args:
         a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
         initial_state: (batch, dim) before the first step; zeros by default.
-    Returns:
-        c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for float64 inputs).
+    Returns: c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for
+        float64 inputs).
     """
     compute = torch.float64 if b.dtype == torch.float64 else torch.float32
     if initial_state is None:

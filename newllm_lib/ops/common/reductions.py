@@ -1,4 +1,6 @@
-"""The last step of a parameter's gradient: partial sums, a row from each program, added up (torch is slow at many short rows)."""
+"""The last step of a parameter's gradient: partial sums, a row from each program, added up (torch is slow at
+many short rows).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,11 @@ def sum_rows(partials: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     block_rows, block_columns = (_ROWS, 8) if partials.shape[0] >= 128 else (16, 64)
     grid = (triton.cdiv(partials.shape[1], block_columns),)
     sum_partials[grid](
-        partials.contiguous(), out, *partials.shape, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, num_warps=_WARPS
+        partials.contiguous(),
+        out,
+        *partials.shape,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLUMNS=block_columns,
+        num_warps=_WARPS,
     )
     return out

@@ -2,8 +2,9 @@
 
     (1 - share) * CE(student, label) + share * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-(Hinton et al., 2015, arXiv 1503.02531), averaged over the labels that count. A chunk of tokens at a time both heads give their
-logits, the gradient of the student's is formed at once (it is known in closed form), and only its products are kept.
+(Hinton et al., 2015, arXiv 1503.02531), averaged over the labels that count. A chunk of tokens at a time both
+heads give their logits, the gradient of the student's is formed at once (it is known in closed form), and
+only its products are kept.
 """
 
 from __future__ import annotations
@@ -18,21 +19,32 @@ CHUNK_ELEMENTS = 1 << 24  # logits of one model held at a time: 64 MiB in float3
 
 
 def distillation_loss(
-    hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, labels: Tensor, share: float, temperature: float,
+    hidden: Tensor,
+    head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    labels: Tensor,
+    share: float,
+    temperature: float,
     tokens: Tensor | int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The loss above, in nats.
 
-    Args:
-        hidden, teacher_hidden: (..., dim) of each model. head: (vocabulary, dim) of the student. teacher_head: (known, dim): the
-            teacher knows the first `known` words of the vocabulary. labels: (...), already shifted; `IGNORE`: not predicted.
+    Args: hidden, teacher_hidden: (..., dim) of each model. head: (vocabulary, dim) of the student.
+        teacher_head: (known, dim): the
+            teacher knows the first `known` words of the vocabulary. labels: (...), already shifted; `IGNORE`:
+            not predicted.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """
     labels = labels.reshape(-1)
     counted = labels != IGNORE
     rows, teacher_rows = (x.reshape(-1, x.shape[-1]) for x in (hidden, teacher_hidden))
-    total = _Summed.apply(rows, head, teacher_rows.detach(), teacher_head.detach(), labels, counted, share, temperature)
-    return total / torch.as_tensor(counted.sum() if tokens is None else tokens, device=total.device).clamp_min(1)
+    total = _Summed.apply(
+        rows, head, teacher_rows.detach(), teacher_head.detach(), labels, counted, share, temperature
+    )
+    return total / torch.as_tensor(
+        counted.sum() if tokens is None else tokens, device=total.device
+    ).clamp_min(1)
 
 
 class _Summed(torch.autograd.Function):
@@ -73,4 +85,13 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total):
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_head * grad_total, None, None, None, None, None, None
+        return (
+            grad_hidden * grad_total.to(grad_hidden.dtype),
+            grad_head * grad_total,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

@@ -1,7 +1,8 @@
-"""Rows of the embedding in the residual stream's dtype: one pass each way, where torch writes them in float32 and then converts.
+"""Rows of the embedding in the residual stream's dtype: one pass each way, where torch writes them in float32
+and then converts.
 
-The gradient is a sum of rows by word. On a GPU it is added up in float32 as the rows come; with torch's deterministic algorithms
-on, by torch, which sorts them first.
+The gradient is a sum of rows by word. On a GPU it is added up in float32 as the rows come; with torch's
+deterministic algorithms on, by torch, which sorts them first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from newllm_lib.ops.embedding import reference
 _implementation = Operation(reference)
 
 
-@_implementation.register(lambda weight: runs_triton(weight) and not torch.are_deterministic_algorithms_enabled())
+@_implementation.register(
+    lambda weight: runs_triton(weight) and not torch.are_deterministic_algorithms_enabled()
+)
 def _triton():
     from newllm_lib.ops.embedding import triton
 

@@ -1,4 +1,6 @@
-"""The recurrence that carries New-LLM's context vector, between the token mixer's two matrix products: gates, scan, read-out."""
+"""The recurrence that carries New-LLM's context vector, between the token mixer's two matrix products: gates,
+scan, read-out.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def gated_scan(
     initial_state: torch.Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """c_t = a_t c_{t-1} + (1 - a_t) silu(i_t) with a_t = sigmoid(f_t + forget_bias), and y_t = RMSNorm(c_t) silu(z_t).
+    """c_t = a_t c_{t-1} + (1 - a_t) silu(i_t) with a_t = sigmoid(f_t + forget_bias), and y_t = RMSNorm(c_t)
+    silu(z_t).
 
     Args:
         projection: (batch, time, 3 * dim) = [i, f, z]: input, forget gate, read-out gate of each token.
@@ -41,9 +44,9 @@ def gated_scan(
         mask: (batch, time) bool, False at padding: there c_t = c_{t-1}, whatever `doc_starts` says.
         initial_state: (batch, dim), the context before the first token; zeros by default.
         eps: of the norm.
-    Returns:
-        y (batch, time, dim), what the tokens read, and c (batch, time, dim), both in the projection's dtype; the final state
-        (batch, dim) in float32 (float64 for float64). The gradient of the projection comes back as one tensor of its shape.
+    Returns: y (batch, time, dim), what the tokens read, and c (batch, time, dim), both in the projection's
+        dtype; the final state (batch, dim) in float32 (float64 for float64). The gradient of the projection
+        comes back as one tensor of its shape.
     """
     chosen = _implementation(projection, forget_bias, norm_weight, initial_state)
     return chosen.gated_scan(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps)
@@ -58,7 +61,8 @@ def gated_scan_step(
     new_state: torch.Tensor,
     eps: float = 1e-6,
 ) -> torch.Tensor:
-    """`gated_scan` of one token, for decoding, which is bound by how many small operations it takes: here one. No gradients.
+    """`gated_scan` of one token, for decoding, which is bound by how many small operations it takes: here
+    one. No gradients.
 
     Args:
         projection: (batch, 3 * dim).

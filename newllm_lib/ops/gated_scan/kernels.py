@@ -1,22 +1,25 @@
-"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, of its read-out and of both gradients. No tensor-core dot: from sm70 on.
+"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, of its read-out and of both gradients. No tensor-core
+dot: from sm70 on.
 
-One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in float32. The
-state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested before the first of them
-is used: memory stays busy although the walk is sequential (what is left over goes one step at a time). Where batch x dim
-is too small to fill the GPU, time is cut into chunks as well: a first pass (`SUMMARY`) finds what each chunk does to any
-state that enters it (exit = product * entry + end), these summaries are scanned by the same kernel, and the main pass
-starts each chunk from the right state.
+One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in
+float32. The state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested
+before the first of them is used: memory stays busy although the walk is sequential (what is left over goes
+one step at a time). Where batch x dim is too small to fill the GPU, time is cut into chunks as well: a first
+pass (`SUMMARY`) finds what each chunk does to any state that enters it (exit = product * entry + end), these
+summaries are scanned by the same kernel, and the main pass starts each chunk from the right state.
 
-The coefficients are made from pre-activations x (forget) and y (input), so that neither a nor b is ever stored:
-a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. For the summaries x is a and y is b (not
-`GATED`).
+The coefficients are made from pre-activations x (forget) and y (input), so that neither a nor b is ever
+stored: a = sigmoid(x + bias), b = (1 - a) * silu(y), with a = 0 where a document starts. For the summaries x
+is a and y is b (not `GATED`).
 
-The read-out y = RMSNorm(c) * silu(z) is a pass of its own, over ROWS whole rows a program; x and z may lie strided in memory
-(thirds of a packed projection). Its backward pass keeps few programs, each of which walks over many blocks of rows, so that the
-sum that makes the weight's gradient stays in registers until the end. `scan_step` is both for one token, in decoding.
+The read-out y = RMSNorm(c) * silu(z) is a pass of its own, over ROWS whole rows a program; x and z may lie
+strided in memory (thirds of a packed projection). Its backward pass keeps few programs, each of which walks
+over many blocks of rows, so that the sum that makes the weight's gradient stays in registers until the end.
+`scan_step` is both for one token, in decoding.
 
-Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); doc_starts, mask (batch, time) bytes;
-initial and final state and their gradients (batch, dim) float32; products, ends and exits (batch, chunks, dim) float32.
+Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); doc_starts, mask (batch,
+time) bytes; initial and final state and their gradients (batch, dim) float32; products, ends and exits
+(batch, chunks, dim) float32.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from newllm_lib.ops.common.triton_helpers import load_flags, load_rows, sigmoid,
 
 @triton.jit
 def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr):
-    """(a, share): how much of the state is kept, how much is written; a step that does not count only keeps."""
+    """(a, share): how much of the state is kept, how much is written; a step that does not count
+    only keeps.
+    """
     if GATED:
         keep, share = sigmoid_pair(x + bias)
         if HAS_STARTS:
@@ -46,7 +51,9 @@ def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr
 
 @triton.jit
 def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunks, HAS_OUTER: tl.constexpr):
-    """What enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state or zeros."""
+    """What enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state or
+    zeros.
+    """
     state = tl.zeros(dims.shape, tl.float32)
     if (neighbour >= 0) & (neighbour < chunks):
         state = tl.load(exits + (batch * chunks + neighbour) * dim + dims, mask=in_dim, other=0.0)
@@ -57,11 +64,31 @@ def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunk
 
 @triton.jit
 def _forward_steps(
-    state, kept, x_row, y_row, c_row, shift, doc_starts, mask, place, dim, dims, in_dim, x_time, x_dim, y_time, y_dim,
-    GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, SUMMARY: tl.constexpr,
+    state,
+    kept,
+    x_row,
+    y_row,
+    c_row,
+    shift,
+    doc_starts,
+    mask,
+    place,
+    dim,
+    dims,
+    in_dim,
+    x_time,
+    x_dim,
+    y_time,
+    y_dim,
+    GATED: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    SUMMARY: tl.constexpr,
     UNROLL: tl.constexpr,
-):  # fmt: skip
-    """UNROLL steps from the rows given, `place` among the flags; the state and the product of a after them."""
+):
+    """UNROLL steps from the rows given, `place` among the flags; the state and the product of a
+    after them.
+    """
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
     ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, 1)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
@@ -81,12 +108,38 @@ def _forward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_forward(
-    x, y, bias, doc_starts, mask, initial, exits, c, product, final,
-    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim,
-    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, SUMMARY: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
-    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end from zero."""
+    x,
+    y,
+    bias,
+    doc_starts,
+    mask,
+    initial,
+    exits,
+    c,
+    product,
+    final,
+    time,
+    dim,
+    chunks,
+    chunk_length,
+    x_batch,
+    x_time,
+    x_dim,
+    y_batch,
+    y_time,
+    y_dim,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    SUMMARY: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end from
+    zero.
+    """
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     chunk = tl.program_id(1)
@@ -107,17 +160,55 @@ def scan_forward(
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
         state, kept = _forward_steps(
-            state, kept, x_row, y_row, c_row, shift, doc_starts, mask, batch * time + t, dim, dims, in_dim,
-            x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, UNROLL,
-        )  # fmt: skip
+            state,
+            kept,
+            x_row,
+            y_row,
+            c_row,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            y_time,
+            y_dim,
+            GATED,
+            HAS_STARTS,
+            HAS_VALID,
+            SUMMARY,
+            UNROLL,
+        )
         x_row += UNROLL * x_time
         y_row += UNROLL * y_time
         c_row += UNROLL * dim
     for t in range(whole, last):
         state, kept = _forward_steps(
-            state, kept, x_row, y_row, c_row, shift, doc_starts, mask, batch * time + t, dim, dims, in_dim,
-            x_time, x_dim, y_time, y_dim, GATED, HAS_STARTS, HAS_VALID, SUMMARY, 1,
-        )  # fmt: skip
+            state,
+            kept,
+            x_row,
+            y_row,
+            c_row,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            y_time,
+            y_dim,
+            GATED,
+            HAS_STARTS,
+            HAS_VALID,
+            SUMMARY,
+            1,
+        )
         x_row += x_time
         y_row += y_time
         c_row += dim
@@ -130,10 +221,25 @@ def scan_forward(
 
 @triton.jit
 def _summary_steps(
-    carried, kept, x_row, dc_row, shift, doc_starts, mask, place, dims, in_dim, x_time, x_dim, dc_time, dc_dim,
-    HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    carried,
+    kept,
+    x_row,
+    dc_row,
+    shift,
+    doc_starts,
+    mask,
+    place,
+    dims,
+    in_dim,
+    x_time,
+    x_dim,
+    dc_time,
+    dc_dim,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
-):  # fmt: skip
+):
     """UNROLL steps backward from the rows given; the gradient carried and the product of a after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
@@ -151,11 +257,30 @@ def _summary_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_backward_summary(
-    x, bias, doc_starts, mask, dc, product, end,
-    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, dc_batch, dc_time, dc_dim,
-    HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
-    HAS_DC: tl.constexpr, UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    x,
+    bias,
+    doc_starts,
+    mask,
+    dc,
+    product,
+    end,
+    time,
+    dim,
+    chunks,
+    chunk_length,
+    x_batch,
+    x_time,
+    x_dim,
+    dc_batch,
+    dc_time,
+    dc_dim,
+    HAS_BIAS: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_DC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     """What a chunk does to a gradient that enters it from the later chunks: exit = product * entry + end."""
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
@@ -174,16 +299,48 @@ def scan_backward_summary(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         carried, kept = _summary_steps(
-            carried, kept, x_row, dc_row, shift, doc_starts, mask, batch * time + last - 1 - back, dims, in_dim,
-            x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
-        )  # fmt: skip
+            carried,
+            kept,
+            x_row,
+            dc_row,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + last - 1 - back,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            dc_time,
+            dc_dim,
+            HAS_STARTS,
+            HAS_VALID,
+            HAS_DC,
+            UNROLL,
+        )
         x_row -= UNROLL * x_time
         dc_row -= UNROLL * dc_time
     for back in range(whole, last - first):
         carried, kept = _summary_steps(
-            carried, kept, x_row, dc_row, shift, doc_starts, mask, batch * time + last - 1 - back, dims, in_dim,
-            x_time, x_dim, dc_time, dc_dim, HAS_STARTS, HAS_VALID, HAS_DC, 1,
-        )  # fmt: skip
+            carried,
+            kept,
+            x_row,
+            dc_row,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + last - 1 - back,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            dc_time,
+            dc_dim,
+            HAS_STARTS,
+            HAS_VALID,
+            HAS_DC,
+            1,
+        )
         x_row -= x_time
         dc_row -= dc_time
     tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
@@ -192,7 +349,9 @@ def scan_backward_summary(
 
 @triton.jit
 def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
-    """c_{t-1}, c_{t-2}, ... as float32 vectors, c_row being the row of c_t; before the first step, the initial state."""
+    """c_{t-1}, c_{t-2}, ... as float32 vectors, c_row being the row of c_t; before the first step, the
+    initial state.
+    """
     rows = ()
     for u in tl.static_range(UNROLL):
         # (The mask in this form because Triton's interpreter can't AND a vector with a scalar bool.)
@@ -204,12 +363,41 @@ def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
 
 @triton.jit
 def _backward_steps(
-    carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask, place,
-    t, dim, dims, in_dim, x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-    HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_DC: tl.constexpr,
+    carried,
+    bias_sum,
+    x_row,
+    y_row,
+    c_row,
+    dc_row,
+    dx_row,
+    dy_row,
+    at_zero,
+    shift,
+    doc_starts,
+    mask,
+    place,
+    t,
+    dim,
+    dims,
+    in_dim,
+    x_time,
+    x_dim,
+    y_time,
+    y_dim,
+    dc_time,
+    dc_dim,
+    dx_time,
+    dx_dim,
+    dy_time,
+    dy_dim,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx after."""
+):
+    """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx
+    after.
+    """
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
@@ -223,7 +411,8 @@ def _backward_steps(
             carried += dcs[u]
         gate = sigmoid(ys[u])
         silu = ys[u] * gate
-        # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in padding.
+        # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in
+        # padding.
         grad_x = (carried * before[u] - carried * silu) * (a * share)
         grad_y = share * carried * (gate + silu * (1.0 - gate))
         bias_sum += grad_x
@@ -235,16 +424,53 @@ def _backward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
 def scan_backward(
-    x, y, bias, doc_starts, mask, initial, c, dc, dfinal, exits, dx, dy, dbias, dinitial,
-    time, dim, chunks, chunk_length, x_batch, x_time, x_dim, y_batch, y_time, y_dim, dc_batch, dc_time, dc_dim,
-    dx_batch, dx_time, dx_dim, dy_batch, dy_time, dy_dim,
-    HAS_BIAS: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, HAS_DC: tl.constexpr, HAS_DFINAL: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
-    """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, dinitial = a_1 g_1
+    x,
+    y,
+    bias,
+    doc_starts,
+    mask,
+    initial,
+    c,
+    dc,
+    dfinal,
+    exits,
+    dx,
+    dy,
+    dbias,
+    dinitial,
+    time,
+    dim,
+    chunks,
+    chunk_length,
+    x_batch,
+    x_time,
+    x_dim,
+    y_batch,
+    y_time,
+    y_dim,
+    dc_batch,
+    dc_time,
+    dc_dim,
+    dx_batch,
+    dx_time,
+    dx_dim,
+    dy_batch,
+    dy_time,
+    dy_dim,
+    HAS_BIAS: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    HAS_DC: tl.constexpr,
+    HAS_DFINAL: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """From the last step to the first: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t, dinitial
+    = a_1 g_1
 
-    Writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the chunk.
+    Writes the gradients of the pre-activations, and in dbias (batch, chunks, dim) the sum of dx over the
+    chunk.
     """
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
@@ -272,11 +498,38 @@ def scan_backward(
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         carried, bias_sum = _backward_steps(
-            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask,
-            batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
-            x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-            HAS_STARTS, HAS_VALID, HAS_DC, UNROLL,
-        )  # fmt: skip
+            carried,
+            bias_sum,
+            x_row,
+            y_row,
+            c_row,
+            dc_row,
+            dx_row,
+            dy_row,
+            at_zero,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + last - 1 - back,
+            last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            y_time,
+            y_dim,
+            dc_time,
+            dc_dim,
+            dx_time,
+            dx_dim,
+            dy_time,
+            dy_dim,
+            HAS_STARTS,
+            HAS_VALID,
+            HAS_DC,
+            UNROLL,
+        )
         x_row -= UNROLL * x_time
         y_row -= UNROLL * y_time
         c_row -= UNROLL * dim
@@ -285,11 +538,38 @@ def scan_backward(
         dy_row -= UNROLL * dy_time
     for back in range(whole, last - first):
         carried, bias_sum = _backward_steps(
-            carried, bias_sum, x_row, y_row, c_row, dc_row, dx_row, dy_row, at_zero, shift, doc_starts, mask,
-            batch * time + last - 1 - back, last - 1 - back, dim, dims, in_dim,
-            x_time, x_dim, y_time, y_dim, dc_time, dc_dim, dx_time, dx_dim, dy_time, dy_dim,
-            HAS_STARTS, HAS_VALID, HAS_DC, 1,
-        )  # fmt: skip
+            carried,
+            bias_sum,
+            x_row,
+            y_row,
+            c_row,
+            dc_row,
+            dx_row,
+            dy_row,
+            at_zero,
+            shift,
+            doc_starts,
+            mask,
+            batch * time + last - 1 - back,
+            last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            y_time,
+            y_dim,
+            dc_time,
+            dc_dim,
+            dx_time,
+            dx_dim,
+            dy_time,
+            dy_dim,
+            HAS_STARTS,
+            HAS_VALID,
+            HAS_DC,
+            1,
+        )
         x_row -= x_time
         y_row -= y_time
         c_row -= dim
@@ -305,7 +585,7 @@ def scan_backward(
 @triton.jit(do_not_specialize=["rows"])
 def readout_forward(
     c, z, weight, y, rows, dim, eps, c_row, z_row, z_dim, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < rows) & (dims < dim)
@@ -319,9 +599,26 @@ def readout_forward(
 
 @triton.jit(do_not_specialize=["rows"])
 def readout_backward(
-    c, z, weight, dy, dc, dz, dweight, rows, dim, eps, c_row, z_row, z_dim, dy_row, dy_dim, dz_row, dz_dim,
-    ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    c,
+    z,
+    weight,
+    dy,
+    dc,
+    dz,
+    dweight,
+    rows,
+    dim,
+    eps,
+    c_row,
+    z_row,
+    z_dim,
+    dy_row,
+    dy_dim,
+    dz_row,
+    dz_dim,
+    ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     """dweight (programs, dim) float32: each program's share of the weight's gradient."""
     program = tl.program_id(0)
     dims = tl.arange(0, BLOCK_DIM)[None, :]
@@ -351,9 +648,21 @@ def readout_backward(
 
 @triton.jit
 def scan_step(
-    projection, bias, weight, start, context, new_context, y, dim, eps, p_row, c_row, new_row,
-    STARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    projection,
+    bias,
+    weight,
+    start,
+    context,
+    new_context,
+    y,
+    dim,
+    eps,
+    p_row,
+    c_row,
+    new_row,
+    STARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK)
     inside = dims < dim
@@ -371,4 +680,8 @@ def scan_step(
     read = c.to(y.dtype.element_ty).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(read * read, 0) / dim + eps)
     scale = tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * dim + dims, (read * inverse * scale * gate * sigmoid(gate)).to(y.dtype.element_ty), mask=inside)
+    tl.store(
+        y + row * dim + dims,
+        (read * inverse * scale * gate * sigmoid(gate)).to(y.dtype.element_ty),
+        mask=inside,
+    )

@@ -12,15 +12,23 @@ from newllm_lib.ops.common.linear_scan import linear_scan
 
 
 def gates(
-    forget: torch.Tensor, forget_bias: torch.Tensor | None, doc_starts: torch.Tensor | None, mask: torch.Tensor | None
+    forget: torch.Tensor,
+    forget_bias: torch.Tensor | None,
+    doc_starts: torch.Tensor | None,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """a and 1 - a, of forget's size: how much of the context is kept and how much written (padding: all, none)."""
+    """a and 1 - a, of forget's size: how much of the context is kept and how much written (padding: all,
+    none).
+    """
     x = forget.to(torch.promote_types(forget.dtype, torch.float32))
     if forget_bias is not None:
         x = x + forget_bias.to(x.dtype)
     keep, share = torch.sigmoid(x), torch.sigmoid(-x)  # 1 - keep would lose the digits of a gate near 1
     if doc_starts is not None:
-        keep, share = keep.masked_fill(doc_starts.unsqueeze(-1), 0.0), share.masked_fill(doc_starts.unsqueeze(-1), 1.0)
+        keep, share = (
+            keep.masked_fill(doc_starts.unsqueeze(-1), 0.0),
+            share.masked_fill(doc_starts.unsqueeze(-1), 1.0),
+        )
     if mask is not None:
         padding = ~mask.unsqueeze(-1)
         keep, share = keep.masked_fill(padding, 1.0), share.masked_fill(padding, 0.0)
@@ -35,7 +43,9 @@ def readout(c: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: floa
     return (normal * weight.to(compute) * F.silu(gate.to(compute))).to(gate.dtype)
 
 
-def gated_scan(projection, forget_bias, norm_weight, doc_starts=None, mask=None, initial_state=None, eps=1e-6):
+def gated_scan(
+    projection, forget_bias, norm_weight, doc_starts=None, mask=None, initial_state=None, eps=1e-6
+):
     """As `gated_scan.gated_scan`."""
     input, forget, gate = projection.chunk(3, -1)
     keep, share = gates(forget, forget_bias, doc_starts, mask)

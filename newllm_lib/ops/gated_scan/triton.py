@@ -1,7 +1,7 @@
 """Gates, scan and read-out on a GPU: a custom operator over `kernels`, one node for torch.compile.
 
-The scan saves its pre-activations and c, in their own dtype, and makes the gates again in the backward pass: nothing in
-float32 is kept, and nothing but c is added to what the projection stores anyway.
+The scan saves its pre-activations and c, in their own dtype, and makes the gates again in the backward pass:
+nothing in float32 is kept, and nothing but c is added to what the projection stores anyway.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gated_scan import kernels
 
-_FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements a program: few enough that many programs share a multiprocessor
+_FORWARD_TILE, _BACKWARD_TILE = (
+    2048,
+    1024,
+)  # elements a program: few enough that many programs share a multiprocessor
 _PROGRAMS = 6  # programs a multiprocessor in the read-out's backward pass
-# BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte words.
-# UNROLL: time steps whose inputs are in flight at once. The backward pass reads four tensors: with 8 steps of each, its
-# registers let too few programs run together.
+# BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte
+# words.
+# UNROLL: time steps whose inputs are in flight at once. The backward pass reads four tensors: with 8 steps of
+# each, its registers let too few programs run together.
 FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
 MIN_CHUNK = 32  # time steps; shorter chunks cost more in summaries than they win
@@ -27,7 +31,9 @@ FULL = 16  # programs a multiprocessor above which cutting time does not pay: it
 
 
 def count_chunks(programs: int, time: int, device: torch.device) -> int:
-    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim gives nearly as many by itself."""
+    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim gives nearly as many by
+    itself.
+    """
     wanted = FULL * helpers.multiprocessors(device)
     if 2 * programs > wanted:
         return 1
@@ -51,13 +57,17 @@ class _Plan:
 
 
 def _scan_summaries(product, end, outer):
-    """Exit state of every chunk, from what each does to its entry: the same scan over (batch, chunks, dim)."""
+    """Exit state of every chunk, from what each does to its entry: the same scan over (batch,
+    chunks, dim).
+    """
     return _forward(product, end, None, None, None, outer, gated=False)[0]
 
 
 @on_device_of_first_argument
 def _forward(x, y, bias, doc_starts, mask, initial, gated: bool = True):
-    """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if absent."""
+    """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if
+    absent.
+    """
     plan = _Plan(x, bias, doc_starts, mask, FORWARD)
     doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     c = torch.empty(x.shape, dtype=y.dtype, device=y.device)
@@ -68,20 +78,47 @@ def _forward(x, y, bias, doc_starts, mask, initial, gated: bool = True):
         product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=y.device)
         end = torch.empty_like(product)
         kernels.scan_forward[plan.grid](
-            x, y, bias, doc_starts, mask, None, product, c, product, end, *arguments,
-            HAS_INITIAL=False, SUMMARY=True, GATED=gated, **plan.constants,
-        )  # fmt: skip
+            x,
+            y,
+            bias,
+            doc_starts,
+            mask,
+            None,
+            product,
+            c,
+            product,
+            end,
+            *arguments,
+            HAS_INITIAL=False,
+            SUMMARY=True,
+            GATED=gated,
+            **plan.constants,
+        )
         exits = _scan_summaries(product, end, initial)
     kernels.scan_forward[plan.grid](
-        x, y, bias, doc_starts, mask, initial, exits, c, final, final, *arguments,
-        HAS_INITIAL=initial is not None, SUMMARY=False, GATED=gated, **plan.constants,
-    )  # fmt: skip
+        x,
+        y,
+        bias,
+        doc_starts,
+        mask,
+        initial,
+        exits,
+        c,
+        final,
+        final,
+        *arguments,
+        HAS_INITIAL=initial is not None,
+        SUMMARY=False,
+        GATED=gated,
+        **plan.constants,
+    )
     return c, final
 
 
 @on_device_of_first_argument
 def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
-    """Fills dx, dy (batch, time, dim, any strides); returns (float32) d bias in partial sums (any, dim) or None, and d initial.
+    """Fills dx, dy (batch, time, dim, any strides); returns (float32) d bias in partial sums (any, dim) or
+    None, and d initial.
 
     dc, dfinal: gradients of c and of the final state, None where there is none. d initial: (batch, dim).
     """
@@ -98,15 +135,46 @@ def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
         product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=x.device)
         end = torch.empty_like(product)
         kernels.scan_backward_summary[plan.grid](
-            x, bias, doc_starts, mask, dc_, product, end, *plan.sizes, *helpers.strides(x), *helpers.strides(dc_),
-            HAS_DC=dc is not None, **plan.constants,
-        )  # fmt: skip
+            x,
+            bias,
+            doc_starts,
+            mask,
+            dc_,
+            product,
+            end,
+            *plan.sizes,
+            *helpers.strides(x),
+            *helpers.strides(dc_),
+            HAS_DC=dc is not None,
+            **plan.constants,
+        )
         exits = _scan_summaries(product.flip(1), end.flip(1), dfinal).flip(1).contiguous()
     kernels.scan_backward[plan.grid](
-        x, y, bias, doc_starts, mask, initial, c, dc_, dfinal, exits, dx, dy, dbias, dinitial,
-        *plan.sizes, *helpers.strides(x), *helpers.strides(y), *helpers.strides(dc_), *helpers.strides(dx), *helpers.strides(dy),
-        HAS_INITIAL=initial is not None, HAS_DC=dc is not None, HAS_DFINAL=dfinal is not None, **plan.constants,
-    )  # fmt: skip
+        x,
+        y,
+        bias,
+        doc_starts,
+        mask,
+        initial,
+        c,
+        dc_,
+        dfinal,
+        exits,
+        dx,
+        dy,
+        dbias,
+        dinitial,
+        *plan.sizes,
+        *helpers.strides(x),
+        *helpers.strides(y),
+        *helpers.strides(dc_),
+        *helpers.strides(dx),
+        *helpers.strides(dy),
+        HAS_INITIAL=initial is not None,
+        HAS_DC=dc is not None,
+        HAS_DFINAL=dfinal is not None,
+        **plan.constants,
+    )
     return None if dbias is None else dbias.flatten(0, 1), dinitial
 
 
@@ -143,9 +211,23 @@ def _readout_backward(
     programs = min(triton.cdiv(z.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(z.device))
     dweight = torch.empty(programs, z.shape[1], dtype=torch.float32, device=z.device)
     kernels.readout_backward[(programs,)](
-        c, z, weight.contiguous(), dy, dc, dz, dweight, *z.shape, eps,
-        c_row, z_row, z_dim, dy_row, dy_dim, *dz.stride(), **tile,
-    )  # fmt: skip
+        c,
+        z,
+        weight.contiguous(),
+        dy,
+        dc,
+        dz,
+        dweight,
+        *z.shape,
+        eps,
+        c_row,
+        z_row,
+        z_dim,
+        dy_row,
+        dy_dim,
+        *dz.stride(),
+        **tile,
+    )
     return dc, sum_rows(dweight, weight)
 
 
@@ -155,9 +237,14 @@ def _bias_gradient(dbias: Tensor | None, bias: Tensor | None, like: Tensor) -> T
 
 @torch.library.custom_op("newllm::gated_scan", mutates_args=())
 def _scan(
-    projection: Tensor, bias: Tensor | None, weight: Tensor, doc_starts: Tensor | None, mask: Tensor | None,
-    initial: Tensor | None, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    projection: Tensor,
+    bias: Tensor | None,
+    weight: Tensor,
+    doc_starts: Tensor | None,
+    mask: Tensor | None,
+    initial: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     input, forget, gate = projection.chunk(3, -1)
     c, final = _forward(forget, input, bias, doc_starts, mask, initial)
     return _readout(c, gate, weight, eps), c, final
@@ -172,9 +259,18 @@ def _(projection, bias, weight, doc_starts, mask, initial, eps):
 
 @torch.library.custom_op("newllm::gated_scan_backward", mutates_args=())
 def _scan_backward(
-    projection: Tensor, bias: Tensor | None, weight: Tensor, doc_starts: Tensor | None, mask: Tensor | None,
-    initial: Tensor | None, c: Tensor, dy: Tensor | None, dc: Tensor | None, dfinal: Tensor | None, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    projection: Tensor,
+    bias: Tensor | None,
+    weight: Tensor,
+    doc_starts: Tensor | None,
+    mask: Tensor | None,
+    initial: Tensor | None,
+    c: Tensor,
+    dy: Tensor | None,
+    dc: Tensor | None,
+    dfinal: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     input, forget, gate = projection.chunk(3, -1)
     gradient = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
     dinput, dforget, dgate = gradient.chunk(3, -1)
@@ -184,7 +280,9 @@ def _scan_backward(
     else:
         from_readout, dweight = _readout_backward(c, gate, weight, dy, dgate, eps)
         dc = from_readout if dc is None else from_readout.add_(dc)
-    dbias, dinitial = _backward(forget, input, bias, doc_starts, mask, initial, c, dc, dfinal, dforget, dinput)
+    dbias, dinitial = _backward(
+        forget, input, bias, doc_starts, mask, initial, c, dc, dfinal, dforget, dinput
+    )
     return gradient, _bias_gradient(dbias, bias, c), dweight, dinitial
 
 
@@ -213,7 +311,9 @@ def _scan_gradient(ctx, dy, dc, dfinal):
 _scan.register_autograd(_scan_gradient, setup_context=_keep)
 
 
-def gated_scan(projection, forget_bias, norm_weight, doc_starts=None, mask=None, initial_state=None, eps=1e-6):
+def gated_scan(
+    projection, forget_bias, norm_weight, doc_starts=None, mask=None, initial_state=None, eps=1e-6
+):
     """As `gated_scan.gated_scan`, for float32, bfloat16 and float16."""
     initial = None if initial_state is None else initial_state.float().contiguous()
     return _scan(projection, forget_bias, norm_weight, doc_starts, mask, initial, eps)
@@ -226,7 +326,20 @@ def gated_scan_step(projection, forget_bias, norm_weight, start, state, new_stat
     y = torch.empty(batch, dim, device=projection.device, dtype=projection.dtype)
     block = triton.next_power_of_2(dim)
     kernels.scan_step[(batch,)](
-        projection, forget_bias, norm_weight, start, state, new_state, y, dim, eps, projection.stride(0), state.stride(0),
-        new_state.stride(0), STARTS=start is not None, BLOCK=block, num_warps=min(16, max(1, block // 128)),
-    )  # fmt: skip
+        projection,
+        forget_bias,
+        norm_weight,
+        start,
+        state,
+        new_state,
+        y,
+        dim,
+        eps,
+        projection.stride(0),
+        state.stride(0),
+        new_state.stride(0),
+        STARTS=start is not None,
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 128)),
+    )
     return y

@@ -1,4 +1,5 @@
-"""The norms on a GPU: the gradient is read in tiles of whole cache lines, and sums go through partial sums in a fixed order.
+"""The norms on a GPU: the gradient is read in tiles of whole cache lines, and sums go through partial sums in
+a fixed order.
 
 No tensor-core dot, so it runs from sm70 on.
 """
@@ -24,7 +25,9 @@ def tile_squares(x, by_row, by_column, rows, columns, ROWS: tl.constexpr, COLUMN
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    value = tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
     value = value * value
     tl.store(by_row + tl.program_id(1) * rows + row, tl.sum(value, 1), mask=row < rows)
     tl.store(by_column + tl.program_id(0) * columns + column, tl.sum(value, 0), mask=column < columns)
@@ -37,7 +40,9 @@ def squares(x: Tensor) -> tuple[Tensor, Tensor]:
     down, across = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
     by_row = torch.empty(across, rows, device=x.device, dtype=torch.float32)
     by_column = torch.empty(down, columns, device=x.device, dtype=torch.float32)
-    tile_squares[(down, across)](x, by_row, by_column, rows, columns, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=8)
+    tile_squares[(down, across)](
+        x, by_row, by_column, rows, columns, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=8
+    )
     return sum_rows(by_row, by_row), sum_rows(by_column, by_column)
 
 
@@ -61,7 +66,9 @@ def clip_scale(known, square, scale, place, count, max_norm, CLIPS: tl.constexpr
 def clip(known: Tensor, place: int, square: Tensor, max_norm: float) -> Tensor:
     """As `gradient_norms.clip`."""
     scale = torch.empty(1, device=known.device, dtype=torch.float32)
-    clip_scale[(1,)](known, square, scale, place, len(known), max_norm, CLIPS=max_norm > 0, BLOCK=_VECTOR, num_warps=4)
+    clip_scale[(1,)](
+        known, square, scale, place, len(known), max_norm, CLIPS=max_norm > 0, BLOCK=_VECTOR, num_warps=4
+    )
     return scale
 
 
@@ -76,8 +83,23 @@ def _averaged(average, sums, place, inside, share, scale, weight, TINY: tl.const
 
 
 @triton.jit(do_not_specialize=["weight", "unbias"])
-def moment(row_sums, column_sums, row, column, row_factor, column_factor, scale_at, numbers, rows, columns, weight, unbias,
-           TINY: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def moment(
+    row_sums,
+    column_sums,
+    row,
+    column,
+    row_factor,
+    column_factor,
+    scale_at,
+    numbers,
+    rows,
+    columns,
+    weight,
+    unbias,
+    TINY: tl.constexpr,
+    STORED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program for the rows, whose mean it needs, and others for a block of columns each."""
     scale = tl.load(scale_at)
     if STORED:
@@ -105,14 +127,28 @@ def second_moment(squares, row, column, scale, weight, unbias, numbers=None):
     factors = torch.empty_like(row), torch.empty_like(column)
     with torch.cuda.device_of(row):
         moment[(1 + triton.cdiv(len(column), _VECTOR),)](
-            *squares, row, column, *factors, scale, scale if numbers is None else numbers, len(row), len(column), weight, unbias,
-            TINY=TINY, STORED=numbers is not None, BLOCK=_VECTOR, num_warps=8,
-        )  # fmt: skip
+            *squares,
+            row,
+            column,
+            *factors,
+            scale,
+            scale if numbers is None else numbers,
+            len(row),
+            len(column),
+            weight,
+            unbias,
+            TINY=TINY,
+            STORED=numbers is not None,
+            BLOCK=_VECTOR,
+            num_warps=8,
+        )
     return factors
 
 
 @triton.jit
-def tile_weighted(x, row_factor, column_factor, partial, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_weighted(
+    x, row_factor, column_factor, partial, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row_in, column_in = row < rows, column < columns

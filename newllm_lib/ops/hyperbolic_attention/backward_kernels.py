@@ -6,10 +6,11 @@ g = dscore/√(y(y+h)),
     dq_i = (β/√c) E_i Σ_j g_ij F_j k_j   across q_i, which is a matrix product, and
          = -2β Σ_j g_ij ((β_j² - α_i²)/2 + (1+α_i²)/2 · B_j(1 - cos θ_ij))   along q_i,
 
-kept apart because the first, rounded for the matrix product, would drown the second. A score is a function of √c q and √c k
-over √c, so the gradient of c needs the lengths' gradients only: dc = (Σ q·dq + Σ k·dk - Σ score·dscore)/2c. It and the
-gradient of β are small sums of large terms which only cancel if a query's dscores sum to 0. With delta = Σ out·dout, as
-attention computes it, they sum to out's rounding; `backward_queries` measures what is over and takes it out again.
+kept apart because the first, rounded for the matrix product, would drown the second. A score is a function of
+√c q and √c k over √c, so the gradient of c needs the lengths' gradients only: dc = (Σ q·dq + Σ k·dk - Σ
+score·dscore)/2c. It and the gradient of β are small sums of large terms which only cancel if a query's
+dscores sum to 0. With delta = Σ out·dout, as attention computes it, they sum to out's rounding;
+`backward_queries` measures what is over and takes it out again.
 """
 
 from __future__ import annotations
@@ -34,9 +35,21 @@ from newllm_lib.ops.hyperbolic_attention.kernels import (
 
 
 @triton.jit
-def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, column, visible,
-                     MASKED: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Of a tile: the weights, log2 of them, dscore, the factor that makes it g/2, and what g/2 pulls along a vector.
+def _score_gradients(
+    products,
+    dweights,
+    delta,
+    row_logs,
+    logs,
+    slope,
+    row,
+    column,
+    visible,
+    MASKED: tl.constexpr,
+    LEAST: tl.constexpr,
+):
+    """Of a tile: the weights, log2 of them, dscore, the factor that makes it g/2, and what g/2 pulls along a
+    vector.
 
     delta is (rows, 1) or (1, columns).
     """
@@ -49,13 +62,17 @@ def _score_gradients(products, dweights, delta, row_logs, logs, slope, row, colu
         weights = tl.where(visible, weights, 0.0)
     dscores = weights * (dweights - delta)
     row_A = A_of(row[0])
-    pulls = ((1.0 - row_A) / row_A)[:, None] * spread + (2.0 * row_A)[:, None] - (2.0 * A_of(column[0]))[None, :]
+    pulls = (
+        ((1.0 - row_A) / row_A)[:, None] * spread + (2.0 * row_A)[:, None] - (2.0 * A_of(column[0]))[None, :]
+    )
     return weights, log_weights, dscores, inverse_root, pulls
 
 
 @triton.jit
 def _to(values, like):
-    """Rounded to like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into NaN."""
+    """Rounded to like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into
+    NaN.
+    """
     if like.dtype == tl.float16:
         values = within(values, -65504.0, 65504.0)
     return values.to(like.dtype)
@@ -63,14 +80,37 @@ def _to(values, like):
 
 @triton.jit
 def _query_gradients(
-    across, sums, tile_q, tile_dout, row, row_logs, delta, slope, position, first, k, v, numbers, plane, dims,
-    n, k_time, v_time, keys, dim,
-    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    across,
+    sums,
+    tile_q,
+    tile_dout,
+    row,
+    row_logs,
+    delta,
+    slope,
+    position,
+    first,
+    k,
+    v,
+    numbers,
+    plane,
+    dims,
+    n,
+    k_time,
+    v_time,
+    keys,
+    dim,
+    MASKED: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """One tile of keys: the sums after it that make the queries' gradients.
 
-    `sums`, each (rows,): of dscore, of dscore times score and times pull, and of the weights times score and times pull.
+    `sums`, each (rows,): of dscore, of dscore times score and times pull, and of the weights times score and
+    times pull.
     """
     columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
     tile_k = load_rows(k, columns, dims, k_time, keys, dim, MASKED, EVEN_D)
@@ -99,7 +139,9 @@ def _query_gradients(
 
 @triton.jit
 def _length_gradient(across, along, tile, row, root, slope):
-    """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the columns."""
+    """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the
+    columns.
+    """
     wide = tile.to(tl.float32)
     E = 2.0 * tl.where(row[1] > 0.0, row[1], 2.0 * root)  # across holds half of g
     unit = wide * (row[1] / A_of(row[0]))[:, None]
@@ -111,13 +153,52 @@ def _length_gradient(across, along, tile, row, root, slope):
 
 @triton.jit(do_not_specialize=["queries", "keys"])
 def backward_queries(
-    q, k, v, out, dout, dq, q_numbers, k_numbers, delta, parts, first, beta, curvature, heads, queries, keys, dim,
-    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time, out_batch, out_head, out_time,
-    dout_batch, dout_head, dout_time, dq_batch, dq_head, dq_time,
-    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """dq, delta (with which dscores sum to 0), and a program's parts (2, batch·heads, tiles): Σ score·dscore, Σ q·dq."""
+    q,
+    k,
+    v,
+    out,
+    dout,
+    dq,
+    q_numbers,
+    k_numbers,
+    delta,
+    parts,
+    first,
+    beta,
+    curvature,
+    heads,
+    queries,
+    keys,
+    dim,
+    q_batch,
+    q_head,
+    q_time,
+    k_batch,
+    k_head,
+    k_time,
+    v_batch,
+    v_head,
+    v_time,
+    out_batch,
+    out_head,
+    out_time,
+    dout_batch,
+    dout_head,
+    dout_time,
+    dq_batch,
+    dq_head,
+    dq_time,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dq, delta (with which dscores sum to 0), and a program's parts (2, batch·heads, tiles): Σ score·dscore,
+    Σ q·dq.
+    """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads
@@ -130,7 +211,9 @@ def backward_queries(
     tile_dout = load_rows(
         dout + batch * dout_batch + head * dout_head, rows, dims, dout_time, queries, dim, True, EVEN_D
     )
-    tile_out = load_rows(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, EVEN_D)
+    tile_out = load_rows(
+        out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, True, EVEN_D
+    )
     row_delta = tl.sum(tile_out.to(tl.float32) * tile_dout.to(tl.float32), 1)
     q_size, q_plane = sizes_of(queries)
     row = load_numbers(q_numbers + lane * q_size, q_plane, rows)
@@ -156,15 +239,63 @@ def backward_queries(
     sums = (nothing, nothing, nothing, nothing, nothing)
     for n in range(whole, whole_end):
         across, sums = _query_gradients(
-            across, sums, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
-            k_numbers, plane, dims, n, k_time, v_time, keys, dim, False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
-        )  # fmt: skip
+            across,
+            sums,
+            tile_q,
+            tile_dout,
+            row,
+            row_logs,
+            row_delta,
+            slope,
+            position,
+            row_first,
+            k,
+            v,
+            k_numbers,
+            plane,
+            dims,
+            n,
+            k_time,
+            v_time,
+            keys,
+            dim,
+            False,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_N,
+        )
     for step in range(whole - begin + behind - whole_end):
         n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
         across, sums = _query_gradients(
-            across, sums, tile_q, tile_dout, row, row_logs, row_delta, slope, position, row_first, k, v,
-            k_numbers, plane, dims, n, k_time, v_time, keys, dim, True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
-        )  # fmt: skip
+            across,
+            sums,
+            tile_q,
+            tile_dout,
+            row,
+            row_logs,
+            row_delta,
+            slope,
+            position,
+            row_first,
+            k,
+            v,
+            k_numbers,
+            plane,
+            dims,
+            n,
+            k_time,
+            v_time,
+            keys,
+            dim,
+            True,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_N,
+        )
 
     over, scores, along, mean_score, mean_pull = sums
     tl.store(delta + lane * q_size + rows, row_delta + over)
@@ -177,12 +308,38 @@ def backward_queries(
 
 @triton.jit
 def _key_gradients(
-    across, along, dvalues, tile_k, tile_v, row, row_logs, slope, row_position, q, dout, first, numbers, plane, delta,
-    dims, m, q_time, dout_time, offset, queries, dim,
-    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """One tile of queries (the columns here): the sums that make the gradients of keys and values, after it."""
+    across,
+    along,
+    dvalues,
+    tile_k,
+    tile_v,
+    row,
+    row_logs,
+    slope,
+    row_position,
+    q,
+    dout,
+    first,
+    numbers,
+    plane,
+    delta,
+    dims,
+    m,
+    q_time,
+    dout_time,
+    offset,
+    queries,
+    dim,
+    MASKED: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One tile of queries (the columns here): the sums that make the gradients of keys and values,
+    after it.
+    """
     columns = m * BLOCK_M + tl.arange(0, BLOCK_M)
     tile_q = load_rows(q, columns, dims, q_time, queries, dim, MASKED, EVEN_D)
     tile_dout = load_rows(dout, columns, dims, dout_time, queries, dim, MASKED, EVEN_D)
@@ -194,7 +351,9 @@ def _key_gradients(
     position = columns + offset
     visible = (position[None, :] >= row_position[:, None]) & (columns[None, :] < queries)
     if HAS_FIRST and MASKED:
-        visible = visible & (tl.load(first + position, mask=columns < queries, other=0)[None, :] <= row_position[:, None])
+        visible = visible & (
+            tl.load(first + position, mask=columns < queries, other=0)[None, :] <= row_position[:, None]
+        )
     weights, _, dscores, inverse_root, pulls = _score_gradients(
         products, dweights, deltas[None, :], row_logs, logs, slope, row, column, visible, MASKED, LEAST
     )
@@ -208,13 +367,53 @@ def _key_gradients(
 
 @triton.jit(do_not_specialize=["queries", "keys"])
 def backward_keys(
-    q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, parts, first, last, beta, curvature, heads, queries, keys, dim,
-    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time,
-    dout_batch, dout_head, dout_time, dk_batch, dk_head, dk_time, dv_batch, dv_head, dv_time,
-    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries`, which writes delta."""
+    q,
+    k,
+    v,
+    dout,
+    dk,
+    dv,
+    q_numbers,
+    k_numbers,
+    delta,
+    parts,
+    first,
+    last,
+    beta,
+    curvature,
+    heads,
+    queries,
+    keys,
+    dim,
+    q_batch,
+    q_head,
+    q_time,
+    k_batch,
+    k_head,
+    k_time,
+    v_batch,
+    v_head,
+    v_time,
+    dout_batch,
+    dout_head,
+    dout_time,
+    dk_batch,
+    dk_head,
+    dk_time,
+    dv_batch,
+    dv_head,
+    dv_time,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries`, which writes
+    delta.
+    """
     tile = tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads
@@ -229,7 +428,10 @@ def backward_keys(
     row_logs = tl.load(k_numbers + 2 * plane + lane * k_size + rows)
 
     start = tile * BLOCK_N
-    behind_row, behind_first = queries, queries  # behind the last query that sees any key, and that sees the first key
+    behind_row, behind_first = (
+        queries,
+        queries,
+    )  # behind the last query that sees any key, and that sees the first key
     if HAS_FIRST:
         first += batch * keys
         behind_row = tl.load(last + batch * keys + tl.minimum(start + BLOCK_N, keys) - 1) + 1 - offset
@@ -250,16 +452,66 @@ def backward_keys(
     for step in range(whole - begin + behind - whole_end):
         m = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
         across, along, dvalues = _key_gradients(
-            across, along, dvalues, tile_k, tile_v, row, row_logs, slope, rows, q, dout, first, q_numbers, q_plane,
-            delta, dims, m, q_time, dout_time, offset, queries, dim,
-            True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_M,
-        )  # fmt: skip
+            across,
+            along,
+            dvalues,
+            tile_k,
+            tile_v,
+            row,
+            row_logs,
+            slope,
+            rows,
+            q,
+            dout,
+            first,
+            q_numbers,
+            q_plane,
+            delta,
+            dims,
+            m,
+            q_time,
+            dout_time,
+            offset,
+            queries,
+            dim,
+            True,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_M,
+        )
     for m in range(whole, whole_end):
         across, along, dvalues = _key_gradients(
-            across, along, dvalues, tile_k, tile_v, row, row_logs, slope, rows, q, dout, first, q_numbers, q_plane,
-            delta, dims, m, q_time, dout_time, offset, queries, dim,
-            False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_M,
-        )  # fmt: skip
+            across,
+            along,
+            dvalues,
+            tile_k,
+            tile_v,
+            row,
+            row_logs,
+            slope,
+            rows,
+            q,
+            dout,
+            first,
+            q_numbers,
+            q_plane,
+            delta,
+            dims,
+            m,
+            q_time,
+            dout_time,
+            offset,
+            queries,
+            dim,
+            False,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_M,
+        )
 
     gradient, inner = _length_gradient(across, along, tile_k, row, root, slope)
     store_rows(dk + batch * dk_batch + head * dk_head, rows, dims, dk_time, keys, dim, gradient)
@@ -269,7 +521,17 @@ def backward_keys(
 
 @triton.jit(do_not_specialize=["batches", "q_tiles", "k_tiles"])
 def parameter_gradients(
-    q_parts, k_parts, beta, curvature, dbeta, dcurvature, batches, heads, q_tiles, k_tiles, BLOCK: tl.constexpr
+    q_parts,
+    k_parts,
+    beta,
+    curvature,
+    dbeta,
+    dcurvature,
+    batches,
+    heads,
+    q_tiles,
+    k_tiles,
+    BLOCK: tl.constexpr,
 ):
     """The gradients of a head's beta and curvature from the programs' parts."""
     head = tl.program_id(0)

@@ -1,7 +1,9 @@
-"""Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot in Triton.
+"""Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot
+in Triton.
 
-The mathematics, the notation and the numbers kept for the backward pass are those of `kernels` and `backward_kernels`; a
-chunk's scores, for all heads at once, are all that is ever in memory of (queries, keys).
+The mathematics, the notation and the numbers kept for the backward pass are those of `kernels` and
+`backward_kernels`; a chunk's scores, for all heads at once, are all that is ever in memory of (queries,
+keys).
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _WINDOWED_ROWS = 64
 
 
 def _product(a: Tensor, b: Tensor, compute: torch.dtype) -> Tensor:
-    """a @ b of (batch, heads, ...) in the compute dtype: on a GPU on tensor cores where b is in half precision."""
+    """a @ b of (batch, heads, ...) in the compute dtype: on a GPU on tensor cores where b is in half
+    precision.
+    """
     if not b.is_cuda or b.dtype == compute:
         return a.to(compute) @ b.to(compute)
     if b.dtype == torch.float16:
@@ -59,7 +63,9 @@ class _Chunks:
         self.offset = self.keys - self.queries
         self.window = self.keys if window is None else window
         self.first = first_visible(self.batch, self.keys, window, doc_starts, q.device)[:, self.offset :]
-        most = max(self.window, _WINDOWED_ROWS)  # rows at a time, which with a window make the keys that they see more
+        most = max(
+            self.window, _WINDOWED_ROWS
+        )  # rows at a time, which with a window make the keys that they see more
         seen = min(self.keys, self.window + most)
         self.rows = max(1, min(self.queries, most, _CHUNK // (self.batch * heads * seen)))
 
@@ -88,11 +94,15 @@ def forward(q, k, v, beta, curvature, window, doc_starts):
     for rows, columns, hidden in _Chunks(q, k, window, doc_starts):
         products = _product(q[:, :, rows], k[:, :, columns].mT, compute)
         y, h, _ = _scaled_cosh(products, q_numbers[..., rows], k_numbers[..., columns])
-        scores = slope * torch.log2(y + h / 2 + (y * (y + h)).sqrt()) + k_numbers[2][..., columns].unsqueeze(-2)
+        scores = slope * torch.log2(y + h / 2 + (y * (y + h)).sqrt()) + k_numbers[2][..., columns].unsqueeze(
+            -2
+        )
         scores = scores.masked_fill(hidden, float("-inf")) * math.log(2)
         total = scores.logsumexp(-1)
         q_numbers[2][..., rows] = total / math.log(2)
-        out[:, :, rows] = _product((scores - total.unsqueeze(-1)).exp(), v[:, :, columns], compute).to(out.dtype)
+        out[:, :, rows] = _product((scores - total.unsqueeze(-1)).exp(), v[:, :, columns], compute).to(
+            out.dtype
+        )
     return out, q_numbers, k_numbers
 
 
@@ -102,14 +112,19 @@ def backward(q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_num
     beta32, root = beta.to(compute), curvature.to(compute).sqrt()[:, None]
     slope = _slope(beta32, curvature.to(compute))
     dq = torch.empty_like(q)
-    across, dv = torch.zeros(k.shape, dtype=compute, device=k.device), torch.zeros(v.shape, dtype=compute, device=v.device)
+    across, dv = (
+        torch.zeros(k.shape, dtype=compute, device=k.device),
+        torch.zeros(v.shape, dtype=compute, device=v.device),
+    )
     along, scores, lengths = across.new_zeros(k.shape[:3]), 0, 0
     for rows, columns, hidden in _Chunks(q, k, window, doc_starts):
         part_q, part_dout, row = q[:, :, rows], dout[:, :, rows], q_numbers[..., rows]
         part_k, part_v, column = k[:, :, columns], v[:, :, columns], k_numbers[..., columns]
         y, h, spread = _scaled_cosh(_product(part_q, part_k.mT, compute), row, column)
         square = y * (y + h)
-        log_weights = slope * torch.log2(y + h / 2 + square.sqrt()) + (column[2].unsqueeze(-2) - row[2].unsqueeze(-1))
+        log_weights = slope * torch.log2(y + h / 2 + square.sqrt()) + (
+            column[2].unsqueeze(-2) - row[2].unsqueeze(-1)
+        )
         weights = torch.exp2(log_weights).masked_fill(hidden, 0)
         dweights = _product(part_dout, part_v.mT, compute)
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))

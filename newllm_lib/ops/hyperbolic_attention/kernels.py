@@ -1,19 +1,21 @@
-"""Triton kernels of hyperbolic attention: the forward pass, and what both share. Scores live in registers, a tile at a time.
+"""Triton kernels of hyperbolic attention: the forward pass, and what both share. Scores live in registers, a
+tile at a time.
 
-The notation is `reference`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as they are given;
-everything else is float32 from a few numbers a row and a column ("numbers" below):
+The notation is `reference`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as
+they are given; everything else is float32 from a few numbers a row and a column ("numbers" below):
 
     0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: E = A/|u| (0 where u is 0)
-    2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights, without the share
-       of a, which is the same for all keys and so changes no weight.
+    2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights,
+       without the share of a, which is the same for all keys and so changes no weight.
 
 y and h are held doubled here: it saves a product and moves every score by the same amount.
 
 A score costs three evaluations in the special-function unit, √ (or 1/√), log2 and exp2, both ways.
 
-Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but 1 for dim;
-numbers (3, batch·heads, time) and delta (batch·heads, queries) float32, time padded to a multiple of 128: rows behind the
-last are repetitions of it, finite and never seen. first, last (batch, keys) int32 (`reference.first_visible`).
+Sizes: q, dout, out, dq (batch, heads, queries, dim), k, v, dk, dv (batch, heads, keys, dim), any strides but
+1 for dim; numbers (3, batch·heads, time) and delta (batch·heads, queries) float32, time padded to a multiple
+of 128: rows behind the last are repetitions of it, finite and never seen. first, last (batch, keys) int32
+(`reference.first_visible`).
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which k
 
 @triton.jit
 def _special(x, INSTRUCTION: tl.constexpr):
-    """One evaluation in the special-function unit: Triton's own log2 is a polynomial of 20 instructions, its exp2 mends
-    results too small for anything here.
+    """One evaluation in the special-function unit: Triton's own log2 is a polynomial of 20 instructions, its
+    exp2 mends results too small for anything here.
     """
-    return tl.inline_asm_elementwise(INSTRUCTION + ".approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.inline_asm_elementwise(
+        INSTRUCTION + ".approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
+    )
 
 
 @triton.jit
@@ -124,7 +128,9 @@ def within(value, low, high):
 
 @triton.jit
 def sizes_of(time):
-    """Of the numbers: places a lane and a plane, padded so that every lane is aligned and every tile inside."""
+    """Of the numbers: places a lane and a plane, padded so that every lane is aligned and every
+    tile inside.
+    """
     lane_size = tl.multiple_of((time + 127) // 128 * 128, 128)
     return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 128)
 
@@ -134,9 +140,20 @@ def sizes_of(time):
 
 @triton.jit(do_not_specialize=["keys"])
 def key_numbers(
-    k, numbers, beta, curvature, heads, keys, dim, k_batch, k_head, k_time,
-    EVEN_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    k,
+    numbers,
+    beta,
+    curvature,
+    heads,
+    keys,
+    dim,
+    k_batch,
+    k_head,
+    k_time,
+    EVEN_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     lane = tl.program_id(1).to(tl.int64)
     head = lane % heads
     rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
@@ -152,11 +169,31 @@ def key_numbers(
 
 @triton.jit
 def _attend(
-    total, highest, weights, tile_q, row, slope, position, first, k, v, numbers, plane, dims,
-    n, k_time, v_time, keys, dim,
-    MASKED: tl.constexpr, HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    total,
+    highest,
+    weights,
+    tile_q,
+    row,
+    slope,
+    position,
+    first,
+    k,
+    v,
+    numbers,
+    plane,
+    dims,
+    n,
+    k_time,
+    v_time,
+    keys,
+    dim,
+    MASKED: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """One tile of keys: the weighted sum of values, the highest score and the sum of weights after it."""
     columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
     tile_k = load_rows(k, columns, dims, k_time, keys, dim, MASKED, EVEN_D)
@@ -181,11 +218,39 @@ def _attend(
 
 @triton.jit(do_not_specialize=["queries", "keys"])
 def forward(
-    q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
-    q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time, out_batch, out_head, out_time,
-    HAS_FIRST: tl.constexpr, EVEN_D: tl.constexpr, LEAST: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    q_numbers,
+    k_numbers,
+    first,
+    beta,
+    curvature,
+    heads,
+    queries,
+    keys,
+    dim,
+    q_batch,
+    q_head,
+    q_time,
+    k_batch,
+    k_head,
+    k_time,
+    v_batch,
+    v_head,
+    v_time,
+    out_batch,
+    out_head,
+    out_time,
+    HAS_FIRST: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    LEAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """out and the queries' numbers."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     lane = tl.program_id(1).to(tl.int64)
@@ -218,17 +283,69 @@ def forward(
     weights = tl.zeros((BLOCK_M,), tl.float32)
     for n in range(whole, whole_end):
         total, highest, weights = _attend(
-            total, highest, weights, tile_q, row, slope, position, row_first, k, v, k_numbers, plane,
-            dims, n, k_time, v_time, keys, dim, False, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
-        )  # fmt: skip
+            total,
+            highest,
+            weights,
+            tile_q,
+            row,
+            slope,
+            position,
+            row_first,
+            k,
+            v,
+            k_numbers,
+            plane,
+            dims,
+            n,
+            k_time,
+            v_time,
+            keys,
+            dim,
+            False,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_N,
+        )
     for step in range(whole - begin + behind - whole_end):
         n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
         total, highest, weights = _attend(
-            total, highest, weights, tile_q, row, slope, position, row_first, k, v, k_numbers, plane,
-            dims, n, k_time, v_time, keys, dim, True, HAS_FIRST, EVEN_D, LEAST, PRECISION, BLOCK_N,
-        )  # fmt: skip
+            total,
+            highest,
+            weights,
+            tile_q,
+            row,
+            slope,
+            position,
+            row_first,
+            k,
+            v,
+            k_numbers,
+            plane,
+            dims,
+            n,
+            k_time,
+            v_time,
+            keys,
+            dim,
+            True,
+            HAS_FIRST,
+            EVEN_D,
+            LEAST,
+            PRECISION,
+            BLOCK_N,
+        )
 
-    store_rows(out + batch * out_batch + head * out_head, rows, dims, out_time, queries, dim, total / weights[:, None])
+    store_rows(
+        out + batch * out_batch + head * out_head,
+        rows,
+        dims,
+        out_time,
+        queries,
+        dim,
+        total / weights[:, None],
+    )
     q_size, q_plane = sizes_of(queries)
     place = q_numbers + lane * q_size + rows
     tl.store(place, delta)
@@ -246,7 +363,9 @@ def _larger(a, b):
 
 @triton.jit(do_not_specialize=["time", "window"])
 def find_first(doc_starts, first, time, window, BLOCK: tl.constexpr):
-    """One program a row: the last document start so far, carried from block to block, or where the window begins."""
+    """One program a row: the last document start so far, carried from block to block, or where the window
+    begins.
+    """
     row = tl.program_id(0).to(tl.int64) * time
     carried = 0
     for begin in range(0, time, BLOCK):
@@ -276,9 +395,21 @@ def find_last(first, last, time, STEPS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def turn(qkv, cos, sin, time, scale, SIGN: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
-         BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr):  # fmt: skip
-    """Rotate the queries (program 0 of axis 1) or keys (1) of one token in place, by SIGN times their angles, times `scale`."""
+def turn(
+    qkv,
+    cos,
+    sin,
+    time,
+    scale,
+    SIGN: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
+    """Rotate the queries (program 0 of axis 1) or keys (1) of one token in place, by SIGN times their angles,
+    times `scale`.
+    """
     row = tl.program_id(0).to(tl.int64)
     head, i = tl.arange(0, BLOCK_HEADS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     inside = (head < HEADS) & (i < HALF)
@@ -287,6 +418,9 @@ def turn(qkv, cos, sin, time, scale, SIGN: tl.constexpr, HEADS: tl.constexpr, HA
     angle = (row % time) * HALF + i
     c = tl.load(cos + angle, mask=i < HALF, other=0.0) * scale
     s = tl.load(sin + angle, mask=i < HALF, other=0.0) * (SIGN * scale)
-    x, y = tl.load(one, mask=inside, other=0.0).to(tl.float32), tl.load(two, mask=inside, other=0.0).to(tl.float32)
+    x, y = (
+        tl.load(one, mask=inside, other=0.0).to(tl.float32),
+        tl.load(two, mask=inside, other=0.0).to(tl.float32),
+    )
     tl.store(one, (x * c - y * s).to(qkv.dtype.element_ty), mask=inside)
     tl.store(two, (y * c + x * s).to(qkv.dtype.element_ty), mask=inside)

@@ -1,4 +1,6 @@
-"""The custom operators of hyperbolic attention, which torch.compile leaves whole; inside, kernels or plain torch."""
+"""The custom operators of hyperbolic attention, which torch.compile leaves whole; inside, kernels or plain
+torch.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,15 @@ def _triton():
 
 @torch.library.custom_op("newllm::hyperbolic_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, doc_starts: Tensor | None, window: int | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    curvature: Tensor,
+    doc_starts: Tensor | None,
+    window: int | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     return _implementation.named(backend, q).forward(q, k, v, beta, curvature, window, doc_starts)
 
 
@@ -36,11 +44,23 @@ def _(q, k, v, beta, curvature, doc_starts, window, backend):
 
 @torch.library.custom_op("newllm::hyperbolic_attention_backward", mutates_args=())
 def _attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, doc_starts: Tensor | None, window: int | None,
-    backend: str, out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    curvature: Tensor,
+    doc_starts: Tensor | None,
+    window: int | None,
+    backend: str,
+    out: Tensor,
+    q_numbers: Tensor,
+    k_numbers: Tensor,
+    dout: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     implementation = _implementation.named(backend, q)
-    return implementation.backward(q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout)
+    return implementation.backward(
+        q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout
+    )
 
 
 @_attention_backward.register_fake

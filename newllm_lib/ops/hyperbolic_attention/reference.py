@@ -1,21 +1,24 @@
-"""Hyperbolic attention as its equations say, all scores at once: (time, time) numbers a head, gradients by autograd.
+"""Hyperbolic attention as its equations say, all scores at once: (time, time) numbers a head, gradients by
+autograd.
 
-The distance of the Poincaré ball in numbers that neither overflow nor cancel, however near the boundary a point lies.
+The distance of the Poincaré ball in numbers that neither overflow nor cancel, however near the boundary a
+point lies.
 
-A vector u is mapped to the point exp_0(u) = tanh(√c|u|) u / (√c|u|) of the ball of curvature -c, at the distance
-a/√c = 2|u| from the origin. With a and b for two points and θ the angle between them, the distance d_c is D/√c with
+A vector u is mapped to the point exp_0(u) = tanh(√c|u|) u / (√c|u|) of the ball of curvature -c, at the
+distance a/√c = 2|u| from the origin. With a and b for two points and θ the angle between them, the distance
+d_c is D/√c with
 
     cosh D = 1 + 2c|x-y|²/((1-c|x|²)(1-c|y|²)) = cosh a cosh b - sinh a sinh b cos θ,
 
-the law of cosines of hyperbolic space. Neither side can be computed as it stands: 1 - c|x|² is 0 in float32 from |u| = 9
-on, cosh overflows from a = 88 on, and both cancel for near points. So everything is divided by e^(a+b), and written as a
-sum of positive terms: with α = e^-a, β = e^-b, A = (1-α²)/2 and B = (1-β²)/2,
+the law of cosines of hyperbolic space. Neither side can be computed as it stands: 1 - c|x|² is 0 in float32
+from |u| = 9 on, cosh overflows from a = 88 on, and both cancel for near points. So everything is divided by
+e^(a+b), and written as a sum of positive terms: with α = e^-a, β = e^-b, A = (1-α²)/2 and B = (1-β²)/2,
 
     y = (cosh D - 1) e^-(a+b) = (α-β)²/2 + AB(1 - cos θ),      h = 2 e^-(a+b) = 2αβ,
     D = a + b + log(y + h/2 + √(y(y+h))).
 
-AB cos θ is E·F·(u·w) with E = A/|u|, which has a limit at u = 0, and u·w a product of the vectors as they are given:
-none is rounded on its way to the matrix product.
+AB cos θ is E·F·(u·w) with E = A/|u|, which has a limit at u = 0, and u·w a product of the vectors as they are
+given: none is rounded on its way to the matrix product.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ def polar(u: torch.Tensor, curvature: torch.Tensor) -> Polar:
     a = 2 * root * norm
     A = -torch.expm1(-2 * a) / 2
     E = torch.where(norm > 0, A / norm.clamp_min(torch.finfo(u.dtype).tiny), 2 * root)
-    return Polar(a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E)  # so y > 0 between two points at 0
+    return Polar(
+        a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E
+    )  # so y > 0 between two points at 0
 
 
 def padded(time: int) -> int:

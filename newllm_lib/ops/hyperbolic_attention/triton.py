@@ -10,15 +10,17 @@ from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_m
 from newllm_lib.ops.hyperbolic_attention import backward_kernels, kernels
 from newllm_lib.ops.hyperbolic_attention.reference import first_visible, least_angle, padded
 
-# The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at small angles.
+# The smallest 1 - cos θ told from 0. Half precision rounds the gradients' matrix, whose sum then cancels at
+# small angles.
 _LEAST = {torch.float32: least_angle(torch.float32), torch.bfloat16: 2.0**-18, torch.float16: 2.0**-18}
 _KEY_ROWS = 32
 _POSITIONS = 1024  # positions at a time of what finds the keys that a query sees
 
 
 def _tiles(x: Tensor) -> dict[str, dict[str, int]]:
-    """Of each kernel: queries and keys a tile, warps, stages of the pipeline. `forward` has no fewer queries than the rest,
-    as it writes their numbers. Two programs of 64 by 64 share a multiprocessor of an H100, which hides their waiting.
+    """Of each kernel: queries and keys a tile, warps, stages of the pipeline. `forward` has no fewer queries
+    than the rest, as it writes their numbers. Two programs of 64 by 64 share a multiprocessor of an H100,
+    which hides their waiting.
     """
     row = _block(x) * x.element_size()
     if row <= 256:
@@ -40,9 +42,12 @@ def _block(x: Tensor) -> int:
 def _constants(q: Tensor, first: Tensor | None) -> dict:
     block = _block(q)
     return dict(
-        HAS_FIRST=first is not None, EVEN_D=block == q.shape[3], LEAST=_LEAST[q.dtype],
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", BLOCK_D=block,
-    )  # fmt: skip
+        HAS_FIRST=first is not None,
+        EVEN_D=block == q.shape[3],
+        LEAST=_LEAST[q.dtype],
+        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
+        BLOCK_D=block,
+    )
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -64,9 +69,15 @@ def _rows_together(x: Tensor) -> Tensor:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, doc_starts: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    curvature: Tensor,
+    window: int | None,
+    doc_starts: Tensor | None,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """out, and the numbers (3, batch, heads, padded time) of queries and keys that the backward pass reads.
 
     `out`: where to write it, dim without gaps; None: a new tensor like q.
@@ -82,21 +93,57 @@ def forward(
     constants = _constants(q, first)
     with torch.cuda.device_of(q):
         kernels.key_numbers[(k_numbers.shape[3] // _KEY_ROWS, batch * heads)](
-            k, k_numbers, beta, curvature, heads, keys, dim, *_strides(k),
-            EVEN_D=constants["EVEN_D"], BLOCK_N=_KEY_ROWS, BLOCK_D=constants["BLOCK_D"], num_warps=4,
-        )  # fmt: skip
+            k,
+            k_numbers,
+            beta,
+            curvature,
+            heads,
+            keys,
+            dim,
+            *_strides(k),
+            EVEN_D=constants["EVEN_D"],
+            BLOCK_N=_KEY_ROWS,
+            BLOCK_D=constants["BLOCK_D"],
+            num_warps=4,
+        )
         kernels.forward[(triton.cdiv(queries, tile["BLOCK_M"]), batch * heads)](
-            q, k, v, out, q_numbers, k_numbers, first, beta, curvature, heads, queries, keys, dim,
-            *_strides(q, k, v, out), **constants, **tile,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            out,
+            q_numbers,
+            k_numbers,
+            first,
+            beta,
+            curvature,
+            heads,
+            queries,
+            keys,
+            dim,
+            *_strides(q, k, v, out),
+            **constants,
+            **tile,
+        )
     return out, q_numbers, k_numbers
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, curvature: Tensor, window: int | None, doc_starts: Tensor | None,
-    out: Tensor, q_numbers: Tensor, k_numbers: Tensor, dout: Tensor, into: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, beta and curvature; the first three written to `into`, whose dims lie without gaps, if given."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    curvature: Tensor,
+    window: int | None,
+    doc_starts: Tensor | None,
+    out: Tensor,
+    q_numbers: Tensor,
+    k_numbers: Tensor,
+    dout: Tensor,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, beta and curvature; the first three written to `into`, whose dims lie without
+    gaps, if given.
+    """
     dq, dk, dv = into or map(torch.empty_like, (q, k, v))
     dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
@@ -104,22 +151,72 @@ def backward(
     first, tiles = _first(k, window, doc_starts), _tiles(q)
     last = None if first is None else last_seeing_on_gpu(first)
     constants = _constants(q, first)
-    q_tiles, k_tiles = triton.cdiv(queries, tiles["queries"]["BLOCK_M"]), triton.cdiv(keys, tiles["keys"]["BLOCK_N"])
+    q_tiles, k_tiles = (
+        triton.cdiv(queries, tiles["queries"]["BLOCK_M"]),
+        triton.cdiv(keys, tiles["keys"]["BLOCK_N"]),
+    )
     delta = torch.empty(batch, heads, padded(queries), dtype=torch.float32, device=q.device)
     q_parts = torch.empty(2, batch, heads, q_tiles, dtype=torch.float32, device=q.device)
     k_parts = torch.empty(batch, heads, k_tiles, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
         backward_kernels.backward_queries[(q_tiles, batch * heads)](
-            q, k, v, out, dout, dq, q_numbers, k_numbers, delta, q_parts, first, beta, curvature,
-            heads, queries, keys, dim, *_strides(q, k, v, out, dout, dq),
-            **constants, **tiles["queries"],
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            out,
+            dout,
+            dq,
+            q_numbers,
+            k_numbers,
+            delta,
+            q_parts,
+            first,
+            beta,
+            curvature,
+            heads,
+            queries,
+            keys,
+            dim,
+            *_strides(q, k, v, out, dout, dq),
+            **constants,
+            **tiles["queries"],
+        )
         backward_kernels.backward_keys[(k_tiles, batch * heads)](
-            q, k, v, dout, dk, dv, q_numbers, k_numbers, delta, k_parts, first, last, beta, curvature,
-            heads, queries, keys, dim, *_strides(q, k, v, dout, dk, dv), **constants, **tiles["keys"],
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            dout,
+            dk,
+            dv,
+            q_numbers,
+            k_numbers,
+            delta,
+            k_parts,
+            first,
+            last,
+            beta,
+            curvature,
+            heads,
+            queries,
+            keys,
+            dim,
+            *_strides(q, k, v, dout, dk, dv),
+            **constants,
+            **tiles["keys"],
+        )
         backward_kernels.parameter_gradients[(heads,)](
-            q_parts, k_parts, beta, curvature, dbeta, dcurvature, batch, heads, q_tiles, k_tiles, BLOCK=64, num_warps=1
+            q_parts,
+            k_parts,
+            beta,
+            curvature,
+            dbeta,
+            dcurvature,
+            batch,
+            heads,
+            q_tiles,
+            k_tiles,
+            BLOCK=64,
+            num_warps=1,
         )
     return dq, dk, dv, dbeta, dcurvature
 
@@ -129,7 +226,9 @@ def first_visible_on_gpu(doc_starts: Tensor, window: int) -> Tensor:
     """As `reference.first_visible`, for doc_starts (batch, time) on a GPU."""
     batch, time = doc_starts.shape
     first = torch.empty(batch, time, dtype=torch.int32, device=doc_starts.device)
-    kernels.find_first[(batch,)](doc_starts.contiguous().view(torch.uint8), first, time, window, BLOCK=_POSITIONS, num_warps=4)
+    kernels.find_first[(batch,)](
+        doc_starts.contiguous().view(torch.uint8), first, time, window, BLOCK=_POSITIONS, num_warps=4
+    )
     return first
 
 
@@ -143,15 +242,21 @@ def last_seeing_on_gpu(first: Tensor) -> Tensor:
     return last
 
 
-# ---- rotation and attention on one packed projection [q, k, v], with no tensor of its size beside it: queries and keys are
-# rotated where they lie, and the three gradients are written side by side, as the projection's own
+# ---- rotation and attention on one packed projection [q, k, v], with no tensor of its size beside it:
+# queries and keys are rotated where they lie, and the three gradients are written side by side, as the
+# projection's own
 
 
 @on_device_of_first_argument
 def _turn_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scale: float, sign: int) -> None:
     batch, time, width = qkv.shape
     half = width // (6 * heads)
-    sizes = dict(HEADS=heads, HALF=half, BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_HALF=triton.next_power_of_2(half))
+    sizes = dict(
+        HEADS=heads,
+        HALF=half,
+        BLOCK_HEADS=triton.next_power_of_2(heads),
+        BLOCK_HALF=triton.next_power_of_2(half),
+    )
     kernels.turn[(batch * time, 2)](qkv, cos, sin, time, scale, SIGN=sign, num_warps=4, **sizes)
 
 
@@ -180,16 +285,31 @@ class _PackedAttention(torch.autograd.Function):
         dqkv = torch.empty_like(qkv)
         out, dout = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (out, dout))
         *_, dbeta, dcurvature = backward(
-            *_parts(qkv, heads), beta, curvature, window, doc_starts, out, *numbers, dout, into=_parts(dqkv, heads)
+            *_parts(qkv, heads),
+            beta,
+            curvature,
+            window,
+            doc_starts,
+            out,
+            *numbers,
+            dout,
+            into=_parts(dqkv, heads),
         )
         _turn_(dqkv, cos, sin, heads, scale, -1)
         return dqkv, None, None, dbeta, dcurvature, None, None, None, None
 
 
 def packed_attention_(
-    qkv: Tensor, rotation: tuple[Tensor, Tensor], beta: Tensor, curvature: Tensor, *, window: int, heads: int, scale: float,
+    qkv: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    beta: Tensor,
+    curvature: Tensor,
+    *,
+    window: int,
+    heads: int,
+    scale: float,
     doc_starts: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`hyperbolic_attention` of queries and keys rotated by their position and scaled.
 
     Args:
@@ -200,4 +320,6 @@ def packed_attention_(
         (batch, time, heads dim).
     """
     cos, sin = (x.contiguous() for x in rotation)
-    return _PackedAttention.apply(qkv.contiguous(), cos, sin, beta, curvature, doc_starts, window, heads, scale)
+    return _PackedAttention.apply(
+        qkv.contiguous(), cos, sin, beta, curvature, doc_starts, window, heads, scale
+    )

@@ -1,9 +1,10 @@
-"""Linear attention in chunks, in plain torch: products of matrices that fit tensor cores, and a scan over the chunks.
+"""Linear attention in chunks, in plain torch: products of matrices that fit tensor cores, and a scan over the
+chunks.
 
-Inside a chunk all pairs of tokens are weighed, as in ordinary attention; what came before is a sum of k v' products, one matrix a
-chunk, which `linear_scan` carries from chunk to chunk. Work and memory grow with time x chunk. The scheme is that of gated
-linear attention (Yang et al., 2023, arXiv 2312.06635) with one decay for each head and token, as in Mamba-2 (Dao & Gu, 2024,
-arXiv 2405.21060).
+Inside a chunk all pairs of tokens are weighed, as in ordinary attention; what came before is a sum of k v'
+products, one matrix a chunk, which `linear_scan` carries from chunk to chunk. Work and memory grow with time
+x chunk. The scheme is that of gated linear attention (Yang et al., 2023, arXiv 2312.06635) with one decay for
+each head and token, as in Mamba-2 (Dao & Gu, 2024, arXiv 2405.21060).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
     chunk = min(chunk, time)
     q, k, v = (_cut(x, chunk, 2) for x in (q, k, v))  # (batch, heads, chunks, chunk, ...)
     total = _cut(log_decay.to(compute), chunk, 2).cumsum(-1)
-    part = None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)  # documents begun in the chunk so far
+    part = (
+        None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)
+    )  # documents begun in the chunk so far
     weights = (q @ k.mT).to(compute) * _decay(total, part)
     before, leaving, kept = _edges(total, part)
     states, new = _scan(k, v, leaving, kept, state.to(compute))
@@ -35,7 +38,9 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
 
 
 def _cut(x: torch.Tensor, chunk: int, dim: int) -> torch.Tensor:
-    """`dim` as (chunks, chunk), filled with zeros at its end: tokens with no key, which leave the state as it was."""
+    """`dim` as (chunks, chunk), filled with zeros at its end: tokens with no key, which leave the state as it
+    was.
+    """
     missing = -x.shape[dim] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing))
@@ -51,8 +56,8 @@ def _decay(total: torch.Tensor, part: torch.Tensor | None) -> torch.Tensor:
 
 
 def _edges(total: torch.Tensor, part: torch.Tensor | None):
-    """(..., chunk, 1) what each token has of what came before the chunk, and what of it is left at the chunk's end; (..., 1) what
-    is left there of what came before."""
+    """(..., chunk, 1) what each token has of what came before the chunk, and what of it is left at the
+    chunk's end; (..., 1) what is left there of what came before."""
     end = total[..., -1:]
     before, leaving, kept = total, end - total, end
     if part is not None:

@@ -1,12 +1,15 @@
-"""Triton kernels of linear attention: one chunk of one head a program, and a walk over the chunks between them.
+"""Triton kernels of linear attention: one chunk of one head a program, and a walk over the chunks between
+them.
 
-The notation is that of `chunked`. A head's states lie in a row, (chunks + 1, dim + 1, features) float32: slot n is the sum of
-v k' before chunk n, its last line the sum of k. The forward pass writes what chunk n adds into slot n + 1, `walk` sums that up,
-and `read` uses it. The backward pass does the same from the end: slot n is the gradient of the state before chunk n.
+The notation is that of `chunked`. A head's states lie in a row, (chunks + 1, dim + 1, features) float32: slot
+n is the sum of v k' before chunk n, its last line the sum of k. The forward pass writes what chunk n adds
+into slot n + 1, `walk` sums that up, and `read` uses it. The backward pass does the same from the end: slot n
+is the gradient of the state before chunk n.
 
-With N_i and D_i the two sums of token i, dN = dout / D and dD = -(dout·out) / D. The gradient of a token's log decay is the sum
-of dw w over all pairs on either side of it: of those that reach beyond the chunk it is <state, its gradient> at the chunk's end,
-of those within the chunk the sum of q·dq - k·dk from there on. So no sum runs over more than a chunk, however long the text.
+With N_i and D_i the two sums of token i, dN = dout / D and dD = -(dout·out) / D. The gradient of a token's
+log decay is the sum of dw w over all pairs on either side of it: of those that reach beyond the chunk it is
+<state, its gradient> at the chunk's end, of those within the chunk the sum of q·dq - k·dk from there on. So
+no sum runs over more than a chunk, however long the text.
 """
 
 from __future__ import annotations
@@ -18,14 +21,20 @@ import triton.language as tl
 @triton.jit
 def _load(ptr, strides_b, strides_h, strides_t, batch, head, rows, columns, time, width, dtype: tl.constexpr):
     """A (rows, columns) tile of (batch, heads, time, width), zeros outside."""
-    place = ptr + batch.to(tl.int64) * strides_b + head * strides_h + rows[:, None].to(tl.int64) * strides_t + columns[None, :]
+    place = (
+        ptr
+        + batch.to(tl.int64) * strides_b
+        + head * strides_h
+        + rows[:, None].to(tl.int64) * strides_t
+        + columns[None, :]
+    )
     return tl.load(place, mask=(rows[:, None] < time) & (columns[None, :] < width), other=0.0).to(dtype)
 
 
 @triton.jit
 def _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr):
-    """The chunk's running total of log decays; each token's first visible position; shares of the past that reach each token
-    (before), of each token at the chunk's end (leaving), of the past there (kept)."""
+    """The chunk's running total of log decays; each token's first visible position; shares of the past that
+    reach each token (before), of each token at the chunk's end (leaving), of the past there (kept)."""
     inside = rows < time
     g = tl.load(log_decay + row.to(tl.int64) * time + rows, mask=inside, other=0.0)
     total, end = tl.cumsum(g, 0), tl.sum(g, 0)
@@ -54,15 +63,41 @@ def _weights(total, seen, rows, HAS_FIRST: tl.constexpr):
 def _slot(states, row, slot, chunks, dim, features, d, f):
     """Where the (d, f) tile of a slot's sum of v k' lies, its mask, and where the sum of k does."""
     base = states + (row.to(tl.int64) * (chunks + 1) + slot) * (dim + 1) * features
-    return base + d[:, None] * features + f[None, :], (d[:, None] < dim) & (f[None, :] < features), base + dim * features + f
+    return (
+        base + d[:, None] * features + f[None, :],
+        (d[:, None] < dim) & (f[None, :] < features),
+        base + dim * features + f,
+    )
 
 
 @triton.jit
 def collect(
-    k, v, log_decay, first, states, keeps, heads, time, chunks, features, dim, kb, kh, kt, vb, vh, vt,
-    HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What each chunk adds to the state, into the slot behind it; what is kept of the state before, into keeps."""
+    k,
+    v,
+    log_decay,
+    first,
+    states,
+    keeps,
+    heads,
+    time,
+    chunks,
+    features,
+    dim,
+    kb,
+    kh,
+    kt,
+    vb,
+    vh,
+    vt,
+    HAS_FIRST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What each chunk adds to the state, into the slot behind it; what is kept of the state before, into
+    keeps.
+    """
     chunk, row = tl.program_id(0), tl.program_id(1)
     batch, head = row // heads, row % heads
     rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
@@ -101,10 +136,37 @@ def walk(states, keeps, chunks, size, REVERSE: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def read(
-    q, k, v, log_decay, first, states, out, counts, heads, time, chunks, features, dim,
-    qb, qh, qt, kb, kh, kt, vb, vh, vt, ob, oh, ot,
-    HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    log_decay,
+    first,
+    states,
+    out,
+    counts,
+    heads,
+    time,
+    chunks,
+    features,
+    dim,
+    qb,
+    qh,
+    qt,
+    kb,
+    kh,
+    kt,
+    vb,
+    vh,
+    vt,
+    ob,
+    oh,
+    ot,
+    HAS_FIRST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """out and the sums of weights, from the chunk itself and the state before it."""
     chunk, row = tl.program_id(0), tl.program_id(1)
     batch, head = row // heads, row % heads
@@ -114,7 +176,9 @@ def read(
     queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
     keys = _load(k, kb, kh, kt, batch, head, rows, f, time, features, dtype)
     values = _load(v, vb, vh, vt, batch, head, rows, d, time, dim, dtype)
-    weights = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * _weights(total, seen, rows, HAS_FIRST)
+    weights = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * _weights(
+        total, seen, rows, HAS_FIRST
+    )
     place, mask, line = _slot(states, row, chunk, chunks, dim, features, d, f)
     state, keys_sum = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
     sums = tl.dot(queries, tl.trans(state).to(dtype), input_precision=PRECISION) * before[:, None]
@@ -138,10 +202,33 @@ def _upstream(dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, ro
 
 @triton.jit
 def collect_gradients(
-    q, log_decay, first, out, dout, counts, dstates, heads, time, chunks, features, dim,
-    qb, qh, qt, ob, oh, ot, dob, doh, dot,
-    HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    log_decay,
+    first,
+    out,
+    dout,
+    counts,
+    dstates,
+    heads,
+    time,
+    chunks,
+    features,
+    dim,
+    qb,
+    qh,
+    qt,
+    ob,
+    oh,
+    ot,
+    dob,
+    doh,
+    dot,
+    HAS_FIRST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """What each chunk's tokens ask of the state before it, into its slot."""
     chunk, row = tl.program_id(0), tl.program_id(1)
     batch, head = row // heads, row % heads
@@ -149,28 +236,83 @@ def collect_gradients(
     dtype = out.dtype.element_ty
     _, _, before, _, _ = _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK)
     queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
-    dsums, dcount = _upstream(dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim)
+    dsums, dcount = _upstream(
+        dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim
+    )
     place, mask, line = _slot(dstates, row, chunk, chunks, dim, features, d, f)
-    tl.store(place, tl.dot(tl.trans((dsums * before[:, None]).to(dtype)), queries, input_precision=PRECISION), mask=mask)
+    tl.store(
+        place,
+        tl.dot(tl.trans((dsums * before[:, None]).to(dtype)), queries, input_precision=PRECISION),
+        mask=mask,
+    )
     tl.store(line, tl.sum((before * dcount)[:, None] * queries, 0), mask=f < features)
 
 
 @triton.jit
 def gradients(
-    q, k, v, log_decay, first, states, dstates, out, dout, counts, dq, dk, dv, dlog_decay, heads, time, chunks, features, dim,
-    qb, qh, qt, kb, kh, kt, vb, vh, vt, ob, oh, ot, dob, doh, dot, dqb, dqh, dqt, dkb, dkh, dkt, dvb, dvh, dvt,
-    HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    log_decay,
+    first,
+    states,
+    dstates,
+    out,
+    dout,
+    counts,
+    dq,
+    dk,
+    dv,
+    dlog_decay,
+    heads,
+    time,
+    chunks,
+    features,
+    dim,
+    qb,
+    qh,
+    qt,
+    kb,
+    kh,
+    kt,
+    vb,
+    vh,
+    vt,
+    ob,
+    oh,
+    ot,
+    dob,
+    doh,
+    dot,
+    dqb,
+    dqh,
+    dqt,
+    dkb,
+    dkh,
+    dkt,
+    dvb,
+    dvh,
+    dvt,
+    HAS_FIRST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Gradients of a chunk's q, k, v and log decays."""
     chunk, row = tl.program_id(0), tl.program_id(1)
     batch, head = row // heads, row % heads
     rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     dtype = v.dtype.element_ty
-    total, seen, before, leaving, _ = _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK)
+    total, seen, before, leaving, _ = _decays(
+        log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK
+    )
     queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
     keys = _load(k, kb, kh, kt, batch, head, rows, f, time, features, dtype)
     values = _load(v, vb, vh, vt, batch, head, rows, d, time, dim, dtype)
-    dsums, dcount = _upstream(dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim)
+    dsums, dcount = _upstream(
+        dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim
+    )
     rounded, decay = dsums.to(dtype), _weights(total, seen, rows, HAS_FIRST)
 
     dweights = (tl.dot(rounded, tl.trans(values), input_precision=PRECISION) + dcount[:, None]) * decay
@@ -181,7 +323,9 @@ def gradients(
 
     place, mask, line = _slot(states, row, chunk, chunks, dim, features, d, f)
     state, keys_sum = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
-    carried = tl.dot(rounded, state.to(dtype), input_precision=PRECISION) + dcount[:, None] * keys_sum[None, :]
+    carried = (
+        tl.dot(rounded, state.to(dtype), input_precision=PRECISION) + dcount[:, None] * keys_sum[None, :]
+    )
     query_gradient += before[:, None] * carried
 
     place, mask, line = _slot(dstates, row, chunk + 1, chunks, dim, features, d, f)
@@ -197,16 +341,20 @@ def gradients(
     pairs = beyond + tl.sum(own, 0) - tl.cumsum(own, 0) + own
     tl.store(dlog_decay + row.to(tl.int64) * time + rows, pairs, mask=rows < time)
 
-    narrow, wide = (rows[:, None] < time) & (f[None, :] < features), (rows[:, None] < time) & (d[None, :] < dim)
+    narrow, wide = (
+        (rows[:, None] < time) & (f[None, :] < features),
+        (rows[:, None] < time) & (d[None, :] < dim),
+    )
     up, down = batch.to(tl.int64), rows[:, None].to(tl.int64)
     tl.store(dq + up * dqb + head * dqh + down * dqt + f[None, :], query_gradient.to(dtype), mask=narrow)
     tl.store(dk + up * dkb + head * dkh + down * dkt + f[None, :], key_gradient.to(dtype), mask=narrow)
     tl.store(dv + up * dvb + head * dvh + down * dvt + d[None, :], value_gradient.to(dtype), mask=wide)
 
 
-# ---- the feature map: a tile of vectors of one head at a time, nothing kept but the features. The notation is `features`':
-# p = u·ω, g = tanh(r|u|)/|u| with r = 2√c, y = g p = κ·ω, φ = softmax(-s log(1 - y)). The backward pass computes them again
-# from u; what all vectors of a head ask of its boundary points is summed in registers, a part for each program.
+# ---- the feature map: a tile of vectors of one head at a time, nothing kept but the features. The notation
+# is `features`': p = u·ω, g = tanh(r|u|)/|u| with r = 2√c, y = g p = κ·ω, φ = softmax(-s log(1 - y)). The
+# backward pass computes them again from u; what all vectors of a head ask of its boundary points is summed in
+# registers, a part for each program.
 
 
 _LIMIT = tl.constexpr(1 - 2.0**-20)
@@ -224,7 +372,11 @@ def _stretch(vectors, root):
     norm = tl.sqrt(tl.sum(vectors * vectors, 1))
     decayed = tl.exp(-2 * root * norm)
     tanh = (1 - decayed) / (1 + decayed)
-    return norm, 4 * decayed / ((1 + decayed) * (1 + decayed)), tl.where(norm > 1e-6, tanh / tl.maximum(norm, 1e-6), root)
+    return (
+        norm,
+        4 * decayed / ((1 + decayed) * (1 + decayed)),
+        tl.where(norm > 1e-6, tanh / tl.maximum(norm, 1e-6), root),
+    )
 
 
 @triton.jit
@@ -240,16 +392,36 @@ def _features(vectors, boundary, stretch, sharpness, f, features, PRECISION: tl.
 
 @triton.jit
 def features_forward(
-    u, boundary, sharpness, root, out, heads, time, features, dim, ub, uh, ut,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    u,
+    boundary,
+    sharpness,
+    root,
+    out,
+    heads,
+    time,
+    features,
+    dim,
+    ub,
+    uh,
+    ut,
+    BLOCK_T: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """(batch, heads, time, features), contiguous, in out's dtype."""
     row = tl.program_id(1)
     batch, head = row // heads, row % heads
-    rows, f, d = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    rows, f, d = (
+        tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T),
+        tl.arange(0, BLOCK_F),
+        tl.arange(0, BLOCK_D),
+    )
     vectors = _vectors(u, ub, uh, ut, batch, head, rows, d, time, dim)
     points = tl.load(
-        boundary + (head * features + f[:, None]) * dim + d[None, :], mask=(f[:, None] < features) & (d[None, :] < dim), other=0.0
+        boundary + (head * features + f[:, None]) * dim + d[None, :],
+        mask=(f[:, None] < features) & (d[None, :] < dim),
+        other=0.0,
     )
     _, _, stretch = _stretch(vectors, tl.load(root + head))
     _, _, _, found = _features(vectors, points, stretch, tl.load(sharpness + head), f, features, PRECISION)
@@ -259,11 +431,38 @@ def features_forward(
 
 @triton.jit
 def features_backward(
-    u, boundary, sharpness, root, dout, du, dboundary, dsharpness, droot, batches, heads, time, features, dim, parts,
-    ub, uh, ut, gb, gh, gt, db, dh, dt,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """du; a part of the other gradients: dboundary (heads, parts, features, dim), dsharpness and droot (heads, parts)."""
+    u,
+    boundary,
+    sharpness,
+    root,
+    dout,
+    du,
+    dboundary,
+    dsharpness,
+    droot,
+    batches,
+    heads,
+    time,
+    features,
+    dim,
+    parts,
+    ub,
+    uh,
+    ut,
+    gb,
+    gh,
+    gt,
+    db,
+    dh,
+    dt,
+    BLOCK_T: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """du; a part of the other gradients: dboundary (heads, parts, features, dim), dsharpness and droot
+    (heads, parts).
+    """
     part, head = tl.program_id(0), tl.program_id(1)
     f, d = tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     inside = (f[:, None] < features) & (d[None, :] < dim)

@@ -12,7 +12,11 @@ def linear_attention(q, k, v, log_decay, doc_starts, state):
     queries, keys, values, state = (x.to(compute) for x in (q, k, v, state))
     total = log_decay.to(compute).cumsum(-1)
     time = q.shape[2]
-    document = torch.zeros(q.shape[0], time, device=q.device, dtype=torch.long) if doc_starts is None else doc_starts.cumsum(-1)
+    document = (
+        torch.zeros(q.shape[0], time, device=q.device, dtype=torch.long)
+        if doc_starts is None
+        else doc_starts.cumsum(-1)
+    )
     seen = (document.unsqueeze(-1) == document.unsqueeze(-2)).tril().unsqueeze(1)
     decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~seen, float("-inf")).exp()
     weights = queries @ keys.mT * decay
@@ -24,7 +28,9 @@ def linear_attention(q, k, v, log_decay, doc_starts, state):
 
 
 def least(total: torch.Tensor) -> torch.Tensor:
-    """A sum of weights, never so small that its inverse overflows: a token that saw nothing at all gives 0."""
+    """A sum of weights, never so small that its inverse overflows: a token that saw nothing at all
+    gives 0.
+    """
     return total.clamp_min(1e-30)
 
 

@@ -1,7 +1,8 @@
-"""Which sizes the kernels take on which GPU: what one program holds must fit its multiprocessor's shared memory.
+"""Which sizes the kernels take on which GPU: what one program holds must fit its multiprocessor's shared
+memory.
 
-The bytes are upper bounds on what Triton 3.9 asks for on sm80 to sm90 (`tests/ops/test_kernels_compile.py` compares them):
-operands of products in their dtype, and one tile of a state in float32.
+The bytes are upper bounds on what Triton 3.9 asks for on sm80 to sm90 (`tests/ops/test_kernels_compile.py`
+compares them): operands of products in their dtype, and one tile of a state in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ CHUNKS = 64, 32  # tokens a program takes at once; the longer, the fewer states 
 def chunk(features: int, dim: int, dtype: torch.dtype, device: torch.device) -> int:
     """Tokens a program of linear attention takes; 0 where not even the fewest fit."""
     limit = dispatch.shared_memory(device)
-    return next((length for length in CHUNKS if _attention_bytes(*_blocks(features, dim), dtype, length) <= limit), 0)
+    return next(
+        (length for length in CHUNKS if _attention_bytes(*_blocks(features, dim), dtype, length) <= limit), 0
+    )
 
 
 def features_fit(features: int, dim: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -35,6 +38,7 @@ def _attention_bytes(features: int, dim: int, dtype: torch.dtype, length: int) -
     return 4 * length * (features + dim) + 8 * features * dim
 
 
-# They ask the driver, which torch.compile can't trace; for given sizes and GPU they are constants (see `ops.common.dispatch`).
+# They ask the driver, which torch.compile can't trace; for given sizes and GPU they are constants (see
+# `ops.common.dispatch`).
 chunk._dynamo_marked_constant = True
 features_fit._dynamo_marked_constant = True

@@ -1,5 +1,5 @@
-"""Linear attention on a GPU with tensor-core dot in Triton (sm80 on): launches of `kernels`, and the custom operators around
-them, which torch.compile leaves whole.
+"""Linear attention on a GPU with tensor-core dot in Triton (sm80 on): launches of `kernels`, and the custom
+operators around them, which torch.compile leaves whole.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ def _sizes(q: Tensor, v: Tensor) -> tuple[int, ...]:
 def _constants(q: Tensor, v: Tensor, first: Tensor | None) -> dict:
     features, dim = (max(16, triton.next_power_of_2(x.shape[3])) for x in (q, v))
     return dict(
-        HAS_FIRST=first is not None, CHUNK=_chunk(q, v), BLOCK_F=features, BLOCK_D=dim,
-        PRECISION="tf32x3" if v.dtype == torch.float32 else "tf32", num_warps=4 if features * dim <= 4096 else 8, num_stages=1,
-    )  # fmt: skip
+        HAS_FIRST=first is not None,
+        CHUNK=_chunk(q, v),
+        BLOCK_F=features,
+        BLOCK_D=dim,
+        PRECISION="tf32x3" if v.dtype == torch.float32 else "tf32",
+        num_warps=4 if features * dim <= 4096 else 8,
+        num_stages=1,
+    )
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -50,7 +55,9 @@ def _rows_together(x: Tensor) -> Tensor:
 
 def _walk(states: Tensor, keeps: Tensor, reverse: bool) -> None:
     rows, chunks, size = keeps.shape[0] * keeps.shape[1], keeps.shape[2], states.shape[3] * states.shape[4]
-    kernels.walk[(triton.cdiv(size, _WALK), rows)](states, keeps, chunks, size, REVERSE=reverse, BLOCK=_WALK, num_warps=2)
+    kernels.walk[(triton.cdiv(size, _WALK), rows)](
+        states, keeps, chunks, size, REVERSE=reverse, BLOCK=_WALK, num_warps=2
+    )
 
 
 @torch.library.custom_op("newllm::linear_attention", mutates_args=())
@@ -66,7 +73,9 @@ def _attention(
     with torch.cuda.device_of(q):
         kernels.collect[grid](k, v, log_decay, first, states, keeps, *counted, *_strides(k, v), **constants)
         _walk(states, keeps, reverse=False)
-        kernels.read[grid](q, k, v, log_decay, first, states, out, counts, *counted, *_strides(q, k, v, out), **constants)
+        kernels.read[grid](
+            q, k, v, log_decay, first, states, out, counts, *counted, *_strides(q, k, v, out), **constants
+        )
     return out, states[:, :, -1].clone(), counts, keeps, states
 
 
@@ -74,7 +83,10 @@ def _buffers(q: Tensor, v: Tensor, chunks: int) -> list[Tensor]:
     """out; float32: sums of weights, what each chunk keeps of the state before it, states."""
     (batch, heads, time, features), dim = q.shape, v.shape[3]
     shapes = (time,), (chunks,), (chunks + 1, dim + 1, features)
-    return [torch.empty_like(v), *(v.new_empty(batch, heads, *shape, dtype=torch.float32) for shape in shapes)]
+    return [
+        torch.empty_like(v),
+        *(v.new_empty(batch, heads, *shape, dtype=torch.float32) for shape in shapes),
+    ]
 
 
 @_attention.register_fake
@@ -85,9 +97,18 @@ def _(q, k, v, log_decay, doc_starts, state):
 
 @torch.library.custom_op("newllm::linear_attention_backward", mutates_args=())
 def _attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, doc_starts: Tensor | None, out: Tensor, counts: Tensor, keeps: Tensor,
-    states: Tensor, dout: Tensor | None, dstate: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    doc_starts: Tensor | None,
+    out: Tensor,
+    counts: Tensor,
+    keeps: Tensor,
+    states: Tensor,
+    dout: Tensor | None,
+    dstate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(doc_starts)
     counted, constants = _sizes(q, v), _constants(q, v, first)
     dq, dk, dv = map(torch.empty_like, (q, k, v))
@@ -100,15 +121,34 @@ def _attention_backward(
         )
         _walk(dstates, keeps, reverse=True)
         kernels.gradients[grid](
-            q, k, v, log_decay, first, states, dstates, out, dout, counts, dq, dk, dv, dlog_decay, *counted,
-            *_strides(q, k, v, out, dout, dq, dk, dv), **constants,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            log_decay,
+            first,
+            states,
+            dstates,
+            out,
+            dout,
+            counts,
+            dq,
+            dk,
+            dv,
+            dlog_decay,
+            *counted,
+            *_strides(q, k, v, out, dout, dq, dk, dv),
+            **constants,
+        )
     return dq, dk, dv, dlog_decay, dstates[:, :, 0].clone()
 
 
 @_attention_backward.register_fake
 def _(q, k, v, log_decay, doc_starts, out, counts, keeps, states, dout, dstate):
-    return *(torch.empty_like(x) for x in (q, k, v)), log_decay.new_empty(log_decay.shape), states[:, :, 0].clone()
+    return (
+        *(torch.empty_like(x) for x in (q, k, v)),
+        log_decay.new_empty(log_decay.shape),
+        states[:, :, 0].clone(),
+    )
 
 
 def _keep(ctx, inputs, output):
@@ -142,10 +182,18 @@ _PROGRAMS = 512  # that sum a part of the gradients each
 
 
 def _feature_constants(u: Tensor, features: int) -> dict:
-    """Vectors in half precision are exact in tf32; the boundary's rounding to it is below that of the features."""
+    """Vectors in half precision are exact in tf32; the boundary's rounding to it is below that of the
+    features.
+    """
     blocks = (max(16, triton.next_power_of_2(x)) for x in (features, u.shape[3]))
     precision = "tf32x3" if u.dtype == torch.float32 else "tf32"
-    return dict(zip(("BLOCK_F", "BLOCK_D"), blocks, strict=True), BLOCK_T=_ROWS, PRECISION=precision, num_warps=4, num_stages=1)
+    return dict(
+        zip(("BLOCK_F", "BLOCK_D"), blocks, strict=True),
+        BLOCK_T=_ROWS,
+        PRECISION=precision,
+        num_warps=4,
+        num_stages=1,
+    )
 
 
 @torch.library.custom_op("newllm::horosphere_features", mutates_args=())
@@ -154,7 +202,17 @@ def _features(u: Tensor, boundary: Tensor, sharpness: Tensor, root: Tensor) -> T
     out = u.new_empty(batch, heads, time, features)
     with torch.cuda.device_of(u):
         kernels.features_forward[(triton.cdiv(time, _ROWS), batch * heads)](
-            u, boundary, sharpness, root, out, heads, time, features, dim, *u.stride()[:3], **_feature_constants(u, features)
+            u,
+            boundary,
+            sharpness,
+            root,
+            out,
+            heads,
+            time,
+            features,
+            dim,
+            *u.stride()[:3],
+            **_feature_constants(u, features),
         )
     return out
 
@@ -176,22 +234,44 @@ def _features_backward(
     dsharpness, droot = boundary.new_empty(2, heads, parts)
     with torch.cuda.device_of(u):
         kernels.features_backward[(parts, heads)](
-            u, boundary, sharpness, root, dout, du, dboundary, dsharpness, droot, batch, heads, time, features, dim, parts,
-            *(stride for x in (u, dout, du) for stride in x.stride()[:3]), **_feature_constants(u, features),
-        )  # fmt: skip
+            u,
+            boundary,
+            sharpness,
+            root,
+            dout,
+            du,
+            dboundary,
+            dsharpness,
+            droot,
+            batch,
+            heads,
+            time,
+            features,
+            dim,
+            parts,
+            *(stride for x in (u, dout, du) for stride in x.stride()[:3]),
+            **_feature_constants(u, features),
+        )
     return du, dboundary.sum(1), dsharpness.sum(1), droot.sum(1)
 
 
 @_features_backward.register_fake
 def _(u, boundary, sharpness, root, dout):
-    return u.new_empty(u.shape), torch.empty_like(boundary), torch.empty_like(sharpness), torch.empty_like(root)
+    return (
+        u.new_empty(u.shape),
+        torch.empty_like(boundary),
+        torch.empty_like(sharpness),
+        torch.empty_like(root),
+    )
 
 
 def _features_gradient(ctx, dout):
     return _features_backward(*ctx.saved_tensors, dout)
 
 
-_features.register_autograd(_features_gradient, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+_features.register_autograd(
+    _features_gradient, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
 
 
 def horosphere_features(u: Tensor, directions: Tensor, sharpness: Tensor, curvature: Tensor) -> Tensor:

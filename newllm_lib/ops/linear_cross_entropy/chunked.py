@@ -1,10 +1,11 @@
 """Head and cross-entropy together, a chunk of tokens at a time: the logits of a whole batch never exist.
 
-The gradient of a chunk's logits is softmax minus one-hot, known as soon as the logits are; so the forward pass forms the
-gradients of the hidden states and of the head at once and keeps only those. The idea is that of Liger-Kernel's fused linear
-cross-entropy (Hsu et al., 2024, arXiv 2410.10989). Where Triton has the tensor cores, and the model is small, the logits leave
-their product as exponentials (`exponentials.py`); on other GPUs one kernel turns a chunk's logits into their gradient in place
-(`triton.py`); elsewhere plain torch does. A custom operator wraps it: one node for torch.compile.
+The gradient of a chunk's logits is softmax minus one-hot, known as soon as the logits are; so the forward
+pass forms the gradients of the hidden states and of the head at once and keeps only those. The idea is that
+of Liger-Kernel's fused linear cross-entropy (Hsu et al., 2024, arXiv 2410.10989). Where Triton has the tensor
+cores, and the model is small, the logits leave their product as exponentials (`exponentials.py`); on other
+GPUs one kernel turns a chunk's logits into their gradient in place (`triton.py`); elsewhere plain torch does.
+A custom operator wraps it: one node for torch.compile.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ KERNEL_CHUNK_ELEMENTS = 1 << 27  # with a kernel, which needs them once and in h
 EXPONENTIALS_MAX_DIM = 256  # channels of some rows and of some words that lie in shared memory together
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None
+) -> Tensor:
     """Mean cross-entropy, in nats, of `hidden @ weight.T` against `labels`.
 
     Args:
-        hidden: (..., dim). weight: (vocabulary, dim). labels: (...), already shifted; `IGNORE` marks what is not predicted.
+        hidden: (..., dim). weight: (vocabulary, dim). labels: (...), already shifted; `IGNORE` marks what is
+        not predicted.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """
     labels = labels.reshape(-1)
@@ -40,22 +44,27 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, tokens:
 def _summed(
     hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss (float32); gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both empty without
-    `gradients`; factors (tokens,) that the rows of the first are still to be multiplied by, empty if there are none."""
+    """Summed loss (float32); gradients of hidden (tokens, dim; of `dtype`) and weight (vocabulary, dim), both
+    empty without `gradients`; factors (tokens,) that the rows of the first are still to be multiplied by,
+    empty if there are none."""
     vocabulary = weight.shape[0]
     head = weight.to(dtype)
     by_exponentials = gradients and _takes_exponentials(head)
     kernel = runs_triton(head) and vocabulary <= max_vocabulary()
     if kernel and not by_exponentials:
         head = whole_eights(head)
-    losses, factors = (torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32) for _ in range(2))
+    losses, factors = (
+        torch.empty(hidden.shape[0], device=hidden.device, dtype=torch.float32) for _ in range(2)
+    )
     grad_hidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(head, dtype=torch.float32) if gradients else weight.new_empty(0)
     step = max(1, (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS) // vocabulary)
     for start in range(0, hidden.shape[0], step):
         part = slice(start, start + step)
         if by_exponentials:
-            grad_logits, inputs = _by_exponentials(hidden[part], head, labels[part], losses[part], factors[part])
+            grad_logits, inputs = _by_exponentials(
+                hidden[part], head, labels[part], losses[part], factors[part]
+            )
         else:
             grad_logits, inputs = logits_of(hidden[part], head), hidden[part]
             if kernel:
@@ -71,8 +80,8 @@ def _summed(
 
 
 def whole_eights(head: Tensor) -> Tensor:
-    """The rows of head (words, dim), and rows of zeros up to a multiple of eight: matrix products with a side of 50,257 take
-    several times as long, also where their rows begin at 16 bytes."""
+    """The rows of head (words, dim), and rows of zeros up to a multiple of eight: matrix products with a side
+    of 50,257 take several times as long, also where their rows begin at 16 bytes."""
     missing = -head.shape[0] % 8
     return torch.cat([head, head.new_zeros(missing, head.shape[1])]) if missing else head
 
@@ -86,7 +95,9 @@ def _takes_exponentials(head: Tensor) -> bool:
     return runs_triton_dot(head) and head.dtype == torch.bfloat16 and head.shape[1] <= EXPONENTIALS_MAX_DIM
 
 
-def _by_exponentials(hidden: Tensor, head: Tensor, labels: Tensor, losses: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+def _by_exponentials(
+    hidden: Tensor, head: Tensor, labels: Tensor, losses: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
     from newllm_lib.ops.linear_cross_entropy.exponentials import softmax_factors
 
     return softmax_factors(hidden, head, labels, IGNORE, losses, factors)
@@ -112,7 +123,12 @@ def _(hidden, weight, labels, dtype, gradients):
     shapes = (hidden.shape, weight.shape) if gradients else ((0,), (0,))
     rows = hidden.shape[0] if gradients and _takes_exponentials(weight.to(dtype)) else 0
     factors = hidden.new_empty(rows, dtype=torch.float32)
-    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(shapes[0]), weight.new_empty(shapes[1]), factors
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        hidden.new_empty(shapes[0]),
+        weight.new_empty(shapes[1]),
+        factors,
+    )
 
 
 def _keep(ctx, inputs, output):
@@ -124,12 +140,18 @@ def _backward(ctx, grad_total, *_):
     if grad_total is None:
         return (None,) * 5
     grad_hidden, grad_weight, factors = ctx.saved_tensors
-    return scaled_rows(grad_hidden, factors, grad_total), grad_weight * grad_total.to(grad_weight.dtype), None, None, None
+    return (
+        scaled_rows(grad_hidden, factors, grad_total),
+        grad_weight * grad_total.to(grad_weight.dtype),
+        None,
+        None,
+        None,
+    )
 
 
 def scaled_rows(rows: Tensor, factors: Tensor, scale: Tensor) -> Tensor:
-    """rows (count, dim) times factors (count,), if there are any, times scale: in float32 until the end, because a loss scale may
-    be too large for fp16."""
+    """rows (count, dim) times factors (count,), if there are any, times scale: in float32 until the end,
+    because a loss scale may be too large for fp16."""
     if runs_triton(rows) and len(factors):
         from newllm_lib.ops.linear_cross_entropy.exponentials import scaled_rows
 

@@ -1,12 +1,14 @@
-"""Head and cross-entropy on tensor cores: logits leave the product as exponentials, and no pass over them follows.
+"""Head and cross-entropy on tensor cores: logits leave the product as exponentials, and no pass over them
+follows.
 
-With l the logits of a row, y its label and e_j = exp(l_j - l_y) for j != y, the row's loss is log(1 + S), S the sum of the e_j,
-and the gradient by its logits is e_j / (1 + S), and at the label -S / (1 + S). So the product's epilogue can write e at once,
-before S is known: the factor 1 / (1 + S) of the row goes to the other side of the two products that read e. Nothing is lost
-where a label is nearly certain, because 1 - p is never formed as a difference.
+With l the logits of a row, y its label and e_j = exp(l_j - l_y) for j != y, the row's loss is log(1 + S), S
+the sum of the e_j, and the gradient by its logits is e_j / (1 + S), and at the label -S / (1 + S). So the
+product's epilogue can write e at once, before S is known: the factor 1 / (1 + S) of the row goes to the other
+side of the two products that read e. Nothing is lost where a label is nearly certain, because 1 - p is never
+formed as a difference.
 
-The exponent is cut off at 2^100: a loss saturates at 69 nats, where any training is lost already; NaN passes through. bfloat16
-holds such numbers, float16 does not.
+The exponent is cut off at 2^100: a loss saturates at 69 nats, where any training is lost already; NaN passes
+through. bfloat16 holds such numbers, float16 does not.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_m
 from newllm_lib.ops.common.triton_helpers import exp2
 from newllm_lib.ops.linear_cross_entropy.reference import aligned_rows
 
-# Rows, words, warps, with all channels of both in shared memory: the first that fits is taken. The first was measured on an
-# H100; the others are for GPUs with less shared memory.
+# Rows, words, warps, with all channels of both in shared memory: the first that fits is taken. The first was
+# measured on an H100; the others are for GPUs with less shared memory.
 _TILES = [(128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4)]
 _STAGES = 3
 _ROWS = 16  # rows of a program in the small kernels
@@ -29,11 +31,23 @@ _ROWS = 16  # rows of a program in the small kernels
 
 @triton.jit
 def exponentials(
-    hidden, head, labels, e, sums, rows, words, dim, e_row,
-    BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr, BLOCK_DIM: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim) without gaps, rows of e
-    `e_row` apart."""
+    hidden,
+    head,
+    labels,
+    e,
+    sums,
+    rows,
+    words,
+    dim,
+    e_row,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WORDS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim)
+    without gaps, rows of e `e_row` apart."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_DIM)
     row_in, k_in = local < rows - first, k < dim
@@ -51,7 +65,9 @@ def exponentials(
         if EVEN:
             right = tl.load(head + k[:, None] + word[None, :] * dim)
         else:
-            right = tl.load(head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0)
+            right = tl.load(
+                head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0
+            )
         exponent = tl.dot(left, right, input_precision="ieee") * LOG2_E - at_label[:, None]
         value = exp2(tl.minimum(exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
         value = tl.where(word[None, :] == label[:, None], 0.0, value)
@@ -60,20 +76,40 @@ def exponentials(
             value = tl.where(word_in[None, :], value, 0.0)
             inside = inside & word_in[None, :]
         total += tl.sum(value, 1)
-        tl.store(e + first * e_row + (local[:, None] * e_row + word[None, :]), value.to(e.dtype.element_ty), mask=inside)
+        tl.store(
+            e + first * e_row + (local[:, None] * e_row + word[None, :]),
+            value.to(e.dtype.element_ty),
+            mask=inside,
+        )
     tl.store(sums + first + local, total, mask=row_in)
 
 
 @triton.jit
 def finish(
-    hidden, labels, sums, e, losses, factors, scaled, rows, dim, e_row,
-    IGNORE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
-    """losses = log(1 + S), factors = 1 / (1 + S), both 0 where nothing is predicted; e at the label = -S; scaled = factor * x."""
+    hidden,
+    labels,
+    sums,
+    e,
+    losses,
+    factors,
+    scaled,
+    rows,
+    dim,
+    e_row,
+    IGNORE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """losses = log(1 + S), factors = 1 / (1 + S), both 0 where nothing is predicted; e at the label = -S;
+    scaled = factor * x.
+    """
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     k = tl.arange(0, BLOCK_DIM)
     row_in = row < rows
-    label, total = tl.load(labels + row, mask=row_in, other=IGNORE), tl.load(sums + row, mask=row_in, other=0.0)
+    label, total = (
+        tl.load(labels + row, mask=row_in, other=IGNORE),
+        tl.load(sums + row, mask=row_in, other=0.0),
+    )
     counted = label != IGNORE
     # log(1 + S) loses S below 1e-7 of it; there it is S itself.
     loss = tl.where(total < 1e-4, total - 0.5 * total * total, tl.log(1.0 + total))
@@ -83,7 +119,11 @@ def finish(
     tl.store(e + row * e_row + label, (-total).to(e.dtype.element_ty), mask=row_in & counted)
     inside = row_in[:, None] & (k < dim)[None, :]
     x = tl.load(hidden + row[:, None] * dim + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(scaled + row[:, None] * dim + k[None, :], (x * factor[:, None]).to(scaled.dtype.element_ty), mask=inside)
+    tl.store(
+        scaled + row[:, None] * dim + k[None, :],
+        (x * factor[:, None]).to(scaled.dtype.element_ty),
+        mask=inside,
+    )
 
 
 def _tile(device: torch.device, padded: int) -> tuple[int, int, int]:
@@ -99,8 +139,8 @@ def softmax_factors(
     """The gradient of the summed cross-entropy by the logits in two factors: factors[:, None] * e.
 
     Args:
-        hidden: (rows, dim) bfloat16, dim at most 256. head: (words, dim) bfloat16. labels: (rows,), `ignore`: not predicted.
-        losses, factors: (rows,) float32, both filled.
+        hidden: (rows, dim) bfloat16, dim at most 256. head: (words, dim) bfloat16. labels: (rows,), `ignore`:
+        not predicted. losses, factors: (rows,) float32, both filled.
     Returns:
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.
     """
@@ -110,12 +150,36 @@ def softmax_factors(
     padded = max(16, triton.next_power_of_2(dim))
     block_rows, block_words, warps = _tile(hidden.device, padded)
     exponentials[(triton.cdiv(rows, block_rows),)](
-        hidden, head, labels, e, sums, rows, words, dim, e.stride(0), BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words,
-        BLOCK_DIM=padded, EVEN=dim == padded and words % block_words == 0, STAGES=_STAGES, num_warps=warps,
-    )  # fmt: skip
+        hidden,
+        head,
+        labels,
+        e,
+        sums,
+        rows,
+        words,
+        dim,
+        e.stride(0),
+        BLOCK_ROWS=block_rows,
+        BLOCK_WORDS=block_words,
+        BLOCK_DIM=padded,
+        EVEN=dim == padded and words % block_words == 0,
+        STAGES=_STAGES,
+        num_warps=warps,
+    )
     finish[(triton.cdiv(rows, _ROWS),)](
-        hidden, labels, sums, e, losses, factors, scaled, rows, dim, e.stride(0),
-        IGNORE=ignore, BLOCK_ROWS=_ROWS, BLOCK_DIM=padded,
+        hidden,
+        labels,
+        sums,
+        e,
+        losses,
+        factors,
+        scaled,
+        rows,
+        dim,
+        e.stride(0),
+        IGNORE=ignore,
+        BLOCK_ROWS=_ROWS,
+        BLOCK_DIM=padded,
     )
     return e, scaled
 
@@ -142,7 +206,9 @@ def scaled_rows(x: Tensor, factors: Tensor, scale: Tensor) -> Tensor:
 def _scaled(x, factors, scale):
     out = torch.empty_like(x)
     block = max(16, triton.next_power_of_2(x.shape[1]))
-    scale_rows[(triton.cdiv(x.shape[0], _ROWS),)](x, factors, scale, out, *x.shape, BLOCK_ROWS=_ROWS, BLOCK_DIM=block)
+    scale_rows[(triton.cdiv(x.shape[0], _ROWS),)](
+        x, factors, scale, out, *x.shape, BLOCK_ROWS=_ROWS, BLOCK_DIM=block
+    )
     return out
 
 

@@ -1,6 +1,8 @@
-"""Cross-entropy and its gradient for rows of logits, in one pass over them: read once, overwritten by the gradient, written once.
+"""Cross-entropy and its gradient for rows of logits, in one pass over them: read once, overwritten by the
+gradient, written once.
 
-No tensor-core dot, so it runs from sm70 on. A row is held in registers whole, which bounds the vocabulary (`MAX_VOCABULARY`).
+No tensor-core dot, so it runs from sm70 on. A row is held in registers whole, which bounds the vocabulary
+(`MAX_VOCABULARY`).
 """
 
 from __future__ import annotations
@@ -35,11 +37,14 @@ def _softmax_gradient(logits, labels, losses, vocabulary, stride, IGNORE: tl.con
 
 @on_device_of_first_argument
 def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int, losses: torch.Tensor) -> None:
-    """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy, and fill losses (rows,), float32.
+    """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy, and fill losses
+    (rows,), float32.
 
     Rows whose label (rows,) is `ignore` get a loss and a gradient of 0.
     """
     rows, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
     warps = min(32, max(4, block // 512)) if block <= 8192 else 16 if block <= 32768 else 32
-    _softmax_gradient[(rows,)](logits, labels, losses, vocabulary, logits.stride(0), IGNORE=ignore, BLOCK=block, num_warps=warps)
+    _softmax_gradient[(rows,)](
+        logits, labels, losses, vocabulary, logits.stride(0), IGNORE=ignore, BLOCK=block, num_warps=warps
+    )

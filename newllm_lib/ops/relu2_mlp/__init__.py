@@ -1,8 +1,10 @@
-"""y = relu(x U^T)^2 D^T: the token MLP with squared ReLU (So et al., 2021, arXiv 2109.08668) as one operation.
+"""y = relu(x U^T)^2 D^T: the token MLP with squared ReLU (So et al., 2021, arXiv 2109.08668) as one
+operation.
 
-Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four times as wide as x.
-On GPUs where Triton has the tensor cores they happen inside the products, and only the squares are kept for the backward pass.
-That pays up to `MAX_DIM` channels; beyond, the products' own time counts, and the vendor's are better.
+Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four
+times as wide as x. On GPUs where Triton has the tensor cores they happen inside the products, and only the
+squares are kept for the backward pass. That pays up to `MAX_DIM` channels; beyond, the products' own time
+counts, and the vendor's are better.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Their products are squared, or turned into the gradient before the square, while still in registers.
 
-For the backward pass only the squares s = relu(h)^2 are kept: the derivative of the square is 2 relu(h) = 2 sqrt(s). Traffic, in
-units of x at inner = 4 dim, falls from 18 to 10 forward and from 32 to 24 backward against separate operations.
+For the backward pass only the squares s = relu(h)^2 are kept: the derivative of the square is 2 relu(h) = 2
+sqrt(s). Traffic, in units of x at inner = 4 dim, falls from 18 to 10 forward and from 32 to 24 backward
+against separate operations.
 """
 
 from __future__ import annotations
@@ -16,31 +17,53 @@ from torch import Tensor
 from newllm_lib.ops.common import triton_helpers as helpers
 from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_memory
 
-# Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less shared memory.
+# Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less
+# shared memory.
 _TILES = [(64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 16, 4)]
 _STAGES = 3
 
 
 @triton.jit
 def product(
-    x, w, squares, out, rows, columns, x_row, w_inner, w_column,
-    INNER: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_INNER: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    squares,
+    out,
+    rows,
+    columns,
+    x_row,
+    w_inner,
+    w_column,
+    INNER: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """out = relu(x @ w)^2, or with GRADIENT out = (x @ w) * 2 sqrt(squares).
 
-    x (rows, INNER) and out, squares (rows, columns) have columns that lie side by side; w is (INNER, columns) by its strides.
-    A program keeps its columns of w in shared memory and walks down the rows, so that x's next rows are on their way while
-    the last product is stored. EVEN: INNER and the columns fill their blocks.
+    x (rows, INNER) and out, squares (rows, columns) have columns that lie side by side; w is (INNER, columns)
+    by its strides. A program keeps its columns of w in shared memory and walks down the rows, so that x's
+    next rows are on their way while the last product is stored. EVEN: INNER and the columns fill their
+    blocks.
     """
     blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     program = tl.program_id(0)
     column = (program % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_INNER)
     column_in, k_in = column < columns, k < INNER
-    right = tl.load(w + k[:, None] * w_inner + column[None, :] * w_column, mask=k_in[:, None] & column_in[None, :], other=0.0)
-    for block in tl.range(program // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES):
-        # 64 bits for where the block begins, 32 for the places in it: an address an element costs as much as its arithmetic.
+    right = tl.load(
+        w + k[:, None] * w_inner + column[None, :] * w_column,
+        mask=k_in[:, None] & column_in[None, :],
+        other=0.0,
+    )
+    for block in tl.range(
+        program // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES
+    ):
+        # 64 bits for where the block begins, 32 for the places in it: an address an element costs as much as
+        # its arithmetic.
         first = tl.cast(block, tl.int64) * BLOCK_ROWS
         row_in = local < rows - first
         place = local[:, None] * columns + column[None, :]
@@ -72,16 +95,28 @@ def _tile(device: torch.device, inner: int) -> dict[str, int]:
 
 @on_device_of_first_argument
 def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
-    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the square."""
+    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the
+    square.
+    """
     out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
     tile = _tile(x.device, x.shape[1])
     columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])
-    walkers = max(1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), helpers.multiprocessors(x.device) // columns))
+    walkers = max(
+        1, min(triton.cdiv(x.shape[0], tile["BLOCK_ROWS"]), helpers.multiprocessors(x.device) // columns)
+    )
     product[(columns * walkers,)](
-        x, w, out if squares is None else squares, out, *out.shape, x.stride(0), *w.stride(),
-        INNER=x.shape[1], GRADIENT=squares is not None,
-        EVEN=x.shape[1] == tile["BLOCK_INNER"] and w.shape[1] % tile["BLOCK_COLUMNS"] == 0, **tile,
-    )  # fmt: skip
+        x,
+        w,
+        out if squares is None else squares,
+        out,
+        *out.shape,
+        x.stride(0),
+        *w.stride(),
+        INNER=x.shape[1],
+        GRADIENT=squares is not None,
+        EVEN=x.shape[1] == tile["BLOCK_INNER"] and w.shape[1] % tile["BLOCK_COLUMNS"] == 0,
+        **tile,
+    )
     return out
 
 
@@ -98,7 +133,9 @@ def _(x, up, down):
 
 
 @torch.library.custom_op("newllm::squared_relu_mlp_backward", mutates_args=())
-def _mlp_backward(x: Tensor, up: Tensor, down: Tensor, squares: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _mlp_backward(
+    x: Tensor, up: Tensor, down: Tensor, squares: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     dy = dy.contiguous()
     ddown = dy.T @ squares
     dh = _product(dy, down, squares)

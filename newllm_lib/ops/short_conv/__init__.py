@@ -1,6 +1,8 @@
-"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few tokens.
+"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few
+tokens.
 
-It never looks across a document's start, goes on from a carried tail, and skips padding as if it weren't there.
+It never looks across a document's start, goes on from a carried tail, and skips padding as if it weren't
+there.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ def short_conv(
 
     Args:
         x: (batch, time, dim). weight: (dim, width), weight[:, k] for the token k steps back.
-        doc_starts: (batch, time) bool, document starts. mask: (batch, time) bool, False is padding: conv_weight pass over it, and
-            u there means nothing. conv_state: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
+        doc_starts: (batch, time) bool, document starts. mask: (batch, time) bool, False is padding:
+            conv_weight pass over it, and u there means nothing. conv_state: (batch, width - 1, dim), the
+            tokens before x, oldest first; zeros by default.
             output_final_state: also return the new conv_state (else None).
-    Returns:
-        u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero where a document
-        start lies between it and the next token.
+    Returns: u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero
+        where a document start lies between it and the next token.
     """
     device = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
@@ -49,15 +51,21 @@ def short_conv(
 
 
 def short_conv_step(
-    x: torch.Tensor, weight: torch.Tensor, start: torch.Tensor | None, conv_state: torch.Tensor, new_conv_state: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    start: torch.Tensor | None,
+    conv_state: torch.Tensor,
+    new_conv_state: torch.Tensor,
 ) -> torch.Tensor:
-    """`short_conv` of one token, for decoding: one small operation where that takes a score of them. No gradients.
+    """`short_conv` of one token, for decoding: one small operation where that takes a score of them. No
+    gradients.
 
     Args:
         x: (batch, dim).
         weight: (dim, width).
         start: (batch,) bool, the token begins a document: nothing before it counts; None: none does.
-        conv_state: (batch, (width - 1) * dim) float32, the tokens before, oldest first; may be a view of a state, rows apart.
+        conv_state: (batch, (width - 1) * dim) float32, the tokens before, oldest first; may be a view of a
+        state, rows apart.
         new_tail: the same size, overwritten by what the next token needs; not the memory of `conv_state`.
     Returns:
         u (batch, dim) in x's dtype.
@@ -65,8 +73,12 @@ def short_conv_step(
     return _implementation(x).short_conv_step(x, weight, start, conv_state, new_conv_state)
 
 
-def new_conv_state(x: torch.Tensor, width: int, doc_starts: torch.Tensor | None, conv_state: torch.Tensor | None) -> torch.Tensor:
-    """The last width - 1 tokens of [tail, x], (batch, width - 1, dim); zeros before the last document start."""
+def new_conv_state(
+    x: torch.Tensor, width: int, doc_starts: torch.Tensor | None, conv_state: torch.Tensor | None
+) -> torch.Tensor:
+    """The last width - 1 tokens of [tail, x], (batch, width - 1, dim); zeros before the last
+    document start.
+    """
     batch, time, dim = x.shape
     behind = width - 1
     taken = x[:, max(0, time - behind) :]
@@ -78,7 +90,8 @@ def new_conv_state(x: torch.Tensor, width: int, doc_starts: torch.Tensor | None,
     last = doc_starts[:, max(0, time - behind) :]
     if time < behind:
         last = torch.nn.functional.pad(last, (behind - time, 0))
-    # A token is cut off if a document starts after it: starts counted from the end, the token's own not included.
+    # A token is cut off if a document starts after it: starts counted from the end, the token's own not
+    # included.
     after = last.int().flip(1).cumsum(1).flip(1) - last.int()
     return taken.masked_fill((after > 0).unsqueeze(-1), 0.0)
 
@@ -99,7 +112,9 @@ def _without_padding(x, weight, doc_starts, mask, conv_state):
     kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
     new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     if doc_starts is not None:
-        document = torch.nn.functional.pad(doc_starts.cumsum(1), (behind, 0))  # the document of each place of the history
+        document = torch.nn.functional.pad(
+            doc_starts.cumsum(1), (behind, 0)
+        )  # the document of each place of the history
         same = document.gather(1, kept) == document[:, behind + time - 1 :]
         new = new * same.unsqueeze(-1)
     return u, new

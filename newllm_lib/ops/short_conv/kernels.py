@@ -1,12 +1,14 @@
 """Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a tail.
 
-As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the conv_weight reach
-(the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1 outputs) is a window in
-registers, emptied where a document starts, so that every value crosses the memory bus once. Time is cut into chunks
+As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the
+conv_weight reach (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1
+outputs) is a window in registers, emptied where a document starts, so that every value crosses the memory bus
+once. Time is cut into chunks
 freely: each reads WIDTH - 1 rows more.
 
-Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, conv_state, dconv_state (batch, WIDTH - 1,
-dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32, doc_starts (batch, time) bytes.
+Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, conv_state, dconv_state
+(batch, WIDTH - 1, dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32,
+doc_starts (batch, time) bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from newllm_lib.ops.common.triton_helpers import load_flags, load_rows
 def load_conv_weight(weight, dims, dim, WIDTH: tl.constexpr):
     conv_weight = ()
     for k in tl.static_range(WIDTH):
-        conv_weight = conv_weight + (tl.load(weight + dims * WIDTH + k, mask=dims < dim, other=0.0).to(tl.float32),)
+        conv_weight = conv_weight + (
+            tl.load(weight + dims * WIDTH + k, mask=dims < dim, other=0.0).to(tl.float32),
+        )
     return conv_weight
 
 
@@ -44,25 +48,44 @@ def empty_if(start, window, LENGTH: tl.constexpr):
 
 @triton.jit
 def stored_where(dims, dim, inside):
-    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar bool.)"""
+    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar
+    bool.)
+    """
     return dims < tl.where(inside, dim, 0)
 
 
 @triton.jit
 def _tokens_before(
-    x_row, doc_starts, conv_state, batch, time, t, dims, dim, x_time, x_dim,
-    HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The window that step t finds: the tokens before it, from x (x_row is row t) and from the tail, newest first."""
+    x_row,
+    doc_starts,
+    conv_state,
+    batch,
+    time,
+    t,
+    dims,
+    dim,
+    x_time,
+    x_dim,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The window that step t finds: the tokens before it, from x (x_row is row t) and from the tail, newest
+    first.
+    """
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(WIDTH - 1, 0, -1):  # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(
+        WIDTH - 1, 0, -1
+    ):  # oldest first: a document start empties what lies behind it
         stored = stored_where(dims, dim, t >= back)
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_TAIL:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(tl.float32)
+            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(
+                tl.float32
+            )
         if HAS_STARTS:
             start = tl.load(doc_starts + batch * time + t - back, mask=t >= back, other=0) != 0
             window = empty_if(start, window, WIDTH - 1)
@@ -72,13 +95,27 @@ def _tokens_before(
 
 @triton.jit
 def gradients_after(
-    du_row, doc_starts, batch, t, time, dims, dim, du_time, du_dim, HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
-    """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest first."""
+    du_row,
+    doc_starts,
+    batch,
+    t,
+    time,
+    dims,
+    dim,
+    du_time,
+    du_dim,
+    HAS_STARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest
+    first.
+    """
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for on in tl.static_range(WIDTH - 2, -1, -1):  # latest first: nothing before a document start is read from it on
+    for on in tl.static_range(
+        WIDTH - 2, -1, -1
+    ):  # latest first: nothing before a document start is read from it on
         stored = stored_where(dims, dim, t + on < time)
         grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
         window = push(window, grad, WIDTH - 1)
@@ -90,9 +127,21 @@ def gradients_after(
 
 @triton.jit
 def _forward_steps(
-    window, conv_weight, x_row, u_row, doc_starts, place, dim, dims, in_dim, x_time, x_dim,
-    HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+    window,
+    conv_weight,
+    x_row,
+    u_row,
+    doc_starts,
+    place,
+    dim,
+    dims,
+    in_dim,
+    x_time,
+    x_dim,
+    HAS_STARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """UNROLL steps from the rows given, `place` among the starts; the window after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
@@ -109,10 +158,23 @@ def _forward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def conv_forward(
-    x, weight, doc_starts, conv_state, u, time, dim, chunk_length, x_batch, x_time, x_dim,
-    HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    doc_starts,
+    conv_state,
+    u,
+    time,
+    dim,
+    chunk_length,
+    x_batch,
+    x_time,
+    x_dim,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
@@ -123,21 +185,57 @@ def conv_forward(
     x_row = x + batch * x_batch + first.to(tl.int64) * x_time
     u_row = u + (batch * time + first) * dim
     window = _tokens_before(
-        x_row, doc_starts, conv_state, batch, time, first, dims, dim, x_time, x_dim, HAS_STARTS, HAS_TAIL, WIDTH
+        x_row,
+        doc_starts,
+        conv_state,
+        batch,
+        time,
+        first,
+        dims,
+        dim,
+        x_time,
+        x_dim,
+        HAS_STARTS,
+        HAS_TAIL,
+        WIDTH,
     )
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
         window = _forward_steps(
-            window, conv_weight, x_row, u_row, doc_starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
-            HAS_STARTS, WIDTH, UNROLL,
-        )  # fmt: skip
+            window,
+            conv_weight,
+            x_row,
+            u_row,
+            doc_starts,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            HAS_STARTS,
+            WIDTH,
+            UNROLL,
+        )
         x_row += UNROLL * x_time
         u_row += UNROLL * dim
     for t in range(whole, last):
         window = _forward_steps(
-            window, conv_weight, x_row, u_row, doc_starts, batch * time + t, dim, dims, in_dim, x_time, x_dim,
-            HAS_STARTS, WIDTH, 1,
-        )  # fmt: skip
+            window,
+            conv_weight,
+            x_row,
+            u_row,
+            doc_starts,
+            batch * time + t,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            HAS_STARTS,
+            WIDTH,
+            1,
+        )
         x_row += x_time
         u_row += dim
 
@@ -153,9 +251,25 @@ def add_to_weights(sums, token, grad, window, WIDTH: tl.constexpr):
 
 @triton.jit
 def _backward_steps(
-    window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, place, dim, dims, in_dim, x_time, x_dim, du_time, du_dim,
-    HAS_STARTS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+    window,
+    sums,
+    conv_weight,
+    x_row,
+    du_row,
+    dx_row,
+    doc_starts,
+    place,
+    dim,
+    dims,
+    in_dim,
+    x_time,
+    x_dim,
+    du_time,
+    du_dim,
+    HAS_STARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """UNROLL steps backward from the rows given; the window and the weight's gradient after them."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     dus = load_rows(du_row, du_time, du_dim, dims, in_dim, UNROLL, -1)
@@ -174,11 +288,29 @@ def _backward_steps(
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
 def conv_backward(
-    x, weight, doc_starts, conv_state, du, dx, dconv_state, dweight, time, dim, chunk_length,
-    x_batch, x_time, x_dim, du_batch, du_time, du_dim,
-    HAS_STARTS: tl.constexpr, HAS_TAIL: tl.constexpr, WIDTH: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    doc_starts,
+    conv_state,
+    du,
+    dx,
+    dconv_state,
+    dweight,
+    time,
+    dim,
+    chunk_length,
+    x_batch,
+    x_time,
+    x_dim,
+    du_batch,
+    du_time,
+    du_dim,
+    HAS_STARTS: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     chunk = tl.program_id(1)
@@ -193,24 +325,56 @@ def conv_backward(
     dx_row = dx + (batch * time + end) * dim
     window = gradients_after(
         du_row + du_time, doc_starts, batch, last, time, dims, dim, du_time, du_dim, HAS_STARTS, WIDTH
-    )  # fmt: skip
+    )
     sums = ()
     for _ in tl.static_range(WIDTH):
         sums = sums + (tl.zeros((BLOCK_DIM,), tl.float32),)
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
         window, sums = _backward_steps(
-            window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
-            x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, UNROLL,
-        )  # fmt: skip
+            window,
+            sums,
+            conv_weight,
+            x_row,
+            du_row,
+            dx_row,
+            doc_starts,
+            batch * time + last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            du_time,
+            du_dim,
+            HAS_STARTS,
+            WIDTH,
+            UNROLL,
+        )
         x_row -= UNROLL * x_time
         du_row -= UNROLL * du_time
         dx_row -= UNROLL * dim
     for back in range(whole, last - first):
         window, sums = _backward_steps(
-            window, sums, conv_weight, x_row, du_row, dx_row, doc_starts, batch * time + last - 1 - back, dim, dims, in_dim,
-            x_time, x_dim, du_time, du_dim, HAS_STARTS, WIDTH, 1,
-        )  # fmt: skip
+            window,
+            sums,
+            conv_weight,
+            x_row,
+            du_row,
+            dx_row,
+            doc_starts,
+            batch * time + last - 1 - back,
+            dim,
+            dims,
+            in_dim,
+            x_time,
+            x_dim,
+            du_time,
+            du_dim,
+            HAS_STARTS,
+            WIDTH,
+            1,
+        )
         x_row -= x_time
         du_row -= du_time
         dx_row -= dim
@@ -233,9 +397,20 @@ def conv_backward(
 
 @triton.jit
 def conv_step(
-    x, weight, start, conv_state, new_conv_state, u, dim, x_row, tail_row, new_row,
-    WIDTH: tl.constexpr, STARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    start,
+    conv_state,
+    new_conv_state,
+    u,
+    dim,
+    x_row,
+    tail_row,
+    new_row,
+    WIDTH: tl.constexpr,
+    STARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = dims < dim

@@ -7,9 +7,14 @@ import torch.nn.functional as F
 
 
 def short_conv(
-    x: torch.Tensor, weight: torch.Tensor, doc_starts: torch.Tensor | None = None, conv_state: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    doc_starts: torch.Tensor | None = None,
+    conv_state: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """u = x + conv(x), sizes as in `short_conv.short_conv`; computed in float32 (float64 for float64 inputs)."""
+    """u = x + conv(x), sizes as in `short_conv.short_conv`; computed in float32 (float64 for
+    float64 inputs).
+    """
     compute = torch.promote_types(x.dtype, torch.float32)
     batch, time, dim = x.shape
     behind = weight.shape[1] - 1
@@ -17,7 +22,9 @@ def short_conv(
     history = torch.cat([before.to(compute), x.to(compute)], 1)
     weight = weight.to(compute)
     u = history[:, behind:] * (1 + weight[:, 0])
-    if doc_starts is not None:  # the document of each place of the history; the tail's is the one before the first start
+    if (
+        doc_starts is not None
+    ):  # the document of each place of the history; the tail's is the one before the first start
         document = F.pad(doc_starts.cumsum(1), (behind, 0))
     for k in range(1, weight.shape[1]):
         past = history[:, behind - k : behind - k + time]

@@ -14,7 +14,9 @@ from newllm_lib.ops.short_conv import kernels
 # As in `gated_scan.triton`.
 _FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 _BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
-_FULL = 16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
+_FULL = (
+    16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
+)
 _MIN_CHUNK = 32
 _STEP_BLOCK = 256  # channels a program in a step of one token
 
@@ -30,8 +32,10 @@ def _plan(x: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int], int]:
 
 def _constants(weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> dict[str, int]:
     return dict(
-        HAS_STARTS=doc_starts is not None, HAS_TAIL=conv_state is not None and weight.shape[1] > 1, WIDTH=weight.shape[1]
-    )  # fmt: skip
+        HAS_STARTS=doc_starts is not None,
+        HAS_TAIL=conv_state is not None and weight.shape[1] > 1,
+        WIDTH=weight.shape[1],
+    )
 
 
 @torch.library.custom_op("newllm::short_conv", mutates_args=())
@@ -44,9 +48,18 @@ def _forward(x, weight, doc_starts, conv_state):
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, length = _plan(x, _FORWARD)
     kernels.conv_forward[grid](
-        x, weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, u, x.shape[1], x.shape[2], length,
-        *helpers.strides(x), **_constants(weight, doc_starts, conv_state), **_FORWARD,
-    )  # fmt: skip
+        x,
+        weight.contiguous(),
+        helpers.flag_bytes(doc_starts),
+        conv_state,
+        u,
+        x.shape[1],
+        x.shape[2],
+        length,
+        *helpers.strides(x),
+        **_constants(weight, doc_starts, conv_state),
+        **_FORWARD,
+    )
     return u
 
 
@@ -67,12 +80,31 @@ def _gradients(x, weight, doc_starts, conv_state, du):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dconv_state = x.new_empty(0) if conv_state is None else torch.empty_like(conv_state)
     grid, length = _plan(x, _BACKWARD)
-    dweight = torch.empty(x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device)
+    dweight = torch.empty(
+        x.shape[0], grid[1], weight.shape[1], x.shape[2], dtype=torch.float32, device=x.device
+    )
     kernels.conv_backward[grid](
-        x, weight.contiguous(), helpers.flag_bytes(doc_starts), conv_state, du, dx, dconv_state, dweight, x.shape[1], x.shape[2],
-        length, *helpers.strides(x), *helpers.strides(du), **_constants(weight, doc_starts, conv_state), **_BACKWARD,
-    )  # fmt: skip
-    return dx, sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(), dconv_state
+        x,
+        weight.contiguous(),
+        helpers.flag_bytes(doc_starts),
+        conv_state,
+        du,
+        dx,
+        dconv_state,
+        dweight,
+        x.shape[1],
+        x.shape[2],
+        length,
+        *helpers.strides(x),
+        *helpers.strides(du),
+        **_constants(weight, doc_starts, conv_state),
+        **_BACKWARD,
+    )
+    return (
+        dx,
+        sum_rows(dweight.flatten(0, 1).flatten(1), weight).view(dweight.shape[2:]).t().contiguous(),
+        dconv_state,
+    )
 
 
 @_conv_backward.register_fake
@@ -94,7 +126,9 @@ def _backward(ctx, du):
 _conv.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-def short_conv(x: Tensor, weight: Tensor, doc_starts: Tensor | None = None, conv_state: Tensor | None = None) -> Tensor:
+def short_conv(
+    x: Tensor, weight: Tensor, doc_starts: Tensor | None = None, conv_state: Tensor | None = None
+) -> Tensor:
     """u = x + conv(x), sizes as in `short_conv.short_conv`, for float32, bfloat16 and float16."""
     return _conv(x, weight, doc_starts, None if conv_state is None else conv_state.contiguous())
 
@@ -106,7 +140,18 @@ def short_conv_step(x, weight, start, conv_state, new_conv_state):
     u = torch.empty(batch, dim, device=x.device, dtype=x.dtype)
     grid = batch, triton.cdiv(dim, _STEP_BLOCK)
     kernels.conv_step[grid](
-        x, weight, start, conv_state, new_conv_state, u, dim, x.stride(0), conv_state.stride(0), new_conv_state.stride(0),
-        WIDTH=weight.shape[1], STARTS=start is not None, BLOCK=_STEP_BLOCK,
-    )  # fmt: skip
+        x,
+        weight,
+        start,
+        conv_state,
+        new_conv_state,
+        u,
+        dim,
+        x.stride(0),
+        conv_state.stride(0),
+        new_conv_state.stride(0),
+        WIDTH=weight.shape[1],
+        STARTS=start is not None,
+        BLOCK=_STEP_BLOCK,
+    )
     return u

@@ -1,17 +1,32 @@
-"""One optimizer's step on one tensor, in place, in little memory: momentum in 4 or 8 bits, weights rounded stochastically.
+"""One optimizer's step on one tensor, in place, in little memory: momentum in 4 or 8 bits, weights rounded
+stochastically.
 
-A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is rounded to the
-nearest value. Rounded up or down at random, in proportion to the distances, it arrives in expectation (Gupta et al., 2015, arXiv
-1502.02551), and no float32 copy of the weights is needed.
+A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is
+rounded to the nearest value. Rounded up or down at random, in proportion to the distances, it arrives in
+expectation (Gupta et al., 2015, arXiv 1502.02551), and no float32 copy of the weights is needed.
 """
 
 from __future__ import annotations
 
 from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.stochastic_rounding import reference
-from newllm_lib.ops.stochastic_rounding.reference import BLOCK, new_momentum, read_momentum, step_numbers, stochastic_round
+from newllm_lib.ops.stochastic_rounding.reference import (
+    BLOCK,
+    new_momentum,
+    read_momentum,
+    step_numbers,
+    stochastic_round,
+)
 
-__all__ = ["BLOCK", "adam_step_", "new_momentum", "read_momentum", "rounded_step_", "step_numbers", "stochastic_round"]
+__all__ = [
+    "BLOCK",
+    "adam_step_",
+    "new_momentum",
+    "read_momentum",
+    "rounded_step_",
+    "step_numbers",
+    "stochastic_round",
+]
 
 
 _implementation = Operation(reference)
@@ -25,10 +40,14 @@ def _triton():
 
 
 def rounded_step_(parameter, direction, momentum, factors, scale, **settings) -> None:
-    """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain torch elsewhere."""
+    """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain
+    torch elsewhere.
+    """
     _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, **settings)
 
 
 def adam_step_(parameter, gradient, second, momentum, scale, **settings) -> None:
-    """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the arguments."""
+    """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the
+    arguments.
+    """
     _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, **settings)

@@ -10,19 +10,33 @@ _LEVELS = {4: 7, 8: 127}  # codes on each side of zero
 
 
 def rounded_step_(
-    parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
-    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int, numbers: Tensor | None = None,
-) -> None:  # fmt: skip
-    """m = beta m + (1 - beta) u, parameter = parameter (1 - decay) - rate correction m, u = scale direction_ij row_i column_j.
+    parameter: Tensor,
+    direction: Tensor,
+    momentum: tuple[Tensor, ...],
+    factors: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    *,
+    rate: float,
+    decay: float,
+    beta: float,
+    correction: float,
+    bits: int,
+    seed: int,
+    numbers: Tensor | None = None,
+) -> None:
+    """m = beta m + (1 - beta) u, parameter = parameter (1 - decay) - rate correction m, u = scale
+    direction_ij row_i column_j.
 
     Args:
-        parameter: any shape, float32 or bfloat16 (rounded stochastically). direction: its gradient, of the same shape.
+        parameter: any shape, float32 or bfloat16 (rounded stochastically). direction: its gradient, of the
+        same shape.
         momentum: what `new_momentum` made (empty with bits 0: then m = u). Rounded stochastically too.
-        factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for ones.
+        factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for
+        ones.
         scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
         seed: of the random bits, different in every step and tensor.
-        numbers: `step_numbers` on the parameter's device: what changes from step to step, in place of rate, correction and decay,
-            and mixed into the seed. A recorded step reads it where it lies.
+        numbers: `step_numbers` on the parameter's device: what changes from step to step, in place of rate,
+            correction and decay, and mixed into the seed. A recorded step reads it where it lies.
     """
     if not bool(torch.isfinite(scale)):
         return
@@ -42,11 +56,21 @@ def rounded_step_(
 
 
 def adam_step_(
-    parameter: Tensor, gradient: Tensor, second: Tensor, momentum: Tensor, scale: Tensor, *,
-    rate: float, decay: float, betas: tuple[float, float], step: int, seed: int, numbers: Tensor | None = None,
-) -> None:  # fmt: skip
-    """The step of a small tensor whose moments are kept whole, in float32: the gradient over the root of its second moment goes
-    into the momentum. Arguments as above; `step` counts from 1.
+    parameter: Tensor,
+    gradient: Tensor,
+    second: Tensor,
+    momentum: Tensor,
+    scale: Tensor,
+    *,
+    rate: float,
+    decay: float,
+    betas: tuple[float, float],
+    step: int,
+    seed: int,
+    numbers: Tensor | None = None,
+) -> None:
+    """The step of a small tensor whose moments are kept whole, in float32: the gradient over the root of its
+    second moment goes into the momentum. Arguments as above; `step` counts from 1.
     """
     if not bool(torch.isfinite(scale)):
         return
@@ -58,39 +82,59 @@ def adam_step_(
     second.lerp_(update.square(), 1 - betas[1])
     direction = update / ((second / unbias).sqrt_() + 1e-8)
     rounded_step_(
-        parameter, direction, (momentum,), None, torch.ones_like(scale), rate=rate, decay=decay, beta=betas[0],
-        correction=correction, bits=32, seed=seed,
-    )  # fmt: skip
+        parameter,
+        direction,
+        (momentum,),
+        None,
+        torch.ones_like(scale),
+        rate=rate,
+        decay=decay,
+        beta=betas[0],
+        correction=correction,
+        bits=32,
+        seed=seed,
+    )
 
 
 def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: int, bits: int) -> list[float]:
-    """What changes from step to step: rate of small tensors, rate of matrices, keep, unbias of the second moment, and the step
-    itself, hashed to 24 bits, which float32 holds exactly."""
+    """What changes from step to step: rate of small tensors, rate of matrices, keep, unbias of the second
+    moment, and the step itself, hashed to 24 bits, which float32 holds exactly."""
     unbiased = rate / (1 - betas[0] ** step)
     count = (step * 0x9E3779B1 & 0xFFFFFFFF) >> 8
     return [unbiased, unbiased if bits else rate, 1.0 - decay, 1 - betas[1] ** step, float(count)]
 
 
 def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """float32 to bfloat16, up or down with probabilities that keep the expectation: add random low bits, then cut them off."""
+    """float32 to bfloat16, up or down with probabilities that keep the expectation: add random low bits, then
+    cut them off.
+    """
     noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
-    return (x.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    return (
+        (x.contiguous().view(torch.int32) + noise)
+        .bitwise_and_(-(1 << 16))
+        .view(torch.float32)
+        .to(torch.bfloat16)
+    )
 
 
 def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
-    """Zero momentum: () for 0 bits, float32 for 32, else codes (uint8, two to a byte for 4 bits) and a scale each `BLOCK`."""
+    """Zero momentum: () for 0 bits, float32 for 32, else codes (uint8, two to a byte for 4 bits) and a scale
+    each `BLOCK`.
+    """
     if bits == 0:
         return ()
     if bits == 32:
         return (torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format),)
     blocks = -(-parameter.numel() // BLOCK)
-    codes = torch.full((blocks * BLOCK * bits // 8,), 0x88 if bits == 4 else 128, dtype=torch.uint8, device=parameter.device)
+    codes = torch.full(
+        (blocks * BLOCK * bits // 8,), 0x88 if bits == 4 else 128, dtype=torch.uint8, device=parameter.device
+    )
     return codes, torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
 
 
 def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) -> Tensor:
-    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's scale: fine near
-    zero.
+    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's
+    scale: fine near zero.
     """
     if bits == 32:
         return momentum[0].clone()
@@ -104,7 +148,9 @@ def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) ->
     return values.flatten()[: shape.numel()].view(shape)
 
 
-def _write_momentum(momentum: tuple[Tensor, ...], values: Tensor, bits: int, generator: torch.Generator) -> None:
+def _write_momentum(
+    momentum: tuple[Tensor, ...], values: Tensor, bits: int, generator: torch.Generator
+) -> None:
     if bits == 32:
         momentum[0].copy_(values)
         return

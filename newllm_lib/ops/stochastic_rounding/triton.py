@@ -1,8 +1,9 @@
-"""The step as one kernel: gradient, weight and momentum are read once and written once, and no temporary is as large as the
-tensor.
+"""The step as one kernel: gradient, weight and momentum are read once and written once, and no temporary is
+as large as the tensor.
 
-No tensor-core dot, so it runs from sm70 on. Elements are taken in blocks of 128 that share the momentum's scale; a byte of 4-bit
-codes holds elements i and i + 64 of its block, so both halves are loaded as tensors of their own.
+No tensor-core dot, so it runs from sm70 on. Elements are taken in blocks of 128 that share the momentum's
+scale; a byte of 4-bit codes holds elements i and i + 64 of its block, so both halves are loaded as tensors of
+their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from newllm_lib.ops.stochastic_rounding.reference import BLOCK
 
 _GROUP = 16  # blocks a program takes: 2,048 elements
 _SMALL_BLOCK = 1024  # elements of a small tensor that one program takes
-ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox: enough for every statistical test of it, and it is a third of the kernel
+ROUNDS: tl.constexpr = tl.constexpr(
+    7
+)  # of Philox: enough for every statistical test of it, and it is a third of the kernel
 
 
 @triton.jit
@@ -48,7 +51,9 @@ def _code(value, scale, random, LEVELS: tl.constexpr):
 def _update(direction, rows, columns, place, inside, width, scale, FACTORED: tl.constexpr):
     u = tl.load(direction + place, mask=inside, other=0.0).to(tl.float32) * scale
     if FACTORED:
-        u *= tl.load(rows + place // width, mask=inside, other=0.0) * tl.load(columns + place % width, mask=inside, other=0.0)
+        u *= tl.load(rows + place // width, mask=inside, other=0.0) * tl.load(
+            columns + place % width, mask=inside, other=0.0
+        )
     return u
 
 
@@ -60,9 +65,28 @@ def _move(parameter, place, inside, m, random, step, keep, ROUND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["seed"])
-def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, numbers, numel, width, step, keep, beta, seed,
-          BITS: tl.constexpr, FACTORED: tl.constexpr, ROUND: tl.constexpr, STORED: tl.constexpr, GROUP: tl.constexpr,
-          BLOCK: tl.constexpr):  # fmt: skip
+def rounded_step(
+    parameter,
+    direction,
+    first,
+    scales,
+    rows,
+    columns,
+    scale_at,
+    numbers,
+    numel,
+    width,
+    step,
+    keep,
+    beta,
+    seed,
+    BITS: tl.constexpr,
+    FACTORED: tl.constexpr,
+    ROUND: tl.constexpr,
+    STORED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """STORED: step, keep and what changes the seed are read from `numbers` (reference.Numbers)."""
     HALF: tl.constexpr = BLOCK // 2
     LEVELS: tl.constexpr = 7 if BITS == 4 else 127
@@ -70,7 +94,9 @@ def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, n
         step, keep = tl.load(numbers + 1), tl.load(numbers + 2)
         seed = seed ^ tl.load(numbers + 4).to(tl.int32)
     scale = tl.load(scale_at)
-    limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)  # nothing is touched if the scale is no finite number
+    limit = tl.where(
+        tl.abs(scale) < float("inf"), numel, 0
+    )  # nothing is touched if the scale is no finite number
     block = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None]
     lane = tl.arange(0, HALF)[None, :]
     low, high = block * BLOCK + lane, block * BLOCK + HALF + lane
@@ -91,8 +117,12 @@ def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, n
             m_low = beta * _value(pair & 15, old, LEVELS) + (1 - beta) * m_low
             m_high = beta * _value(pair >> 4, old, LEVELS) + (1 - beta) * m_high
         else:
-            m_low = beta * _value(tl.load(first + low, mask=there, other=128), old, LEVELS) + (1 - beta) * m_low
-            m_high = beta * _value(tl.load(first + high, mask=there, other=128), old, LEVELS) + (1 - beta) * m_high
+            m_low = (
+                beta * _value(tl.load(first + low, mask=there, other=128), old, LEVELS) + (1 - beta) * m_low
+            )
+            m_high = (
+                beta * _value(tl.load(first + high, mask=there, other=128), old, LEVELS) + (1 - beta) * m_high
+            )
         new = tl.max(tl.maximum(tl.abs(m_low), tl.abs(m_high)), 1)[:, None]
         tl.store(scales + block, new, mask=there)
         code_low, code_high = _code(m_low, new, r2, LEVELS), _code(m_high, new, r3, LEVELS)
@@ -106,9 +136,20 @@ def rounded_step(parameter, direction, first, scales, rows, columns, scale_at, n
 
 
 def rounded_step_(
-    parameter: Tensor, direction: Tensor, momentum: tuple[Tensor, ...], factors: tuple[Tensor, Tensor] | None, scale: Tensor, *,
-    rate: float, decay: float, beta: float, correction: float, bits: int, seed: int, numbers: Tensor | None = None,
-) -> None:  # fmt: skip
+    parameter: Tensor,
+    direction: Tensor,
+    momentum: tuple[Tensor, ...],
+    factors: tuple[Tensor, Tensor] | None,
+    scale: Tensor,
+    *,
+    rate: float,
+    decay: float,
+    beta: float,
+    correction: float,
+    bits: int,
+    seed: int,
+    numbers: Tensor | None = None,
+) -> None:
     """As `reference.rounded_step_`; the parameter is contiguous."""
     direction = direction.contiguous()
     first, scales = (*momentum, scale, scale)[:2]
@@ -116,15 +157,49 @@ def rounded_step_(
     blocks = triton.cdiv(parameter.numel(), BLOCK)
     with torch.cuda.device_of(parameter):
         rounded_step[(triton.cdiv(blocks, _GROUP),)](
-            parameter, direction, first, scales, rows, columns, scale, scale if numbers is None else numbers, parameter.numel(),
-            len(columns) if factors else 1, rate * correction, 1.0 - decay, beta, seed, BITS=bits, FACTORED=factors is not None,
-            ROUND=parameter.dtype == torch.bfloat16, STORED=numbers is not None, GROUP=_GROUP, BLOCK=BLOCK, num_warps=8,
-        )  # fmt: skip
+            parameter,
+            direction,
+            first,
+            scales,
+            rows,
+            columns,
+            scale,
+            scale if numbers is None else numbers,
+            parameter.numel(),
+            len(columns) if factors else 1,
+            rate * correction,
+            1.0 - decay,
+            beta,
+            seed,
+            BITS=bits,
+            FACTORED=factors is not None,
+            ROUND=parameter.dtype == torch.bfloat16,
+            STORED=numbers is not None,
+            GROUP=_GROUP,
+            BLOCK=BLOCK,
+            num_warps=8,
+        )
 
 
 @triton.jit(do_not_specialize=["seed"])
-def adam_step(parameter, gradient, second, momentum, scale_at, numbers, numel, step, keep, beta, beta2, unbias, seed,
-          ROUND: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def adam_step(
+    parameter,
+    gradient,
+    second,
+    momentum,
+    scale_at,
+    numbers,
+    numel,
+    step,
+    keep,
+    beta,
+    beta2,
+    unbias,
+    seed,
+    ROUND: tl.constexpr,
+    STORED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     scale = tl.load(scale_at)
     if STORED:
         step, keep, unbias = tl.load(numbers), tl.load(numbers + 2), tl.load(numbers + 3)
@@ -143,14 +218,36 @@ def adam_step(parameter, gradient, second, momentum, scale_at, numbers, numel, s
 
 
 def adam_step_(
-    parameter: Tensor, gradient: Tensor, second: Tensor, momentum: Tensor, scale: Tensor, *,
-    rate: float, decay: float, betas: tuple[float, float], step: int, seed: int, numbers: Tensor | None = None,
-) -> None:  # fmt: skip
+    parameter: Tensor,
+    gradient: Tensor,
+    second: Tensor,
+    momentum: Tensor,
+    scale: Tensor,
+    *,
+    rate: float,
+    decay: float,
+    betas: tuple[float, float],
+    step: int,
+    seed: int,
+    numbers: Tensor | None = None,
+) -> None:
     """As `reference.adam_step_`; the parameter is contiguous."""
     gradient = gradient.contiguous()
     with torch.cuda.device_of(parameter):
         adam_step[(triton.cdiv(parameter.numel(), _SMALL_BLOCK),)](
-            parameter, gradient, second, momentum, scale, scale if numbers is None else numbers, parameter.numel(),
-            rate / (1 - betas[0] ** step), 1.0 - decay, *betas, 1 - betas[1] ** step, seed,
-            ROUND=parameter.dtype == torch.bfloat16, STORED=numbers is not None, BLOCK=_SMALL_BLOCK,
-        )  # fmt: skip
+            parameter,
+            gradient,
+            second,
+            momentum,
+            scale,
+            scale if numbers is None else numbers,
+            parameter.numel(),
+            rate / (1 - betas[0] ** step),
+            1.0 - decay,
+            *betas,
+            1 - betas[1] ** step,
+            seed,
+            ROUND=parameter.dtype == torch.bfloat16,
+            STORED=numbers is not None,
+            BLOCK=_SMALL_BLOCK,
+        )

@@ -1,4 +1,6 @@
-"""The gated products on a GPU: elementwise kernels, float32 inside, one rounding. No tensor-core dot, so from sm70 on."""
+"""The gated products on a GPU: elementwise kernels, float32 inside, one rounding. No tensor-core dot, so from
+sm70 on.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def swiglu_backward(gate_up, dout, dgate_up, dim, BLOCK: tl.constexpr):
     silu = gate * opened
     dgate = grad * up * (opened + silu * (1.0 - opened))
     tl.store(dgate_up + row * 2 * dim + column, dgate.to(dgate_up.dtype.element_ty), mask=inside)
-    tl.store(dgate_up + row * 2 * dim + dim + column, (grad * silu).to(dgate_up.dtype.element_ty), mask=inside)
+    tl.store(
+        dgate_up + row * 2 * dim + dim + column, (grad * silu).to(dgate_up.dtype.element_ty), mask=inside
+    )
 
 
 @triton.jit
@@ -101,7 +105,9 @@ class _Swiglu(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         dgate_up, dim = torch.empty_like(gate_up), dout.shape[-1]
         with torch.cuda.device_of(dout):
-            swiglu_backward[_grid(dout, dim)](gate_up, dout.contiguous(), dgate_up, dim, BLOCK=_BLOCK, num_warps=_WARPS)
+            swiglu_backward[_grid(dout, dim)](
+                gate_up, dout.contiguous(), dgate_up, dim, BLOCK=_BLOCK, num_warps=_WARPS
+            )
         return dgate_up
 
 
@@ -115,7 +121,9 @@ class _Mix(torch.autograd.Function):
         a, b, gate = a.contiguous(), b.contiguous(), gate.contiguous()
         out = torch.empty_like(a)
         with torch.cuda.device_of(a):
-            mix_forward[(triton.cdiv(a.numel(), _BLOCK),)](a, b, gate, out, a.numel(), BLOCK=_BLOCK, num_warps=_WARPS)
+            mix_forward[(triton.cdiv(a.numel(), _BLOCK),)](
+                a, b, gate, out, a.numel(), BLOCK=_BLOCK, num_warps=_WARPS
+            )
         ctx.save_for_backward(a, b, gate)
         return out
 
@@ -125,7 +133,9 @@ class _Mix(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in saved]
         grid = (triton.cdiv(dout.numel(), _BLOCK),)
         with torch.cuda.device_of(dout):
-            mix_backward[grid](*saved, dout.contiguous(), *gradients, dout.numel(), BLOCK=_BLOCK, num_warps=_WARPS)
+            mix_backward[grid](
+                *saved, dout.contiguous(), *gradients, dout.numel(), BLOCK=_BLOCK, num_warps=_WARPS
+            )
         return tuple(gradients)
 
 
@@ -154,7 +164,9 @@ def _lanes(x: Tensor, gate: Tensor) -> tuple[tuple[int], dict[str, int]]:
     width = x.numel() // lanes
     block = triton.next_power_of_2(width)
     count = max(1, _GROUP_ELEMENTS // block)
-    return (triton.cdiv(lanes, count),), dict(lanes=lanes, width=width, LANES=count, BLOCK=block, num_warps=_WARPS)
+    return (triton.cdiv(lanes, count),), dict(
+        lanes=lanes, width=width, LANES=count, BLOCK=block, num_warps=_WARPS
+    )
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

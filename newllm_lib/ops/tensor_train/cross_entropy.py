@@ -1,9 +1,11 @@
-"""Head in tensor-train form and cross-entropy together: neither the V x d matrix nor the logits of all tokens ever exist.
+"""Head in tensor-train form and cross-entropy together: neither the V x d matrix nor the logits of all tokens
+ever exist.
 
-A block of tokens at a time meets the matrix piece by piece (`Pieces`): its logits, their softmax's gradient in place, then the
-gradients of the hidden states and, through each piece, of the cores; all within the forward pass, as in `ops.cross_entropy`.
-Forming a piece costs rank x d a row, once for the logits and once for the gradient, and bringing its gradient back twice that:
-against the 3 x tokens x d a row of the head itself that is 4 rank / (3 tokens of a block), about 6 % at rank 128.
+A block of tokens at a time meets the matrix piece by piece (`Pieces`): its logits, their softmax's gradient
+in place, then the gradients of the hidden states and, through each piece, of the cores; all within the
+forward pass, as in `ops.cross_entropy`. Forming a piece costs rank x d a row, once for the logits and once
+for the gradient, and bringing its gradient back twice that: against the 3 x tokens x d a row of the head
+itself that is 4 rank / (3 tokens of a block), about 6 % at rank 128.
 """
 
 from __future__ import annotations
@@ -19,30 +21,48 @@ KERNEL_BLOCK_ELEMENTS = 9 << 25  # logits of a block of tokens: 576 MiB in half 
 
 
 def tensor_train_cross_entropy(
-    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, tokens: Tensor | int | None = None,
+    hidden: Tensor,
+    first: Tensor,
+    second: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    tokens: Tensor | int | None = None,
     block_elements: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Mean cross-entropy, in nats, of hidden (..., d1 * d2) against labels (...) already shifted; -100: not predicted.
+) -> Tensor:
+    """Mean cross-entropy, in nats, of hidden (..., d1 * d2) against labels (...) already shifted; -100: not
+    predicted.
 
     Args:
         first, second: cores (V1, d1, rank), (V2, rank, d2). vocabulary: rows in use.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
-        block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix anew.
+        block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix
+        anew.
     """
     labels, rows = labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, first, second))
     dtype = autocast_dtype(hidden)
-    total, *_ = _summed(rows.to(dtype), first, second, labels, vocabulary, dtype, gradients, block_elements or 0)
-    count = (labels != chunked.IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
+    total, *_ = _summed(
+        rows.to(dtype), first, second, labels, vocabulary, dtype, gradients, block_elements or 0
+    )
+    count = (
+        (labels != chunked.IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
+    )
     return total / count.clamp_min(1)
 
 
 @torch.library.custom_op("newllm::tensor_train_cross_entropy", mutates_args=())
 def _summed(
-    hidden: Tensor, first: Tensor, second: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, gradients: bool,
+    hidden: Tensor,
+    first: Tensor,
+    second: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    dtype: torch.dtype,
+    gradients: bool,
     block_elements: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (float32); empty without `gradients`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss, and gradients of hidden (tokens, d; of `dtype`), first and second (float32); empty without
+    `gradients`.
 
     block_elements: 0: the default.
     """
@@ -61,7 +81,9 @@ def _summed(
         for piece in pieces.slices:
             torch.mm(some, pieces.rows(piece).T, out=scores[:, pieces.columns(piece)])
         logits = scores[:, :vocabulary]
-        grad = (chunked.by_kernel if kernel else chunked.by_torch)(logits, target, losses[start : start + step])
+        grad = (chunked.by_kernel if kernel else chunked.by_torch)(
+            logits, target, losses[start : start + step]
+        )
         if sums is not None:
             logits.copy_(grad)  # where the kernel has not already
             scores[:, vocabulary:] = 0  # rows that no token has
@@ -72,7 +94,9 @@ def _summed(
 
 
 def _block(tokens: int, most: int) -> int:
-    """Tokens in a block: equal blocks of at most `most`, in whole tiles of a matrix product where they are large."""
+    """Tokens in a block: equal blocks of at most `most`, in whole tiles of a matrix product where they are
+    large.
+    """
     blocks = -(-tokens // most) or 1
     size = -(-tokens // blocks)
     return min(most, -(-size // 128) * 128) if size > 1024 else max(1, size)
@@ -88,7 +112,9 @@ class _Gradients:
         self.flat = torch.zeros_like(pieces.flat, dtype=compute)
 
     def add(self, grad_scores: Tensor, some: Tensor, where: slice) -> None:
-        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d), which stand at `where`."""
+        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d), which stand at
+        `where`.
+        """
         grad_some = torch.zeros_like(some, dtype=self.first.dtype)
         for piece in self.pieces.slices:
             grad = grad_scores[:, self.pieces.columns(piece)]
@@ -100,7 +126,9 @@ class _Gradients:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; in float32 from float16, in which a sum over a block could overflow where no loss scale reaches."""
+    """a @ b; in float32 from float16, in which a sum over a block could overflow where no loss
+    scale reaches.
+    """
     if a.dtype != torch.float16:
         return a @ b
     total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.float32)

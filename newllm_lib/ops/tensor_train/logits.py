@@ -1,7 +1,8 @@
 """Logits of a tied head in tensor-train form, by whichever way is less arithmetic.
 
-Few tokens (decoding): the hidden state is contracted with the cores, one after the other. Many: pieces of the matrix are formed
-from the cores and multiplied, which costs rank x V x d once and then what a dense head costs.
+Few tokens (decoding): the hidden state is contracted with the cores, one after the other. Many: pieces of the
+matrix are formed from the cores and multiplied, which costs rank x V x d once and then what a dense head
+costs.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ CONTRACTED_ELEMENTS = 1 << 24  # intermediate entries that exist at a time while
 
 
 def tensor_train_logits(hidden: Tensor, first: Tensor, second: Tensor, vocabulary: int) -> Tensor:
-    """hidden (..., d1 * d2) against every row of the matrix: (..., vocabulary); under autocast in its dtype."""
+    """hidden (..., d1 * d2) against every row of the matrix: (..., vocabulary); under autocast in
+    its dtype.
+    """
     dtype = autocast_dtype(hidden)
     logits = _logits(hidden.reshape(-1, hidden.shape[-1]), first, second, vocabulary, dtype)
     return logits.reshape(*hidden.shape[:-1], vocabulary)
 
 
 def contracting_is_less(tokens: int, shape: tuple[int, int, int, int], rank: int) -> bool:
-    """Whether contracting `tokens` hidden states with the cores takes fewer multiplications than forming the rows."""
+    """Whether contracting `tokens` hidden states with the cores takes fewer multiplications than forming the
+    rows.
+    """
     v1, v2, d1, d2 = shape
     contract = tokens * rank * (d1 * d2 * v2 + v1 * v2 * d1)
     return contract < (rank + tokens) * v1 * v2 * d1 * d2
@@ -86,7 +91,10 @@ def _(hidden, first, second, vocabulary, dtype):
 @_logits_backward.register_fake
 def _(grad, hidden, first, second, dtype):
     compute = torch.promote_types(dtype, torch.float32)
-    return tuple(torch.empty_like(x, dtype=compute, memory_format=torch.contiguous_format) for x in (hidden, first, second))
+    return tuple(
+        torch.empty_like(x, dtype=compute, memory_format=torch.contiguous_format)
+        for x in (hidden, first, second)
+    )
 
 
 def _keep(ctx, inputs, output):

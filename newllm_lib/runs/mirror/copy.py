@@ -23,13 +23,15 @@ class DamagedCopy(NewLLMError):
 
 
 def copy_folder(source: Path, target: Path, check: dict[str, str] | None = None) -> None:
-    """Copy a finished folder (see `staged_directory`); at `target` stands the whole copy, or what stood there before.
+    """Copy a finished folder (see `staged_directory`); at `target` stands the whole copy, or what stood there
+    before.
 
     Args:
-        check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets a
-            `SUMS.json` with those of its files.
+        check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets
+            a `SUMS.json` with those of its files.
     Raises:
-        Replaced: training put another folder in its place meanwhile. DamagedCopy: read back, it has other bytes.
+        Replaced: training put another folder in its place meanwhile. DamagedCopy: read back, it has other
+        bytes.
         NewLLMError: the disk is full, read-only or gone.
     """
     before, sums = signature(source), {}
@@ -57,7 +59,9 @@ def copy_plain(source: Path, target: Path) -> None:
 
 
 def signature(folder: Path) -> tuple | None:
-    """Differs between two folders that stand under one name one after the other; None if it was never finished."""
+    """Differs between two folders that stand under one name one after the other; None if it was never
+    finished.
+    """
     try:
         found, manifest = folder.stat(), (folder / MANIFEST).stat()
     except OSError:

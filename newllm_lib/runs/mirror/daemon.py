@@ -1,7 +1,7 @@
 """The process that keeps a run's mirror: started with a training, ends when that has ended and all is copied.
 
-It is a process of its own, so a slow, full or vanished Drive never holds up training, and a training that was killed still
-gets its last save copied. What it does stands in `mirror.json` in the run's folder.
+It is a process of its own, so a slow, full or vanished Drive never holds up training, and a training that was
+killed still gets its last save copied. What it does stands in `mirror.json` in the run's folder.
 """
 
 from __future__ import annotations
@@ -42,44 +42,62 @@ def start_mirror(run: Run, folder: Path | str) -> float:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
     subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
         env=environment,
-    )  # fmt: skip
+    )
     return since
 
 
 def mirror_status(run: Run) -> dict | None:
-    """`folder`, `state` (starting, current, trouble, done or failed), `message`, `step` (what is there to continue from),
-    `updated`; None for a run that is not mirrored. A mirror that died without a word has the state "dead"."""
+    """`folder`, `state` (starting, current, trouble, done or failed), `message`, `step` (what is there to
+    continue from), `updated`; None for a run that is not mirrored. A mirror that died without a word has the
+    state "dead"."""
     try:
         status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     starts = status.get("pid") is None and time.time() - status["updated"] < STARTS_WITHIN
-    if status.get("state") in ("starting", "current", "trouble") and not starts and not is_held(run.path / LOCK):
-        return {**status, "state": "dead", "message": "the copying process was killed; the next start goes on copying"}
+    if (
+        status.get("state") in ("starting", "current", "trouble")
+        and not starts
+        and not is_held(run.path / LOCK)
+    ):
+        return {
+            **status,
+            "state": "dead",
+            "message": "the copying process was killed; the next start goes on copying",
+        }
     return status
 
 
 def wait_for_mirror(
     run: Run, tell: Callable[[str], None], since: float = 0.0, timeout: float = GIVE_UP_AFTER + 60
 ) -> dict | None:
-    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is to be said.
+    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is
+    to be said.
 
     Args:
-        since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it found when the run's
-            lock was free is not what this life has written.
+        since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it
+            found when the run's lock was free is not what this life has written.
     """
     end, told = time.monotonic() + timeout, None
     while (status := mirror_status(run)) is not None and time.monotonic() < end:
-        if status["state"] == "dead" or (status["state"] in ("done", "failed") and status.get("ended", 0.0) > since):
+        if status["state"] == "dead" or (
+            status["state"] in ("done", "failed") and status.get("ended", 0.0) > since
+        ):
             break
         if status["message"] != told and status["state"] == "trouble":
             told = status["message"]
             tell(told)
         time.sleep(0.2)
     if status is not None and status["state"] == "done":
-        tell(f"{run.name} is copied to {status['folder']}" + (f" (step {status['step']})" if status["step"] else ""))
+        tell(
+            f"{run.name} is copied to {status['folder']}"
+            + (f" (step {status['step']})" if status["step"] else "")
+        )
     elif status is not None:
         tell(f"Not all of {run.name} is in {status['folder']}: {status['message'] or 'still copying'}")
     return status
@@ -92,15 +110,17 @@ def note(run: Run, **changes) -> None:
     except (OSError, ValueError):
         status = {"step": None}
     text = json.dumps({**status, **changes, "updated": time.time()})
-    atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)  # a deleted run stays deleted
+    atomic_write_bytes(
+        run.path / STATUS, text.encode(), durable=False, parents=False
+    )  # a deleted run stays deleted
 
 
 def main(path: str, folder: str, since: str) -> int:
     """Mirror until training ends, then bring over what is left. `since`: which start this one belongs to."""
     run = Run(path)
     with open(run.path / LOCK, "a+") as lock:
-        # The mirror of the life before works: it goes on with this life, or, where it believes that all has ended, ends. In
-        # case it does, the one of the newest start waits for its turn.
+        # The mirror of the life before works: it goes on with this life, or, where it believes that all has
+        # ended, ends. In case it does, the one of the newest start waits for its turn.
         while not _locks(lock):
             if _newest_start(run) != since:
                 return 0
@@ -129,9 +149,13 @@ class _Keeper:
         self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
-        """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be had (1)."""
+        """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be
+        had (1).
+        """
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
-            ended = not is_locked(self.run)  # looked at before copying: what was saved before the end is copied below
+            ended = not is_locked(
+                self.run
+            )  # looked at before copying: what was saved before the end is copied below
             self.ended_at = (self.ended_at or (time.monotonic(), time.time())) if ended else None
             if self._is_time(ended) and self._try() and ended:
                 note(self.run, **self.who, state="done", ended=self.ended_at[1])
@@ -144,7 +168,9 @@ class _Keeper:
 
     def _is_time(self, ended: bool) -> bool:
         if self.wait is not None:  # failing
-            return time.monotonic() >= self.next_try - (max(0.0, self.wait - LONGEST_WAIT_AT_END) if ended else 0.0)
+            return time.monotonic() >= self.next_try - (
+                max(0.0, self.wait - LONGEST_WAIT_AT_END) if ended else 0.0
+            )
         return ended or time.monotonic() >= self.next_try or self.mirror.is_due()
 
     def _try(self) -> bool:
@@ -179,4 +205,3 @@ def _locks(lock) -> bool:
     except BlockingIOError:
         return False
     return True
-

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from newllm_lib.console import Progress, say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs.atomic import MANIFEST, clean_leftovers, explained, is_complete, mark_folder, missing_files, staged_directory
+from newllm_lib.runs.atomic import (
+    MANIFEST,
+    clean_leftovers,
+    explained,
+    is_complete,
+    mark_folder,
+    missing_files,
+    staged_directory,
+)
 from newllm_lib.runs.mirror.copy import DamagedCopy, Replaced, copy_folder, copy_plain, recorded_sums
 from newllm_lib.runs.ownership import RUN_FILES, check_plain_name, check_shared, is_part
 from newllm_lib.runs.run import Run, checkpoint_step, link_model
@@ -19,17 +27,21 @@ _LARGEST = 64 * 2**30  # bytes unpacked from a zip
 
 
 def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> Run:
-    """Bring `folder/name` (or `folder/name.zip`, as `download` makes it) back to `into/name`; the same command continues it.
+    """Bring `folder/name` (or `folder/name.zip`, as `download` makes it) back to `into/name`; the same
+    command continues it.
 
     Raises:
-        UsageError: no such run there, or one of that name (or anything in its place) is here already. NewLLMError: damaged,
-            or it holds what is not read from elsewhere (links, pickles, names that climb out).
+        UsageError: no such run there, or one of that name (or anything in its place) is here already.
+            NewLLMError: damaged, or it holds what is not read from elsewhere (links, pickles, names that
+            climb out).
     """
     check_plain_name(name, "RUN")
     folder, target = Path(folder), Run(Path(into) / name.removesuffix(".zip"))
     archive = folder / (name if name.endswith(".zip") else f"{name}.zip")
     if target.path.is_dir() and (target.checkpoints() or is_complete(target.best)):
-        raise UsageError(f"{target.path} is here already and stays as it is: move it away to restore {name} from {folder}.")
+        raise UsageError(
+            f"{target.path} is here already and stays as it is: move it away to restore {name} from {folder}."
+        )
     check_shared(target.path, "run", "--into")
     if (folder / name).is_dir():
         _restore_folder(Run(folder / name), target)
@@ -44,7 +56,11 @@ def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> 
 def saved(folder: Path | str) -> list[str]:
     """Names of the runs in `folder` that can be brought back."""
     found = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
-    return [p.name for p in found if not p.name.startswith(".") and (Run(p).checkpoints() or is_complete(p / "best"))]
+    return [
+        p.name
+        for p in found
+        if not p.name.startswith(".") and (Run(p).checkpoints() or is_complete(p / "best"))
+    ]
 
 
 def is_ahead(copy: Run, run: Run) -> bool:
@@ -54,14 +70,17 @@ def is_ahead(copy: Run, run: Run) -> bool:
 
 
 def bring_back(copy: Run, run: Run) -> None:
-    """Make `run` what `copy` is, part by part; each part is whole or not there, so a kill in between loses nothing.
+    """Make `run` what `copy` is, part by part; each part is whole or not there, so a kill in between loses
+    nothing.
 
     Raises:
         NewLLMError: damaged, or it holds what is not read from elsewhere.
     """
     folders = [p for p in sorted(copy.path.iterdir()) if _is_part(p)]
     checkpoints = sorted((p for p in folders if p in copy.checkpoints()), key=checkpoint_step, reverse=True)
-    ordered = [p for p in folders if p not in checkpoints] + checkpoints  # the newest checkpoint makes it a run to continue
+    ordered = [
+        p for p in folders if p not in checkpoints
+    ] + checkpoints  # the newest checkpoint makes it a run to continue
     for part in ordered:
         check_checkpoint_dir(part)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +107,9 @@ def bring_back(copy: Run, run: Run) -> None:
 
 
 def _put_before(earlier: Path, log: Path) -> None:
-    """What the log said before in front of what it says now, in place: a background run writes into this very file."""
+    """What the log said before in front of what it says now, in place: a background run writes into this very
+    file.
+    """
     then, now = earlier.read_bytes(), log.read_bytes()
     if not now.startswith(then):  # else an attempt that was killed has done it
         with explained(log), open(log, "r+b") as file:
@@ -100,10 +121,15 @@ def _bring_part(part: Path, run: Run) -> None:
         copy_folder(part, run.path / part.name, check=recorded_sums(part) or {})
     except DamagedCopy as error:  # an older checkpoint may still be good
         say(str(error))
-    except (Replaced, FileNotFoundError):  # a mirror that is still at work there has newer ones, and dropped it
+    except (
+        Replaced,
+        FileNotFoundError,
+    ):  # a mirror that is still at work there has newer ones, and dropped it
         say(f"{part} went while it was read: left out.")
     except OSError as error:
-        raise NewLLMError(f"{part} could not be read ({error.strerror}): try again when the disk is back.") from error
+        raise NewLLMError(
+            f"{part} could not be read ({error.strerror}): try again when the disk is back."
+        ) from error
 
 
 def _is_part(folder: Path) -> bool:
@@ -114,7 +140,10 @@ def _restore_folder(copy: Run, target: Run) -> None:
     clean_leftovers(copy.path)
     torn = [p for p in copy.path.iterdir() if p.is_dir() and p.name == "best" and not is_complete(p)]
     if not copy.checkpoints() and not is_complete(copy.best):
-        lost = ", ".join(f"{p.name}/{name}" for p in torn for name in missing_files(p)[:3]) or "no whole checkpoint in it"
+        lost = (
+            ", ".join(f"{p.name}/{name}" for p in torn for name in missing_files(p)[:3])
+            or "no whole checkpoint in it"
+        )
         raise NewLLMError(f"{copy.path} is not whole ({lost}): it was not restored.")
     bring_back(copy, target)
     say(f"Restored {target.name} to {target.path}")
@@ -123,7 +152,9 @@ def _restore_folder(copy: Run, target: Run) -> None:
 def _unpack(archive: Path, target: Run) -> None:
     """A zip of ours into a new run folder; nothing is written before every name in it was looked at."""
     if target.path.is_dir() and any(target.path.iterdir()):
-        raise UsageError(f"{target.path} is here already and stays as it is: move it away to unpack {archive}.")
+        raise UsageError(
+            f"{target.path} is here already and stays as it is: move it away to unpack {archive}."
+        )
     try:
         with zipfile.ZipFile(archive) as packed:
             members = {member: _inside(member) for member in packed.infolist() if not member.is_dir()}
@@ -134,7 +165,10 @@ def _unpack(archive: Path, target: Run) -> None:
                     _unpack_member(packed, member, staging / path)
                 check_checkpoint_dir(staging)
                 if (staging / "best").is_dir() and not is_complete(staging / "best"):
-                    raise NewLLMError(f"{archive} is not whole (best/ lost {', '.join(missing_files(staging / 'best')[:3])}).")
+                    raise NewLLMError(
+                        f"{archive} is not whole (best/ lost "
+                        f"{', '.join(missing_files(staging / 'best')[:3])})."
+                    )
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise NewLLMError(f"{archive} is no readable zip ({error}): download it again.") from error
     (target.path / MANIFEST).unlink()  # a run grows; only its parts are sealed

@@ -1,7 +1,8 @@
 """A run's folder in a second place, such as Google Drive, kept up to date while it trains.
 
-What stands there is always enough to continue: small files first, then the best model, then the checkpoints, newest first,
-each under its name only when its bytes were read back and compared. Old checkpoints go when newer ones are whole there.
+What stands there is always enough to continue: small files first, then the best model, then the checkpoints,
+newest first, each under its name only when its bytes were read back and compared. Old checkpoints go when
+newer ones are whole there.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ class Mirror:
         """Bring the copy up to date.
 
         Raises:
-            NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were written. What
-                was whole there before still is. UsageError: what lies there is no copy of a run.
+            NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were
+                written. What was whole there before still is. UsageError: what lies there is no copy of a
+                run.
         """
-        # Listed before the small files are read, so that metrics.jsonl reaches as far as every checkpoint that is copied.
+        # Listed before the small files are read, so that metrics.jsonl reaches as far as every checkpoint
+        # that is copied.
         checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
         try:
             self._check_place()
@@ -75,7 +78,9 @@ class Mirror:
             raise FileNotFoundError(errno.ENOTCONN, "not there")
 
     def _take_place(self) -> None:
-        """Make the copy's folder and mark it, once; what is not ours there is refused before anything is written."""
+        """Make the copy's folder and mark it, once; what is not ours there is refused before anything is
+        written.
+        """
         if not (self._is_marked and self.target.path.is_dir()):
             check_shared(self.target.path, "mirror", "--mirror_dir")
             self.target.path.mkdir(exist_ok=True)
@@ -89,10 +94,16 @@ class Mirror:
             return False
 
     def _other_folders(self) -> list[Path]:
-        """The run's finished folders that are no checkpoints: `best/`, and `last/` unless it is a checkpoint's files again."""
+        """The run's finished folders that are no checkpoints: `best/`, and `last/` unless it is a
+        checkpoint's files again.
+        """
         found = []
         for folder in sorted(self.run.path.iterdir()) if self.run.path.is_dir() else ():
-            if not is_part(folder) or folder.name.startswith(("checkpoint-", "superseded-")) or not is_complete(folder):
+            if (
+                not is_part(folder)
+                or folder.name.startswith(("checkpoint-", "superseded-"))
+                or not is_complete(folder)
+            ):
                 continue
             if folder != self.run.last or not self._is_a_checkpoints_own(folder):
                 found.append(folder)
@@ -107,7 +118,12 @@ class Mirror:
 
     def _copy_small_files(self) -> None:
         for file in sorted(self.run.path.iterdir()):
-            if file.is_symlink() or not file.is_file() or file.name not in RUN_FILES or file.name in _OURS_ALONE:
+            if (
+                file.is_symlink()
+                or not file.is_file()
+                or file.name not in RUN_FILES
+                or file.name in _OURS_ALONE
+            ):
                 continue
             try:
                 found = file.stat()
@@ -126,7 +142,9 @@ class Mirror:
             return True
         try:
             known = folder.name in self._copied or not is_complete(copy)
-            if known or recorded_sums(copy) != sums_of(folder):  # equal: an earlier life of this run copied it
+            if known or recorded_sums(copy) != sums_of(
+                folder
+            ):  # equal: an earlier life of this run copied it
                 self._make_room(folder)
                 copy_folder(folder, copy)
         except (Replaced, FileNotFoundError):
@@ -175,19 +193,29 @@ class Mirror:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         number = cause.errno if isinstance(cause, OSError) else None
         if not self.folder.is_dir() or (self._elsewhere and not self._is_another_disk()) or number in _GONE:
-            return f"{self.folder} is gone (was Drive unmounted?): mount it again, and copying goes on by itself."
+            return (
+                f"{self.folder} is gone (was Drive unmounted?): mount it again, and copying goes on by "
+                "itself."
+            )
         newest = self.newest_step()
-        there = f"the copy of step {newest} there is whole" if newest is not None else "no checkpoint is there yet"
+        there = (
+            f"the copy of step {newest} there is whole"
+            if newest is not None
+            else "no checkpoint is there yet"
+        )
         if number in _FULL:
             return (
-                f"{self.folder} is full ({_free(self.folder) / 2**20:,.1f} MiB free); {there}. Delete old runs there (on Drive "
-                "empty the bin too), and copying goes on by itself."
+                f"{self.folder} is full ({_free(self.folder) / 2**20:,.1f} MiB free); {there}. Delete old "
+                "runs there (on Drive empty the bin too), and copying goes on by itself."
             )
         if number == errno.EROFS:
             return f"{self.folder} is read-only; {there}. Mount it again so that it can be written."
         if number in (errno.EACCES, errno.EPERM):
             return f"{self.folder} cannot be written (no permission); {there}. Choose another --mirror_dir."
-        return f"{self.run.name} could not be copied to {self.folder} ({str(error).strip() or type(error).__name__}); {there}."
+        return (
+            f"{self.run.name} could not be copied to {self.folder} "
+            f"({str(error).strip() or type(error).__name__}); {there}."
+        )
 
 
 def _free(folder: Path) -> int:

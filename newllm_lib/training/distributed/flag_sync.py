@@ -1,4 +1,6 @@
-"""What one process of several wants, all do at the same step: stop for a signal, save on request or in time."""
+"""What one process of several wants, all do at the same step: stop for a signal, save on request or
+in time.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class FlagSync(Flags):
         if not decision.stop:
             # Before a save the clock still says that one is due: not again.
             save = (
-                process_group.is_main_process() and not decision.save and (self.timetable.is_due() or self.requests.taken())
+                process_group.is_main_process()
+                and not decision.save
+                and (self.timetable.is_due() or self.requests.taken())
             )
             self.flags = torch.tensor([int(self.signals.received is not None), int(save)])
             self.message = dist.all_reduce(self.flags, group=process_group.host_group(), async_op=True)

@@ -1,10 +1,13 @@
-"""FSDP2: each process keeps some rows of every weight, gradient and optimizer state; a block is whole only while it works.
+"""FSDP2: each process keeps some rows of every weight, gradient and optimizer state; a block is whole only
+while it works.
 
-On several hosts each host has the whole model in its GPUs, where that fits: weights are then fetched inside the host.
+On several hosts each host has the whole model in its GPUs, where that fits: weights are then fetched inside
+the host.
 
-torch's `fully_shard`, block by block. What is ours: evaluation and sampling with all weights whole for a while, and checkpoints.
-Every process writes its rows into the same safetensors files, so they are sharded in the writing and whole for the reader: users
-load `model.safetensors`, and any other number of processes, or one, finds its own rows in them.
+torch's `fully_shard`, block by block. What is ours: evaluation and sampling with all weights whole for a
+while, and checkpoints. Every process writes its rows into the same safetensors files, so they are sharded in
+the writing and whole for the reader: users load `model.safetensors`, and any other number of processes, or
+one, finds its own rows in them.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
     """Cut a model, the same in every process, into `parts`; in place.
 
     Args:
-        parts: as many as there are processes, or as a host has: then each host has all parts, and only gradients go between them.
+        parts: as many as there are processes, or as a host has: then each host has all parts, and only
+        gradients go between them.
         compiled: compile each block's forward (not what fetches its weights).
     """
     model.to(device)
@@ -43,7 +47,9 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
     copies = process_group.world_size() // parts
     shape, names = ((parts,), ("part",)) if copies == 1 else ((copies, parts), ("copy", "part"))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    process_group.broadcast_(model.parameters())  # made from one seed; that the processors also agree is not left to chance
+    process_group.broadcast_(
+        model.parameters()
+    )  # made from one seed; that the processors also agree is not left to chance
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -60,12 +66,16 @@ def full_tensor(value):
 
 def plain_class(model: nn.Module) -> type:
     """The model's class, which `fully_shard` replaces by one of its own."""
-    return next(kind for kind in type(model).__mro__ if kind is not FSDPModule and not issubclass(kind, FSDPModule))
+    return next(
+        kind for kind in type(model).__mro__ if kind is not FSDPModule and not issubclass(kind, FSDPModule)
+    )
 
 
 @contextmanager
 def summon_full_params(model: nn.Module) -> Iterator[None]:
-    """Each process has all weights in the block: it may use the model by itself, as often as it likes. All must enter."""
+    """Each process has all weights in the block: it may use the model by itself, as often as it likes. All
+    must enter.
+    """
     if not is_sharded(model):
         yield
         return
@@ -78,16 +88,27 @@ def summon_full_params(model: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.reshard()
-            group.set_reshard_after_forward(group is not model, recurse=False)  # the root's are needed first in the backward pass
+            group.set_reshard_after_forward(
+                group is not model, recurse=False
+            )  # the root's are needed first in the backward pass
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------------------
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.float64: "F64"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.float64: "F64",
+}
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """`model.safetensors` with the configuration beside it, as `from_pretrained` reads them. All processes call it."""
+    """`model.safetensors` with the configuration beside it, as `from_pretrained` reads them. All processes
+    call it.
+    """
     tensors = dict(model.named_parameters())
     saved = model.state_dict().keys()
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
@@ -109,13 +130,19 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
     """The state of an AdamW, by the parameters' names. All processes call it."""
-    tensors = {f"{key}/{name}": value for name, state in _states(optimizer, model) for key, value in state.items()}
-    rates = [{key: group[key] for key in ("lr", "initial_lr") if key in group} for group in optimizer.param_groups]
+    tensors = {
+        f"{key}/{name}": value for name, state in _states(optimizer, model) for key, value in state.items()
+    }
+    rates = [
+        {key: group[key] for key in ("lr", "initial_lr") if key in group} for group in optimizer.param_groups
+    ]
     write_together(tensors, folder / OPTIMIZER, {"groups": json.dumps(rates)})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """What `save_optimizer` wrote, for as many processes as there are now; or a whole model's `optimizer.pt`."""
+    """What `save_optimizer` wrote, for as many processes as there are now; or a whole model's
+    `optimizer.pt`.
+    """
     if (folder / OPTIMIZER).is_file():
         _load_by_name(optimizer, model, folder / OPTIMIZER)
     else:
@@ -126,14 +153,20 @@ def _load_by_name(optimizer, model, path: Path) -> None:
     with safe_open(path, "pt") as file:
         names, rates = set(file.keys()), json.loads(file.metadata()["groups"])
     if len(rates) != len(optimizer.param_groups):
-        raise NewLLMError(f"{path} is another optimizer's state: copy the checkpoint again from where it was trained.")
+        raise NewLLMError(
+            f"{path} is another optimizer's state: copy the checkpoint again from where it was trained."
+        )
     for group, values in zip(optimizer.param_groups, rates, strict=True):
         group.update(values)
     wanted = {}
     for name, p in model.named_parameters():
         if f"exp_avg/{name}" in names:
-            state = optimizer.state[p] = {key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")}
-            state["step"] = torch.zeros((), device=p.device if optimizer.param_groups[0].get("fused") else "cpu")
+            state = optimizer.state[p] = {
+                key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")
+            }
+            state["step"] = torch.zeros(
+                (), device=p.device if optimizer.param_groups[0].get("fused") else "cpu"
+            )
             wanted |= {f"{key}/{name}": value for key, value in state.items()}
     _read(path, wanted)
 
@@ -186,14 +219,19 @@ def _is_ours(tensor: Tensor) -> bool:
 
 
 def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors of which each process has some rows into one safetensors file: everyone its own rows. All must call it.
+    """Write tensors of which each process has some rows into one safetensors file: everyone its own rows. All
+    must call it.
 
     Tensors that are not cut are the first process's.
     """
     header, begin = {"__metadata__": metadata}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, begin + size]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, begin + size],
+        }
         begin += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -1,7 +1,9 @@
-"""`--num_gpus`: starts the processes by torch's elastic launcher, passes signals on, and tells why they ended.
+"""`--num_gpus`: starts the processes by torch's elastic launcher, passes signals on, and tells why they
+ended.
 
-This process holds the run (lock, status, mirror) while they train; each is `newllm_lib.training.distributed.worker`. What torchrun and
-`accelerate launch` start by themselves, on one host or many, needs none of this.
+This process holds the run (lock, status, mirror) while they train; each is
+`newllm_lib.training.distributed.worker`. What torchrun and `accelerate launch` start by themselves, on one
+host or many, needs none of this.
 """
 
 from __future__ import annotations
@@ -33,16 +35,24 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
     """Train in `count` processes on this host until they are done.
 
     Raises:
-        Interrupted: stopped by a signal, after saving. NewLLMError: what the first process that failed said, or how it was ended.
+        Interrupted: stopped by a signal, after saving. NewLLMError: what the first process that failed said,
+        or how it was ended.
     """
     with tempfile.TemporaryDirectory(prefix="newllm-launch-") as folder, _environment(device, count):
         record = Path(folder) / "recipe.yaml"
         record.write_text(recipe.to_yaml(), encoding="utf-8")
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=Path(folder).name, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0, monitor_interval=0.1,
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=Path(folder).name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )  # fmt: skip
+        )
         words = ("-m", _PROGRAM, str(record), "finished" if was_finished else "new")
         failed: list[BaseException] = []
 
@@ -52,7 +62,8 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
             except BaseException as error:
                 failed.append(error)
 
-        # In a thread: in the main one the launcher would end the processes at a signal, 30 s later by force, saved or not.
+        # In a thread: in the main one the launcher would end the processes at a signal, 30 s later by force,
+        # saved or not.
         thread = threading.Thread(target=agent, daemon=True)
         with _signals_passed_on():
             thread.start()
@@ -67,12 +78,15 @@ def _environment(device: Device, count: int):
     """What the processes find in theirs."""
     package = str(Path(__file__).parents[2])
     changes = {
-        LAUNCHED: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
+        LAUNCHED: str(os.getpid()),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, device.cores // count)),
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-    }  # fmt: skip
+    }
     before = {name: os.environ.get(name) for name in changes}
-    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.distributed.launcher")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.distributed.launcher")
+    ]
     levels = [logger.level for logger in loggers]
     os.environ.update(changes)
     for logger in loggers:
@@ -91,7 +105,9 @@ def _environment(device: Device, count: int):
 
 @contextmanager
 def _signals_passed_on():
-    """SIGINT and SIGTERM go to the processes, which save and stop together; without any yet, they end this one."""
+    """SIGINT and SIGTERM go to the processes, which save and stop together; without any yet, they end this
+    one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,17 +151,22 @@ def _cause(error: BaseException, count: int) -> BaseException:
     kind, _, text = _said(first).partition(": ")
     if first.exitcode < 0:
         return NewLLMError(
-            f"Process {number} of {count} was ended by {first.signal_name()} (SIGKILL: by somebody, or for want of the host's "
-            "memory): the run cannot go on without it. The same command continues from the last save."
+            f"Process {number} of {count} was ended by {first.signal_name()} (SIGKILL: by somebody, or for "
+            "want of the host's memory): the run cannot go on without it. The same command continues from "
+            "the last save."
         )
     if not kind:
-        return NewLLMError(f"Process {number} of {count} ended with exit code {first.exitcode}; what it said stands above.")
+        return NewLLMError(
+            f"Process {number} of {count} ended with exit code {first.exitcode}; what it said stands above."
+        )
     known = {e.__name__: e for e in (Interrupted, UsageError, NewLLMError, LostPeer)}
     if kind == KeyboardInterrupt.__name__:
         return KeyboardInterrupt()
     if kind in known:
         return known[kind](text)
-    return NewLLMError(f"Process {number} of {count}: {kind}: {' '.join(text.split())[:300]} (what led to it stands above)")
+    return NewLLMError(
+        f"Process {number} of {count}: {kind}: {' '.join(text.split())[:300]} (what led to it stands above)"
+    )
 
 
 def _said(failure: ProcessFailure) -> str:

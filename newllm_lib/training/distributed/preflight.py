@@ -1,4 +1,6 @@
-"""Whether all processes of a run, on however many hosts, are about to do the same: before any of them waits for another."""
+"""Whether all processes of a run, on however many hosts, are about to do the same: before any of them waits
+for another.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,45 @@ from newllm_lib.training.estimate import micro_batch_size
 
 def check_same_plan(recipe: Recipe, device: Device) -> None:
     """Raises:
-    NewLLMError: the machine of some process asks for something else than the first one's, and they would wait for each other.
+    NewLLMError: the machine of some process asks for something else than the first one's, and they would wait
+    for each other.
     """
     pieces, micro = num_shards(recipe, device), micro_batch_size(recipe, device, process_group.world_size())
-    mine = f"{distribution(recipe, device)} in {pieces} parts, {dtype_of(recipe, device)}, {micro} sequences at a time"
+    mine = (
+        f"{distribution(recipe, device)} in {pieces} parts, {dtype_of(recipe, device)}, {micro} sequences "
+        "at a time"
+    )
     first = process_group.broadcast_object(mine)
     if process_group.all_reduce_sum({"others": int(mine != first)})["others"]:
         other = f"; process {process_group.rank()}: {mine}" if mine != first else ""
         raise NewLLMError(
-            f"The hosts would not train alike (the first process: {first}{other}): use the same GPUs, and as many on each host, "
-            "or say --distribution, --dtype and --micro_batch_size."
+            f"The hosts would not train alike (the first process: {first}{other}): use the same GPUs, and as "
+            "many on each host, or say --distribution, --dtype and --micro_batch_size."
         )
 
 
 def check_shared_filesystem(run: Run, checkpoint) -> None:
     """Raises:
-    NewLLMError: processes on another host have another folder than the first one, or go on from another checkpoint.
+    NewLLMError: processes on another host have another folder than the first one, or go on from another
+    checkpoint.
     """
     if not process_group.is_distributed():
         return
     where = f"{run.path.absolute()}: all hosts need the run's folder on a disk they share (--output_dir)."
     with mark_in(run.path) if process_group.is_main_process() else nullcontext() as mark:
-        blind = process_group.all_reduce_sum({"blind": int(not (run.path / process_group.broadcast_object(mark)).exists())})["blind"]
+        blind = process_group.all_reduce_sum(
+            {"blind": int(not (run.path / process_group.broadcast_object(mark)).exists())}
+        )["blind"]
     if blind:
-        raise NewLLMError(f"{blind} of {process_group.world_size()} processes do not see what the first one wrote into {where}")
-    mine, said = (checkpoint.name if checkpoint else "none"), process_group.broadcast_object(checkpoint.name if checkpoint else "none")
+        raise NewLLMError(
+            f"{blind} of {process_group.world_size()} processes do not see what the first one wrote into "
+            f"{where}"
+        )
+    mine, said = (
+        (checkpoint.name if checkpoint else "none"),
+        process_group.broadcast_object(checkpoint.name if checkpoint else "none"),
+    )
     if mine != said:
-        raise NewLLMError(f"Process {process_group.rank()} sees {mine}, where the first process sees {said}, in {where}")
+        raise NewLLMError(
+            f"Process {process_group.rank()} sees {mine}, where the first process sees {said}, in {where}"
+        )

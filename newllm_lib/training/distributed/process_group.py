@@ -1,7 +1,8 @@
 """The processes that train one run together: which of them this is, and how they wait for each other.
 
-torchrun, `accelerate launch` and `newllm train --num_gpus` start them alike and number them (RANK of WORLD_SIZE; LOCAL_RANK on
-its host). The first alone speaks and writes; what it finds on the disk, the others are told.
+torchrun, `accelerate launch` and `newllm train --num_gpus` start them alike and number them (RANK of
+WORLD_SIZE; LOCAL_RANK on its host). The first alone speaks and writes; what it finds on the disk, the others
+are told.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.training.distributed.rendezvous import rendezvous
 
-LAUNCHED = "NEWLLM_LAUNCHED"  # set, to its pid, by `training.launch`, which holds the run for the processes it starts
+# set, to its pid, by `training.launch`, which holds the run for the processes it starts
+LAUNCHED = "NEWLLM_LAUNCHED"
 PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive and says nothing
 _LOST = (  # what torch says when another process is gone
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket Timeout",
-    "remote process exited", "NCCL communicator was aborted", "recvValue failed", "sendBytes failed",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Socket Timeout",
+    "remote process exited",
+    "NCCL communicator was aborted",
+    "recvValue failed",
+    "sendBytes failed",
     "Connection was likely closed",
-)  # fmt: skip
+)
 
 
 class LostPeer(NewLLMError):
@@ -58,7 +67,9 @@ def is_distributed() -> bool:
 
 
 def owns_run() -> bool:
-    """Whether the run's lock, status and mirror are this process's business: not where a launcher of ours has them."""
+    """Whether the run's lock, status and mirror are this process's business: not where a launcher of ours has
+    them.
+    """
     return is_main_process() and LAUNCHED not in os.environ
 
 
@@ -80,8 +91,8 @@ def init_process_group(device: str) -> None:
     if device == "cuda":
         if local_rank() >= torch.cuda.device_count():
             raise NewLLMError(
-                f"Process {rank()} has no GPU of its own (this host has {torch.cuda.device_count()}): start as many processes "
-                "as there are GPUs."
+                f"Process {rank()} has no GPU of its own (this host has {torch.cuda.device_count()}): start "
+                "as many processes as there are GPUs."
             )
         torch.cuda.set_device(local_rank())
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
@@ -165,11 +176,16 @@ def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
         return numbers
     total = torch.tensor(list(numbers.values()), dtype=torch.float64)
     dist.all_reduce(total, group=host_group())
-    return {name: type(number)(all_reduce_sum_) for (name, number), all_reduce_sum_ in zip(numbers.items(), total.tolist(), strict=True)}
+    return {
+        name: type(number)(all_reduce_sum_)
+        for (name, number), all_reduce_sum_ in zip(numbers.items(), total.tolist(), strict=True)
+    }
 
 
 def gather_object(value) -> list:
-    """Every process's `value` (plain data or tensors on the CPU), in their order; in the first process only, else empty."""
+    """Every process's `value` (plain data or tensors on the CPU), in their order; in the first process only,
+    else empty.
+    """
     if not is_distributed():
         return [value]
     box = [None] * world_size() if is_main_process() else None
@@ -194,8 +210,8 @@ def reporting() -> Iterator[None]:
             if not _speaks_of_a_peer(error):
                 raise
             raise LostPeer(
-                f"Process {rank()} of {world_size()} cannot go on: another one has ended (what it said stands beside this). The same "
-                "command continues from the last save."
+                f"Process {rank()} of {world_size()} cannot go on: another one has ended (what it said "
+                "stands beside this). The same command continues from the last save."
             ) from error
     except BaseException as error:
         get_error_handler().record_exception(_of_a_known_kind(error))

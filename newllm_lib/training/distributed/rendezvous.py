@@ -1,8 +1,10 @@
-"""Where the processes of a run meet: a part of torchrun's store that those of an earlier attempt have not used.
+"""Where the processes of a run meet: a part of torchrun's store that those of an earlier attempt have not
+used.
 
-torchrun's store outlives the processes that it starts again (`--max-restarts`), with the addresses of the dead in it. Who reads
-one of them, instead of waiting for the new one, calls a port that nobody listens at. Counting attempts does not help: each host
-counts its own. So the first process chooses a name, and tells it to those that are alive: they have asked.
+torchrun's store outlives the processes that it starts again (`--max-restarts`), with the addresses of the
+dead in it. Who reads one of them, instead of waiting for the new one, calls a port that nobody listens at.
+Counting attempts does not help: each host counts its own. So the first process chooses a name, and tells it
+to those that are alive: they have asked.
 """
 
 from __future__ import annotations

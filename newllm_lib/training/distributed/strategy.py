@@ -1,7 +1,9 @@
-"""Several GPUs from a recipe's keys: how many, how the work is shared among them, and what does not go together with that.
+"""Several GPUs from a recipe's keys: how many, how the work is shared among them, and what does not go
+together with that.
 
-DDP: each process has a whole model and its part of the batch; gradients are averaged (torch's DistributedDataParallel). FSDP2:
-weights, gradients and optimizer state are cut into as many parts as there are processes (torch's fully_shard, block by block).
+DDP: each process has a whole model and its part of the batch; gradients are averaged (torch's
+DistributedDataParallel). FSDP2: weights, gradients and optimizer state are cut into as many parts as there
+are processes (torch's fully_shard, block by block).
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ def num_processes(recipe: Recipe, device: Device) -> int:
     if recipe.num_gpus == "auto":
         return max(1, gpus)
     if gpus and recipe.num_gpus > gpus:
-        raise UsageError(f"--num_gpus {recipe.num_gpus}: this machine has {gpus}. Use auto, or start several hosts by torchrun.")
+        raise UsageError(
+            f"--num_gpus {recipe.num_gpus}: this machine has {gpus}. Use auto, or start several hosts by "
+            "torchrun."
+        )
     return recipe.num_gpus
 
 
@@ -44,11 +49,15 @@ def distribution(recipe: Recipe, device: Device) -> str:
 
 def is_sharded(recipe: Recipe, device: Device) -> bool:
     """Whether each process has a part of the model only."""
-    return (process_group.is_distributed() or num_processes(recipe, device) > 1) and distribution(recipe, device) == FSDP2
+    return (process_group.is_distributed() or num_processes(recipe, device) > 1) and distribution(
+        recipe, device
+    ) == FSDP2
 
 
 def num_shards(recipe: Recipe, device: Device) -> int:
-    """Into how many the model is cut: as many as a host has processes, where that is enough, else over all hosts."""
+    """Into how many the model is cut: as many as a host has processes, where that is enough, else over all
+    hosts.
+    """
     if not is_sharded(recipe, device):
         return 1
     count = num_processes(recipe, device)
@@ -63,9 +72,15 @@ def describe(recipe: Recipe, device: Device, count: int) -> str:
         why = "the model is too large for each" if recipe.distribution == "auto" else "as asked for"
         pieces = num_shards(recipe, device)
         held = "" if pieces == count else f", all of them in each of {count // pieces} hosts"
-        return f"{where}, FSDP2: weights, gradients and optimizer state are cut into {pieces} parts{held} ({why})"
+        return (
+            f"{where}, FSDP2: weights, gradients and optimizer state are cut into {pieces} parts{held} "
+            f"({why})"
+        )
     why = "as asked for" if recipe.distribution != "auto" else "it fits"
-    return f"{where}, DDP: a whole model on each ({why}), {recipe.batch_size // count} of {recipe.batch_size} sequences each"
+    return (
+        f"{where}, DDP: a whole model on each ({why}), {recipe.batch_size // count} of "
+        f"{recipe.batch_size} sequences each"
+    )
 
 
 def check_distributed(recipe: Recipe, device: Device, count: int) -> None:
@@ -78,45 +93,61 @@ def check_distributed(recipe: Recipe, device: Device, count: int) -> None:
         return
     for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(variable, "false").lower() == "true":
-            raise UsageError(f"accelerate's configuration asks for {what}: start without, --distribution chooses ddp or fsdp2.")
+            raise UsageError(
+                f"accelerate's configuration asks for {what}: start without, --distribution chooses ddp or "
+                "fsdp2."
+            )
     if recipe.batch_size % count:
         near = max(count, recipe.batch_size // count * count)
         raise UsageError(
-            f"batch_size {recipe.batch_size} cannot be shared by {count} processes: use a multiple, such as --batch_size {near}."
+            f"batch_size {recipe.batch_size} cannot be shared by {count} processes: use a multiple, such as "
+            f"--batch_size {near}."
         )
     if recipe.task == "dpo":
         raise UsageError(
-            "Preference training runs in one process, which keeps its pairs, their reference figures and the answers: leave out "
-            "--num_gpus."
+            "Preference training runs in one process, which keeps its pairs, their reference figures and the "
+            "answers: leave out --num_gpus."
         )
     if recipe.teacher:
-        raise UsageError("teacher: distillation goes past the model's own forward, in one process only: leave out --num_gpus.")
+        raise UsageError(
+            "teacher: distillation goes past the model's own forward, in one process only: leave out "
+            "--num_gpus."
+        )
     if distribution(recipe, device) == FSDP2:
         _refuse_fsdp2(recipe, device)
     elif recipe.weights_dtype == "bf16" and recipe.optimizer in ("adamw8bit", "adamw4bit"):
         raise UsageError(
-            f"{recipe.optimizer} on bf16 weights rounds by random numbers of each process, so that their models would drift "
-            "apart: use --optimizer adafactor, or --weights_dtype fp32."
+            f"{recipe.optimizer} on bf16 weights rounds by random numbers of each process, so that their "
+            "models would drift apart: use --optimizer adafactor, or --weights_dtype fp32."
         )
 
 
 def _refuse_fsdp2(recipe: Recipe, device: Device) -> None:
     if recipe.model != "phase7":
-        raise UsageError(f"fsdp2 is for Phase 7, whose large sizes need it: {recipe.model} fits a GPU, use --distribution ddp.")
+        raise UsageError(
+            f"fsdp2 is for Phase 7, whose large sizes need it: {recipe.model} fits a GPU, use --distribution "
+            "ddp."
+        )
     instead = "--optimizer adamw --weights_dtype fp32 --optimizer_in_backward false"
     if recipe.optimizer_in_backward:
         raise UsageError(
-            "optimizer_in_backward does not go with fsdp2, where a gradient is there only when the processes have added theirs up, "
-            f"and each has a part of it: use {instead}."
+            "optimizer_in_backward does not go with fsdp2, where a gradient is there only when the "
+            f"processes have added theirs up, and each has a part of it: use {instead}."
         )
     if recipe.weights_dtype == "bf16":
-        raise UsageError(f"weights_dtype bf16 does not go with fsdp2, where each keeps a part of float32 weights: use {instead}.")
+        raise UsageError(
+            "weights_dtype bf16 does not go with fsdp2, where each keeps a part of float32 weights: use "
+            f"{instead}."
+        )
     if recipe.optimizer != "adamw":
         raise UsageError(
-            f"{recipe.optimizer} does not go with fsdp2: it needs whole matrices (or blocks of them), and each process has some "
-            f"rows. Use {instead}; its state is cut into parts too."
+            f"{recipe.optimizer} does not go with fsdp2: it needs whole matrices (or blocks of them), and "
+            f"each process has some rows. Use {instead}; its state is cut into parts too."
         )
     if recipe.lora_rank:
         raise UsageError("lora_rank does not go with fsdp2: adapters are small, so use --distribution ddp.")
     if recipe.dtype == "fp16" or (recipe.dtype == "auto" and device.dtype == "fp16"):
-        raise UsageError("fsdp2 needs bf16 or fp32, and fp16's loss scaling is not done across parts: use --dtype fp32, or ddp.")
+        raise UsageError(
+            "fsdp2 needs bf16 or fp32, and fp16's loss scaling is not done across parts: use --dtype fp32, "
+            "or ddp."
+        )

@@ -1,4 +1,6 @@
-"""One of the processes that `training.launch` starts: python -m newllm_lib.training.distributed.worker RECIPE.yaml new|finished"""
+"""One of the processes that `training.launch` starts: python -m newllm_lib.training.distributed.worker
+RECIPE.yaml new|finished
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A preference run in one page of markdown: what was trained on what, figures before and after, answers side by side."""
+"""A preference run in one page of markdown: what was trained on what, figures before and after, answers side
+by side.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,40 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     """Write `card.md` into the run's folder; returns the file."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
-    how = f"LoRA adapters of rank {recipe.lora_rank} (alpha {recipe.lora_alpha:g}, dropout {recipe.lora_dropout:g})"
+    how = (
+        f"LoRA adapters of rank {recipe.lora_rank} (alpha {recipe.lora_alpha:g}, dropout "
+        f"{recipe.lora_dropout:g})"
+    )
     lines = [
-        f"# {run.name}", "", verdict(result), "",
+        f"# {run.name}",
+        "",
+        verdict(result),
+        "",
         f"- base: `{shown_name(result['base'])}`"
-        + (f", first taught the preferred answers for {recipe.sft_warm_start:g} epochs" if recipe.sft_warm_start else ""),
+        + (
+            f", first taught the preferred answers for {recipe.sft_warm_start:g} epochs"
+            if recipe.sft_warm_start
+            else ""
+        ),
         f"- trained: {how if recipe.lora_rank else 'all weights'}",
         f"- data: {result['data']}",
-        f"- DPO: {recipe.epochs:g} epochs, {recipe.batch_size} pairs a step, learning rate {recipe.learning_rate:g}, "
-        f"beta {recipe.beta:g}, loss {recipe.loss_type}, at most {recipe.max_seq_length} tokens, seed {recipe.seed}",
+        f"- DPO: {recipe.epochs:g} epochs, {recipe.batch_size} pairs a step, learning rate "
+        f"{recipe.learning_rate:g}, beta {recipe.beta:g}, loss {recipe.loss_type}, at most "
+        f"{recipe.max_seq_length} tokens, seed {recipe.seed}",
         f"- versions: {', '.join(f'{name} {metadata.version(name)}' for name in _PACKAGES)}",
-        "", "![curves](curves.png)", "", f"## On {before['pairs']:,} held-out pairs", "",
-        "Accuracy: share of the pairs whose better answer the model finds more probable. Margin: by how much, in nats. In "
-        "brackets 95 % intervals, by resampling all pairs about one thing together.", "",
-        "| | before | after |", "|---|---:|---:|", *_figures(before, after), "",
-    ]  # fmt: skip
+        "",
+        "![curves](curves.png)",
+        "",
+        f"## On {before['pairs']:,} held-out pairs",
+        "",
+        "Accuracy: share of the pairs whose better answer the model finds more probable. Margin: by how "
+        "much, in nats. In brackets 95 % intervals, by resampling all pairs about one thing together.",
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+        *_figures(before, after),
+        "",
+    ]
     lines += _kinds(before, after) + _shortcuts(result) + _answers(result) + _use(run, recipe)
     path = run.path / CARD
     atomic_write_text(path, "\n".join(lines) + "\n")
@@ -40,14 +61,15 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
 
 def _figures(before: dict, after: dict) -> list[str]:
     rows = [
-        ("accuracy", _accuracy(before), _accuracy(after)), ("margin, nats", _margin(before), _margin(after)),
+        ("accuracy", _accuracy(before), _accuracy(after)),
+        ("margin, nats", _margin(before), _margin(after)),
         ("DPO loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}"),
         ("log-probability of the better answer", f"{before['chosen']:.1f}", f"{after['chosen']:.1f}"),
         ("log-probability of the worse answer", f"{before['rejected']:.1f}", f"{after['rejected']:.1f}"),
         ("length of the model's answers, characters", f"{before['length']:.0f}", f"{after['length']:.0f}"),
         ("empty answers", f"{before['empty']:.0%}", f"{after['empty']:.0%}"),
         ("answers that repeat", f"{before['repeating']:.0%}", f"{after['repeating']:.0%}"),
-    ]  # fmt: skip
+    ]
     if after.get("kl") is not None:
         rows.append(("distance from the base (KL), nats an answer", "0", f"{after['kl']:.2f}"))
     return [f"| {' | '.join(row)} |" for row in rows]
@@ -61,40 +83,66 @@ def _kinds(before: dict, after: dict) -> list[str]:
     lines += [f"| {' | '.join(header)} |", "|---" + "|---:" * 5 + "|"]
     for kind, now in after["kinds"].items():
         old = before["kinds"][kind]
-        lines.append(f"| {kind} | {now['pairs']} | {_accuracy(old)} | {_accuracy(now)} | {_margin(old)} | {_margin(now)} |")
+        lines.append(
+            f"| {kind} | {now['pairs']} | {_accuracy(old)} | {_accuracy(now)} | {_margin(old)} | "
+            f"{_margin(now)} |"
+        )
     return [*lines, ""]
 
 
 def _shortcuts(result: dict) -> list[str]:
     """What the model's accuracy is to be compared with."""
-    seen = ", ".join(f"{name.replace('_', ' ')} {100 * score:.1f} %" for name, score in result["shortcuts"].items())
-    return [f"Right on as many pairs without a model, by classifiers that see nothing of the answers but their: {seen}.", ""]
+    seen = ", ".join(
+        f"{name.replace('_', ' ')} {100 * score:.1f} %" for name, score in result["shortcuts"].items()
+    )
+    return [
+        "Right on as many pairs without a model, by classifiers that see nothing of the answers but their: "
+        f"{seen}.",
+        "",
+    ]
 
 
 def _answers(result: dict) -> list[str]:
     lines = ["## Answers", "", "The most probable ones, to held-out prompts.", ""]
     lines += ["| prompt | before | after | the preferred answer |", "|---|---|---|---|"]
-    columns = result["questions"], result["before"]["answers"], result["after"]["answers"], result["preferred"]
+    columns = (
+        result["questions"],
+        result["before"]["answers"],
+        result["after"]["answers"],
+        result["preferred"],
+    )
     return lines + [f"| {' | '.join(map(_cell, row))} |" for row in zip(*columns, strict=True)] + [""]
 
 
 def _use(run: Run, recipe: Recipe) -> list[str]:
     if not recipe.lora_rank:
-        body = ['model = AutoModelForCausalLM.from_pretrained("best")', 'tokenizer = AutoTokenizer.from_pretrained("best")']
+        body = [
+            'model = AutoModelForCausalLM.from_pretrained("best")',
+            'tokenizer = AutoTokenizer.from_pretrained("best")',
+        ]
     else:
         base = "base" if (run.path / "base").is_dir() else recipe.base
         body = [
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")', 'tokenizer = AutoTokenizer.from_pretrained("best")',
-            'model = PeftModel.from_pretrained(base, "best")  # .merge_and_unload() adds the adapters to the weights',
-        ]  # fmt: skip
-    ours = ["import newllm_lib.models  # if the base is one of this library's models"] if (run.path / "base").is_dir() else []
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            'tokenizer = AutoTokenizer.from_pretrained("best")',
+            'model = PeftModel.from_pretrained(base, "best")  # .merge_and_unload() adds the adapters to the '
+            "weights",
+        ]
+    ours = (
+        ["import newllm_lib.models  # if the base is one of this library's models"]
+        if (run.path / "base").is_dir()
+        else []
+    )
     imports = ["from peft import PeftModel"] if recipe.lora_rank else []
     imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     return ["## Use", "", "In the run's folder:", "", "```python", *ours, *imports, "", *body, "```"]
 
 
 def _accuracy(figures: dict) -> str:
-    return f"{100 * figures['accuracy']:.1f} % ({100 * figures['accuracy_low']:.1f}–{100 * figures['accuracy_high']:.1f})"
+    return (
+        f"{100 * figures['accuracy']:.1f} % "
+        f"({100 * figures['accuracy_low']:.1f}–{100 * figures['accuracy_high']:.1f})"
+    )
 
 
 def _margin(figures: dict) -> str:

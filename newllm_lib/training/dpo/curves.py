@@ -1,4 +1,6 @@
-"""The pictures of a preference run: loss, reward margin and accuracy, log-probabilities, distance from the base, GPU memory."""
+"""The pictures of a preference run: loss, reward margin and accuracy, log-probabilities, distance from the
+base, GPU memory.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,32 @@ from newllm_lib.runs import Run, atomic_write_bytes
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
-_PANELS = (  # title, unit, training series, held-out series (each with colour and label), a line to compare with
+# title, unit, training series, held-out series (each with colour and label), a line to compare with
+_PANELS = (
     ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, math.log(2)),
     ("reward margin", "beta x nats", {"rewards/margins": _TRAINED}, {"eval_reward_margin": _HELD_OUT}, 0.0),
-    # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is the likelier one
-    ("accuracy", "share of pairs", {"rewards/accuracies": (_BLUE, "training, by reward")},
-     {"eval_accuracy": (_ORANGE, "held out, by probability"), "eval_reward_accuracy": (_GREY, "held out, by reward")}, 0.5),
-    ("log-probability of the answers", "nats", {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (_GREY, "rejected")},
-     {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (_GREY, "rejected, held out")}, None),
+    # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is
+    # the likelier one
+    (
+        "accuracy",
+        "share of pairs",
+        {"rewards/accuracies": (_BLUE, "training, by reward")},
+        {
+            "eval_accuracy": (_ORANGE, "held out, by probability"),
+            "eval_reward_accuracy": (_GREY, "held out, by reward"),
+        },
+        0.5,
+    ),
+    (
+        "log-probability of the answers",
+        "nats",
+        {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (_GREY, "rejected")},
+        {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (_GREY, "rejected, held out")},
+        None,
+    ),
     ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0),
     ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, None),
-)  # fmt: skip
+)
 
 
 def preference_figure(run: Run):
@@ -31,7 +48,9 @@ def preference_figure(run: Run):
     rows = list(run.metrics())
     if not any("loss" in row or "eval_loss" in row for row in rows):
         return None
-    panels = [panel for panel in _PANELS if any(name in row for row in rows for name in (*panel[2], *panel[3]))]
+    panels = [
+        panel for panel in _PANELS if any(name in row for row in rows for name in (*panel[2], *panel[3]))
+    ]
     figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat)

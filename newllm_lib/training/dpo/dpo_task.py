@@ -93,7 +93,9 @@ class DPOTask(PreferenceTask):
         disable_progress_bars()
         trainer = DPOTrainer(
             model=model,
-            ref_model=None if adapters else copy.deepcopy(model),  # TRL asks for one; the rows bring what it would say
+            ref_model=None
+            if adapters
+            else copy.deepcopy(model),  # TRL asks for one; the rows bring what it would say
             args=dpo_config(recipe, arguments),
             train_dataset=_stand_in(tokenizer),
             processing_class=tokenizer,

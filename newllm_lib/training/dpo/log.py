@@ -12,7 +12,9 @@ FAR = 10.0  # nats an answer: what is said then would hardly ever have been said
 
 
 def row_of_evaluation(found: dict) -> dict:
-    """An evaluation as flat keys: `eval_accuracy`, `eval_margin`, …, and `eval_accuracy_vague` for each kind."""
+    """An evaluation as flat keys: `eval_accuracy`, `eval_margin`, …, and `eval_accuracy_vague` for
+    each kind.
+    """
     row = {f"eval_{name}": value for name, value in found.items() if isinstance(value, (int, float))}
     for kind, figures in found.get("kinds", {}).items():
         row |= {f"eval_{name}_{kind}": figures[name] for name in ("accuracy", "margin")}
@@ -23,7 +25,10 @@ def say_result(result: dict, card: Path) -> None:
     """Before and after, a line each, and what that means."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
     console.say(f"Before: {in_words(before)}, answers of {before['length']:.0f} characters")
-    console.say(f"After:  {in_words(after)}, answers of {after['length']:.0f} characters (best/, step {result['best_step']})")
+    console.say(
+        f"After:  {in_words(after)}, answers of {after['length']:.0f} characters (best/, step "
+        f"{result['best_step']})"
+    )
     answers = zip(result["questions"], result["before"]["answers"], result["after"]["answers"], strict=True)
     for question, old, new in list(answers)[:3]:
         console.say(f"  {question}\n    before: {_short(old)}\n    after:  {_short(new)}")
@@ -39,12 +44,23 @@ def verdict(result: dict) -> str:
     if math.isclose(before["margin"], after["margin"], abs_tol=1e-6):
         return "Nothing was learned: the model prefers what its base did. Raise --learning_rate or --epochs."
     empty = max(after["empty"], after["repeating"])
-    unwell = f" {100 * empty:.0f} % of its answers are empty or repeat, as the base's were." if empty >= 0.5 else ""
+    unwell = (
+        f" {100 * empty:.0f} % of its answers are empty or repeat, as the base's were."
+        if empty >= 0.5
+        else ""
+    )
     if (after.get("kl") or 0.0) > FAR:
-        unwell += f" Its answers are far from the base's (KL {after['kl']:.0f} nats an answer): read some before you use it."
+        unwell += (
+            f" Its answers are far from the base's (KL {after['kl']:.0f} nats an answer): read some "
+            "before you use it."
+        )
     if result["clearly_better"]:
         return f"Accuracy and margin on held-out pairs are above the base's, intervals apart.{unwell}"
-    advice = "raise --learning_rate or --epochs" if after["margin"] >= before["margin"] else "lower --learning_rate"
+    advice = (
+        "raise --learning_rate or --epochs"
+        if after["margin"] >= before["margin"]
+        else "lower --learning_rate"
+    )
     return f"No clear gain: the intervals before and after overlap ({advice}, or give more pairs).{unwell}"
 
 

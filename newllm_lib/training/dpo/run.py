@@ -1,6 +1,8 @@
-"""From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after, the card.
+"""From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after,
+the card.
 
-Lock, status and the run's folder are `run`'s; resuming, saving and signals `trl_run`'s; the trainer is in `dpo`.
+Lock, status and the run's folder are `run`'s; resuming, saving and signals `trl_run`'s; the trainer is in
+`dpo`.
 """
 
 from __future__ import annotations
@@ -30,22 +32,30 @@ from newllm_lib.training.trl.task import TrlRun
 
 RESULT = "preferences.json"  # in the run: the figures and answers before training and after it
 
+
 def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
     """Train a preference run until done; nothing if it was finished before.
 
     Raises:
-        UsageError: other data, or a base that is not there. NewLLMError: pairs that do not fit, a loss that is no number, or
-            answers that became empty or repeat themselves.
+        UsageError: other data, or a base that is not there. NewLLMError: pairs that do not fit, a loss that
+            is no number, or answers that became empty or repeat themselves.
     """
     _refuse(recipe)
     pairs = load_preferences(recipe)
     job = open_run(recipe, run, device, pairs.fingerprint, "pairs")
     base = prepare_base(recipe, run)
     _check_window(recipe, base.model)
-    encoded = [encode_pairs(split, base.tokenizer, recipe.max_seq_length) for split in (pairs.train, pairs.evaluation)]
+    encoded = [
+        encode_pairs(split, base.tokenizer, recipe.max_seq_length)
+        for split in (pairs.train, pairs.evaluation)
+    ]
     plan_steps(job, len(encoded[0].rows), "pairs")
     trained = is_trained(job)
-    if job.checkpoint and recipe.resume == "auto" and (was_finished or trained and (run.path / RESULT).is_file()):
+    if (
+        job.checkpoint
+        and recipe.resume == "auto"
+        and (was_finished or trained and (run.path / RESULT).is_file())
+    ):
         console.say(f"{run.name} is finished already ({job.checkpoint.name}): nothing to do.")
         return
     begin_run(job)
@@ -63,7 +73,12 @@ def _refuse(recipe: Recipe) -> None:
     UsageError: a key or a loss that preference training does not know.
     """
     losses(recipe.loss_type)
-    for key, default in (("from_run", None), ("weights_dtype", "fp32"), ("optimizer_in_backward", False), ("carry_state", False)):
+    for key, default in (
+        ("from_run", None),
+        ("weights_dtype", "fp32"),
+        ("optimizer_in_backward", False),
+        ("carry_state", False),
+    ):
         if getattr(recipe, key) != default:
             instead = "name the model with --base" if key == "from_run" else "leave it out"
             raise UsageError(f"{key} is not for preference training: {instead}.")
@@ -72,29 +87,34 @@ def _refuse(recipe: Recipe) -> None:
 def _check_window(recipe: Recipe, model) -> None:
     size = window(model)
     if size is not None and recipe.max_seq_length > size:
-        raise UsageError(f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once.")
+        raise UsageError(
+            f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once."
+        )
 
 
 def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: PreparedBase) -> None:
     recipe, device = job.recipe, job.device
     need = preference_needs(recipe, device, base.model.config, base.parameters)
     trained = f"adapters of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights"
-    console.say(f"Run {job.run.path}: DPO on {base.name} ({need['parameters']:,} parameters), training {trained}")
+    console.say(
+        f"Run {job.run.path}: DPO on {base.name} ({need['parameters']:,} parameters), training {trained}"
+    )
     console.say(f"  data: {pairs.description()}")
     for split, name in zip(encoded, ("to train on", "held out"), strict=True):
         if split.summary():
             console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")
     console.say(
-        f"  {job.total_steps:,} steps of {recipe.batch_size} pairs, learning rate {recipe.scaled_learning_rate():.1e}, "
-        f"beta {recipe.beta:g}, on {device.name} in {dtype_of(recipe, device)}; about "
-        f"{need['memory_estimate_gib']:.1f} GiB (an estimate)"
+        f"  {job.total_steps:,} steps of {recipe.batch_size} pairs, learning rate "
+        f"{recipe.scaled_learning_rate():.1e}, beta {recipe.beta:g}, on {device.name} in "
+        f"{dtype_of(recipe, device)}; about {need['memory_estimate_gib']:.1f} GiB (an estimate)"
     )
     if job.checkpoint:
         console.say(f"  Continuing from {job.checkpoint.name}")
 
 
 def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
-    """Measure what was kept (best/, from the disk, as its user will load it), write result and card, and judge.
+    """Measure what was kept (best/, from the disk, as its user will load it), write result and card, and
+    judge.
 
     Raises:
         NewLLMError: the answers of what was kept are empty or repeat themselves.
@@ -108,13 +128,21 @@ def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
     before, last = data.before["figures"], {k.removeprefix("eval_"): v for k, v in evaluations[-1].items()}
     problem = data.problem(after["figures"]) or data.problem(last)
     result = {
-        "base": recipe.base, "data": description, "best_step": best["step"], "before": data.before, "after": after,
-        "clearly_better": clearly_better(before, after["figures"]), "problem": problem,
-        "questions": [pair.question() for pair in data.watched()], "preferred": [pair.chosen for pair in data.watched()],
+        "base": recipe.base,
+        "data": description,
+        "best_step": best["step"],
+        "before": data.before,
+        "after": after,
+        "clearly_better": clearly_better(before, after["figures"]),
+        "problem": problem,
+        "questions": [pair.question() for pair in data.watched()],
+        "preferred": [pair.chosen for pair in data.watched()],
         "shortcuts": shortcuts(data.train.pairs, data.evaluation.pairs),
-    }  # fmt: skip
+    }
     atomic_write_text(run.path / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
     card = write_card(run, recipe, result)
     say_result(result, card)
     if problem:
-        raise NewLLMError(f"Not a success: {problem}. Lower --learning_rate or raise --beta (what was measured: {card}).")
+        raise NewLLMError(
+            f"Not a success: {problem}. Lower --learning_rate or raise --beta (what was measured: {card})."
+        )

@@ -1,9 +1,11 @@
-"""Activation checkpointing, block by block, where the whole batch passes through one block before the next one is touched.
+"""Activation checkpointing, block by block, where the whole batch passes through one block before the next
+one is touched.
 
-A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept until the last of them.
-Here it is cut inside each block instead: the backward pass runs block L over all chunks of sequences, then block L - 1. So a
-block's gradient is whole as soon as that block is done, it can be used and freed at once, and accumulation is exact at no cost in
-memory. Between the passes only the blocks' inputs are kept, on the device or on the host.
+A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept
+until the last of them. Here it is cut inside each block instead: the backward pass runs block L over all
+chunks of sequences, then block L - 1. So a block's gradient is whole as soon as that block is done, it can be
+used and freed at once, and accumulation is exact at no cost in memory. Between the passes only the blocks'
+inputs are kept, on the device or on the host.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class GradientConsumer(Protocol):
 
 @dataclass
 class BlockPasses:
-    """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's gradients are the last
-    ones. `stepper`: who is told of a parameter whose gradient is whole, if anybody.
+    """How the blocks of one model run: `sequences` at a time (None: all). `complete`: this backward's
+    gradients are the last ones. `stepper`: who is told of a parameter whose gradient is whole, if anybody.
     """
 
     sequences: int | None
@@ -58,31 +60,40 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     """
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
-        raise NewLLMError(f"{type(model).__name__} has no list of blocks: gradient_checkpointing must stay off.")
+        raise NewLLMError(
+            f"{type(model).__name__} has no list of blocks: gradient_checkpointing must stay off."
+        )
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
 def checkpoint_blocks(
-    model: nn.Module, sequences: int | None = None, offload: bool = False, compiled: bool = False, graphs: bool = False
+    model: nn.Module,
+    sequences: int | None = None,
+    offload: bool = False,
+    compiled: bool = False,
+    graphs: bool = False,
 ) -> BlockPasses:
-    """From now on a training step keeps only each block's input, and computes the rest again in the backward pass.
+    """From now on a training step keeps only each block's input, and computes the rest again in the backward
+    pass.
 
     Args:
-        sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is the batch's (that
-        of
+        sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is
+        the batch's (that of
             its first argument) are cut, all others are given to each chunk whole.
-        offload: keep the inputs in the host's memory (pinned), fetched ahead of their use. With them gone, a tensor-train head's
-            logits would be most of what is left: they come in smaller blocks.
+        offload: keep the inputs in the host's memory (pinned), fetched ahead of their use. With them gone, a
+            tensor-train head's logits would be most of what is left: they come in smaller blocks.
         compiled: compile the blocks' forward with torch.compile, once for all of them.
-        graphs: replay each block's two passes from CUDA graphs, on a GPU, once parameters are stepped in the backward pass. Only
-            for blocks that draw no random numbers and wait for nothing.
+        graphs: replay each block's two passes from CUDA graphs, on a GPU, once parameters are stepped in the
+            backward pass. Only for blocks that draw no random numbers and wait for nothing.
     """
     device = next(model.parameters()).device
     store = HostStore(device) if offload and device.type == "cuda" else InPlace()
     head = getattr(model, "lm_head", None)
     if offload and isinstance(head, TensorTrainHead):
         head.block_elements = SMALL_HEAD
-    passes = BlockPasses(sequences, store, compiled, BlockGraphs(device) if graphs else None, blocks=find_blocks(model))
+    passes = BlockPasses(
+        sequences, store, compiled, BlockGraphs(device) if graphs else None, blocks=find_blocks(model)
+    )
     for block in passes.blocks:
         inner = torch.compile(block.forward, dynamic=False) if compiled else block.forward
         block.forward = _forward_of(block, inner, passes)
@@ -96,7 +107,9 @@ def _forward_of(block: nn.Module, inner, passes: BlockPasses):
         leaves, structure = tree_flatten((args, kwargs))
         tensors, constants = _split(leaves)
         call = _Call(block, inner, passes, tensors, constants, structure)
-        anchor = torch.zeros((), requires_grad=True)  # the parameters' gradients are wanted even where no input has one
+        anchor = torch.zeros(
+            (), requires_grad=True
+        )  # the parameters' gradients are wanted even where no input has one
         outputs = _CheckpointedBlock.apply(call, anchor, *tensors)
         return tree_unflatten(_joined(outputs, call.output_constants), call.output_structure)
 
@@ -108,7 +121,9 @@ _TENSOR = object()  # stands where a tensor stood
 
 def _split(leaves: list) -> tuple[list[Tensor], list]:
     """The tensors, and the leaves with a mark in each tensor's place."""
-    return [x for x in leaves if isinstance(x, Tensor)], [_TENSOR if isinstance(x, Tensor) else x for x in leaves]
+    return [x for x in leaves if isinstance(x, Tensor)], [
+        _TENSOR if isinstance(x, Tensor) else x for x in leaves
+    ]
 
 
 def _joined(tensors, constants: list) -> list:
@@ -117,15 +132,31 @@ def _joined(tensors, constants: list) -> list:
 
 
 class _Call:
-    """One block's call: its function, its arguments taken apart, and what must be as it was when it runs again."""
+    """One block's call: its function, its arguments taken apart, and what must be as it was when it runs
+    again.
+    """
 
-    def __init__(self, block: nn.Module, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure):
-        self.block, self.inner, self.passes, self.constants, self.structure = block, inner, passes, constants, structure
+    def __init__(
+        self, block: nn.Module, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure
+    ):
+        self.block, self.inner, self.passes, self.constants, self.structure = (
+            block,
+            inner,
+            passes,
+            constants,
+            structure,
+        )
         self.batch, self.device = tensors[0].shape[0], tensors[0].device
         self.cut = [t.ndim > 0 and t.shape[0] == self.batch for t in tensors]
         kind = self.device.type
-        self.autocast = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
-        self.autocast["cache_enabled"] = False  # what a graph casts lies in its own memory, and must not be found by others
+        self.autocast = {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+        }
+        self.autocast["cache_enabled"] = (
+            False  # what a graph casts lies in its own memory, and must not be found by others
+        )
         self.random = _random_state(self.device)
 
     @property
@@ -140,7 +171,9 @@ class _Call:
         return [t[rows] if cut else t for t, cut in zip(tensors, self.cut, strict=True)]
 
     def run(self, tensors: list[Tensor], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The tensors that the block returns for these; computed with other `parameters` than its own, by name, if given."""
+        """The tensors that the block returns for these; computed with other `parameters` than its own, by
+        name, if given.
+        """
         args, kwargs = tree_unflatten(_joined(tensors, self.constants), self.structure)
         with torch.autocast(**self.autocast):
             if parameters is None:
@@ -176,9 +209,13 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
                 continue
-            # Compiled, both runs are one graph with its gradients: another one without them would have to be compiled too.
+            # Compiled, both runs are one graph with its gradients: another one without them would have to be
+            # compiled too.
             with torch.set_grad_enabled(call.passes.compiled):
-                inputs = [t.detach().requires_grad_(w) for t, w in zip(call.part(tensors, rows), wanted, strict=True)]
+                inputs = [
+                    t.detach().requires_grad_(w)
+                    for t, w in zip(call.part(tensors, rows), wanted, strict=True)
+                ]
                 part = [x.detach() for x in call.run(inputs)]
             if not whole:
                 whole = part if len(chunks) == 1 else [_whole(x, call.batch, rows) for x in part]
@@ -186,7 +223,9 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
         ctx.call = call
-        kept = [i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]]  # large and needed once: may go to the host
+        kept = [
+            i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]
+        ]  # large and needed once: may go to the host
         ctx.handles = {i: call.passes.store.put(tensors[i]) for i in kept}
         ctx.save_for_backward(*(None if i in ctx.handles else t for i, t in enumerate(tensors)))
         ctx.mark_non_differentiable(*(x for x in whole if not x.is_floating_point()))
@@ -196,7 +235,10 @@ class _CheckpointedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *upstream):
         call, passes = ctx.call, ctx.call.passes
-        tensors = [passes.store.take(ctx.handles[i]) if i in ctx.handles else t for i, t in enumerate(ctx.saved_tensors)]
+        tensors = [
+            passes.store.take(ctx.handles[i]) if i in ctx.handles else t
+            for i, t in enumerate(ctx.saved_tensors)
+        ]
         gradients: list[Tensor | None] = [None] * len(tensors)
         chunks, was_complete = call.chunks(), passes.complete
         with _random_replay(call):
@@ -204,12 +246,18 @@ class _CheckpointedBlock(torch.autograd.Function):
                 passes.complete = was_complete and number == len(chunks) - 1
                 some = [None if g is None else g[rows] for g in upstream]
                 if call.graphs is not None:
-                    found = call.graphs.backward(call, call.part(tensors, rows), ctx.wanted, some, number == 0, _backward_through)
+                    found = call.graphs.backward(
+                        call, call.part(tensors, rows), ctx.wanted, some, number == 0, _backward_through
+                    )
                 else:
                     found = _backward_through(call, call.part(tensors, rows), ctx.wanted, some)
                 for i, new in enumerate(found):
-                    several = len(chunks) > 1 or call.graphs is not None  # a graph's results are overwritten by the next one's
-                    gradients[i] = _gathered(gradients[i], new, tensors[i], rows if call.cut[i] else None, several)
+                    several = (
+                        len(chunks) > 1 or call.graphs is not None
+                    )  # a graph's results are overwritten by the next one's
+                    gradients[i] = _gathered(
+                        gradients[i], new, tensors[i], rows if call.cut[i] else None, several
+                    )
         if call.graphs is not None and was_complete:
             call.graphs.hand_over(call.block, passes.stepper)
         passes.complete = was_complete
@@ -218,13 +266,15 @@ class _CheckpointedBlock(torch.autograd.Function):
 
 def _whole(part: Tensor, batch: int, rows: slice) -> Tensor:
     if part.ndim == 0 or part.shape[0] != rows.stop - rows.start:
-        raise NewLLMError("A block returned a tensor without a batch dimension: it cannot be run in chunks of sequences.")
+        raise NewLLMError(
+            "A block returned a tensor without a batch dimension: it cannot be run in chunks of sequences."
+        )
     return part.new_empty((batch, *part.shape[1:]))
 
 
 def _backward_through(call: _Call, tensors, wanted, upstream, parameters=None) -> list[Tensor | None]:
-    """Compute the block again with gradients, and send `upstream` through it, into the parameters. Returns the gradients of the
-    tensors that are wanted."""
+    """Compute the block again with gradients, and send `upstream` through it, into the parameters. Returns
+    the gradients of the tensors that are wanted."""
     inputs = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
     with torch.enable_grad():
         outputs = call.run(inputs, parameters)
@@ -234,7 +284,9 @@ def _backward_through(call: _Call, tensors, wanted, upstream, parameters=None) -
     return [x.grad for x in inputs]
 
 
-def _gathered(sofar: Tensor | None, new: Tensor | None, like: Tensor, rows: slice | None, several: bool) -> Tensor | None:
+def _gathered(
+    sofar: Tensor | None, new: Tensor | None, like: Tensor, rows: slice | None, several: bool
+) -> Tensor | None:
     """Gradients of a cut input are put beside each other, those of one that every chunk reads are summed."""
     if new is None or not several:
         return new

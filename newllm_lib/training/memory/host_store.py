@@ -1,4 +1,6 @@
-"""Where activations wait between the forward and the backward pass: in the host's memory, or where they are."""
+"""Where activations wait between the forward and the backward pass: in the host's memory, or where
+they are.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ class InPlace:
 class HostStore:
     """Activations in pinned host memory, copied by a stream of their own beside the computation.
 
-    What was put last is taken first, so taking one starts the fetch of the one put before it. Host buffers are used again in
-    every step.
+    What was put last is taken first, so taking one starts the fetch of the one put before it. Host buffers
+    are used again in every step.
     """
 
     def __init__(self, device: torch.device):
@@ -46,8 +48,9 @@ class HostStore:
         return stored
 
     def _left(self) -> None:
-        """Let go of what was put last, as soon as it is copied. The GPU waits for that, a block later, and not the memory: memory
-        that only the copy's end sets free would be missing while the processor is many blocks ahead of the GPU."""
+        """Let go of what was put last, as soon as it is copied. The GPU waits for that, a block later, and
+        not the memory: memory that only the copy's end sets free would be missing while the processor is many
+        blocks ahead of the GPU."""
         if self.leaving is not None:
             torch.cuda.current_stream(self.device).wait_event(self.leaving[1])
             self.leaving = None
@@ -58,7 +61,9 @@ class HostStore:
         self._fetch(stored)
         self.waiting = [ref for ref in self.waiting if ref() not in (None, stored)]
         torch.cuda.current_stream(self.device).wait_event(stored.arrived)
-        self.free[stored.key].append(stored.host)  # the next copy into it comes after this one, in the same stream
+        self.free[stored.key].append(
+            stored.host
+        )  # the next copy into it comes after this one, in the same stream
         x, stored.on_device = stored.on_device, None
         if self.waiting:
             self._fetch(self.waiting[-1]())
@@ -67,7 +72,9 @@ class HostStore:
     def _fetch(self, stored: _Stored) -> None:
         if stored.on_device is None:
             stored.on_device = torch.empty(stored.host.shape, dtype=stored.host.dtype, device=self.device)
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # who had this memory before is done with it
+            self.stream.wait_stream(
+                torch.cuda.current_stream(self.device)
+            )  # who had this memory before is done with it
             with torch.cuda.stream(self.stream):
                 stored.on_device.copy_(stored.host, non_blocking=True)
             stored.arrived = torch.cuda.Event()

@@ -12,7 +12,9 @@ from newllm_lib.errors import NewLLMError
 
 
 def count_from_here() -> None:
-    """What is reserved at most on the GPU is this run's from now on, not that of an earlier one in the same process."""
+    """What is reserved at most on the GPU is this run's from now on, not that of an earlier one in the same
+    process.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -21,10 +23,12 @@ def count_from_here() -> None:
 def with_smaller_micro_batches(
     micro: int, batch_size: int, unit: str, advice: str, attempt: Callable[[int, bool], None]
 ) -> None:
-    """`attempt(micro, first)`, and after running out of memory again with about half of `micro` (a divisor of the batch).
+    """`attempt(micro, first)`, and after running out of memory again with about half of `micro` (a divisor of
+    the batch).
 
     Args:
-        unit: what a batch holds ("sequences", "pairs"). advice: what to lower when even one at a time does not fit.
+        unit: what a batch holds ("sequences", "pairs"). advice: what to lower when even one at a time does
+        not fit.
     Raises:
         NewLLMError: even one at a time does not fit.
     """
@@ -35,9 +39,12 @@ def with_smaller_micro_batches(
         except torch.OutOfMemoryError as error:
             if micro == 1:
                 raise NewLLMError(
-                    f"The GPU's memory is too small even for one {unit.removesuffix('s')} at a time: {advice}."
+                    f"The GPU's memory is too small even for one {unit.removesuffix('s')} at a time: "
+                    f"{advice}."
                 ) from error
         micro, first = next(n for n in range(micro // 2, 0, -1) if batch_size % n == 0), False
-        console.say(f"  Out of GPU memory: going on with {micro} {unit} at a time (the batch stays {batch_size})")
+        console.say(
+            f"  Out of GPU memory: going on with {micro} {unit} at a time (the batch stays {batch_size})"
+        )
         gc.collect()  # a prepared model holds itself
         torch.cuda.empty_cache()

@@ -1,4 +1,6 @@
-"""From a recipe's memory keys to what they mean for a run: what is refused, how the model is made, how its blocks run."""
+"""From a recipe's memory keys to what they mean for a run: what is refused, how the model is made, how its
+blocks run.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +26,33 @@ def refuse(recipe: Recipe, device: Device) -> None:
     """
     if recipe.weights_dtype == "bf16":
         if recipe.optimizer not in ROUNDED:
-            raise UsageError(f"weights_dtype bf16 loses small steps with {recipe.optimizer}: use one of {', '.join(ROUNDED)}.")
+            raise UsageError(
+                f"weights_dtype bf16 loses small steps with {recipe.optimizer}: use one of "
+                f"{', '.join(ROUNDED)}."
+            )
         if device.dtype == "fp16":
-            raise UsageError(f"weights_dtype bf16: {device.name} has no bf16. Leave it at fp32; adafactor needs least beside it.")
+            raise UsageError(
+                f"weights_dtype bf16: {device.name} has no bf16. Leave it at fp32; adafactor needs least "
+                "beside it."
+            )
         if recipe.dtype in ("fp16", "fp32") and device.torch_device == "cuda":
-            raise UsageError(f"weights_dtype bf16 does not go with dtype {recipe.dtype}: leave dtype at auto.")
-    if recipe.optimizer_in_backward and (recipe.dtype == "fp16" or (recipe.dtype == "auto" and device.dtype == "fp16")):
+            raise UsageError(
+                f"weights_dtype bf16 does not go with dtype {recipe.dtype}: leave dtype at auto."
+            )
+    if recipe.optimizer_in_backward and (
+        recipe.dtype == "fp16" or (recipe.dtype == "auto" and device.dtype == "fp16")
+    ):
         raise UsageError(
-            "optimizer_in_backward does not go with fp16: its loss scaling must see all gradients before the first step. Leave it out "
-            "(micro_batch_size and gradient_checkpointing save memory too), or train in fp32."
+            "optimizer_in_backward does not go with fp16: its loss scaling must see all gradients before the "
+            "first step. Leave it out (micro_batch_size and gradient_checkpointing save memory too), or "
+            "train in fp32."
         )
     small = recipe.micro_batch_size != "auto" and int(recipe.micro_batch_size) < recipe.batch_size
     if recipe.optimizer_in_backward and small and recipe.gradient_checkpointing == "off":
-        raise UsageError("optimizer_in_backward cuts micro-batches inside the blocks: set gradient_checkpointing on or offload.")
+        raise UsageError(
+            "optimizer_in_backward cuts micro-batches inside the blocks: set gradient_checkpointing on or "
+            "offload."
+        )
     if recipe.optimizer == "muon" and recipe.weights_dtype == "bf16" and recipe.momentum_bits == 0:
         raise UsageError("momentum_bits 0 is for adafactor: Muon is its momentum. Use 4, 8 or 32.")
 
@@ -48,11 +64,14 @@ def _refuse_replay(recipe: Recipe) -> None:
     if recipe.lora_rank or recipe.teacher:
         raise UsageError("compile replay is for training without adapters or a teacher: choose on or off.")
     if recipe.optimizer_in_backward and (recipe.dropout or recipe.carry_state):
-        raise UsageError("compile replay with optimizer_in_backward is without dropout or carried state: leave one of them out.")
+        raise UsageError(
+            "compile replay with optimizer_in_backward is without dropout or carried state: leave one of "
+            "them out."
+        )
     if (recipe.gradient_checkpointing == "off") == recipe.optimizer_in_backward:
         raise UsageError(
-            "compile replay goes with gradient_checkpointing off, or with optimizer_in_backward and gradient_checkpointing on or "
-            "offload: change one of the three."
+            "compile replay goes with gradient_checkpointing off, or with optimizer_in_backward and "
+            "gradient_checkpointing on or offload: change one of the three."
         )
 
 
@@ -72,12 +91,15 @@ def _expandable_segments() -> None:
 
 
 def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, how: str) -> BlockPasses | None:
-    """Make the blocks recompute their activations where transformers' own checkpointing does not do. Micro-batches are cut inside
-    them where parameters are stepped in the backward pass, else the loop cuts them.
+    """Make the blocks recompute their activations where transformers' own checkpointing does not do.
+    Micro-batches are cut inside them where parameters are stepped in the backward pass, else the loop cuts
+    them.
 
     how: compiling.compilation's answer.
     """
-    if recipe.gradient_checkpointing == "off" or (recipe.gradient_checkpointing == "on" and not recipe.optimizer_in_backward):
+    if recipe.gradient_checkpointing == "off" or (
+        recipe.gradient_checkpointing == "on" and not recipe.optimizer_in_backward
+    ):
         return None
     inside = micro if recipe.optimizer_in_backward and micro < recipe.batch_size else None
     offload = recipe.gradient_checkpointing == "offload"

@@ -1,9 +1,9 @@
 """The optimizers, and the learning rate's course.
 
-`adamw`: AdamW with decay on matrices only. `muon`: the matrices inside the blocks are stepped by Muon (Jordan et al., 2024,
-kellerjordan.github.io/posts/muon), which makes each update's singular values equal; embeddings, head and vectors by AdamW.
-Those that need less memory stand in `training.lowmem`: `adafactor`, `muon` on bfloat16 weights, and torchao's AdamW in 8 and 4
-bits.
+`adamw`: AdamW with decay on matrices only. `muon`: the matrices inside the blocks are stepped by Muon (Jordan
+et al., 2024, kellerjordan.github.io/posts/muon), which makes each update's singular values equal; embeddings,
+head and vectors by AdamW. Those that need less memory stand in `training.lowmem`: `adafactor`, `muon` on
+bfloat16 weights, and torchao's AdamW in 8 and 4 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from newllm_lib.training.optim.muon import BatchedMuon
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters. It has `step_parameter` where the recipe steps in the backward pass.
+    """The recipe's optimizer over the trainable parameters. It has `step_parameter` where the recipe steps in
+    the backward pass.
 
     Raises:
         UsageError: it needs a package that is not installed.
@@ -56,17 +57,23 @@ def _for_the_rest(groups: list[dict], recipe: Recipe, light: bool) -> torch.opti
         return Adafactor(groups, **common, momentum_bits=recipe.momentum_bits, seed=recipe.seed)
     if recipe.optimizer in ("adamw8bit", "adamw4bit"):
         kind = _torchao(recipe.optimizer)
-        return one_for_each(groups, partial(kind, **common, bf16_stochastic_round=recipe.weights_dtype == "bf16"))
+        return one_for_each(
+            groups, partial(kind, **common, bf16_stochastic_round=recipe.weights_dtype == "bf16")
+        )
     if recipe.optimizer_in_backward:
         return one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
-    return torch.optim.AdamW(groups, **common, fused=recipe.fused_optimizer)  # fused: one kernel for all of them on a GPU
+    return torch.optim.AdamW(
+        groups, **common, fused=recipe.fused_optimizer
+    )  # fused: one kernel for all of them on a GPU
 
 
 def _torchao(name: str):
     try:
         from torchao.optim import AdamW4bit, AdamW8bit
     except ImportError as error:
-        raise UsageError(f"--optimizer {name} needs torchao: `pip install torchao`, or use adafactor instead.") from error
+        raise UsageError(
+            f"--optimizer {name} needs torchao: `pip install torchao`, or use adafactor instead."
+        ) from error
     return {"adamw8bit": AdamW8bit, "adamw4bit": AdamW4bit}[name]
 
 
@@ -78,7 +85,9 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the recipe's schedule to its floor."""
+    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the recipe's schedule to its
+    floor.
+    """
     warmup = recipe.warmup_steps * total if recipe.warmup_steps < 1 else recipe.warmup_steps
     warmup = min(warmup, total / 2)
     if step < warmup:
@@ -96,4 +105,6 @@ def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total: int, recipe: Recipe):
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, recipe))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, total, recipe)
+    )

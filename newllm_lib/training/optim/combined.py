@@ -7,13 +7,17 @@ from torch import Tensor
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizers over disjoint parameters as one: schedulers, gradient scalers and checkpoints see a single list of groups."""
+    """Optimizers over disjoint parameters as one: schedulers, gradient scalers and checkpoints see a single
+    list of groups.
+    """
 
     def __init__(self, parts: dict[str, torch.optim.Optimizer]):
         super().__init__([group for part in parts.values() for group in part.param_groups], {})
         self.parts = parts
         self._share_groups()
-        self._part_of = {p: part for part in parts.values() for group in part.param_groups for p in group["params"]}
+        self._part_of = {
+            p: part for part in parts.values() for group in part.param_groups for p in group["params"]
+        }
 
     def _share_groups(self) -> None:
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
@@ -30,7 +34,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
-        """Step one parameter with its gradient times `scale` (1,): the part that knows how to, or whose only parameter it is."""
+        """Step one parameter with its gradient times `scale` (1,): the part that knows how to, or whose only
+        parameter it is.
+        """
         part = self._part_of[parameter]
         if hasattr(part, "step_parameter"):
             part.step_parameter(parameter, scale)
@@ -61,6 +67,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
 
 def one_for_each(parameter_groups: list[dict], make) -> CombinedOptimizer:
-    """An optimizer for each parameter, so that each can be stepped when its gradient is there. `make(group)` builds one."""
+    """An optimizer for each parameter, so that each can be stepped when its gradient is there. `make(group)`
+    builds one.
+    """
     single = [{**group, "params": [p]} for group in parameter_groups for p in group["params"]]
     return CombinedOptimizer({str(i): make([group]) for i, group in enumerate(single)})

@@ -1,9 +1,10 @@
-"""The optimizer's step inside the backward pass: each parameter is stepped, and its gradient freed, once that gradient is whole.
+"""The optimizer's step inside the backward pass: each parameter is stepped, and its gradient freed, once that
+gradient is whole.
 
-Clipping by the global norm would need all gradients at once. Here every tensor's norm is remembered: while the backward pass goes
-on, the norms of the tensors already seen are this step's and the others are the last step's, and each gradient is scaled down by
-the global norm as it is known at that moment. When the pass ends all norms are this step's, so the norm that is logged is the
-true one, before clipping, in every mode.
+Clipping by the global norm would need all gradients at once. Here every tensor's norm is remembered: while
+the backward pass goes on, the norms of the tensors already seen are this step's and the others are the last
+step's, and each gradient is scaled down by the global norm as it is known at that moment. When the pass ends
+all norms are this step's, so the norm that is logged is the true one, before clipping, in every mode.
 """
 
 from __future__ import annotations
@@ -25,18 +26,23 @@ SMALL = 1 << 17  # elements from which on a gradient is not kept until the backw
 
 
 class OptimizerInBackward:
-    """Hooks on a model's parameters. `optimizer` has `step_parameter(parameter, scale)`, which multiplies the gradient by
-    `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is. It may have
-    `square_norm(parameter)`, the squared norm of the gradient, if it knows that at less cost. `average_` makes a gradient the
-    mean over several processes first.
+    """Hooks on a model's parameters. `optimizer` has `step_parameter(parameter, scale)`, which multiplies the
+    gradient by `scale`, a (1,) float32 tensor; if that is no finite number the parameter stays as it is. It
+    may have `square_norm(parameter)`, the squared norm of the gradient, if it knows that at less cost.
+    `average_` makes a gradient the mean over several processes first.
 
-    Small parameters wait for the end of the pass: their gradients are next to nothing, and so are stepped together.
+    Small parameters wait for the end of the pass: their gradients are next to nothing, and so are stepped
+    together.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer, max_norm: float, passes: BlockPasses | None = None,
+        self,
+        model: nn.Module,
+        optimizer,
+        max_norm: float,
+        passes: BlockPasses | None = None,
         average_: Callable[[Tensor], None] | None = None,
-    ):  # fmt: skip
+    ):
         self.optimizer, self.max_norm, self.passes, self.average_ = optimizer, max_norm, passes, average_
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.index = {p: i for i, p in enumerate(parameters)}
@@ -62,13 +68,15 @@ class OptimizerInBackward:
         if self.average_ is not None:
             self.average_(parameter.grad)
         square = self.optimizer.square_norm(parameter) if self.knows_norms else _square(parameter.grad)
-        self.optimizer.step_parameter(parameter, clip(self.squares, self.index[parameter], square, self.max_norm))
+        self.optimizer.step_parameter(
+            parameter, clip(self.squares, self.index[parameter], square, self.max_norm)
+        )
         parameter.grad = None
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """End a step: the small parameters, and those that several blocks share, are stepped. Returns the gradients' global norm
-        before clipping.
+        """End a step: the small parameters, and those that several blocks share, are stepped. Returns the
+        gradients' global norm before clipping.
         """
         for parameter in self.shared:
             if parameter.grad is not None:
@@ -78,8 +86,14 @@ class OptimizerInBackward:
             if self.average_ is not None:
                 for parameter in late:
                     self.average_(parameter.grad)
-            places = self.late_places[[p.grad is not None for p in self.late]] if len(late) < len(self.late) else self.late_places
-            self.squares[places] = torch.stack(torch._foreach_norm([p.grad for p in late], dtype=torch.float32)).square_()
+            places = (
+                self.late_places[[p.grad is not None for p in self.late]]
+                if len(late) < len(self.late)
+                else self.late_places
+            )
+            self.squares[places] = torch.stack(
+                torch._foreach_norm([p.grad for p in late], dtype=torch.float32)
+            ).square_()
             place = self.index[late[-1]]
             scale = clip(self.squares, place, self.squares[place].clone(), self.max_norm)
             for parameter in late:
@@ -106,7 +120,9 @@ def _square(gradient: Tensor) -> Tensor:
 
 
 def _in_several_blocks(parameters: list[Tensor], passes: BlockPasses | None) -> list[Tensor]:
-    """Parameters that several checkpointed blocks use: each block adds its part of the gradient in a pass of its own."""
+    """Parameters that several checkpointed blocks use: each block adds its part of the gradient in a pass of
+    its own.
+    """
     if passes is None:
         return []
     uses: dict[Tensor, int] = {}

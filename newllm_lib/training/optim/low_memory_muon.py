@@ -1,7 +1,7 @@
 """Muon on bfloat16 weights, with its momentum in 4 or 8 bits.
 
-As torch.optim.Muon steps (Jordan et al., 2024, kellerjordan.github.io/posts/muon), but the momentum is stored in few bits and the
-weights are rounded stochastically.
+As torch.optim.Muon steps (Jordan et al., 2024, kellerjordan.github.io/posts/muon), but the momentum is stored
+in few bits and the weights are rounded stochastically.
 """
 
 from __future__ import annotations
@@ -20,9 +20,20 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
     """For matrices only. momentum_bits: 4, 8 or 32."""
 
     def __init__(
-        self, groups, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, momentum_bits: int = 4, seed: int = 0
+        self,
+        groups,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        momentum_bits: int = 4,
+        seed: int = 0,
     ):
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "momentum_bits": momentum_bits}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "momentum_bits": momentum_bits,
+        }
         super().__init__(groups, defaults, seed)
 
     def new_state(self, parameter: Tensor, group: dict) -> dict:
@@ -31,16 +42,36 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
     def update(self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int) -> None:
         beta, bits = group["momentum"], group["momentum_bits"]
         rows, columns = parameter.shape
-        average = torch.zeros_like(parameter, dtype=torch.float32)  # becomes the new momentum: 0 (1 - 1) + 1 m
+        average = torch.zeros_like(
+            parameter, dtype=torch.float32
+        )  # becomes the new momentum: 0 (1 - 1) + 1 m
         rounded_step_(
-            average, parameter.grad, state["momentum"], None, scale, rate=-1.0, decay=1.0, beta=beta, correction=1.0, bits=bits,
+            average,
+            parameter.grad,
+            state["momentum"],
+            None,
+            scale,
+            rate=-1.0,
+            decay=1.0,
+            beta=beta,
+            correction=1.0,
+            bits=bits,
             seed=seed,
-        )  # fmt: skip
+        )
         direction = average.mul_(beta).add_(parameter.grad * scale, alpha=1 - beta)  # Nesterov's
         wide = direction.nan_to_num_().bfloat16() if rows <= columns else direction.nan_to_num_().bfloat16().T
         made = orthogonal(wide[None], _COEFFICIENTS, _ITERATIONS, _TINY)[0]
         alive = torch.where(scale.isfinite(), 1.0, scale)
         rounded_step_(
-            parameter, made if rows <= columns else made.T, (), None, alive, rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
-            decay=group["lr"] * group["weight_decay"], beta=0.0, correction=1.0, bits=0, seed=seed ^ 0x2545F491,
-        )  # fmt: skip
+            parameter,
+            made if rows <= columns else made.T,
+            (),
+            None,
+            alive,
+            rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
+            decay=group["lr"] * group["weight_decay"],
+            beta=0.0,
+            correction=1.0,
+            bits=0,
+            seed=seed ^ 0x2545F491,
+        )

@@ -1,7 +1,8 @@
 """Muon whose matrices of one shape are stepped together.
 
-torch.optim.Muon steps them one after the other, some 20 small kernels for each: for a small model that takes longer than its
-forward and backward pass. Here each shape is one batch of matrix products. Everything else, the saved state too, is torch's.
+torch.optim.Muon steps them one after the other, some 20 small kernels for each: for a small model that takes
+longer than its forward and backward pass. Here each shape is one batch of matrix products. Everything else,
+the saved state too, is torch's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch.optim.Muon with adjust_lr_fn="original" or None, computed in batches; same state, same update to rounding."""
+    """torch.optim.Muon with adjust_lr_fn="original" or None, computed in batches; same state, same update to
+    rounding.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -49,7 +52,9 @@ def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: l
 
 
 def _move(params: list[Tensor], updates: Tensor, rate) -> None:
-    """Parameters of one shape -= rate * updates (count, rows, columns; the longer side last), in a few kernels."""
+    """Parameters of one shape -= rate * updates (count, rows, columns; the longer side last), in a few
+    kernels.
+    """
     shape = params[0].shape
     # A rate on the device, as in a captured step, is a factor: `alpha` would have to be asked for.
     changes = updates.to(params[0].dtype) * (rate * math.sqrt(max(1, shape[0] / shape[1])))
@@ -65,7 +70,9 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Matrices (batch, rows, columns), rows <= columns, with all singular values near 1, by Newton and Schulz's iteration."""
+    """Matrices (batch, rows, columns), rows <= columns, with all singular values near 1, by Newton and
+    Schulz's iteration.
+    """
     a, b, c = coefficients
     x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(eps)
     for _ in range(steps):

@@ -1,4 +1,6 @@
-"""What the low-memory optimizers share: one parameter stepped at a time, states that keep their dtypes, seeded random bits."""
+"""What the low-memory optimizers share: one parameter stepped at a time, states that keep their dtypes,
+seeded random bits.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ from torch import Tensor
 
 
 class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
-    """What the optimizers here share: a step for one parameter, whole states in checkpoints, random bits that depend only on the
-    seed, the parameter and the step (so a resumed run rounds as the undisturbed one)."""
+    """What the optimizers here share: a step for one parameter, whole states in checkpoints, random bits that
+    depend only on the seed, the parameter and the step (so a resumed run rounds as the undisturbed one)."""
 
     def __init__(self, groups, defaults: dict, seed: int):
         super().__init__(groups, defaults)
         self.seed = seed
-        self._index = {p: (group, i) for i, (group, p) in enumerate((g, p) for g in self.param_groups for p in g["params"])}
+        self._index = {
+            p: (group, i)
+            for i, (group, p) in enumerate((g, p) for g in self.param_groups for p in g["params"])
+        }
         self._scale: Tensor | None = None  # of all gradients in the next step
         self.recorder = None  # lowmem.graphs.Recorder: steps are replayed while gradients lie where they lay
         self._recorded: tuple[list[int], Callable[[], None]] | None = None
@@ -25,10 +30,14 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def clip_norm(self, max_norm: float) -> Tensor:
-        """The gradients' global norm; the next `step` scales them down to `max_norm` as it reads them, which saves a pass."""
+        """The gradients' global norm; the next `step` scales them down to `max_norm` as it reads them, which
+        saves a pass.
+        """
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum().sqrt()
-        self._scale = torch.where(norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), torch.nan).reshape(1)
+        self._scale = torch.where(
+            norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), torch.nan
+        ).reshape(1)
         return norm
 
     @torch.no_grad()
@@ -51,8 +60,8 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Make all states now. Made while a backward pass goes on, they would lie among its activations, with holes left between
-        them for good."""
+        """Make all states now. Made while a backward pass goes on, they would lie among its activations, with
+        holes left between them for good."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._state_of(parameter, group)
@@ -65,7 +74,9 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
-        """Step one parameter with its gradient times `scale` (1,); nothing happens to it if `scale` is no finite number."""
+        """Step one parameter with its gradient times `scale` (1,); nothing happens to it if `scale` is no
+        finite number.
+        """
         group, index = self._index[parameter]
         state = self._state_of(parameter, group)
         state["step"] += 1
@@ -73,14 +84,19 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
         self.update(parameter, state, group, scale, seed)
 
     def square_norm(self, parameter: Tensor) -> Tensor:
-        """The squared norm of its gradient, one float32 element; asked for right before the parameter's step."""
+        """The squared norm of its gradient, one float32 element; asked for right before the
+        parameter's step.
+        """
         return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
 
-    # What changes from step to step, of (group, step): `update`'s `numbers`. None: its steps cannot be recorded.
+    # What changes from step to step, of (group, step): `update`'s `numbers`. None: its steps cannot be
+    # recorded.
     numbers_of: Callable[[dict, int], list[float]] | None = None
 
     def _replay(self, stepped: list[Tensor], scale: Tensor) -> None:
-        """A step of all these, recorded at the second one with the same gradients' places (the first compiles its kernels)."""
+        """A step of all these, recorded at the second one with the same gradients' places (the first compiles
+        its kernels).
+        """
         scale = self._place("scale", scale)
         numbers = {}
         for index, group in enumerate(self.param_groups):
@@ -89,7 +105,9 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
                 raise ValueError("a recorded step wants parameters that have all been stepped equally often")
             if steps:
                 values = self.numbers_of(group, steps.pop())
-                place = self._places.setdefault(f"numbers {index}", torch.empty(len(values), device=scale.device))
+                place = self._places.setdefault(
+                    f"numbers {index}", torch.empty(len(values), device=scale.device)
+                )
                 for i, value in enumerate(values):
                     place[i].fill_(value)  # a copy from the host would wait for the GPU
                 numbers[id(group)] = place
@@ -131,13 +149,17 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
         self._index = {p: (group, self._index[p][1]) for group in self.param_groups for p in group["params"]}
         for index, state in state_dict["state"].items():
             p = parameters[int(index)]
-            self.state[p] = {key: _to(value, p.device, self.state[p].get(key)) for key, value in state.items()}
+            self.state[p] = {
+                key: _to(value, p.device, self.state[p].get(key)) for key, value in state.items()
+            }
 
 
 def _to(value, device: torch.device, place=None):
     """The value on the device; in the tensors of `place`, where it has them already."""
     if isinstance(value, (tuple, list)):
-        places = place if isinstance(place, (tuple, list)) and len(place) == len(value) else [None] * len(value)
+        places = (
+            place if isinstance(place, (tuple, list)) and len(place) == len(value) else [None] * len(value)
+        )
         return tuple(_to(v, device, p) for v, p in zip(value, places, strict=True))
     if not isinstance(value, Tensor):
         return value

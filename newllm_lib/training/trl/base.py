@@ -1,4 +1,6 @@
-"""The model that preference training starts from, as the run keeps it, and its warm start on the preferred answers."""
+"""The model that preference training starts from, as the run keeps it, and its warm start on the preferred
+answers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from newllm_lib.training.trl.arguments import one_gpu, reporters, trainer_argume
 
 @dataclass
 class PreparedBase:
-    """The base model, its tokenizer, what it is called, and whether the run holds it already as it shall be."""
+    """The base model, its tokenizer, what it is called, and whether the run holds it already as it
+    shall be.
+    """
 
     model: torch.nn.Module
     tokenizer: object
@@ -40,7 +44,8 @@ class PreparedBase:
         return sum(p.numel() for p in self.model.parameters())
 
     def warm_start(self, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
-        """Learn the preferred answers, if the recipe says so; then keep the base in the run unless the hub has it.
+        """Learn the preferred answers, if the recipe says so; then keep the base in the run unless the hub
+        has it.
 
         Raises:
             Interrupted: stopped on the way; nothing of it is kept.
@@ -81,15 +86,23 @@ def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, r
     set_seed(recipe.seed)
     steps = max(1, round(recipe.sft_warm_start * len(rows) / recipe.batch_size))
     console.say(
-        f"Warm start: {steps:,} steps of {recipe.batch_size} preferred answers, all {parameters(model):,} parameters, "
-        f"learning rate {recipe.sft_learning_rate:.1e}"
+        f"Warm start: {steps:,} steps of {recipe.batch_size} preferred answers, all {parameters(model):,} "
+        f"parameters, learning rate {recipe.sft_learning_rate:.1e}"
     )
     examples = [
-        {"input_ids": r["prompt_ids"] + r["chosen_ids"], "labels": [-100] * len(r["prompt_ids"]) + r["chosen_ids"]} for r in rows
+        {
+            "input_ids": r["prompt_ids"] + r["chosen_ids"],
+            "labels": [-100] * len(r["prompt_ids"]) + r["chosen_ids"],
+        }
+        for r in rows
     ]
     with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
         values = trainer_arguments(recipe, run, device, folder, steps, recipe.batch_size)
-        own = {"learning_rate": recipe.sft_learning_rate, "warmup_steps": steps // 10, "logging_strategy": "steps"}
+        own = {
+            "learning_rate": recipe.sft_learning_rate,
+            "warmup_steps": steps // 10,
+            "logging_strategy": "steps",
+        }
         trainer = Trainer(
             model=without_dropout(model),
             args=one_gpu(TrainingArguments(**values | own, logging_steps=max(1, steps // 20))),
@@ -101,13 +114,15 @@ def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, r
         trainer.remove_callback(ProgressCallback)
         trainer.train()
     if signals.received is not None:
-        raise Interrupted("Stopped in the warm start, of which nothing is kept: the same command begins it again.")
+        raise Interrupted(
+            "Stopped in the warm start, of which nothing is kept: the same command begins it again."
+        )
     model.eval()
 
 
 class _WarmStartCallback(TrainerCallback):
-    """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), a line every few seconds; the end where a signal came.
-    Nothing is saved on the way."""
+    """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), a line every few seconds; the end
+    where a signal came. Nothing is saved on the way."""
 
     def __init__(self, run: Run, steps: int, signals: Signals):
         self.run, self.signals = run, signals
@@ -115,7 +130,12 @@ class _WarmStartCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            row = {"step": 0, "sft_step": state.global_step, "sft_loss": logs["loss"], "time": round(time.time(), 3)}
+            row = {
+                "step": 0,
+                "sft_step": state.global_step,
+                "sft_loss": logs["loss"],
+                "time": round(time.time(), 3),
+            }
             with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             self.progress.update(state.global_step)

@@ -33,11 +33,22 @@ from newllm_lib.training.memory.peak import count_from_here, with_smaller_micro_
 from newllm_lib.training.mirror_callbacks import plain_unpickling_errors
 from newllm_lib.training.optim.build import build_optimizer, build_scheduler
 from newllm_lib.training.progress import Progress
-from newllm_lib.training.resume import checkpoint_to_resume, free_name, retire_newer_checkpoints, truncate_metrics
+from newllm_lib.training.resume import (
+    checkpoint_to_resume,
+    free_name,
+    retire_newer_checkpoints,
+    truncate_metrics,
+)
 from newllm_lib.training.signals import Signals
 from newllm_lib.training.trl.arguments import reporters, trainer_arguments
 from newllm_lib.training.trl.base import PreparedBase, prepare_base
-from newllm_lib.training.trl.callbacks import EvaluationCallback, FlowCallback, RowsCallback, SealCallback, StatusCallback
+from newllm_lib.training.trl.callbacks import (
+    EvaluationCallback,
+    FlowCallback,
+    RowsCallback,
+    SealCallback,
+    StatusCallback,
+)
 from newllm_lib.training.trl.task import TrlRun, TrlTask
 
 constants.HF_HUB_DISABLE_TELEMETRY = (

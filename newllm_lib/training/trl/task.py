@@ -46,7 +46,8 @@ class TrlTask(ABC):
 
     @abstractmethod
     def build_trainer(self, model, arguments: dict) -> Trainer:
-        """A trainer of TRL's as it is, with the rows of an epoch in its `train_dataset`, prepared by it or by us.
+        """A trainer of TRL's as it is, with the rows of an epoch in its `train_dataset`, prepared by it or by
+        us.
 
         Their order, the optimizer, its schedule and the callbacks are given to it afterwards.
 

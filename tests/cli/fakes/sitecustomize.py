@@ -1,6 +1,8 @@
-"""Put this folder on PYTHONPATH and `newllm` trains nothing: the parts that load torch are replaced by small ones.
+"""Put this folder on PYTHONPATH and `newllm` trains nothing: the parts that load torch are replaced by small
+ones.
 
-What the command line itself does (parse, start, wait, show, stop, exit) runs as it is. FAKE_TRAINING says how training
+What the command line itself does (parse, start, wait, show, stop, exit) runs as it is. FAKE_TRAINING says how
+training
 goes: "steps=3" (the default), "forever", "fail", "crash" or "finished".
 """
 
@@ -16,7 +18,9 @@ from pathlib import Path
 from newllm_lib import console, device, runs
 from newllm_lib.errors import Interrupted, NewLLMError
 
-CPU = device.Device("cpu", "CPU", "cpu", "fp32", "sdpa", "torch", False, False, 8.0, 2, None, {"device": "a test"})
+CPU = device.Device(
+    "cpu", "CPU", "cpu", "fp32", "sdpa", "torch", False, False, 8.0, 2, None, {"device": "a test"}
+)
 device.probe = lambda: CPU
 
 

@@ -1,4 +1,6 @@
-"""Token ids of pairs: in our own chat format, in a tokenizer's template, and as plain turns; what does not fit is counted."""
+"""Token ids of pairs: in our own chat format, in a tokenizer's template, and as plain turns; what does not
+fit is counted.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ def ours():
 @pytest.fixture
 def foreign():
     backend = byte_level_bpe(400, ["<|endoftext|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
 
 
 def test_our_own_models_read_pairs_as_they_read_dialogues(ours):
     row = encode_pairs([pair("old house")], ours, 64).rows[0]
     assert ours.decode(row["prompt_ids"]) == "<|endoftext|><|user|>old house<|end|><|assistant|>"
     assert ours.decode(row["chosen_ids"]) == "yes, it is<|end|>"
-    template = ours.apply_chat_template([{"role": "user", "content": "old house"}], add_generation_prompt=True, tokenize=False)
+    template = ours.apply_chat_template(
+        [{"role": "user", "content": "old house"}], add_generation_prompt=True, tokenize=False
+    )
     assert template == ours.decode(row["prompt_ids"])
 
 

@@ -27,15 +27,19 @@ def facet_of(pair):
     """Which facet the prompt asks for."""
     fact = next(f for f in facts() if f.term == pair.group)
     return fact, next(
-        facet for facet in FACETS
-        for form in ASKED[facet].questions if form.format(term=fact.term, field=fact.field) == pair.question()
-    )  # fmt: skip
+        facet
+        for facet in FACETS
+        for form in ASKED[facet].questions
+        if form.format(term=fact.term, field=fact.field) == pair.question()
+    )
 
 
 def test_over_a_thousand_different_prompts_from_facts_and_question_forms(pairs):
     assert len({pair.prompt for pair in pairs}) == len(pairs) == most_pairs() >= 1500
     assert len(split(pairs, "train")) >= 1000 and len(split(pairs, "evaluation")) >= 300
-    assert len(facts()) >= 100 and len({(f.term, f.what, f.use, f.example, f.caution) for f in facts()}) == len(facts())
+    assert len(facts()) >= 100 and len(
+        {(f.term, f.what, f.use, f.example, f.caution) for f in facts()}
+    ) == len(facts())
     assert sum(len(facet.questions) for facet in ASKED.values()) >= 20
 
 
@@ -108,7 +112,9 @@ def test_the_shortcut_classifiers_find_shortcuts_that_are_there(pairs):
 
 def test_openers_are_drawn_alike_for_both_sides(pairs):
     for opener in filter(None, OPENERS):
-        good, bad = (sum(getattr(p, side).startswith(opener) for p in pairs) for side in ("chosen", "rejected"))
+        good, bad = (
+            sum(getattr(p, side).startswith(opener) for p in pairs) for side in ("chosen", "rejected")
+        )
         assert abs(good - bad) < 0.25 * good
 
 
@@ -127,10 +133,16 @@ def test_the_command_writes_them_as_jsonl(tmp_path, capsys):
     from newllm_lib.cli import main
 
     path = tmp_path / "pairs.jsonl"
-    assert main(["data", "preferences", "--count", "120", "--seed", "3", "--output", str(path), "--json"]) == 0
+    assert (
+        main(["data", "preferences", "--count", "120", "--seed", "3", "--output", str(path), "--json"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == result["pairs"] == 120 and set(result["shortcuts"]) >= {"length", "first_word", "bag_of_words"}
+    assert len(rows) == result["pairs"] == 120 and set(result["shortcuts"]) >= {
+        "length",
+        "first_word",
+        "bag_of_words",
+    }
     assert all({"prompt", "chosen", "rejected", "kind", "group", "split"} <= row.keys() for row in rows)
     first = path.read_bytes()
     assert main(["data", "preferences", "--count", "120", "--seed", "3", "--output", str(path)]) == 0

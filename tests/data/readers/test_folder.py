@@ -19,12 +19,18 @@ def touch(place, *names):
 @pytest.mark.parametrize(
     "name, split",
     [
-        ("train.txt", "train"), ("validation.jsonl", "validation"), ("valid.json", "validation"),
-        ("val.txt", "validation"), ("dev.parquet", "validation"), ("test.txt", "test"), ("Train.TXT", "train"),
-        ("wikitext-2.valid.txt", "validation"), ("my_corpus_test.txt", "test"),
+        ("train.txt", "train"),
+        ("validation.jsonl", "validation"),
+        ("valid.json", "validation"),
+        ("val.txt", "validation"),
+        ("dev.parquet", "validation"),
+        ("test.txt", "test"),
+        ("Train.TXT", "train"),
+        ("wikitext-2.valid.txt", "validation"),
+        ("my_corpus_test.txt", "test"),
         ("train-00000-of-00002.parquet", "train"),
     ],
-)  # fmt: skip
+)
 def test_names_of_splits(tmp_path, name, split):
     touch(tmp_path, name)
     assert {s: [p.name for p in paths] for s, paths in find_files(tmp_path).items()} == {split: [name]}
@@ -33,7 +39,9 @@ def test_names_of_splits(tmp_path, name, split):
 def test_other_files_are_passed_over(tmp_path):
     touch(tmp_path, "train.txt", "README.md", "constrain.txt", "train.txt.gz", "training.txt", "notes.txt")
     (tmp_path / "test.txt").mkdir()
-    assert {s: [p.name for p in paths] for s, paths in find_files(tmp_path).items()} == {"train": ["train.txt"]}
+    assert {s: [p.name for p in paths] for s, paths in find_files(tmp_path).items()} == {
+        "train": ["train.txt"]
+    }
 
 
 def test_shards_are_one_split_in_order(tmp_path):
@@ -55,7 +63,11 @@ def test_two_files_for_one_split_are_named(tmp_path, names):
 def test_missing_empty_and_wrong_folders(tmp_path, recipe, cache):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    for name, says in (("nowhere", "does not exist"), ("empty", "No data files"), ("file", "is a file, not a folder")):
+    for name, says in (
+        ("nowhere", "does not exist"),
+        ("empty", "No data files"),
+        ("file", "is a file, not a folder"),
+    ):
         with pytest.raises(UsageError, match=says) as error:
             prepare(recipe(data_dir=tmp_path / name), cache)
         assert name in str(error.value) and "train.txt" in str(error.value) and "\n" not in str(error.value)
@@ -104,7 +116,9 @@ def test_rows_of_text(tmp_path, kind):
 def test_rows_of_messages(tmp_path, kind):
     chats = dialogues(50)
     records, _ = rows_of(write_rows(tmp_path, kind, [{"messages": c} for c in chats]))
-    assert [r.messages for r in records] == [tuple(Message(m["role"], m["content"]) for m in c) for c in chats]
+    assert [r.messages for r in records] == [
+        tuple(Message(m["role"], m["content"]) for m in c) for c in chats
+    ]
 
 
 def test_json_file_that_holds_json_lines(tmp_path):
@@ -122,11 +136,14 @@ def test_json_is_read_in_pieces(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ('[{"text": "a"}, {"text": ', "near byte 16"), ('[{"text": "a"} {"text": "b"}]', "a , is missing"),
-        ('[{"text": "a"}', "cut off"), ("[1, 2", "cut off"), ('[{"text": "a"}] x', "more after the end"),
+        ('[{"text": "a"}, {"text": ', "near byte 16"),
+        ('[{"text": "a"} {"text": "b"}]', "a , is missing"),
+        ('[{"text": "a"}', "cut off"),
+        ("[1, 2", "cut off"),
+        ('[{"text": "a"}] x', "more after the end"),
         ("hello", "not valid JSON"),
     ],
-)  # fmt: skip
+)
 def test_broken_json_says_where(tmp_path, content, says):
     path = tmp_path / "train.json"
     path.write_text(content)
@@ -138,7 +155,9 @@ def test_broken_json_says_where(tmp_path, content, says):
 def test_truncated_parquet(tmp_path):
     path = write_rows(tmp_path, ".parquet", [{"text": t} for t in paragraphs(50)])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(NewLLMError, match=r"train\.parquet cannot be read as parquet .*is it whole\?") as error:
+    with pytest.raises(
+        NewLLMError, match=r"train\.parquet cannot be read as parquet .*is it whole\?"
+    ) as error:
         rows_of(path)
     assert "\n" not in str(error.value)
 
@@ -147,7 +166,9 @@ def test_a_wrong_schema_names_the_first_row_and_the_right_one(tmp_path):
     for kind in (".jsonl", ".json", ".parquet"):
         (place := tmp_path / kind[1:]).mkdir()
         write_rows(place, kind, [{"question": "a", "answer": "b"}] * 5)
-        with pytest.raises(NewLLMError, match=r"5 of 5 rows.*question, answer.*\"text\".*\"messages\"") as error:
+        with pytest.raises(
+            NewLLMError, match=r"5 of 5 rows.*question, answer.*\"text\".*\"messages\""
+        ) as error:
             list(_source_records(place))
         assert any(where in str(error.value) for where in ("line 1:", "record 1:", "row 1:"))
 
@@ -159,10 +180,19 @@ def _source_records(place, tally=None):
 
 
 BAD_ROWS = [
-    {"text": 3}, {"text": None}, {"messages": "hi"}, {"messages": [{"role": "user"}]}, {"messages": ["x"]},
-    {"messages": [{"role": "robot", "content": "x"}]}, {"messages": [{"role": "user", "content": " "}]},
-    {"other": 1}, ["x"], "x", 1, None,
-]  # fmt: skip
+    {"text": 3},
+    {"text": None},
+    {"messages": "hi"},
+    {"messages": [{"role": "user"}]},
+    {"messages": ["x"]},
+    {"messages": [{"role": "robot", "content": "x"}]},
+    {"messages": [{"role": "user", "content": " "}]},
+    {"other": 1},
+    ["x"],
+    "x",
+    1,
+    None,
+]
 
 
 def test_a_few_bad_rows_are_skipped_and_counted(tmp_path):
@@ -179,7 +209,9 @@ def test_a_few_bad_rows_are_skipped_and_counted(tmp_path):
 
 def test_too_many_bad_rows_stop(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": t} for t in paragraphs(94)] + [{"text": 5}] * 6)
-    with pytest.raises(NewLLMError, match=r"6 of 100 rows are no records; the first: .*line 95: text is of type int"):
+    with pytest.raises(
+        NewLLMError, match=r"6 of 100 rows are no records; the first: .*line 95: text is of type int"
+    ):
         list(_source_records(tmp_path))
 
 

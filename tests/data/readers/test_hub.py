@@ -14,11 +14,15 @@ from tests.data.conftest import byte_level_bpe, dialogues, hub_worker, paragraph
 from tests.hub_server import HubServer
 
 ARTICLE = " = Title {0} = \n \n Über the river {0} . \n \n = = Part = = \n \n {1} \n \n"
-CARD = "---\nconfigs:\n" + "".join(
-    f"- config_name: {config}\n  data_files:\n"
-    + "".join(f"  - split: {s}\n    path: {config}/{s}-*\n" for s in ("test", "train", "validation"))
-    for config in ("wikitext-2-raw-v1", "wikitext-103-raw-v1")
-) + "---\n"
+CARD = (
+    "---\nconfigs:\n"
+    + "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: {config}/{s}-*\n" for s in ("test", "train", "validation"))
+        for config in ("wikitext-2-raw-v1", "wikitext-103-raw-v1")
+    )
+    + "---\n"
+)
 
 
 def wikitext(first: int, count: int) -> str:
@@ -139,9 +143,11 @@ def test_gpt2_by_name(worker, cache):
 
 def test_not_found_gated_and_hidden(worker, cache):
     for data, says in (
-        ("no/such", "is not on the hub, or it is private"), ("me/hidden", "is not on the hub, or it is private"),
-        ("me/closed", "is gated: accept its terms"), ("me/lines@abc", "no such revision"),
-    ):  # fmt: skip
+        ("no/such", "is not on the hub, or it is private"),
+        ("me/hidden", "is not on the hub, or it is private"),
+        ("me/closed", "is gated: accept its terms"),
+        ("me/lines@abc", "no such revision"),
+    ):
         answer = worker(cache, data=data)
         message = one_line(answer)
         assert data.split("@")[0] in message and says in message and "--data_dir" in message
@@ -154,7 +160,9 @@ def test_a_wrong_schema_names_the_columns(worker, cache):
 
 
 @pytest.mark.parametrize("match", ["/api/datasets/me/lines", "GET .*jsonl"])
-@pytest.mark.parametrize("what", [503, 429, "reset", "truncate", ("hang", 1.5)])  # the worker waits a second for an answer
+@pytest.mark.parametrize(
+    "what", [503, 429, "reset", "truncate", ("hang", 1.5)]
+)  # the worker waits a second for an answer
 def test_faults_that_pass(worker, hub, cache, match, what):
     hub.fail(match, what)
     assert sum(worker(cache, data="me/lines")[split][0] for split in SPLITS) == 400

@@ -26,7 +26,11 @@ def test_articles_start_at_their_headings(tmp_path):
 
 
 def test_blank_lines_separate_blocks(tmp_path):
-    assert documents(tmp_path, "\n\none\ntwo\n\n\nthree\n\nfour") == ["\n\none\ntwo\n\n\n", "three\n\n", "four"]
+    assert documents(tmp_path, "\n\none\ntwo\n\n\nthree\n\nfour") == [
+        "\n\none\ntwo\n\n\n",
+        "three\n\n",
+        "four",
+    ]
 
 
 def test_lines_where_there_are_no_blank_lines(tmp_path):
@@ -43,7 +47,20 @@ def test_documents_concatenate_to_the_file(tmp_path, monkeypatch, seed):
     # small limits, so that lines and documents are cut, also within a character of several bytes
     monkeypatch.setattr("newllm_lib.data.readers.textfiles.PIECE", rng.choice([5, 17, 1 << 20]))
     monkeypatch.setattr("newllm_lib.data.readers.textfiles.LONGEST", rng.choice([20, 1 << 20]))
-    parts = ["\n", " \n", " = T = \n", "\n\n", "word ", "東京 ", "ü", "\r\n", " = = S = = \n", "\x00", "\u2028", "𝄞"]
+    parts = [
+        "\n",
+        " \n",
+        " = T = \n",
+        "\n\n",
+        "word ",
+        "東京 ",
+        "ü",
+        "\r\n",
+        " = = S = = \n",
+        "\x00",
+        "\u2028",
+        "𝄞",
+    ]
     text = "".join(rng.choices(parts, k=rng.randint(0, 200)))
     assert "".join(documents(tmp_path, text)) == text
 
@@ -81,7 +98,9 @@ def test_hub_rows_group_like_file_lines(tmp_path):
 
 def test_unreadable_utf8_names_file_byte_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("newllm_lib.data.readers.textfiles.PIECE", 7)
-    with pytest.raises(NewLLMError, match=r"a\.txt is not UTF-8: byte 13 \(0xe9\).*iconv -f CP1252 -t UTF-8") as error:
+    with pytest.raises(
+        NewLLMError, match=r"a\.txt is not UTF-8: byte 13 \(0xe9\).*iconv -f CP1252 -t UTF-8"
+    ) as error:
         documents(tmp_path, "naïve text\n".encode() + b"x\xe9y\n")
     assert "\n" not in str(error.value)
 

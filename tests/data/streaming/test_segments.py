@@ -42,7 +42,9 @@ ENDINGS = {
 def test_lines_are_read_once_wherever_the_file_is_cut(kind, tmp_path, monkeypatch):
     path = tmp_path / "train.jsonl"
     path.write_bytes(ENDINGS[kind].encode())
-    expected = [json.loads(line) for line in ENDINGS[kind].removeprefix("\ufeff").splitlines() if line.strip()]
+    expected = [
+        json.loads(line) for line in ENDINGS[kind].removeprefix("\ufeff").splitlines() if line.strip()
+    ]
     for size in (1, 2, 3, 15, 16, 17, 64, 333, 10_000):
         assert rows_of(path, size, monkeypatch) == expected, size
 
@@ -69,7 +71,9 @@ def test_row_groups_of_parquet_are_read_once(group, tmp_path, monkeypatch):
     rows = [{"messages": m, "prompt_id": "x"} for m in dialogues(60)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
     for size in (50, 1000, 1 << 20):
-        assert [row["messages"] for row in rows_of(path, size, monkeypatch)] == [row["messages"] for row in rows], size
+        assert [row["messages"] for row in rows_of(path, size, monkeypatch)] == [
+            row["messages"] for row in rows
+        ], size
 
 
 def large(folder, monkeypatch, size=3000, head=5):
@@ -80,10 +84,14 @@ def large(folder, monkeypatch, size=3000, head=5):
 
 def test_the_sample_is_spread_over_all_files_and_always_the_same(tmp_path, monkeypatch):
     for shard in range(4):
-        write_jsonl(tmp_path / f"train-0000{shard}-of-00004.jsonl", [{"text": t} for t in paragraphs(60, seed=shard)])
+        write_jsonl(
+            tmp_path / f"train-0000{shard}-of-00004.jsonl", [{"text": t} for t in paragraphs(60, seed=shard)]
+        )
     source = large(tmp_path, monkeypatch, head=12)
     assert source.segments("train") == large(tmp_path, monkeypatch, head=12).segments("train")
-    assert {segment.place for segment in source.sample("train")} == {s.place for s in source.segments("train")}
+    assert {segment.place for segment in source.sample("train")} == {
+        s.place for s in source.segments("train")
+    }
     whole = sorted(r.text for path in sorted(tmp_path.glob("*.jsonl")) for r in read_file(path, RowStats()))
     monkeypatch.setattr(segments, "HEAD", 10**6)
     assert sorted(r.text for r in source.records("train", RowStats())) == whole
@@ -93,7 +101,9 @@ def test_max_samples_are_the_first_and_no_more_is_read(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", [{"text": t} for t in paragraphs(300)])
     source = large(tmp_path, monkeypatch, head=50)
     read = []
-    monkeypatch.setattr(segments, "fetch", lambda segment, reader: read.append(segment) or fetch(segment, reader))
+    monkeypatch.setattr(
+        segments, "fetch", lambda segment, reader: read.append(segment) or fetch(segment, reader)
+    )
     first = [r for _, r in read_splits(source, {"train"}, 20, RowStats())]
     assert len(first) == 20 and len(read) < 5
     assert [r for _, r in read_splits(source, {"train"}, 30, RowStats())][:20] == first

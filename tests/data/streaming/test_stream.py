@@ -1,4 +1,6 @@
-"""Training on a large set while it is prepared: what is learned, and in which order, never depends on the preparation."""
+"""Training on a large set while it is prepared: what is learned, and in which order, never depends on the
+preparation.
+"""
 
 import hashlib
 import itertools
@@ -66,7 +68,10 @@ def prepared(recipe, chats):
 
 def windows(split):
     """Every window of the first pass."""
-    return [split.window(0, number) for number in itertools.takewhile(lambda n: split.members(0, n), itertools.count())]
+    return [
+        split.window(0, number)
+        for number in itertools.takewhile(lambda n: split.members(0, n), itertools.count())
+    ]
 
 
 def learned(split, count, position=0):
@@ -82,7 +87,9 @@ def learned(split, count, position=0):
 
 
 def test_every_turn_of_every_dialogue_is_learned_once_in_a_pass(prepared, chats, cache):
-    """Speaker labels, turns and ends of turns counted in the blocks; none is lost where blocks or segments are cut."""
+    """Speaker labels, turns and ends of turns counted in the blocks; none is lost where blocks or segments
+    are cut.
+    """
     data, made = prepared(cache)
     texts = []
     for number in itertools.count():
@@ -108,12 +115,18 @@ def test_blocks_of_a_window_kept_on_a_device_are_the_same(prepared, cache, devic
     from newllm_lib.data.blocks import StreamedBlocks
 
     data, _ = prepared(cache)
-    mapped, kept = StreamedBlocks(data.train, LENGTH), StreamedBlocks(data.train, LENGTH, torch.device(device))
+    mapped, kept = (
+        StreamedBlocks(data.train, LENGTH),
+        StreamedBlocks(data.train, LENGTH, torch.device(device)),
+    )
     starts = list(itertools.islice(data.train.starts(300, LENGTH), 600))
     assert len({start[:2] for start in starts}) > 1  # a batch may lie in two windows
     for i in range(0, 600, 150):
         one, other = mapped.__getitems__(starts[i : i + 150]), kept.__getitems__(starts[i : i + 150])
-        assert all(torch.equal(one[name], other[name].cpu()) for name in one) and other["labels"].device.type == device
+        assert (
+            all(torch.equal(one[name], other[name].cpu()) for name in one)
+            and other["labels"].device.type == device
+        )
 
 
 def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
@@ -130,8 +143,14 @@ def test_held_out_dialogues_are_nowhere_in_training(prepared, chats, cache):
 def test_dialogues_that_the_sets_own_test_split_holds_too_are_not_trained_on(prepared, chats, cache):
     write_jsonl(chats / "test.jsonl", [{"messages": m} for m in dialogues(30, seed=0)])
     data, _ = prepared(cache)
-    shared = {"".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in talk) for talk in dialogues(30, seed=0)}
-    texts = {text for window in windows(data.train) for text in data.tokenizer.decode(window.ids).split("<|endoftext|>")}
+    shared = {
+        "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in talk) for talk in dialogues(30, seed=0)
+    }
+    texts = {
+        text
+        for window in windows(data.train)
+        for text in data.tokenizer.decode(window.ids).split("<|endoftext|>")
+    }
     assert data.test.documents == 30 and len(texts) > 1000 and not texts & shared
     assert data.train.tally.held_out == 30
 
@@ -174,7 +193,10 @@ def test_max_samples_reads_no_more_than_it_needs(prepared, cache):
     assert sum(np.count_nonzero(window.ids == 0) - 1 for window in windows(data.train)) == 100
     assert data.train.documents == 100
     time.sleep(1)  # time enough for more
-    assert len(list(data.train.path.glob("*/meta.json"))) <= data.train.last + segment_pool.cores() * segment_pool.AHEAD
+    assert (
+        len(list(data.train.path.glob("*/meta.json")))
+        <= data.train.last + segment_pool.cores() * segment_pool.AHEAD
+    )
     more, _ = prepared(cache, max_samples=150)
     assert sum(np.count_nonzero(window.ids == 0) - 1 for window in windows(more.train)) == 150
     learned(data.train, 3000)  # passes over the 100 again and again
@@ -231,9 +253,11 @@ def packed_bytes(cache: Path) -> dict:
 def test_a_preparation_killed_at_any_moment_goes_on_and_gives_the_same_bytes(chats, tmp_path):
     def start(cache):
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(chats), str(cache)], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", SCRIPT, str(chats), str(cache)],
+            stdout=subprocess.PIPE,
+            text=True,
             cwd=Path(__file__).parents[3],
-        )  # fmt: skip
+        )
 
     killed = tmp_path / "killed"
     process = start(killed)
@@ -245,7 +269,9 @@ def test_a_preparation_killed_at_any_moment_goes_on_and_gives_the_same_bytes(cha
     left = {path: path.stat().st_mtime_ns for path in killed.glob("streams/*/*/meta.json")}
     process = start(killed)
     assert "done" in process.communicate(timeout=60)[0]
-    assert all(path.stat().st_mtime_ns == when for path, when in left.items())  # what was done was not done again
+    assert all(
+        path.stat().st_mtime_ns == when for path, when in left.items()
+    )  # what was done was not done again
     whole = start(tmp_path / "whole")
     assert "done" in whole.communicate(timeout=60)[0]
     assert packed_bytes(killed) == packed_bytes(tmp_path / "whole") and len(left) >= 9
@@ -277,8 +303,8 @@ def test_a_process_that_dies_is_said_and_replaced(prepared, cache):
 
 
 def test_files_of_the_current_folder_are_never_run(prepared, cache, tmp_path, monkeypatch):
-    """Not where Python was started with -m (its folder stands on sys.path), nor in a notebook (an empty entry), nor by an empty
-    entry of PYTHONPATH."""
+    """Not where Python was started with -m (its folder stands on sys.path), nor in a notebook (an empty
+    entry), nor by an empty entry of PYTHONPATH."""
     here = tmp_path / "mine"
     here.mkdir()
     for name in ("calendar", "random", "tokenizers"):
@@ -303,7 +329,10 @@ def test_bad_rows_are_skipped_and_counted_and_too_many_stop_it(recipe, tmp_path,
         windows(data.train)
     finally:
         data.close()
-    assert data.train.tally.reasons == {"not valid JSON": 20, "a role that is none of user, assistant, system": 20}
+    assert data.train.tally.reasons == {
+        "not valid JSON": 20,
+        "a role that is none of user, assistant, system": 20,
+    }
     said = capsys.readouterr().out
     assert "40 rows skipped (20 × " in said and "the first at" in said and "train.jsonl, byte " in said
 
@@ -322,7 +351,9 @@ def test_too_many_bad_rows_late_in_the_set_stop_it(recipe, tmp_path, cache, smal
     (place / "train.jsonl").write_text("\n".join(lines))
     data = prepare(recipe(data_dir=place, streaming="on"), cache)
     try:
-        with pytest.raises(NewLLMError, match=r"are no records; the first: .*train.jsonl, byte [\d,]+: not valid JSON") as error:
+        with pytest.raises(
+            NewLLMError, match=r"are no records; the first: .*train.jsonl, byte [\d,]+: not valid JSON"
+        ) as error:
             windows(data.train)
     finally:
         data.close()

@@ -30,14 +30,19 @@ def hub(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     for shard in range(3):
         (root / SET).mkdir(parents=True, exist_ok=True)
-        write_jsonl(root / SET / f"train_{shard}.jsonl", [{"id": str(i), "data": t} for i, t in enumerate(talks()[shard::3])])
+        write_jsonl(
+            root / SET / f"train_{shard}.jsonl",
+            [{"id": str(i), "data": t} for i, t in enumerate(talks()[shard::3])],
+        )
     odd = root / "datasets/me/odd"
     odd.mkdir()
     write_jsonl(odd / "train.jsonl", [{"question": t} for t in paragraphs(300)])
     late = root / "datasets/me/late"
     late.mkdir()
     lines = [json.dumps({"data": t}) for t in talks()]
-    (late / "train.jsonl").write_text("\n".join(line if i < 100 else "{" * len(line) for i, line in enumerate(lines)))
+    (late / "train.jsonl").write_text(
+        "\n".join(line if i < 100 else "{" * len(line) for i, line in enumerate(lines))
+    )
     with HubServer(root) as server:
         server._server.RequestHandlerClass = Remembering
         server.old_commit = None
@@ -52,7 +57,9 @@ def worker(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(worker, tmp_path_factory):
-    """The answer without any fault, and a cache that holds the tokenizer and the held-out splits, but no segment."""
+    """The answer without any fault, and a cache that holds the tokenizer and the held-out splits, but no
+    segment.
+    """
     cache = tmp_path_factory.mktemp("cache")
     answer = worker(cache)
     assert "error" not in answer, answer
@@ -99,7 +106,9 @@ def test_faults_that_pass_at_the_start(tmp_path, whole, hub, worker):
     hub.forgive()
 
 
-@pytest.mark.parametrize("what, says", [(404, "is not on the hub, or it is private (404)"), (403, "is gated: accept its terms")])
+@pytest.mark.parametrize(
+    "what, says", [(404, "is not on the hub, or it is private (404)"), (403, "is gated: accept its terms")]
+)
 def test_faults_that_stay_while_packing(what, says, begun, hub, worker):
     hub.fail("GET .*train_1.jsonl", what, times=10**6)
     answer = worker(begun)

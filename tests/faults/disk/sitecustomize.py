@@ -1,6 +1,8 @@
-"""Put this folder on PYTHONPATH and writing below FAULTY_FOLDER goes wrong as the file FAULT says, from one write to the next.
+"""Put this folder on PYTHONPATH and writing below FAULTY_FOLDER goes wrong as the file FAULT says, from one
+write to the next.
 
-full, read-only, gone, slow, stuck, partial (half of what was written arrives) or wrong (another byte); empty: all is well.
+full, read-only, gone, slow, stuck, partial (half of what was written arrives) or wrong (another byte); empty:
+all is well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The key `deterministic`: torch's algorithms while a run trains, and only then; on a GPU a killed run goes on bit by bit."""
+"""The key `deterministic`: torch's algorithms while a run trains, and only then; on a GPU a killed run goes
+on bit by bit.
+"""
 
 import json
 import os
@@ -39,13 +41,18 @@ def curve(run):
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_phase7_small_killed_on_a_gpu_goes_on_as_if_nothing_had_happened(tmp_path):
-    """Bit by bit with deterministic kernels. Without, two runs drift apart by themselves: what the killed run had logged after
-    its last checkpoint, it logs again within 1e-3, and it stays near the one that was not disturbed."""
-    steps = "--max_steps 40 --save_steps 10 --logging_steps 1 --compile off --force true --sample_tokens 0".split()
+    """Bit by bit with deterministic kernels. Without, two runs drift apart by themselves: what the killed run
+    had logged after its last checkpoint, it logs again within 1e-3, and it stays near the one that was not
+    disturbed."""
+    steps = (
+        "--max_steps 40 --save_steps 10 --logging_steps 1 --compile off --force true --sample_tokens 0"
+    ).split()
     command = [sys.executable, "-m", "newllm_lib", "train", "phase7_small", *steps]
 
     def start(name, *more):
-        return subprocess.Popen([*command, "--output_dir", str(tmp_path / name), *more], stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [*command, "--output_dir", str(tmp_path / name), *more], stdout=subprocess.DEVNULL
+        )
 
     modes = {"exact": ["--deterministic", "true"], "fast": []}
     whole = [start(f"{mode}-whole", *keys) for mode, keys in modes.items()]
@@ -63,11 +70,22 @@ def test_phase7_small_killed_on_a_gpu_goes_on_as_if_nothing_had_happened(tmp_pat
     again = [start(f"{mode}-killed", *keys) for mode, keys in modes.items()]
     assert [process.wait() for process in (*whole, *again)] == [0] * 4
     for mode in modes:
-        one, other = (torch.tensor(curve(tmp_path / f"{mode}-{end}"), dtype=torch.float64) for end in ("whole", "killed"))
+        one, other = (
+            torch.tensor(curve(tmp_path / f"{mode}-{end}"), dtype=torch.float64)
+            for end in ("whole", "killed")
+        )
         assert one.shape == other.shape == (40, 3)
-        twice = torch.tensor(before[mode], dtype=torch.float64)  # its last steps came after the checkpoint, and were lost
+        twice = torch.tensor(
+            before[mode], dtype=torch.float64
+        )  # its last steps came after the checkpoint, and were lost
         again = other[: len(twice)]
-        print(mode, "largest difference", float((one - other).abs().max()), "and to itself", float((twice - again).abs().max()))
+        print(
+            mode,
+            "largest difference",
+            float((one - other).abs().max()),
+            "and to itself",
+            float((twice - again).abs().max()),
+        )
         if mode == "exact":
             assert torch.equal(other, one) and torch.equal(again, twice)
         else:

@@ -1,4 +1,6 @@
-"""Passes recorded and replayed do what the passes do: on a processor, where a recording is the function itself, and on a GPU."""
+"""Passes recorded and replayed do what the passes do: on a processor, where a recording is the function
+itself, and on a GPU.
+"""
 
 import copy
 
@@ -19,8 +21,19 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def phase7(device):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "context_dim": 64, "mlp_size": 128, "num_layers": 3, "num_heads": 2, "attention_window": 8}
-    return build_model(load_recipe("phase7_small", {**sizes, "htt_rank": 8, "sized_for": "cpu"}), 60).to(device).train()
+    sizes = {
+        "hidden_size": 64,
+        "context_dim": 64,
+        "mlp_size": 128,
+        "num_layers": 3,
+        "num_heads": 2,
+        "attention_window": 8,
+    }
+    return (
+        build_model(load_recipe("phase7_small", {**sizes, "htt_rank": 8, "sized_for": "cpu"}), 60)
+        .to(device)
+        .train()
+    )
 
 
 def batches(device, count=3, sequences=7):
@@ -30,8 +43,13 @@ def batches(device, count=3, sequences=7):
 
 def trained(m, graphs, sequences, optimizer="adafactor"):
     """Losses and norms of some steps in the backward pass."""
-    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
-    hooks = OptimizerInBackward(m, build_optimizer(m, recipe), 0.5, checkpoint_blocks(m, sequences, graphs=graphs))
+    recipe = load_recipe(
+        "demo",
+        {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32},
+    )
+    hooks = OptimizerInBackward(
+        m, build_optimizer(m, recipe), 0.5, checkpoint_blocks(m, sequences, graphs=graphs)
+    )
     found = []
     for ids in batches(next(m.parameters()).device):
         loss = m(ids, labels=ids, use_cache=False).loss
@@ -42,7 +60,9 @@ def trained(m, graphs, sequences, optimizer="adafactor"):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "sequences"), [("phase7", 3), ("phase7", None), ("llama", 2), ("new_llm", 4)])
+@pytest.mark.parametrize(
+    ("name", "sequences"), [("phase7", 3), ("phase7", None), ("llama", 2), ("new_llm", 4)]
+)
 def test_block_by_block_in_the_backward_pass(device, name, sequences):
     plain = phase7(device) if name == "phase7" else model(name).to(device)
     again = copy.deepcopy(plain)
@@ -81,21 +101,28 @@ def test_a_whole_step_accumulates_over_micro_batches_and_begins_again(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bits", [0, 32])
 def test_a_recorded_step_is_the_step_with_the_rate_it_has_by_then(device, bits):
-    """Rates, corrections and seeds change from step to step; a recording must not keep those it was made with."""
+    """Rates, corrections and seeds change from step to step; a recording must not keep those it was made
+    with.
+    """
     torch.manual_seed(0)
     shapes = (130, 140), (200, 128), (7,), (3, 5)
     plain = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
     again = [p.detach().clone().requires_grad_() for p in plain]
     pair = []
     for parameters in (plain, again):
-        groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
+        groups = [
+            {"params": parameters[:2], "weight_decay": 0.1},
+            {"params": parameters[2:], "weight_decay": 0.0},
+        ]
         pair.append(Adafactor(groups, lr=0.01, momentum_bits=bits))
     pair[1].recorder = Recorder(torch.device(device))
     for number in range(5):
         norms = []
         for optimizer, parameters in zip(pair, (plain, again), strict=True):
             for i, p in enumerate(parameters):
-                gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * number + i)).to(device)
+                gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * number + i)).to(
+                    device
+                )
                 p.grad = gradient if p.grad is None else p.grad.copy_(gradient)  # where it lay
             for group in optimizer.param_groups:
                 group["lr"] = 0.01 / (1 + number)

@@ -18,14 +18,18 @@ IDS = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(params=["at once", "at the end"], autouse=True)
 def when_small_parameters_step(request, monkeypatch):
-    """All parameters here are small: they are stepped in the backward pass like large ones, or wait for its end."""
+    """All parameters here are small: they are stepped in the backward pass like large ones, or wait for its
+    end.
+    """
     if request.param == "at once":
         monkeypatch.setattr(in_backward, "SMALL", 0)
 
 
 def build(optimizer="adafactor", max_norm=0.0, sequences=None, source=None, **changes):
     m = copy.deepcopy(source) if source is not None else model("new_llm")
-    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", **changes})
+    recipe = load_recipe(
+        "demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", **changes}
+    )
     passes = checkpoint_blocks(m, sequences)
     return m, OptimizerInBackward(m, build_optimizer(m, recipe), max_norm, passes)
 
@@ -39,7 +43,10 @@ def backward(m):
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_steps_are_those_after_the_backward_pass(optimizer):
     source = model("new_llm")
-    recipe = load_recipe("demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32})
+    recipe = load_recipe(
+        "demo",
+        {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", "momentum_bits": 32},
+    )
     after = copy.deepcopy(source)
     stepper = build_optimizer(after, recipe)
     inside, hooks = build(optimizer, sequences=2, source=source, momentum_bits=32)
@@ -60,7 +67,10 @@ def test_a_gradient_far_over_the_limit_is_scaled_down_to_it():
     m, hooks = build(max_norm=0.01)
     seen = {}
     step = hooks.optimizer.step_parameter
-    hooks.optimizer.step_parameter = lambda p, scale: (seen.__setitem__(p, (p.grad.clone(), float(scale))), step(p, scale))
+    hooks.optimizer.step_parameter = lambda p, scale: (
+        seen.__setitem__(p, (p.grad.clone(), float(scale))),
+        step(p, scale),
+    )
     for _ in range(2):  # from the second step on the norms of the tensors to come are known
         backward(m)
         norm = float(hooks.finish())

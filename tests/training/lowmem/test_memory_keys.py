@@ -1,4 +1,6 @@
-"""The recipe's memory keys, through a whole training: what they change, what they refuse, and that a run goes on exactly."""
+"""The recipe's memory keys, through a whole training: what they change, what they refuse, and that a run goes
+on exactly.
+"""
 
 import json
 import os
@@ -19,20 +21,36 @@ from tests.helpers.loading import load_run
 from tests.training.small_runs import curve
 
 LIGHT = {
-    "weights_dtype": "bf16", "optimizer": "adafactor", "optimizer_in_backward": True, "gradient_checkpointing": "offload",
+    "weights_dtype": "bf16",
+    "optimizer": "adafactor",
+    "optimizer_in_backward": True,
+    "gradient_checkpointing": "offload",
     "micro_batch_size": 2,
-}  # fmt: skip
+}
 
 
 def recipe(folder, name="run", **changes):
     return load_recipe(
         "demo",
         {
-            "sized_for": "cpu", "data_dir": str(folder / "text"), "vocab_size": 300, "max_seq_length": 16, "batch_size": 4,
-            "hidden_size": 128, "context_dim": 128, "mlp_size": 128, "num_layers": 1, "epochs": 1, "max_steps": 12,
-            "logging_steps": 1, "output_dir": str(folder / name), "dropout": 0.1, "carry_state": False, **changes,
+            "sized_for": "cpu",
+            "data_dir": str(folder / "text"),
+            "vocab_size": 300,
+            "max_seq_length": 16,
+            "batch_size": 4,
+            "hidden_size": 128,
+            "context_dim": 128,
+            "mlp_size": 128,
+            "num_layers": 1,
+            "epochs": 1,
+            "max_steps": 12,
+            "logging_steps": 1,
+            "output_dir": str(folder / name),
+            "dropout": 0.1,
+            "carry_state": False,
+            **changes,
         },
-    )  # fmt: skip
+    )
 
 
 def losses(run):
@@ -46,20 +64,29 @@ def test_checkpointing_changes_nothing_but_memory(folder):
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
 def test_light_training_follows_the_heavy_one_and_saves_half_the_bytes(folder, optimizer):
-    heavy = train(recipe(folder, "heavy", dropout=0.0, optimizer="adamw" if optimizer == "adafactor" else optimizer))
+    heavy = train(
+        recipe(folder, "heavy", dropout=0.0, optimizer="adamw" if optimizer == "adafactor" else optimizer)
+    )
     light = train(recipe(folder, "light", dropout=0.0, **{**LIGHT, "optimizer": optimizer}))
     torch.testing.assert_close(losses(light), losses(heavy), rtol=0.05, atol=0.0)
-    norms = [torch.tensor([row["grad_norm"] for row in curve(run) if "loss" in row]) for run in (heavy, light)]
+    norms = [
+        torch.tensor([row["grad_norm"] for row in curve(run) if "loss" in row]) for run in (heavy, light)
+    ]
     assert (norms[1][0] / norms[0][0]) == pytest.approx(1.0, rel=0.02)
     with safe_open(light.latest_checkpoint() / "model.safetensors", "pt") as weights:
-        kinds = {(len(weights.get_slice(k).get_shape()) > 1, weights.get_slice(k).get_dtype()) for k in weights.keys()}  # noqa: SIM118
+        kinds = {
+            (len(weights.get_slice(k).get_shape()) > 1, weights.get_slice(k).get_dtype())
+            for k in weights.keys()
+        }  # noqa: SIM118
     assert kinds == {(True, "BF16"), (False, "F32")}
     assert next(load_run(light)[0].parameters()).isfinite().all()
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
 def test_a_stopped_light_run_goes_on_bit_by_bit(folder, monkeypatch, optimizer):
-    """Rounding, quantised states, dropout and the norms that clip the next step: all as if nothing had happened."""
+    """Rounding, quantised states, dropout and the norms that clip the next step: all as if nothing had
+    happened.
+    """
     keys = {**LIGHT, "optimizer": optimizer, "max_grad_norm": 0.5}
     if optimizer == "muon":
         monkeypatch.setattr(strategies, "SHARD", "100KB")  # a large model's weights are in several files
@@ -96,7 +123,9 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
     for changes, words in ((LIGHT, "has no bf16"), ({"optimizer_in_backward": True}, "loss scaling")):
         with pytest.raises(UsageError, match=words):
             refuse(recipe(folder, **changes), probe())
-    refuse(recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe())  # what a T4 can have
+    refuse(
+        recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe()
+    )  # what a T4 can have
 
 
 @pytest.mark.slow  # torchao compiles its step: minutes on two cores
@@ -110,7 +139,8 @@ def test_torchaos_optimizers_train(folder, optimizer):
 def test_the_guides_log_line_and_file_in_every_mode(folder, capsys):
     """The norm is the true one, before clipping, also where gradients never stood side by side."""
     line = re.compile(
-        r"Step {1,6}\d+ \| Loss: \d+\.\d{4} \| PPL: \d+\.\d\d \| LR: \d\.\d\de-\d\d \| Grad: \d+\.\d{3} \| Time: \d+\.\d\ds"
+        r"Step {1,6}\d+ \| Loss: \d+\.\d{4} \| PPL: \d+\.\d\d \| LR: \d\.\d\de-\d\d \| Grad: \d+\.\d{3} \| "
+        r"Time: \d+\.\d\ds"
     )
     for name, keys in (("heavy", {}), ("light", LIGHT)):
         run = train(recipe(folder, name, log_style="steps", max_steps=4, max_grad_norm=0.01, **keys))

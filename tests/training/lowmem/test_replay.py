@@ -29,24 +29,35 @@ def test_a_replayed_run_is_the_run(folder, monkeypatch, keys):
     assert rows[0]["loss"] == pytest.approx(others[0]["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("keys", [{}, {"carry_state": True, "dropout": 0.1}, {"micro_batch_size": 2, "dropout": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "keys", [{}, {"carry_state": True, "dropout": 0.1}, {"micro_batch_size": 2, "dropout": 0.1}], ids=str
+)
 def test_a_replayed_new_llm_is_the_run_to_the_last_digit(folder, monkeypatch, keys):
-    """Dropout and a carried state too: nothing is drawn for a recording, and a run goes on as if it had not been stopped."""
+    """Dropout and a carried state too: nothing is drawn for a recording, and a run goes on as if it had not
+    been stopped.
+    """
     keys = {"optimizer": "adamw", "max_steps": 6, "save_steps": 3, "keep_checkpoints": 9, **keys}
     plain = train(recipe(folder, "plain", **keys))
     monkeypatch.setattr(build_model, "compilation", lambda *_: "replay")
     again = train(recipe(folder, "again", **keys))
-    assert [row["loss"] for row in curve(again) if "loss" in row] == [row["loss"] for row in curve(plain) if "loss" in row]
+    assert [row["loss"] for row in curve(again) if "loss" in row] == [
+        row["loss"] for row in curve(plain) if "loss" in row
+    ]
     shutil.rmtree(again.path / "checkpoint-6")
     again = train(recipe(folder, "again", **keys))  # from checkpoint-3
-    assert [row["loss"] for row in curve(again) if "loss" in row] == [row["loss"] for row in curve(plain) if "loss" in row]
+    assert [row["loss"] for row in curve(again) if "loss" in row] == [
+        row["loss"] for row in curve(plain) if "loss" in row
+    ]
 
 
 def test_what_cannot_be_replayed_is_refused(folder, monkeypatch):
     for changes, words in (
         ({**LIGHT, "dropout": 0.1}, "without dropout or carried"),
         ({**LIGHT, "dropout": 0.0, "carry_state": True}, "carried state"),
-        ({**LIGHT, "dropout": 0.0, "gradient_checkpointing": "off", "micro_batch_size": 4}, "goes with gradient_checkpointing"),
+        (
+            {**LIGHT, "dropout": 0.0, "gradient_checkpointing": "off", "micro_batch_size": 4},
+            "goes with gradient_checkpointing",
+        ),
         ({**MANIFEST, "dropout": 0.0, "gradient_checkpointing": "on"}, "goes with gradient_checkpointing"),
         ({"compile": "replay", "model": "new_llm", "lora_rank": 2}, "without adapters"),
     ):
