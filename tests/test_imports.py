@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 # Each room may use itself and those in the rows above it.
 FLOORS = (
-    ("errors", "installing", "importing"),
+    ("errors", "pip_report", "preload"),
     ("console", "device"),
     ("runs",),
     ("recipe",),
@@ -20,7 +20,9 @@ FLOORS = (
     ("layers",),
     ("models", "data"),
     ("checkpoints",),
+    ("generation",),
     ("evaluation",),
+    ("export",),
     ("training",),
     ("colab", "cli"),
     ("__main__",),
