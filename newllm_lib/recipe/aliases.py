@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from newllm_lib.errors import UsageError
 
-# aliases: filled in by the rename
-_RENAMED: dict[str, str] = {}  # older name: today's
+_RENAMED = {"step_in_backward": "optimizer_in_backward"}  # a key's name in version 0.1.0: today's
 _MEMORY = "a memory of words"
 _GONE = {  # a key that is gone: what it was for, and the value at which it did nothing (None: each)
     "word_memory": (_MEMORY, 0),
