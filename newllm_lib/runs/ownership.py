@@ -275,7 +275,7 @@ def _judge(folder: Path, what: str | None) -> Callable[[str], bool]:
 
 
 def manifest_path(folder: Path) -> Path:
-    """Where a finished folder's manifest lies, under the name of the version that wrote it (else: would lie)."""
+    """Where a finished folder's manifest lies (or would), by the name that its version gave it."""
     return next((folder / name for name in MANIFESTS if (folder / name).is_file()), folder / MANIFEST)
 
 
