@@ -309,7 +309,7 @@ def _trained_by_the_library(trial: Trial, keys: dict, places: dict[str, Path]) -
     """`newllm train`, then `newllm evaluate --checkpoint last` (its "best" would be chosen on text that may
     have been learned)."""
     from benchmarks.peers import sized_recipe
-    from newllm_lib.evaluation.evaluate_run import evaluate_run
+    from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
     from newllm_lib.training import train
     from newllm_lib.training.model_config import count_parameters, model_config
 
@@ -317,9 +317,13 @@ def _trained_by_the_library(trial: Trial, keys: dict, places: dict[str, Path]) -
     began = time.monotonic()
     run = train(recipe)
     seconds = time.monotonic() - began
-    found = {split: evaluate_run(run, split, which="last") for split in ("validation", "test")}
+    found = {
+        split: evaluate_run(run, EvaluationData(split), which="last") for split in ("validation", "test")
+    }
     if trial.final:
-        found["test_less_longest"] = evaluate_run(run, "test", data_dir=places[LESS_LONGEST], which="last")
+        found["test_less_longest"] = evaluate_run(
+            run, EvaluationData("test", data_dir=places[LESS_LONGEST]), which="last"
+        )
     parameters = count_parameters(model_config(recipe, found["test"]["vocab_size"]))
     steps = max(row["step"] for row in run.metrics())
     about = {"seconds": seconds, "steps": steps, "parameters": parameters}

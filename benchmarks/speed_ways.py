@@ -244,7 +244,7 @@ def _seed(name: str, vocabulary: int, length: int):
 
     def recipe(mlp_size: int):
         one = {"recurrence": "sequential", "num_layers": 1, "hidden_size": 256, "context_dim": 256}
-        one |= {"sized_for": "cpu", "tie_embeddings": False, "dropout": 0.0, "mlp_size": mlp_size}
+        one |= {"sized_for": "cpu", "dropout": 0.0, "mlp_size": mlp_size}
         return load_recipe("demo", one)
 
     size = 1024

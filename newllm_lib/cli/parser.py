@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from dataclasses import fields
+from types import ModuleType
 
 from newllm_lib import __version__
 from newllm_lib.cli import about, bench, data, expand, results, training
@@ -81,14 +82,7 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
     found = bench.open_benchmark(argv[1:])
     if found is None:
         return None
-    name, module = found
-    parser = _Parser(
-        prog=f"newllm bench {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _common_flags(parser, module.main)
-    module.add_arguments(parser)
+    parser = benchmark_parser(*found)
     try:
         arguments, unknown = parser.parse_known_args(bench.underscored(argv[2:]))
     except SystemExit:  # only after help
@@ -96,7 +90,20 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
     if unknown:
         _refuse(unknown, parser)
     bench.check_outputs(arguments)
+    arguments.command = "bench"
     return arguments
+
+
+def benchmark_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of one benchmark, whose module brings its flags."""
+    parser = _Parser(
+        prog=f"newllm bench {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common_flags(parser, module.main)
+    module.add_arguments(parser)
+    return parser
 
 
 def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:

@@ -1,7 +1,7 @@
-"""What a run is worth: figures on held-out text, baselines, comparison, completion and chat, speed.
+"""What a run is worth: figures on held-out text, baselines, comparison, speed.
 
 Names are loaded when first used, so that importing the package costs nothing. A finished run is measured by
-`evaluate_run.evaluate_run` and, in the terminal, talked with by `chat.chat`.
+`evaluate_run.evaluate_run`.
 """
 
 import importlib
@@ -13,10 +13,7 @@ _HOME = {
     "bigram": "baselines",
     "context_health": "health",
     "measure_speed": "speed",
-    "complete": "generation",
-    "Settings": "sampling",
-    "ChatSession": "chat",
-    "compare": "comparison",
+    "compare": "compare.compare",
 }
 __all__ = list(_HOME)
 

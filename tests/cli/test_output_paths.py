@@ -7,13 +7,15 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from newllm_lib.cli import main
-from newllm_lib.cli.parser import build
+from newllm_lib.cli.bench import open_benchmark
+from newllm_lib.cli.parser import benchmark_parser, build
 from newllm_lib.runs.ownership import MARK, read_mark
 from tests.old_folders import FIXTURES, HALF_DONE, put
 
@@ -68,7 +70,6 @@ CASES = {
 READ = {
     "data_dir",
     "tokenizer",
-    "tie_embeddings",
     "from",
     "teacher",
     "base",
@@ -84,12 +85,19 @@ def leaves(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argpars
     return found
 
 
+def open_benchmarks() -> list[str]:
+    """The names of all benchmarks."""
+    open_benchmark(["speed"])
+    return list(sys.modules["benchmarks"].BENCHMARKS)
+
+
 def flags_that_write() -> set[str]:
     """`command --flag` of all flags whose name or help speaks of a file or folder, but those that only read
     it.
     """
     found = set()
-    for name, parser in leaves(build()[0]).items():
+    benchmarks = {f"bench {name}": benchmark_parser(*open_benchmark([name])) for name in open_benchmarks()}
+    for name, parser in (leaves(build()[0]) | benchmarks).items():
         for action in parser._actions if name != "doctor" else ():
             says = re.search(
                 r"folder|\bfile\b|picture|CSV|output|^into", f"{action.dest} {action.help}", re.IGNORECASE

@@ -4,6 +4,7 @@ the code.
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -16,7 +17,19 @@ from newllm_lib.recipe import load_recipe, overrides
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "README_COLAB.md").read_text(encoding="utf-8")
 JAPANESE = (ROOT / "README_COLAB.ja.md").read_text(encoding="utf-8")
-SOURCE = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "newllm_lib").rglob("*.py"))
+
+
+def texts(path: Path) -> list[str]:
+    """What a file's strings say, the values in them as `…`."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    found = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    parts = [n.values for n in nodes if isinstance(n, ast.JoinedStr)]
+    return found + [
+        "".join(getattr(v, "value", "…") if isinstance(v, ast.Constant) else "…" for v in p) for p in parts
+    ]
+
+
+SOURCE = "\n".join(text for path in (ROOT / "newllm_lib").rglob("*.py") for text in texts(path))
 
 
 def commands() -> list[str]:

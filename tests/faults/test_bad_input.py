@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_not_whole(trained, capsys, command, damage):
 
 
 def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypatch):
-    from newllm_lib.runs import Run, is_finished
+    from newllm_lib.runs import MARK, Run, is_finished
     from newllm_lib.training.checkpointing import Checkpoints
 
     save = Checkpoints._save_progress
@@ -127,7 +127,7 @@ def test_a_full_disk_while_saving_keeps_what_was_saved(folder, capsys, monkeypat
     one_line(err, "disk is full", "checkpoint-4")
     run = Run(folder / "run")
     assert run.latest_checkpoint().name == "checkpoint-3"
-    assert not [p.name for p in run.path.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == [MARK]
     monkeypatch.setattr(Checkpoints, "_save_progress", save)  # space was made: the same command continues
     assert newllm(capsys, *words)[0] == 0
     steps = [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()]

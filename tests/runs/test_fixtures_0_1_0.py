@@ -8,13 +8,13 @@ import json
 
 import pytest
 import torch
-from newllm_lib.evaluation.load import load_run
 
 from newllm_lib.cli import main
 from newllm_lib.data.mixture import read_record
-from newllm_lib.evaluation.evaluate_run import evaluate_run
+from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.models import NewLLMForCausalLM, Phase7ForCausalLM
-from newllm_lib.runs import Run
+from newllm_lib.runs import Run, is_finished
+from tests.helpers.loading import load_run
 from tests.old_folders import FIXTURES, HALF_DONE, PHASE7, put
 
 VARYING = ("time", "tokens_per_second")
@@ -37,7 +37,7 @@ def check_curve(run: Run) -> None:
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for row, expected in zip(found, wanted, strict=True):
         assert row == pytest.approx(expected, rel=1e-4), row["step"]
-    assert Run(run.path).is_finished
+    assert is_finished(Run(run.path))
 
 
 def test_a_half_done_run_goes_on_to_the_curve_it_would_have_had(tmp_path, monkeypatch, capsys):
@@ -91,7 +91,7 @@ def test_a_sequential_run_says_and_measures_what_it_did(tmp_path, monkeypatch):
     recorded = json.loads((FIXTURES / "sequential_figures.json").read_text())
     model, tokenizer, recipe = load_run("sequential")
     assert isinstance(model, NewLLMForCausalLM) and recipe.recurrence == "sequential"
-    found = evaluate_run("sequential", "test", device="cpu")
+    found = evaluate_run("sequential", EvaluationData("test"), device="cpu")
     for key, value in recorded["evaluation"].items():
         assert found[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
     ids = tokenizer(tokenizer.bos_token + recorded["prompt"], return_tensors="pt", add_special_tokens=False)[
