@@ -36,11 +36,12 @@ def mute(enabled: bool = True) -> None:
 
 def printable(text: str, keep: str = "\n\t") -> str:
     """`text` with what a terminal would obey (control characters, other directions of writing) made visible,
-    as in `\\x1b[2J`: it may come from another's run. Where lines are kept, a carriage return ends one.
+    as in `\\u001b[2J`: it may come from another's run. JSON stays JSON. Where lines are kept, a carriage
+    return ends one.
     """
     if "\n" in keep:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c if c in keep or not _is_obeyed(c) else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in keep or not _is_obeyed(c) else f"\\u{ord(c):04x}" for c in text)
 
 
 def _is_obeyed(character: str) -> bool:

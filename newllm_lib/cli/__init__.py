@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
             result = arguments.handler(arguments)
     finally:
         console.use_stderr(False)
-    print(json.dumps(_plain(result), ensure_ascii=False))
+    print(console.printable(json.dumps(_plain(result), ensure_ascii=False)))
     return 0
 
 

@@ -38,7 +38,7 @@ def test_it_is_made_visible(run, words, capsys):
     named = [] if words == ["list"] else [run.name]
     assert main(["runs", words[0], *named, *words[1:]]) == 0
     shown = capsys.readouterr()
-    assert "\\x1b[2J\\x1b]0;title\\x07\\x9b31m" in shown.out
+    assert "\\u001b[2J\\u001b]0;title\\u0007\\u009b31m" in shown.out
     assert is_harmless(shown.out + shown.err)
     if words[0] == "logs":
         assert "✓ 日本語\t1\n" in shown.out
@@ -46,10 +46,16 @@ def test_it_is_made_visible(run, words, capsys):
         assert "\n$ rm" not in shown.out
 
 
+def test_json_holds_it_escaped(run, capsys):
+    assert main(["runs", "status", run.name, "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert is_harmless(shown) and json.loads(shown)["message"] == f"{EVIL}\n$ rm"
+
+
 def test_it_is_made_visible_in_an_error(run, capsys):
     assert main(["runs", "status", "no_such"]) == 2
     error = capsys.readouterr().err
-    assert "there are other\\x1b[31m" in error and is_harmless(error) and error.count("\n") == 1
+    assert "there are other\\u001b[31m" in error and is_harmless(error) and error.count("\n") == 1
 
 
 def test_what_is_no_control_character_stays():
@@ -66,4 +72,4 @@ def test_a_models_answer_is_made_visible():
             yield "fine \x1b[2J"
 
     out = io.StringIO()
-    assert _answer(Session(), "hello", out) and out.getvalue() == "fine \\x1b[2J\n"
+    assert _answer(Session(), "hello", out) and out.getvalue() == "fine \\u001b[2J\n"
