@@ -82,6 +82,7 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _common_flags(parser, module.main)
+    parser.set_defaults(command="bench")
     module.add_arguments(parser)
     try:
         arguments, unknown = parser.parse_known_args(bench.underscored(argv[2:]))
