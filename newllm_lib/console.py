@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
+# Characters that turn the direction of writing: what is read is then not what stands there.
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _to_stderr = False
 _log_path: Path | None = None
 _muted = False
@@ -31,10 +34,25 @@ def mute(enabled: bool = True) -> None:
     _muted = enabled
 
 
+def printable(text: str, keep: str = "\n\t") -> str:
+    """`text` with what a terminal would obey (control characters, other directions of writing) made visible,
+    as in `\\u001b[2J`: it may come from another's run. JSON stays JSON. Where lines are kept, a carriage
+    return ends one.
+    """
+    if "\n" in keep:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c in keep or not _is_obeyed(c) else f"\\u{ord(c):04x}" for c in text)
+
+
+def _is_obeyed(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
+
+
 def say(text: str = "") -> None:
-    """Print one message (to the terminal and to the log file, if one is set)."""
+    """Print one message (to the terminal and to the log file, if one is set), as `printable` makes it."""
     if _muted:
         return
+    text = printable(text)
     stream = sys.stderr if _to_stderr else sys.stdout
     print(text, file=stream, flush=True)
     if _log_path is not None:

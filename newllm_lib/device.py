@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from newllm_lib.errors import UsageError
 
@@ -34,6 +35,8 @@ CHECKED = (
     "pyarrow",
 )
 KINDS = ("cpu", *KNOWN_GPUS, "other")
+_DEVICES, _DRIVER = Path("/dev"), Path("/proc/driver/nvidia")  # where Linux lists NVIDIA's GPUs
+_WINDOWS_DRIVER = Path("/usr/lib/wsl/lib/libcuda.so.1")  # which WSL lends to Linux
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ def probe() -> Device:
     properties = torch.cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
     return _gpu(_kind_of(properties.name), properties.name, capability, properties.total_memory / 2**30)
+
+
+def guess_kind() -> str:
+    """The kind that `probe` would find, from what the system says in milliseconds, without torch; a GPU that
+    does not tell its name is "other".
+    """
+    wanted = os.environ.get("NEWLLM_DEVICE", "").lower()
+    if wanted in KINDS:
+        return wanted
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    there = any(_DEVICES.glob("nvidia[0-9]*")) or _WINDOWS_DRIVER.exists()
+    if hidden or not there or _torch_build() == "cpu":
+        return "cpu"
+    about = next(iter(sorted(_DRIVER.glob("gpus/*/information"))), None)
+    return _kind_of(about.read_text(encoding="utf-8", errors="replace")) if about else "other"
+
+
+def _torch_build() -> str:
+    """What torch is made for, as in `cpu` or `cu128`; empty where its version does not say."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("torch").partition("+")[2]
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def known_gpu(kind: str, name: str = "") -> Device:

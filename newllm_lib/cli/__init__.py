@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed, with one line that says what and how to mend it; 2
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -63,7 +64,7 @@ def _from_the_users_folder(argv: list[str]) -> list[str]:
 _PATH_FLAGS = ("__data_dir", "__output_dir", "__mirror_dir")  # as `--data_dir` and `--data-dir`
 
 
-def _run(arguments) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Call the command's handler: it returns None, an exit code, or with --json the result."""
     if not arguments.json:
         return arguments.handler(arguments) or 0
@@ -73,11 +74,11 @@ def _run(arguments) -> int:
             result = arguments.handler(arguments)
     finally:
         console.use_stderr(False)
-    print(json.dumps(_plain(result), ensure_ascii=False))
+    print(console.printable(json.dumps(_plain(result), ensure_ascii=False)))
     return 0
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     """`value` as JSON knows it: no number that is none (NaN, infinity)."""
     if isinstance(value, dict):
         return {str(key): _plain(v) for key, v in value.items()}
@@ -92,5 +93,5 @@ def _failed(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     who = "newllm" if _RANK == "0" else f"newllm, process {_RANK}"
-    print(f"{who}: {line}", file=sys.stderr, flush=True)
+    print(f"{who}: {console.printable(' '.join(line.splitlines()))}", file=sys.stderr, flush=True)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
-from newllm_lib.console import duration, say
+from newllm_lib.console import duration, printable, say
+from newllm_lib.device import Device, probe, stale_packages
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
 
@@ -35,16 +37,13 @@ PACKAGES = (
 )
 
 
-def doctor(arguments):
+def doctor(arguments: argparse.Namespace) -> dict | int:
     """This machine, what will be used on it and why; with --recipe also what that recipe needs."""
-
     chosen = overrides(arguments)
     if chosen and not arguments.name:
         raise UsageError(
             f"--{next(iter(chosen))} changes a recipe: name one, as in `newllm doctor --recipe demo`."
         )
-    from newllm_lib.device import probe, stale_packages
-
     device = probe()
     report = {
         **asdict(device),
@@ -75,7 +74,7 @@ def doctor(arguments):
     return report if arguments.json else 0
 
 
-def _check_kernels(device, names: list[str]) -> dict[str, float]:
+def _check_kernels(device: Device, names: list[str]) -> dict[str, float]:
     """Run each operation once on the GPU against its plain reference; the relative errors by name.
 
     Raises:
@@ -100,7 +99,7 @@ def _check_kernels(device, names: list[str]) -> dict[str, float]:
     return {one.name: one.error for one in found}
 
 
-def _needs(recipe: Recipe, device) -> dict:
+def _needs(recipe: Recipe, device: Device) -> dict:
     from newllm_lib.training.estimate import estimate
 
     need = estimate(recipe, device)
@@ -136,7 +135,7 @@ def _disk_free_gib() -> float:
     return round(shutil.disk_usage(Path.cwd()).free / 2**30, 2)
 
 
-def list_recipes(arguments):
+def list_recipes(arguments: argparse.Namespace) -> dict | int:
     """The shipped recipes, a line each."""
     recipes = shipped_recipes()
     for name, description in recipes.items():
@@ -145,7 +144,7 @@ def list_recipes(arguments):
     return recipes if arguments.json else 0
 
 
-def show_recipe(arguments):
+def show_recipe(arguments: argparse.Namespace) -> dict | int:
     """A recipe as YAML that can be saved, changed and trained; each key with its meaning."""
     recipe = load_recipe(arguments.name, resolve_start=False)
     values = asdict(recipe) | {"run_name": "auto"}  # a changed copy gets a name of its own
@@ -162,12 +161,13 @@ def show_recipe(arguments):
     return values if arguments.json else 0
 
 
-def list_runs(arguments):
+def list_runs(arguments: argparse.Namespace) -> dict | int:
     """Every run with its state, a line each."""
     rows = [{"run": run.name, "path": str(run.path), **runs.read_status(run)} for run in runs.list_runs()]
     width = max((len(row["run"]) for row in rows), default=0)
     for row in rows:
-        say(f"{row['run']:<{width}}  {row['state']:<11}  {_progress(row):<16}  {_age(row)}".rstrip())
+        line = f"{row['run']:<{width}}  {row['state']:<11}  {_progress(row):<16}  {_age(row)}".rstrip()
+        say(printable(line, keep=""))
     if rows:
         say(
             f"Next: {command('runs', 'status', rows[0]['run'])}   or   "
@@ -178,13 +178,13 @@ def list_runs(arguments):
     return {"runs": rows} if arguments.json else 0
 
 
-def run_status(arguments):
+def run_status(arguments: argparse.Namespace) -> dict | int:
     """What one run is doing, checked against the process that should be doing it."""
     run = runs.find_run(arguments.run)
     status = runs.read_status(run)
     say(f"{run.name}: {status['state']}{_pid(status)} {_progress(status)} {_age(status)}".rstrip())
     if status["message"]:
-        say(f"  {status['message']}")
+        say(f"  {printable(status['message'], keep='')}")
     if status["state"] in ("running", "done"):
         latest = runs.last_line(run)
         say(f"  log: {latest}" if latest else f"  no log yet ({run.log})")
@@ -197,7 +197,7 @@ def run_status(arguments):
     return {"run": run.name, "path": str(run.path), **status, "mirror": mirror} if arguments.json else 0
 
 
-def run_logs(arguments):
+def run_logs(arguments: argparse.Namespace) -> dict | int:
     """The end of a run's log; with --follow also what comes."""
     run = runs.find_run(arguments.run)
     start = run.log.stat().st_size if run.log.exists() else 0
@@ -207,7 +207,7 @@ def run_logs(arguments):
     if arguments.json:
         return {"run": run.name, "lines": lines}
     for line in lines:
-        print(line)
+        print(printable(line))
     if arguments.follow:
         _follow(run, start)
     return 0
@@ -217,13 +217,13 @@ def _follow(run: runs.Run, start: int) -> None:
     """Show what the log gains until the run ends; Ctrl-C is the way to leave earlier."""
     try:
         for text in runs.follow(run, start):
-            print(text, end="", flush=True)
+            print(printable(text), end="", flush=True)
         say(f"({run.name}: {runs.read_status(run)['state']})")
     except KeyboardInterrupt:
         say()
 
 
-def stop_run(arguments):
+def stop_run(arguments: argparse.Namespace) -> dict | int:
     """Ask a run to save and stop; wait until it did."""
     run = runs.find_run(arguments.run)
     before = runs.read_status(run)
@@ -237,7 +237,7 @@ def stop_run(arguments):
     return {"run": run.name, **status} if arguments.json else 0
 
 
-def restore_run(arguments):
+def restore_run(arguments: argparse.Namespace) -> dict | int:
     """Bring a run back from the folder (or Drive) that it was copied to; the command that trained it
     continues it.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.runs import atomic_write_text, check_file
 
 
-def preferences(arguments):
+def preferences(arguments: argparse.Namespace) -> dict | int:
     """Write Japanese preference pairs as JSONL, and say what could tell their better side without
     understanding it.
     """
@@ -60,7 +61,7 @@ def _begins_with_a_pair(text: str) -> bool:
         return False
 
 
-def get(arguments):
+def get(arguments: argparse.Namespace) -> dict | int:
     """Documents of one source, read and written once, in a folder that training takes."""
     from newllm_lib.data.mixture import mix as write
 
@@ -70,7 +71,7 @@ def get(arguments):
     return _said(arguments, folder, found)
 
 
-def mix(arguments):
+def mix(arguments: argparse.Namespace) -> dict | int:
     """Several sources in chosen shares, as a folder that training takes."""
     from newllm_lib.data.mixture import mix as write
     from newllm_lib.data.mixture import parse_weights
@@ -81,7 +82,7 @@ def mix(arguments):
     return _said(arguments, folder, write(weights, arguments.documents, folder))
 
 
-def _said(arguments, folder: Path, found: dict):
+def _said(arguments: argparse.Namespace, folder: Path, found: dict) -> dict | int:
     total = {
         split: sum(counts[split] for counts in found.values()) for split in ("train", "validation", "test")
     }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import say
+from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run
 
 
-def expand(arguments):
+def expand(arguments: argparse.Namespace) -> dict | int:
     """Write the start folder, and say how to train on from it."""
     say(f"Expanding the context vector of {arguments.run} to {arguments.context_dim} channels")
     from newllm_lib.training.expand import expand_run
@@ -16,7 +20,5 @@ def expand(arguments):
     return {"path": str(run.path), "context_dim": arguments.context_dim} if arguments.json else 0
 
 
-def _recipe_name(run) -> str:
-    from newllm_lib.recipe import Recipe
-
+def _recipe_name(run: Run) -> str:
     return Recipe.from_yaml(run.recipe_path).recipe

@@ -6,28 +6,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Callable
 from dataclasses import fields
 from types import ModuleType
+from typing import Any, NoReturn
 
 from newllm_lib import __version__
 from newllm_lib.cli import about, bench, data, expand, results, training
+from newllm_lib.cli.help import HelpAction
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import GUIDES_KEYS, Recipe, value_types
+from newllm_lib.recipe import GUIDES_KEYS, Recipe, shipped_recipes
 from newllm_lib.recipe.aliases import older_names
 
-GROUPS = {
-    "run": "the run",
-    "data": "the data",
-    "model": "the model",
-    "phase7": "Phase 7's parts",
-    "start": "the start",
-    "training": "the training",
-    "scale": "several GPUs",
-    "preference": "preference training",
-    "lora": "LoRA adapters",
-}
-
-
+Handler = Callable[[argparse.Namespace], Any]
+_Commands = argparse._SubParsersAction
 _ANY_MODEL = (
     "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id "
     "(OWNER/NAME)"
@@ -35,15 +27,17 @@ _ANY_MODEL = (
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """argparse would print its usage and exit.
 
         Raises:
             UsageError: always.
         """
+        if message.endswith("required: RECIPE"):
+            message = f"name a RECIPE: a YAML file, or one of {', '.join(shipped_recipes())}"
         raise UsageError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` shows how)")
 
 
@@ -90,7 +84,6 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
     if unknown:
         _refuse(unknown, parser)
     bench.check_outputs(arguments)
-    arguments.command = "bench"
     return arguments
 
 
@@ -102,6 +95,7 @@ def benchmark_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _common_flags(parser, module.main)
+    parser.set_defaults(command="bench")
     module.add_arguments(parser)
     return parser
 
@@ -124,13 +118,13 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     return parser, dict(commands.choices)
 
 
-def _command(commands, name: str, handler, help: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
+def _command(commands: _Commands, name: str, handler: Handler, help: str, **options: Any) -> _Parser:
+    parser = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".", **options)
     _common_flags(parser, handler)
     return parser
 
 
-def _common_flags(parser: argparse.ArgumentParser, handler) -> None:
+def _common_flags(parser: argparse.ArgumentParser, handler: Handler) -> None:
     parser.add_argument(
         "--json", action="store_true", help="the result alone on standard output, as one JSON object"
     )
@@ -138,35 +132,26 @@ def _common_flags(parser: argparse.ArgumentParser, handler) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _training_commands(commands) -> None:
-    train = _command(
-        commands, "train", training.train, "train a recipe; the same command continues a stopped run"
-    )
+def _training_commands(commands: _Commands) -> None:
+    about = "train a recipe; the same command continues a stopped run"
+    train = _command(commands, "train", training.train, about, add_help=False)
     train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
-    demo = _command(
-        commands, "demo", training.demo, "train New-LLM and TinyGPT2 on real dialogues and compare them"
-    )
+    about = "train New-LLM and TinyGPT2 on real dialogues and compare them"
+    demo = _command(commands, "demo", training.demo, about, add_help=False)
     two_from_scratch = ("recipe", "model", "run_name", "from_run")
-    for parser, left_out in ((train, ("recipe",)), (demo, two_from_scratch)):
+    for parser, left_out, recipe in ((train, ("recipe",), "?"), (demo, two_from_scratch, 0)):
         # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
-        _flag(
-            parser,
-            "background",
-            action="store_true",
-            default=False,
-            help="go on after this command; a log to follow",
-        )
-        _flag(
-            parser,
-            "foreground",
-            dest="background",
-            action="store_false",
-            help="wait for the end (the default)",
-        )
+        text = "go on after this command; a log to follow"
+        _flag(parser, "background", action="store_true", default=False, help=text)
+        text = "wait for the end (the default)"
+        _flag(parser, "foreground", dest="background", action="store_false", help=text)
         _recipe_flags(parser, left_out)
+        shows = {"action": HelpAction, "left_out": left_out, "nargs": recipe}
+        parser.add_argument("-h", "--help", **shows, complete=False)
+        parser.add_argument("--help-all", "--help_all", **shows, complete=True)
 
 
-def _result_commands(commands) -> None:
+def _result_commands(commands: _Commands) -> None:
     evaluate = _command(
         commands, "evaluate", results.evaluate, "measure a run on its test split, beside simple baselines"
     )
@@ -226,7 +211,7 @@ def _result_commands(commands) -> None:
         _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
 
 
-def _expand_command(commands) -> None:
+def _expand_command(commands: _Commands) -> None:
     parser = _command(
         commands, "expand", expand.expand, "give a trained New-LLM a larger context, same predictions"
     )
@@ -235,12 +220,12 @@ def _expand_command(commands) -> None:
     _flag(parser, "output_dir", help="folder of the expanded run (default: RUN_contextN beside RUN)")
 
 
-def _run_argument(parser) -> None:
+def _run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=_ANY_MODEL)
     _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
 
 
-def _data_commands(commands) -> None:
+def _data_commands(commands: _Commands) -> None:
     sets = commands.add_parser("data", help="make data", description="Make data.")
     actions = sets.add_subparsers(dest="action", metavar="preferences | get | mix", required=True)
     made = _command(
@@ -278,16 +263,16 @@ def _data_commands(commands) -> None:
     )
 
 
-def _about_commands(commands) -> None:
-    doctor = _command(
-        commands, "doctor", about.doctor, "show what this machine is, what will be used on it, and why"
-    )
+def _about_commands(commands: _Commands) -> None:
+    says = "show what this machine is, what will be used on it, and why"
+    changes = "Flags of `newllm train` change the recipe (`newllm train --help-all` lists them)."
+    doctor = _command(commands, "doctor", about.doctor, says, epilog=changes)
     doctor.add_argument(
         "--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time"
     )
     help = "run each kernel once against its reference (or only the named ones); fails where there is no GPU"
     doctor.add_argument("--kernels", dest="kernels", nargs="*", metavar="NAME", help=help)
-    _recipe_flags(doctor, ("recipe", "kernels"))
+    _recipe_flags(doctor, ("recipe", "kernels"), hidden=True)
     recipes = _command(
         commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys"
     )
@@ -332,32 +317,15 @@ def _about_commands(commands) -> None:
     _flag(stop, "timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)")
 
 
-def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...]) -> None:
-    groups = {group: parser.add_argument_group(title) for group, title in GROUPS.items()}
+def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...], hidden: bool = False) -> None:
+    """A flag for every key of a recipe, under each of its names; `hidden`: without a line in the help."""
     for f in fields(Recipe):
-        if f.name in left_out or "help" not in f.metadata:
-            continue
-        choices = f.metadata["choices"]
-        metavar = "|".join(map(str, choices)) if choices else "|".join(_metavar(t) for t in value_types(f))
-        default = (
-            "none"
-            if f.default is None
-            else str(f.default).lower()
-            if isinstance(f.default, bool)
-            else f.default
-        )
-        help = f"{f.metadata['help']} (default, unless the recipe says otherwise: {default})"
-        names = [n for n in (f.metadata["flag"], f.name) if n]
-        _flag(groups[f.metadata["section"]], *names, dest=f"set_{f.name}", metavar=metavar, help=help)
-    guides = parser.add_argument_group("the Phase 7 guide's names for the same")
-    for name, ours in GUIDES_KEYS.items():
-        _flag(guides, name, dest=f"set_{name}", metavar="VALUE", help=ours)
-    for name in older_names():
-        _flag(guides, name, dest=f"set_{name}", help=argparse.SUPPRESS)
-
-
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X", bool: "true|false", str: "TEXT", type(None): "none"}[kind]
+        if f.name not in left_out:
+            names = [n for n in (f.metadata["flag"], f.name) if n]
+            text = argparse.SUPPRESS if hidden else f.metadata["help"]
+            _flag(parser, *names, dest=f"set_{f.name}", metavar="VALUE", help=text)
+    for name in (*GUIDES_KEYS, *older_names()):
+        _flag(parser, name, dest=f"set_{name}", metavar="VALUE", help=argparse.SUPPRESS)
 
 
 def _positive(text: str) -> int:
@@ -367,7 +335,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _flag(parser, *names: str, **options) -> None:
+def _flag(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
     """A flag in both spellings: `--num_layers` and `--num-layers`."""
     spellings = dict.fromkeys(s for name in names for s in (f"--{name}", f"--{name.replace('_', '-')}"))
     options["help"] = options["help"].replace("%", "%%")  # argparse formats help texts
@@ -380,7 +348,8 @@ def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> None:
         raise UsageError(f"{parser.prog} has no use for {unknown[0]!r} (`{parser.prog} --help` shows how)")
     known = [s for action in parser._actions for s in action.option_strings if "-" not in s[2:]]
     near = _nearest(flag.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
-    raise UsageError(f"Unknown flag {flag.split('=')[0]}: {near} (`{parser.prog} --help` lists all)")
+    all_of_them = "--help-all" if "--help-all" in parser._option_string_actions else "--help"
+    raise UsageError(f"Unknown flag {flag.split('=')[0]}: {near} (`{parser.prog} {all_of_them}` lists all)")
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 
 
-def evaluate(arguments):
+def evaluate(arguments: argparse.Namespace) -> dict | int:
     """Measure a run on a split, beside the unigram and bigram tables of the same data."""
     say(f"Evaluating {arguments.run} ({arguments.checkpoint}) on the {arguments.split} split of its data")
     from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
@@ -33,7 +35,7 @@ def evaluate(arguments):
     return result if arguments.json else 0
 
 
-def compare(arguments):
+def compare(arguments: argparse.Namespace) -> dict | int:
     """Two runs side by side; saves the table and the picture."""
     say(
         f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, "
@@ -50,7 +52,7 @@ def compare(arguments):
     return result if arguments.json else 0
 
 
-def export(arguments):
+def export(arguments: argparse.Namespace) -> dict | int:
     """A model as a folder for others, with a model card; with --push to the hub too."""
     from newllm_lib.checkpoints import locate
     from newllm_lib.export.folder import export as export_run
@@ -72,7 +74,7 @@ def export(arguments):
     return result if arguments.json else 0
 
 
-def chat(arguments):
+def chat(arguments: argparse.Namespace) -> dict | int:
     """Talk with a run in the terminal."""
     say(f"Loading {arguments.run} ({arguments.checkpoint})")
     from newllm_lib.generation.chat import chat as talk

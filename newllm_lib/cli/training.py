@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
-from newllm_lib.console import duration, say
+from newllm_lib.console import duration, printable, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.preload import read_ahead, without_collecting
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
 
-def train(arguments):
+def train(arguments: argparse.Namespace) -> dict | int:
     """Train a recipe, continuing its run if it was stopped before."""
-    _begin_at_once(arguments, arguments.name)
+    compiling = _begin_at_once(arguments, arguments.name)
     recipe = _recipe(arguments, arguments.name)
     refuse_without_effect(recipe.origin[1], recipe)
     if arguments.background:
@@ -29,27 +31,25 @@ def train(arguments):
         return _start_in_background(arguments, run, [run])
     what = recipe.base if recipe.task == "dpo" else recipe.model
     say(f"Training {what} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
-    run = _run_training(recipe)(recipe)
+    run = _trainer(recipe, compiling)(recipe)
     say(f"Next: {command('evaluate', word_for(run))}   or   {command('chat', word_for(run))}")
     return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
 
 
-_BASELINE = {
-    "model": "tiny_gpt2",
-    "carry_state": False,
-}  # attention carries no state, whatever the flags say of New-LLM
+# What the demo's second model has of its own: attention carries no state, whatever the flags say of New-LLM.
+BASELINE = {"model": "tiny_gpt2", "carry_state": False}
 
 
-def demo(arguments):
+def demo(arguments: argparse.Namespace) -> dict | int:
     """The main job: New-LLM and TinyGPT2 on the same data, then their comparison."""
-    _begin_at_once(arguments, "demo")
+    compiling = _begin_at_once(arguments, "demo")
     ours = _recipe(arguments, "demo")
-    baseline = _recipe(arguments, "demo", **_BASELINE)
+    baseline = _recipe(arguments, "demo", **BASELINE)
     refuse_without_effect(ours.origin[1], ours, baseline)
     job = Run(ours.output_dir or ours.run_path().with_name(ours.run_name.removeprefix("new_llm_")))
     if ours.output_dir:  # one folder for the whole demo, a run each inside
         ours = _recipe(arguments, "demo", output_dir=str(job.path / ours.run_name))
-        baseline = _recipe(arguments, "demo", output_dir=str(job.path / baseline.run_name), **_BASELINE)
+        baseline = _recipe(arguments, "demo", output_dir=str(job.path / baseline.run_name), **BASELINE)
     both = [Run(recipe.run_path()) for recipe in (ours, baseline)]
     _refuse_others_folders(ours, job, both)
     say(f"Demo: trains {both[0].name} and {both[1].name} on real dialogues, then compares them in {job.path}")
@@ -59,7 +59,7 @@ def demo(arguments):
         # What the two say goes to their own logs too, also when this process's output is the demo's log.
         os.environ.pop(runs.BACKGROUND, None)
         say(f"  {_expected_time(ours, baseline)}; Ctrl-C saves and stops, the same command continues")
-        run_training = _run_training(ours)
+        run_training = _trainer(ours, compiling)
         from newllm_lib.evaluation.compare.compare import compare
 
         for recipe in (ours, baseline):
@@ -85,40 +85,38 @@ def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
             runs.check_shared(Path(recipe.mirror_dir) / run.name, "mirror", "--mirror_dir")
 
 
-_compiling: list = []  # the process that compiles this command's kernels
+def _begin_at_once(arguments: argparse.Namespace, name: str) -> subprocess.Popen | None:
+    """What goes on by itself while this process imports: the packages' files are read, and kernels are
+    compiled by the process that is returned (None: by nobody).
+    """
+    from newllm_lib.training.precompile_process import start_process
+
+    if arguments.background:  # the process that trains does both
+        return None
+    read_ahead()
+    return start_process(name, overrides(arguments))
 
 
-def _begin_at_once(arguments, name: str) -> None:
-    """What goes on by itself while this process imports: kernels are compiled, the packages' files read."""
-    from newllm_lib.training import precompile_process
-
-    if not arguments.background:  # else the process that trains does
-        read_ahead()
-        _compiling[:] = [precompile_process.start_process(name, overrides(arguments))]
-
-
-def _run_training(recipe: Recipe):
+def _trainer(recipe: Recipe, compiling: subprocess.Popen | None) -> Callable[[Recipe], Run]:
     """`training.train`; what compiles for a GPU starts before its imports, not after them."""
     from newllm_lib.training.compile import is_made_of_kernels
     from newllm_lib.training.precompile_process import is_known_ahead
 
+    compiles = recipe.compile in ("on", "graphs")
+    compiles |= recipe.compile == "auto" and not is_made_of_kernels(recipe)
     with without_collecting():
         from newllm_lib.ops import precompile
 
-        if _compiling and _compiling[0] is not None and is_known_ahead(recipe):
-            precompile.wait_for_process(_compiling[0])
-        precompile.start(
-            compiles=recipe.compile in ("on", "graphs")
-            or (recipe.compile == "auto" and not is_made_of_kernels(recipe))
-        )
+        if compiling is not None and is_known_ahead(recipe):
+            precompile.wait_for_process(compiling)
+        precompile.start(compiles)
         from newllm_lib.training import run  # noqa: F401
     from newllm_lib.training import train
 
     return train
 
 
-def _recipe(arguments, name: str, **forced) -> Recipe:
-
+def _recipe(arguments: argparse.Namespace, name: str, **forced: object) -> Recipe:
     return load_recipe(name, {**overrides(arguments), **forced})
 
 
@@ -164,7 +162,7 @@ def _keep_comparison(job: Run, folder: str) -> None:
         say(f"The comparison is copied to {mirror.target.path}")
 
 
-def _start_in_background(arguments, job: Run, trained: list[Run]) -> int:
+def _start_in_background(arguments: argparse.Namespace, job: Run, trained: list[Run]) -> int:
     """Start this same command as a process of its own, show what it says until the first loss or its end."""
     words = [word for word in arguments.argv if word not in ("--background", "--foreground")]
     start = job.log.stat().st_size if job.log.exists() else 0
@@ -215,4 +213,4 @@ def _ended(pid: int, job: Run) -> int:
 
 def _show(text: str) -> None:
     if text:
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from newllm_lib.console import say
+from newllm_lib.console import printable, say
 from newllm_lib.data.templates import (
     END_OF_TURN,
     ROLE_TOKENS,
@@ -238,7 +238,7 @@ def _answer(session: ChatSession, line: str, out) -> bool:
     pieces = session.reply(line)
     try:
         for piece in pieces:
-            out.write(piece)
+            out.write(printable(piece))
             out.flush()
     except KeyboardInterrupt:
         pieces.close()

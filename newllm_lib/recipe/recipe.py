@@ -88,7 +88,7 @@ class Recipe:
     )
     mirror_dir: str | None = _run(
         None,
-        "copy the run here (on Drive, say) while it trains; what is further there is brought back first",
+        "folder to copy the run to while it trains (on Drive, say); a copy that is ahead is fetched first",
         identity=False,
     )
     force: bool = _run(False, "train although another run uses this GPU", identity=False)

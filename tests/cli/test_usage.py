@@ -27,7 +27,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
     ("words", "expected"),
     [
         (["trian", "demo"], "did you mean train?"),
-        (["train"], "RECIPE"),
+        (["train"], "Name a RECIPE"),
         (["train", "demo", "--num_layer", "4"], "did you mean --num_layers?"),
         (["train", "demo", "--num-layer", "4"], "did you mean --num_layers?"),
         (["train", "--batchsize=4", "demo"], "did you mean --batch_size?"),
@@ -77,15 +77,6 @@ def test_every_recipe_key_is_a_flag_in_both_spellings():
         assert overrides(parse(["train", "demo", *words])) == given
     known = {action.dest for action in build()[1]["train"]._actions if action.dest.startswith("set_")}
     assert known == {f"set_{name}" for name in [*given, *GUIDES_KEYS, *older_names()]}
-
-
-def test_help_of_train_shows_every_key_with_its_default(capsys):
-    _, out, _ = run(capsys, "train", "--help")
-    text = "".join(out.split())  # lines also break within New-LLM
-    for f in fields(Recipe):
-        if f.name != "recipe":
-            assert f"--{f.name}" in text and "".join(f.metadata["help"].split()) in text
-    assert "recipesaysotherwise:0.006)" in text
 
 
 def test_values_reach_the_recipe_with_their_types():
