@@ -72,7 +72,7 @@ def test_its_figures_are_measured():
         rows = list(csv.DictReader(file))
     assert all(row["command"] and row["commit"] and row["hardware"] and row["versions"] for row in rows)
     values = [float(row["value"]) for row in rows]
-    section = README.split("## What comes out")[1].split("Bits per byte counts")[0]
+    section = README.split("## Results")[1].split("Bits per byte counts")[0]
     table = [cell for line in section.splitlines() if line.startswith("| ") for cell in line.split("|")[2:4]]
     table += re.findall(r"\d\.\d{3}", section) + re.findall(r"(\d\.\d+) M tokens/s", section)
     figures = [
