@@ -1,10 +1,9 @@
-"""Where the residual stream is added to and read: r = x + residual, then RMSNorm(r), and with a short
+"""Where the residual stream is added to and read: r = x + branch, then RMSNorm(r), and with a short
 convolution over it.
 
-    add_norm        r = x + residual; n = RMSNorm(r)
-                    before the token MLP and the head; in Phase 7, everywhere
-    add_norm_conv   r = x + residual; n = RMSNorm(r); u = n + conv(n)
-                    before the context vector
+    add_norm        r = x + branch; n = RMSNorm(r)                     before the token MLP and the head; in
+    Phase 7, everywhere add_norm_conv   r = x + branch; n = RMSNorm(r); u = n + conv(n)    before the context
+    vector
 
 All of it is memory traffic, so each is one pass over the stream forward and one backward: the gradients that
 reach r from the stream and from what is read leave as one tensor, and n itself is never stored where the
@@ -47,7 +46,7 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e
     """The stream with `residual` added to it, and its RMSNorm.
 
     Args:
-        x, residual: (..., dim); without a residual r is x. weight: (dim,).
+        x, residual: (..., dim); without a branch r is x. weight: (dim,).
     Returns:
         r and n (..., dim), in x's dtype.
     """
@@ -66,11 +65,9 @@ def add_norm_conv(
     """As `add_norm`, then `short_conv` of what is normalised (without padding, which only that one passes
     over).
 
-    Args:
-        x, residual: (batch, time, dim).
-        conv_weight: (dim, width).
-        doc_starts: (batch, time) bool.
-        conv_state: (batch, width - 1, dim), what was normalised before x; zeros by default.
+    Args: x, residual: (batch, time, dim). conv_weight: (dim, width). doc_starts: (batch, time) bool.
+        conv_state: (batch, width - 1, dim), what was
+            normalised before x; zeros by default.
     Returns:
         r and u (batch, time, dim) in x's dtype, and the new conv_state (batch, width - 1, dim) float32.
     """

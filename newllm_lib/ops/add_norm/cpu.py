@@ -96,12 +96,12 @@ class _AddNormConv(torch.autograd.Function):
 
 
 def add_norm(x, residual, weight, eps):
-    """As `add_norm.add_norm`, for tensors of one dtype."""
+    """As `stream_norm.add_norm`, for tensors of one dtype."""
     r, n = _AddNorm.apply(x, residual, weight, eps)
     return x if residual is None else r, n
 
 
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
-    """As `add_norm.add_norm_conv`, but for the new tail, for tensors of one dtype."""
+    """As `stream_norm.add_norm_conv`, but for the new tail, for tensors of one dtype."""
     r, u = _AddNormConv.apply(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
     return x if residual is None else r, u

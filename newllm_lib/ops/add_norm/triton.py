@@ -314,7 +314,7 @@ def _last_rows_gradient(ctx, dout):
 _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 
 
-# ---- the public names, as in `add_norm`
+# ---- the public names, as in `stream_norm`
 
 
 def last_rows(r, weight, width, doc_starts, conv_state, eps):
@@ -325,7 +325,7 @@ def last_rows(r, weight, width, doc_starts, conv_state, eps):
 
 
 def add_norm(x, residual, weight, eps):
-    """As `add_norm.add_norm`, for float32, bfloat16 and float16."""
+    """As `stream_norm.add_norm`, for float32, bfloat16 and float16."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     residual = None if residual is None else residual.to(x.dtype).reshape(rows.shape).contiguous()
     r, n = _add_norm(rows, residual, weight, eps)
@@ -333,7 +333,7 @@ def add_norm(x, residual, weight, eps):
 
 
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
-    """As `add_norm.add_norm_conv`, but for the new tail."""
+    """As `stream_norm.add_norm_conv`, but for the new tail."""
     x, residual = x.contiguous(), None if residual is None else residual.to(x.dtype).contiguous()
     r, u = _add_norm_conv(
         x,
