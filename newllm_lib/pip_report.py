@@ -1,9 +1,10 @@
 """What colab_bootstrap.sh asks about packages before ours are there, so with nothing but Python's own
 library.
 
-    python -m newllm_lib.pip_report keep PLACE             pip's constraints: what must stay as it is, else
-    the tested versions python -m newllm_lib.pip_report report PLACE SECONDS   what pip did, in two or three
-    lines
+    python -m newllm_lib.pip_report keep PLACE
+        pip's constraints: what must stay as it is, else the tested versions
+    python -m newllm_lib.pip_report report PLACE SECONDS
+        what pip did, in two or three lines
 
 PLACE is where the packages go: `.venv`, or `.` for the Python that runs this (Colab's), of which no package
 may be moved.

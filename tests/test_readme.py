@@ -32,6 +32,20 @@ def test_its_commands_parse(line):
     assert parse(shlex.split(line))
 
 
+PAGES = [ROOT / "README.md", *(page for page in (ROOT / "docs").rglob("*.md") if page.name != "LOG.md")]
+
+
+def named_benchmarks() -> list[str]:
+    """`newllm bench …` in the README and the pages, but where it is cut short or stands for several."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return sorted({line for line in re.findall(r"`newllm (bench [^`|…A-Z][^`|…]*)`", text)})
+
+
+@pytest.mark.parametrize("line", named_benchmarks())
+def test_the_benchmarks_that_pages_name_parse(line):
+    assert parse(shlex.split(line))
+
+
 def test_its_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
@@ -72,7 +86,7 @@ def test_its_figures_are_measured():
         rows = list(csv.DictReader(file))
     assert all(row["command"] and row["commit"] and row["hardware"] and row["versions"] for row in rows)
     values = [float(row["value"]) for row in rows]
-    section = README.split("## What comes out")[1].split("Bits per byte counts")[0]
+    section = README.split("## Results")[1].split("Bits per byte counts")[0]
     table = [cell for line in section.splitlines() if line.startswith("| ") for cell in line.split("|")[2:4]]
     table += re.findall(r"\d\.\d{3}", section) + re.findall(r"(\d\.\d+) M tokens/s", section)
     figures = [

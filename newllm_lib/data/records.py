@@ -2,7 +2,7 @@
 messages.
 
 How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted
-by reason (`Tally`), until too many are bad.
+by reason (`RowStats`), until too many are bad.
 """
 
 from __future__ import annotations

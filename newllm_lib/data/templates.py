@@ -4,7 +4,7 @@ text.
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
 `<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`:
 from it come the Jinja templates that are saved with a tokenizer (for `apply_chat_template`; they begin with
-the `<|endoftext|>` that begins every dialogue) and `spoken`, from which everything here is encoded.
+the `<|endoftext|>` that begins every dialogue) and `render_turn`, from which everything here is encoded.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and
 after training.
 
-    margin     log p(chosen) - log p(rejected), in nats: the model's own preference accuracy   share of the
-    pairs whose margin is above 0 (at 0: half) reward     beta times what training has added to a
-    log-probability; the DPO loss is -log sigmoid(reward margin)
+    margin     log p(chosen) - log p(rejected), in nats: the model's own preference
+    accuracy   share of the pairs whose margin is above 0 (at 0: half)
+    reward     beta times what training has added to a log-probability; the DPO loss is
+               -log sigmoid(reward margin)
 
 Accuracy and margin mean the same before and after. (TRL's reward accuracy does not: before training all
 rewards are 0.) Intervals are of 95 %, by resampling groups of pairs (all pairs about one fact together):

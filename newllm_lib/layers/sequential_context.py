@@ -1,7 +1,7 @@
 """The original recurrence, kept exactly: its gates read the context, so it must be computed token by token.
 
-    h_t = MLP_L([e_t; c_{t-1}]),   c_t = LN(sigmoid(W_f h_t) * c_{t-1} + sigmoid(W_i h_t) * W_d h_t),   c_0 =
-    0
+    h_t = MLP_L([e_t; c_{t-1}]),   c_t = LN(sigmoid(W_f h_t) * c_{t-1} + sigmoid(W_i h_t) * W_d h_t),
+    c_0 = 0
 
 It is kept for comparison, in plain torch on every device; `layers.context_block` is what replaced it.
 """

@@ -83,7 +83,7 @@ class CausalLMWithState:
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
 
         In training with labels the state comes without gradients: they stop where the block ends
-        (`training.carry`).
+        (`training.stateful_batches`).
         """
         outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
         loss = None

@@ -2,7 +2,7 @@
 
 How gradients are computed and weights stepped is the strategy's business (`strategies`). When something
 happens is decided by the timetable (`timetable`) and by who asks from outside (`signals`; several processes
-agree first: `agreement`). What is written is in `log` and `checkpointing`.
+agree first: `distributed.flag_sync`). What is written is in `log` and `checkpointing`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     Autograd      as it is, or by torch's compiler; several processes average their gradients (DDP)
     LossScaled    fp16: losses are scaled up, and a step whose gradients overflow is left out
-    Replayed      loss and gradients from one CUDA graph (`lowmem.graphs`)
-    InBackward    each weight is stepped while the backward pass goes on (`lowmem.in_backward`)
-    Sharded       each process has a part of every weight (`sharding`, FSDP2)
+    Replayed      loss and gradients from one CUDA graph (`cuda_graphs`)
+    InBackward    each weight is stepped while the backward pass goes on (`optim.in_backward`)
+    Sharded       each process has a part of every weight (`distributed.fsdp`, FSDP2)
 
 accelerate gives mixed precision, DDP's wrapper and the gradient scaler.
 """

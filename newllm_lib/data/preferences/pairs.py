@@ -1,9 +1,9 @@
 """A preference pair, what the rows of preference sets look like, and how each becomes one.
 
-prompt, chosen, rejected         texts, or lists of messages (TRL's two forms; one's own JSONL) chosen,
-rejected                 whole conversations that part at the last answer: lists of messages (UltraFeedback),
-or
-                                 one text with "Human:" and "Assistant:" before each turn (hh-rlhf)
+prompt, chosen, rejected   texts, or lists of messages (TRL's two forms; one's own JSONL)
+chosen, rejected           whole conversations that part at the last answer: lists of messages
+                           (UltraFeedback), or one text with "Human:" and "Assistant:" before each
+                           turn (hh-rlhf)
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ def distillation_loss(
 ) -> Tensor:
     """The loss above, in nats.
 
-    Args: hidden, teacher_hidden: (..., dim) of each model. head: (vocabulary, dim) of the student.
-        teacher_head: (known, dim): the
-            teacher knows the first `known` words of the vocabulary. labels: (...), already shifted; `IGNORE`:
-            not predicted.
+    Args:
+        hidden, teacher_hidden: (..., dim) of each model.
+        head: (vocabulary, dim) of the student.
+        teacher_head: (known, dim): the teacher knows the first `known` words of the vocabulary.
+        labels: (...), already shifted; `IGNORE`: not predicted.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """
     labels = labels.reshape(-1)

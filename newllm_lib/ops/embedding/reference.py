@@ -7,5 +7,5 @@ import torch.nn.functional as F
 
 
 def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Sizes as in `token_embedding.token_embedding`."""
+    """Sizes as in `embedding.token_embedding`."""
     return F.embedding(ids, weight).to(dtype)

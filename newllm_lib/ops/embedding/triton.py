@@ -92,5 +92,5 @@ _embedding.register_autograd(_backward, setup_context=_keep)
 
 
 def token_embedding(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sizes as in `token_embedding.token_embedding`."""
+    """Sizes as in `embedding.token_embedding`."""
     return _embedding(weight, ids.reshape(-1).contiguous(), dtype).view(*ids.shape, weight.shape[1])

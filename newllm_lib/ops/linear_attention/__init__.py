@@ -44,8 +44,9 @@ def linear_attention(
     """out_i = Σ_j w_ij v_j / Σ_j w_ij over the j up to i in i's document, w_ij = (q_i · k_j) Π_{j<t≤i}
     e^{log_decay_t}.
 
-    Args: q, k: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax
-        attention.
+    Args:
+        q, k: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax
+            attention.
         v: (batch, heads, time, dim). Products are computed in v's dtype, sums in float32 (float64 for
         float64).
         log_decay: (batch, heads, time), at most 0: how much of the past each token leaves.

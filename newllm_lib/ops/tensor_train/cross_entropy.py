@@ -3,7 +3,7 @@ ever exist.
 
 A block of tokens at a time meets the matrix piece by piece (`Pieces`): its logits, their softmax's gradient
 in place, then the gradients of the hidden states and, through each piece, of the cores; all within the
-forward pass, as in `ops.cross_entropy`. Forming a piece costs rank x d a row, once for the logits and once
+forward pass, as in `linear_cross_entropy`. Forming a piece costs rank x d a row, once for the logits and once
 for the gradient, and bringing its gradient back twice that: against the 3 x tokens x d a row of the head
 itself that is 4 rank / (3 tokens of a block), about 6 % at rank 128.
 """

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.training.distributed.rendezvous import rendezvous
 
-# set, to its pid, by `training.launch`, which holds the run for the processes it starts
+# set, to its pid, by `launch`, which holds the run for the processes it starts
 LAUNCHED = "NEWLLM_LAUNCHED"
 PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive and says nothing
 _LOST = (  # what torch says when another process is gone

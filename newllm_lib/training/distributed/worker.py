@@ -1,4 +1,4 @@
-"""One of the processes that `training.launch` starts: python -m newllm_lib.training.distributed.worker
+"""One of the processes that `launch` starts: python -m newllm_lib.training.distributed.worker
 RECIPE.yaml new|finished
 """
 

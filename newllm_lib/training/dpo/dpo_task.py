@@ -2,7 +2,7 @@
 
 The only file that knows TRL, which computes the loss and its figures. Ours are the token ids
 (`data.preferences.encode`) and the reference's log-probabilities where they are computed once before
-training. Everything around the trainer is `trl_run`'s.
+training. Everything around the trainer is `training.trl`'s.
 """
 
 from __future__ import annotations

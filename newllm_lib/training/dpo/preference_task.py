@@ -1,6 +1,6 @@
 """What every trainer on pairs of answers shares: held-out figures, how they are written, shown and judged.
 
-A trainer (`dpo`) adds only how TRL's is made and which rows it takes.
+A trainer (`dpo_task`) adds only how TRL's is made and which rows it takes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after,
 the card.
 
-Lock, status and the run's folder are `run`'s; resuming, saving and signals `trl_run`'s; the trainer is in
-`dpo`.
+Lock, status and the run's folder are `training.run`'s; resuming, saving and signals `training.trl.run`'s;
+the trainer is in `dpo_task`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `adamw`: AdamW with decay on matrices only. `muon`: the matrices inside the blocks are stepped by Muon (Jordan
 et al., 2024, kellerjordan.github.io/posts/muon), which makes each update's singular values equal; embeddings,
-head and vectors by AdamW. Those that need less memory stand in `training.lowmem`: `adafactor`, `muon` on
-bfloat16 weights, and torchao's AdamW in 8 and 4 bits.
+head and vectors by AdamW. Those that need less memory: `adafactor`, Muon on bfloat16 weights
+(`low_memory_muon`), and torchao's AdamW in 8 and 4 bits.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
             for i, (group, p) in enumerate((g, p) for g in self.param_groups for p in g["params"])
         }
         self._scale: Tensor | None = None  # of all gradients in the next step
-        self.recorder = None  # lowmem.graphs.Recorder: steps are replayed while gradients lie where they lay
+        self.recorder = None  # cuda_graphs.Recorder: steps are replayed while gradients lie where they lay
         self._recorded: tuple[list[int], Callable[[], None]] | None = None
         self._places: dict[str, Tensor] = {}
 

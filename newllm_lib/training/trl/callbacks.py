@@ -1,6 +1,6 @@
 """What a run does around the steps of one of TRL's trainers, as transformers' callbacks.
 
-The trainer calls them in the order in which `trl_run` adds them. `FlowCallback` decides; where a step is
+The trainer calls them in the order in which `trl.run` adds them. `FlowCallback` decides; where a step is
 logged, `RowsCallback` writes its row before `EvaluationCallback` measures; `SealCallback` seals what was
 saved.
 """

@@ -1,4 +1,4 @@
-"""What `trl_run` knows of a run and of what is trained in it. To add a trainer, fill in a `TrlTask`."""
+"""What `trl.run` knows of a run and of what is trained in it. To add a trainer, fill in a `TrlTask`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TrlTask(ABC):
 
         Args:
             model: the base, dropout switched off.
-            arguments: for the trainer's configuration (`trl_arguments`).
+            arguments: for the trainer's configuration (`trl.arguments`).
         """
 
     @abstractmethod
