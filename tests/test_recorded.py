@@ -55,9 +55,9 @@ def test_a_key_that_a_record_lacks_has_the_default_of_the_version_that_wrote_it(
     assert Recipe.from_yaml(record(tmp_path, version=version)).keep_checkpoints == 2  # it is written there
 
 
-@pytest.mark.parametrize("key", aliases._GONE)
+@pytest.mark.parametrize("key", RECIPE_KEYS)
 def test_a_key_that_is_gone_is_dropped_where_it_did_nothing_and_named_elsewhere(tmp_path, key):
-    what, neutral = aliases._GONE[key]
+    what, neutral = RECIPE_KEYS[key].what, RECIPE_KEYS[key].neutral
     for value in (neutral, str(neutral).lower()) if neutral is not None else ("true", False):
         assert not hasattr(Recipe.from_yaml(record(tmp_path, **{key: value})), key)
     if neutral is None:
