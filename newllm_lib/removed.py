@@ -1,4 +1,4 @@
-"""Options that older versions had. What those versions wrote is read as long as the option did nothing in it."""
+"""Options that older versions had. What those versions wrote is read where the option did nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from newllm_lib.errors import NewLLMError
 
 @dataclass(frozen=True)
 class Removed:
-    """`what` the option was for; `neutral`, the value at which it did nothing (None: it may have any value)."""
+    """`what` the option was for; `neutral`: the value at which it did nothing (None: each value)."""
 
     what: str
     neutral: Any

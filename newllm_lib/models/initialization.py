@@ -27,7 +27,7 @@ def init_context_vector(module: ContextVector, time_scales: str = "even") -> Non
     """
     init_conv(module.conv)
     init.ones_(module.norm)
-    # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
+    # From 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in many.
     forget_bias = torch.linspace(1.0, 5.0, module.context_dim)
     if time_scales == "multi":
         forget_bias, norm = multi_scale(module.context_dim)

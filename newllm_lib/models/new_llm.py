@@ -44,7 +44,7 @@ class NewLLMConfig(PreTrainedConfig):
         context_eps: of the norm that reads the context vector.
         dropout: on the embeddings and on what each layer adds to the stream.
         initializer_range: standard deviation of the first weights.
-        reset_at_bos: a `bos_token_id` in the input begins a document, which knows nothing of what stood before.
+        reset_at_bos: a `bos_token_id` in the input begins a document, which knows nothing of the text before.
         bos_token_id: the token that begins a document; None: the input is one document.
         tie_word_embeddings: the head is the embedding (never with the sequential recurrence).
     Raises:
@@ -181,7 +181,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         Args:
             input_ids: (batch, time).
             attention_mask: (batch, at least time): 0 marks padding, which leaves the state untouched.
-            inputs_embeds: (batch, time, hidden_size) in place of input_ids; no document starts are seen in it.
+            inputs_embeds: (batch, time, hidden_size) in place of input_ids; it shows no document starts.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
         Raises:

@@ -68,11 +68,10 @@ def test_suits_what_is_made_of_our_kernels():
         assert not precompile_process.is_known_ahead(recipe(**changes)), changes
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp_conv": True, "embedding_skip": True}], ids=str)
-def test_computes_what_the_model_computes(changes):
-    model = build_model(recipe(num_layers=2, dropout=0.0, **changes), 300).train()
+def test_computes_what_the_model_computes():
+    model = build_model(recipe(num_layers=2, dropout=0.0), 300).train()
     model.config.bos_token_id = 0
-    trunk = precompile_process._trunk(recipe(**changes))
+    trunk = precompile_process._trunk(recipe())
     found = {
         name.removeprefix("model."): value
         for name, value in model.state_dict().items()
