@@ -10,7 +10,15 @@ from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import MANIFEST, Run, check_checkpoint_dir, find_run, list_runs, missing_files
+from newllm_lib.runs import (
+    MANIFEST,
+    Run,
+    check_checkpoint_dir,
+    find_run,
+    list_runs,
+    manifest_path,
+    missing_files,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE = "base"  # the folder in a run that holds what its adapters belong to
@@ -165,7 +173,7 @@ def _may_be_on_hub(name: str) -> bool:
 
 def _check_whole(folder: Path) -> None:
     """Refuse a folder of a run that is not whole, and any other folder that lacks what a model needs."""
-    part_of_a_run = bool(_MODEL_FOLDER.fullmatch(folder.name)) or (folder / MANIFEST).exists()
+    part_of_a_run = bool(_MODEL_FOLDER.fullmatch(folder.name)) or manifest_path(folder).exists()
     missing = missing_files(folder) if part_of_a_run else missing_parts(folder)
     if not missing:
         return

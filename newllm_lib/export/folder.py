@@ -15,10 +15,10 @@ from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import MANIFEST, MARK, Run, owned_directory
+from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory
 
 # Of a checkpoint, what is needed to continue training and by nobody else.
-_TRAINING_ONLY = (MANIFEST, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
+_TRAINING_ONLY = (*MANIFESTS, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
 
 
 def export(model: Run | str | Path, output_dir: str | Path | None = None, which: str = "best") -> Path:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from newllm_lib.errors import UsageError
 from newllm_lib.removed import RECIPE_KEYS, without_removed
 
-# aliases: filled in by the rename
-_RENAMED: dict[str, str] = {}  # older name: today's
+_RENAMED = {"step_in_backward": "optimizer_in_backward"}  # a key's name in version 0.1.0: today's
 _SAME = {
     "d_model": "hidden_size",
     "n_layers": "num_layers",

@@ -4,7 +4,6 @@ nothing of torch.
 
 from newllm_lib.runs.aliases import resolve_path
 from newllm_lib.runs.atomic import (
-    MANIFEST,
     add_to_mark,
     atomic_write_bytes,
     atomic_write_text,
@@ -35,7 +34,16 @@ from newllm_lib.runs.lock import AlreadyRunning, RunLock, is_locked, lock_holder
 from newllm_lib.runs.mirror.daemon import mirror_status, start_mirror, wait_for_mirror
 from newllm_lib.runs.mirror.restore import bring_back, is_ahead, restore, saved
 from newllm_lib.runs.mirror.sync import Mirror
-from newllm_lib.runs.ownership import MARK, check_file, check_plain_name, check_shared, replaceable
+from newllm_lib.runs.ownership import (
+    MANIFEST,
+    MANIFESTS,
+    MARK,
+    check_file,
+    check_plain_name,
+    check_shared,
+    manifest_path,
+    replaceable,
+)
 from newllm_lib.runs.run import Run, checkpoint_step, drive_folder, find_run, link_model, list_runs, roots
 from newllm_lib.runs.security import check_checkpoint_dir, safetensors_header
 from newllm_lib.runs.status import is_finished, last_line, read_status, read_status_file, tail, write_status
@@ -44,6 +52,7 @@ __all__ = [
     "BACKGROUND",
     "MARK",
     "MANIFEST",
+    "MANIFESTS",
     "AlreadyRunning",
     "GpuBusy",
     "Mirror",
@@ -76,6 +85,7 @@ __all__ = [
     "link_model",
     "list_runs",
     "lock_holder",
+    "manifest_path",
     "mark_folder",
     "mark_in",
     "mirror_status",

@@ -21,10 +21,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.ownership import LEFTOVER, MANIFEST, MARK, foreign_in, mark_text, read_mark, replaceable
+from newllm_lib.runs.ownership import (
+    LEFTOVER,
+    MANIFEST,
+    MANIFESTS,
+    MARK,
+    foreign_in,
+    manifest_path,
+    mark_text,
+    read_mark,
+    replaceable,
+)
 from newllm_lib.runs.processes import identity, is_alive
 
-MANIFEST = MANIFEST
 _counter = itertools.count()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ALMOST_NOTHING = 32 * 2**20  # bytes: a disk with less is full for every practical purpose
@@ -173,7 +182,7 @@ def missing_files(directory: Path) -> list[str]:
     """
     directory = Path(directory)
     try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads(manifest_path(directory).read_text(encoding="utf-8"))["files"]
         return [name for name, size in files.items() if _size_inside(directory, name) != size]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [MANIFEST]
@@ -237,7 +246,7 @@ def clean_leftovers(folder: Path) -> None:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         elif (
-            match["kind"] == "old" or (path / MANIFEST).exists()
+            match["kind"] == "old" or manifest_path(path).exists()
         ):  # it stood under its name, and may hold more than ours
             _drop(path, path.with_name(match["name"]))
         else:  # half-written
@@ -326,6 +335,8 @@ def write_manifest(directory: Path) -> None:
     lost.
     """
     files = {}
+    for name in MANIFESTS:  # of what this was copied from
+        (directory / name).unlink(missing_ok=True)
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         _sync(path)
         files[path.relative_to(directory).as_posix()] = path.stat().st_size
@@ -373,7 +384,8 @@ def _drop(doomed: Path, final: Path, what: str | None = None) -> None:
             os.rename(doomed / name, place)
         half_gone = _beside(final, "tmp")  # killed below, it must not be taken for what stood there
         os.rename(doomed, half_gone)
-        (half_gone / MANIFEST).unlink(missing_ok=True)
+        for name in MANIFESTS:
+            (half_gone / name).unlink(missing_ok=True)
         shutil.rmtree(half_gone, ignore_errors=True)
 
 

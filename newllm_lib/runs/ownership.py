@@ -21,6 +21,7 @@ from newllm_lib.errors import UsageError
 
 MARK = ".newllm.json"
 MANIFEST = "MANIFEST.json"
+MANIFESTS = (MANIFEST, "WHOLE.json")  # the second: as version 0.1.0 called it
 LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-(?P<start>\d+)-\d+$")
 
 RUN_FILES = frozenset(
@@ -54,7 +55,7 @@ _LITTER = frozenset(
     (".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db")
 )  # a system puts them anywhere
 _STATUS_KEYS = {"state", "message", "pid", "started", "updated", "step", "total_steps"}
-_RECORDED_RECIPE = re.compile(r"recipe: \S+\n")  # how `Recipe.to_yaml` begins
+_RECORDED_RECIPE = re.compile(r"(version|recipe): \S+\n")  # how `Recipe.to_yaml` begins
 # What saves of a model, of its tokenizer and of the trainer's state consist of.
 _MODEL_FILES = re.compile(
     r"WHOLE\.json|MANIFEST\.json|SUMS\.json|config\.json|generation_config\.json|chat_template\.jinja|tokenizer(_config)?\.json"
@@ -103,7 +104,7 @@ def foreign_in(folder: Path, what: str | None = None) -> Iterator[str]:
         if not (
             _LITTER & set(path.parts)
             or LEFTOVER.match(path.parts[0])
-            or name in (MARK, MANIFEST)
+            or name in (MARK, *MANIFESTS)
             or is_ours(name)
         ):
             yield name
@@ -273,9 +274,14 @@ def _judge(folder: Path, what: str | None) -> Callable[[str], bool]:
     return lambda name: name in listed or _MODEL_FILES.fullmatch(name) is not None
 
 
+def manifest_path(folder: Path) -> Path:
+    """Where a finished folder's manifest lies (or would), by the name that its version gave it."""
+    return next((folder / name for name in MANIFESTS if (folder / name).is_file()), folder / MANIFEST)
+
+
 def _listed(folder: Path) -> list[str] | None:
     """The files that a finished folder's manifest names; None where there is no manifest of ours."""
-    manifest = _json(folder / MANIFEST)
+    manifest = _json(manifest_path(folder))
     files = manifest.get("files") if isinstance(manifest, dict) else None
     return list(files) if isinstance(files, dict) else None
 

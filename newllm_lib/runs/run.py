@@ -74,6 +74,7 @@ _STATE_FILES = (
     "carried_state",
     "gradient_norms",
     "optimizer",
+    "MANIFEST",
     "WHOLE",
     "SUMS",
 )  # not the model

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import MANIFEST, Run, is_complete, staged_directory
+from newllm_lib.runs import MANIFESTS, Run, is_complete, staged_directory
 
 BASE, ADAPTER = "base", "adapter"
 _WEIGHTS = "adapter_model.safetensors"
@@ -30,7 +30,7 @@ def keep_base(run: Run, start: Path) -> None:
         return
     with staged_directory(run.path / BASE) as staging:
         for file in start.iterdir():
-            if file.is_file() and file.name != MANIFEST:
+            if file.is_file() and file.name not in MANIFESTS:
                 shutil.copyfile(file, staging / file.name)
 
 

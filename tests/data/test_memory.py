@@ -98,8 +98,9 @@ from newllm_lib.data import prepare
 cache, count = large.parent, itertools.count()
 
 def run(folder):
-    prepare(SimpleNamespace(data="demo", data_dir=str(folder), max_samples=None, tokenizer="bpe", vocab_size=500,
-                            max_seq_length=16, loss_on="everything", streaming="auto", template="chat", carry_state=False),
+    prepare(SimpleNamespace(data="demo", data_dir=str(folder), max_samples=None, tokenizer="bpe",
+                            vocab_size=500, max_seq_length=16, loss_on="everything", streaming="auto",
+                            template="chat", carry_state=False),
             cache / f"cache{next(count)}")
 """
     grown = growth(code, write(tmp_path / "small", kind, 4), write(tmp_path / "large", kind, 30))

@@ -31,7 +31,8 @@ SETTINGS = {**TINY[NAME], "max_steps": STEPS, "epochs": 50.0, "save_steps": 20}
 RUN_ALL = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
+where = {"metadata": {"path": sys.argv[2]}}
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
 nbformat.write(notebook, sys.argv[1])
 """
 

@@ -92,7 +92,8 @@ import torch, torch.nn.functional as F
 from newllm_lib.ops.linear_cross_entropy.triton import softmax_gradient_
 sizes = ((3, 5, torch.float32, 1e-5), (4, 33, torch.float16, 2e-3), (2, 129, torch.float32, 1e-5))
 for rows, vocabulary, dtype, tolerance in sizes:
-    wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)  # what stands beside a row is never read
+    # what stands beside a row is never read
+    wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)
     wide[:, :vocabulary] = torch.randn(rows, vocabulary)
     logits, labels = wide[:, :vocabulary], torch.randint(0, vocabulary, (rows,))
     labels[1] = -100
@@ -111,7 +112,8 @@ EXPONENTIALS = """
 import math, torch, torch.nn.functional as F
 from newllm_lib.ops.linear_cross_entropy import exponentials
 exponentials._TILES, exponentials._ROWS = [(16, 16, 4)], 16
-for rows, dim, words, dtype in ((3, 5, 40, torch.float32), (37, 33, 21, torch.float32), (17, 16, 16, torch.float16)):
+cases = (3, 5, 40, torch.float32), (37, 33, 21, torch.float32), (17, 16, 16, torch.float16)
+for rows, dim, words, dtype in cases:
     hidden, head = torch.randn(rows, dim).to(dtype), torch.randn(words, dim).div(dim**0.5).to(dtype)
     labels = torch.randint(0, words, (rows,))
     labels[1] = -100

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.atomic import MANIFEST, atomic_write_bytes, is_complete, staged_directory
+from newllm_lib.runs.atomic import atomic_write_bytes, is_complete, staged_directory
+from newllm_lib.runs.ownership import MANIFESTS, manifest_path
 
 SUMS = "SUMS.json"  # in a copied folder: the SHA-256 of each of its files
 _BLOCK = 4 * 2**20
@@ -63,7 +64,7 @@ def signature(folder: Path) -> tuple | None:
     finished.
     """
     try:
-        found, manifest = folder.stat(), (folder / MANIFEST).stat()
+        found, manifest = folder.stat(), manifest_path(folder).stat()
     except OSError:
         return None
     return found.st_ino, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size
@@ -93,7 +94,7 @@ def file_sum(path: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     kept = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink())
-    return [p for p in kept if p.name not in (MANIFEST, SUMS) or p.parent != folder]
+    return [p for p in kept if p.name not in (*MANIFESTS, SUMS) or p.parent != folder]
 
 
 def _copy_file(source: Path, target: Path) -> str:

@@ -234,8 +234,10 @@ from types import SimpleNamespace
 from newllm_lib.data import prepare
 from newllm_lib.data.streaming import segments, stream
 segments.SEGMENT_BYTES, segments.HEAD, stream.FIRST, stream.WINDOW = 12_000, 6, 2, 4
-data = prepare(SimpleNamespace(data="demo", data_dir=sys.argv[1], max_samples=None, tokenizer="bpe", vocab_size=400, seed=0,
-                               max_seq_length=16, loss_on="answers", streaming="on", template="chat", carry_state=False),
+data = prepare(SimpleNamespace(data="demo", data_dir=sys.argv[1], max_samples=None, tokenizer="bpe",
+                               vocab_size=400,
+                               seed=0, max_seq_length=16, loss_on="answers", streaming="on", template="chat",
+                               carry_state=False),
                sys.argv[2])
 print("begun", flush=True)
 for number in range(9):
