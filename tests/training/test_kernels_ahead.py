@@ -87,7 +87,7 @@ def test_computes_what_the_model_computes():
 
 def test_imports_no_transformers():
     code = (
-        "import sys; from newllm_lib.training import kernels_ahead as k; from newllm_lib.recipe import "
+        "import sys; from newllm_lib.training import precompile_process as k; from newllm_lib.recipe import "
         "load_recipe\n"
     )
     code += "print('torch' in sys.modules); k._trunk(load_recipe('demo', {'sized_for': 'h100'}))\n"
@@ -128,8 +128,8 @@ import sys, torch
 from newllm_lib.recipe import load_recipe
 recipe = load_recipe("demo", {sizes})
 if sys.argv[1] == "ahead":
-    from newllm_lib.training import kernels_ahead
-    kernels_ahead.compile_for(recipe)
+    from newllm_lib.training import precompile_process
+    precompile_process.compile_for(recipe)
 else:
     from newllm_lib.training.model_config import build_model
     model, ids = build_model(recipe, 320).cuda().train(), torch.randint(0, 320, (16, 64), device="cuda")
