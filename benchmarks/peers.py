@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from newllm_lib.layers.context_block import ShortConvolution
+from newllm_lib.ops.add_norm import add_norm_conv
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training.model_config import count_parameters, model_config
@@ -24,9 +24,7 @@ class Attention(nn.Module):
     keys (Henry et al., 2020, arXiv 2010.04245), SwiGLU (Shazeer, 2020, arXiv 2002.05202), tied head.
 
     Args:
-        helped: what New-LLM's blocks have beside their context: short convolutions before attention and MLP,
-            a share of the
-            embeddings in each block.
+        helped: short convolutions before attention and MLP, and a share of the embeddings in each block.
     """
 
     carries = False
@@ -73,7 +71,7 @@ class _AttentionBlock(nn.Module):
         self.project, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.convs = nn.ModuleList(ShortConvolution(width, 4) for _ in range(2)) if helped else None
+        self.convs = nn.ParameterList(torch.zeros(width, 4) for _ in range(2)) if helped else None
         self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if helped else None
 
     def forward(self, x, embedded, turn):
@@ -92,8 +90,7 @@ class _AttentionBlock(nn.Module):
         """The stream through its norm and, where it has one, the short convolution."""
         if self.convs is None:
             return norm(x)
-        conv = self.convs[which]
-        return conv(x, None, norm, torch.zeros(len(x), conv.state_size, device=x.device), None, None)[1]
+        return add_norm_conv(x, None, norm.weight, self.convs[which], eps=norm.eps)[1]
 
 
 def _rotation(time: int, size: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,5 +206,6 @@ def _initialise(model: nn.Module, layers: int) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             residual = name.endswith(("out", "down"))
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
-        elif isinstance(module, ShortConvolution):
-            nn.init.uniform_(module.weight, -0.5, 0.5)
+        elif isinstance(module, _AttentionBlock) and module.convs is not None:
+            for weight in module.convs:
+                nn.init.uniform_(weight, -0.5, 0.5)

@@ -60,11 +60,10 @@ _SLOWER = {"optimizer": "muon", "learning_rate": 4e-3, "muon_learning_rate": 0.0
 _ADAMW = {"optimizer": "adamw", "batch_size": 64, "max_seq_length": 128, "warmup_steps": 100}
 _SHORT = {"batch_size": 128, "max_seq_length": 128}
 _LONG = {"batch_size": 32, "max_seq_length": 512}  # as many tokens a step, for those who see only a block
-_OURS = {"carry_state": True, "mlp_conv": True, "embedding_skip": True}
 _GRID = {
-    "new_llm": [_MUON | _SHORT | _OURS] * 3,
+    "new_llm": [_MUON | _SHORT | {"carry_state": True}] * 3,
     "attention": [_MUON | _LONG] * 3,
-    "attention_helped": [_MUON | _LONG] * 3,  # by what New-LLM's blocks have beside the context
+    "attention_helped": [_MUON | _LONG] * 3,  # by convolutions and skips
     "tiny_gpt2": [_SLOWER | _LONG | {"batch_size": 16}] * 3,
     "lstm": [
         _ADAMW | {"learning_rate": rate, "dropout": p, "carry_state": True}

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 # Each room may use itself and those in the rows above it.
 FLOORS = (
     ("errors", "pip_report", "preload"),
-    ("console", "device"),
+    ("console", "device", "removed"),
     ("runs",),
     ("recipe",),
     ("ops",),

@@ -217,8 +217,6 @@ MODEL_KEYS = {  # another value of the key, and what must be set beside it for t
     "hidden_size": (64, {}),
     "context_dim": (64, {}),
     "mlp_size": (64, {}),
-    "mlp_conv": (True, {}),
-    "embedding_skip": (True, {}),
     "num_heads": (8, {"model": "tiny_gpt2"}),
     "dropout": (0.3, {}),
     "max_seq_length": (64, {"model": "tiny_gpt2"}),

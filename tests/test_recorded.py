@@ -11,6 +11,7 @@ from newllm_lib.cli.parser import build, parse
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.models import NewLLMConfig, Phase7Config
 from newllm_lib.recipe import Recipe, aliases, load_recipe, overrides, recorded
+from newllm_lib.removed import MODEL_OPTIONS, RECIPE_KEYS
 
 RECORDS = sorted((Path(__file__).parent / "records").glob("*_0.1.0.yaml"))
 
@@ -55,9 +56,9 @@ def test_a_key_that_a_record_lacks_has_the_default_of_the_version_that_wrote_it(
     assert Recipe.from_yaml(record(tmp_path, version=version)).keep_checkpoints == 2  # it is written there
 
 
-@pytest.mark.parametrize("key", aliases._GONE)
+@pytest.mark.parametrize("key", RECIPE_KEYS)
 def test_a_key_that_is_gone_is_dropped_where_it_did_nothing_and_named_elsewhere(tmp_path, key):
-    what, neutral = aliases._GONE[key]
+    what, neutral = RECIPE_KEYS[key].what, RECIPE_KEYS[key].neutral
     for value in (neutral, str(neutral).lower()) if neutral is not None else ("true", False):
         assert not hasattr(Recipe.from_yaml(record(tmp_path, **{key: value})), key)
     if neutral is None:
@@ -94,8 +95,10 @@ def test_a_record_is_a_recipe_too(tmp_path):
 
 
 def test_configurations_of_older_models():
-    quiet = {"word_memory": 0.0, "word_slots": 0, "word_history": 0, "word_trust": False}
+    quiet = {name: option.neutral for name, option in MODEL_OPTIONS.items()} | {"word_memory": 0.0}
     assert not quiet.keys() & NewLLMConfig(**quiet).to_dict().keys()
     assert "rank_cost" not in Phase7Config(rank_cost=0.0).to_dict()
-    with pytest.raises(NewLLMError, match=r"memory of words .* gone since 0\.2\.0: commit 6e07e55"):
-        NewLLMConfig(**quiet | {"word_memory": 100.0})
+    for name, value in (("word_memory", 100.0), ("mlp_conv", True), ("embedding_skip", True)):
+        line = rf"{name} {value} \({MODEL_OPTIONS[name].what}\), which is gone since 0\.2\.0; commit 6e07e55"
+        with pytest.raises(NewLLMError, match=line):
+            NewLLMConfig(**quiet | {name: value})

@@ -16,7 +16,8 @@ import math
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.models.new_llm import NewLLMForCausalLM, multi_scale
+from newllm_lib.models.initialization import multi_scale
+from newllm_lib.models.new_llm import NewLLMForCausalLM
 
 
 def expand_context(model: NewLLMForCausalLM, context_dim: int, seed: int = 0) -> NewLLMForCausalLM:

@@ -12,26 +12,44 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from newllm_lib.errors import NewLLMError
-from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortConvolution
+from newllm_lib.layers.context_block import ContextBlock, ContextVector
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.models.causal_lm import CausalLMWithState
+from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 from newllm_lib.ops.embedding import token_embedding
+from newllm_lib.removed import MODEL_OPTIONS, without_removed
 
 
 class NewLLMConfig(PreTrainedConfig):
-    """Sizes of a New-LLM. `recurrence`: "parallel" (blocks of `layers.context_block`) or "sequential" (the
-    original's equations, where `num_hidden_layers` is the depth of the per-token MLP and `mlp_size` its
-    width). `time_scales`: how long the channels of a context vector remember at the start of training, "even"
-    (4 to 150 tokens) or "multi" (groups from 1 to 4,096 tokens). `context_eps`: of the norm that reads the
-    context vector. `mlp_conv`, `embedding_skip`: options of the blocks."""
+    """Sizes of a New-LLM.
+
+    Args:
+        vocab_size: tokens of the vocabulary.
+        hidden_size: channels of the residual stream.
+        context_dim: channels of the context vector that each block carries.
+        mlp_size: inner channels of the token MLP.
+        num_hidden_layers: blocks; with the sequential recurrence, layers of the per-token MLP.
+        conv_width: tokens that the short convolution reads.
+        recurrence: "parallel" (blocks of `layers.context_block`) or "sequential" (the original's equations,
+            `layers.sequential_context`).
+        time_scales: how long the channels of a context vector remember at the start of training: "even" (4 to
+            150 tokens) or "multi" (groups from 1 to 4,096 tokens).
+        context_eps: of the norm that reads the context vector.
+        dropout: on the embeddings and on what each layer adds to the stream.
+        initializer_range: standard deviation of the first weights.
+        reset_at_bos: a `bos_token_id` in the input begins a document, which knows nothing of the text before.
+        bos_token_id: the token that begins a document; None: the input is one document.
+        tie_word_embeddings: the head is the embedding (never with the sequential recurrence).
+    Raises:
+        NewLLMError: the model was trained with an option that is gone.
+    """
 
     model_type = "new_llm"
     auto_map = {}  # trl reads it from every config
@@ -47,14 +65,14 @@ class NewLLMConfig(PreTrainedConfig):
         recurrence: str = "parallel",
         time_scales: str = "even",
         context_eps: float = 1e-6,
-        mlp_conv: bool = False,
-        embedding_skip: bool = False,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
+        bos_token_id: int | None = None,
         tie_word_embeddings: bool = True,
         **kwargs,
     ):
+        kwargs = without_removed(kwargs, MODEL_OPTIONS, "This model's configuration")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.context_dim = context_dim
@@ -64,19 +82,11 @@ class NewLLMConfig(PreTrainedConfig):
         self.recurrence = recurrence
         self.time_scales = time_scales
         self.context_eps = context_eps
-        self.mlp_conv = mlp_conv
-        self.embedding_skip = embedding_skip
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
-        if any(
-            [kwargs.pop(f"word_{part}", None) for part in ("memory", "slots", "history", "trust")]
-        ):  # 0.1.0's
-            raise NewLLMError(
-                "This model was trained with a memory of words (word_memory), which is gone since 0.2.0: "
-                "commit 6e07e55 reads it."
-            )
-        super().__init__(tie_word_embeddings=tie_word_embeddings and recurrence == "parallel", **kwargs)
+        tied = tie_word_embeddings and recurrence == "parallel"
+        super().__init__(bos_token_id=bos_token_id, tie_word_embeddings=tied, **kwargs)
 
     @property
     def output_size(self) -> int:
@@ -88,8 +98,8 @@ class NewLLMConfig(PreTrainedConfig):
 class NewLLMOutput(ModelOutput):
     """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32."""
 
-    last_hidden_state: torch.Tensor | None = None
-    state: torch.Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    state: Tensor | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -100,7 +110,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
     _is_stateful = True
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
@@ -112,61 +122,12 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-        if isinstance(module, ContextVector):
+        elif isinstance(module, ContextVector):
             init_context_vector(module, self.config.time_scales)
-        if isinstance(module, ShortConvolution):
-            init_taps(module.weight)
-        if isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
+        elif isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.context.out.weight, std=residual)
             init.normal_(module.mlp.down.weight, std=residual)
-            if module.shares is not None:
-                init.copy_(module.shares, torch.tensor([1.0, 0.0]))
-
-
-def init_context_vector(module: ContextVector, time_scales: str = "even") -> None:
-    """The parameters of a context vector that are no linear layers."""
-    init_taps(module.conv)
-    init.ones_(module.norm)
-    # Time scales from 4 to 150 tokens: a gate of sigmoid(1) forgets in a few tokens, one of sigmoid(5) in
-    # many.
-    bias = torch.linspace(1.0, 5.0, module.context_dim)
-    if time_scales == "multi":
-        bias, loudness = multi_scale(module.context_dim)
-        init.copy_(module.norm, loudness)
-    init.copy_(module.forget_bias, bias)
-
-
-def init_taps(weight: nn.Parameter) -> None:
-    """Weights (channels, width) of a short convolution."""
-    bound = 1 / math.sqrt(weight.shape[1])
-    init.uniform_(weight, -bound, bound)
-
-
-TIME_SCALE_GROUPS = (
-    (1, 4),
-    (8, 64),
-    (64, 512),
-    (512, 4096),
-)  # tokens that a group's channels remember, from its first to its last
-
-
-def multi_scale(context_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forget biases (context_dim,) of groups with time scales from one to thousands of tokens, and read-out
-    weights to match.
-
-    A channel with time scale t keeps exp(-1 / t) of itself each token. What it writes shrinks with 1 - that,
-    so what a slow channel holds is some sqrt(t) times quieter than a fast one's: the weights undo it, or the
-    norm would drown it.
-    """
-    sizes = [len(part) for part in torch.arange(context_dim).tensor_split(len(TIME_SCALE_GROUPS))]
-    scales = [
-        torch.logspace(math.log2(a), math.log2(b), n, base=2.0)
-        for (a, b), n in zip(TIME_SCALE_GROUPS, sizes, strict=True)
-    ]
-    keep = torch.exp(-1 / torch.cat(scales).double())
-    spread = torch.sqrt((1 - keep) / (1 + keep))  # of a running mean of independent numbers
-    return torch.logit(keep).float(), (spread.square().mean().sqrt() / spread).float()
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
@@ -179,17 +140,16 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
-            sizes = (
-                config.hidden_size,
-                config.context_dim,
-                config.mlp_size,
-                config.conv_width,
-                config.dropout,
-                config.context_eps,
-            )
-            options = {"mlp_conv": config.mlp_conv, "embedding_skip": config.embedding_skip}
             self.layers = nn.ModuleList(
-                ContextBlock(*sizes, **options) for _ in range(config.num_hidden_layers)
+                ContextBlock(
+                    config.hidden_size,
+                    config.context_dim,
+                    config.mlp_size,
+                    config.conv_width,
+                    config.dropout,
+                    config.context_eps,
+                )
+                for _ in range(config.num_hidden_layers)
             )
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
@@ -203,7 +163,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
     def state_size(self) -> int:
         return self.layers[0].state_size
 
-    def initial_state(self, batch: int) -> torch.Tensor:
+    def initial_state(self, batch: int) -> Tensor:
         """The state before the first token: zeros (batch, layers, state_size), float32."""
         device = self.embed_tokens.weight.device
         return torch.zeros(batch, len(self.layers), self.state_size, device=device, dtype=torch.float32)
@@ -211,23 +171,25 @@ class NewLLMModel(NewLLMPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        state: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> NewLLMOutput:
         """
         Args:
-            input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
-            are seen.
+            input_ids: (batch, time).
             attention_mask: (batch, at least time): 0 marks padding, which leaves the state untouched.
+            inputs_embeds: (batch, time, hidden_size) in place of input_ids; it shows no document starts.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
+        Raises:
+            ValueError: both input_ids and inputs_embeds, or neither.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, one of the two.")
-        x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         doc_starts = None
         if input_ids is not None and self.config.reset_at_bos:
             doc_starts = document_starts(input_ids, self.config.bos_token_id)
@@ -235,38 +197,32 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if state is None:
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
-            x = x.to(
-                torch.get_autocast_dtype(x.device.type)
-            )  # the residual stream: in float32 it is most of a step's traffic
-        x, new_state = self._through(self.dropout(x), state, doc_starts, mask)
+            # The residual stream: in float32 it is most of a step's traffic.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x, new_state = self._run_layers(self.dropout(x), state, doc_starts, mask)
         keep = use_cache if use_cache is not None else not self.training
         return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None)
 
-    def _embedded(self, ids):
-        table = self.embed_tokens
-        if (
-            torch.is_autocast_enabled(ids.device.type)
-            and type(table) is nn.Embedding
-            and not table._forward_hooks
-        ):
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """(batch, time, hidden_size); straight in autocast's dtype where nothing else hangs on the table."""
+        table, device = self.embed_tokens, input_ids.device.type
+        if torch.is_autocast_enabled(device) and type(table) is nn.Embedding and not table._forward_hooks:
             if self.config.recurrence == "parallel":
-                return token_embedding(ids, table.weight, torch.get_autocast_dtype(ids.device.type))
-        return table(ids)
+                return token_embedding(input_ids, table.weight, torch.get_autocast_dtype(device))
+        return table(input_ids)
 
-    def _through(self, x, state, doc_starts, mask):
-        """x through the layers and the last norm; each layer's new state."""
+    def _run_layers(
+        self, x: Tensor, state: Tensor, doc_starts: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (batch, time, hidden_size) through the layers and the last norm; each layer's new state."""
         saves = self.gradient_checkpointing and self.training
         run = self._gradient_checkpointing_func if saves else lambda layer, *arguments: layer(*arguments)
         if self.config.recurrence == "sequential":
             x, layer_state = run(self.layers[0].__call__, x, state[:, 0], doc_starts, mask)
             return x, [layer_state]
-        residual, new_state, shared = (
-            None,
-            [],
-            (doc_starts, mask, x) if self.config.embedding_skip else (doc_starts, mask),
-        )
+        residual, new_state = None, []
         for index, layer in enumerate(self.layers):
-            x, residual, layer_state = run(layer.__call__, x, residual, state[:, index], *shared)
+            x, residual, layer_state = run(layer.__call__, x, residual, state[:, index], doc_starts, mask)
             new_state.append(layer_state)
             if saves:
                 x, residual = x + residual, None  # one tensor to keep for the next layer, not two

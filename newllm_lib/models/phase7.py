@@ -28,7 +28,7 @@ from newllm_lib.layers.local_attention import LocalAttention, rotation
 from newllm_lib.layers.phase7_block import Phase7Block
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
 from newllm_lib.models.causal_lm import CausalLMWithState
-from newllm_lib.models.new_llm import init_context_vector
+from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 
 
@@ -64,6 +64,7 @@ class Phase7Config(PreTrainedConfig):
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         reset_at_bos: bool = True,
+        bos_token_id: int | None = None,
         tie_word_embeddings: bool = True,
         **kwargs,
     ):
@@ -86,7 +87,7 @@ class Phase7Config(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.reset_at_bos = reset_at_bos
         kwargs.pop("rank_cost", None)  # 0.1.0's: it was of training alone
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(bos_token_id=bos_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 @dataclass

@@ -4,24 +4,9 @@ and recorded as ours. Keys that are gone are read too, as long as they do nothin
 from __future__ import annotations
 
 from newllm_lib.errors import UsageError
+from newllm_lib.removed import RECIPE_KEYS, without_removed
 
 _RENAMED = {"step_in_backward": "optimizer_in_backward"}  # a key's name in version 0.1.0: today's
-_MEMORY = "a memory of words"
-_GONE = {  # a key that is gone: what it was for, and the value at which it did nothing (None: each)
-    "word_memory": (_MEMORY, 0),
-    "word_slots": (_MEMORY, 0),
-    "word_history": (_MEMORY, 0),
-    "word_trust": (_MEMORY, False),
-    "rank_cost": ("a price on AR-SSM's ranks", 0),
-    "conv_width": ("convolutions over other than 4 tokens", 4),
-    "tie_embeddings": ("a head beside the embedding", True),
-    "linear_features": ("other than 64 features a head", 64),
-    "separate_documents": ("documents that see each other", True),
-    "curvature_start": ("another curvature schedule", 0.1),
-    "curvature_steps": ("another curvature schedule", 0.5),
-    "distill_temperature": ("another temperature than 2", 2),
-    "precompute_ref_log_probs": ("a slower way to the same", None),
-}
 _SAME = {
     "d_model": "hidden_size",
     "n_layers": "num_layers",
@@ -59,7 +44,7 @@ def resolve_keys(values: dict, where: str, at_a_time: int | str | None = None) -
     """
     if not isinstance(values, dict):
         raise UsageError(f"{where} must hold `key: value` lines.")
-    values = _without_gone(values, where)
+    values = without_removed(values, RECIPE_KEYS, where, UsageError)
     steps = values.pop("gradient_accumulation_steps", None)
     if steps is not None:
         values |= _batch(values, steps, at_a_time, where)
@@ -78,18 +63,6 @@ def resolve_keys(values: dict, where: str, at_a_time: int | str | None = None) -
 def older_names() -> list[str]:
     """The names that today's keys had in older versions."""
     return list(_RENAMED)
-
-
-def _without_gone(values: dict, where: str) -> dict:
-    import yaml
-
-    for name, (what, neutral) in _GONE.items():
-        if name in values and neutral is not None and yaml.safe_load(str(values[name])) != neutral:
-            raise UsageError(
-                f"{where} has {name} {values[name]} ({what}), which is gone since 0.2.0; commit 6e07e55 "
-                "reads it."
-            )
-    return {name: value for name, value in values.items() if name not in _GONE}
 
 
 def _batch(values: dict, steps, at_a_time, where: str) -> dict:

@@ -25,8 +25,6 @@ _ARCHITECTURE = (
     "hidden_size",
     "context_dim",
     "mlp_size",
-    "mlp_conv",
-    "embedding_skip",
     "num_heads",
     "match",
     "attention",

@@ -169,12 +169,6 @@ class Recipe:
     hidden_size: int = _model(256, "channels of the residual stream (TinyGPT2 chooses its own)", minimum=1)
     context_dim: int = _model(256, "size of the context vector each block carries", minimum=1)
     mlp_size: int = _model(1024, "inner channels of the token MLP", minimum=1)
-    mlp_conv: bool = _model(
-        False, "New-LLM: the token MLP reads the last few tokens too (convolution)", models=_SIZES_NEW_LLM
-    )
-    embedding_skip: bool = _model(
-        False, "New-LLM: each block reads a learned mixture of stream and embeddings", models=_SIZES_NEW_LLM
-    )
     num_heads: int = _model(
         4, "attention heads (TinyGPT2, Phase 7)", minimum=1, models=("tiny_gpt2", "phase7")
     )

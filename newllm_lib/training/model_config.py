@@ -67,8 +67,6 @@ def _new_llm(recipe: Recipe, vocab_size: int) -> NewLLMConfig:
         num_hidden_layers=recipe.num_layers,
         recurrence=recipe.recurrence,
         time_scales=recipe.time_scales,
-        mlp_conv=recipe.mlp_conv,
-        embedding_skip=recipe.embedding_skip,
         dropout=recipe.dropout,
         bos_token_id=None,
         eos_token_id=None,

@@ -92,19 +92,17 @@ def _trunk(recipe: Recipe):
         def __init__(self):
             super().__init__()
             sizes = recipe.hidden_size, recipe.context_dim, recipe.mlp_size, 4  # tokens of the convolution
-            options = {"mlp_conv": recipe.mlp_conv, "embedding_skip": recipe.embedding_skip}
             self.table = nn.Embedding(recipe.vocab_size, recipe.hidden_size)
-            self.layers = nn.ModuleList(ContextBlock(*sizes, 0.0, **options) for _ in range(2))
+            self.layers = nn.ModuleList(ContextBlock(*sizes, dropout=0.0) for _ in range(2))
             self.norm = nn.RMSNorm(recipe.hidden_size, eps=1e-6)
 
         def forward(self, ids):
             with torch.autocast(ids.device.type, torch.bfloat16):
                 x = token_embedding(ids, self.table.weight, torch.bfloat16)
                 starts, residual = document_starts(ids, 0), None
-                shared = (starts, None, x) if recipe.embedding_skip else (starts, None)
                 for layer in self.layers:
                     state = torch.zeros(len(ids), layer.state_size, device=ids.device)
-                    x, residual, _ = layer(x, residual, state, *shared)
+                    x, residual, _ = layer(x, residual, state, starts)
                 x = add_norm(x, residual, self.norm.weight, self.norm.eps)[1]
                 return linear_cross_entropy(
                     x, self.table.weight, ids, torch.tensor(ids.numel(), device=ids.device)

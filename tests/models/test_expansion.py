@@ -9,7 +9,7 @@ import torch
 
 from newllm_lib.errors import UsageError
 from newllm_lib.models.expansion import expand_context
-from newllm_lib.models.new_llm import TIME_SCALE_GROUPS, multi_scale
+from newllm_lib.models.initialization import TIME_SCALE_GROUPS, multi_scale
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
 

@@ -22,26 +22,17 @@ SMALL = {
     "dropout": 0.0,
 }
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
-FORMS = [
-    *KINDS,
-    ("new_llm", "options"),
-]  # the parallel recurrence with all that a recipe can add to its blocks
-OPTIONS = {"mlp_conv": True, "embedding_skip": True}
 VOCAB, BOS, PAD = 97, 0, 1
 
 
 def build(model="new_llm", recurrence="parallel", **changes):
     torch.manual_seed(0)
-    options = recurrence == "options"
-    recurrence, changes = ("parallel", {**OPTIONS, **changes}) if options else (recurrence, changes)
     recipe = load_recipe(
         "demo", {**SMALL, "model": model, "recurrence": recurrence, "max_seq_length": 64, **changes}
     )
     built = build_model(recipe, VOCAB).eval()
     built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
-    for layer in built.model.layers if options else ():
-        layer.shares.data.copy_(torch.tensor([0.8, 0.4]))  # at first the embeddings have no share
     return built
 
 
@@ -53,7 +44,7 @@ def text(batch, time, seed=0, documents=False):
     return ids
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("time", [2, 7, 33])
 def test_a_later_token_never_changes_earlier_logits(kind, time):
     model, ids = build(*kind), text(2, time, seed=time)
@@ -64,7 +55,7 @@ def test_a_later_token_never_changes_earlier_logits(kind, time):
     assert not torch.allclose(before[:, -1], after[:, -1])
 
 
-@pytest.mark.parametrize("recurrence", ["parallel", "sequential", "options"])
+@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
 @pytest.mark.parametrize("cut", [1, 2, 3, 10, 29])
 def test_carried_state_gives_the_logits_of_the_whole_text(recurrence, cut):
     model, ids = build("new_llm", recurrence), text(3, 30, seed=cut, documents=True)
@@ -86,7 +77,7 @@ def test_in_training_with_labels_gradients_stop_at_the_state(recurrence):
     assert outputs.loss.requires_grad and not outputs.state.requires_grad
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_documents_do_not_see_each_other(kind):
     model = build(*kind)
     one, two = text(1, 9, seed=1), text(1, 12, seed=2)
@@ -106,7 +97,7 @@ def test_documents_do_see_each_other_where_the_configuration_says_so(kind):
     assert not torch.allclose(model(packed).logits[:, 10:], model(alone).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True}, {"num_beams": 3}])
 def test_generate_a_left_padded_batch_equals_each_text_alone(kind, settings):
     model = build(*kind)
@@ -135,7 +126,7 @@ def test_greedy_generation_equals_rereading_the_whole_text_for_each_token():
     assert torch.equal(generated, again)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_auto_class_loads_what_was_saved(kind, tmp_path):
     model, ids = build(*kind), text(2, 8)
     model.save_pretrained(tmp_path)
@@ -197,7 +188,7 @@ def test_sequential_recurrence_is_the_seeds_equations():
     torch.testing.assert_close(model(ids).logits[0], torch.stack(logits), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("recurrence", ["parallel", "sequential", "options"])
+@pytest.mark.parametrize("recurrence", ["parallel", "sequential"])
 def test_gradient_checkpointing_changes_no_gradient(recurrence):
     model, ids = build("new_llm", recurrence), text(2, 10)
     model.train()
@@ -271,7 +262,7 @@ def first_preference_loss(model, folder) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "state"),
-    [(kind, state) for kind in FORMS for state in (False, True) if not (state and kind[0] == "tiny_gpt2")],
+    [(kind, state) for kind in KINDS for state in (False, True) if not (state and kind[0] == "tiny_gpt2")],
 )
 def test_a_training_step_compiles_without_a_graph_break(kind, state):
     model, ids = build(*kind), text(2, 12, documents=True)
@@ -285,7 +276,7 @@ def test_a_training_step_compiles_without_a_graph_break(kind, state):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_causality_and_carried_state_hold_for_random_lengths(kind):
     model, random = build(*kind), torch.Generator().manual_seed(5)
     for trial in range(12):
@@ -298,3 +289,20 @@ def test_causality_and_carried_state_hold_for_random_lengths(kind):
         if kind[0] == "new_llm":
             rest = model(ids[:, cut:], state=model(ids[:, :cut], use_cache=True).state).logits
             torch.testing.assert_close(rest, whole[:, cut:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [models.NewLLMConfig, models.Phase7Config])
+def test_a_configuration_without_a_first_token_reads_one_document(config):
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "context_dim": 24,
+        "mlp_size": 32,
+        "num_hidden_layers": 1,
+    }
+    heads = {"num_attention_heads": 2, "ssm_ranks": 4, "htt_rank": 2} if config is models.Phase7Config else {}
+    model, ids = AutoModelForCausalLM.from_config(config(**sizes, **heads)).eval(), text(1, 9)
+    changed = ids.clone()
+    changed[0, 0] = (ids[0, 0] - 6 + 1) % (VOCAB - 6) + 6
+    assert not torch.allclose(model(ids).logits[:, -1], model(changed).logits[:, -1])

@@ -1,9 +1,8 @@
-"""Where the residual stream is added to and read: r = x + branch, then RMSNorm(r), and with a short
-convolution over it.
+"""Where the residual stream is added to and read.
 
-    add_norm        r = x + branch; n = RMSNorm(r)                     before the token MLP and the head; in
-    Phase 7, everywhere add_norm_conv   r = x + branch; n = RMSNorm(r); u = n + conv(n)    before the context
-    vector
+    add_norm        r = x + residual; n = RMSNorm(r)                    before the token MLP and the head; in
+                                                                        Phase 7 everywhere
+    add_norm_conv   r = x + residual; n = RMSNorm(r); u = n + conv(n)   before the context vector
 
 All of it is memory traffic, so each is one pass over the stream forward and one backward: the gradients that
 reach r from the stream and from what is read leave as one tensor, and n itself is never stored where the
@@ -18,7 +17,7 @@ from newllm_lib.ops.add_norm import cpu, reference
 from newllm_lib.ops.common.dispatch import Operation, runs_cpu_kernel, runs_triton
 
 MAX_DIM = 8192  # channels of which a program holds a row and the sum for its weight
-MAX_CONV_DIM = 2048  # channels of which a program also holds what the conv_weight reach
+MAX_CONV_DIM = 2048  # channels of which a program also holds the tokens that the convolution reads
 
 _norm, _norm_conv, _last_rows = Operation(reference), Operation(reference), Operation(reference)
 
@@ -46,7 +45,10 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e
     """The stream with `residual` added to it, and its RMSNorm.
 
     Args:
-        x, residual: (..., dim); without a branch r is x. weight: (dim,).
+        x: (..., dim), the stream.
+        residual: (..., dim), what is added to it; None: r is x.
+        weight: (dim,), of the norm.
+        eps: of the norm.
     Returns:
         r and n (..., dim), in x's dtype.
     """
@@ -65,17 +67,19 @@ def add_norm_conv(
     """As `add_norm`, then `short_conv` of what is normalised (without padding, which only that one passes
     over).
 
-    Args: x, residual: (batch, time, dim). conv_weight: (dim, width). doc_starts: (batch, time) bool.
-        conv_state: (batch, width - 1, dim), what was
-            normalised before x; zeros by default.
+    Args:
+        x: (batch, time, dim), the stream.
+        residual: (batch, time, dim), what is added to it; None: r is x.
+        weight: (dim,), of the norm.
+        conv_weight: (dim, width), conv_weight[:, k] for the token k steps back.
+        doc_starts: (batch, time) bool: a document starts there.
+        conv_state: (batch, width - 1, dim), what was normalised before x, oldest first; None: zeros.
+        eps: of the norm.
     Returns:
         r and u (batch, time, dim) in x's dtype, and the new conv_state (batch, width - 1, dim) float32.
     """
-    r, u = _norm_conv(x, residual, weight, conv_weight, conv_state).add_norm_conv(
-        x, residual, weight, conv_weight, doc_starts, conv_state, eps
-    )
-    return (
-        r,
-        u,
-        _last_rows(r, conv_weight).last_rows(r, weight, conv_weight.shape[1], doc_starts, conv_state, eps),
-    )  # a few rows, normalised once more
+    implementation = _norm_conv(x, residual, weight, conv_weight, conv_state)
+    r, u = implementation.add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
+    width = conv_weight.shape[1]  # the state's few rows are normalised once more
+    last = _last_rows(r, conv_weight).last_rows(r, weight, width, doc_starts, conv_state, eps)
+    return r, u, last

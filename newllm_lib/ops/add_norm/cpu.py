@@ -18,17 +18,17 @@ class _AddNorm(torch.autograd.Function):
         r = x if residual is None else x + residual
         inverse = inverse_norm(r, eps)
         ctx.save_for_backward(r, inverse, weight)
-        ctx.has_branch = residual is not None
+        ctx.has_residual = residual is not None
         return r.view_as(r) if residual is None else r, (r * inverse).mul_(weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dr, dn):
         if dn is None:
-            return dr, dr if ctx.has_branch else None, None, None
+            return dr, dr if ctx.has_residual else None, None, None
         r, inverse, weight = ctx.saved_tensors
         dx, dweight = _norm_gradients(r, inverse, weight, dn, dr)
-        return dx, dx if ctx.has_branch else None, dweight, None
+        return dx, dx if ctx.has_residual else None, dweight, None
 
 
 def _norm_gradients(r, inverse, weight, dn, dr) -> tuple[Tensor, Tensor]:
@@ -69,14 +69,14 @@ class _AddNormConv(torch.autograd.Function):
             past = history[:, behind - k : behind - k + time]
             u.addcmul_(past if masks[k] is None else past * masks[k], filters[k])
         ctx.save_for_backward(r, inverse, weight, filters, history, *masks[1:])
-        ctx.has_branch, ctx.has_tail = residual is not None, conv_state is not None
+        ctx.has_residual, ctx.has_conv_state = residual is not None, conv_state is not None
         return r.view_as(r) if residual is None else r, u
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dr, du):
         if du is None:
-            return dr, dr if ctx.has_branch else None, *(None,) * 5
+            return dr, dr if ctx.has_residual else None, *(None,) * 5
         r, inverse, weight, filters, history, *masks = ctx.saved_tensors
         time, behind = r.shape[1], len(filters) - 1
         dhistory, dfilters = torch.empty_like(history), torch.empty_like(filters)
@@ -91,17 +91,17 @@ class _AddNormConv(torch.autograd.Function):
             dhistory[:, reached].addcmul_(reach, filters[k])
             dfilters[k] = (reach * history[:, reached]).sum((0, 1))
         dx, dweight = _norm_gradients(r, inverse, weight, dhistory[:, behind:], dr)
-        dconv_state = dhistory[:, :behind].clone() if ctx.has_tail else None
-        return dx, dx if ctx.has_branch else None, dweight, dfilters.t(), None, dconv_state, None
+        dconv_state = dhistory[:, :behind].clone() if ctx.has_conv_state else None
+        return dx, dx if ctx.has_residual else None, dweight, dfilters.t(), None, dconv_state, None
 
 
 def add_norm(x, residual, weight, eps):
-    """As `stream_norm.add_norm`, for tensors of one dtype."""
+    """As `ops.add_norm.add_norm`, for tensors of one dtype."""
     r, n = _AddNorm.apply(x, residual, weight, eps)
     return x if residual is None else r, n
 
 
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
-    """As `stream_norm.add_norm_conv`, but for the new tail, for tensors of one dtype."""
+    """As `ops.add_norm.add_norm_conv`, but for the new state, for tensors of one dtype."""
     r, u = _AddNormConv.apply(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
     return x if residual is None else r, u

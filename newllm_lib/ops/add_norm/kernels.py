@@ -1,17 +1,22 @@
-"""Triton kernels of r = x + branch and n = RMSNorm(r; weight), forward and backward; float32 inside, one
+"""Triton kernels of r = x + residual and n = RMSNorm(r; weight), forward and backward; float32 inside, one
 rounding at the end.
 
-x, branch, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows at
-a time; in the backward pass it walks over many blocks of them, so that the sum that makes the weight's
+x, residual, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows
+at a time; in the backward pass it walks over many blocks of them, so that the sum that makes the weight's
 gradient stays in registers.
 
 With the short convolution, u = n + conv(n) in one walk through time: as in `short_conv.kernels`, a program
-walks along one batch row with what the conv_weight reach in a window of registers; but it takes all channels,
-because the norm sums over them. n exists in registers alone: the backward pass makes it again from r. There
-x, branch, r, u and their gradients are (batch, time, dim) without gaps; weight (dim,); conv_weight (dim,
-WIDTH); doc_starts (batch, time) bytes; conv_state, dconv_state (batch, WIDTH - 1, dim), of what is
-normalised; shares (batch, chunks, dim x WIDTH + dim) float32, what each program adds to the gradients of the
-conv_weight and of the weight.
+walks along one batch row with the tokens that the convolution reads in a window of registers; but it takes
+all channels, because the norm sums over them. n exists in registers alone: the backward pass makes it again
+from r. There
+
+    x, residual, r, u and their gradients   (batch, time, dim) without gaps
+    weight                                  (dim,)
+    conv_weight                             (dim, WIDTH)
+    doc_starts                              (batch, time) bytes
+    conv_state, dconv_state                 (batch, WIDTH - 1, dim), of what is normalised
+    partial_sums                            (batch, chunks, dim x WIDTH + dim) float32: what each program adds
+                                            to the gradients of conv_weight and of weight
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ def norm_forward(
     rows,
     dim,
     eps,
-    HAS_BRANCH: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
@@ -49,7 +54,7 @@ def norm_forward(
     mask = (row < rows) & (dims < dim)
     place = row * dim + dims
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    if HAS_BRANCH:
+    if HAS_RESIDUAL:
         value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
         rounded = value.to(r.dtype.element_ty)
         tl.store(r + place, rounded, mask=mask)
@@ -74,8 +79,8 @@ def norm_backward(
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """dx, the gradient of x and of the branch, from those of n and (HAS_DR) of r; dweight (programs, dim)
-    float32, in shares.
+    """dx, the gradient of x and of residual, from those of n and (HAS_DR) of r; dweight (programs, dim)
+    float32, what each program adds to the weight's.
     """
     program = tl.program_id(0)
     dims = tl.arange(0, BLOCK_DIM)[None, :]
@@ -122,9 +127,9 @@ def _tokens_before(
     dims,
     dim,
     eps,
-    HAS_BRANCH: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """The window that step t finds: what was normalised before it, newest first."""
@@ -137,11 +142,11 @@ def _tokens_before(
         stored = stored_where(dims, dim, t >= back)
         place = (batch * time + t - back) * dim + dims
         value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)
-        if HAS_BRANCH:
+        if HAS_RESIDUAL:
             value += tl.load(residual + place, mask=stored, other=0.0).to(tl.float32)
             value = value.to(x.dtype.element_ty).to(tl.float32)
         token = value * _inverse(value, dim, eps) * scale
-        if HAS_TAIL:
+        if HAS_CONV_STATE:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
             token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(
                 tl.float32
@@ -168,21 +173,21 @@ def _forward_steps(
     dims,
     in_dim,
     eps,
-    HAS_BRANCH: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     HAS_STARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """UNROLL steps from `place`, a row of (batch x time); the window after them."""
     xs = load_rows(x + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
-    if HAS_BRANCH:
-        branches = load_rows(residual + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
+    if HAS_RESIDUAL:
+        residuals = load_rows(residual + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
     for step in tl.static_range(UNROLL):
         here = (place + step) * dim + dims
         value = xs[step]
-        if HAS_BRANCH:
-            rounded = (value + branches[step]).to(r.dtype.element_ty)
+        if HAS_RESIDUAL:
+            rounded = (value + residuals[step]).to(r.dtype.element_ty)
             tl.store(r + here, rounded, mask=in_dim)
             value = rounded.to(tl.float32)
         token = value * _inverse(value, dim, eps) * scale
@@ -210,9 +215,9 @@ def norm_conv_forward(
     dim,
     chunk_length,
     eps,
-    HAS_BRANCH: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -236,9 +241,9 @@ def norm_conv_forward(
         dims,
         dim,
         eps,
-        HAS_BRANCH,
+        HAS_RESIDUAL,
         HAS_STARTS,
-        HAS_TAIL,
+        HAS_CONV_STATE,
         WIDTH,
     )
     whole = last - (last - first) % UNROLL
@@ -257,7 +262,7 @@ def norm_conv_forward(
             dims,
             in_dim,
             eps,
-            HAS_BRANCH,
+            HAS_RESIDUAL,
             HAS_STARTS,
             WIDTH,
             UNROLL,
@@ -277,7 +282,7 @@ def norm_conv_forward(
             dims,
             in_dim,
             eps,
-            HAS_BRANCH,
+            HAS_RESIDUAL,
             HAS_STARTS,
             WIDTH,
             1,
@@ -342,19 +347,19 @@ def norm_conv_backward(
     dr,
     dx,
     dconv_state,
-    shares,
+    partial_sums,
     time,
     dim,
     chunk_length,
     eps,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     HAS_DR: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """dx, the gradient of x and of the branch, from those of u and (HAS_DR) of r."""
+    """dx, the gradient of x and of residual, from those of u and (HAS_DR) of r."""
     batch = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     dims = tl.arange(0, BLOCK_DIM)
@@ -414,19 +419,19 @@ def norm_conv_backward(
             WIDTH,
             1,
         )
-    if HAS_TAIL:
-        if chunk == 0:  # which ends at the first step: the window is what the tail's tokens find
+    if HAS_CONV_STATE:
+        if chunk == 0:  # which ends at the first step: the window is what the state's tokens find
             nothing = tl.zeros((BLOCK_DIM,), tl.float32)
             for before in tl.static_range(1, WIDTH):
-                tail_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
-                token = tl.load(conv_state + tail_row, mask=in_dim, other=0.0).to(tl.float32)
-                tail_grad = nothing
+                state_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
+                token = tl.load(conv_state + state_row, mask=in_dim, other=0.0).to(tl.float32)
+                state_grad = nothing
                 for k in tl.static_range(1, WIDTH):
-                    tail_grad += window[k - 1] * filters[k]
-                tl.store(dconv_state + tail_row, tail_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
+                    state_grad += window[k - 1] * filters[k]
+                tl.store(dconv_state + state_row, state_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
                 sums = add_to_weights(sums, token, nothing, window, WIDTH)
                 window = push(window, nothing, WIDTH - 1)
-    own = shares + (batch * tl.num_programs(1) + chunk) * (WIDTH + 1) * dim
+    own = partial_sums + (batch * tl.num_programs(1) + chunk) * (WIDTH + 1) * dim
     for k in tl.static_range(WIDTH):
         tl.store(own + dims * WIDTH + k, sums[k], mask=in_dim)
     tl.store(own + WIDTH * dim + dims, scale_sum, mask=in_dim)

@@ -18,13 +18,13 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As `stream_norm.add_norm`."""
+    """As `ops.add_norm.add_norm`."""
     r = x if residual is None else x + residual.to(x.dtype)
     return r, norm(r, weight, eps)
 
 
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps) -> tuple[Tensor, Tensor]:
-    """As `stream_norm.add_norm_conv`, but for the new tail."""
+    """As `ops.add_norm.add_norm_conv`, but for the new state."""
     r = x if residual is None else x + residual.to(x.dtype)
     compute = torch.promote_types(r.dtype, torch.float32)
     return r, conv.short_conv(norm(r.to(compute), weight, eps), conv_weight, doc_starts, conv_state).to(
@@ -35,7 +35,7 @@ def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
 def last_rows(
     r: Tensor, weight: Tensor, width: int, doc_starts: Tensor | None, conv_state: Tensor | None, eps: float
 ) -> Tensor:
-    """The new tail of `stream_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the tail,
+    """The new state of `ops.add_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the state,
     normalised.
     """
     first = max(0, r.shape[1] - width + 1)

@@ -1,6 +1,6 @@
 """The residual stream's sum, norm and short convolution on a GPU: two custom operators over `kernels`.
 
-What is saved for the backward pass is r, which the stream holds anyway. x and the branch have one gradient:
+What is saved for the backward pass is r, which the stream holds anyway. x and residual have one gradient:
 the operators return it once, and autograd gives it to both.
 """
 
@@ -46,7 +46,7 @@ def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
 
 @torch.library.custom_op("newllm::add_norm", mutates_args=())
 def _add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """r (empty without a branch: it would be x itself) and n; x, residual (rows, dim) without gaps."""
+    """r (empty without a residual: it would be x itself) and n; x, residual (rows, dim) without gaps."""
     return _add_norm_forward(x, residual, weight, eps)
 
 
@@ -55,7 +55,7 @@ def _add_norm_forward(x, residual, weight, eps):
     r, n = x.new_empty(0 if residual is None else x.shape), torch.empty_like(x)
     tile = _tile(x.shape[1], _FORWARD_TILE)
     kernels.norm_forward[(triton.cdiv(x.shape[0], tile["ROWS"]),)](
-        x, residual, weight.contiguous(), r, n, *x.shape, eps, HAS_BRANCH=residual is not None, **tile
+        x, residual, weight.contiguous(), r, n, *x.shape, eps, HAS_RESIDUAL=residual is not None, **tile
     )
     return r, n
 
@@ -69,7 +69,7 @@ def _(x, residual, weight, eps):
 def _add_norm_backward(
     r: Tensor, weight: Tensor, dn: Tensor, dr: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, which is the branch's too, and that of the weight."""
+    """The gradient of x, which is residual's too, and that of the weight."""
     return _norm_gradients(r, weight, dn.contiguous(), None if dr is None else dr.contiguous(), eps)
 
 
@@ -78,11 +78,11 @@ def _norm_gradients(r, weight, dn, dr, eps):
     dx = torch.empty_like(r)
     tile = _tile(r.shape[1], _BACKWARD_TILE)
     programs = min(triton.cdiv(r.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(r.device))
-    shares = torch.empty(programs, r.shape[1], dtype=torch.float32, device=r.device)
+    partial_sums = torch.empty(programs, r.shape[1], dtype=torch.float32, device=r.device)
     kernels.norm_backward[(programs,)](
-        r, weight.contiguous(), dn, dr, dx, shares, *r.shape, eps, HAS_DR=dr is not None, **tile
+        r, weight.contiguous(), dn, dr, dx, partial_sums, *r.shape, eps, HAS_DR=dr is not None, **tile
     )
-    return dx, sum_rows(shares, weight)
+    return dx, sum_rows(partial_sums, weight)
 
 
 @_add_norm_backward.register_fake
@@ -92,16 +92,16 @@ def _(r, weight, dn, dr, eps):
 
 def _keep_norm(ctx, inputs, output):
     x, residual, weight, ctx.eps = inputs
-    ctx.has_branch = residual is not None
+    ctx.has_residual = residual is not None
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[0] if ctx.has_branch else x, weight)
+    ctx.save_for_backward(output[0] if ctx.has_residual else x, weight)
 
 
 def _norm_gradient(ctx, dr, dn):
     if dn is None:
-        return dr, dr if ctx.has_branch else None, None, None
-    dx, dweight = _add_norm_backward(*ctx.saved_tensors, dn, dr if ctx.has_branch else None, ctx.eps)
-    return dx, dx if ctx.has_branch else None, dweight, None
+        return dr, dr if ctx.has_residual else None, None, None
+    dx, dweight = _add_norm_backward(*ctx.saved_tensors, dn, dr if ctx.has_residual else None, ctx.eps)
+    return dx, dx if ctx.has_residual else None, dweight, None
 
 
 _add_norm.register_autograd(_norm_gradient, setup_context=_keep_norm)
@@ -120,7 +120,7 @@ def _add_norm_conv(
     conv_state: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """r (empty without a branch) and u; x, residual (batch, time, dim) without gaps."""
+    """r (empty without a residual) and u; x, residual (batch, time, dim) without gaps."""
     return _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
 
 
@@ -140,7 +140,7 @@ def _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_st
         *x.shape[1:],
         length,
         eps,
-        HAS_BRANCH=residual is not None,
+        HAS_RESIDUAL=residual is not None,
         **_present(conv_weight, doc_starts, conv_state),
         **constants,
     )
@@ -150,7 +150,7 @@ def _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_st
 def _present(conv_weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> dict[str, int]:
     return dict(
         HAS_STARTS=doc_starts is not None,
-        HAS_TAIL=conv_state is not None and conv_weight.shape[1] > 1,
+        HAS_CONV_STATE=conv_state is not None and conv_weight.shape[1] > 1,
         WIDTH=conv_weight.shape[1],
     )
 
@@ -171,8 +171,8 @@ def _add_norm_conv_backward(
     dr: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of the branch), of the parameters side by side (the conv_weight, then the weight),
-    and of the tail.
+    """Gradients of x (and of residual), of the parameters side by side (conv_weight, then weight), and of
+    conv_state.
     """
     return _conv_gradients(
         r,
@@ -194,7 +194,7 @@ def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps)
     )
     grid, length, constants = _walk(r)
     width, dim = conv_weight.shape[1], r.shape[2]
-    shares = torch.empty(grid[0] * grid[1], (width + 1) * dim, dtype=torch.float32, device=r.device)
+    partial_sums = torch.empty(grid[0] * grid[1], (width + 1) * dim, dtype=torch.float32, device=r.device)
     kernels.norm_conv_backward[grid](
         r,
         weight.contiguous(),
@@ -205,7 +205,7 @@ def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps)
         dr,
         dx,
         dconv_state,
-        shares,
+        partial_sums,
         *r.shape[1:],
         length,
         eps,
@@ -213,7 +213,7 @@ def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps)
         **_present(conv_weight, doc_starts, conv_state),
         **constants,
     )
-    return dx, sum_rows(shares, shares), dconv_state
+    return dx, sum_rows(partial_sums, partial_sums), dconv_state
 
 
 @_add_norm_conv_backward.register_fake
@@ -228,26 +228,29 @@ def _(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps):
 
 def _keep_norm_conv(ctx, inputs, output):
     x, residual, weight, conv_weight, doc_starts, conv_state, ctx.eps = inputs
-    ctx.has_branch = residual is not None
+    ctx.has_residual = residual is not None
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[0] if ctx.has_branch else x, weight, conv_weight, doc_starts, conv_state)
+    ctx.save_for_backward(output[0] if ctx.has_residual else x, weight, conv_weight, doc_starts, conv_state)
 
 
 def _norm_conv_gradient(ctx, dr, du):
-    dr = dr if ctx.has_branch else None
+    dr = dr if ctx.has_residual else None
     if du is None:
         return dr, dr, *(None,) * 5
     r, weight, conv_weight, doc_starts, conv_state = ctx.saved_tensors
     dx, dparameters, dconv_state = _add_norm_conv_backward(
         r, weight, conv_weight, doc_starts, conv_state, du, dr, ctx.eps
     )
-    dtaps, dweight = dparameters.split([conv_weight.numel(), weight.numel()])
-    dtaps, dweight = dtaps.view(conv_weight.shape).to(conv_weight.dtype), dweight.to(weight.dtype)
+    dconv_weight, dweight = dparameters.split([conv_weight.numel(), weight.numel()])
+    dconv_weight, dweight = (
+        dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
+        dweight.to(weight.dtype),
+    )
     return (
         dx,
-        dx if ctx.has_branch else None,
+        dx if ctx.has_residual else None,
         dweight,
-        dtaps,
+        dconv_weight,
         None,
         None if conv_state is None else dconv_state,
         None,
@@ -314,18 +317,18 @@ def _last_rows_gradient(ctx, dout):
 _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 
 
-# ---- the public names, as in `stream_norm`
+# ---- the public names, as in `ops.add_norm`
 
 
 def last_rows(r, weight, width, doc_starts, conv_state, eps):
     """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the
-    old tail.
+    old state.
     """
     return _last_rows(r.contiguous(), weight, width - 1, doc_starts, eps)
 
 
 def add_norm(x, residual, weight, eps):
-    """As `stream_norm.add_norm`, for float32, bfloat16 and float16."""
+    """As `ops.add_norm.add_norm`, for float32, bfloat16 and float16."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     residual = None if residual is None else residual.to(x.dtype).reshape(rows.shape).contiguous()
     r, n = _add_norm(rows, residual, weight, eps)
@@ -333,7 +336,7 @@ def add_norm(x, residual, weight, eps):
 
 
 def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
-    """As `stream_norm.add_norm_conv`, but for the new tail."""
+    """As `ops.add_norm.add_norm_conv`, but for the new state."""
     x, residual = x.contiguous(), None if residual is None else residual.to(x.dtype).contiguous()
     r, u = _add_norm_conv(
         x,

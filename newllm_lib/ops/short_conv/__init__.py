@@ -1,7 +1,7 @@
 """u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few
 tokens.
 
-It never looks across a document's start, goes on from a carried tail, and skips padding as if it weren't
+It never looks across a document's start, goes on from a carried state, and skips padding as if it weren't
 there.
 """
 
@@ -33,11 +33,13 @@ def short_conv(
     """The convolution and what the next call needs; under autocast in its dtype, as torch's own convolutions.
 
     Args:
-        x: (batch, time, dim). weight: (dim, width), weight[:, k] for the token k steps back.
-        doc_starts: (batch, time) bool, document starts. mask: (batch, time) bool, False is padding:
-            conv_weight pass over it, and u there means nothing. conv_state: (batch, width - 1, dim), the
-            tokens before x, oldest first; zeros by default.
-            output_final_state: also return the new conv_state (else None).
+        x: (batch, time, dim).
+        weight: (dim, width), weight[:, k] for the token k steps back.
+        doc_starts: (batch, time) bool, document starts.
+        mask: (batch, time) bool, False is padding:
+            the convolution passes over it, and u there means nothing.
+        conv_state: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
+        output_final_state: also return the new conv_state (else None).
     Returns: u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero
         where a document start lies between it and the next token.
     """
@@ -65,8 +67,9 @@ def short_conv_step(
         weight: (dim, width).
         start: (batch,) bool, the token begins a document: nothing before it counts; None: none does.
         conv_state: (batch, (width - 1) * dim) float32, the tokens before, oldest first; may be a view of a
-        state, rows apart.
-        new_tail: the same size, overwritten by what the next token needs; not the memory of `conv_state`.
+            state, rows apart.
+        new_conv_state: the same size, overwritten by what the next token needs; not the memory of
+            `conv_state`.
     Returns:
         u (batch, dim) in x's dtype.
     """
@@ -76,7 +79,7 @@ def short_conv_step(
 def new_conv_state(
     x: torch.Tensor, width: int, doc_starts: torch.Tensor | None, conv_state: torch.Tensor | None
 ) -> torch.Tensor:
-    """The last width - 1 tokens of [tail, x], (batch, width - 1, dim); zeros before the last
+    """The last width - 1 tokens of [conv_state, x], (batch, width - 1, dim); zeros before the last
     document start.
     """
     batch, time, dim = x.shape
@@ -108,7 +111,7 @@ def _without_padding(x, weight, doc_starts, mask, conv_state):
     back = torch.argsort(order, dim=1)
     u = u.gather(1, back.unsqueeze(-1).expand_as(u))
     before = x.new_zeros(x.shape[0], behind, x.shape[2]) if conv_state is None else conv_state.to(x.dtype)
-    history = torch.cat([before, moved], 1)  # the tail ends with the last valid token, at behind + ends - 1
+    history = torch.cat([before, moved], 1)  # the state ends with the last valid token, at behind + ends - 1
     kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
     new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     if doc_starts is not None:

@@ -1,7 +1,7 @@
-"""Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a tail.
+"""Triton kernels of the short convolution u_t = x_t + sum_k w_k x_{t-k}, with document starts and a state.
 
 As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the
-conv_weight reach (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1
+convolution reads (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1
 outputs) is a window in registers, emptied where a document starts, so that every value crosses the memory bus
 once. Time is cut into chunks
 freely: each reads WIDTH - 1 rows more.
@@ -67,10 +67,10 @@ def _tokens_before(
     x_time,
     x_dim,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The window that step t finds: the tokens before it, from x (x_row is row t) and from the tail, newest
+    """The window that step t finds: the tokens before it, from x (x_row is row t) and from the state, newest
     first.
     """
     window = ()
@@ -81,7 +81,7 @@ def _tokens_before(
     ):  # oldest first: a document start empties what lies behind it
         stored = stored_where(dims, dim, t >= back)
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
-        if HAS_TAIL:
+        if HAS_CONV_STATE:
             place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
             token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(
                 tl.float32
@@ -170,7 +170,7 @@ def conv_forward(
     x_time,
     x_dim,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -196,7 +196,7 @@ def conv_forward(
         x_time,
         x_dim,
         HAS_STARTS,
-        HAS_TAIL,
+        HAS_CONV_STATE,
         WIDTH,
     )
     whole = last - (last - first) % UNROLL
@@ -306,7 +306,7 @@ def conv_backward(
     du_time,
     du_dim,
     HAS_STARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
+    HAS_CONV_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -378,16 +378,16 @@ def conv_backward(
         x_row -= x_time
         du_row -= du_time
         dx_row -= dim
-    if HAS_TAIL:
-        if chunk == 0:  # which ends at the first step: the window is what the tail's tokens find
+    if HAS_CONV_STATE:
+        if chunk == 0:  # which ends at the first step: the window is what the state's tokens find
             nothing = tl.zeros((BLOCK_DIM,), tl.float32)
             for before in tl.static_range(1, WIDTH):
-                tail_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
-                token = tl.load(conv_state + tail_row, mask=in_dim, other=0.0).to(tl.float32)
-                tail_grad = nothing
+                state_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
+                token = tl.load(conv_state + state_row, mask=in_dim, other=0.0).to(tl.float32)
+                state_grad = nothing
                 for k in tl.static_range(1, WIDTH):
-                    tail_grad += window[k - 1] * conv_weight[k]
-                tl.store(dconv_state + tail_row, tail_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
+                    state_grad += window[k - 1] * conv_weight[k]
+                tl.store(dconv_state + state_row, state_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
                 sums = add_to_weights(sums, token, nothing, window, WIDTH)
                 window = push(window, nothing, WIDTH - 1)
     for k in tl.static_range(WIDTH):
@@ -405,7 +405,7 @@ def conv_step(
     u,
     dim,
     x_row,
-    tail_row,
+    state_row,
     new_row,
     WIDTH: tl.constexpr,
     STARTS: tl.constexpr,
@@ -418,7 +418,7 @@ def conv_step(
     total = now * (1.0 + tl.load(weight + dims * WIDTH, mask=inside, other=0.0).to(tl.float32))
     for k in tl.static_range(1, WIDTH):
         place = WIDTH - 1 - k
-        past = tl.load(conv_state + row * tail_row + place * dim + dims, mask=inside, other=0.0)
+        past = tl.load(conv_state + row * state_row + place * dim + dims, mask=inside, other=0.0)
         if STARTS:
             past = tl.where(tl.load(start + row).to(tl.int32) == 0, past, 0.0)
         total += past * tl.load(weight + dims * WIDTH + k, mask=inside, other=0.0).to(tl.float32)

@@ -24,7 +24,7 @@ def short_conv(
     u = history[:, behind:] * (1 + weight[:, 0])
     if (
         doc_starts is not None
-    ):  # the document of each place of the history; the tail's is the one before the first start
+    ):  # the document of each place of the history; the state's is the one before the first start
         document = F.pad(doc_starts.cumsum(1), (behind, 0))
     for k in range(1, weight.shape[1]):
         past = history[:, behind - k : behind - k + time]

@@ -33,7 +33,7 @@ def _plan(x: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int], int]:
 def _constants(weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> dict[str, int]:
     return dict(
         HAS_STARTS=doc_starts is not None,
-        HAS_TAIL=conv_state is not None and weight.shape[1] > 1,
+        HAS_CONV_STATE=conv_state is not None and weight.shape[1] > 1,
         WIDTH=weight.shape[1],
     )
 
