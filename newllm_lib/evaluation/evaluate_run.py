@@ -48,12 +48,12 @@ class EvaluationData:
         Args:
             own: the record of the model's training, if it has one. name: the model's, for the error.
         Raises:
-            NewLLMError: there is no record, and no data was named.
+            UsageError: there is no record, and no data was named.
         """
         from newllm_lib.recipe import load_recipe, shipped_recipes
 
         if own is None and self.is_own:
-            raise NewLLMError(
+            raise UsageError(
                 f"{name}: no recipe.yaml says on what it was trained, so name data with --data (wikitext, …) "
                 "or --data_dir."
             )

@@ -26,7 +26,8 @@ _HUB_LICENCES = {
 }
 _DEFINITIONS = """\
 - **bits per byte**: bits the model needs for each byte of the original text;
-  independent of the vocabulary, and text lost in `<unk>` is charged at 8 bits a byte. 8 is no knowledge at all.
+  independent of the vocabulary, and text lost in `<unk>` is charged at 8 bits a byte.
+  8 is no knowledge at all.
 - **perplexity**: the exponential of the mean loss per token; comparable only between models with the
   same vocabulary.
 - **accuracy**: how often the most probable token was the right one."""

@@ -37,7 +37,7 @@
 # *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
 
 # %%
-# @build install
+#@build install
 
 # %% [markdown]
 # ## 2 · Settings
@@ -48,7 +48,7 @@
 # *日本語: `wikitext` が本番、`demo` は短いお試しです。*
 
 # %%
-# @build form PRETRAINING
+#@build form PRETRAINING
 
 # %% [markdown]
 # ## 3 · This machine
@@ -61,7 +61,8 @@
 # %%
 from newllm_lib.colab.report import machine
 
-machine(settings)
+machine(settings);
+
 # %% [markdown]
 # ## 4 · Train New-LLM
 #
@@ -94,7 +95,8 @@ tiny_gpt2 = train(settings, model="tiny_gpt2")
 # %%
 from newllm_lib.colab.live import watch
 
-watch(new_llm, tiny_gpt2)
+watch(new_llm, tiny_gpt2);
+
 # %% [markdown]
 # ## 6 · Compare
 #
@@ -105,6 +107,7 @@ watch(new_llm, tiny_gpt2)
 
 # %%
 from IPython.display import Image, display
+
 from newllm_lib.evaluation import compare
 
 comparison = compare(new_llm, tiny_gpt2, output_dir=new_llm.path)
@@ -152,7 +155,7 @@ for run in (new_llm, tiny_gpt2):
 # %%
 from newllm_lib.colab.download import download
 
-download(new_llm, extra=comparison["files"])
+download(new_llm, extra=comparison["files"]);
 
 # %% [markdown]
 # ## Next

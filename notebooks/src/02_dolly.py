@@ -32,7 +32,7 @@
 # ## 1 · Install
 
 # %%
-# @build install
+#@build install
 
 # %% [markdown]
 # ## 2 · Settings
@@ -44,13 +44,13 @@
 # *日本語: そのままなら旧ガイドと同じ設定です。*
 
 # %%
-# @build form DIALOGUE
+#@build form DIALOGUE
 
 # %% [markdown]
 # ## 3 · This machine
 
 # %%
-# @build cell machine
+#@build cell machine
 
 # %% [markdown]
 # ## 4 · Start
@@ -61,7 +61,7 @@
 # *日本語: 学習はバックグラウンドで始まります。*
 
 # %%
-# @build cell start
+#@build cell start
 
 # %% [markdown]
 # ## 5 · Watch
@@ -73,7 +73,7 @@
 # *日本語: 学習の様子です。■ で表示だけを閉じられます。停止ボタンは保存してから止めます。*
 
 # %%
-# @build cell watch
+#@build cell watch
 
 # %% [markdown]
 # ## 6 · Read the result
@@ -88,13 +88,13 @@
 # *日本語: 応答部分の bits per byte を、単純な表や前回の実行と比べます。*
 
 # %%
-# @build cell read
+#@build cell read
 
 # %% [markdown]
 # On the **test** split, which neither training nor the choice of the best model has seen:
 
 # %%
-# @build cell test
+#@build cell test
 
 # %% [markdown]
 # ## 7 · Talk with it
@@ -103,7 +103,7 @@
 # With a few million parameters it babbles; the figures above say what was learnt.
 
 # %%
-# @build cell chat
+#@build cell chat
 
 # %% [markdown]
 # ## 8 · Keep it
@@ -113,7 +113,7 @@
 # *日本語: ドライブへの保存とダウンロードです。*
 
 # %%
-# @build cell keep
+#@build cell keep
 
 # %% [markdown]
 # ## Next

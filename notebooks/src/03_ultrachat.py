@@ -28,7 +28,7 @@
 # ## 1 · Install
 
 # %%
-# @build install
+#@build install
 
 # %% [markdown]
 # ## 2 · Settings
@@ -37,13 +37,13 @@
 # sizes; empty, the model starts from scratch.
 
 # %%
-# @build form ULTRACHAT
+#@build form ULTRACHAT
 
 # %% [markdown]
 # ## 3 · This machine
 
 # %%
-# @build cell machine
+#@build cell machine
 
 # %% [markdown]
 # ## 4 · Start
@@ -54,7 +54,7 @@
 # *日本語: 学習はバックグラウンドで始まります。*
 
 # %%
-# @build cell start
+#@build cell start
 
 # %% [markdown]
 # ## 5 · Watch
@@ -65,7 +65,7 @@
 # *日本語: 学習の様子です。■ で表示だけを閉じられます。停止ボタンは保存してから止めます。*
 
 # %%
-# @build cell watch
+#@build cell watch
 
 # %% [markdown]
 # ## 6 · Read the result
@@ -77,19 +77,19 @@
 # *日本語: 応答部分の bits per byte を、単純な表や前回の実行と比べます。*
 
 # %%
-# @build cell read
+#@build cell read
 
 # %% [markdown]
 # On the **test** split, which neither training nor the choice of the best model has seen:
 
 # %%
-# @build cell test
+#@build cell test
 
 # %% [markdown]
 # ## 7 · Talk with it
 
 # %%
-# @build cell chat
+#@build cell chat
 
 # %% [markdown]
 # ## 8 · Keep it
@@ -99,7 +99,7 @@
 # *日本語: ドライブへの保存とダウンロードです。*
 
 # %%
-# @build cell keep
+#@build cell keep
 
 # %% [markdown]
 # ## Next

@@ -35,7 +35,7 @@
 # *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
 
 # %%
-# @build install
+#@build install
 
 # %% [markdown]
 # What is loaded must be what is installed; if not, the next cell says what to do.
@@ -43,7 +43,8 @@
 # %%
 from newllm_lib.colab.preferences import answer, look, packages, report, sweep
 
-packages()
+packages();
+
 # %% [markdown]
 # ## 2 · Settings
 #
@@ -55,7 +56,7 @@ packages()
 # *日本語: DialoGPT は英語のモデルです。日本語のペアには日本語のモデルを選ぶか、先に良い答えを学ばせてください。*
 
 # %%
-# @build form DPO
+#@build form DPO
 
 # %% [markdown]
 # ## 3 · The pairs
@@ -96,7 +97,8 @@ report(run)
 # Ask it:
 
 # %%
-answer(run, "機械学習とは何ですか。", "Pythonの関数の利点は？")
+answer(run, "機械学習とは何ですか。", "Pythonの関数の利点は？");
+
 # %% [markdown]
 # Or as a conversation:
 
@@ -119,9 +121,7 @@ base_model = AutoModelForCausalLM.from_pretrained(own_base if own_base.is_dir() 
 tokenizer = AutoTokenizer.from_pretrained(run.best)
 model = PeftModel.from_pretrained(base_model, run.best) if settings.recipe().lora_rank else base_model
 turn = [{"role": "user", "content": "AIとは何ですか。"}]
-inputs = tokenizer.apply_chat_template(
-    turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+inputs = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_special_tokens=True))
 
 # %% [markdown]
@@ -143,7 +143,8 @@ from newllm_lib.colab.download import download
 
 if settings.extra["save_to_drive"] and environment.on_colab():
     drive.save(run)
-download(run, extra=[run.path / "card.md", run.path / "preferences.json"])
+download(run, extra=[run.path / "card.md", run.path / "preferences.json"]);
+
 # %% [markdown]
 # ## 8 · Experiments
 #
@@ -170,14 +171,8 @@ rows = sweep(settings, betas=(0.05, 0.3), learning_rates=(10 * rate,), eval_pair
 import json
 from pathlib import Path
 
-mine = [
-    {"prompt": f"{n}と{n}の和は？", "chosen": f"{2 * n}です。", "rejected": "数えてみてください。"}
-    for n in range(60)
-]
-lines = [
-    json.dumps(row, ensure_ascii=False)
-    for row in [*mine, mine[0], {**mine[1], "rejected": mine[1]["chosen"]}]
-]
+mine = [{"prompt": f"{n}と{n}の和は？", "chosen": f"{2 * n}です。", "rejected": "数えてみてください。"} for n in range(60)]
+lines = [json.dumps(row, ensure_ascii=False) for row in [*mine, mine[0], {**mine[1], "rejected": mine[1]["chosen"]}]]
 Path("my_pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 own = train(settings, data="my_pairs.jsonl")
 

@@ -22,7 +22,7 @@
 # *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
 
 # %%
-# @build install
+#@build install
 
 # %% [markdown]
 # ## 2 · Settings
@@ -32,7 +32,7 @@
 # *日本語: 別のセッションで続けるときは、プリセットを名前で選んでください。*
 
 # %%
-# @build form PHASE7
+#@build form PHASE7
 
 # %% [markdown]
 # ## 3 · Check
@@ -106,7 +106,7 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # *日本語: バックグラウンドで学習します。タブを閉じても続きます。*
 
 # %%
-# @build cell start
+#@build cell start
 
 # %% [markdown]
 # ## 8 · Watch
@@ -117,7 +117,7 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # *日本語: 停止ボタンは保存してから止まります。表示を閉じても学習は続きます。*
 
 # %%
-# @build cell watch
+#@build cell watch
 
 # %% [markdown]
 # ## 9 · Resume
@@ -140,13 +140,13 @@ run = train(settings)
 # *日本語: 学習に使っていない文章での結果です。*
 
 # %%
-# @build cell test
+#@build cell test
 
 # %% [markdown]
 # What that means, and what the model made of the same beginnings as it learned:
 
 # %%
-# @build cell read
+#@build cell read
 
 # %% [markdown]
 # ## 11 · Talk with it
@@ -167,7 +167,7 @@ conversation = chat(run, first="Hello! How are you today?")
 # *日本語: 最良のモデル、曲線、ログを 1 つのファイルにします。*
 
 # %%
-# @build cell keep
+#@build cell keep
 
 # %% [markdown]
 # ## Next

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.runs import (
+    MARK,
     Run,
     RunLock,
     is_complete,
     mirror_status,
     remove_directory,
+    restore,
     staged_directory,
     start_mirror,
     wait_for_mirror,
     write_status,
 )
-from newllm_lib.runs.mirror import restore
 from newllm_lib.runs.mirror.copy import recorded_sums, signature, sums_of
 from tests.colab.fake_run import append
 
@@ -131,7 +132,7 @@ def test_training_goes_on_and_what_is_there_is_whole(world, what):
         restore("run", world.drive, world.folder / "new").metrics_path.read_bytes()
         == world.run.metrics_path.read_bytes()
     )
-    assert not [p.name for p in (world.drive / "run").iterdir() if p.name.startswith(".")]
+    assert [p.name for p in (world.drive / "run").iterdir() if p.name.startswith(".")] == [MARK]
 
 
 def test_a_drive_that_is_unmounted_is_not_made_on_the_local_disk(world):

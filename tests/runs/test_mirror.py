@@ -19,11 +19,13 @@ from newllm_lib.runs import (
     is_complete,
     link_model,
     read_status,
+    restore,
     saved,
     staged_directory,
     write_status,
 )
-from newllm_lib.runs.mirror import copy, restore, sync
+from newllm_lib.runs.mirror import copy as copying
+from newllm_lib.runs.mirror import sync
 from tests.colab.fake_run import append, finished, rows
 
 
@@ -244,7 +246,7 @@ def test_a_checkpoint_that_goes_while_it_is_brought_back_is_left_out(
     def drop_first(source, target, **options):
         if source.name == "checkpoint-100":
             shutil.rmtree(source)
-        return copy.copy_folder(source, target, **options)
+        return copying.copy_folder(source, target, **options)
 
     monkeypatch.setattr(sys.modules["newllm_lib.runs.mirror.restore"], "copy_folder", drop_first)
     here = Run(tmp_path / "here" / run.name)
@@ -276,17 +278,17 @@ def test_a_zip_of_a_run_is_unpacked_into_one_to_talk_to(run, backup, tmp_path):
 
 
 def test_what_is_replaced_while_it_is_copied_comes_with_the_next_copy(run, backup, monkeypatch):
-    real, copier = copy._copy_file, Mirror(run, backup)
+    real, copier = copying._copy_file, Mirror(run, backup)
 
     def replaced(source, target):
         if source.parent.name == "best" and not json.loads((run.path / "best/MANIFEST.json").read_text()).get(
             "new"
         ):
-            monkeypatch.setattr(copy, "_copy_file", real)
+            monkeypatch.setattr(copying, "_copy_file", real)
             add(run, "best", "newer")
         return real(source, target)
 
-    monkeypatch.setattr(copy, "_copy_file", replaced)
+    monkeypatch.setattr(copying, "_copy_file", replaced)
     copier.copy()
     assert not (backup / "new_llm_demo" / "best").exists() and copier.is_due()
     copier.copy()

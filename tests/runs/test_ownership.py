@@ -20,11 +20,12 @@ from newllm_lib.runs import (
     atomic,
     clean_leftovers,
     is_complete,
+    manifest_path,
     owned_directory,
     remove_directory,
+    restore,
     staged_directory,
 )
-from newllm_lib.runs.mirror import restore
 from newllm_lib.runs.ownership import (
     check_plain_name,
     check_shared,
@@ -58,7 +59,7 @@ def test_a_marked_folder_is_replaced_and_keeps_since_when_it_is_ours(tmp_path):
     litter(tmp_path / "out")
     export(tmp_path / "out", "2", "card.txt")
     assert read_mark(tmp_path / "out")["since"] == "2026-01-01"
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MARK, MANIFEST, "card.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([MARK, MANIFEST, "card.txt"])
 
 
 @pytest.mark.parametrize("name", ["notes.md", ".git/config", "sub/deeper/x", "empty"])
@@ -128,7 +129,7 @@ def test_what_version_0_1_0_made_is_marked_at_the_next_write(tmp_path):
     with RunLock(Run(tmp_path / "half_done")):
         assert read_mark(tmp_path / "half_done")["what"] == "run"
     export(tmp_path / "exported")
-    assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == [MARK, "README.md", MANIFEST]
+    assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted([MARK, "README.md", MANIFEST])
 
 
 CLASHES = ("best/me.jpg", "last/x", "checkpoint-3/x", "curves.png", "status.json", "metrics.jsonl/x", "best")
@@ -166,7 +167,7 @@ def test_a_run_beside_other_files_touches_none_of_them(tmp_path):
 
 def test_a_torn_part_of_a_run_is_ours_and_anothers_is_not(tmp_path):
     put(tmp_path, "half_done")
-    (tmp_path / "half_done" / "best" / MANIFEST).unlink()
+    manifest_path(tmp_path / "half_done" / "best").unlink()
     check_shared(tmp_path / "half_done", "run", "--output_dir")
     (tmp_path / "half_done" / "best" / "me.jpg").touch()
     with pytest.raises(UsageError, match="holds best/"):

@@ -68,7 +68,7 @@ def _check(q, k, v, beta, curvature, window, doc_starts, backend) -> None:
         raise ValueError(f"window={window}: a query sees at least itself, so give 1 or more, or None for all")
     if doc_starts is not None and doc_starts.shape != (k.shape[0], k.shape[2]):
         raise ValueError(
-            f"starts {tuple(doc_starts.shape)} must be (batch, keys) = {(k.shape[0], k.shape[2])}"
+            f"doc_starts {tuple(doc_starts.shape)} must be (batch, keys) = {(k.shape[0], k.shape[2])}"
         )
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known: use one of {', '.join(BACKENDS)}")

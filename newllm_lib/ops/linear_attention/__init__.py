@@ -76,7 +76,7 @@ def _check(q, k, v, log_decay, doc_starts, state, backend) -> None:
         raise ValueError(f"q, k, v, log_decay of the shapes {shapes} do not fit: see the sizes above")
     if doc_starts is not None and doc_starts.shape != (q.shape[0], q.shape[2]):
         raise ValueError(
-            f"starts {tuple(doc_starts.shape)} must be (batch, time) = {(q.shape[0], q.shape[2])}"
+            f"doc_starts {tuple(doc_starts.shape)} must be (batch, time) = {(q.shape[0], q.shape[2])}"
         )
     if state is not None and state.shape != (*v.shape[:2], v.shape[3] + 1, q.shape[3]):
         raise ValueError(f"state {tuple(state.shape)} must be (batch, heads, dim + 1, features)")

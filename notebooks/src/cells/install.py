@@ -1,8 +1,5 @@
-# @title Install · インストール {display-mode: "form"}
-import importlib.util
-import os
-import subprocess
-import sys
+#@title Install · インストール {display-mode: "form"}
+import importlib.util, os, subprocess, sys
 from pathlib import Path
 
 folders = [Path.cwd(), *Path.cwd().parents]
@@ -11,13 +8,9 @@ if not all(map(importlib.util.find_spec, ("newllm_lib", "torch", "transformers",
     clone = clone or Path("/content/new-llm" if os.path.isdir("/content") else "new-llm").absolute()
     url = os.environ.get("NEWLLM_REPO_URL", "https://github.com/rato-tokyo/new-llm")
     if not clone.exists() and subprocess.run(["git", "clone", "--quiet", url, str(clone)]).returncode:
-        raise SystemExit(
-            f"{url} could not be cloned: look at the network, or set NEWLLM_REPO_URL to another address."
-        )
+        raise SystemExit(f"{url} could not be cloned: look at the network, or set NEWLLM_REPO_URL to another address.")
     if subprocess.run(["bash", "colab_bootstrap.sh", "--setup-only"], cwd=clone).returncode:
-        raise SystemExit(
-            "The installation failed; the line above says why. Run this cell again when it is mended."
-        )
+        raise SystemExit("The installation failed; the line above says why. Run this cell again when it is mended.")
     sys.path.insert(0, str(clone))
     importlib.invalidate_caches()
 importlib.import_module("newllm_lib.colab.environment").ready(clone)

@@ -1,3 +1,3 @@
 from newllm_lib.colab.report import machine
 
-machine(settings, models=("new_llm",))
+machine(settings, models=("new_llm",));

@@ -1,4 +1,5 @@
 from IPython.display import Markdown, display
+
 from newllm_lib.training.report import lines, read_report
 
 print(*lines(read_report(run)), sep="\n")
