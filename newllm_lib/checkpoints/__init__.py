@@ -10,8 +10,8 @@ from newllm_lib.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "load": ["LoadedModel", "load_model", "whole_model_folder"],
-        "location": ["ModelLocation", "locate"],
+        "load": ["LoadedModel", "base_sizes", "load_model", "whole_model_folder"],
+        "location": ["ModelLocation", "is_adapter", "locate"],
         "save": ["save_model"],
     },
 )

@@ -9,7 +9,9 @@ from newllm_lib.lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
+    submodules=["hub_models"],
     submod_attrs={
+        "hub": ["Asked"],
         "blocks": ["training_blocks"],
         "prepared": ["PreparedData", "load_split", "prepare"],
     },

@@ -17,10 +17,10 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from newllm_lib import layers
 from newllm_lib.errors import NewLLMError
 from newllm_lib.layers.context_block import ContextBlock, ContextVector, ShortConvolution
 from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.ops.add_norm import add_norm
 from newllm_lib.ops.embedding import token_embedding
@@ -194,7 +194,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
-            self.layers = nn.ModuleList([SequentialContext(*sizes)])
+            self.layers = nn.ModuleList([layers.SequentialContext(*sizes)])
             self.norm = nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()

@@ -16,6 +16,7 @@ from tests.helpers import lazy_faces
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "newllm_lib"
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 def reading_size(module: str, late: bool = False, alone: bool = False) -> tuple[int, int]:
@@ -87,8 +88,12 @@ def _imports(node: ast.AST, late: bool) -> Iterator[ast.Import | ast.ImportFrom]
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
-        elif late or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        elif late or not (isinstance(child, _FUNCTIONS) or _is_for_type_checkers(child)):
             yield from _imports(child, late)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _files(name: str) -> list[Path]:

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "segments": ["LargeSource"],
-        "stream": ["LARGE", "StreamedSplit"],
+        "stream": ["StreamedSplit"],
     },
 )

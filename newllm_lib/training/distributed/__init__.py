@@ -3,6 +3,5 @@
 from newllm_lib.lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
-    __name__,
-    submodules=["flag_sync", "fsdp", "launch"],
+    __name__, submodules=["flag_sync", "fsdp", "launch", "process_group", "rendezvous"]
 )

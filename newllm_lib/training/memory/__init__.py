@@ -4,5 +4,5 @@ from newllm_lib.lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["blocks"],
+    submodules=["blocks", "low_precision"],
 )

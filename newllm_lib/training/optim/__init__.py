@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "adafactor": ["Adafactor"],
+        "combined": ["CombinedOptimizer", "one_for_each"],
         "in_backward": ["OptimizerInBackward"],
         "low_memory_muon": ["LowMemoryMuon"],
         "muon": ["BatchedMuon"],
