@@ -187,31 +187,22 @@ class ContextBlock(nn.Module):
     """Pre-norm residual block: the context vector, then the token MLP that reads what it said.
 
     Args:
-        mlp_conv: the MLP reads the last few tokens too, through a short convolution of its own.
-        embedding_skip: the block reads a learned mixture of the residual stream and the embeddings.
+        config: a `NewLLMConfig`, or whatever has its sizes. `mlp_conv`: the MLP reads the last few tokens
+            too, through a short convolution of its own. `embedding_skip`: the block reads a learned mixture
+            of the residual stream and the embeddings.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        context_dim: int,
-        mlp_size: int,
-        conv_width: int,
-        dropout: float,
-        eps: float = 1e-6,
-        mlp_conv: bool = False,
-        embedding_skip: bool = False,
-    ):
+    def __init__(self, config):
         super().__init__()
-        self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
-        self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.conv_mlp = ShortConvolution(hidden_size, conv_width) if mlp_conv else None
-        self.mlp = TokenMLP(hidden_size, mlp_size)
-        self.dropout = nn.Dropout(dropout)
-        self.shares = (
-            nn.Parameter(torch.tensor([1.0, 0.0])) if embedding_skip else None
-        )  # of the stream, of the embeddings
+        hidden = config.hidden_size
+        self.norm_context = nn.RMSNorm(hidden, eps=1e-6)
+        self.context = ContextVector(hidden, config.context_dim, config.conv_width, config.context_eps)
+        self.norm_mlp = nn.RMSNorm(hidden, eps=1e-6)
+        self.conv_mlp = ShortConvolution(hidden, config.conv_width) if config.mlp_conv else None
+        self.mlp = TokenMLP(hidden, config.mlp_size)
+        self.dropout = nn.Dropout(config.dropout)
+        # of the stream, of the embeddings
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_skip else None
 
     @property
     def state_size(self) -> int:

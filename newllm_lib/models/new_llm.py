@@ -179,18 +179,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
-            sizes = (
-                config.hidden_size,
-                config.context_dim,
-                config.mlp_size,
-                config.conv_width,
-                config.dropout,
-                config.context_eps,
-            )
-            options = {"mlp_conv": config.mlp_conv, "embedding_skip": config.embedding_skip}
-            self.layers = nn.ModuleList(
-                ContextBlock(*sizes, **options) for _ in range(config.num_hidden_layers)
-            )
+            self.layers = nn.ModuleList(ContextBlock(config) for _ in range(config.num_hidden_layers))
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
