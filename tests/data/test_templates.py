@@ -11,7 +11,7 @@ from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.schemas import parse_row
 from newllm_lib.data.templates import TEMPLATES, encode_messages, template_of
-from newllm_lib.evaluation import ChatSession
+from newllm_lib.generation import ChatSession
 from newllm_lib.recipe import load_recipe
 from tests.data.conftest import paragraphs, write_jsonl
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from newllm_lib.device import probe
-from newllm_lib.evaluation import ChatSession, Settings, complete, evaluate, measure_speed
+from newllm_lib.evaluation import evaluate, measure_speed
+from newllm_lib.generation import ChatSession, Settings, complete
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 KINDS = ["new_llm", "tiny_gpt2"]
