@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import lazy_faces
+from tests.helpers.circles import circles
+from tests.helpers.reading_size import reading_size
+
 PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 # Each room may use itself and those in the rows above it.
 FLOORS = (
-    ("errors", "pip_report", "preload"),
+    ("errors", "lazy", "pip_report", "preload"),
     ("console", "device", "removed"),
     ("runs",),
     ("recipe",),
@@ -28,6 +32,10 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+_UNKNOWN = {  # what these rooms know nothing of, though the floors would let them
+    "recipe": ("newllm_lib.runs.", "torch."),
+    "models": ("newllm_lib.runs.", "newllm_lib.recipe."),
+}
 DOORS = {  # who may know these packages
     "trl": ("training/dpo/dpo_task.py",),
     "google.colab": ("colab/",),
@@ -89,6 +97,16 @@ def test_the_test_sees_a_back_edge():
     assert back_edges(PACKAGE / "runs" / "run.py", [("newllm_lib.recipe.Recipe", 1)])
 
 
+def test_models_know_no_recipe_and_one_file_of_the_recipe_knows_runs():
+    found = [
+        (path.relative_to(PACKAGE).as_posix(), module.removeprefix("newllm_lib."))
+        for path in files()
+        for module, _ in imports(path)
+        if path.name != "find_start.py" and f"{module}.".startswith(_UNKNOWN.get(room_of(path), ()))
+    ]
+    assert found == [("recipe/loading.py", "runs.check_plain_name")]  # what a folder may be called
+
+
 @pytest.mark.parametrize("foreign", DOORS)
 def test_a_foreign_package_has_one_door(foreign):
     wrong = [
@@ -99,6 +117,77 @@ def test_a_foreign_package_has_one_door(foreign):
         and not path.relative_to(PACKAGE).as_posix().startswith(DOORS[foreign])
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_files_need_each_other():
+    """Late imports, names behind lazy faces and imports for type checkers included."""
+    assert not circles(), "\n".join(" <-> ".join(circle) for circle in circles())
+
+
+def test_the_test_sees_a_circle_behind_a_lazy_face(tmp_path):
+    package = tmp_path / "house"
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "room" / "__init__.py").write_text("names = attach(__name__, submod_attrs={'one': ['One']})")
+    (package / "room" / "one.py").write_text("def late():\n    from house import two")
+    (package / "two.py").write_text("from house import room\n\ndef make():\n    return room.One()")
+    assert circles(package) == [["house.room.one", "house.two"]]
+
+
+@pytest.mark.parametrize(
+    "module, options, files, statements",
+    [
+        ("training.run", {}, 115, 8200),
+        ("training.run", {"late": True}, 229, 15964),
+        ("models", {}, 75, 3300),
+        ("models", {"late": True}, 130, 7732),
+        ("models.new_llm", {"alone": True}, 35, 1450),
+    ],
+)
+def test_so_much_is_read_at_most(module, options, files, statements):
+    """To follow a training run or a model: files and statements of ours that importing it brings in."""
+    found = reading_size(f"newllm_lib.{module}", **options)
+    assert found[0] <= files and found[1] <= statements, found
+
+
+def test_a_lazy_face_shows_what_its_modules_have():
+    """What it names is there, and none of it is hidden by a module of the package that has the same name."""
+    wrong = []
+    for face in PACKAGE.rglob("__init__.py"):
+        package = ".".join(face.relative_to(PACKAGE.parent).parent.parts)
+        for name, module in lazy_faces.shown(ast.parse(face.read_text(encoding="utf-8")), package).items():
+            file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+            beside = face.with_name(name).is_dir() or face.with_name(f"{name}.py").is_file()
+            if module == f"{package}.{name}":  # a module that is a name itself
+                wrong += [] if beside else [f"{package}: {name}"]
+            elif beside or not file.is_file() or name not in defined(file):
+                wrong.append(f"{package}: {name} of {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def defined(file: Path) -> set[str]:
+    """Names that a module defines itself, at its top."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return names
+
+
+def test_few_functions_take_nine_arguments():
+    """`self` counts; Triton's kernels do not."""
+    many = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and sum(isinstance(argument, ast.arg) for argument in ast.walk(node.args)) >= 9
+    ]
+    assert len(many) <= 10, "\n".join(many)
 
 
 def test_every_folder_is_a_package():

@@ -5,22 +5,13 @@ transformers folder, a folder of adapters, or a hub id (`owner/name`). Names are
 that finding a model needs no torch.
 """
 
-from __future__ import annotations
+from newllm_lib.lazy import attach
 
-import importlib
-
-_HOME = {
-    "LoadedModel": "load",
-    "load_model": "load",
-    "ModelLocation": "location",
-    "locate": "location",
-    "whole_model_folder": "load",
-    "save_model": "save",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "load": ["LoadedModel", "base_sizes", "load_model", "whole_model_folder"],
+        "location": ["ModelLocation", "is_adapter", "locate"],
+        "save": ["save_model"],
+    },
+)

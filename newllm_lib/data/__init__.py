@@ -5,18 +5,14 @@ Only this room knows sources, tokenizers and packing. Everyone else asks `prepar
 are loaded when first used, so that importing the package costs nothing.
 """
 
-import importlib
+from newllm_lib.lazy import attach
 
-_HOME = {
-    "PreparedData": "prepared",
-    "load_split": "prepared",
-    "prepare": "prepared",
-    "training_blocks": "blocks",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=["hub_models"],
+    submod_attrs={
+        "hub": ["Asked"],
+        "blocks": ["training_blocks"],
+        "prepared": ["PreparedData", "load_split", "prepare"],
+    },
+)

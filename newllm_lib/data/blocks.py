@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from newllm_lib.data.packing import PackedSplit, check_length
-from newllm_lib.data.streaming.stream import StreamedSplit, Window
 from newllm_lib.errors import NewLLMError, UsageError
 
 if TYPE_CHECKING:
+    from newllm_lib.data.streaming.stream import StreamedSplit, Window
     from newllm_lib.recipe import Recipe
 
 IGNORED = -100  # a label that the loss leaves out
@@ -33,12 +33,19 @@ class Blocks(Dataset):
         split: the packed tokens, or a window of a stream.
         length: tokens in a block.
         device: keep the whole split on this device (a GPU, for small splits); default: in the memory map.
+        may_be_short: a split shorter than a block is no error, as a window of a stream is none.
     Raises:
         NewLLMError: the split is shorter than one block.
     """
 
-    def __init__(self, split: PackedSplit, length: int, device: torch.device | str | None = None):
-        if not isinstance(split, Window):  # which may be shorter than a block
+    def __init__(
+        self,
+        split: PackedSplit | Window,
+        length: int,
+        device: torch.device | str | None = None,
+        may_be_short: bool = False,
+    ):
+        if not may_be_short:
             check_length(split, length)
         self.split, self.length = split, length
         self.device = torch.device(device) if device is not None else None
@@ -210,7 +217,8 @@ class StreamedBlocks(Dataset):
     def _window(self, epoch: int, number: int) -> Blocks:
         if (epoch, number) not in self._open:
             self._open = dict(list(self._open.items())[-1:])  # a batch may lie in two windows
-            self._open[epoch, number] = Blocks(self.split.window(epoch, number), self.length, self.device)
+            window = self.split.window(epoch, number)
+            self._open[epoch, number] = Blocks(window, self.length, self.device, may_be_short=True)
         return self._open[epoch, number]
 
 
@@ -257,7 +265,7 @@ def training_blocks(
     """
     length, batch_size, seed = recipe.max_seq_length, recipe.batch_size, recipe.seed
     on_gpu = device is not None and device.type == "cuda"
-    if isinstance(split, StreamedSplit):
+    if not isinstance(split, PackedSplit):
         if recipe.carry_state:
             raise UsageError(
                 "carry_state needs data that is packed before training: add --streaming off, or leave it out."

@@ -8,12 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm_lib.data import schemas
+from newllm_lib.data import readers, schemas
 from newllm_lib.data.readers.base import DatasetInfo, Source
-from newllm_lib.data.readers.chitchat import ChitChatSource
-from newllm_lib.data.readers.folder import FolderSource
-from newllm_lib.data.readers.hub import HubName, HubSource
-from newllm_lib.data.readers.wikitext import WikiTextSource
 from newllm_lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,21 +21,21 @@ REGISTRY = {
         home="chitchat-dataset",
         revision="0.9.0",
         licence="MIT",
-        reader=ChitChatSource,
+        reader="ChitChatSource",
     ),
     "wikitext": DatasetInfo(
         title="WikiText-2",
         home="Salesforce/wikitext:wikitext-2-raw-v1",
         revision="b08601e04326c79dfdd32d625aee71d232d685c3",
         licence="CC BY-SA 3.0 and GFDL",
-        reader=WikiTextSource,
+        reader="WikiTextSource",
     ),
     "dolly": DatasetInfo(
         title="Dolly-15k",
         home="databricks/databricks-dolly-15k",
         revision="bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
         licence="CC BY-SA 3.0",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.DOLLY,
     ),
     "dailydialog": DatasetInfo(
@@ -48,7 +44,7 @@ REGISTRY = {
         # the set itself is a script; the hub keeps a converted copy on this branch
         revision="refs/convert/parquet",
         licence="CC BY-NC-SA 4.0",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.DIALOG,
     ),
     "hh_rlhf": DatasetInfo(
@@ -56,7 +52,7 @@ REGISTRY = {
         home="Anthropic/hh-rlhf",
         revision="09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
         licence="MIT",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.CHOSEN,
     ),
     "ultrachat": DatasetInfo(
@@ -64,7 +60,7 @@ REGISTRY = {
         home="stingning/ultrachat",
         revision="f220fe796ce3ed62fbe1681b45ce6cbc9c6cabe0",
         licence="MIT",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.ULTRACHAT,
     ),
     "ultrachat_200k": DatasetInfo(
@@ -72,7 +68,7 @@ REGISTRY = {
         home="HuggingFaceH4/ultrachat_200k",
         revision="8049631c405ae6576f93f445c6b8166f76f5505a",
         licence="MIT",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.MESSAGES,
     ),
     "code_alpaca": DatasetInfo(
@@ -80,7 +76,7 @@ REGISTRY = {
         home="sahil2801/CodeAlpaca-20k",
         revision="main",
         licence="CC BY 4.0",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.ALPACA,
     ),
     "dolly_ja": DatasetInfo(
@@ -88,7 +84,7 @@ REGISTRY = {
         home="kunishou/databricks-dolly-15k-ja",
         revision="f2b1a9fa32dc019a7c960367b2896e31c9f83f8e",
         licence="CC BY-SA 3.0",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.ALPACA,
     ),
     "alpaca_ja": DatasetInfo(
@@ -96,7 +92,7 @@ REGISTRY = {
         home="fujiki/japanese_alpaca_data",
         revision="e6eaffc1b1e37df94808dc5473bb18873bf80eaa",
         licence="CC BY-NC-SA 4.0",
-        reader=HubSource,
+        reader="HubSource",
         schema=schemas.ALPACA,
     ),
 }
@@ -112,10 +108,10 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
         NewLLMError: the hub cannot be reached, or a package is not installed.
     """
     if recipe.data_dir:
-        return FolderSource(Path(recipe.data_dir).expanduser())
+        return readers.FolderSource(Path(recipe.data_dir).expanduser())
     if recipe.data in REGISTRY:
         return REGISTRY[recipe.data].open(cache, commit)
-    name = HubName.parse(recipe.data)
+    name = readers.HubName.parse(recipe.data)
     if name is None:
         raise UsageError(
             f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
@@ -124,4 +120,5 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
     is_wikitext = (
         name.repository == REGISTRY["wikitext"].home.partition(":")[0]
     )  # in another configuration or revision
-    return (WikiTextSource if is_wikitext else HubSource)(name, cache, commit=commit)
+    kind = readers.WikiTextSource if is_wikitext else readers.HubSource
+    return kind(name, cache, commit=commit)

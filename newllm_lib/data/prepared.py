@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib import console
+from newllm_lib.data import streaming
 from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.packing import PackedSplit, check_answers, check_length, pack
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.splits import SPLITS, check_train
-from newllm_lib.data.streaming import stream
-from newllm_lib.data.streaming.segments import LargeSource
-from newllm_lib.data.streaming.stream import StreamedSplit
 from newllm_lib.data.tokenizer import load_tokenizer
 from newllm_lib.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from newllm_lib.data.streaming.segments import LargeSource
+    from newllm_lib.data.streaming.stream import StreamedSplit
     from newllm_lib.recipe import Recipe
+
+LARGE = 300 << 20  # bytes of training files: from here on a set is prepared while training
 
 
 @dataclass
@@ -73,7 +75,7 @@ def prepare(
     source = _open(recipe, cache, (saved or {}).get("commit", ""))
     check_train(source, set(SPLITS))
     tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
-    if isinstance(source, LargeSource):
+    if source.in_segments:
         return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"), leads)
     answers_only = recipe.loss_on == "answers"
     packed = pack(
@@ -111,7 +113,7 @@ def _prepare_stream(
 ) -> PreparedData:
     """The held-out splits of a large source's sample; its training split, begun."""
     answers_only = recipe.loss_on == "answers"
-    train = StreamedSplit(source, tokenizer, cache, recipe, known, leads)
+    train = streaming.StreamedSplit(source, tokenizer, cache, recipe, known, leads)
     try:
         if not known:
             train.start()
@@ -153,8 +155,8 @@ def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
             f"--streaming on needs records in .jsonl or .parquet, and {source.title} has others: leave it "
             "out."
         )
-    large = files is not None and sum(file.bytes for file in files) >= stream.LARGE and not recipe.carry_state
-    return LargeSource(source) if large or recipe.streaming == "on" else source
+    large = files is not None and sum(file.bytes for file in files) >= LARGE and not recipe.carry_state
+    return streaming.LargeSource(source) if large or recipe.streaming == "on" else source
 
 
 def load_split(
@@ -171,7 +173,7 @@ def load_split(
     cache = cache_root(cache_dir)
     source = _open(recipe, cache)
     check_train(source, {split})
-    if split == "train" and isinstance(source, LargeSource):
+    if split == "train" and source.in_segments:
         console.say(
             f"  {source.title} is large: the first {source.size('train') / 1e6:.0f} MB stand for its "
             "training split"

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm_lib import console
+from newllm_lib import console, data
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
-from newllm_lib.data.hub import Asked
-from newllm_lib.data.hub_models import TEXT_FILES, cached_snapshot, fetch
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import derived_splits, held_out_key, read_splits
@@ -260,8 +258,9 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def _from_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    asked = Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
-    folder = cached_snapshot(name, _holds_tokenizer) or fetch(name, TEXT_FILES, asked)
+    asked = data.Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
+    folder = data.hub_models.cached_snapshot(name, _holds_tokenizer)
+    folder = folder or data.hub_models.fetch(name, data.hub_models.TEXT_FILES, asked)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged or unknown file makes transformers raise

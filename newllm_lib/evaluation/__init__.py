@@ -1,24 +1,18 @@
 """What a run is worth: figures on held-out text, baselines, comparison, speed.
 
-Names are loaded when first used, so that importing the package costs nothing. A finished run is measured by
-`evaluate_run.evaluate_run`.
+A finished run is measured by `evaluate_run.evaluate_run`, two of them beside each other by
+`compare.compare.compare`.
 """
 
-import importlib
+from newllm_lib.lazy import attach
 
-_HOME = {
-    "evaluate": "metrics",
-    "describe": "metrics",
-    "unigram": "baselines",
-    "bigram": "baselines",
-    "context_health": "health",
-    "measure_speed": "speed",
-    "compare": "compare.compare",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "baselines": ["bigram", "unigram"],
+        "health": ["context_health"],
+        "metrics": ["describe", "evaluate"],
+        "samples": ["Prompts", "answer", "as_markdown"],
+        "speed": ["measure_speed"],
+    },
+)

@@ -1,20 +1,12 @@
-"""How a model speaks: sampling, continuations of a text, chat, and decoding token by token with a state.
+"""Text from a model: sampling, decoding, chat."""
 
-Names are loaded when first used, so that importing the package costs nothing. In the terminal a run is talked
-with by `chat.chat`.
-"""
+from newllm_lib.lazy import attach
 
-import importlib
-
-_HOME = {
-    "ChatSession": "chat",
-    "Settings": "sampling",
-    "complete": "generate",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "chat": ["ChatSession"],
+        "generate": ["complete"],
+        "sampling": ["Settings"],
+    },
+)

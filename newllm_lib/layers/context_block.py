@@ -167,29 +167,17 @@ class ContextBlock(nn.Module):
     """Pre-norm residual block: the context vector, then the token MLP that reads what it said.
 
     Args:
-        hidden_size: channels of the residual stream.
-        context_dim: channels of the context vector.
-        mlp_size: inner channels of the token MLP.
-        conv_width: tokens that the short convolution reads.
-        dropout: on what each of the two layers adds to the stream.
-        eps: of the norm that reads the context vector.
+        config: a `NewLLMConfig`, or whatever has its sizes.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        context_dim: int,
-        mlp_size: int,
-        conv_width: int,
-        dropout: float,
-        eps: float = 1e-6,
-    ):
+    def __init__(self, config):
         super().__init__()
-        self.norm_context = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.context = ContextVector(hidden_size, context_dim, conv_width, eps)
-        self.norm_mlp = nn.RMSNorm(hidden_size, eps=1e-6)
-        self.mlp = TokenMLP(hidden_size, mlp_size)
-        self.dropout = nn.Dropout(dropout)
+        hidden = config.hidden_size
+        self.norm_context = nn.RMSNorm(hidden, eps=1e-6)
+        self.context = ContextVector(hidden, config.context_dim, config.conv_width, config.context_eps)
+        self.norm_mlp = nn.RMSNorm(hidden, eps=1e-6)
+        self.mlp = TokenMLP(hidden, config.mlp_size)
+        self.dropout = nn.Dropout(config.dropout)
 
     @property
     def state_size(self) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from newllm_lib.layers.rotary import rotated
 from newllm_lib.ops.common.dispatch import runs_triton_dot
 from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
 from newllm_lib.ops.hyperbolic_attention.reference import first_visible
@@ -176,18 +177,3 @@ class _History(NamedTuple):
         if self.doc_starts is not None:
             first = (torch.arange(places, device=ends.device) * self.doc_starts).amax(1)
         return Past(keys, values, (ends - first).clamp(max=size))
-
-
-def rotation(positions: int, dim: int, device, base: float = 10_000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (positions, dim / 2), float32, for `rotated`."""
-    frequencies = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
-    angles = torch.arange(positions, device=device, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotated(x: torch.Tensor, rotation, scale: float = 1.0) -> torch.Tensor:
-    """x (batch, heads, time, dim) at the last `time` of the rotation's positions, times `scale`: each pair
-    (i, i + dim/2) is turned by its angle."""
-    cos, sin = (scale * t[-x.shape[2] :] for t in rotation)
-    one, two = x.float().chunk(2, -1) if x.dtype != torch.float64 else x.chunk(2, -1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1).to(x.dtype)

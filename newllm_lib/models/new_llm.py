@@ -17,9 +17,9 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
 from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.layers.sequential_context import SequentialContext
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
@@ -140,21 +140,11 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         if config.recurrence == "parallel":
-            self.layers = nn.ModuleList(
-                ContextBlock(
-                    config.hidden_size,
-                    config.context_dim,
-                    config.mlp_size,
-                    config.conv_width,
-                    config.dropout,
-                    config.context_eps,
-                )
-                for _ in range(config.num_hidden_layers)
-            )
+            self.layers = nn.ModuleList(ContextBlock(config) for _ in range(config.num_hidden_layers))
             self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         else:
             sizes = config.hidden_size, config.context_dim, config.mlp_size, config.num_hidden_layers
-            self.layers = nn.ModuleList([SequentialContext(*sizes)])
+            self.layers = nn.ModuleList([layers.SequentialContext(*sizes)])
             self.norm = nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()

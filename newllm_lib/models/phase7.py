@@ -21,12 +21,10 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextVector
 from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.layers.linear_attention import LinearAttention
-from newllm_lib.layers.local_attention import LocalAttention, rotation
-from newllm_lib.layers.phase7_block import Phase7Block
-from newllm_lib.layers.tensor_train import TensorTrainEmbedding, TensorTrainHead
+from newllm_lib.layers.rotary import rotation
 from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
@@ -116,27 +114,27 @@ class Phase7PreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, TensorTrainEmbedding):
+        elif isinstance(module, layers.TensorTrainEmbedding):
             for core in (module.first, module.second):
                 init.normal_(core, std=module.core_std(std))
             for phase in (module.first_phase, module.second_phase):
                 init.uniform_(phase, -math.pi, math.pi)
         elif isinstance(module, ContextVector):
             init_context_vector(module)
-        elif isinstance(module, LocalAttention) and module.kind == "hyperbolic":
+        elif isinstance(module, layers.LocalAttention) and module.kind == "hyperbolic":
             init.constant_(
                 module.log_beta, 0.5 * math.log(module.head_dim)
             )  # scores as spread as those of q k / sqrt(dim)
             init.zeros_(module.log_curvature)
-        elif isinstance(module, LinearAttention):
+        elif isinstance(module, layers.LinearAttention):
             init.normal_(module.directions)  # evenly over the boundary
             init.constant_(module.log_beta, math.log(2) + 0.5 * math.log(module.head_dim))
             init.zeros_(module.log_curvature)
             init.copy_(module.forget.bias, module.first_forget_bias())
-        elif isinstance(module, Phase7Block):
+        elif isinstance(module, layers.Phase7Block):
             self._init_block(module)
 
-    def _init_block(self, block: Phase7Block) -> None:
+    def _init_block(self, block: nn.Module) -> None:
         """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the
         root.
         """
@@ -165,11 +163,13 @@ class Phase7Model(Phase7PreTrainedModel):
     def __init__(self, config: Phase7Config):
         super().__init__(config)
         if config.embedding == "htt":
-            self.embed_tokens = TensorTrainEmbedding(config.vocab_size, config.hidden_size, config.htt_rank)
+            self.embed_tokens = layers.TensorTrainEmbedding(
+                config.vocab_size, config.hidden_size, config.htt_rank
+            )
         else:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Phase7Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers.Phase7Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.register_buffer("curvature_factor", torch.ones(()))
         self.gradient_checkpointing = False
@@ -289,7 +289,7 @@ class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = Phase7Model(config)
         if config.embedding == "htt":
-            self.lm_head = TensorTrainHead(self.model.embed_tokens, config.tie_word_embeddings)
+            self.lm_head = layers.TensorTrainHead(self.model.embed_tokens, config.tie_word_embeddings)
             self._tied_weights_keys = None  # a tied head has no parameters of its own
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -308,6 +308,6 @@ class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixi
     def loss_of(
         self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None
     ) -> torch.Tensor:
-        if isinstance(self.lm_head, TensorTrainHead):
+        if self.config.embedding == "htt":
             return self.lm_head.loss(outputs.last_hidden_state, labels, tokens)
         return super().loss_of(outputs, labels, tokens)

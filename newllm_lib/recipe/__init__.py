@@ -13,7 +13,9 @@ always flat:
 """
 
 from newllm_lib.recipe.aliases import GUIDES_KEYS
-from newllm_lib.recipe.loading import load_recipe, overrides, shipped_recipes, start_run
+from newllm_lib.recipe.files import shipped_recipes
+from newllm_lib.recipe.find_start import start_run
+from newllm_lib.recipe.loading import load_recipe, overrides
 from newllm_lib.recipe.meaning import refuse_without_effect
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import value_types

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from newllm_lib.errors import UsageError
 
+SHIPPED = Path(__file__).parents[1] / "recipes"
+
 
 def read_yaml(path: Path) -> dict:
     """A YAML file of `key: value` lines.
@@ -39,3 +41,11 @@ def check_keys(values: dict, where: str, known: list[str]) -> None:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else "`newllm recipes show demo` lists all keys"
             raise UsageError(f"Unknown key {key!r} in {where}: {hint}")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes that come with the package, each with its first comment line."""
+    return {
+        p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        for p in sorted(SHIPPED.glob("*.yaml"))
+    }

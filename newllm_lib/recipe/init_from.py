@@ -1,4 +1,4 @@
-"""The run that another one starts from: which it is, and which keys it decides.
+"""What the run that another one starts from decides: which keys, and parts of names.
 
 Weights fit only the model they were trained in, and only the tokenizer they were trained with. So a recipe
 that names a run in `from_run` takes that run's sizes and tokenizer, and a size that is asked for beside it
@@ -11,10 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe.files import read_yaml
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import checked
-from newllm_lib.runs import Run, find_run, is_complete, list_runs
 
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
@@ -41,27 +39,6 @@ MODELS = {
 }  # how they are called in the names of runs
 
 
-def init_from(wanted: str, model: str, recipes: dict[str, str]) -> Run:
-    """The run that `from_run: wanted` means: of a recipe its run with this model (the newest, where there are
-    several with other settings), else the run of that name or in that folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if wanted not in recipes:
-        return find_run(wanted)
-    found = [run for run in list_runs() if _is_trained(run, wanted, model)]
-    plain = [run for run in found if run.name == plain_name(model, wanted)]
-    if not found:
-        title = recipes[wanted].split(",")[0].split(":")[0]
-        raise UsageError(
-            f"This starts from a run of recipe {wanted} ({title}), and there is none of {model} here yet: "
-            f"train it first (`newllm train {wanted}{f' --model {model}' if model != 'new_llm' else ''}`), "
-            "name another run with --from, or start from scratch with --from none."
-        )
-    return max(plain or found, key=lambda run: run.best.stat().st_mtime)
-
-
 def plain_name(model: str, recipe: str) -> str:
     """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`,
     `phase7_small_triton`.
@@ -69,24 +46,6 @@ def plain_name(model: str, recipe: str) -> str:
     own = ("phase7_", "phase8_") if model == "phase7" else (f"{MODELS[model]}_",)
     name = recipe if recipe.startswith(own) else f"{MODELS[model]}_{recipe}"
     return f"{name}_triton" if model == "phase7" else name
-
-
-def _is_trained(run: Run, recipe: str, model: str) -> bool:
-    if not run.recipe_path.is_file() or not is_complete(run.best):
-        return False
-    recorded = read_yaml(run.recipe_path)
-    return (recorded.get("recipe"), recorded.get("model", "new_llm")) == (recipe, model)
-
-
-def word_for_start(run: Run) -> str:
-    """How a record calls a run: by its name where that finds it, so that the record stays true on another
-    machine.
-    """
-    try:
-        same = find_run(run.name).path.resolve() == run.path.resolve()
-    except UsageError:
-        same = False
-    return run.name if same else str(run.path.absolute())
 
 
 def short_name(from_run: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,25 +10,16 @@ from pathlib import Path
 from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
-from newllm_lib.recipe.files import check_keys, read_yaml
-from newllm_lib.recipe.init_from import MODELS, init_from, keys_of_start, short_name, word_for_start
+from newllm_lib.recipe.files import SHIPPED, check_keys, read_yaml, shipped_recipes
+from newllm_lib.recipe.find_start import from_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
 from newllm_lib.recipe.run_name import run_name
-from newllm_lib.runs import Run, check_plain_name
+from newllm_lib.runs import check_plain_name
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
 _PART = "max_samples"  # the condition that only a part of the data is used
 _KNOWN = [f.name for f in fields(Recipe)]
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes that come with the package, each with its first comment line."""
-    return {
-        p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
-        for p in sorted(SHIPPED.glob("*.yaml"))
-    }
 
 
 def load_recipe(
@@ -62,9 +52,8 @@ def load_recipe(
     check_keys(asked, "the command line", _KNOWN)
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
-    recipe = (
-        assemble({}, wanted) if wanted is None or not resolve_start else _from_start(assemble, wanted, asked)
-    )
+    resolved = wanted is not None and resolve_start
+    recipe = from_start(assemble, wanted, asked) if resolved else assemble({}, wanted)
     if not recorded:
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
@@ -90,57 +79,6 @@ def _file_in_our_words(values: dict, path: Path) -> dict:
             for condition, part in values["when"].items()
         }
     return values
-
-
-def _from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict) -> Recipe:
-    """The recipe with its start's keys. A start that the recipe's file means (not the command line) may be
-    missing until training begins: until then the recipe's own sizes stand."""
-    recipe = assemble({}, wanted)
-    if not recipe.depends_on("from_run"):
-        return recipe
-    try:
-        start = start_run(wanted, recipe.model)
-    except UsageError:
-        recorded = _record_of_what_came_from(wanted, assemble, recipe.model if "model" in asked else None)
-        if recorded is not None:
-            return assemble(keys_of_start(recorded, recorded.from_run, asked), recorded.from_run)
-        if "from_run" in asked:
-            raise
-        return recipe
-    if not start.recipe_path.is_file():
-        raise UsageError(
-            f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm "
-            "train`."
-        )
-    name = word_for_start(start)
-    return assemble(keys_of_start(Recipe.from_yaml(start.recipe_path), name, asked), name)
-
-
-def _record_of_what_came_from(
-    wanted: str, assemble: Callable[[dict, str], Recipe], model: str | None
-) -> Recipe | None:
-    """Where the start is not here (any more), the run that came from it says the same: it can be continued
-    without it.
-    """
-    for kind in (model,) if model else MODELS:
-        own = Run(assemble({"model": kind}, wanted).run_path())
-        recorded = Recipe.from_yaml(own.recipe_path) if own.recipe_path.is_file() else None
-        if (
-            recorded is not None
-            and recorded.from_run
-            and wanted in (recorded.from_run, short_name(recorded.from_run))
-        ):
-            return recorded
-    return None
-
-
-def start_run(wanted: str, model: str) -> Run:
-    """The run that `from_run: wanted` means for this model.
-
-    Raises:
-        UsageError: there is none; says how to get one.
-    """
-    return init_from(wanted, model, shipped_recipes())
 
 
 def _assembled(

@@ -1,6 +1,16 @@
-"""Training: one call takes a recipe to a finished run folder."""
+"""Training: one call takes a recipe to a finished run folder.
+
+What only some runs need, or need at their end, is a name of this package that is loaded when it is used.
+"""
 
 from __future__ import annotations
+
+from newllm_lib.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=["adapters", "cuda_graphs", "distill", "model_config", "report"],
+)
 
 
 def train(recipe, was_finished: bool | None = None):

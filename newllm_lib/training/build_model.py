@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from newllm_lib import training
 from newllm_lib.checkpoints.weights import check_weights
 from newllm_lib.ops import precompile
-from newllm_lib.training.adapters import BASE, add_adapters, keep_base
+from newllm_lib.training import distributed
 from newllm_lib.training.compile import compilation
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.distributed import process_group
-from newllm_lib.training.distributed.fsdp import apply_fsdp
 from newllm_lib.training.distributed.strategy import is_sharded, num_shards
-from newllm_lib.training.memory.blocks import BlockPasses
 from newllm_lib.training.memory.plan import make_model, prepare_blocks
 from newllm_lib.training.model_config import build_model, count_parameters, load_model, model_config
+
+if TYPE_CHECKING:
+    from newllm_lib.training.memory.blocks import BlockPasses
 
 # Parameters from which on a model is made on its GPU: a small machine's host could not hold it.
 _LARGE = 200_000_000
@@ -31,11 +34,13 @@ class BuiltModel:
     Args:
         blocks: how its blocks recompute their activations, where ours do.
         compilation: "off", "on", "graphs" (torch's compiler) or "replay" (whole steps from a CUDA graph).
+        sharded: each process has a part of every weight.
     """
 
     model: nn.Module
     blocks: BlockPasses | None
     compilation: str
+    sharded: bool = False
 
 
 def build(context: RunContext) -> BuiltModel:
@@ -56,8 +61,9 @@ def build(context: RunContext) -> BuiltModel:
         precompile.trace_and_compile(model.to(device), partial(_loss_of_a_batch, model, context))
     compiled = how in ("on", "graphs") and blocks is None
     if sharded:
-        apply_fsdp(model, torch.device(device.type), num_shards(recipe, context.device), compiled=compiled)
-        return BuiltModel(model, blocks, how)
+        parts = num_shards(recipe, context.device)
+        distributed.fsdp.apply_fsdp(model, torch.device(device.type), parts, compiled=compiled)
+        return BuiltModel(model, blocks, how, sharded=True)
     if compiled:
         torch._dynamo.config.optimize_ddp = (
             False  # it would cut the graph where gradients are sent, which takes little time
@@ -77,11 +83,11 @@ def _make(context: RunContext) -> nn.Module:
         return build_model(recipe, len(tokenizer), tokenizer, context.device.torch_device if large else None)
     if not recipe.lora_rank:
         return load_model(context.checkpoint or context.start.folder, recipe)
-    base = context.run.path / BASE
+    base = context.run.path / training.adapters.BASE
     if not context.checkpoint:
         with process_group.main_process_first(process_group.is_main_process()):
-            keep_base(context.run, context.start.folder)
-    return add_adapters(load_model(base, recipe), recipe, base)
+            training.adapters.keep_base(context.run, context.start.folder)
+    return training.adapters.add_adapters(load_model(base, recipe), recipe, base)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

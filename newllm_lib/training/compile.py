@@ -7,6 +7,7 @@ from __future__ import annotations
 from newllm_lib.device import Device
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
+from newllm_lib.training import distributed
 
 KERNELS_MAX_DIM = 256  # channels up to which all of New-LLM's block is in our kernels: `relu2_mlp.MAX_DIM`
 
@@ -36,15 +37,13 @@ def compilation(recipe: Recipe, device: Device) -> str:
     Raises:
         UsageError: torch's compiler is asked to take a recurrence that is walked token by token.
     """
-    from newllm_lib.training.distributed import process_group
-
     if is_walked(recipe):
         if recipe.compile in ("on", "graphs"):
             raise UsageError(
                 f"--compile {recipe.compile} would compile every token of --recurrence sequential anew: "
                 "leave it at auto."
             )
-        alone = not (recipe.lora_rank or recipe.teacher or process_group.is_distributed())
+        alone = not (recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed())
         replays = (
             recipe.compile != "off" and device.torch_device == "cuda" and dtype_of(recipe, device) != "fp16"
         )
@@ -56,7 +55,7 @@ def compilation(recipe: Recipe, device: Device) -> str:
     if not device.compile:
         return "off"
     if (
-        recipe.lora_rank or recipe.teacher or process_group.is_distributed()
+        recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed()
     ):  # with these, and with fp16's scaling, graphs are not measured yet
         return "on"
     if dtype_of(recipe, device) != "bf16":

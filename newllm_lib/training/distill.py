@@ -90,19 +90,3 @@ def _check_words(name: str, own, tokenizer) -> None:
             "a student can only learn from it with the same words: train with --tokenizer "
             f"{'gpt2' if name == 'gpt2' else 'FOLDER_OF_THE_TEACHER'}."
         )
-
-
-def refuse_distillation(recipe: Recipe) -> None:
-    """What cannot go together.
-
-    Raises:
-        UsageError: names it.
-    """
-    if recipe.teacher is None:
-        return
-    if recipe.model != "new_llm":
-        raise UsageError(f"teacher: only new_llm is distilled into, not {recipe.model}.")
-    if recipe.optimizer_in_backward or recipe.lora_rank:
-        raise UsageError(
-            "teacher does not go together with optimizer_in_backward or lora_rank: leave one of them out."
-        )

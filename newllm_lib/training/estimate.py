@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from newllm_lib import checkpoints, training
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
@@ -41,11 +42,9 @@ def estimate(
         training_tokens: tokens of the training split, where they are counted already.
         processes: that share each batch. parts: into how many the model is cut.
     """
-    from newllm_lib.training.model_config import count_parameters, model_config
-
     if recipe.task == "dpo":
         return _preference_estimate(recipe, device)
-    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    count = _parameters(recipe)
     micro = micro_batch_size(recipe, device, processes)
     hours = _hours(recipe, device, count, training_tokens)
     return {
@@ -61,9 +60,7 @@ def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
     """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each
     at a time.
     """
-    from newllm_lib.training.model_config import count_parameters, model_config
-
-    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    count = _parameters(recipe)
     return least_memory_gib(recipe, device, count, parts) <= device.memory_gib
 
 
@@ -76,9 +73,7 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
         NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys
         to turn.
     """
-    from newllm_lib.training.model_config import count_parameters, model_config
-
-    count = count_parameters(model_config(recipe, _vocabulary(recipe)))
+    count = _parameters(recipe)
     need = least_memory_gib(recipe, device, count, parts)
     if need <= device.memory_gib:
         return
@@ -145,11 +140,15 @@ def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
     return next(n for n in range(wanted, 0, -1) if per_process % n == 0)
 
 
+def _parameters(recipe: Recipe) -> int:
+    """Stored parameters of the recipe's model."""
+    config = training.model_config.model_config(recipe, _vocabulary(recipe))
+    return training.model_config.count_parameters(config)
+
+
 def _preference_estimate(recipe: Recipe, device: Device) -> dict:
     """As `estimate`; all None where the base has to be asked of the hub first."""
-    from newllm_lib.checkpoints.load import base_sizes
-
-    known = base_sizes(recipe.base)
+    known = checkpoints.base_sizes(recipe.base)
     if known is None:
         return dict.fromkeys(("parameters", "memory_estimate_gib", "hours_estimate"))
     config, count = known

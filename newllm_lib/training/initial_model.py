@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from newllm_lib.checkpoints import whole_model_folder
-from newllm_lib.checkpoints.location import is_adapter
+from newllm_lib import checkpoints
 from newllm_lib.data.templates import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
@@ -43,8 +42,8 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
         raise UsageError(
             f"{run.name}, from which this starts, is being trained now: wait for its end, or stop it first."
         )
-    folder = whole_model_folder(run, "best")
-    if is_adapter(folder):
+    folder = checkpoints.whole_model_folder(run, "best")
+    if checkpoints.is_adapter(folder):
         raise UsageError(
             f"{run.name} holds adapters beside another model's weights: merge them first "
             f"(`newllm export {recipe.from_run}`), and start from that folder with --from."

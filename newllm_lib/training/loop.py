@@ -12,21 +12,19 @@ import gc
 import torch
 from transformers import set_seed
 
-from newllm_lib import console
+from newllm_lib import console, training
 from newllm_lib.errors import Interrupted
 from newllm_lib.evaluation.metrics import Share, evaluate
 from newllm_lib.models import parameters
 from newllm_lib.runs import checkpoint_step, write_status
+from newllm_lib.training import distributed
 from newllm_lib.training.batches import Batches, count_labels
 from newllm_lib.training.build_model import build
 from newllm_lib.training.checkpointing import Checkpoints
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.curvature import CurvatureSchedule, has_curvature_schedule
 from newllm_lib.training.curves import plot_curves, write_training_log
-from newllm_lib.training.distill import Teacher
 from newllm_lib.training.distributed import process_group
-from newllm_lib.training.distributed.flag_sync import FlagSync
-from newllm_lib.training.distributed.fsdp import is_sharded
 from newllm_lib.training.log import Heartbeat, TrainingLog
 from newllm_lib.training.losses import DistilledLoss, NextTokenLoss
 from newllm_lib.training.samples import Samples
@@ -47,7 +45,7 @@ class TrainingLoop:
         set_seed(recipe.seed)  # what follows does not depend on what was drawn for the weights
         gc.collect()
         torch.cuda.empty_cache()  # nothing happens where no GPU is in use
-        self.model, self.accelerator = built.model, make_accelerator(context, is_sharded(built.model))
+        self.model, self.accelerator = built.model, make_accelerator(context, built.sharded)
         self.carried = RecurrentStateBuffer(context.accumulation_steps) if recipe.carry_state else None
         self.strategy = strategy_for(context, built, self.accelerator)(
             context, built, self.accelerator, self._loss()
@@ -61,7 +59,7 @@ class TrainingLoop:
         self.heartbeat = Heartbeat(context.run, context.total_steps)
         self.timetable = Timetable(recipe, context.steps_per_epoch, context.total_steps)
         self.signals = Signals()
-        flags = FlagSync if process_group.is_distributed() else Flags
+        flags = distributed.flag_sync.FlagSync if process_group.is_distributed() else Flags
         self.flags = flags(self.signals, self.timetable, SaveRequests(context.run))
         self.stopping = self.step >= context.total_steps
 
@@ -69,7 +67,7 @@ class TrainingLoop:
         recipe = self.context.recipe
         if not recipe.teacher:
             return NextTokenLoss(self.carried)
-        teacher = Teacher(recipe, self.context.data.tokenizer, self.context.torch_device)
+        teacher = training.distill.Teacher(recipe, self.context.data.tokenizer, self.context.torch_device)
         return DistilledLoss(teacher, self.accelerator.autocast, self.carried)
 
     def run(self) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from newllm_lib.training.distill import Teacher
+from newllm_lib.errors import UsageError
+from newllm_lib.recipe import Recipe
 from newllm_lib.training.stateful_batches import RecurrentStateBuffer
+
+if TYPE_CHECKING:
+    from newllm_lib.training.distill import Teacher
 
 
 class NextTokenLoss:
@@ -65,3 +70,19 @@ class DistilledLoss(NextTokenLoss):
         if self.carried is not None:
             self.carried.set(outputs.state)
         return loss
+
+
+def refuse_distillation(recipe: Recipe) -> None:
+    """What cannot go together.
+
+    Raises:
+        UsageError: names it.
+    """
+    if recipe.teacher is None:
+        return
+    if recipe.model != "new_llm":
+        raise UsageError(f"teacher: only new_llm is distilled into, not {recipe.model}.")
+    if recipe.optimizer_in_backward or recipe.lora_rank:
+        raise UsageError(
+            "teacher does not go together with optimizer_in_backward or lora_rank: leave one of them out."
+        )

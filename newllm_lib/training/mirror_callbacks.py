@@ -10,15 +10,7 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import (
-    Run,
-    bring_back,
-    check_shared,
-    is_ahead,
-    mirror_status,
-    start_mirror,
-    wait_for_mirror,
-)
+from newllm_lib.runs import Run, check_shared, mirror
 
 
 def mirror_of(recipe: Recipe, run: Run) -> Run | None:
@@ -46,10 +38,10 @@ def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """
-    if copy is None or recipe.resume != "auto" or not is_ahead(copy, run):
+    if copy is None or recipe.resume != "auto" or not mirror.is_ahead(copy, run):
         return False
     console.say(f"{run.name} is in {copy.path.parent}, further than here: it is brought back and continued")
-    bring_back(copy, run)
+    mirror.bring_back(copy, run)
     return True
 
 
@@ -65,11 +57,11 @@ class MirroredRun:
 
     def begin(self) -> None:
         if self.recipe.mirror_dir:
-            self.since = start_mirror(self.run, self.recipe.mirror_dir)
+            self.since = mirror.start_mirror(self.run, self.recipe.mirror_dir)
 
     def __exit__(self, *error) -> None:
         if self.since is not None:
-            wait_for_mirror(self.run, console.say, self.since)
+            mirror.wait_for_mirror(self.run, console.say, self.since)
 
 
 class MirrorLog:
@@ -80,7 +72,7 @@ class MirrorLog:
 
     def look(self) -> None:
         """Say what has changed since the last look."""
-        status = mirror_status(self.run)
+        status = mirror.mirror_status(self.run)
         if status is None or status["state"] == "starting" or status["message"] == self.told:
             return
         self.told = status["message"]

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.training.compile import is_made_of_kernels
@@ -91,9 +92,10 @@ def _trunk(recipe: Recipe):
     class Trunk(nn.Module):
         def __init__(self):
             super().__init__()
-            sizes = recipe.hidden_size, recipe.context_dim, recipe.mlp_size, 4  # tokens of the convolution
+            sizes = {**vars(recipe), "dropout": 0.0, "conv_width": 4, "context_eps": 1e-6}
+            config = SimpleNamespace(**sizes)  # as NewLLMConfig has them
             self.table = nn.Embedding(recipe.vocab_size, recipe.hidden_size)
-            self.layers = nn.ModuleList(ContextBlock(*sizes, dropout=0.0) for _ in range(2))
+            self.layers = nn.ModuleList(ContextBlock(config) for _ in range(2))
             self.norm = nn.RMSNorm(recipe.hidden_size, eps=1e-6)
 
         def forward(self, ids):

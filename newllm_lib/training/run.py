@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from newllm_lib import console
-from newllm_lib.data import PreparedData, prepare
+from newllm_lib import console, training
+from newllm_lib.data import PreparedData, prepare, training_blocks
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.ops.common.dispatch import kernels
@@ -35,21 +35,21 @@ from newllm_lib.runs import (
     read_status_file,
     write_status,
 )
+from newllm_lib.training import distributed
 from newllm_lib.training.compile import dtype_of
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.determinism import deterministic
-from newllm_lib.training.distill import refuse_distillation
 from newllm_lib.training.distributed import preflight, process_group
 from newllm_lib.training.distributed.strategy import check_distributed, describe, num_processes, num_shards
 from newllm_lib.training.estimate import check_memory, estimate, micro_batch_size
 from newllm_lib.training.initial_model import InitialModel, load_initial_model, start_to_resume, tokenizer_for
 from newllm_lib.training.log import refuse_trackers
 from newllm_lib.training.loop import TrainingLoop
+from newllm_lib.training.losses import refuse_distillation
 from newllm_lib.training.memory.peak import with_smaller_micro_batches
 from newllm_lib.training.memory.plan import refuse
 from newllm_lib.training.mirror_callbacks import MirroredRun, continue_from_copy, mirror_of
 from newllm_lib.training.progress import Progress
-from newllm_lib.training.report import report
 from newllm_lib.training.resume import (
     checkpoint_to_resume,
     free_name,
@@ -201,10 +201,8 @@ def _train_among_others(
 
 
 def _launch(count: int, recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
-    from newllm_lib.training.distributed.launch import launch
-
     console.also_to(None)  # the first of the processes writes the log
-    launch(recipe, device, count, was_finished)
+    distributed.launch.launch(recipe, device, count, was_finished)
 
 
 def _gpu(recipe: Recipe, run: Run, device: Device):
@@ -245,7 +243,7 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
                 run, state="done", message="finished"
             )  # were the report cut off, it must not train again
             _say_finished(run)
-            report(recipe, run, data)
+            training.report.report(recipe, run, data)
 
 
 def _start(recipe: Recipe, run: Run, checkpoint: Path | None, progress: Progress) -> InitialModel | None:
@@ -280,8 +278,6 @@ def _record(context: RunContext) -> None:
 
 def steps(recipe: Recipe, data: PreparedData) -> tuple[int, int]:
     """Optimizer steps in an epoch, and in all."""
-    from newllm_lib.data.blocks import training_blocks
-
     _, sampler = training_blocks(data.train, recipe)
     per_epoch = len(sampler) // recipe.batch_size
     total = max(1, round(recipe.epochs * per_epoch))

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import json
 
-from newllm_lib import console
-from newllm_lib.evaluation.samples import Prompts, answer, as_markdown
+from newllm_lib import console, evaluation
 from newllm_lib.runs import Run, atomic_write_text
 
 _SHOWN = 60  # characters of an answer in the log
@@ -18,7 +17,7 @@ class Samples:
 
     def __init__(self, run: Run, data, tokens: int):
         self.run, self.tokenizer, self.tokens = run, data.tokenizer, tokens
-        self.prompts = Prompts(data.validation, data.tokenizer) if tokens else None
+        self.prompts = evaluation.Prompts(data.validation, data.tokenizer) if tokens else None
 
     def take(self, model, step: int, epoch: float, bits_per_byte: float) -> None:
         """Answer, write, and show the first answer in the log, with a warning if the answers are
@@ -27,14 +26,16 @@ class Samples:
         if self.prompts is None:
             return
         row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}
-        row |= answer(model, self.tokenizer, self.prompts, self.tokens)
+        row |= evaluation.answer(model, self.tokenizer, self.prompts, self.tokens)
         rows = [*rows_of(self.run), row]
         atomic_write_text(
             self.run.samples_path,
             "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows),
             durable=False,
         )
-        atomic_write_text(self.run.path / "samples.md", as_markdown(rows, self.run.name), durable=False)
+        atomic_write_text(
+            self.run.path / "samples.md", evaluation.as_markdown(rows, self.run.name), durable=False
+        )
         first = " ".join(row["answers"][0].split()) or "(nothing)"
         console.say(f'  "{self.prompts.texts[0]}" → {first[:_SHOWN]}{"…" if len(first) > _SHOWN else ""}')
         if row["warning"] and step:

@@ -22,15 +22,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor
 
+from newllm_lib import training
 from newllm_lib.checkpoints.weights import load_weights
-from newllm_lib.training.adapters import load_adapters, save_adapted
+from newllm_lib.training import distributed, optim
 from newllm_lib.training.build_model import BuiltModel
 from newllm_lib.training.context import RunContext
-from newllm_lib.training.cuda_graphs import StepGraph
-from newllm_lib.training.distributed import fsdp, process_group
+from newllm_lib.training.distributed import process_group
 from newllm_lib.training.losses import NextTokenLoss
 from newllm_lib.training.optim.build import build_optimizer, build_scheduler
-from newllm_lib.training.optim.in_backward import OptimizerInBackward
 
 SHARD = "400MB"  # weights in one file, at most: the host never holds more than one
 
@@ -132,13 +131,13 @@ class Autograd:
         if not process_group.is_main_process():
             return
         if self.context.recipe.lora_rank:
-            save_adapted(self.model, folder)
+            training.adapters.save_adapted(self.model, folder)
         else:
             self.model.save_pretrained(folder, max_shard_size=SHARD)
 
     def load_weights(self, folder: Path) -> None:
         if self.context.recipe.lora_rank:
-            load_adapters(self.model, folder)
+            training.adapters.load_adapters(self.model, folder)
         else:
             load_weights(self.model, folder)
 
@@ -150,8 +149,8 @@ class Autograd:
 
     def load_state(self, folder: Path) -> None:
         """What `save_state` wrote, also of a sharded run."""
-        if (folder / fsdp.OPTIMIZER).is_file():
-            fsdp.load_optimizer(self.optimizer, self.model, folder)
+        if (folder / distributed.fsdp.OPTIMIZER).is_file():
+            distributed.fsdp.load_optimizer(self.optimizer, self.model, folder)
         else:
             # Alone, through the host: a GPU that is nearly full has no room for a second copy.
             place = self.context.torch_device if process_group.is_distributed() else "cpu"
@@ -200,7 +199,7 @@ class Replayed(Autograd):
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         dtype = torch.bfloat16 if context.dtype == "bf16" else None
-        self.graph = StepGraph(
+        self.graph = training.cuda_graphs.StepGraph(
             built.model, context.torch_device, dtype, together=process_group.is_distributed()
         )
         process_group.broadcast_(self.graph.parameters.values())
@@ -243,7 +242,7 @@ class InBackward(Autograd):
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         super().__init__(context, built, accelerator, loss)
         average = process_group.all_reduce_mean_ if process_group.is_distributed() else None
-        self.in_backward = OptimizerInBackward(
+        self.in_backward = optim.OptimizerInBackward(
             self.model, self.optimizer, self.max_norm, built.blocks, average
         )
 
@@ -273,30 +272,32 @@ class Sharded(Autograd):
         return super().accumulate(batch, tokens, last)
 
     def clip(self) -> Tensor:
-        return fsdp.full_tensor(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf))
+        return distributed.fsdp.full_tensor(
+            self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
+        )
 
     def summon_full_params(self) -> AbstractContextManager:
-        return fsdp.summon_full_params(self.model)
+        return distributed.fsdp.summon_full_params(self.model)
 
     def save_weights(self, folder: Path) -> None:
-        fsdp.save_weights(self.model, folder)
+        distributed.fsdp.save_weights(self.model, folder)
 
     def load_weights(self, folder: Path) -> None:
-        fsdp.load_weights(self.model, folder)
+        distributed.fsdp.load_weights(self.model, folder)
 
     def save_state(self, folder: Path) -> None:
-        fsdp.save_optimizer(self.optimizer, self.model, folder)
+        distributed.fsdp.save_optimizer(self.optimizer, self.model, folder)
         if process_group.is_main_process():
             torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
 
     def load_state(self, folder: Path) -> None:
-        fsdp.load_optimizer(self.optimizer, self.model, folder)
+        distributed.fsdp.load_optimizer(self.optimizer, self.model, folder)
         self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
 
 def strategy_for(context: RunContext, built: BuiltModel, accelerator: Accelerator) -> type[Autograd]:
     """The way of this run: what was refused before (`lowmem.plan`, `several`) leaves exactly one."""
-    if fsdp.is_sharded(built.model):
+    if built.sharded:
         return Sharded
     if context.recipe.optimizer_in_backward:
         return InBackward

@@ -108,7 +108,7 @@ watch(new_llm, tiny_gpt2);
 # %%
 from IPython.display import Image, display
 
-from newllm_lib.evaluation import compare
+from newllm_lib.evaluation.compare.compare import compare
 
 comparison = compare(new_llm, tiny_gpt2, output_dir=new_llm.path)
 display(Image(comparison["files"][1]))

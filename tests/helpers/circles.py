@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from tests.helpers import lazy_faces
+
 PACKAGE = Path(__file__).parents[2] / "newllm_lib"
 
 
@@ -13,7 +15,8 @@ def circles(package: Path = PACKAGE) -> list[list[str]]:
 
     Every import counts, wherever it stands in a file, those for type checkers too. Importing `a.b.c` also
     runs `a/__init__.py` and `a/b/__init__.py`. Only what a file needs of the packages that it lies in itself
-    does not count: an `__init__` is the face of the modules beside it, as of an operation and its kernels.
+    does not count: an `__init__` is the face of the modules beside it, as of an operation and its kernels. A
+    name that a lazy face (`newllm_lib.lazy`) loads is an import of the module that holds it.
     """
     files = _modules(package)
     graph = {name: _imports(name, path, files) for name, path in files.items()}
@@ -31,17 +34,32 @@ def _modules(package: Path) -> dict[str, Path]:
 
 def _imports(name: str, path: Path, files: dict[str, Path]) -> set[str]:
     """The modules of the package that a file imports, without its own package's face."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     wanted: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    called: dict[str, str] = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             wanted.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 wanted.add(inner if inner in files else node.module)
+                wanted.update(_behind_face(node.module, alias.name, files))
+                called[alias.asname or alias.name] = inner
+    for package, name_used in lazy_faces.used(tree, called):
+        wanted.update(_behind_face(package, name_used, files))
     parents = {parent for module in wanted if module in files for parent in _parents(module)}
     own = {name, *_parents(name)}
     return {module for module in wanted | parents if module in files} - own
+
+
+def _behind_face(package: str, name: str, files: dict[str, Path]) -> set[str]:
+    """The module that a package's lazy face takes a name from, if it does."""
+    face = files.get(package)
+    if face is None or face.name != "__init__.py":
+        return set()
+    homes = lazy_faces.shown(ast.parse(face.read_text(encoding="utf-8")), package)
+    return {homes[name]} & files.keys() if name in homes else set()
 
 
 def _parents(name: str) -> list[str]:

@@ -1,7 +1,8 @@
 """How much one reads to understand a module: the files of ours that it imports, and their statements.
 
 Statements (`ast.stmt` nodes) do not change with formatting; lines do. What imports what is read from the
-source: nothing runs.
+source: nothing runs. A name taken from a lazy face (`newllm_lib.lazy`) brings in the module that holds it;
+`package.name` in a function does so where late imports count.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.helpers import lazy_faces
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = "newllm_lib"
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 def reading_size(module: str, late: bool = False, alone: bool = False) -> tuple[int, int]:
@@ -57,21 +61,39 @@ def imported(file: Path, late: bool = False) -> tuple[str, ...]:
     """Dotted names of our modules and packages that the file imports; without `late` those that importing it
     runs.
     """
-    names = []
+    names, called = [], {}
     for node in _imports(_tree(file), late):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
             continue
-        names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            names += [node.module, name, *_behind_face(node.module, alias.name)]
+            called[alias.asname or alias.name] = name
+    for package, name in lazy_faces.used(_tree(file), called) if late else ():
+        names += _behind_face(package, name)
     return tuple(name for name in names if name.split(".")[0] == PACKAGE)
+
+
+def _behind_face(package: str, name: str) -> list[str]:
+    """The module that a package's lazy face takes a name from, if it does."""
+    if package.split(".")[0] != PACKAGE:
+        return []
+    face = ROOT.joinpath(*package.split("."), "__init__.py")
+    homes = lazy_faces.shown(_tree(face), package) if face.is_file() else {}
+    return [homes[name]] if name in homes else []
 
 
 def _imports(node: ast.AST, late: bool) -> Iterator[ast.Import | ast.ImportFrom]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
-        elif late or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        elif late or not (isinstance(child, _FUNCTIONS) or _is_for_type_checkers(child)):
             yield from _imports(child, late)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _files(name: str) -> list[Path]:

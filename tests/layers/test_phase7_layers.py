@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.layers.ar_ssm import ARSSM
-from newllm_lib.layers.local_attention import LocalAttention, rotated, rotation
+from newllm_lib.layers.local_attention import LocalAttention
 from newllm_lib.layers.phase7_block import SwiGLU
+from newllm_lib.layers.rotary import rotated, rotation
 
 
 def drawn(module, seed=0):

@@ -23,7 +23,7 @@ from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.linear_cross_entropy import exponentials
 from newllm_lib.ops.relu2_mlp import triton as mlp
 from newllm_lib.ops.short_conv import triton as conv
-from newllm_lib.ops.stochastic_rounding import new_momentum
+from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum
 from newllm_lib.ops.stochastic_rounding import triton as rounded
 from newllm_lib.ops.swiglu import triton as gates
 
@@ -104,13 +104,18 @@ def run_everything(dtype, batch=2, time=64, dim=64):
         torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32),
         torch.ones(1),
     )
-    settings = {"rate": 1e-3, "decay": 0.0, "beta": 0.9, "correction": 1.0, "seed": 7}
+    how = RoundedStep(rate=1e-3, decay=0.0, beta=0.9, correction=1.0, seed=7)
     factors = torch.ones(dim), torch.ones(time)
     for bits in (0, 4, 8, 32):
-        rounded.rounded_step_(weight, weight, new_momentum(weight, bits), factors, one, bits=bits, **settings)
-    rounded.rounded_step_(weight, weight, (), None, one, bits=0, **settings)
+        rounded.rounded_step_(weight, weight, new_momentum(weight, bits), factors, one, how, bits)
+    rounded.rounded_step_(weight, weight, (), None, one, how, bits=0)
     rounded.adam_step_(
-        weight, weight, factors[0], factors[0], one, rate=0.1, decay=0.0, betas=(0.9, 0.9), step=1, seed=7
+        weight,
+        weight,
+        factors[0],
+        factors[0],
+        one,
+        AdamStep(0.1, decay=0.0, betas=(0.9, 0.9), step=1, seed=7),
     )
     sums = norms.squares(weight)
     norms.clip(factors[0], 0, one, 1.0)
@@ -142,9 +147,10 @@ def run_with_dot(rows=300, dim=256, inner=1024, words=8192):
 
 def attend(dtype, head_size):
     q, k, v = (torch.randn(1, 2, 64, head_size, dtype=dtype) for _ in "qkv")
-    parameters = torch.ones(2), torch.ones(2), 20, torch.zeros(1, 64, dtype=torch.bool)
-    out, *numbers = attention.forward(q, k, v, *parameters)
-    attention.backward(q, k, v, *parameters, out, *numbers, out)
+    inputs = q, k, v, torch.ones(2), torch.ones(2)
+    seen = 20, torch.zeros(1, 64, dtype=torch.bool)
+    saved = attention.forward(*inputs, *seen)
+    attention.backward(inputs, *seen, saved, saved[0])
     turn = torch.ones(64, head_size // 2), torch.ones(64, head_size // 2)
     attention._turn_(torch.zeros(1, 64, 6 * head_size, dtype=dtype), *turn, 2, 1.0, 1)
 

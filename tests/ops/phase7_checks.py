@@ -33,7 +33,7 @@ def check_gates(device, dtype, rows, dim, groups, seed=0):
 
 def check_packed_attention(device, dtype, batch, heads, time, dim, window, documents=False, seed=0):
     """Against rotating, then attending: the projection's gradient and those of beta and curvature."""
-    from newllm_lib.layers.local_attention import rotated, rotation
+    from newllm_lib.layers.rotary import rotated, rotation
     from newllm_lib.ops.hyperbolic_attention import hyperbolic_attention
     from newllm_lib.ops.hyperbolic_attention.triton import packed_attention_
 

@@ -9,7 +9,14 @@ import sys
 import pytest
 import torch
 
-from newllm_lib.ops.stochastic_rounding import new_momentum, read_momentum, reference, stochastic_round
+from newllm_lib.ops.stochastic_rounding import (
+    AdamStep,
+    RoundedStep,
+    new_momentum,
+    read_momentum,
+    reference,
+    stochastic_round,
+)
 
 SETTINGS = {"rate": 0.01, "decay": 0.001, "beta": 0.9, "correction": 1.3}
 
@@ -34,9 +41,8 @@ def walk(step, bits, dtype, device="cpu", steps=4, rows=21, columns=37):
             momentum,
             tuple(f.to(device) for f in factors),
             scale.to(device),
-            bits=bits,
-            seed=seed,
-            **SETTINGS,
+            RoundedStep(seed=seed, **SETTINGS),
+            bits,
         )
     held = read_momentum(momentum, p.shape, bits).cpu().double() if bits else None
     return p.cpu().double(), held, exact, average
@@ -72,12 +78,8 @@ def test_stochastic_rounding_keeps_the_expectation_where_the_nearest_value_keeps
             (),
             None,
             torch.ones(1),
+            RoundedStep(rate=1e-6, decay=0.0, beta=0.0, correction=1.0, seed=seed),
             bits=0,
-            seed=seed,
-            rate=1e-6,
-            decay=0.0,
-            beta=0.0,
-            correction=1.0,
         )
         nearest.sub_(1e-6)
     assert float(nearest.float().mean()) == start
@@ -116,9 +118,8 @@ def test_a_gradient_that_is_no_number_changes_nothing(bits):
         momentum,
         None,
         torch.tensor([float("nan")]),
-        bits=bits,
-        seed=0,
-        **SETTINGS,
+        RoundedStep(seed=0, **SETTINGS),
+        bits,
     )
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum), strict=True))
 
@@ -136,10 +137,10 @@ def check_adam(step, device="cpu"):
         theirs.grad = 2 * sign
         adamw.step()
         settings = {"rate": 0.01, "decay": 0.001, "betas": (0.9, 0.98), "step": number, "seed": number}
-        step(p, 4 * sign, second, momentum, torch.tensor([0.5], device=device), **settings)
+        step(p, 4 * sign, second, momentum, torch.tensor([0.5], device=device), AdamStep(**settings))
     torch.testing.assert_close(p, theirs.detach(), rtol=1e-5, atol=1e-6)
     half, before = p.bfloat16(), [t.clone() for t in (p, second, momentum)]
-    step(p, sign / 0, second, momentum, torch.tensor([float("nan")], device=device), **settings)
+    step(p, sign / 0, second, momentum, torch.tensor([float("nan")], device=device), AdamStep(**settings))
     assert all(torch.equal(a, b) for a, b in zip(before, (p, second, momentum), strict=True))
     moved = half.clone()
     step(
@@ -148,7 +149,7 @@ def check_adam(step, device="cpu"):
         second,
         momentum,
         torch.tensor([0.5], device=device),
-        **{**settings, "rate": 1e-4, "decay": 0.0},
+        AdamStep(**{**settings, "rate": 1e-4, "decay": 0.0}),
     )
     exact = half.float() - 1e-4 * momentum / (1 - 0.9**5)
     assert float((moved.float() - exact).abs().max()) < 2**-7
@@ -163,7 +164,7 @@ def test_a_small_tensor_steps_as_adamw():
 
 KERNEL = """
 import torch
-from newllm_lib.ops.stochastic_rounding import new_momentum, reference, triton
+from newllm_lib.ops.stochastic_rounding import RoundedStep, new_momentum, reference, triton
 from tests.ops.test_rounded_step import SETTINGS, check
 for bits in (0, 4, 8, 32):
     for dtype in (torch.float32, torch.bfloat16):
@@ -172,7 +173,7 @@ for bits in (0, 4, 8, 32):
     momentum = new_momentum(p, bits)
     before = [t.clone() for t in (p, *momentum)]
     nan = torch.tensor([float("nan")])
-    triton.rounded_step_(p, torch.randn(30, 20), momentum, None, nan, bits=bits, seed=0, **SETTINGS)
+    triton.rounded_step_(p, torch.randn(30, 20), momentum, None, nan, RoundedStep(seed=0, **SETTINGS), bits)
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum)))
 from tests.ops.test_rounded_step import check_adam
 check_adam(triton.adam_step_)

@@ -207,7 +207,7 @@ def test_both_models_fine_tuned_on_dialogue_are_compared(folder):
     """The guide's third step: the two that continue from WikiText, side by side on DailyDialog's held-out
     answers.
     """
-    from newllm_lib.evaluation import compare
+    from newllm_lib.evaluation.compare.compare import compare
 
     ours, theirs = (train(tuned(folder, model=model)) for model in ("new_llm", "tiny_gpt2"))
     result = compare(ours, theirs, speed=False, samples=2)

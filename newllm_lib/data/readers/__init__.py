@@ -1,1 +1,13 @@
 """Where records come from: a class for each kind of source, with a common base in `base`."""
+
+from newllm_lib.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "chitchat": ["ChitChatSource"],
+        "folder": ["FolderSource"],
+        "hub": ["HubName", "HubSource"],
+        "wikitext": ["WikiTextSource"],
+    },
+)

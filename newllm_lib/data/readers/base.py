@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from newllm_lib.data import readers
 from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, Schema, parse_row, parse_rows
 
@@ -68,7 +69,7 @@ class DatasetInfo:
     home: str  # a PyPI package, or a hub id as `HubName` writes it
     revision: str  # the version, commit or branch that it was written for
     licence: str
-    reader: type[Source]
+    reader: str  # the class in `readers` that reads it
     schema: Schema | None = None  # what its rows look like; None: the reader knows
 
     def open(self, cache: Path, commit: str = "") -> Source:
@@ -80,7 +81,7 @@ class DatasetInfo:
         Raises:
             NewLLMError: it cannot be reached, or is not installed.
         """
-        return self.reader.of(self, cache, commit)
+        return getattr(readers, self.reader).of(self, cache, commit)
 
 
 class Source(abc.ABC):
@@ -89,6 +90,7 @@ class Source(abc.ABC):
     title: str
     splits: Set[str]  # which of train, validation and test it has itself
     commit = ""  # of the hub
+    in_segments = False  # its training split is too large to be packed before training
     in_order = False  # `max_samples` are the first records, not those with the smallest hashes
     parse: Callable[[object], Record | None] = staticmethod(parse_row)  # a row as a record
 

@@ -102,7 +102,7 @@ class LargeSource(Source):
     would have to be read.
     """
 
-    in_order = True
+    in_segments = in_order = True
 
     def __init__(self, source: Source):
         self.source, self.title, self.splits = source, source.title, source.splits

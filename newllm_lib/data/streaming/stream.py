@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 FIRST = 4  # segments in the first window
 WINDOW = 16  # in every other: about 64 MiB of text, shuffled together
-LARGE = 300 << 20  # bytes of training files: from here on a set is prepared while training
 
 
 def _begin(number: int) -> int:

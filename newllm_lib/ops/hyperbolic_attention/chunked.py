@@ -106,8 +106,9 @@ def forward(q, k, v, beta, curvature, window, doc_starts):
     return out, q_numbers, k_numbers
 
 
-def backward(q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout):
-    """As `triton.backward`; `out` is not needed, as a chunk holds all weights of its queries."""
+def backward(inputs, window, doc_starts, saved, dout):
+    """As `triton.backward`; the output is not needed, as a chunk holds all weights of its queries."""
+    (q, k, v, beta, curvature), (_, q_numbers, k_numbers) = inputs, saved
     compute = q_numbers.dtype
     beta32, root = beta.to(compute), curvature.to(compute).sqrt()[:, None]
     slope = _slope(beta32, curvature.to(compute))

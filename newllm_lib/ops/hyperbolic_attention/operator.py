@@ -58,14 +58,13 @@ def _attention_backward(
     dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     implementation = _implementation.named(backend, q)
-    return implementation.backward(
-        q, k, v, beta, curvature, window, doc_starts, out, q_numbers, k_numbers, dout
-    )
+    inputs, saved = (q, k, v, beta, curvature), (out, q_numbers, k_numbers)
+    return implementation.backward(inputs, window, doc_starts, saved, dout)
 
 
 @_attention_backward.register_fake
-def _(q, k, v, beta, curvature, doc_starts, window, backend, out, q_numbers, k_numbers, dout):
-    return tuple(torch.empty_like(x) for x in (q, k, v, beta, curvature))
+def _(*arguments):
+    return tuple(torch.empty_like(x) for x in arguments[:5])
 
 
 def _keep(ctx, inputs, output):

@@ -128,22 +128,17 @@ def forward(
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    curvature: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     window: int | None,
     doc_starts: Tensor | None,
-    out: Tensor,
-    q_numbers: Tensor,
-    k_numbers: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
     dout: Tensor,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, beta and curvature; the first three written to `into`, whose dims lie without
-    gaps, if given.
+    """Gradients of q, k, v, beta and curvature, which are the `inputs`; `saved` is what `forward` returned.
+    The first three are written to `into`, whose dims lie without gaps, if given.
     """
+    (q, k, v, beta, curvature), (out, q_numbers, k_numbers) = inputs, saved
     dq, dk, dv = into or map(torch.empty_like, (q, k, v))
     dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
     q, k, v, dout = map(_rows_together, (q, k, v, dout))
@@ -285,13 +280,10 @@ class _PackedAttention(torch.autograd.Function):
         dqkv = torch.empty_like(qkv)
         out, dout = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (out, dout))
         *_, dbeta, dcurvature = backward(
-            *_parts(qkv, heads),
-            beta,
-            curvature,
+            (*_parts(qkv, heads), beta, curvature),
             window,
             doc_starts,
-            out,
-            *numbers,
+            (out, *numbers),
             dout,
             into=_parts(dqkv, heads),
         )

@@ -12,6 +12,8 @@ from newllm_lib.ops.common.dispatch import Operation, runs_triton
 from newllm_lib.ops.stochastic_rounding import reference
 from newllm_lib.ops.stochastic_rounding.reference import (
     BLOCK,
+    AdamStep,
+    RoundedStep,
     new_momentum,
     read_momentum,
     step_numbers,
@@ -20,6 +22,8 @@ from newllm_lib.ops.stochastic_rounding.reference import (
 
 __all__ = [
     "BLOCK",
+    "AdamStep",
+    "RoundedStep",
     "adam_step_",
     "new_momentum",
     "read_momentum",
@@ -39,15 +43,15 @@ def _triton():
     return triton
 
 
-def rounded_step_(parameter, direction, momentum, factors, scale, **settings) -> None:
+def rounded_step_(parameter, direction, momentum, factors, scale, how: RoundedStep, bits: int) -> None:
     """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain
     torch elsewhere.
     """
-    _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, **settings)
+    _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, how, bits)
 
 
-def adam_step_(parameter, gradient, second, momentum, scale, **settings) -> None:
+def adam_step_(parameter, gradient, second, momentum, scale, how: AdamStep) -> None:
     """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the
     arguments.
     """
-    _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, **settings)
+    _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, how)

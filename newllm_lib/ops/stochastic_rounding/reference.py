@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 BLOCK = 128  # elements of the flattened tensor that share one scale
 _LEVELS = {4: 7, 8: 127}  # codes on each side of zero
+
+
+@dataclass(frozen=True)
+class RoundedStep:
+    """How a tensor is stepped.
+
+    Args:
+        seed: of the random bits, different in every step and tensor.
+        numbers: `step_numbers` on the parameter's device: what changes from step to step, in place of rate,
+            correction and decay, and mixed into the seed. A recorded step reads it where it lies.
+    """
+
+    rate: float
+    decay: float
+    beta: float
+    correction: float
+    seed: int
+    numbers: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """How a small tensor is stepped; as `RoundedStep`, and `step` counts from 1."""
+
+    rate: float
+    decay: float
+    betas: tuple[float, float]
+    step: int
+    seed: int
+    numbers: Tensor | None = None
 
 
 def rounded_step_(
@@ -15,14 +47,8 @@ def rounded_step_(
     momentum: tuple[Tensor, ...],
     factors: tuple[Tensor, Tensor] | None,
     scale: Tensor,
-    *,
-    rate: float,
-    decay: float,
-    beta: float,
-    correction: float,
+    how: RoundedStep,
     bits: int,
-    seed: int,
-    numbers: Tensor | None = None,
 ) -> None:
     """m = beta m + (1 - beta) u, parameter = parameter (1 - decay) - rate correction m, u = scale
     direction_ij row_i column_j.
@@ -34,14 +60,13 @@ def rounded_step_(
         factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for
         ones.
         scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
-        seed: of the random bits, different in every step and tensor.
-        numbers: `step_numbers` on the parameter's device: what changes from step to step, in place of rate,
-            correction and decay, and mixed into the seed. A recorded step reads it where it lies.
+        bits: of the momentum: 0, 4, 8 or 32.
     """
     if not bool(torch.isfinite(scale)):
         return
-    if numbers is not None:
-        _, rate, keep, _, count = numbers.tolist()
+    rate, decay, beta, correction, seed = how.rate, how.decay, how.beta, how.correction, how.seed
+    if how.numbers is not None:
+        _, rate, keep, _, count = how.numbers.tolist()
         correction, decay, seed = 1.0, 1.0 - keep, seed ^ int(count)
     generator = torch.Generator(parameter.device).manual_seed(seed)
     update = direction.float() * scale
@@ -61,39 +86,23 @@ def adam_step_(
     second: Tensor,
     momentum: Tensor,
     scale: Tensor,
-    *,
-    rate: float,
-    decay: float,
-    betas: tuple[float, float],
-    step: int,
-    seed: int,
-    numbers: Tensor | None = None,
+    how: AdamStep,
 ) -> None:
     """The step of a small tensor whose moments are kept whole, in float32: the gradient over the root of its
-    second moment goes into the momentum. Arguments as above; `step` counts from 1.
+    second moment goes into the momentum. Arguments as above.
     """
     if not bool(torch.isfinite(scale)):
         return
-    unbias, correction = 1 - betas[1] ** step, 1 / (1 - betas[0] ** step)
-    if numbers is not None:
-        rate, _, keep, unbias, count = numbers.tolist()
+    rate, decay, (beta, beta2), seed = how.rate, how.decay, how.betas, how.seed
+    unbias, correction = 1 - beta2**how.step, 1 / (1 - beta**how.step)
+    if how.numbers is not None:
+        rate, _, keep, unbias, count = how.numbers.tolist()
         correction, decay, seed = 1.0, 1.0 - keep, seed ^ int(count)
     update = gradient.float() * scale
-    second.lerp_(update.square(), 1 - betas[1])
+    second.lerp_(update.square(), 1 - beta2)
     direction = update / ((second / unbias).sqrt_() + 1e-8)
-    rounded_step_(
-        parameter,
-        direction,
-        (momentum,),
-        None,
-        torch.ones_like(scale),
-        rate=rate,
-        decay=decay,
-        beta=betas[0],
-        correction=correction,
-        bits=32,
-        seed=seed,
-    )
+    rounded = RoundedStep(rate, decay, beta, correction, seed)
+    rounded_step_(parameter, direction, (momentum,), None, torch.ones_like(scale), rounded, bits=32)
 
 
 def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: int, bits: int) -> list[float]:

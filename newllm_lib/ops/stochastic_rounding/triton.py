@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from newllm_lib.ops.stochastic_rounding.reference import BLOCK
+from newllm_lib.ops.stochastic_rounding.reference import BLOCK, AdamStep, RoundedStep
 
 _GROUP = 16  # blocks a program takes: 2,048 elements
 _SMALL_BLOCK = 1024  # elements of a small tensor that one program takes
@@ -141,14 +141,8 @@ def rounded_step_(
     momentum: tuple[Tensor, ...],
     factors: tuple[Tensor, Tensor] | None,
     scale: Tensor,
-    *,
-    rate: float,
-    decay: float,
-    beta: float,
-    correction: float,
+    how: RoundedStep,
     bits: int,
-    seed: int,
-    numbers: Tensor | None = None,
 ) -> None:
     """As `reference.rounded_step_`; the parameter is contiguous."""
     direction = direction.contiguous()
@@ -164,17 +158,17 @@ def rounded_step_(
             rows,
             columns,
             scale,
-            scale if numbers is None else numbers,
+            scale if how.numbers is None else how.numbers,
             parameter.numel(),
             len(columns) if factors else 1,
-            rate * correction,
-            1.0 - decay,
-            beta,
-            seed,
+            how.rate * how.correction,
+            1.0 - how.decay,
+            how.beta,
+            how.seed,
             BITS=bits,
             FACTORED=factors is not None,
             ROUND=parameter.dtype == torch.bfloat16,
-            STORED=numbers is not None,
+            STORED=how.numbers is not None,
             GROUP=_GROUP,
             BLOCK=BLOCK,
             num_warps=8,
@@ -223,13 +217,7 @@ def adam_step_(
     second: Tensor,
     momentum: Tensor,
     scale: Tensor,
-    *,
-    rate: float,
-    decay: float,
-    betas: tuple[float, float],
-    step: int,
-    seed: int,
-    numbers: Tensor | None = None,
+    how: AdamStep,
 ) -> None:
     """As `reference.adam_step_`; the parameter is contiguous."""
     gradient = gradient.contiguous()
@@ -240,14 +228,14 @@ def adam_step_(
             second,
             momentum,
             scale,
-            scale if numbers is None else numbers,
+            scale if how.numbers is None else how.numbers,
             parameter.numel(),
-            rate / (1 - betas[0] ** step),
-            1.0 - decay,
-            *betas,
-            1 - betas[1] ** step,
-            seed,
+            how.rate / (1 - how.betas[0] ** how.step),
+            1.0 - how.decay,
+            *how.betas,
+            1 - how.betas[1] ** how.step,
+            how.seed,
             ROUND=parameter.dtype == torch.bfloat16,
-            STORED=numbers is not None,
+            STORED=how.numbers is not None,
             BLOCK=_SMALL_BLOCK,
         )

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.training.distributed.rendezvous import rendezvous
+from newllm_lib.training import distributed
 
 # set, to its pid, by `launch`, which holds the run for the processes it starts
 LAUNCHED = "NEWLLM_LAUNCHED"
@@ -96,7 +96,7 @@ def init_process_group(device: str) -> None:
             )
         torch.cuda.set_device(local_rank())
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
-    place, number, count = rendezvous(PATIENCE)
+    place, number, count = distributed.rendezvous.rendezvous(PATIENCE)
     dist.init_process_group(backend, store=place, rank=number, world_size=count, timeout=PATIENCE)
     _host.append(dist.new_group(backend="gloo", timeout=PATIENCE) if device == "cuda" else dist.group.WORLD)
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from newllm_lib import layers
 from newllm_lib.errors import NewLLMError
-from newllm_lib.layers.tensor_train import TensorTrainHead
 from newllm_lib.training.cuda_graphs import BlockGraphs
 from newllm_lib.training.memory.host_store import HostStore, InPlace
 
@@ -89,7 +89,7 @@ def checkpoint_blocks(
     device = next(model.parameters()).device
     store = HostStore(device) if offload and device.type == "cuda" else InPlace()
     head = getattr(model, "lm_head", None)
-    if offload and isinstance(head, TensorTrainHead):
+    if offload and isinstance(head, layers.TensorTrainHead):
         head.block_elements = SMALL_HEAD
     passes = BlockPasses(
         sequences, store, compiled, BlockGraphs(device) if graphs else None, blocks=find_blocks(model)

@@ -5,6 +5,7 @@ blocks run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,8 +13,10 @@ from torch import nn
 from newllm_lib.device import Device
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.training.memory.blocks import BlockPasses, checkpoint_blocks
-from newllm_lib.training.memory.low_precision import build_light
+from newllm_lib.training import memory
+
+if TYPE_CHECKING:
+    from newllm_lib.training.memory.blocks import BlockPasses
 
 ROUNDED = ("adafactor", "muon", "adamw8bit", "adamw4bit")  # optimizers that round weights stochastically
 
@@ -81,7 +84,7 @@ def make_model(recipe: Recipe, device: torch.device, build: Callable[[], nn.Modu
         return build()
     if device.type == "cuda":
         _expandable_segments()
-    return build_light(build, device)
+    return memory.low_precision.build_light(build, device)
 
 
 def _expandable_segments() -> None:
@@ -103,4 +106,5 @@ def prepare_blocks(model: nn.Module, recipe: Recipe, micro: int, how: str) -> Bl
         return None
     inside = micro if recipe.optimizer_in_backward and micro < recipe.batch_size else None
     offload = recipe.gradient_checkpointing == "offload"
-    return checkpoint_blocks(model, inside, offload, compiled=how in ("on", "graphs"), graphs=how == "replay")
+    compiled, graphs = how in ("on", "graphs"), how == "replay"
+    return memory.blocks.checkpoint_blocks(model, inside, offload, compiled=compiled, graphs=graphs)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from newllm_lib.ops.gradient_norms import limited, second_moment, squares
-from newllm_lib.ops.stochastic_rounding import adam_step_, new_momentum, rounded_step_, step_numbers
+from newllm_lib.ops.stochastic_rounding import (
+    AdamStep,
+    RoundedStep,
+    adam_step_,
+    new_momentum,
+    rounded_step_,
+    step_numbers,
+)
 from newllm_lib.training.optim.stochastic_rounding import StochasticRoundingOptimizer
 
 # rows and columns of the smallest matrix whose second moment is factored; what is smaller keeps it whole
@@ -86,9 +93,8 @@ class Adafactor(StochasticRoundingOptimizer):
         }
         if "second" in state:
             moments = state["second"], *state["momentum"]
-            return adam_step_(
-                parameter, parameter.grad, *moments, scale, betas=(beta, beta2), step=step, **common
-            )
+            how = AdamStep(betas=(beta, beta2), step=step, **common)
+            return adam_step_(parameter, parameter.grad, *moments, scale, how)
         gradient, bits = _matrix(parameter.grad), group["momentum_bits"]
         sums = self._squares.pop(parameter, None) or squares(gradient)
         factors = second_moment(
@@ -96,17 +102,8 @@ class Adafactor(StochasticRoundingOptimizer):
         )
         scale = limited(gradient, factors, scale)
         correction = 1 / (1 - beta**step) if bits else 1.0
-        rounded_step_(
-            parameter,
-            parameter.grad,
-            state["momentum"],
-            factors,
-            scale,
-            bits=bits,
-            beta=beta,
-            correction=correction,
-            **common,
-        )
+        how = RoundedStep(beta=beta, correction=correction, **common)
+        rounded_step_(parameter, parameter.grad, state["momentum"], factors, scale, how, bits)
 
 
 def is_factored(parameter: Tensor) -> bool:

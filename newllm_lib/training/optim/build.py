@@ -17,10 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.training.optim.adafactor import Adafactor
-from newllm_lib.training.optim.combined import CombinedOptimizer, one_for_each
-from newllm_lib.training.optim.low_memory_muon import LowMemoryMuon
-from newllm_lib.training.optim.muon import BatchedMuon
+from newllm_lib.training import optim
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -44,24 +41,26 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return rest
     rates = {"lr": recipe.muon_learning_rate * recipe.batch_scale(), "weight_decay": recipe.weight_decay}
     if light:
-        muon = LowMemoryMuon(matrices, **rates, momentum_bits=recipe.momentum_bits or 4, seed=recipe.seed)
+        muon = optim.LowMemoryMuon(
+            matrices, **rates, momentum_bits=recipe.momentum_bits or 4, seed=recipe.seed
+        )
     else:
-        muon = BatchedMuon(matrices, **rates, adjust_lr_fn="original")
-    return CombinedOptimizer({"muon": muon, "adamw": rest})
+        muon = optim.BatchedMuon(matrices, **rates, adjust_lr_fn="original")
+    return optim.CombinedOptimizer({"muon": muon, "adamw": rest})
 
 
 def _for_the_rest(groups: list[dict], recipe: Recipe, light: bool) -> torch.optim.Optimizer:
     """The optimizer of all that Muon does not take."""
     common = {"lr": recipe.scaled_learning_rate(), "betas": (0.9, recipe.adam_beta2)}
     if recipe.optimizer == "adafactor" or (recipe.optimizer == "muon" and light):
-        return Adafactor(groups, **common, momentum_bits=recipe.momentum_bits, seed=recipe.seed)
+        return optim.Adafactor(groups, **common, momentum_bits=recipe.momentum_bits, seed=recipe.seed)
     if recipe.optimizer in ("adamw8bit", "adamw4bit"):
         kind = _torchao(recipe.optimizer)
-        return one_for_each(
+        return optim.one_for_each(
             groups, partial(kind, **common, bf16_stochastic_round=recipe.weights_dtype == "bf16")
         )
     if recipe.optimizer_in_backward:
-        return one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
+        return optim.one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
     return torch.optim.AdamW(
         groups, **common, fused=recipe.fused_optimizer
     )  # fused: one kernel for all of them on a GPU

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.stochastic_rounding import new_momentum, rounded_step_
+from newllm_lib.ops.stochastic_rounding import RoundedStep, new_momentum, rounded_step_
 from newllm_lib.training.optim.muon import orthogonal
 from newllm_lib.training.optim.stochastic_rounding import StochasticRoundingOptimizer
 
@@ -51,12 +51,8 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
             state["momentum"],
             None,
             scale,
-            rate=-1.0,
-            decay=1.0,
-            beta=beta,
-            correction=1.0,
-            bits=bits,
-            seed=seed,
+            RoundedStep(rate=-1.0, decay=1.0, beta=beta, correction=1.0, seed=seed),
+            bits,
         )
         direction = average.mul_(beta).add_(parameter.grad * scale, alpha=1 - beta)  # Nesterov's
         wide = direction.nan_to_num_().bfloat16() if rows <= columns else direction.nan_to_num_().bfloat16().T
@@ -68,10 +64,12 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
             (),
             None,
             alive,
-            rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
-            decay=group["lr"] * group["weight_decay"],
-            beta=0.0,
-            correction=1.0,
+            RoundedStep(
+                rate=group["lr"] * max(1.0, rows / columns) ** 0.5,
+                decay=group["lr"] * group["weight_decay"],
+                beta=0.0,
+                correction=1.0,
+                seed=seed ^ 0x2545F491,
+            ),
             bits=0,
-            seed=seed ^ 0x2545F491,
         )

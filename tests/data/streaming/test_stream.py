@@ -381,7 +381,7 @@ def test_a_disk_too_small_is_said_before_training(prepared, cache, monkeypatch, 
 
 def test_large_sets_stream_by_themselves_and_small_ones_do_not(recipe, chats, cache, monkeypatch):
     assert prepare(recipe(data_dir=chats), cache).train.path.parent.name == "packed"
-    monkeypatch.setattr(stream, "LARGE", 100_000)
+    monkeypatch.setattr("newllm_lib.data.prepared.LARGE", 100_000)
     assert prepare(recipe(data_dir=chats, carry_state=True), cache).train.path.parent.name == "packed"
     assert prepare(recipe(data_dir=chats, streaming="off"), cache).train.path.parent.name == "packed"
     data = prepare(recipe(data_dir=chats), cache)
