@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.compare.compare import compare
+from newllm_lib.evaluation.compare import compare
 from newllm_lib.evaluation.compare.table import as_markdown, as_text, table
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.runs import Run
