@@ -296,7 +296,7 @@ class Sharded(Autograd):
 
 
 def strategy_for(context: RunContext, built: BuiltModel, accelerator: Accelerator) -> type[Autograd]:
-    """The way of this run: what was refused before (`lowmem.plan`, `several`) leaves exactly one."""
+    """The way of this run: what `memory.plan` and `distributed.strategy` refuse leaves exactly one."""
     if built.sharded:
         return Sharded
     if context.recipe.optimizer_in_backward:

@@ -109,14 +109,25 @@ def flags_that_write() -> set[str]:
 
 
 def test_no_flag_that_writes_is_forgotten():
-    """The benchmarks' other flags: the same two for each, files that are appended to, and runs, which
-    training looks after.
+    """The benchmarks' other flags: the same two for each, files that are appended to, runs, which
+    training looks after, and working folders; `note` and `segment_kib` write nothing.
     """
     missing = flags_that_write() - set(CASES)
     assert {flag for flag in missing if not flag.startswith("bench ")} == set()
     assert set(CASES) <= flags_that_write()
     others = {flag.split("--")[1] for flag in missing}
-    assert others <= {"out", "picture", "journal", "data", "text", "work", "readme"}
+    assert others <= {
+        "out",
+        "picture",
+        "journal",
+        "data",
+        "text",
+        "work",
+        "readme",
+        "folder",
+        "note",
+        "segment_kib",
+    }
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

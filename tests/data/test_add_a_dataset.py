@@ -52,7 +52,7 @@ def test_the_page_leads_to_a_set_whose_every_turn_is_packed(clone):
     replace(schemas, r"^(SCHEMAS = .*)\)$", r"\1, TRIVIA)")
     insert(clone, "newllm_lib/data/datasets.py", '    "alpaca_ja": DatasetInfo(')
     insert(clone, "tests/dialogue_sets.py", "class WithBranches(Handler):")
-    replace(sets, r"^(DIALOGUE_SETS = .*)\)$", r'\1, "trivia")')
+    replace(sets, r"^(DIALOGUE_SETS = \([^)]*?),?\s*\)$", r'\1, "trivia")')
     recipe, command = (part.strip() for part in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
     subprocess.run(["bash", "-ec", recipe], cwd=clone, check=True)
     environment = os.environ | {"PYTHONPATH": str(clone)}

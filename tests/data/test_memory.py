@@ -76,12 +76,12 @@ def write(folder: Path, kind: str, megabytes: int) -> Path:
 @pytest.mark.parametrize("kind", ["blocks.txt", "one-line.txt", "chats.json"])
 def test_reading_is_flat(tmp_path, kind):
     code = """
-from newllm_lib.data.records import Tally
+from newllm_lib.data.records import RowStats
 from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.splits import read_splits
 
 def run(folder):
-    for _ in read_splits(FolderSource(folder), {"train", "test"}, 100, Tally()):
+    for _ in read_splits(FolderSource(folder), {"train", "test"}, 100, RowStats()):
         pass
 """
     grown = growth(code, write(tmp_path / "small", kind, 4), write(tmp_path / "large", kind, 20))

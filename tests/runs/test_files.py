@@ -238,9 +238,9 @@ def test_a_removed_folder_does_not_come_back(tmp_path):
 
 WRITER = """
 import sys
-from newllm_lib.runs import Run, RunLock, files, staged_directory
+from newllm_lib.runs import Run, RunLock, atomic, staged_directory
 if sys.argv[2] == "two renames":
-    files._exchange = lambda *_: False
+    atomic._exchange = lambda *_: False
 run = Run(sys.argv[1])
 with RunLock(run):
     print("ready", flush=True)

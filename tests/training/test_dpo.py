@@ -222,11 +222,11 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
     whole = train(recipe(tmp_path, bases["tiny_gpt2"], "whole", save_steps=5))
     killed = recipe(tmp_path, bases["tiny_gpt2"], "killed", save_steps=5)
     script = (
-        "import os, signal; from newllm_lib.training import preference_task, train, trl_callbacks;from "
-        "newllm_lib.recipe import load_recipe; preference_task._WATCHED = 3; save = "
-        "trl_callbacks.SealCallback.on_save\ndef on_save(self, args, state, control, **kwargs):\n    if "
+        "import os, signal; from newllm_lib.training import train; from newllm_lib.training.dpo import "
+        "preference_task; from newllm_lib.training.trl import callbacks; from newllm_lib.recipe import "
+        "load_recipe; preference_task._WATCHED = 3; save = callbacks.SealCallback.on_save\ndef on_save(self, args, state, control, **kwargs):\n    if "
         "state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n    return save(self, args, state, "
-        "control, **kwargs)\ntrl_callbacks.SealCallback.on_save = on_save; preference_task.collapsed = "
+        "control, **kwargs)\ncallbacks.SealCallback.on_save = on_save; preference_task.collapsed = "
         f"lambda now, before: None\ntrain(load_recipe('dpo', {dict(killed.origin[1])!r}))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -310,7 +310,7 @@ def pairs_file(folder, rows):
     [
         ({"base": "./nowhere"}, "No run './nowhere'"),
         ({"base": "no such model!"}, "No run 'no such model!'"),
-        ({"base": "owner/model"}, "Base model owner/model cannot be read from the Hugging Face hub"),
+        ({"base": "owner/model"}, "Model owner/model cannot be read from the Hugging Face hub"),
         ({"max_seq_length": 97}, "reads at most 96 tokens"),
         ({"max_seq_length": 5}, "No pair fits into 5 tokens"),
         ({"batch_size": 97, "micro_batch_size": 1}, "fewer than one batch of 97"),
