@@ -19,7 +19,7 @@ from newllm_lib.data.preferences import encode_pairs, generate
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.export.folder import export
-from newllm_lib.runs import Run, ask_to_save, is_complete, is_finished, read_status
+from newllm_lib.runs import MARK, Run, ask_to_save, is_complete, is_finished, read_status
 from newllm_lib.training import train
 from tests.data.conftest import write_jsonl
 from tests.helpers.loading import load_run
@@ -221,21 +221,28 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
     """SIGKILL when the trainer has written the second checkpoint and it is not sealed yet."""
     whole = train(recipe(tmp_path, bases["tiny_gpt2"], "whole", save_steps=5))
     killed = recipe(tmp_path, bases["tiny_gpt2"], "killed", save_steps=5)
-    script = (
-        "import os, signal; from newllm_lib.training import train; from newllm_lib.training.dpo import "
-        "preference_task; from newllm_lib.training.trl import callbacks; from newllm_lib.recipe import "
-        "load_recipe; preference_task._WATCHED = 3; save = callbacks.SealCallback.on_save\ndef on_save(self, args, state, control, **kwargs):\n    if "
-        "state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n    return save(self, args, state, "
-        "control, **kwargs)\ncallbacks.SealCallback.on_save = on_save; preference_task.collapsed = "
-        f"lambda now, before: None\ntrain(load_recipe('dpo', {dict(killed.origin[1])!r}))"
-    )
+    script = f"""
+import os, signal
+from newllm_lib.recipe import load_recipe
+from newllm_lib.training import train
+from newllm_lib.training.dpo import preference_task
+from newllm_lib.training.trl import callbacks
+preference_task._WATCHED = 3
+preference_task.collapsed = lambda now, before: None
+save = callbacks.SealCallback.on_save
+def on_save(self, args, state, control, **kwargs):
+    if state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)
+    return save(self, args, state, control, **kwargs)
+callbacks.SealCallback.on_save = on_save
+train(load_recipe('dpo', {dict(killed.origin[1])!r}))
+"""
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     run = Run(killed.run_path())
     assert ended.returncode == -9, ended.stderr[-2000:]
     assert [p.name for p in run.checkpoints()] == ["checkpoint-5"] and not run.checkpoint(10).exists()
     assert [p for p in run.path.iterdir() if p.name.startswith(".trainer")]
     again = train(killed)
-    assert not [p for p in again.path.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in again.path.iterdir() if p.name.startswith(".")] == [MARK]
 
     def curve(run):
         return [
