@@ -161,7 +161,7 @@ def test_a_run_is_compared_with_a_model_of_the_hub_on_the_runs_text(newllm, plac
     assert [m["name"] for m in result["models"]] == ["some/qwen2", "small"]
     assert result["models"][0]["bytes"] == result["models"][1]["bytes"]
     neither = newllm("compare", "some/qwen2", "some/llama")
-    assert neither["code"] == 1 and "some/qwen2 and some/llama: no recipe.yaml" in neither["err"]
+    assert neither["code"] == 2 and "some/qwen2 and some/llama: no recipe.yaml" in neither["err"]
     assert (
         newllm("compare", "some/qwen2", "some/llama", "--data_dir", "texts", "--output_dir", "both")["code"]
         == 0

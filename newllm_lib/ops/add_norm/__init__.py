@@ -37,7 +37,7 @@ def _triton():
 
 @_norm.register(runs_cpu_kernel)
 @_norm_conv.register(runs_cpu_kernel)
-def _processor():
+def _cpu():
     return cpu
 
 

@@ -20,7 +20,7 @@ def _triton():
 
 
 @_implementation.register(lambda x, *others: x.ndim == 3 and x.shape[1] > 1 and runs_cpu_kernel(x, *others))
-def _processor():
+def _cpu():
     return cpu
 
 

@@ -29,7 +29,7 @@ def _triton():
 
 
 @_implementation.register(runs_cpu_kernel)
-def _processor():
+def _cpu():
     return cpu
 
 
