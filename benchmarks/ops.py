@@ -53,9 +53,13 @@ class Operation:
     """One row of the table.
 
     Args:
-        benchmark: its name in results.csv. ways: from the device, the dtype and a size (its numbers) to who
-        computes it: ours, the plain reference, the peers. names: what the numbers of a size are. sizes: on a
-        GPU. small: without one. note: of every figure.
+        benchmark: its name in results.csv.
+        ways: from the device, the dtype and a size (its numbers) to who computes it: ours, the plain
+            reference, the peers.
+        names: what the numbers of a size are.
+        sizes: on a GPU.
+        small: without one.
+        note: of every figure.
     """
 
     benchmark: str

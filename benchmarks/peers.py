@@ -179,7 +179,7 @@ def sized_recipe(name: str, size: str, vocabulary: int, **keys) -> Recipe:
 
     Args:
         name: "new_llm", "tiny_gpt2", or "seed" (the original's sequential recurrence: one layer of the
-        per-token MLP).
+            per-token MLP).
         keys: other keys of the recipe.
     """
     target, width, depth = SIZES[size]

@@ -224,7 +224,7 @@ def run(
     Args:
         limit: GiB of GPU memory that each of our processes may use, but for those that keep all activations.
         side_by_side: start all at once, only the timed steps take turns: minutes less, if the GPU's memory
-        holds them all.
+            holds them all.
     """
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -19,7 +19,8 @@ def chat(run, first: str | None = None, settings=None) -> Chat:
     `.ask(...)`).
 
     Args:
-        run: as for `checkpoints.load_model`. settings: `evaluation.Settings`.
+        run: as for `checkpoints.load_model`.
+        settings: `evaluation.Settings`.
     Raises:
         UsageError, NewLLMError: the model cannot be loaded.
     """

@@ -101,7 +101,7 @@ def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.nda
     Args:
         lanes: sorted, the longest first.
         shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to
-        them).
+            them).
     """
     for begin in range(0, lanes[0].length, block_length):
         rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes

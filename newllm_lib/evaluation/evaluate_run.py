@@ -46,7 +46,8 @@ class EvaluationData:
         """The recipe that says which data to read, and what of it counts.
 
         Args:
-            own: the record of the model's training, if it has one. name: the model's, for the error.
+            own: the record of the model's training, if it has one.
+            name: the model's, for the error.
         Raises:
             UsageError: there is no record, and no data was named.
         """

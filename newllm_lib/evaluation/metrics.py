@@ -64,11 +64,11 @@ def evaluate(
         split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
         batch_size: rows in one forward pass (default: what suits the device).
         block_length: tokens a row in one forward pass; both are lowered where the logits would need more than
-        256 MiB.
+            256 MiB.
         dtype: of matrix products (see `precision`); default: as the weights are.
         share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
-        health.py).
+            health.py).
     Returns: loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share,
         tokens (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
     Raises:

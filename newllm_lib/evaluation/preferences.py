@@ -31,8 +31,8 @@ def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torc
     in float64.
 
     Args:
-        rows: prompt_ids, chosen_ids, rejected_ids of each pair. dtype: of matrix products; default: as the
-        weights are.
+        rows: prompt_ids, chosen_ids, rejected_ids of each pair.
+        dtype: of matrix products; default: as the weights are.
     """
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     result = torch.empty(len(sequences), dtype=torch.float64)

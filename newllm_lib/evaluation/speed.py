@@ -32,7 +32,7 @@ def measure_speed(
 
     Args:
         batch_size: sequences at a time (default: 16 on a processor, 128 on a GPU, fewer with a large
-        vocabulary).
+            vocabulary).
         length: tokens in a sequence (lowered to the window of a model that has one).
         decode_tokens: tokens generated one by one, batch 1, for the decoding speed.
         training: also time forward and backward together (no optimizer step).

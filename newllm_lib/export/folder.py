@@ -27,7 +27,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     Args:
         model: as for `load_model`. Adapters are merged into their base.
         output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in
-        the current one.
+            the current one.
         which: of a run "best", "last" or "checkpoint-N".
     Raises:
         UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk

@@ -37,7 +37,9 @@ def foreign_card(name: str, folder: Path, from_hub: bool) -> str:
     """The text of README.md of a model that has no record of its training here.
 
     Args:
-        name: what it is called. folder: the model's folder. from_hub: whether the name is its id on the hub.
+        name: what it is called.
+        folder: the model's folder.
+        from_hub: whether the name is its id on the hub.
     """
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if from_hub:

@@ -197,8 +197,8 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=No
     """Talk in the terminal until /quit, Ctrl-D, or a second Ctrl-C in a row.
 
     Args:
-        ask: shows a prompt and returns the line that the user types. out: where the answers go (standard
-        output).
+        ask: shows a prompt and returns the line that the user types.
+        out: where the answers go (standard output).
     """
     out = out or sys.stdout
     plain = "This model was trained on plain text: it continues what you write."

@@ -28,7 +28,8 @@ class Steps:
     """One decoding step for a batch of rows, with everything it reads and writes in buffers of its own.
 
     Args:
-        model: one that carries a state. stop: ids that end a row; from then on its state stays as it is.
+        model: one that carries a state.
+        stop: ids that end a row; from then on its state stays as it is.
     """
 
     def __init__(self, model, rows: int, sampler: Sampler, stop: Sequence[int]):

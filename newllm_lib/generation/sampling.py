@@ -103,8 +103,8 @@ class Sampler:
         """Token ids (rows,).
 
         Args:
-            logits: (rows, vocab). seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None
-            without one.
+            logits: (rows, vocab).
+            seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None without one.
             uniform: (rows,) random numbers; unused, and None, where sampling is greedy.
         """
         import torch

@@ -71,9 +71,10 @@ class LocalAttention(nn.Module):
         Args:
             state: (batch, state_size) float32, or None at a text's beginning.
             rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which
-            stands at the end; or None.
-            curvature_factor: scalar on the learned curvatures. output_final_state: also return the new state.
+            doc_starts: (batch, time) bool or None.
+            lengths: (batch,) tokens that are not padding, which stands at the end; or None.
+            curvature_factor: scalar on the learned curvatures.
+            output_final_state: also return the new state.
         Returns:
             (batch, time, hidden), and the new state or None.
         """

@@ -71,10 +71,10 @@ class Phase7Block(nn.Module):
     def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """
         Args:
-            state: (batch, state_size) float32, or None at a text's beginning. output_final_state: also return
-            the new state.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which
-            stands at the end), or None.
+            state: (batch, state_size) float32, or None at a text's beginning.
+            output_final_state: also return the new state.
+            doc_starts: (batch, time) bool or None.
+            lengths: (batch,) tokens that are not padding (which stands at the end), or None.
         Returns:
             x, and the new state or None.
         """

@@ -77,7 +77,7 @@ class CausalLMWithState:
         """
         Args:
             labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted.
-            -100: not predicted.
+                -100: not predicted.
             logits_to_keep: return logits of the last this many positions (0: all). In training with labels,
                 none are returned: the loss is computed without forming them.
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).

@@ -197,9 +197,9 @@ class Phase7Model(Phase7PreTrainedModel):
         """
         Args:
             input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
-            are seen.
+                are seen.
             attention_mask: (batch, at least time): 0 marks padding, wherever it stands: it is as if it were
-            not there.
+                not there.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
         """

@@ -69,7 +69,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
 
     Args:
         model: on the GPU that it will be trained on, not compiled yet. Only its first blocks are gone
-        through.
+            through.
         step: runs `model` forward on a batch as training will, and returns the loss; its numbers are garbage,
             since no kernel runs, and leave nothing behind.
     """

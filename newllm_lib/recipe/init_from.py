@@ -66,7 +66,8 @@ def keys_of_start(start: Recipe, name: str, asked: dict) -> dict:
     """The keys that the start decides.
 
     Args:
-        start: its record. asked: what the command line or a form asks for.
+        start: its record.
+        asked: what the command line or a form asks for.
     Raises:
         UsageError: something else is asked for; names the keys.
     """

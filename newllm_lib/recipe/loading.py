@@ -33,9 +33,9 @@ def load_recipe(
 
     Args:
         device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()`
-        finds.
+            finds.
         resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is
-        left as it stands).
+            left as it stands).
     Raises:
         UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a
             start that is not there, or one that does not fit what is asked for.

@@ -56,7 +56,7 @@ def atomic_write_bytes(
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie
-        beneath it).
+            beneath it).
         check: called with the written file before it gets its name; what it raises leaves the old file there.
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched.
@@ -124,7 +124,9 @@ def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) 
     marked as ours.
 
     Args:
-        what: "export" or "mixture". flag: how the user named the folder. run: what it was made of.
+        what: "export" or "mixture".
+        flag: how the user named the folder.
+        run: what it was made of.
     Raises:
         UsageError: see `ownership.replaceable`. NewLLMError: as for `staged_directory`.
     """

@@ -114,7 +114,8 @@ def replaceable(folder: Path, what: str, flag: str) -> Path:
     """The place of a folder that is to be written whole: `folder`, or what it is a link to.
 
     Args:
-        what: "export" or "mixture". flag: how the user named the folder.
+        what: "export" or "mixture".
+        flag: how the user named the folder.
     Raises:
         UsageError: something lies there that is not ours (names it, and a free name); or it is the current
             folder, a file or a link to nothing.
@@ -140,7 +141,8 @@ def check_shared(folder: Path, what: str, flag: str) -> None:
     """Refuse a run's folder, or a copy's, where something of another lies under a name that we would write.
 
     Args:
-        what: "run" or "mirror". flag: how the user named the folder.
+        what: "run" or "mirror".
+        flag: how the user named the folder.
     Raises:
         UsageError: names what is in the way, and a free name.
     """

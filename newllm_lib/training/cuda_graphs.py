@@ -34,9 +34,9 @@ class Recorder:
 
         Args:
             kind: functions of one kind start the same kernels with the same sizes; the first of them is run
-            once before.
-            sums: what it adds to; they are left as they were. forget: called after a first run, to let go of
-            what that has made.
+                once before.
+            sums: what it adds to; they are left as they were.
+            forget: called after a first run, to let go of what that has made.
         """
         before = [x.clone() for x in sums]
         replay = self._recorded(function, kind, forget)
@@ -148,7 +148,8 @@ class BlockGraphs:
         `hand_over`.
 
         Args:
-            first: of the block's chunks: gradients begin at zero. through: blocks._backward_through.
+            first: of the block's chunks: gradients begin at zero.
+            through: blocks._backward_through.
         """
         fixed, above = self.places.filled("input", tensors), self.places.filled("upstream", upstream)
         parameters, gradients = self._parameters(call.block)

@@ -40,7 +40,8 @@ def estimate(
 
     Args:
         training_tokens: tokens of the training split, where they are counted already.
-        processes: that share each batch. parts: into how many the model is cut.
+        processes: that share each batch.
+        parts: into how many the model is cut.
     """
     if recipe.task == "dpo":
         return _preference_estimate(recipe, device)
@@ -169,7 +170,8 @@ def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict
     """`parameters` of the base, `pairs_at_once` (the recipe's, or as many as fit), `memory_estimate_gib`.
 
     Args:
-        config: the base's transformers config. count: its parameters.
+        config: the base's transformers config.
+        count: its parameters.
     """
     config = config.get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size

@@ -23,8 +23,8 @@ def build_model(
     """A freshly initialised model, float32, from the global random state of the device where it is made.
 
     Args:
-        vocab_size: the tokenizer's full size. tokenizer: for its special tokens and generation settings; None
-        for counting.
+        vocab_size: the tokenizer's full size.
+        tokenizer: for its special tokens and generation settings; None for counting.
         device: where (default: the CPU). A large model is made on its GPU: the host may have less memory.
     """
     config = model_config(recipe, vocab_size)

@@ -72,7 +72,7 @@ class HubSource(Source):
         or_newest: take the newest commit, and say so, if the hub has no such revision (any more).
         commit: take this one, whatever the revision means by now.
         split_names: what the set may call its splits, and what they are; of two names for one split the first
-        here counts.
+            here counts.
     Raises:
         NewLLMError: the hub cannot be reached, or has no such data set.
     """

@@ -86,7 +86,7 @@ class StreamedSplit:
         recipe: `max_samples`: only the first so many records, in the order of the segments; `loss_on`;
             `seed`: of the order in which blocks are taken.
         known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go
-        on.
+            on.
         leads: see `SegmentPool`.
     """
 

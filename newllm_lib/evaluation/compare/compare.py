@@ -51,7 +51,7 @@ def compare(
         model_a, model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
         data: on what (default: the test split of what the first of them was trained on that is a run).
         output_dir: where the two files go (default: the first run's folder, or the current one where there is
-        no run).
+            no run).
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
         device: "cpu" or "cuda" (default: what `probe()` finds).

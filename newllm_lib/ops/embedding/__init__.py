@@ -28,7 +28,8 @@ def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype)
     """weight[ids] in `dtype`.
 
     Args:
-        ids: (...) int64. weight: (vocabulary, dim).
+        ids: (...) int64.
+        weight: (vocabulary, dim).
     Returns:
         (..., dim).
     """

@@ -33,8 +33,8 @@ def clip(known: torch.Tensor, place: int, square: torch.Tensor, max_norm: float)
     """Put a gradient's squared norm among the known ones, and say by how much to scale it.
 
     Args:
-        known: (tensors,) float32 squared norms; known[place] becomes `square` (one element). max_norm: 0:
-        nothing is clipped.
+        known: (tensors,) float32 squared norms; known[place] becomes `square` (one element).
+        max_norm: 0: nothing is clipped.
     Returns:
         (1,) float32: min(1, max_norm / norm of all), or NaN where that norm is no finite number.
     """
@@ -54,12 +54,12 @@ def second_moment(
     their root.
 
     Args:
-        squares: as `squares` gives them for the gradient before it is scaled. row, column: the averages,
-        float32.
-        scale: (1,) of the gradient; if it is no finite number the averages stay. weight: of the new squares
-        in the averages.
-        unbias: what the averages' weights sum to. numbers: `rounded_step.step_numbers` on the device, to take
-        it from instead.
+        squares: as `squares` gives them for the gradient before it is scaled.
+        row, column: the averages, float32.
+        scale: (1,) of the gradient; if it is no finite number the averages stay.
+        weight: of the new squares in the averages.
+        unbias: what the averages' weights sum to.
+        numbers: `rounded_step.step_numbers` on the device, to take it from instead.
     Returns:
         (rows,), (columns,) by which the gradient's rows and columns are to be multiplied.
     """

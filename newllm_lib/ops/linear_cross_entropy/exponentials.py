@@ -139,8 +139,10 @@ def softmax_factors(
     """The gradient of the summed cross-entropy by the logits in two factors: factors[:, None] * e.
 
     Args:
-        hidden: (rows, dim) bfloat16, dim at most 256. head: (words, dim) bfloat16. labels: (rows,), `ignore`:
-        not predicted. losses, factors: (rows,) float32, both filled.
+        hidden: (rows, dim) bfloat16, dim at most 256.
+        head: (words, dim) bfloat16.
+        labels: (rows,), `ignore`: not predicted.
+        losses, factors: (rows,) float32, both filled.
     Returns:
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.
     """

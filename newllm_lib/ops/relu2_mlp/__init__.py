@@ -37,7 +37,9 @@ def relu2_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Te
     """The MLP of each token; under autocast in its dtype, as torch's own matrix products.
 
     Args:
-        x: (..., dim). up: (inner, dim). down: (dim, inner).
+        x: (..., dim).
+        up: (inner, dim).
+        down: (dim, inner).
     Returns:
         (..., dim), in the dtype of the products.
     """

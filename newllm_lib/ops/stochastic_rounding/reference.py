@@ -54,11 +54,11 @@ def rounded_step_(
     direction_ij row_i column_j.
 
     Args:
-        parameter: any shape, float32 or bfloat16 (rounded stochastically). direction: its gradient, of the
-        same shape.
+        parameter: any shape, float32 or bfloat16 (rounded stochastically).
+        direction: its gradient, of the same shape.
         momentum: what `new_momentum` made (empty with bits 0: then m = u). Rounded stochastically too.
         factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for
-        ones.
+            ones.
         scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
         bits: of the momentum: 0, 4, 8 or 32.
     """

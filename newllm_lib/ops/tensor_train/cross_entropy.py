@@ -33,10 +33,11 @@ def tensor_train_cross_entropy(
     predicted.
 
     Args:
-        first, second: cores (V1, d1, rank), (V2, rank, d2). vocabulary: rows in use.
+        first, second: cores (V1, d1, rank), (V2, rank, d2).
+        vocabulary: rows in use.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
         block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix
-        anew.
+            anew.
     """
     labels, rows = labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, first, second))

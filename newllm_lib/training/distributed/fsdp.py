@@ -36,7 +36,7 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
 
     Args:
         parts: as many as there are processes, or as a host has: then each host has all parts, and only
-        gradients go between them.
+            gradients go between them.
         compiled: compile each block's forward (not what fetches its weights).
     """
     model.to(device)

@@ -78,8 +78,7 @@ def checkpoint_blocks(
 
     Args:
         sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is
-        the batch's (that of
-            its first argument) are cut, all others are given to each chunk whole.
+            the batch's (that of its first argument) are cut, all others are given to each chunk whole.
         offload: keep the inputs in the host's memory (pinned), fetched ahead of their use. With them gone, a
             tensor-train head's logits would be most of what is left: they come in smaller blocks.
         compiled: compile the blocks' forward with torch.compile, once for all of them.

@@ -27,8 +27,8 @@ def with_smaller_micro_batches(
     the batch).
 
     Args:
-        unit: what a batch holds ("sequences", "pairs"). advice: what to lower when even one at a time does
-        not fit.
+        unit: what a batch holds ("sequences", "pairs").
+        advice: what to lower when even one at a time does not fit.
     Raises:
         NewLLMError: even one at a time does not fit.
     """

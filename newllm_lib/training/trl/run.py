@@ -60,7 +60,8 @@ def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: s
     """The run as it stands: new, or at the checkpoint that is to be continued.
 
     Args:
-        fingerprint: of the training data. rows: what they are called ("pairs").
+        fingerprint: of the training data.
+        rows: what they are called ("pairs").
     Raises:
         UsageError: it was started with other data, or `--resume` names no checkpoint.
         NewLLMError: the checkpoint is damaged.
