@@ -231,9 +231,7 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         self.post_init()
 
     def half_weights(self) -> list[str]:
-        """Names of the parameters that are read in autocast's dtype alone, and may be given to the model in
-        it.
-        """
+        """Names of the parameters that are read in autocast's dtype alone, and may be given in it."""
         products = ("project.weight", "out.weight", "up.weight", "down.weight")
         if self.config.recurrence != "parallel":
             return []

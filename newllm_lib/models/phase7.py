@@ -135,9 +135,7 @@ class Phase7PreTrainedModel(PreTrainedModel):
             self._init_block(module)
 
     def _init_block(self, block: nn.Module) -> None:
-        """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the
-        root.
-        """
+        """What starts otherwise than its kind; after its parts, as transformers goes from leaves to root."""
         std = self.config.initializer_range
         init.normal_(
             block.attention.project.weight, std=self.config.hidden_size**-0.5

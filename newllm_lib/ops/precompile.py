@@ -94,9 +94,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
 
 
 def wait() -> None:
-    """Wait until what was begun is compiled. A kernel that could not be is compiled again, and complains,
-    when it is launched.
-    """
+    """Wait until all is compiled; a kernel that could not be complains when it is launched."""
     if _jobs and not _rehearsing:
         wait_for_futures(_jobs)
         _jobs.clear()
@@ -133,9 +131,7 @@ def _compile(kernel, arguments: tuple, constants: dict, grid) -> None:
 
 
 def _kind(value):
-    """What Triton compiles for: of a tensor its type and alignment, of an integer whether it is 1 or a
-    multiple of 16.
-    """
+    """What Triton specialises on: a tensor's type and alignment, whether an integer is 1 or divides by 16."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, int) and not isinstance(value, bool):

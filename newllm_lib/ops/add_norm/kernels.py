@@ -450,9 +450,7 @@ def norm_last_rows(
     COUNT: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """out (batch, COUNT, dim): the last rows of r (batch, time, dim), normalised; zeros before the last start
-    of a document.
-    """
+    """out (batch, COUNT, dim): the last rows of r, normalised; zeros before the last document start."""
     batch, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, BLOCK_DIM)
     inside = dims < dim

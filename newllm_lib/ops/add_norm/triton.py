@@ -171,9 +171,7 @@ def _add_norm_conv_backward(
     dr: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of residual), of the parameters side by side (conv_weight, then weight), and of
-    conv_state.
-    """
+    """Gradients of x (and residual), of conv_weight and weight side by side, and of conv_state."""
     return _conv_gradients(
         r,
         weight,
@@ -265,9 +263,7 @@ _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_c
 
 @torch.library.custom_op("newllm::norm_last_rows", mutates_args=())
 def _last_rows(r: Tensor, weight: Tensor, count: int, doc_starts: Tensor | None, eps: float) -> Tensor:
-    """RMSNorm of the last rows of r (batch, time, dim) without gaps, float32; zeros before a start of a
-    document among them.
-    """
+    """RMSNorm of the last rows of r (batch, time, dim), float32; zeros before a document start in them."""
     return _last_rows_forward(r, weight, count, doc_starts, eps)
 
 
@@ -321,9 +317,7 @@ _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 
 
 def last_rows(r, weight, width, doc_starts, conv_state, eps):
-    """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the
-    old state.
-    """
+    """As `reference.last_rows`, for an r as long as what it returns: nothing is left of the old state."""
     return _last_rows(r.contiguous(), weight, width - 1, doc_starts, eps)
 
 

@@ -36,9 +36,7 @@ _switched_off = False
 
 
 class Operation:
-    """The implementations of an operation, each a module with the same functions, and the rules by which one
-    is chosen.
-    """
+    """The implementations of an operation, modules with the same functions, and how one is chosen."""
 
     def __init__(self, reference: ModuleType):
         self.reference = reference
@@ -72,9 +70,7 @@ class Operation:
 
 
 def runs_triton(x: torch.Tensor, *_: object) -> bool:
-    """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can
-    accumulate.
-    """
+    """Whether our kernels take this tensor: on CUDA, with triton, in a dtype that float32 can accumulate."""
     return _HAS_TRITON and not _switched_off and x.is_cuda and x.dtype in _KERNEL_DTYPES
 
 
@@ -95,9 +91,7 @@ def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 @contextlib.contextmanager
 def kernels(on: bool) -> Iterator[None]:
-    """Within it, no Triton kernel of ours runs unless `on`: plain torch everywhere (the recipe's `kernels:
-    off`).
-    """
+    """Within it, no Triton kernel of ours runs unless `on`: plain torch (the recipe's `kernels: off`)."""
     global _switched_off
     before, _switched_off = _switched_off, not on
     try:
@@ -107,9 +101,7 @@ def kernels(on: bool) -> Iterator[None]:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that matrix products of x would have under autocast; custom operators are not autocast by
-    themselves.
-    """
+    """The dtype of x's matrix products under autocast, which custom operators do not get by themselves."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -130,9 +122,7 @@ def on_device_of_first_argument(function):
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's
-    interpreter: an H100's).
-    """
+    """Bytes of shared memory that a program may have on this GPU (in Triton's interpreter: an H100's)."""
     if device.type != "cuda":
         return 232_448
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -71,9 +71,7 @@ def _(a, b, state, backwards=False):
 
 
 class _LinearScan(torch.autograd.Function):
-    """The gradient of a scan is the same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1},
-    db_t = g_t.
-    """
+    """The same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t."""
 
     @staticmethod
     def forward(ctx, a, b, initial_state):

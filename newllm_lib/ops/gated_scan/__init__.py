@@ -1,6 +1,4 @@
-"""The recurrence that carries New-LLM's context vector, between the token mixer's two matrix products: gates,
-scan, read-out.
-"""
+"""New-LLM's recurrence, between the token mixer's two matrix products: gates, scan, read-out."""
 
 from __future__ import annotations
 

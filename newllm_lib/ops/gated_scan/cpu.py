@@ -86,9 +86,7 @@ class _GatedScan(torch.autograd.Function):
 
 
 def gated_scan(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps):
-    """As `gated_scan.gated_scan`, where `runs_cpu_kernel` says so; the final state in the
-    projection's dtype.
-    """
+    """As `gated_scan.gated_scan`, where `runs_cpu_kernel` says so; the state in the projection's dtype."""
     if initial_state is None:
         initial_state = projection.new_zeros(projection.shape[0], projection.shape[2] // 3)
     return _GatedScan.apply(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps)

@@ -23,9 +23,7 @@ def _triton():
 
 
 def squares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squares of a matrix (rows, columns), float32: of each row (rows,), of each column
-    (columns,).
-    """
+    """Sums of squares of a matrix (rows, columns), float32: of its rows (rows,), its columns (columns,)."""
     return _implementation(x).squares(x)
 
 

@@ -1,6 +1,4 @@
-"""Causal softmax attention whose scores are distances in the Poincaré ball, the exponential map of q and k
-included.
-"""
+"""Causal softmax attention by distances in the Poincaré ball, exponential map of q and k included."""
 
 from __future__ import annotations
 

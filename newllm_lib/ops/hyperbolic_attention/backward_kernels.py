@@ -70,9 +70,7 @@ def _score_gradients(
 
 @triton.jit
 def _to(values, like):
-    """Rounded to like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into
-    NaN.
-    """
+    """In like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into NaN."""
     if like.dtype == tl.float16:
         values = within(values, -65504.0, 65504.0)
     return values.to(like.dtype)
@@ -139,9 +137,7 @@ def _query_gradients(
 
 @triton.jit
 def _length_gradient(across, along, tile, row, root, slope):
-    """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the
-    columns.
-    """
+    """The rows' gradients (BLOCK, BLOCK_D) and the products of both, from the sums over the columns."""
     wide = tile.to(tl.float32)
     E = 2.0 * tl.where(row[1] > 0.0, row[1], 2.0 * root)  # across holds half of g
     unit = wide * (row[1] / A_of(row[0]))[:, None]
@@ -337,9 +333,7 @@ def _key_gradients(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """One tile of queries (the columns here): the sums that make the gradients of keys and values,
-    after it.
-    """
+    """One tile of queries (the columns): the sums that make the gradients of keys and values, after it."""
     columns = m * BLOCK_M + tl.arange(0, BLOCK_M)
     tile_q = load_rows(q, columns, dims, q_time, queries, dim, MASKED, EVEN_D)
     tile_dout = load_rows(dout, columns, dims, dout_time, queries, dim, MASKED, EVEN_D)
@@ -411,9 +405,7 @@ def backward_keys(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries`, which writes
-    delta.
-    """
+    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries` wrote delta."""
     tile = tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads

@@ -21,9 +21,7 @@ _WINDOWED_ROWS = 64
 
 
 def _product(a: Tensor, b: Tensor, compute: torch.dtype) -> Tensor:
-    """a @ b of (batch, heads, ...) in the compute dtype: on a GPU on tensor cores where b is in half
-    precision.
-    """
+    """a @ b of (batch, heads, ...) in the compute dtype: on tensor cores where b is in half precision."""
     if not b.is_cuda or b.dtype == compute:
         return a.to(compute) @ b.to(compute)
     if b.dtype == torch.float16:

@@ -363,9 +363,7 @@ def _larger(a, b):
 
 @triton.jit(do_not_specialize=["time", "window"])
 def find_first(doc_starts, first, time, window, BLOCK: tl.constexpr):
-    """One program a row: the last document start so far, carried from block to block, or where the window
-    begins.
-    """
+    """One program a row: the last document start so far, carried on, or where the window begins."""
     row = tl.program_id(0).to(tl.int64) * time
     carried = 0
     for begin in range(0, time, BLOCK):
@@ -407,9 +405,7 @@ def turn(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
-    """Rotate the queries (program 0 of axis 1) or keys (1) of one token in place, by SIGN times their angles,
-    times `scale`.
-    """
+    """Rotate one token's queries (program 0 of axis 1) or keys (1) in place by SIGN x angles, x `scale`."""
     row = tl.program_id(0).to(tl.int64)
     head, i = tl.arange(0, BLOCK_HEADS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     inside = (head < HEADS) & (i < HALF)

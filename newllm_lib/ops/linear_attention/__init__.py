@@ -1,6 +1,4 @@
-"""Causal linear attention with decay: what softmax attention does in time², in time, with a state of fixed
-size.
-"""
+"""Causal linear attention with decay: in linear time and with a state of fixed size."""
 
 from __future__ import annotations
 

@@ -38,9 +38,7 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
 
 
 def _cut(x: torch.Tensor, chunk: int, dim: int) -> torch.Tensor:
-    """`dim` as (chunks, chunk), filled with zeros at its end: tokens with no key, which leave the state as it
-    was.
-    """
+    """`dim` as (chunks, chunk), padded with zeros: tokens with no key, which leave the state as it was."""
     missing = -x.shape[dim] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing))

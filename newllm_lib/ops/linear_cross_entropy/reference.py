@@ -32,9 +32,7 @@ def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in total's float32 whatever the factors' dtype: a sum over a batch in fp16 could
-    overflow.
-    """
+    """total += a @ b in total's float32, whatever the factors' dtype: a sum in fp16 could overflow."""
     if total.is_cuda and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     elif a.dtype == total.dtype:

@@ -95,9 +95,7 @@ def _tile(device: torch.device, inner: int) -> dict[str, int]:
 
 @on_device_of_first_argument
 def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
-    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the
-    square.
-    """
+    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or (`squares`) the gradient before it."""
     out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
     tile = _tile(x.device, x.shape[1])
     columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])

@@ -79,9 +79,7 @@ def short_conv_step(
 def new_conv_state(
     x: torch.Tensor, width: int, doc_starts: torch.Tensor | None, conv_state: torch.Tensor | None
 ) -> torch.Tensor:
-    """The last width - 1 tokens of [conv_state, x], (batch, width - 1, dim); zeros before the last
-    document start.
-    """
+    """The last width - 1 tokens of [conv_state, x]; zeros before the last document start."""
     batch, time, dim = x.shape
     behind = width - 1
     taken = x[:, max(0, time - behind) :]

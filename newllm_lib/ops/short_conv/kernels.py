@@ -48,9 +48,7 @@ def empty_if(start, window, LENGTH: tl.constexpr):
 
 @triton.jit
 def stored_where(dims, dim, inside):
-    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar
-    bool.)
-    """
+    """Channels below dim, or none unless `inside` (Triton's interpreter can't AND vector and scalar)."""
     return dims < tl.where(inside, dim, 0)
 
 
@@ -107,9 +105,7 @@ def gradients_after(
     HAS_STARTS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest
-    first.
-    """
+    """The window of step t - 1 on the way back: output gradients from t (du_row) on, nearest first."""
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)

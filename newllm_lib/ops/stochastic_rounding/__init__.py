@@ -51,7 +51,5 @@ def rounded_step_(parameter, direction, momentum, factors, scale, how: RoundedSt
 
 
 def adam_step_(parameter, gradient, second, momentum, scale, how: AdamStep) -> None:
-    """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the
-    arguments.
-    """
+    """Step a small tensor with unrounded moments in place; arguments as `reference.adam_step_`."""
     _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, how)

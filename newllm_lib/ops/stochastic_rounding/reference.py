@@ -114,9 +114,7 @@ def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: in
 
 
 def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """float32 to bfloat16, up or down with probabilities that keep the expectation: add random low bits, then
-    cut them off.
-    """
+    """float32 to bfloat16, unbiased: add random low bits, then cut them off."""
     noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     return (
         (x.contiguous().view(torch.int32) + noise)
@@ -142,9 +140,7 @@ def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
 
 
 def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) -> Tensor:
-    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's
-    scale: fine near zero.
-    """
+    """The momentum as float32: code k is sign(k) (k / levels)^2 times its block's scale, fine near zero."""
     if bits == 32:
         return momentum[0].clone()
     codes, scales = momentum

@@ -95,9 +95,7 @@ def _summed(
 
 
 def _block(tokens: int, most: int) -> int:
-    """Tokens in a block: equal blocks of at most `most`, in whole tiles of a matrix product where they are
-    large.
-    """
+    """Tokens in a block: equal blocks of at most `most`, in whole tiles where they are large."""
     blocks = -(-tokens // most) or 1
     size = -(-tokens // blocks)
     return min(most, -(-size // 128) * 128) if size > 1024 else max(1, size)
@@ -113,9 +111,7 @@ class _Gradients:
         self.flat = torch.zeros_like(pieces.flat, dtype=compute)
 
     def add(self, grad_scores: Tensor, some: Tensor, where: slice) -> None:
-        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d), which stand at
-        `where`.
-        """
+        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d) at `where`."""
         grad_some = torch.zeros_like(some, dtype=self.first.dtype)
         for piece in self.pieces.slices:
             grad = grad_scores[:, self.pieces.columns(piece)]
@@ -127,9 +123,7 @@ class _Gradients:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; in float32 from float16, in which a sum over a block could overflow where no loss
-    scale reaches.
-    """
+    """a @ b; float16 is summed in float32, as a block's sum could overflow where no loss scale reaches."""
     if a.dtype != torch.float16:
         return a @ b
     total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.float32)
