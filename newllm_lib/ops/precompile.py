@@ -54,9 +54,7 @@ def _first_touch() -> None:
 
 
 def wait_for_process(process: subprocess.Popen) -> None:
-    """Another process compiles the kernels into Triton's cache: `finish` waits for it, and nothing is
-    rehearsed here.
-    """
+    """Another process compiles the kernels into Triton's cache: `wait` waits for it; nothing is traced."""
     global _elsewhere
     pool = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere")
     _elsewhere = pool.submit(process.wait)

@@ -128,9 +128,7 @@ def _assembled(
 
 
 def _keep_learning_rate_meaning(base: Recipe, overrides: dict) -> dict:
-    """A batch size given by the user scales the recipe's learning rate; a learning rate given by the user is
-    meant as it is.
-    """
+    """A batch size given by the user scales the recipe's learning rate; a given learning rate stays."""
     if "learning_rate_batch_size" in overrides:
         return overrides
     if "learning_rate" in overrides:

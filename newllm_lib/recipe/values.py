@@ -13,9 +13,7 @@ _PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": types.No
 
 
 def value_types(f) -> tuple[type, ...]:
-    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None` (annotations are text
-    here).
-    """
+    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None`."""
     return tuple(_PLAIN[part.strip()] for part in f.type.split("|"))
 
 

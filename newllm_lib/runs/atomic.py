@@ -319,9 +319,7 @@ def _free(place: Path) -> int:
 
 
 def _size_inside(directory: Path, name: str) -> int | None:
-    """Size of a plain file below `directory`; None for everything else (missing, a link, a name that climbs
-    out).
-    """
+    """Size of a plain file below `directory`; None for all else (missing, a link, a name that climbs out)."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         return None
@@ -333,9 +331,7 @@ def _size_inside(directory: Path, name: str) -> int | None:
 
 
 def write_manifest(directory: Path) -> None:
-    """Bring every file to the disk, then write `MANIFEST.json`: it never speaks of bytes that could still be
-    lost.
-    """
+    """Sync every file, then write `MANIFEST.json`: it never lists bytes that could still be lost."""
     files = {}
     for name in MANIFESTS:  # of what this was copied from
         (directory / name).unlink(missing_ok=True)

@@ -156,9 +156,7 @@ def _holds(run: Run) -> bool:
 
 
 def _read_from(path: Path, offset: int, whole_lines: bool) -> tuple[str, int]:
-    """What stands in `path` from `offset` on (`whole_lines`: up to the last complete line), and the offset
-    after.
-    """
+    """The text of `path` from `offset` on (`whole_lines`: up to the last complete line), and its end."""
     try:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:  # it was rotated

@@ -1,6 +1,4 @@
-"""One process trains a run. The lock is the operating system's, so it is gone with the process, however that
-ends.
-"""
+"""One process trains a run. The lock is the operating system's: it is gone with its process."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ class RunLock:
         _open_locks.add(self)
 
     def hand_over(self, pid: int) -> None:
-        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed, the lock
-        stays.
-        """
+        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed."""
         self._write_holder(pid)
         self._close()
 

@@ -225,9 +225,7 @@ def _is_of_runs(name: str) -> bool:
 
 
 def _is_as_we_write_it(entry: Path) -> bool:
-    """Whether an entry of a run's folder is what we write under that name; a part may be torn, and hold more
-    besides.
-    """
+    """Whether an entry of a run's folder is what we write under that name; parts may be torn."""
     if entry.name in RUN_FILES:
         return entry.is_file()
     if not entry.is_dir():

@@ -77,9 +77,7 @@ def check_checkpoint_dir(folder: Path) -> None:
 
 
 def _of_a_hubs_cache(link: Path) -> bool:
-    """Whether it is a link as huggingface_hub makes them: from `snapshots/<commit>/` into `blobs/`
-    beside it.
-    """
+    """Whether it is a link as huggingface_hub makes them: from `snapshots/<commit>/` into `blobs/`."""
     repository = next((p.parent for p in link.parents if p.name == "snapshots"), None)
     return repository is not None and link.resolve().parent == (repository / "blobs").resolve()
 

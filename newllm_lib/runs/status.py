@@ -68,9 +68,7 @@ def read_status(run: Run) -> dict:
 
 
 def read_status_file(run: Run) -> dict:
-    """status.json as it was written, for the holder of the lock, who knows that no other process trains the
-    run.
-    """
+    """status.json as written, for the lock's holder, who knows that no other process trains the run."""
     return _read(run)
 
 

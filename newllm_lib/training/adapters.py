@@ -35,9 +35,7 @@ def keep_base(run: Run, start: Path) -> None:
 
 
 def add_adapters(model, recipe: Recipe, base: Path):
-    """The model with adapters on every linear layer but the head; they alone are trained. They change nothing
-    at first.
-    """
+    """The model with adapters on every linear layer but the head. They alone train, and begin at zero."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(

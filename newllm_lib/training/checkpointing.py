@@ -106,9 +106,7 @@ class Checkpoints:
 
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
-        """`staged_directory` of the first process, for all: they may write into it before it gets
-        its name.
-        """
+        """`staged_directory` of the first process, for all: they may write into it before it is named."""
         with staged_directory(folder) if process_group.is_main_process() else nullcontext() as staging:
             yield Path(process_group.broadcast_object(str(staging)))
             process_group.barrier()

@@ -1,6 +1,4 @@
-"""In which dtype a run's matrix products are and what is compiled for it: known before torch and transformers
-are imported.
-"""
+"""A run's dtype and what is compiled for it: known before torch and transformers are imported."""
 
 from __future__ import annotations
 

@@ -99,9 +99,7 @@ _ALIGNED = 64  # elements: where kernels read fastest
 
 
 def side_by_side(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Places of the same shapes and dtypes, and the tensors that they are parts of: one for each dtype, zero
-    between parts.
-    """
+    """Tensors of the same shapes and dtypes, and the buffers they are parts of, one for each dtype."""
     starts: dict[str, int] = {}
     ends: dict[tuple, int] = {}
     for name, x in tensors.items():
@@ -202,9 +200,7 @@ class BlockGraphs:
 
 
 class StepGraph:
-    """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing
-    computed twice.
-    """
+    """A model's loss and gradients as one graph, for a step that keeps its activations."""
 
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False

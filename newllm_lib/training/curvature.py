@@ -27,17 +27,13 @@ def curvature_factor(step: int, total: int, recipe: Recipe) -> float:
 
 
 def has_curvature_schedule(recipe: Recipe) -> bool:
-    """Whether training moves the factor: not where the weights come from a run that has bent its space
-    already.
-    """
+    """Whether training moves the factor: not where the start has bent its space already."""
     scheduled = recipe.model == "phase7" and recipe.attention != "dot" and recipe.curvature_schedule != "off"
     return scheduled and recipe.from_run is None
 
 
 class CurvatureSchedule:
-    """Sets the model's factor before each step; in place, so that a compiled step and its CUDA graph read it
-    too.
-    """
+    """Sets the model's factor before each step, in place: compiled steps and CUDA graphs read it too."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe

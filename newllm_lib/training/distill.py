@@ -61,9 +61,7 @@ class Teacher:
     def loss(
         self, student: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, tokens=None
     ):
-        """The student's loss from its hidden states (batch, time, width) for these ids and labels (already
-        shifted).
-        """
+        """The student's loss from its hidden states (batch, time, width); labels are already shifted."""
         head = student.get_output_embeddings().weight
         return distillation_loss(
             hidden, head, self.hidden(ids), self.head, labels, self.share, TEMPERATURE, tokens

@@ -58,9 +58,7 @@ def estimate(
 
 
 def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
-    """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each
-    at a time.
-    """
+    """Whether so many devices hold the model, gradients, optimizer state and one sequence each."""
     count = _parameters(recipe)
     return least_memory_gib(recipe, device, count, parts) <= device.memory_gib
 
@@ -102,9 +100,7 @@ def least_memory_gib(recipe: Recipe, device: Device, parameters: int, parts: int
 
 
 def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[float, bool]:
-    """Tokens that training reads in a second on one device, and whether that was measured there (else it is
-    computed).
-    """
+    """Tokens a second in training on one device, and whether that was measured there (else computed)."""
     measured = _MEASURED.get((device.kind, parameters, recipe.gradient_checkpointing))
     if measured is not None:
         return measured, True
@@ -128,9 +124,7 @@ def _gain(parameters: int) -> float:
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
-    """Sequences at a time on one device: the recipe's, or the largest that divides the batch and fits the
-    memory.
-    """
+    """Sequences at a time on one device: the recipe's, or the batch's largest divisor that fits."""
     per_process = max(1, recipe.batch_size // processes)
     if recipe.micro_batch_size != "auto":
         wanted = min(int(recipe.micro_batch_size), per_process)
@@ -197,9 +191,7 @@ def _dtype(recipe: Recipe, device: Device) -> str:
 
 
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
-    """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one
-    layer's tensors.
-    """
+    """Tensors kept for the backward pass: of all layers, or (checkpointing) each input and one layer's."""
     # Bytes; in half precision New-LLM still keeps some tensors in float32.
     value = 4 if _dtype(recipe, device) == "fp32" else 2 if recipe.model == "phase7" else 3
     layers, width = recipe.num_layers, _kept_channels(recipe)
@@ -227,9 +219,7 @@ def _kept_channels(recipe: Recipe) -> int:
 
 
 def _scores(recipe: Recipe, device: Device) -> int:
-    """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing,
-    else of all.
-    """
+    """Numbers a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
     if recipe.model != "phase7":
         return 0
     layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
@@ -267,9 +257,7 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _bytes_a_parameter(recipe: Recipe) -> float:
-    """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there
-    at a time.
-    """
+    """Weight, gradient and optimizer state. Stepped in the backward pass, one block's gradients exist."""
     weight = 2 if recipe.weights_dtype == "bf16" else 4
     gradient = weight / recipe.num_layers if recipe.optimizer_in_backward else weight
     light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward

@@ -1,6 +1,4 @@
-"""`newllm expand`: a run's best model with a larger context vector, as a folder that another run starts from
-(`--from`).
-"""
+"""`newllm expand`: a run's best model with a larger context vector, as a folder for `--from`."""
 
 from __future__ import annotations
 

@@ -155,9 +155,7 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluating or saving: the row that waits is written first; the time that passes is not
-        training's.
-        """
+        """Evaluating or saving: the waiting row is written first; the time that passes is not training's."""
         self.flush()
         if self.context.torch_device.type == "cuda":
             torch.cuda.synchronize(self.context.torch_device)  # what is in its queue is training
@@ -266,9 +264,7 @@ def refuse_trackers(recipe: Recipe) -> None:
 
 
 class Heartbeat:
-    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow
-    for ever.
-    """
+    """Every few seconds: a sign of life in status.json with the step, and a log that stays small."""
 
     def __init__(self, run: Run, total_steps: int, every_seconds: float = 10.0):
         self.run, self.total_steps, self.every_seconds, self.last = (

@@ -1,6 +1,4 @@
-"""From a recipe and a tokenizer to a model: sizes, special tokens, and TinyGPT2 matched to another's stored
-parameters.
-"""
+"""From a recipe and a tokenizer to a model: sizes, special tokens, TinyGPT2 matched in parameters."""
 
 from __future__ import annotations
 

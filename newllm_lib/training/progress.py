@@ -16,9 +16,7 @@ FILE = "progress.json"
 
 @dataclass
 class Progress:
-    """One definition of "better" for the check mark, the best checkpoint and early stopping: lower validation
-    bits per byte.
-    """
+    """"Better" for the check mark, the best checkpoint and early stopping: lower validation bits per byte."""
 
     best_bits_per_byte: float | None = None
     best_step: int = 0

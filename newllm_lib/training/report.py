@@ -108,9 +108,7 @@ def read_report(run: Run) -> dict:
 
 
 def _bigram(recipe: Recipe, data) -> float:
-    """Bits per byte of the bigram table of the training split (of its beginning, where it is long) on the
-    validation split.
-    """
+    """Validation bits per byte of the training split's bigram table (of its beginning, if long)."""
     train = data.train if hasattr(data.train, "ids") else load_split(recipe, data.tokenizer, "train")
     if len(train.ids) > _COUNTED:
         mask = train.loss_mask

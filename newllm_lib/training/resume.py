@@ -1,6 +1,4 @@
-"""What a run goes on from: its recorded recipe, the checkpoint that is meant, and the rows and checkpoints
-that come after it.
-"""
+"""Resuming: the recorded recipe, the checkpoint, and the rows and checkpoints that come after it."""
 
 from __future__ import annotations
 
@@ -87,9 +85,7 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
 
 
 def truncate_metrics(run: Run, checkpoint) -> None:
-    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same
-    rows.
-    """
+    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again."""
     step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
     forget_samples_after(run, step)
     rows = [row for row in run.metrics() if row["step"] <= step]
@@ -97,9 +93,7 @@ def truncate_metrics(run: Run, checkpoint) -> None:
 
 
 def retire_newer_checkpoints(run: Run, checkpoint) -> None:
-    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept
-    under another name.
-    """
+    """Rename checkpoints newer than the resumed one, so that they are not taken for its future."""
     for newer in run.checkpoints():
         if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
             aside = newer.with_name(f"superseded-{newer.name}")

@@ -322,9 +322,7 @@ def _announce(context: RunContext) -> None:
 
 
 def _train_with_memory_left(context: RunContext) -> None:
-    """Train; when the GPU's memory is short, halve the micro-batch, not the batch, and go on from the last
-    save.
-    """
+    """Train; when GPU memory is short, halve the micro-batch and go on from the last save."""
 
     def attempt(micro: int, first: bool) -> None:
         try:

@@ -53,9 +53,7 @@ class RecurrentStateBuffer:
             save_file({str(i): state.contiguous() for i, state in enumerate(dealt)}, folder / FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
-        """What `save` wrote, also where the rows are now cut into another number of micro-batches, for other
-        processes.
-        """
+        """What `save` wrote, also for other processes or another number of micro-batches."""
         if (folder / FILE).is_file():
             saved = load_file(folder / FILE)
             rows = torch.cat([saved[str(i)] for i in range(len(saved))])

@@ -89,9 +89,7 @@ class Autograd:
     # -----------------------------------------------------------------------------------------------------
 
     def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
-        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other
-        processes.
-        """
+        """Add a micro-batch's gradients; returns its part of the loss. The `last` one synchronises."""
         with nullcontext() if last else self.accelerator.no_sync(self.forward):
             loss = self.loss(self.forward, batch, tokens)
             if process_group.is_distributed():

@@ -43,9 +43,7 @@ class Operation:
         self.better: list[tuple[Callable[..., bool], Callable[[], ModuleType]]] = []
 
     def register(self, takes: Callable[..., bool]):
-        """Decorate a function that gives a module: it is chosen where `takes(*tensors)`, if nothing
-        registered before it is.
-        """
+        """Decorate a function that gives a module: the first whose `takes(*tensors)` is true is chosen."""
 
         def add(load: Callable[[], ModuleType]) -> Callable[[], ModuleType]:
             self.better.append((takes, load))

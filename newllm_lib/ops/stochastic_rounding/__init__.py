@@ -44,9 +44,7 @@ def _triton():
 
 
 def rounded_step_(parameter, direction, momentum, factors, scale, how: RoundedStep, bits: int) -> None:
-    """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain
-    torch elsewhere.
-    """
+    """Step `parameter` in place; arguments as `reference.rounded_step_`. Triton on a GPU, else torch."""
     _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, how, bits)
 
 

@@ -1,6 +1,4 @@
-"""Rows of a tensor-train matrix: the embedding look-up. Cores are gathered for a piece of the tokens at a
-time, both ways.
-"""
+"""Rows of a tensor-train matrix, the embedding look-up; cores are gathered a piece of tokens at a time."""
 
 from __future__ import annotations
 

@@ -60,9 +60,7 @@ def copy_plain(source: Path, target: Path) -> None:
 
 
 def signature(folder: Path) -> tuple | None:
-    """Differs between two folders that stand under one name one after the other; None if it was never
-    finished.
-    """
+    """Differs between two folders that had one name one after the other; None if never finished."""
     try:
         found, manifest = folder.stat(), manifest_path(folder).stat()
     except OSError:

@@ -107,9 +107,7 @@ def bring_back(copy: Run, run: Run) -> None:
 
 
 def _put_before(earlier: Path, log: Path) -> None:
-    """What the log said before in front of what it says now, in place: a background run writes into this very
-    file.
-    """
+    """Put the earlier log before the present one, in place: a background run writes into this very file."""
     then, now = earlier.read_bytes(), log.read_bytes()
     if not now.startswith(then):  # else an attempt that was killed has done it
         with explained(log), open(log, "r+b") as file:

@@ -78,9 +78,7 @@ class Mirror:
             raise FileNotFoundError(errno.ENOTCONN, "not there")
 
     def _take_place(self) -> None:
-        """Make the copy's folder and mark it, once; what is not ours there is refused before anything is
-        written.
-        """
+        """Make the copy's folder and mark it, once; what is not ours there is refused before any write."""
         if not (self._is_marked and self.target.path.is_dir()):
             check_shared(self.target.path, "mirror", "--mirror_dir")
             self.target.path.mkdir(exist_ok=True)

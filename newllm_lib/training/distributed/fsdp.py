@@ -73,9 +73,7 @@ def plain_class(model: nn.Module) -> type:
 
 @contextmanager
 def summon_full_params(model: nn.Module) -> Iterator[None]:
-    """Each process has all weights in the block: it may use the model by itself, as often as it likes. All
-    must enter.
-    """
+    """Within it each process has all weights and may use the model as it likes. All must enter."""
     if not is_sharded(model):
         yield
         return
@@ -106,9 +104,7 @@ _DTYPES = {
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """`model.safetensors` with the configuration beside it, as `from_pretrained` reads them. All processes
-    call it.
-    """
+    """`model.safetensors` and the configuration, for `from_pretrained`. All processes call it."""
     tensors = dict(model.named_parameters())
     saved = model.state_dict().keys()
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
@@ -140,9 +136,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: P
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """What `save_optimizer` wrote, for as many processes as there are now; or a whole model's
-    `optimizer.pt`.
-    """
+    """What `save_optimizer` wrote, for any number of processes; or a whole model's `optimizer.pt`."""
     if (folder / OPTIMIZER).is_file():
         _load_by_name(optimizer, model, folder / OPTIMIZER)
     else:

@@ -1,6 +1,4 @@
-"""Whether all processes of a run, on however many hosts, are about to do the same: before any of them waits
-for another.
-"""
+"""Whether all processes of a run, on all hosts, are about to do the same: checked before any waits."""
 
 from __future__ import annotations
 

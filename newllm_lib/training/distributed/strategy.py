@@ -55,9 +55,7 @@ def is_sharded(recipe: Recipe, device: Device) -> bool:
 
 
 def num_shards(recipe: Recipe, device: Device) -> int:
-    """Into how many the model is cut: as many as a host has processes, where that is enough, else over all
-    hosts.
-    """
+    """The number of shards: a host's processes, where that is enough, else those of all hosts."""
     if not is_sharded(recipe, device):
         return 1
     count = num_processes(recipe, device)

@@ -131,9 +131,7 @@ def _joined(tensors, constants: list) -> list:
 
 
 class _Call:
-    """One block's call: its function, its arguments taken apart, and what must be as it was when it runs
-    again.
-    """
+    """One block's call: its function, its arguments, and what must be as it was when it runs again."""
 
     def __init__(
         self, block: nn.Module, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure
@@ -170,9 +168,7 @@ class _Call:
         return [t[rows] if cut else t for t, cut in zip(tensors, self.cut, strict=True)]
 
     def run(self, tensors: list[Tensor], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The tensors that the block returns for these; computed with other `parameters` than its own, by
-        name, if given.
-        """
+        """The tensors that the block returns for these; with other `parameters` than its own, if given."""
         args, kwargs = tree_unflatten(_joined(tensors, self.constants), self.structure)
         with torch.autocast(**self.autocast):
             if parameters is None:

@@ -1,6 +1,4 @@
-"""Where activations wait between the forward and the backward pass: in the host's memory, or where
-they are.
-"""
+"""Where activations wait between forward and backward pass: in the host's memory, or where they are."""
 
 from __future__ import annotations
 

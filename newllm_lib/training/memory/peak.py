@@ -12,9 +12,7 @@ from newllm_lib.errors import NewLLMError
 
 
 def count_from_here() -> None:
-    """What is reserved at most on the GPU is this run's from now on, not that of an earlier one in the same
-    process.
-    """
+    """Count the GPU's peak memory from now on: an earlier run of this process had its own."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

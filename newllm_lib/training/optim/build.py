@@ -84,9 +84,7 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the recipe's schedule to its
-    floor.
-    """
+    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the schedule."""
     warmup = recipe.warmup_steps * total if recipe.warmup_steps < 1 else recipe.warmup_steps
     warmup = min(warmup, total / 2)
     if step < warmup:

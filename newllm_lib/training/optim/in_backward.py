@@ -120,9 +120,7 @@ def _square(gradient: Tensor) -> Tensor:
 
 
 def _in_several_blocks(parameters: list[Tensor], passes: BlockPasses | None) -> list[Tensor]:
-    """Parameters that several checkpointed blocks use: each block adds its part of the gradient in a pass of
-    its own.
-    """
+    """Parameters that several checkpointed blocks use, each adding its gradient in its own pass."""
     if passes is None:
         return []
     uses: dict[Tensor, int] = {}

@@ -1,6 +1,4 @@
-"""The model that preference training starts from, as the run keeps it, and its warm start on the preferred
-answers.
-"""
+"""The model that preference training starts from, and its warm start on the preferred answers."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ from newllm_lib.training.trl.arguments import one_gpu, reporters, trainer_argume
 
 @dataclass
 class PreparedBase:
-    """The base model, its tokenizer, what it is called, and whether the run holds it already as it
-    shall be.
-    """
+    """The base model, its tokenizer, its name, and whether the run holds it already as it shall be."""
 
     model: torch.nn.Module
     tokenizer: object
