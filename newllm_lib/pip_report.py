@@ -32,9 +32,8 @@ def keep(place: str) -> list[str]:
     there: dict[str, str] = {}
     for d in metadata.distributions():
         if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix)):
-            there.setdefault(
-                normal(d.name), d.version
-            )  # of two copies Python takes the first, and so does pip
+            # of two copies Python takes the first, and so does pip
+            there.setdefault(normal(d.name), d.version)
     there.pop("newllm", None)
     tested = (
         [] if colab else [line.strip() for line in open("constraints.txt", encoding="utf-8") if "==" in line]

@@ -103,9 +103,8 @@ def _differences(settings: Settings, more: dict, run: Run) -> list[str]:
         return []
     recorded = Recipe.from_yaml(run.recipe_path)
     chosen = {**settings.overrides, **more}
-    kind = (
-        None if "sized_for" in chosen else recorded.sized_for
-    )  # a run keeps the preset of the machine it began on
+    # a run keeps the preset of the machine it began on
+    kind = None if "sized_for" in chosen else recorded.sized_for
     return settings.recipe(device_kind=kind, **more).differences(recorded)
 
 

@@ -223,9 +223,8 @@ ULTRACHAT = Form(
 
 
 def _preset_for_this_machine(values: dict) -> str:
-    from newllm_lib.colab.phase7 import (
-        for_this_machine,
-    )  # estimates load torch, and a form is often only shown
+    # estimates load torch, and a form is often only shown
+    from newllm_lib.colab.phase7 import for_this_machine
 
     return for_this_machine(values)
 

@@ -156,9 +156,8 @@ class BlockSampler(Sampler[int]):
         random = np.random.default_rng([self.seed, self.epoch])
         offset = int(random.integers(self.length))
         order = random.permutation((self.predicted - offset) // self.length)[: self.blocks]
-        for part in np.array_split(
-            order, max(1, len(order) // 65536)
-        ):  # no list of millions of Python integers
+        # no list of millions of Python integers
+        for part in np.array_split(order, max(1, len(order) // 65536)):
             yield from (offset + part * self.length).tolist()
 
 

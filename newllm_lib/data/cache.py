@@ -67,9 +67,8 @@ def plain_write_errors(place: Path) -> Iterator[None]:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    said = re.search(
-        r"\(os error (\d+)\)", str(error)
-    )  # tokenizers and safetensors, being Rust, tell it in words
+    # tokenizers and safetensors, being Rust, tell it in words
+    said = re.search(r"\(os error (\d+)\)", str(error))
     return int(said[1]) if said else None
 
 
@@ -177,9 +176,8 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # not every file system (Drive) can: the files themselves are on the disk
+    # not every file system (Drive) can: the files themselves are on the disk
+    with contextlib.suppress(OSError):
         _sync(path)
 
 

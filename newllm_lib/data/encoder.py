@@ -126,9 +126,8 @@ class Encoder:
             if lead:
                 pieces.append(_Piece(lead, lead, False))
             answer = role == "assistant"
-            pieces.append(
-                _Piece(turn, content if answer else turn, answer)
-            )  # the space before an answer is not the author's
+            # the space before an answer is not the author's
+            pieces.append(_Piece(turn, content if answer else turn, answer))
         return pieces
 
     def _account(

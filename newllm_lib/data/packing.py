@@ -44,9 +44,8 @@ class PackedSplit:
     path: Path
     ids: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
     document_starts: np.ndarray  # (documents,) int64: where each document's <|endoftext|> stands
-    loss_mask: (
-        np.ndarray | None
-    )  # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
+    # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
+    loss_mask: np.ndarray | None
     documents: int
     bytes: int  # UTF-8 bytes of the text
     lost_bytes: int  # those of them that the tokens cannot give back: see `encoder`

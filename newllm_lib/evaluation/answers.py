@@ -91,9 +91,8 @@ def kl_from_base(
     )
     rows = []
     for prompt, said in zip(prompts, continue_ids(model, tokenizer, prompts, free), strict=True):
-        end = next(
-            (i + 1 for i, token in enumerate(said) if token in stop), len(said)
-        )  # with the token that ends it
+        # with the token that ends it
+        end = next((i + 1 for i, token in enumerate(said) if token in stop), len(said))
         rows.append({"prompt_ids": prompt, "chosen_ids": said[:end], "rejected_ids": said[:1]})
     pad = tokenizer.pad_token_id
     ours = pair_log_probs(model, rows, pad, dtype)[:, 0]

@@ -16,10 +16,8 @@ import torch
 from newllm_lib.generation.sampling import Sampler, Settings
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
 
-_AT_ONCE = {
-    "cpu": 1,
-    "cuda": 16,
-}  # steps between two looks of the host: on a GPU each look lets it wait for a moment
+# steps between two looks of the host: on a GPU each look lets it wait for a moment
+_AT_ONCE = {"cpu": 1, "cuda": 16}
 _PREFILL = 512  # tokens of a row that are read in one forward pass
 REMEMBERED = 256  # latest tokens of earlier answers that a repetition penalty looks at
 

@@ -129,9 +129,8 @@ class Sampler:
             before = probability.cumsum(-1) - probability
             probability = probability.masked_fill(before >= settings.top_p, 0.0)
         reached = probability.cumsum(-1)
-        threshold = (
-            uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)
-        )  # below the last that is kept, in spite of rounding
+        # below the last that is kept, in spite of rounding
+        threshold = uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)
         place = (reached <= threshold).sum(-1, keepdim=True)
         return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 

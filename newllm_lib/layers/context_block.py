@@ -39,9 +39,8 @@ class ContextVector(nn.Module):
         self.conv_width = conv_width
         self.eps = eps
         self.conv = nn.Parameter(torch.zeros(hidden_size, conv_width))
-        self.project = nn.Linear(
-            hidden_size, 3 * context_dim, bias=False
-        )  # input, forget gate, read-out gate
+        # input, forget gate, read-out gate
+        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)
         self.forget_bias = nn.Parameter(torch.zeros(context_dim))
         self.norm = nn.Parameter(torch.ones(context_dim))
         self.out = nn.Linear(context_dim, hidden_size, bias=False)

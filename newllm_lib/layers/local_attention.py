@@ -153,9 +153,8 @@ class _History(NamedTuple):
         if past is None:
             return cls(k, v, doc_starts, 0, None)
         behind = past.keys.shape[1]
-        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(
-            1
-        )  # first of what is seen
+        # first of what is seen
+        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(1)
         if doc_starts is not None:
             begins = begins | F.pad(doc_starts, (behind, 0))
         keys, values = (

@@ -39,9 +39,8 @@ def start(compiles: bool) -> None:
     if torch.cuda.device_count() == 1:
         threading.Thread(target=_first_touch, daemon=True).start()
     if compiles:
-        with contextlib.suppress(
-            ImportError, AttributeError
-        ):  # a torch that names it otherwise starts them late, as always
+        # a torch that names it otherwise starts them late, as always
+        with contextlib.suppress(ImportError, AttributeError):
             from torch._inductor.async_compile import AsyncCompile
 
             AsyncCompile.use_process_pool()

@@ -32,11 +32,12 @@ _ARCHITECTURE = (
     "embedding",
     "htt_rank",
 )
+# what they are called in the names of runs
 MODELS = {
     "new_llm": "new_llm",
     "tiny_gpt2": "tinygpt2",
     "phase7": "phase7",
-}  # how they are called in the names of runs
+}
 
 
 def plain_name(model: str, recipe: str) -> str:

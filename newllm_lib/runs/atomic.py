@@ -356,9 +356,8 @@ def _swap(temporary: Path, final: Path) -> Path | None:
 def _move_aside_for(temporary: Path, final: Path) -> Path | None:
     old = _beside(final, "old") if final.exists() else None
     if old is not None:
-        os.rename(
-            final, old
-        )  # killed after this line: clean_leftovers puts the new folder, or this one, in place
+        # killed after this line: clean_leftovers puts the new folder, or this one, in place
+        os.rename(final, old)
     try:
         os.rename(temporary, final)
     except OSError:

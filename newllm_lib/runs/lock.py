@@ -45,9 +45,8 @@ class RunLock:
 
     def __exit__(self, *error) -> None:
         if self.descriptor is not None:
-            fcntl.flock(
-                self.descriptor, fcntl.LOCK_UN
-            )  # also for copies that a library's helper process may have kept
+            # also for copies that a library's helper process may have kept
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self._close()
 
     def acquire(self) -> None:

@@ -51,9 +51,8 @@ RUN_FILES = frozenset(
 RUN_PART = re.compile(r"best|last|base|(superseded-)?checkpoint-\d+")
 
 _TITLES = {"run": "a run", "mirror": "the copy of a run", "export": "an export", "mixture": "a mixture"}
-_LITTER = frozenset(
-    (".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db")
-)  # a system puts them anywhere
+# a system puts them anywhere
+_LITTER = frozenset((".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"))
 _STATUS_KEYS = {"state", "message", "pid", "started", "updated", "step", "total_steps"}
 _RECORDED_RECIPE = re.compile(r"(version|recipe): \S+\n")  # how `Recipe.to_yaml` begins
 # What saves of a model, of its tokenizer and of the trainer's state consist of.

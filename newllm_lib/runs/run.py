@@ -68,6 +68,7 @@ def checkpoint_step(path: Path) -> int:
     return int(_CHECKPOINT.match(Path(path).name)[1])
 
 
+# what a checkpoint holds beside the model
 _STATE_FILES = (
     "trainer_state",
     "progress",
@@ -77,7 +78,7 @@ _STATE_FILES = (
     "MANIFEST",
     "WHOLE",
     "SUMS",
-)  # not the model
+)
 
 
 def link_model(checkpoint: Path, folder: Path) -> None:

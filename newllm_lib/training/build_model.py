@@ -68,9 +68,8 @@ def build(context: RunContext) -> BuiltModel:
         torch._dynamo.config.optimize_ddp = (
             False  # it would cut the graph where gradients are sent, which takes little time
         )
-        body = (
-            model.model if recipe.teacher else model
-        )  # a distilled student's loss is computed outside the model
+        # a distilled student's loss is computed outside the model
+        body = model.model if recipe.teacher else model
         body.compile(mode="reduce-overhead" if how == "graphs" else None)
     return BuiltModel(model.to(device), blocks, how)
 

@@ -125,12 +125,13 @@ def _save_random_state(folder: Path, device: torch.device) -> None:
 
 def _load_random_state(file: Path, device: torch.device) -> None:
     core = np._core if hasattr(np, "_core") else np.core
+    # numpy's state is an array
     numpys = [
         core.multiarray._reconstruct,
         np.ndarray,
         np.dtype,
         type(np.dtype(np.uint32)),
-    ]  # numpy's state is an array
+    ]
     with torch.serialization.safe_globals(numpys):
         state = torch.load(file, weights_only=True)
     random.setstate(state["python"])

@@ -149,9 +149,8 @@ def _preference_estimate(recipe: Recipe, device: Device) -> dict:
     config, count = known
     need = preference_needs(recipe, device, config, count)
     hours = None
-    if (
-        recipe.max_samples
-    ):  # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+    # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+    if recipe.max_samples:
         tokens = (
             2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
         )
@@ -210,9 +209,8 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
 
 def _kept_channels(recipe: Recipe) -> int:
     """Channels of all the tensors that a layer keeps for a token."""
-    if (
-        recipe.model != "phase7"
-    ):  # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+    # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+    if recipe.model != "phase7":
         return 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
     branch = 5 * recipe.hidden_size + 8 * recipe.context_dim if recipe.ar_ssm else 0
     return 13 * recipe.hidden_size + branch + 4 * recipe.mlp_size  # measured: 25 widths and 4 of the MLP's
@@ -227,9 +225,8 @@ def _scores(recipe: Recipe, device: Device) -> int:
         kernels = device.tensor_core_dot and recipe.kernels == "auto"
         if recipe.attention != "linear" or kernels:
             return 0
-        return layers * (
-            4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64)
-        )  # 64 features, chunks of 64
+        # 64 features, chunks of 64
+        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64))
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 

@@ -38,10 +38,11 @@ _LADDER = {
 }
 
 
+# to compare with
 _OTHER = {
     "new_llm": ("tiny_gpt2", "new_llm", "tinygpt2"),
     "tiny_gpt2": ("new_llm", "tinygpt2", "new_llm"),
-}  # to compare with
+}
 
 
 def report(recipe: Recipe, run: Run, data) -> dict:

@@ -189,9 +189,8 @@ def _train_among_others(
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
             (job or _train_locked)(recipe, run, device, process_group.broadcast_object(was_finished))
     except Interrupted as stop:
-        if int(
-            os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)
-        ):  # an exit code that is not 0 would start it again at once
+        # an exit code that is not 0 would start it again at once
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
             console.say(str(stop))
             raise SystemExit(0) from stop
         raise
@@ -239,9 +238,8 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         _announce(context)
         _train_with_memory_left(context)
         if process_group.is_main_process():
-            write_status(
-                run, state="done", message="finished"
-            )  # were the report cut off, it must not train again
+            # were the report cut off, it must not train again
+            write_status(run, state="done", message="finished")
             _say_finished(run)
             training.report.report(recipe, run, data)
 

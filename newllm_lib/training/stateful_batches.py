@@ -33,9 +33,8 @@ class RecurrentStateBuffer:
 
     def set(self, state: torch.Tensor) -> None:
         """Keep what this micro-batch ended with; the next one's turn comes."""
-        self.states[self.turn] = (
-            state.detach().clone()
-        )  # a CUDA graph's output is overwritten when it is replayed
+        # a CUDA graph's output is overwritten when it is replayed
+        self.states[self.turn] = state.detach().clone()
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:

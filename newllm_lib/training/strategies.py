@@ -168,9 +168,8 @@ class LossScaled(Autograd):
         self.accelerator.scaler.scale(loss).backward()
 
     def clip(self) -> Tensor:
-        return self.accelerator.clip_grad_norm_(
-            self.parameters, self.max_norm or math.inf
-        )  # scaled back before
+        # scaled back before
+        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
 
     def step(self) -> None:
         self.learning_rate = self.scheduler.get_last_lr()[0]
@@ -224,9 +223,8 @@ class Replayed(Autograd):
             loss, state = self.graph({**inputs, "state": state}, use_cache=True)
             carried.set(state)
         if process_group.is_distributed():
-            loss = (
-                loss * process_group.world_size()
-            )  # a part of the loss of all processes' tokens; the log takes the mean
+            # a part of the loss of all processes' tokens; the log takes the mean
+            loss = loss * process_group.world_size()
             if last:
                 process_group.all_reduce_sum_(self.graph.sums)
         return loss

@@ -120,9 +120,8 @@ def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys = sorted({_position(pair.key()) for pair in pairs})
-        share = max(
-            [HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]]
-        )  # by content; of a few pairs at least a tenth
+        # by content; of a few pairs at least a tenth
+        share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])
         pairs = [
             pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs
         ]

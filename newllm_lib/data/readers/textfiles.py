@@ -41,9 +41,8 @@ def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
     starts = _STARTS[kind]
     document, size, previous_blank = [], 0, True
     for line, following in _with_following(lines):
-        whole_line = not document or document[-1].endswith(
-            "\n"
-        )  # False: this is the rest of a very long line
+        # False: this is the rest of a very long line
+        whole_line = not document or document[-1].endswith("\n")
         begins = whole_line and starts(previous_blank, line, following) and _has_text(document)
         if begins or size + len(line) > LONGEST:
             if document:

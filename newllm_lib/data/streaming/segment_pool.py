@@ -86,9 +86,8 @@ class SegmentPool:
                         self._urgent.append(number)
                     self._start()
                     self._state.notify_all()
-                self._state.wait(
-                    0.5 if self.leads else 0.1
-                )  # so that a signal is seen, and what the others have packed
+                # so that a signal is seen, and what the others have packed
+                self._state.wait(0.5 if self.leads else 0.1)
                 if time.monotonic() - spoke > SILENCE:
                     spoke = time.monotonic()
                     console.say(

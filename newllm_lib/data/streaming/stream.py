@@ -127,9 +127,8 @@ class StreamedSplit:
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass
         self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
-        self.last: int | None = known[
-            "last"
-        ]  # how many segments a pass has: fewer than there are, with max_samples
+        # how many segments a pass has: fewer than there are, with max_samples
+        self.last: int | None = known["last"]
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
 
     def start(self) -> None:

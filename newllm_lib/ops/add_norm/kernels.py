@@ -136,9 +136,8 @@ def _tokens_before(
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(
-        WIDTH - 1, 0, -1
-    ):  # oldest first: a document start empties what lies behind it
+    # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(WIDTH - 1, 0, -1):
         stored = stored_where(dims, dim, t >= back)
         place = (batch * time + t - back) * dim + dims
         value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)

@@ -42,10 +42,11 @@ def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool 
     if backwards:  # the gate between t and t + 1 stands at t, then
         a = torch.cat([a[:, 1:], torch.ones_like(a[:, :1])], 1)
     a, b = a.reshape(batch, chunks, length, dim), b.reshape(batch, chunks, length, dim)
+    # product of gates since the chunk's start; c if it started at 0
     kept, context = (
         torch.empty_like(a),
         torch.empty_like(b),
-    )  # product of gates since the chunk's start; c if it started at 0
+    )
     step = slice(None, None, -1) if backwards else slice(None)
     gates, inputs, products, contexts = ((x.unbind(2))[step] for x in (a, b, kept, context))
     products[0].copy_(gates[0])

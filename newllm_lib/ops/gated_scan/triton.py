@@ -15,10 +15,11 @@ from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gated_scan import kernels
 
+# elements a program: few enough that many programs share a multiprocessor
 _FORWARD_TILE, _BACKWARD_TILE = (
     2048,
     1024,
-)  # elements a program: few enough that many programs share a multiprocessor
+)
 _PROGRAMS = 6  # programs a multiprocessor in the read-out's backward pass
 # BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte
 # words.

@@ -420,10 +420,8 @@ def backward_keys(
     row_logs = tl.load(k_numbers + 2 * plane + lane * k_size + rows)
 
     start = tile * BLOCK_N
-    behind_row, behind_first = (
-        queries,
-        queries,
-    )  # behind the last query that sees any key, and that sees the first key
+    # behind the last query that sees any key, and that sees the first key
+    behind_row, behind_first = queries, queries
     if HAS_FIRST:
         first += batch * keys
         behind_row = tl.load(last + batch * keys + tl.minimum(start + BLOCK_N, keys) - 1) + 1 - offset

@@ -61,9 +61,8 @@ class _Chunks:
         self.offset = self.keys - self.queries
         self.window = self.keys if window is None else window
         self.first = first_visible(self.batch, self.keys, window, doc_starts, q.device)[:, self.offset :]
-        most = max(
-            self.window, _WINDOWED_ROWS
-        )  # rows at a time, which with a window make the keys that they see more
+        # rows at a time, which with a window make the keys that they see more
+        most = max(self.window, _WINDOWED_ROWS)
         seen = min(self.keys, self.window + most)
         self.rows = max(1, min(self.queries, most, _CHUNK // (self.batch * heads * seen)))
 

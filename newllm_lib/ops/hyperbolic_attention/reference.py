@@ -44,9 +44,8 @@ def polar(u: torch.Tensor, curvature: torch.Tensor) -> Polar:
     a = 2 * root * norm
     A = -torch.expm1(-2 * a) / 2
     E = torch.where(norm > 0, A / norm.clamp_min(torch.finfo(u.dtype).tiny), 2 * root)
-    return Polar(
-        a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E
-    )  # so y > 0 between two points at 0
+    # so y > 0 between two points at 0
+    return Polar(a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E)
 
 
 def padded(time: int) -> int:

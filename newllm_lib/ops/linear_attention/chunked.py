@@ -24,9 +24,8 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
     chunk = min(chunk, time)
     q, k, v = (_cut(x, chunk, 2) for x in (q, k, v))  # (batch, heads, chunks, chunk, ...)
     total = _cut(log_decay.to(compute), chunk, 2).cumsum(-1)
-    part = (
-        None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)
-    )  # documents begun in the chunk so far
+    # documents begun in the chunk so far
+    part = None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)
     weights = (q @ k.mT).to(compute) * _decay(total, part)
     before, leaving, kept = _edges(total, part)
     states, new = _scan(k, v, leaving, kept, state.to(compute))

@@ -113,9 +113,8 @@ def _without_padding(x, weight, doc_starts, mask, conv_state):
     kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
     new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     if doc_starts is not None:
-        document = torch.nn.functional.pad(
-            doc_starts.cumsum(1), (behind, 0)
-        )  # the document of each place of the history
+        # the document of each place of the history
+        document = torch.nn.functional.pad(doc_starts.cumsum(1), (behind, 0))
         same = document.gather(1, kept) == document[:, behind + time - 1 :]
         new = new * same.unsqueeze(-1)
     return u, new

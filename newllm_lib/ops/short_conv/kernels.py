@@ -74,9 +74,8 @@ def _tokens_before(
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(
-        WIDTH - 1, 0, -1
-    ):  # oldest first: a document start empties what lies behind it
+    # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(WIDTH - 1, 0, -1):
         stored = stored_where(dims, dim, t >= back)
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_CONV_STATE:
@@ -109,9 +108,8 @@ def gradients_after(
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for on in tl.static_range(
-        WIDTH - 2, -1, -1
-    ):  # latest first: nothing before a document start is read from it on
+    # latest first: nothing before a document start is read from it on
+    for on in tl.static_range(WIDTH - 2, -1, -1):
         stored = stored_where(dims, dim, t + on < time)
         grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
         window = push(window, grad, WIDTH - 1)

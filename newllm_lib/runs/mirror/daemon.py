@@ -110,9 +110,8 @@ def note(run: Run, **changes) -> None:
     except (OSError, ValueError):
         status = {"step": None}
     text = json.dumps({**status, **changes, "updated": time.time()})
-    atomic_write_bytes(
-        run.path / STATUS, text.encode(), durable=False, parents=False
-    )  # a deleted run stays deleted
+    # a deleted run stays deleted
+    atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)
 
 
 def main(path: str, folder: str, since: str) -> int:
@@ -153,9 +152,8 @@ class _Keeper:
         had (1).
         """
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
-            ended = not is_locked(
-                self.run
-            )  # looked at before copying: what was saved before the end is copied below
+            # looked at before copying: what was saved before the end is copied below
+            ended = not is_locked(self.run)
             self.ended_at = (self.ended_at or (time.monotonic(), time.time())) if ended else None
             if self._is_time(ended) and self._try() and ended:
                 note(self.run, **self.who, state="done", ended=self.ended_at[1])

@@ -140,9 +140,8 @@ class Mirror:
             return True
         try:
             known = folder.name in self._copied or not is_complete(copy)
-            if known or recorded_sums(copy) != sums_of(
-                folder
-            ):  # equal: an earlier life of this run copied it
+            # equal: an earlier life of this run copied it
+            if known or recorded_sums(copy) != sums_of(folder):
                 self._make_room(folder)
                 copy_folder(folder, copy)
         except (Replaced, FileNotFoundError):

@@ -47,9 +47,8 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
     copies = process_group.world_size() // parts
     shape, names = ((parts,), ("part",)) if copies == 1 else ((copies, parts), ("copy", "part"))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    process_group.broadcast_(
-        model.parameters()
-    )  # made from one seed; that the processors also agree is not left to chance
+    # made from one seed; that different CPUs agree is not left to chance
+    process_group.broadcast_(model.parameters())
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -86,9 +85,8 @@ def summon_full_params(model: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.reshard()
-            group.set_reshard_after_forward(
-                group is not model, recurse=False
-            )  # the root's are needed first in the backward pass
+            # the root's are needed first in the backward pass
+            group.set_reshard_after_forward(group is not model, recurse=False)
 
 
 # --- files

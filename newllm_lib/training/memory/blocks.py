@@ -106,9 +106,8 @@ def _forward_of(block: nn.Module, inner, passes: BlockPasses):
         leaves, structure = tree_flatten((args, kwargs))
         tensors, constants = _split(leaves)
         call = _Call(block, inner, passes, tensors, constants, structure)
-        anchor = torch.zeros(
-            (), requires_grad=True
-        )  # the parameters' gradients are wanted even where no input has one
+        # the parameters' gradients are wanted even where no input has one
+        anchor = torch.zeros((), requires_grad=True)
         outputs = _CheckpointedBlock.apply(call, anchor, *tensors)
         return tree_unflatten(_joined(outputs, call.output_constants), call.output_structure)
 
@@ -218,9 +217,8 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
         ctx.call = call
-        kept = [
-            i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]
-        ]  # large and needed once: may go to the host
+        # large and needed once: may go to the host
+        kept = [i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]]
         ctx.handles = {i: call.passes.store.put(tensors[i]) for i in kept}
         ctx.save_for_backward(*(None if i in ctx.handles else t for i, t in enumerate(tensors)))
         ctx.mark_non_differentiable(*(x for x in whole if not x.is_floating_point()))
@@ -247,9 +245,8 @@ class _CheckpointedBlock(torch.autograd.Function):
                 else:
                     found = _backward_through(call, call.part(tensors, rows), ctx.wanted, some)
                 for i, new in enumerate(found):
-                    several = (
-                        len(chunks) > 1 or call.graphs is not None
-                    )  # a graph's results are overwritten by the next one's
+                    # a graph's results are overwritten by the next one's
+                    several = len(chunks) > 1 or call.graphs is not None
                     gradients[i] = _gathered(
                         gradients[i], new, tensors[i], rows if call.cut[i] else None, several
                     )

@@ -61,9 +61,8 @@ def _for_the_rest(groups: list[dict], recipe: Recipe, light: bool) -> torch.opti
         )
     if recipe.optimizer_in_backward:
         return optim.one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
-    return torch.optim.AdamW(
-        groups, **common, fused=recipe.fused_optimizer
-    )  # fused: one kernel for all of them on a GPU
+    # fused: one kernel for all of them on a GPU
+    return torch.optim.AdamW(groups, **common, fused=recipe.fused_optimizer)
 
 
 def _torchao(name: str):
