@@ -41,9 +41,7 @@ _WINDOWS_DRIVER = Path("/usr/lib/wsl/lib/libcuda.so.1")  # which WSL lends to Li
 
 @dataclass(frozen=True)
 class Device:
-    """What this machine is and what the package will use on it; `reasons` has one sentence for each
-    choice.
-    """
+    """What this machine is and what the package will use on it; `reasons` has a sentence for each choice."""
 
     kind: str  # cpu, t4, v100, l4, a100, h100 or other
     name: str
@@ -217,7 +215,7 @@ def _has_triton() -> bool:
 
 
 def _usable_cores() -> int:
-    """Processor cores this process may run on (a container may have fewer than the host)."""
+    """CPU cores this process may run on (a container may have fewer than the host)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

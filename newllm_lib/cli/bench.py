@@ -65,8 +65,7 @@ def underscored(words: list[str]) -> list[str]:
 
 
 def _package() -> ModuleType:
-    """The folder as the package `benchmarks`: that of this clone, whatever lies in the folder one stands
-    in."""
+    """The folder as the package `benchmarks`: this clone's, whatever lies in the current folder."""
     start = CLONE / "benchmarks" / "__init__.py"
     if not start.is_file():
         raise UsageError(

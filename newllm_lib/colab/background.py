@@ -1,6 +1,4 @@
-"""Training from a cell: a process of its own that outlives the cell, the kernel's interrupts and the
-browser's tab.
-"""
+"""Training from a cell, in a process that outlives the cell, the kernel's interrupts and the browser."""
 
 from __future__ import annotations
 
@@ -66,9 +64,7 @@ def start(settings: Settings, **more) -> Started:
 
 
 def _second_place(settings: Settings) -> dict:
-    """Drive, where the form asks for it and this is Colab: the run is copied there while it trains, and
-    brought back.
-    """
+    """Drive, if the form asks for it on Colab: the run is mirrored there while it trains."""
     if not settings.extra.get("save_to_drive") or not on_colab() or "mirror_dir" in settings.overrides:
         return {}
     return {"mirror_dir": str(drive.mount())}

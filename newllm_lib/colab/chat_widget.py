@@ -1,6 +1,4 @@
-"""Talking with a run inside a notebook: a small chat window where widgets render, printed turns
-everywhere.
-"""
+"""Talking with a run in a notebook: a small chat window where widgets render, else printed turns."""
 
 from __future__ import annotations
 

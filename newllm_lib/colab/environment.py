@@ -1,6 +1,4 @@
-"""Where this code runs: in Colab, in another notebook, or in a terminal; and errors in one line instead of a
-traceback.
-"""
+"""Where this code runs: Colab, another notebook or a terminal; and errors as one line, without traceback."""
 
 from __future__ import annotations
 
@@ -68,9 +66,7 @@ def ready(clone: Path | None = None) -> None:
 
 
 def one_line_errors() -> None:
-    """In a notebook, show `NewLLMError` as its one line (cause and remedy); other errors keep their
-    traceback.
-    """
+    """In a notebook, show `NewLLMError` as one line (cause and remedy); others keep their traceback."""
     instance = shell()
     if instance is not None:
         instance.set_custom_exc((NewLLMError,), _show)

@@ -150,9 +150,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a form chose: a shipped recipe, overrides of its keys, and the fields that are no recipe keys
-    (`extra`).
-    """
+    """What a form chose: a shipped recipe, overrides of its keys, and other fields (`extra`)."""
 
     name: str
     overrides: dict

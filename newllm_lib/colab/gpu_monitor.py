@@ -1,6 +1,4 @@
-"""How busy the machine is that a run trains on: the GPU's use and memory, or the process's memory where there
-is no GPU.
-"""
+"""How busy the machine is: the GPU's use and memory, or the process's memory where there is no GPU."""
 
 from __future__ import annotations
 

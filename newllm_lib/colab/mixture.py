@@ -1,6 +1,4 @@
-"""What to train on, chosen with sliders: the same mixing as `newllm data mix`, and its folder is what
-training then reads.
-"""
+"""What to train on, chosen with sliders: the mixing of `newllm data mix`."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ def mix(settings: Settings) -> Mixture:
 
 
 class Mixture:
-    """Shares of sources. `weights` maps a name, a hub id or a folder to its weight; empty: what the preset
-    itself reads.
-    """
+    """Shares of sources. `weights`: name, hub id or folder -> weight; empty: what the preset reads."""
 
     def __init__(self, settings: Settings):
         self.chosen, self.documents = settings, settings.extra["documents"]
@@ -100,9 +96,7 @@ class Mixture:
 
 
 class MixtureWindow:
-    """The widgets: a slider for each source, a line for further ones, and a button that makes the mix at
-    once.
-    """
+    """The widgets: a slider for each source, a line for further ones, and a button that mixes at once."""
 
     def __init__(self, chosen: Mixture):
         import ipywidgets

@@ -1,6 +1,4 @@
-"""What notebook 5 says before anyone waits: whether the kernels work here, which preset fits which GPU, and
-what hours buy.
-"""
+"""What notebook 5 says first: whether the kernels work here, which preset fits, and what hours buy."""
 
 from __future__ import annotations
 
@@ -98,9 +96,7 @@ def check() -> None:
 
 
 def plan(settings: Settings) -> Outlook:
-    """Show which preset fits which GPU and what the form's hours buy here; returns the outlook of what was
-    chosen.
-    """
+    """Show which preset fits which GPU and what the form's hours buy; returns the chosen outlook."""
     hours, device, recipe = settings.extra["hours"], probe(), settings.recipe()
     found, chosen = outlooks(device), outlook(recipe, device, settings.name)
     _show(_by_gpu(), "Which preset fits which GPU, and how many tokens it reads there in an hour")

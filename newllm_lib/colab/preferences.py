@@ -32,9 +32,7 @@ def packages() -> dict[str, str]:
 
 
 def look(settings: Settings, shown: int = 4):
-    """Read the pairs that the form chose, show some, and say what could tell the better side without
-    understanding it.
-    """
+    """Read the chosen pairs, show some, and report what superficial cues give away the better side."""
     from newllm_lib.data.preferences import load_preferences, shortcuts
 
     pairs = load_preferences(settings.recipe())

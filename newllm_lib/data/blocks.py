@@ -61,9 +61,7 @@ class Blocks(Dataset):
         return self.split.tokens - 1
 
     def __getitem__(self, start: int) -> dict[str, torch.Tensor]:
-        """`input_ids` (length,) and `labels` (length,): labels[i] is the token after input_ids[i],
-        or -100.
-        """
+        """`input_ids` and `labels`, (length,): labels[i] is the token after input_ids[i], or -100."""
         return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
 
     def __getitems__(self, starts: list[int]) -> dict[str, torch.Tensor]:
@@ -141,9 +139,7 @@ class BlockSampler(Sampler[int]):
         self.epoch = epoch
 
     def seek(self, position: int) -> None:
-        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its
-        beginning.
-        """
+        """How many blocks the run has seen: the next iteration begins the epoch that this lies in."""
         self.set_epoch(position // len(self))
 
     def __len__(self) -> int:
@@ -190,9 +186,7 @@ SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
 
 
 class StreamedBlocks(Dataset):
-    """Blocks of a split that is prepared while training. A block is named by (pass, window, token it starts
-    at).
-    """
+    """Blocks of a streamed split. A block is named by (pass, window, token it starts at)."""
 
     def __init__(self, split: StreamedSplit, length: int, device: torch.device | str | None = None):
         self.split, self.length, self.device = split, length, device

@@ -97,9 +97,7 @@ def checksum(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
-    """Hold the entry's lock, waiting for another process that has it. Gives False where there are
-    no locks.
-    """
+    """Hold the entry's lock, waiting for another process. Yields False where there are no locks."""
     if fcntl is None:
         yield False
         return
@@ -122,9 +120,7 @@ def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
 
 
 class Staging:
-    """A folder that becomes the cache entry `entry` when `commit` is called, and vanishes when
-    `abandon` is.
-    """
+    """A folder that becomes the cache entry `entry` on `commit`, and vanishes on `abandon`."""
 
     def __init__(self, entry: Path):
         self.entry = entry

@@ -36,9 +36,7 @@ _SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
 
 
 class Encoded(NamedTuple):
-    """Some records as a piece of the stream, with the account of their text (of the answers, if only they
-    count).
-    """
+    """Some records as a piece of the stream, with the counts of their text (or answers only)."""
 
     ids: np.ndarray  # (tokens,) each document begins with <|endoftext|>
     starts: np.ndarray  # (documents,) int64: where in `ids` the documents begin
@@ -162,9 +160,7 @@ def lower_cases(backend: Tokenizer) -> bool:
 
 
 def kind_of_loss(backend: Tokenizer) -> str:
-    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or
-    "other".
-    """
+    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words, gaps), or "other"."""
     parts = json.loads(backend.to_str())
     model, before = parts["model"], parts["pre_tokenizer"] or {}
     if model["type"] == "WordLevel" and before.get("type") == "WhitespaceSplit":

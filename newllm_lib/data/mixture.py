@@ -40,9 +40,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def read_record(folder: Path) -> dict | None:
-    """What `mix` wrote into `folder` with: `weights`, `documents`, and `sources`, its answer. None where it
-    did not.
-    """
+    """What `mix` recorded in `folder`: `weights`, `documents`, `sources` (its answer); or None."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -40,9 +40,7 @@ class Record(NamedTuple):
         return [self.text] if self.text is not None else [m.content for m in self.messages]
 
     def digest(self) -> bytes:
-        """16 bytes that depend on the content alone: equal records have equal digests, wherever they are
-        read.
-        """
+        """16 bytes that depend on the content alone: equal records have equal digests everywhere."""
         if self.text is not None:
             return hashlib.blake2b(self.text.encode("utf-8"), digest_size=16, person=b"newllm.text").digest()
         canonical = json.dumps(self.messages, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

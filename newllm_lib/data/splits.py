@@ -96,9 +96,7 @@ def read_splits(
 
 
 def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
-    """What takes `count` records of the training split. The source is read once for it; `count` numbers are
-    held.
-    """
+    """Samples `count` records of the training split in one pass; `count` numbers are held."""
     known, held = _BORDERS.setdefault(source, {}), source_held_out(source)
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top

@@ -89,9 +89,7 @@ CHAT_TEMPLATE = TEMPLATES["chat"]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` as plain text: a literal "<|end|>" in it is seven characters, never the control
-    token.
-    """
+    """Token ids of `text` as plain text: a literal "<|end|>" in it is never the control token."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

@@ -1,6 +1,4 @@
-"""What a model says to held-out prompts: its answers, whether they are empty or repeat, and how far it is
-from its base.
-"""
+"""A model's answers to held-out prompts: whether they are empty or repeat, the distance from its base."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ def some_pairs(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **settings) -> list[str]:
-    """The model's answers to the prompts of `pairs`; the most probable tokens unless `settings` say
-    otherwise.
-    """
+    """The model's answers to the prompts of `pairs`; greedy unless `settings` say otherwise."""
     prompts = [encode_prompt(tokenizer, pair.prompt) for pair in pairs]
     return complete(
         model, tokenizer, prompts, **({"temperature": 0.0} | settings), max_new_tokens=max_new_tokens
@@ -41,9 +37,7 @@ def is_empty(answer: str) -> bool:
 
 
 def repeats(answer: str) -> bool:
-    """Whether at least half of the pieces of four characters have come before in the answer (short answers
-    never do).
-    """
+    """Whether at least half of the answer's 4-grams of characters repeat (short answers never do)."""
     pieces = [answer[i : i + 4] for i in range(len(answer) - 3)]
     return len(pieces) >= 12 and 1 - len(set(pieces)) / len(pieces) >= _REPEATED
 
@@ -59,9 +53,7 @@ def health(said: Sequence[str]) -> dict[str, float]:
 
 
 def collapsed(now: dict, before: dict) -> str | None:
-    """What has gone wrong with the answers: one sentence where clearly more of them are empty or repeat than
-    before.
-    """
+    """A warning, one sentence, if clearly more answers are empty or repeat than before."""
     for name, what in (("empty", "empty"), ("repeating", "repeating themselves")):
         if now[name] >= 0.5 and now[name] >= before[name] + 0.25:
             return (

@@ -66,9 +66,7 @@ def _unigram(counts: np.ndarray) -> np.ndarray:
 
 
 def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
-    """Summed -log P (nats) and right guesses for the pairs `wanted`, each `times` times; keys are h * V + w,
-    sorted.
-    """
+    """Summed -log P (nats) and right guesses for the sorted keys `wanted` (h * V + w), `times` times each."""
     if not len(wanted):
         return 0.0, 0
     vocabulary = len(unigram)
@@ -89,9 +87,7 @@ def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
 
 
 def _best_followers(keys, counts, edges, types, unigram) -> np.ndarray:
-    """The most probable follower of each context: one that was seen there, or the most frequent
-    token of all.
-    """
+    """The most probable follower of each context; where it was never seen, the most frequent token."""
     if not len(keys):
         return np.zeros(0, np.int64)
     vocabulary, top = len(unigram), int(unigram.argmax())
@@ -155,9 +151,7 @@ def _merge(keys, counts, more_keys, more_counts) -> tuple[np.ndarray, np.ndarray
 
 
 def _context_ranges(split, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """Ranges low..high of contexts that cover the vocabulary, each with at most about `_PAIRS` different
-    pairs.
-    """
+    """Ranges low..high of contexts that cover the vocabulary, each of about `_PAIRS` distinct pairs."""
     seen = np.zeros(vocabulary, np.int64)
     for offsets in _chunks(split):
         seen += np.bincount(split.ids[offsets], minlength=vocabulary)

@@ -18,9 +18,7 @@ from newllm_lib.errors import NewLLMError
 
 
 class Row:
-    """Pieces of the stream read one after the other: piece i has `lengths[i]` inputs from offset `starts[i]`
-    on.
-    """
+    """Pieces of the stream, read in turn: piece i has `lengths[i]` inputs from offset `starts[i]` on."""
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self.starts = np.asarray(starts, dtype=np.int64)
@@ -28,9 +26,7 @@ class Row:
         self.length = int(self.ends[-1])
 
     def offsets(self, begin: int, end: int) -> np.ndarray:
-        """Offsets in the stream of the lane's positions begin..end (end excluded, cut at the lane's
-        length).
-        """
+        """Offsets in the stream of the row's positions begin..end (end excluded, cut at its length)."""
         position = np.arange(begin, min(end, self.length), dtype=np.int64)
         piece = np.searchsorted(self.ends, position, side="right")
         before = np.concatenate([[0], self.ends[:-1]])
@@ -57,9 +53,7 @@ def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same pieces in non-overlapping windows of at most `size` inputs, counted from each document's
-    start.
-    """
+    """The same pieces in non-overlapping windows of at most `size` inputs from each document's start."""
     windows = -(-lengths // size)
     piece = np.repeat(np.arange(len(starts)), windows)
     within = np.arange(len(piece)) - np.repeat(np.cumsum(windows) - windows, windows)
@@ -75,7 +69,7 @@ def dealt_out(
 
 
 def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[Row]:
-    """All documents over `count` lanes of nearly equal length, the longest lane first."""
+    """All documents over `count` rows of nearly equal length, the longest row first."""
     count = min(count, len(starts))
     # the longest document goes to the lane that is shortest so far
     heap = [(0, lane) for lane in range(count)]
@@ -89,7 +83,7 @@ def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[R
 
 
 def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[list[Row]]:
-    """Batches of one piece a lane, of similar lengths, the longest first."""
+    """Batches of one piece a row, of similar lengths, the longest first."""
     order = np.argsort(-lengths, kind="stable")
     for begin in range(0, len(order), batch_size):
         yield [Row(starts[[i]], lengths[[i]]) for i in order[begin : begin + batch_size]]

@@ -1,6 +1,4 @@
-"""A preference run measured again on the pairs that it was never trained on: what `newllm evaluate` shows for
-it.
-"""
+"""A preference run measured again on its held-out pairs: what `newllm evaluate` shows for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How much memory a step needs beyond what is held before it: by CUDA's own count, or by counting live
-tensors.
-"""
+"""A step's memory beyond what is held before it: by CUDA's own count, or by counting live tensors."""
 
 from __future__ import annotations
 

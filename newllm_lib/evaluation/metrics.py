@@ -95,9 +95,7 @@ def evaluate(
 def _predictions(
     model, split, batch_size, block_length, device, share: Share
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after
-    block.
-    """
+    """Logits (rows, time, vocab) and the offsets (rows, time) of their inputs, block after block."""
     starts, lengths = plan.document_pieces(split)
     size, has_state = window(model), is_recurrent(model)
     if size is not None:
@@ -129,17 +127,13 @@ def _predictions(
 
 
 def _tokens(split, offsets: np.ndarray, device) -> torch.Tensor:
-    """Token ids (rows, time) at `offsets`; after a lane's end its padding, whose predictions nobody
-    counts.
-    """
+    """Token ids (rows, time) at `offsets`; after a row's end padding, whose predictions do not count."""
     ids = np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0])
     return torch.from_numpy(ids.astype(np.int64)).to(device)
 
 
 class _Counts:
-    """Sums over the counted predictions; they stay on the device until the end, so that nothing waits for
-    them.
-    """
+    """Sums over the counted predictions, on the device until the end so that nothing synchronises."""
 
     def __init__(self, split, tokenizer, device):
         self.split, self.device, self.unk = split, device, unknown_id(tokenizer)
@@ -181,9 +175,7 @@ def counted_targets(split, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def unknown_id(tokenizer) -> int:
-    """Id of <unk>, or -1 where text cannot give one (GPT-2's tokenizer names its <|endoftext|> as unknown
-    token).
-    """
+    """Id of <unk>, or -1 where text never gives it (as with GPT-2, whose unknown token is <|endoftext|>)."""
     unk = tokenizer.unk_token_id
     return -1 if unk is None or unk in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unk
 

@@ -85,9 +85,7 @@ def _answer_log_probs(
 
 
 def _token_log_probs(head, read: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(tokens,) in float32: log p of each token, by the head's logits (without a head `read` is them) in
-    pieces.
-    """
+    """(tokens,) in float32: log p of each, from the head's logits in pieces (no head: from `read`)."""
     at_once = max(1, _LOGITS // (read.shape[-1] if head is None else head.weight.shape[0]))
     found = []
     for piece, wanted in zip(read.split(at_once), tokens.split(at_once), strict=True):

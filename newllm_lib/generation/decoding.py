@@ -69,9 +69,7 @@ class Steps:
         return self.token.flatten().tolist()
 
     def run(self, count: int) -> list[list[int]]:
-        """`count` (at most `at_once`) more tokens of each row, (rows, count); after a row's stop they mean
-        nothing.
-        """
+        """`count` (at most `at_once`) more tokens, (rows, count); after a row's stop they mean nothing."""
         if self.uniform is not None:
             self.uniform[:count].copy_(self.sampler.uniform(count, self.uniform.shape[1]), non_blocking=True)
         self.index.zero_()
@@ -223,9 +221,7 @@ def continue_texts(
 
 
 def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read prompts from empty states, a bounded piece at a time: states (rows, layers, size), last logits
-    (rows, vocab).
-    """
+    """Prefill in bounded pieces from empty states: states (rows, layers, size), last logits (rows, vocab)."""
     device, width = model_device(model), max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)

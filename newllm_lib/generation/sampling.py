@@ -1,6 +1,4 @@
-"""How the next token is chosen, and which tokens never are: one set of settings for completion, chat and
-notebooks.
-"""
+"""How the next token is chosen, and which never are: one set of settings for completion and chat."""
 
 from __future__ import annotations
 
@@ -94,7 +92,7 @@ class Sampler:
             self.random.manual_seed(settings.seed)
 
     def uniform(self, *size: int):
-        """Random numbers from 0 to 1, on the processor."""
+        """Random numbers from 0 to 1, on the CPU."""
         import torch
 
         return torch.rand(*size, generator=self.random)
@@ -152,9 +150,7 @@ def stop_tokens(tokenizer) -> list[int]:
 
 
 def reserved_tokens(tokenizer, vocab_size: int) -> list[int]:
-    """Ids that no answer may hold: control tokens but the stops, <unk>, and ids of the model beyond the
-    tokenizer's.
-    """
+    """Ids that no answer may hold: control tokens but the stops, <unk>, ids beyond the tokenizer's."""
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     control |= set(tokenizer.all_special_ids)
     return sorted((control | set(range(len(tokenizer), vocab_size))) - set(stop_tokens(tokenizer)))

@@ -128,9 +128,7 @@ class ContextVector(nn.Module):
         return y, context
 
     def _step(self, x: Tensor, state: Tensor, doc_starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1,
-        hidden_size).
-        """
+        """As `read`, for one token while decoding, in a tenth of the work: x (batch, 1, hidden_size)."""
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if doc_starts is None else doc_starts[:, 0].contiguous()
         u = short_conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])

@@ -138,9 +138,7 @@ class LocalAttention(nn.Module):
 
 
 class _History(NamedTuple):
-    """Past and new keys and values as one stretch of text, (batch, behind + time, hidden), and where
-    documents start in it.
-    """
+    """Past and new keys and values, (batch, behind + time, hidden), and where documents start in them."""
 
     keys: torch.Tensor
     values: torch.Tensor

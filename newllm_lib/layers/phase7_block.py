@@ -93,9 +93,7 @@ class Phase7Block(nn.Module):
         return x, torch.cat(parts, -1) if output_final_state else None
 
     def _split(self, state):
-        """The AR-SSM's state and attention's, None at a text's beginning (and the first without an
-        AR-SSM).
-        """
+        """The AR-SSM's state (None without one) and attention's; None at a text's beginning."""
         if state is None:
             return None, None
         size = self.ssm.state_size if self.ssm is not None else 0

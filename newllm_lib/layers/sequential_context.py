@@ -59,9 +59,7 @@ class SequentialContext(nn.Module):
         return torch.stack(outputs, 1), context
 
     def _step(self, token: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token (batch, embedding): h (batch, hidden) and the new context, the cell in the context's
-        dtype.
-        """
+        """One token (batch, embedding): h (batch, hidden) and the new context, in the context's dtype."""
         h = torch.cat([token, context.to(token.dtype)], -1)
         for layer in self.mlp:
             h = torch.relu(layer(h))

@@ -205,9 +205,7 @@ class StepGraph:
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False
     ):
-        """dtype: of autocast; None: without. together: gradients lie side by side, in `sums`, and begin at
-        zero each step.
-        """
+        """dtype: of autocast, or None. together: gradients lie side by side in `sums`, anew each step."""
         self.model, self.dtype = model, dtype
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}

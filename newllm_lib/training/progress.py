@@ -16,7 +16,7 @@ FILE = "progress.json"
 
 @dataclass
 class Progress:
-    """"Better" for the check mark, the best checkpoint and early stopping: lower validation bits per byte."""
+    """What is better, for the check mark, the best checkpoint and early stopping: lower bits per byte."""
 
     best_bits_per_byte: float | None = None
     best_step: int = 0

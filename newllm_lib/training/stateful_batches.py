@@ -38,7 +38,7 @@ class RecurrentStateBuffer:
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:
-        """An epoch begins: every lane starts at another place."""
+        """An epoch begins: every row starts at another place."""
         self.states, self.turn = [None] * len(self.states), 0
 
     def save(self, folder: Path | None) -> None:

@@ -40,9 +40,7 @@ class Fact(NamedTuple):
         return int.from_bytes(digest, "big") / 2**64 < HELD_OUT_SHARE
 
     def far_from(self, other: Fact) -> bool:
-        """Whether nothing said of the one could be true of the other: programming on one side, data on the
-        other.
-        """
+        """Whether nothing said of one could be true of the other: one is of programming, one of data."""
         return (self.field == "プログラミング") != (other.field == "プログラミング")
 
 

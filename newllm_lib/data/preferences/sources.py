@@ -1,6 +1,4 @@
-"""Where preference pairs come from: made here, a known set of the hub, any other by its id, or files of the
-user's.
-"""
+"""Where preference pairs come from: made here, a data set of the hub, or files of the user's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""JSON and JSON Lines files, one value at a time: a file of gigabytes needs the memory of its
-largest value.
-"""
+"""JSON and JSON Lines files, one value at a time: gigabytes need the memory of the largest value."""
 
 from __future__ import annotations
 

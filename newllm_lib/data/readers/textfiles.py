@@ -35,9 +35,7 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
-    """Join lines to documents of a kind: "articles", "blocks" or "lines". Blank lines end the document they
-    follow.
-    """
+    """Join lines to documents: "articles", "blocks" or "lines". Blank lines end the one they follow."""
     starts = _STARTS[kind]
     document, size, previous_blank = [], 0, True
     for line, following in _with_following(lines):
@@ -104,9 +102,7 @@ def _with_following(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The file's lines with their line breaks (only LF breaks a line); one of over a mebibyte comes in
-    pieces.
-    """
+    """The file's lines with their breaks (only LF); one of over a mebibyte comes in pieces."""
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
     with open_data(path) as file:
         while True:

@@ -1,6 +1,4 @@
-"""The processes that pack segments, as many as there are cores: in the background, those first that are
-waited for.
-"""
+"""The processes that pack segments, one a core: in the background, awaited segments first."""
 
 from __future__ import annotations
 
@@ -130,9 +128,7 @@ class SegmentPool:
             thread.start()
 
     def _next(self, wait: bool, linger: float = 0.0) -> int | None:
-        """The next segment to pack; None: there is none now, or with `wait` none any more, also `linger`
-        seconds later.
-        """
+        """The next segment to pack; None: none now, or with `wait` none any more after `linger` seconds."""
         until = time.monotonic() + linger
         with self._state:
             while not self._closed:
@@ -230,9 +226,7 @@ class SegmentPool:
             self._state.notify_all()
 
     def _fail(self, numbers: list[int], error: NewLLMError) -> None:
-        """Whoever waits for one of these gets the error; where nobody does, they are tried again after a
-        while.
-        """
+        """Whoever waits for one of these gets the error; otherwise they are tried again later."""
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)

@@ -75,9 +75,7 @@ def _row(line: bytes) -> object:
 
 
 def fetch(segment: Segment, reader: FileReader) -> bytes:
-    """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for
-    parquet).
-    """
+    """The bytes of a segment's lines with the byte before (nothing for parquet)."""
     if segment.place.endswith(".parquet"):
         return b""
     data = reader.read(segment.place, max(0, segment.begin - 1), segment.end)

@@ -228,9 +228,7 @@ class StreamedSplit:
         return self._windows[epoch, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Where each block begins, as (pass, window, token), from block number `position` of the endless run
-        of passes on.
-        """
+        """Block starts (pass, window, token), from block `position` of the endless passes on."""
         planned = -1  # the pass whose segments are being prepared in its order
         for epoch in itertools.count():
             for number in itertools.count():

@@ -1,6 +1,4 @@
-"""Two models side by side on the same text: what each predicts, says and takes, and what counting alone would
-do.
-"""
+"""Two models side by side on the same text, and what counting alone would do."""
 
 from __future__ import annotations
 
@@ -173,9 +171,7 @@ def _training_dtype(model, recipe) -> str | None:
 
 
 def _sample_documents(split, count: int) -> list[int]:
-    """Numbers of `count` documents, evenly spread over those that are long enough to be continued (24
-    tokens).
-    """
+    """Indices of `count` documents, evenly spread over those of at least 24 tokens."""
     starts = np.asarray(split.document_starts, dtype=np.int64)
     lengths = np.diff(np.append(starts, len(split.ids) - 1))
     long_enough = np.flatnonzero(lengths >= 24)
@@ -184,9 +180,7 @@ def _sample_documents(split, count: int) -> list[int]:
 
 
 def prompts(split, tokenizer, documents: list[int], words: int = 12) -> list[list[int]]:
-    """The beginning of each of these documents as token ids: a dialogue up to its first answer, else 12
-    tokens.
-    """
+    """The beginning of each document as ids: a dialogue up to its first answer, else 12 tokens."""
     answer = token_id(tokenizer, ROLE_TOKENS["assistant"])
     found = []
     for document in documents:
@@ -212,17 +206,13 @@ def validation_curve(run: Run) -> list[tuple[float, float]]:
 
 
 def trained_speed(run: Run) -> float | None:
-    """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training
-    reached.
-    """
+    """Median tokens/s of the logged steps after the first tenth, which holds compilation."""
     speeds = [r["tokens_per_second"] for r in run.metrics() if "tokens_per_second" in r]
     return statistics.median(speeds[1 + len(speeds) // 10 :] or speeds) if speeds else None
 
 
 def differences(a: dict, b: dict) -> dict:
-    """(a - b) / b in % of every figure both have; perplexity and accuracy only where both count the same
-    tokens.
-    """
+    """(a - b) / b in % of all common figures; perplexity and accuracy only over the same tokens."""
     same_tokens = (a["vocab_size"], a["tokens"]) == (b["vocab_size"], b["tokens"])
     left_out = {"vocab_size", "batch_size", "length", "lower_cased"}
     if not same_tokens:

@@ -1,6 +1,4 @@
-"""A comparison as one picture: what each model predicts (and counting would), how it got there, how fast it
-is.
-"""
+"""A comparison as one picture: quality (with counting's), how each got there, and speed."""
 
 from __future__ import annotations
 

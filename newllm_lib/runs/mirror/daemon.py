@@ -148,9 +148,7 @@ class _Keeper:
         self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
-        """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be
-        had (1).
-        """
+        """Go on until training ended and all is there (0), the run is gone (0), or it is unreachable (1)."""
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
             # looked at before copying: what was saved before the end is copied below
             ended = not is_locked(self.run)

@@ -92,9 +92,7 @@ class Mirror:
             return False
 
     def _other_folders(self) -> list[Path]:
-        """The run's finished folders that are no checkpoints: `best/`, and `last/` unless it is a
-        checkpoint's files again.
-        """
+        """The run's finished folders that are no checkpoints: `best/`, `last/` unless it is one's copy."""
         found = []
         for folder in sorted(self.run.path.iterdir()) if self.run.path.is_dir() else ():
             if (

@@ -105,9 +105,7 @@ def _environment(device: Device, count: int):
 
 @contextmanager
 def _signals_passed_on():
-    """SIGINT and SIGTERM go to the processes, which save and stop together; without any yet, they end this
-    one.
-    """
+    """SIGINT and SIGTERM go to the processes, which save and stop; before there are any, they end this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

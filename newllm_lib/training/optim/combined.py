@@ -7,9 +7,7 @@ from torch import Tensor
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizers over disjoint parameters as one: schedulers, gradient scalers and checkpoints see a single
-    list of groups.
-    """
+    """Optimizers over disjoint parameters as one, with a single list of groups for schedulers and scalers."""
 
     def __init__(self, parts: dict[str, torch.optim.Optimizer]):
         super().__init__([group for part in parts.values() for group in part.param_groups], {})

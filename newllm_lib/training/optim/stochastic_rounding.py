@@ -28,9 +28,7 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def clip_norm(self, max_norm: float) -> Tensor:
-        """The gradients' global norm; the next `step` scales them down to `max_norm` as it reads them, which
-        saves a pass.
-        """
+        """The gradients' global norm; the next `step` clips to `max_norm` as it reads, which saves a pass."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum().sqrt()
         self._scale = torch.where(
