@@ -8,11 +8,10 @@ from __future__ import annotations
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
 
-# Bits of momentum, sequences at a time in a block (None: all), inputs on the host; or micro: nothing computed
-# twice, gradients
-# accumulated over micro-batches of so many. head: logits that exist at a time, where that is not the default.
-# Passes are replayed
-# from CUDA graphs, or run as they are, or compiled.
+# bits: of momentum. sequences: at a time in a block (None: all). offload: inputs wait on the host.
+# micro, instead: nothing computed twice, gradients accumulated over micro-batches of so many.
+# head: logits that exist at a time, where that is not the default.
+# how: passes are replayed from CUDA graphs (the default), run as they are, or compiled.
 OURS = {
     "lowest": dict(bits=4, sequences=4, offload=True),
     "lowest, 2 at a time": dict(bits=4, sequences=2, offload=True),

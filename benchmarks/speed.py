@@ -148,7 +148,7 @@ def _record(rows: Rows, way: str, found: dict, setting: dict, alone: bool) -> No
 
 
 class _Child:
-    """A process that prepares one way, says that it is ready, and measures when it is told to."""
+    """A process that prepares one way, reports that it is ready, and measures on request."""
 
     def __init__(self, way: str, setting: dict, alone: bool):
         self.way, self.complaint = way, "no message"

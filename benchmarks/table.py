@@ -115,7 +115,7 @@ def speed_table(rows: list[dict]) -> str:
 
 
 def cpu_speed_table(rows: list[dict]) -> str:
-    """Training steps on a processor, the slowest first, and the blocks of tokens they were taken with."""
+    """Training steps on a CPU, the slowest first, and the blocks of tokens they were taken with."""
     steps = _steps(rows, "speed on a CPU")
     lines = [f"| {row['model']} | {float(row['value']):,.0f} | {row['note']} |" for row in steps]
     return "\n".join(["| training step | tokens/s | |", "|---|---:|---|", *lines])

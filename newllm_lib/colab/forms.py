@@ -2,7 +2,7 @@
 overrides.
 
 The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the
-recipe still adapts to the machine (fewer sequences at a time on a processor, for example).
+recipe still adapts to the machine (fewer sequences at a time on a CPU, for example).
 `NEWLLM_NOTEBOOK_OVERRIDES`, a JSON object of fields and recipe keys, wins over the form: testers run a whole
 notebook on a tiny model with it, without editing a cell.
 """

@@ -87,7 +87,7 @@ class Blocks(Dataset):
 
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
-        # From pinned memory, so that the processor does not wait for the GPU, which is still busy with the
+        # From pinned memory, so that the CPU does not wait for the GPU, which is still busy with the
         # last step.
         at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
         positions = at[:, None] + self._steps
@@ -160,7 +160,7 @@ class BlockSampler(Sampler[int]):
 class ContiguousBatchSampler(BlockSampler):
     """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
 
-    The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every
+    The stream is cut into `batch_size` rows of equal length; batch k holds block k of every row. Every
     epoch begins at another place of the stream, from (seed, epoch) alone, and goes around its end.
 
     Raises:

@@ -90,9 +90,7 @@ def _mapped(path: Path, dtype: DTypeLike) -> np.ndarray:
 
 
 def check_length(split: PackedSplit, length: int) -> None:
-    """Raises:
-    NewLLMError: the split is shorter than one block and the token after it.
-    """
+    """Raise NewLLMError where the split is shorter than one block and the token after it."""
     if split.tokens < length + 1:
         raise NewLLMError(
             f"The {split.path.name.split('-')[0]} split has {split.tokens:,} tokens, fewer than one block of "
@@ -102,9 +100,7 @@ def check_length(split: PackedSplit, length: int) -> None:
 
 
 def check_answers(split: PackedSplit) -> None:
-    """Raises:
-    NewLLMError: only answers count, and the split has none.
-    """
+    """Raise NewLLMError where only answers count and the split has none."""
     if split.loss_mask is not None and not split.bytes:
         raise NewLLMError(
             f"The {split.path.name.split('-')[0]} split holds no answers (no text of an assistant): "

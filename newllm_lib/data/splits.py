@@ -44,9 +44,7 @@ def held_out_key(source: Source) -> dict:
 
 
 def check_train(source: Source, wanted: set[str]) -> None:
-    """Raises:
-    UsageError: a wanted split is the training split, or has to be made from it, and the source has none.
-    """
+    """Raise UsageError where the source has no training split, and a wanted split needs it."""
     needed = wanted & (derived_splits(source) | {"train"})
     if needed and "train" not in source.splits:
         raise UsageError(

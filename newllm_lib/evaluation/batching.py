@@ -1,10 +1,10 @@
 """How the documents of a split go through a model, so that every token but the first is predicted exactly
 once.
 
-A lane is a row of the batch. A model that clears its state at <|endoftext|> reads many documents one after
-the other in each lane, with its state carried from block to block: no padding but at the lanes' ends. Any
-other model reads one document, or one window of a document, in a lane. Rows are padded at the right, where
-nothing that counts can see it.
+A model that clears its state at <|endoftext|> reads many documents one after the other in each row of the
+batch, with its state carried from block to block: no padding but at the rows' ends. Any other model reads one
+document, or one window of a document, in a row. Rows are padded at the right, where nothing that counts can
+see it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Row:
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self.starts = np.asarray(starts, dtype=np.int64)
-        self.ends = np.cumsum(lengths, dtype=np.int64)  # in positions of the lane
+        self.ends = np.cumsum(lengths, dtype=np.int64)  # in positions of the row
         self.length = int(self.ends[-1])
 
     def offsets(self, begin: int, end: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def dealt_out(
 def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[Row]:
     """All documents over `count` rows of nearly equal length, the longest row first."""
     count = min(count, len(starts))
-    # the longest document goes to the lane that is shortest so far
+    # the longest document goes to the row that is shortest so far
     heap = [(0, lane) for lane in range(count)]
     members: list[list[int]] = [[] for _ in range(count)]
     for document in np.argsort(-lengths, kind="stable"):
@@ -90,11 +90,11 @@ def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) 
 
 
 def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.ndarray]:
-    """Offsets (rows, time) of the inputs of one block after the other, -1 where a lane has ended.
+    """Offsets (rows, time) of the inputs of one block after the other, -1 where a row has ended.
 
     Args:
         lanes: sorted, the longest first.
-        shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to
+        shrink: leave out rows that have ended (the rest stay the first rows, so a carried state is cut to
             them).
     """
     for begin in range(0, lanes[0].length, block_length):

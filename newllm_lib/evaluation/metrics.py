@@ -28,7 +28,7 @@ from newllm_lib.generation.stateful import (
 )
 
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
-# of them, how many are turned into probabilities at once: what fits a processor's cache, or keeps a GPU busy
+# of them, how many are turned into probabilities at once: what fits a CPU's cache, or keeps a GPU busy
 _SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 

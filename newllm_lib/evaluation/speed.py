@@ -29,7 +29,7 @@ def measure_speed(
     """Time the model where it is, on random tokens. Weights, gradients and mode are left as they were.
 
     Args:
-        batch_size: sequences at a time (default: 16 on a processor, 128 on a GPU, fewer with a large
+        batch_size: sequences at a time (default: 16 on a CPU, 128 on a GPU, fewer with a large
             vocabulary).
         length: tokens in a sequence (lowered to the window of a model that has one).
         decode_tokens: tokens generated one by one, batch 1, for the decoding speed.

@@ -76,7 +76,7 @@ class Sampler:
     applies them.
 
     Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA
-    graph. Chance comes in as uniform numbers, drawn on the processor: the same seed gives the same text on
+    graph. Chance comes in as uniform numbers, drawn on the CPU: the same seed gives the same text on
     every device, up to rounding.
     """
 

@@ -1,7 +1,7 @@
 """Triton's kernels compiled side by side, before a first step needs them.
 
 Left alone, each kernel is compiled when it is first launched: a dozen of them one after the other, which is
-most of the time until the first step. Here the step is rehearsed once, with every launch replaced by a
+most of the time until the first step. Here the step is traced once, with every launch replaced by a
 compilation in a thread (most of which is spent in MLIR, LLVM and ptxas, where Python's lock is free), while
 torch goes on to compile the model.
 """

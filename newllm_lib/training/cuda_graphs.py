@@ -1,7 +1,7 @@
-"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the processor starts one thing where it
-started hundreds.
+"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the CPU launches one
+graph instead of hundreds of kernels.
 
-A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow processor needs 75 for
+A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow CPU needs 75 to launch
 each. What a graph reads and writes lies at fixed places: inputs are copied there before a replay, results are
 taken from there after it. Parameters are read where they are; their gradients are added up at places that all
 blocks share, as one block is done before the next begins.
@@ -29,7 +29,7 @@ class Recorder:
     def record(
         self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None
     ) -> Callable[[], None]:
-        """What repeats `function`, which has to read from and write to tensors that stay. On a processor the
+        """What repeats `function`, which has to read from and write to tensors that stay. On the CPU the
         function itself.
 
         Args:

@@ -253,9 +253,7 @@ def lines_for(context: RunContext) -> EpochLines:
 
 
 def refuse_trackers(recipe: Recipe) -> None:
-    """Raises:
-    UsageError: the package that --report_to needs is not installed.
-    """
+    """Raise UsageError where the package that --report_to needs is not installed."""
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise UsageError(
             f"--report_to {recipe.report_to} needs a package: `pip install {recipe.report_to}`, or leave it "

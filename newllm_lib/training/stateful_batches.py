@@ -1,9 +1,9 @@
 """Training that goes on where the last block ended: the context vector is carried from block to block of the
 same text.
 
-The batch is as many lanes as it has rows; each lane reads its part of the stream in order
-(`data.blocks.ContiguousBatchSampler`), and starts a block with the state it ended the last one with. With
-several processes each has its own lanes, the same ones in every step. Gradients stop at the block's edge
+Each row of the batch reads its part of the stream in order (`data.blocks.ContiguousBatchSampler`), and starts
+a block with the state it ended the last one with. With several processes each has its own rows, the same ones
+in every step. Gradients stop at the block's edge
 (truncated back-propagation through time: Williams & Peng, 1990), so a step costs what it cost before, but the
 model learns to use contexts longer than a block.
 """
@@ -21,7 +21,7 @@ FILE = "carried_state.safetensors"
 
 
 class RecurrentStateBuffer:
-    """The lanes' states (rows, layers, state_size), one tensor for each micro-batch of a step."""
+    """The rows' states (rows, layers, state_size), one tensor for each micro-batch of a step."""
 
     def __init__(self, micro_batches: int):
         self.states: list[torch.Tensor | None] = [None] * micro_batches

@@ -1,7 +1,7 @@
 """Which implementation of an operation runs: the one mechanism, and what its rules ask.
 
 An operation's package has a plain `reference`, which runs everywhere, and modules with the same functions
-that are better where they can run: Triton's kernels on a GPU, gradients written by hand on a processor. Its
+that are better where they can run: Triton's kernels on a GPU, gradients written by hand on the CPU. Its
 face says which, and when:
 
     _implementation = Operation(reference)
@@ -80,7 +80,7 @@ def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
 
 
 def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is
+    """Whether gradients written by hand take it: all of it on the CPU, in the one dtype that it is
     computed in. A compiler fuses what autograd makes by itself."""
     kinds = {(y.device.type, y.dtype) for y in (x, *others) if y is not None}
     exact = kinds <= {("cpu", x.dtype)} and x.dtype in (torch.float32, torch.float64)

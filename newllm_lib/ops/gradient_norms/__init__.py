@@ -57,7 +57,7 @@ def second_moment(
         scale: (1,) of the gradient; if it is no finite number the averages stay.
         weight: of the new squares in the averages.
         unbias: what the averages' weights sum to.
-        numbers: `rounded_step.step_numbers` on the device, to take it from instead.
+        numbers: `stochastic_rounding.step_numbers` on the device, to take it from instead.
     Returns:
         (rows,), (columns,) by which the gradient's rows and columns are to be multiplied.
     """

@@ -4,7 +4,8 @@ tile at a time.
 The notation is `reference`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as
 they are given; everything else is float32 from a few numbers a row and a column ("numbers" below):
 
-    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: E = A/|u| (0 where u is 0)
+    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss
+    1: E = A/|u| (0 where u is 0)
     2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights,
        without the share of a, which is the same for all keys and so changes no weight.
 
@@ -128,9 +129,7 @@ def within(value, low, high):
 
 @triton.jit
 def sizes_of(time):
-    """Of the numbers: places a lane and a plane, padded so that every lane is aligned and every
-    tile inside.
-    """
+    """Of the numbers: places a head and a plane, padded so that every head is aligned, every tile inside."""
     lane_size = tl.multiple_of((time + 127) // 128 * 128, 128)
     return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 128)
 

@@ -69,9 +69,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
 
 
 def _refuse(recipe: Recipe) -> None:
-    """Raises:
-    UsageError: a key or a loss that preference training does not know.
-    """
+    """Raise UsageError for a key or a loss that preference training does not know."""
     losses(recipe.loss_type)
     for key, default in (
         ("from_run", None),

@@ -47,7 +47,7 @@ class HostStore:
 
     def _left(self) -> None:
         """Let go of what was put last, as soon as it is copied. The GPU waits for that, a block later, and
-        not the memory: memory that only the copy's end sets free would be missing while the processor is many
+        not the memory: memory that only the copy's end sets free would be missing while the CPU is many
         blocks ahead of the GPU."""
         if self.leaving is not None:
             torch.cuda.current_stream(self.device).wait_event(self.leaving[1])
