@@ -34,8 +34,7 @@ SETS = 3  # of inputs, so that a GPU's cache flatters nobody
 
 @dataclass(frozen=True)
 class Way:
-    """Who computes an operation: `function` of what `draw` gives. Gradients are taken of all inputs that
-    require one.
+    """Who computes an operation: `function` of what `draw` gives; gradients of all inputs that require one.
 
     Args:
         graph: a CUDA graph can hold it.

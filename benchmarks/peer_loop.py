@@ -1,5 +1,4 @@
-"""The training loop of the peers, which are no models of the library: its data, optimizer and schedule, and
-nothing else of it.
+"""The peers' training loop: the library's data, optimizer and schedule, and nothing else of it.
 
 One GPU or a CPU; on a GPU the step is compiled. What is reported is the mean over every token of the test
 text but the first: a model with a state reads the text from end to end, one without reads windows that

@@ -1,5 +1,4 @@
-"""The ways to train 1.4 to 1.5 billion parameters that `phase7` measures: ours, and those of well-known
-optimizers.
+"""The ways to train 1.5 billion parameters that `phase7` measures: ours and those of known optimizers.
 
 Each gives a model and a step on (BATCH, LENGTH + 1) token ids.
 """

@@ -1,5 +1,4 @@
-"""Phase 8 beside Phase 7 at equal parameters: quality after equal tokens, speed and memory from short to very
-long texts.
+"""Phase 8 and Phase 7 at equal parameters: quality after equal tokens, speed and memory by length.
 
     newllm bench phase8 [--parts speed quality] [--lengths 512 65536] [--set epochs=2]
 
@@ -92,8 +91,7 @@ def speed(
     changes: dict | None = None,
     seconds: float = math.inf,
 ) -> None:
-    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the
-    crossover.
+    """Time whole steps; add tokens/s and memory a token of each way and length, and the crossover.
 
     Args:
         seconds: begin no further length after so many; what is missing then is said.

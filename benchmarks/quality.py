@@ -179,8 +179,7 @@ def _alone(journal: Path) -> Iterator[None]:
 
 
 def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
-    """The three settings that are tried: as many for each model, the same regularisation for those trained
-    with Muon.
+    """The three settings tried for each model, with equal regularisation for those trained with Muon.
 
     Raises:
         UsageError: no such model or size.
@@ -237,8 +236,7 @@ def train_missing(
     seconds: float = float("inf"),
     **what: bool,
 ) -> None:
-    """Train what is missing in the journal, in order, until it is complete or the time is over (no trial is
-    broken off).
+    """Train what the journal lacks, in order, until it is complete or the time is over.
 
     Args:
         words: flags for the processes that train.

@@ -1,5 +1,4 @@
-"""What several GPUs give: the same training by one and by all of them, at the same batch, in one run:
-tokens/s and losses.
+"""What several GPUs give: one training by one and by all of them at one batch: tokens/s and losses.
 
     newllm bench scaling [--gpus 2] [--models phase7_100m_replayed phase7_1.5b new_llm]
 
@@ -174,8 +173,7 @@ def _trained(
     started: list[subprocess.Popen],
     environments: list[dict[str, str]],
 ) -> Found | None:
-    """What the processes with these variables found, of which the first reports; None if it failed, or the
-    time is over.
+    """What the first of these processes reports; None if one failed, or the time is over.
 
     Args:
         started: where the processes are noted.

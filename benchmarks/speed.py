@@ -1,5 +1,4 @@
-"""Training tokens a second and memory: whole steps of New-LLM and its peers on random tokens, each in a
-process of its own.
+"""Training tokens/s and memory: whole steps of New-LLM and its peers on random tokens, each in a process.
 
 The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, fused AdamW, no dropout. Ways
 to run a step:

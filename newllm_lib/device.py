@@ -168,8 +168,7 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
 
 
 def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
-    """One line for each package that this process has loaded in another version than the one that is
-    installed.
+    """A line for each package that this process has loaded in another version than is installed.
 
     That comes of installing into a running notebook: what was imported before stays, and the two do not fit
     together.

@@ -1,5 +1,4 @@
-"""What colab_bootstrap.sh asks about packages before ours are there, so with nothing but Python's own
-library.
+"""What colab_bootstrap.sh asks about packages before ours are there: standard library only.
 
     python -m newllm_lib.pip_report keep PLACE
         pip's constraints: what must stay as it is, else the tested versions

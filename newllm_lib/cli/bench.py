@@ -22,8 +22,7 @@ CLONE = Path(__file__).resolve().parents[2]  # where it is one
 
 
 def open_benchmark(words: list[str]) -> tuple[str, ModuleType] | None:
-    """The benchmark that the words after `bench` name; None after the list of all, which is shown where they
-    name none.
+    """The benchmark that the words after `bench` name; with none, lists all and returns None.
 
     Raises:
         UsageError: there is no such benchmark, or no folder of them.

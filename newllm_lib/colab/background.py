@@ -25,8 +25,7 @@ class Started:
 
 
 def train(settings: Settings, every: float = 2.0, **more) -> Run:
-    """Train what the form chose and show it until it ends; run the cell again to look again, or to continue a
-    stopped run.
+    """Train what the form chose and show it until it ends; run the cell again to continue a stopped run.
 
     Args:
         every: seconds between two looks.

@@ -13,8 +13,7 @@ _REDRAW = 0.1  # seconds between two redraws of an answer that is still being wr
 
 
 def chat(run, first: str | None = None, settings=None) -> Chat:
-    """Load a run and talk with it: `first` is said at once, then the window waits (without widgets: use
-    `.ask(...)`).
+    """Load a run and chat: `first` is sent at once, then the window waits (no widgets: `.ask(...)`).
 
     Args:
         run: as for `checkpoints.load_model`.

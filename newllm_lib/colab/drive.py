@@ -1,5 +1,4 @@
-"""Google Drive (or any other folder) as the second place of runs: mount it, save a run there now, bring one
-back.
+"""Google Drive (or another folder) as runs' second place: mount it, save a run there, bring one back.
 
 While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror.sync`); the
 notebooks' forms set it.
@@ -47,8 +46,7 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
 
 
 def save(run: Run, folder: str | Path | None = None) -> Path:
-    """Bring the copy of a run in `folder` (default: Drive) up to date, also while it trains; returns where it
-    lies.
+    """Update a run's copy in `folder` (default: Drive), also while it trains; returns its place.
 
     Raises:
         NewLLMError: the folder is full, gone or cannot be written; what was whole there still is.

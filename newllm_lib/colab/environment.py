@@ -37,8 +37,7 @@ def clone_root(start: Path | None = None) -> Path | None:
 
 
 def ready(clone: Path | None = None) -> None:
-    """Make this kernel ready: errors of ours as one line, work in the clone's top folder, and say what was
-    found.
+    """Make this kernel ready: our errors as one line, work in the clone's top folder, and report.
 
     Args:
         clone: the clone that the install cell found or made (default: the one around the current folder, if

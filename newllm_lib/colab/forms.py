@@ -1,5 +1,4 @@
-"""A recipe as a notebook form, and back: the `#@param` cell is rendered from the recipe, its values become
-overrides.
+"""A recipe as a notebook form, and back: the `#@param` cell is rendered, its values become overrides.
 
 The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the
 recipe still adapts to the machine (fewer sequences at a time on a CPU, for example).
@@ -68,8 +67,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name
-    to overrides).
+    """The settings cell of one notebook: its name in `settings.py`, recipe, fields, and presets.
 
     Three field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose`
     says, given the values of the fields), `size` one of `presets`, `gpu` one of `gpus`: what that GPU does in

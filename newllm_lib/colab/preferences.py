@@ -79,8 +79,7 @@ def answer(run: Run | str, *questions: str, **settings) -> list[str]:
 
 
 def sweep(settings: Settings, betas: Sequence[float], learning_rates: Sequence[float], **more) -> list[dict]:
-    """Train each beta with each learning rate, one after the other; a table and a picture. A run that was
-    done is not repeated.
+    """Train each beta with each learning rate in turn; a table and a picture. Finished runs are reused.
 
     A run whose answers collapse is a row like the others: it says so in its last column.
     """

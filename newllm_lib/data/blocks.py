@@ -26,8 +26,7 @@ IGNORED = -100  # a label that the loss leaves out
 
 
 class Blocks(Dataset):
-    """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its
-    number.
+    """Blocks of `length` tokens with their labels. A block's index is the token it starts at.
 
     Args:
         split: the packed tokens, or a window of a stream.
@@ -216,8 +215,7 @@ class StreamedBlocks(Dataset):
 
 
 class StreamSampler(Sampler[tuple[int, int, int]]):
-    """The starts of an epoch's blocks in a `StreamedSplit`: an epoch is as many blocks as were declared for a
-    pass.
+    """Block starts of an epoch of a `StreamedSplit`: as many blocks as were declared for a pass.
 
     Raises:
         NewLLMError: those are fewer than one batch.

@@ -1,5 +1,4 @@
-"""Records to token ids, with an account of the original text: its bytes, words, and what the tokens cannot
-give back.
+"""Records to token ids, with the original text's bytes and words, and what tokens cannot give back.
 
 **Lost bytes** are what makes bits per byte honest for a tokenizer that loses text: the metric charges 8 bits
 each.

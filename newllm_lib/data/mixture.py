@@ -48,8 +48,7 @@ def read_record(folder: Path) -> dict | None:
 
 
 def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`, whole or not at all; how many
-    of each source.
+    """Write train, validation and test .jsonl into `folder`, atomically; how many of each source.
 
     Args:
         weights: each source's share of the documents. Of a source its first records are taken, each at most

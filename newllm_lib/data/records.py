@@ -1,5 +1,4 @@
-"""One schema for everything that is trained on: a record is a document of plain text, or a dialogue of
-messages.
+"""One schema for all training data: a record is a document of plain text, or a dialogue of messages.
 
 How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted
 by reason (`RowStats`), until too many are bad.
@@ -70,8 +69,7 @@ RECORDS = Kind(
 
 
 class RowStats:
-    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should
-    be.
+    """Counts good and bad rows of a pass over a source, and stops it when too many are bad.
 
     Args:
         kind: what the rows should be.

@@ -1,5 +1,4 @@
-"""How a record becomes tokens: the control tokens, the chat templates, and the safe way to encode a user's
-text.
+"""How a record becomes tokens: control tokens, chat templates, and the safe encoding of a user's text.
 
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
 `<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`:

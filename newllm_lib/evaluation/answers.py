@@ -66,8 +66,7 @@ def collapsed(now: dict, before: dict) -> str | None:
 def kl_from_base(
     model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, seed: int = 0, dtype=None
 ) -> float | None:
-    """Estimate of KL(model || base) in nats an answer: the mean of log p - log p_base over answers sampled
-    from the model.
+    """Estimate of KL(model || base) in nats an answer: mean log p - log p_base over the model's samples.
 
     None where the base is not at hand (the model has no adapters to switch off).
     """

@@ -1,5 +1,4 @@
-"""What counting alone predicts: the unigram and the bigram table of the training split, on the same tokens as
-the models.
+"""What counting alone predicts: the training split's unigrams and bigrams, on the models' tokens.
 
 Both are Witten-Bell interpolated (Witten & Bell 1991; Chen & Goodman 1998, section 2.4): a context h that was
 seen with T(h) different followers gives them the weight c(h) / (c(h) + T(h)) and the next simpler model the

@@ -1,5 +1,4 @@
-"""How the documents of a split go through a model, so that every token but the first is predicted exactly
-once.
+"""How a split's documents go through a model, so that every token but the first is predicted once.
 
 A model that clears its state at <|endoftext|> reads many documents one after the other in each row of the
 batch, with its state carried from block to block: no padding but at the rows' ends. Any other model reads one
@@ -34,8 +33,7 @@ class Row:
 
 
 def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and number of inputs of each document: a document predicts up to and including the next
-    <|endoftext|>.
+    """Offset and number of inputs of each document: it predicts up to the next <|endoftext|>, included.
 
     Raises:
         NewLLMError: the split has no token to predict.

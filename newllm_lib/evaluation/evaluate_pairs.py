@@ -8,8 +8,7 @@ from newllm_lib.evaluation.preferences import in_words, pair_log_probs, preferen
 
 
 def evaluate_pairs(model, tokenizer, recipe, dtype=None) -> dict:
-    """Accuracy and margin of a model on the held-out pairs of its recipe, for each kind too, beside the
-    shortcuts' accuracy.
+    """Accuracy and margin on the recipe's held-out pairs, also by kind, beside the shortcuts' accuracy.
 
     Raises:
         NewLLMError: the pairs cannot be had, or none fits.

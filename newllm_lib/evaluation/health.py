@@ -1,5 +1,4 @@
-"""Is the context vector alive? What the model carries must differ from token to token, or it says nothing
-about the text.
+"""Is the context vector alive? It must differ from token to token, or it says nothing about the text.
 
 The original of this project watched only how close its vectors came to a fixed point, and so did not see that
 they had all become the same one. Here the context vectors after many tokens of many places of the text are

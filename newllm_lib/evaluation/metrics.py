@@ -1,5 +1,4 @@
-"""How well a model predicts a split: bits per byte of the original text, perplexity, word perplexity,
-accuracy.
+"""How well a model predicts a split: bits per byte of the text, perplexity, word perplexity, accuracy.
 
 Every token but the first of the stream is predicted exactly once, weighted equally, each document from its
 own start. Batch and block sizes change nothing but rounding. Bits per byte counts what the tokenizer lost as

@@ -27,8 +27,7 @@ _LOGITS = 16_000_000  # made at once, at most: 64 MB in float32
 
 
 def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torch.Tensor:
-    """Log-probabilities (pairs, 2) in nats of the chosen and the rejected answers, summed over their tokens,
-    in float64.
+    """Summed log-probabilities (pairs, 2) in nats of chosen and rejected answers, in float64.
 
     Args:
         rows: prompt_ids, chosen_ids, rejected_ids of each pair.

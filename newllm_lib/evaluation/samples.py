@@ -1,5 +1,4 @@
-"""What a model says to a fixed set of prompts, and whether that is degenerate: empty, repeating, the same to
-everything.
+"""Answers to a fixed set of prompts, and whether they degenerate: empty, repeating, all the same.
 
 A validation loss falls smoothly while the answers it stands for may be one phrase for ever; so the same
 prompts are answered at each evaluation, greedily, and looked at beside each other.
@@ -45,8 +44,7 @@ _LONG_ENOUGH = 8  # tokens: shorter answers cannot repeat much
 
 
 class Prompts:
-    """The prompts that fit a split: questions where it holds dialogues (Japanese where its text is), else
-    beginnings.
+    """Prompts that fit a split: questions for dialogues (Japanese for Japanese), else beginnings.
 
     Attributes:
         texts: what people see. ids: the same as token ids, as the model reads them.

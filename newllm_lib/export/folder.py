@@ -96,8 +96,7 @@ def _with_use_of(card: str, own: str) -> str:
 
 
 def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:
-    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or
-    kept.
+    """Upload an exported folder to the hub as `owner/name`; returns its address, never the token.
 
     Args:
         token: default: HF_TOKEN, or what `hf auth login` stored.

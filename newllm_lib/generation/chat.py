@@ -73,8 +73,7 @@ class ChatSession:
             )
 
     def reply(self, text: str) -> Iterator[str]:
-        """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the
-        conversation goes on.
+        """The answer to `text` in pieces as they form; one may stop at any time, the chat goes on.
 
         It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
         """
@@ -113,8 +112,7 @@ class ChatSession:
         return encode_text(self.tokenizer, _whole(text))
 
     def command(self, line: str) -> str:
-        """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's
-        business.
+        """Do what a "/" command asks; returns what to tell the user. /quit is the caller's business.
 
         Raises:
             UsageError: no such command or setting, or a bad value.
@@ -257,8 +255,7 @@ def chat(run, settings: Settings | None = None, which: str = "best", device: str
 def open_session(
     run, settings: Settings | None = None, which: str = "best", device: str | None = None
 ) -> ChatSession:
-    """A conversation with a model, as `load_model` finds it: in turns where its record says that it learned
-    answers.
+    """A conversation with a model from `load_model`: in turns if its record says it learned answers.
 
     A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`)
     says nothing.

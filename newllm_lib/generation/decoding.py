@@ -50,8 +50,7 @@ class Steps:
             self._capture()
 
     def begin(self, state: torch.Tensor, logits: torch.Tensor, seen: Sequence[Sequence[int]]) -> list[int]:
-        """Start from what was read: state (rows, layers, size), logits (rows, vocab) of the token that
-        follows.
+        """Start from a prefill: state (rows, layers, size), logits (rows, vocab) of the next token.
 
         Args:
             seen: for each row the ids that a repetition penalty looks at so far.

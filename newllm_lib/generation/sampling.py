@@ -72,8 +72,7 @@ class Settings:
 
 
 class Sampler:
-    """Chooses next tokens from their logits: what transformers' warpers leave, in the order `generate`
-    applies them.
+    """Chooses next tokens from logits, with transformers' warpers in `generate`'s order.
 
     Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA
     graph. Chance comes in as uniform numbers, drawn on the CPU: the same seed gives the same text on

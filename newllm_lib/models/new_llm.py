@@ -1,5 +1,4 @@
-"""New-LLM: a language model with no attention, whose whole memory is a context vector of fixed size in each
-block.
+"""New-LLM: a language model without attention, whose memory is a context vector in each block.
 
 `NewLLMForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it.
 Its state is one tensor (batch, layers, state_size), the same size after ten tokens and after ten million,

@@ -1,5 +1,4 @@
-"""Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train
-embedding.
+"""Phase 7: hyperbolic attention for the near, a state-space branch for the far, tensor-train embedding.
 
 Phase 8 is the same model with linear attention, by hyperbolic features, to all of the past (`attention`
 "linear").

@@ -28,8 +28,7 @@ def load_recipe(
     device_kind: str | None = None,
     resolve_start: bool = True,
 ) -> Recipe:
-    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` (from flags or a
-    form) on top.
+    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` on top.
 
     Args:
         device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()`

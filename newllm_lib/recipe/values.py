@@ -18,8 +18,7 @@ def value_types(f) -> tuple[type, ...]:
 
 
 def checked(f, value):
-    """`value` as the field's type; text such as "8e-4", "true" or "none" (from flags, forms, YAML 1.1) is
-    understood.
+    """`value` as the field's type; text such as "8e-4", "true" or "none" is understood.
 
     Raises:
         UsageError: wrong type, not one of the choices, or below the minimum.

@@ -1,5 +1,4 @@
-"""Writing that a crash cannot tear: a file or a folder stands whole under its name, or what was there before
-does.
+"""Atomic writes: a file or a folder stands whole under its name, or what was there before does.
 
 Everything is written under a temporary name beside its place, brought to the disk, and then renamed. A folder
 gets a `MANIFEST.json` with the name and size of each of its files, so that a copy that lost something is seen
@@ -85,8 +84,7 @@ def atomic_write_bytes(
 
 @contextmanager
 def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
-    """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as
-    `run/best`.
+    """`with staged_directory(run / "best") as folder:` fill it; at the end it becomes `run/best`.
 
     Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link
     stays one: what it points to is replaced. An error in the block leaves nothing behind; a killed process
@@ -120,8 +118,7 @@ def staged_directory(final: Path, parents: bool = True, what: str | None = None)
 
 @contextmanager
 def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
-    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours,
-    marked as ours.
+    """`staged_directory` for a user's folder: refused where others' files lie, marked as ours.
 
     Args:
         what: "export" or "mixture".
@@ -157,8 +154,7 @@ def add_to_mark(folder: Path, *names: str) -> None:
 
 @contextmanager
 def scratch_directory(place: Path) -> Iterator[Path]:
-    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to
-    `clean_leftovers`.
+    """A hidden folder beside `place` within the block. `clean_leftovers` removes a killed process's.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.
@@ -191,8 +187,7 @@ def missing_files(directory: Path) -> list[str]:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays
-    there.
+    """Delete a model's or checkpoint's folder; of a link the link. Files that are not ours stay.
 
     It is never half there under its name: it is renamed first; a kill leaves a hidden leftover.
     """

@@ -26,8 +26,7 @@ class AlreadyRunning(NewLLMError):
 
 
 class RunLock:
-    """`with RunLock(run):` nobody else trains `run` meanwhile; what a killed process left half-written goes
-    first.
+    """`with RunLock(run):` nobody else trains `run`; a killed process's leftovers go first.
 
     Raises:
         AlreadyRunning: with the pid of the process that holds the run and the commands to follow or stop it.

@@ -92,8 +92,7 @@ def read_mark(folder: Path) -> dict | None:
 
 
 def foreign_in(folder: Path, what: str | None = None) -> Iterator[str]:
-    """Everything in `folder` that we did not write there as `what` (None: as whatever it says it is), by
-    relative name.
+    """Relative names of all in `folder` that we did not write as `what` (None: as it declares).
 
     Files, links and empty folders; of what a system leaves in every folder nothing.
     """

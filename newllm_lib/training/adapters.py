@@ -1,5 +1,4 @@
-"""LoRA in a training run: small trained matrices beside the start's frozen weights (Hu et al., 2021, arXiv
-2106.09685; PEFT).
+"""LoRA in a run: small trained matrices beside frozen weights (Hu et al., 2021, arXiv 2106.09685; PEFT).
 
 The adapters are put into the model itself, so that everything else sees the model it knows. The run keeps
 `base/`, the start's weights; each checkpoint has the adapters as PEFT saves them (`adapter/`) beside the

@@ -142,8 +142,7 @@ class BlockGraphs:
     def backward(
         self, call, tensors: list[Tensor], wanted, upstream: list[Tensor | None], first: bool, through
     ):
-        """The gradients of the wanted tensors, overwritten by the next call; those of the parameters wait for
-        `hand_over`.
+        """The wanted tensors' gradients, until the next call; parameters' wait for `hand_over`.
 
         Args:
             first: of the block's chunks: gradients begin at zero.

@@ -1,5 +1,4 @@
-"""Knowledge distillation: a trained model's whole distribution beside the text's own next token (`teacher` in
-a recipe).
+"""Knowledge distillation: a teacher's whole distribution beside the next token (the key `teacher`).
 
 The teacher is a run, a folder with a model, or a hub id; any causal language model that knows the student's
 words by the same ids. It reads the same blocks; nothing of it is trained or saved.

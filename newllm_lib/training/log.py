@@ -32,8 +32,7 @@ class _Row:
 
 
 class TrainingLog:
-    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the
-    sum.
+    """The steps' figures. An interval's loss is summed on the device; checkpoints keep the sum.
 
     On a GPU a row is read while the next step runs, so that the GPU never waits for its log.
 

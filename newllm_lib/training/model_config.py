@@ -103,8 +103,7 @@ def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
 
 
 def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config:
-    """A TinyGPT2 with the stored parameters of `other` (within 2 %), the recipe's layers, heads and block
-    length.
+    """A TinyGPT2 with `other`'s parameters (within 2 %), the recipe's layers, heads and length.
 
     The width is the multiple of the heads whose usual MLP (4 x width) comes nearest; then the MLP's width
     makes up the rest.

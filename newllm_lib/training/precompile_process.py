@@ -1,5 +1,4 @@
-"""New-LLM's kernels compiled by a process of their own, from a command's first moment on, while it still
-imports.
+"""New-LLM's kernels compiled by another process from a command's first moment on, while it imports.
 
 What a first step launches follows from the recipe alone. The other process needs torch, Triton and our
 layers, but not transformers, so it is done about when the training process has imported everything, and finds

@@ -1,5 +1,4 @@
-"""What a finished run's figures mean, and what to do next: beside counting, its start, and earlier runs on
-the same text.
+"""What a run's figures mean, and what to do next: beside counting, its start, runs on the same text.
 
 All in bits per byte on the validation split, which alone can be compared across vocabularies; `newllm
 evaluate` measures on the test split. Kept as `report.json` in the run's folder, for notebooks.

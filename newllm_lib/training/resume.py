@@ -22,8 +22,7 @@ from newllm_lib.training.samples import forget_after as forget_samples_after
 
 
 def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run records it. A run started on another kind of machine keeps that machine's
-    preset.
+    """The recipe as recorded. A run started on another kind of machine keeps that machine's preset.
 
     Raises:
         UsageError: the folder holds a run with another recipe.

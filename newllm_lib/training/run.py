@@ -97,8 +97,7 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
 
 
 def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, Device]:
-    """The recipe as the run records it, the run, its copy and the device. Nothing is made before this
-    returns.
+    """The recorded recipe, the run, its copy and the device. Nothing is made before this returns.
 
     Raises:
         UsageError: what was asked for cannot be.

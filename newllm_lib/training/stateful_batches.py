@@ -1,5 +1,4 @@
-"""Training that goes on where the last block ended: the context vector is carried from block to block of the
-same text.
+"""Truncated BPTT: the context vector is carried from block to block of the same text.
 
 Each row of the batch reads its part of the stream in order (`data.blocks.ContiguousBatchSampler`), and starts
 a block with the state it ended the last one with. With several processes each has its own rows, the same ones

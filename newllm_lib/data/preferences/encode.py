@@ -1,5 +1,4 @@
-"""Pairs as token ids, in the words that the model will be asked in: our control tokens, its chat template, or
-plain turns.
+"""Pairs as token ids, as the model will be asked: our control tokens, its chat template, plain turns.
 
 What does not fit is counted: a pair whose prompt alone reaches the limit is left out (there would be nothing
 to learn from), an answer that goes beyond it is cut at its end.

@@ -1,5 +1,4 @@
-"""What the Japanese preference pairs are about: facts on AI, programming and data science, a row each in
-`facts_ja.tsv`.
+"""Facts for the Japanese preference pairs: AI, programming, data science; a row each in `facts_ja.tsv`.
 
 A fact says four things of one term: what it is, what knowing it is good for, an example, and what to watch
 out for. A term belongs to training or to evaluation for good, whatever the seed: what is measured was never

@@ -128,8 +128,7 @@ def most_pairs() -> int:
 
 
 def generate(count: int | None = None, seed: int = 0) -> list[Pair]:
-    """`count` pairs (default: all) with different prompts, in random order; the same seed gives the same
-    pairs.
+    """`count` pairs (default: all) with different prompts, in an order that the seed decides.
 
     Raises:
         UsageError: there are not so many.

@@ -34,8 +34,7 @@ main()"""
 
 
 class SegmentPool:
-    """Packs the segments of a job, each into a cache entry of its own; what is there already is not made
-    again.
+    """Packs the segments of a job, each into its own cache entry; what is there is not made again.
 
     Which process packs what, and when, depends on speed; what is packed does not.
 

@@ -105,8 +105,7 @@ def _refuse_others(page: Path, picture: Path) -> None:
 
 
 class _Measure:
-    """Everything about one model after the other, on the same text: what the first one gives for both is
-    kept.
+    """Everything about each model in turn, on the same text; the first's data is kept for both.
 
     Args:
         recorded: whose data it is where `data` names none, also for a model without a record of its own.

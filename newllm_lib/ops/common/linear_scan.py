@@ -27,8 +27,7 @@ def _chunk_length(time: int) -> int:
     "newllm::chunked_scan", mutates_args=()
 )  # one node for torch.compile, whatever happens inside
 def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool = False) -> torch.Tensor:
-    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim) and state (batch, dim), all of one dtype. Returns
-    c.
+    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim), state (batch, dim), of one dtype. Returns c.
 
     backwards: c_t = a_{t+1} c_{t+1} + b_t, from c_T = b_T + state: the gradient of a scan.
     """

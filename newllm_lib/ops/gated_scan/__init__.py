@@ -59,8 +59,7 @@ def gated_scan_step(
     new_state: torch.Tensor,
     eps: float = 1e-6,
 ) -> torch.Tensor:
-    """`gated_scan` of one token, for decoding, which is bound by how many small operations it takes: here
-    one. No gradients.
+    """`gated_scan` of one token, for decoding, in one small operation. No gradients.
 
     Args:
         projection: (batch, 3 * dim).

@@ -1,5 +1,4 @@
-"""`gated_scan` on the CPU: plain torch with its gradient written by hand, in a third of the passes that
-autograd makes.
+"""`gated_scan` on the CPU: plain torch with its gradient by hand, in a third of autograd's passes.
 
 With x the forget gate's input, s = silu(input), a = sigmoid(x), b = sigmoid(-x) and g the gradient by the
 context's scan:

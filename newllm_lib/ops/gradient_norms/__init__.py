@@ -48,8 +48,7 @@ def second_moment(
     unbias: float,
     numbers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Update Adafactor's averages of a squared gradient in place, and return what divides the gradient by
-    their root.
+    """Update Adafactor's averages of a squared gradient in place; returns the gradient's divisor.
 
     Args:
         squares: as `squares` gives them for the gradient before it is scaled.

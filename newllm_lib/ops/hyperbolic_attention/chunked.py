@@ -1,5 +1,4 @@
-"""Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot
-in Triton.
+"""Hyperbolic attention in plain torch, in chunks of queries: where Triton has no tensor-core dot.
 
 The mathematics, the notation and the numbers kept for the backward pass are those of `kernels` and
 `backward_kernels`; a chunk's scores, for all heads at once, are all that is ever in memory of (queries,

@@ -1,5 +1,4 @@
-"""Hyperbolic attention as its equations say, all scores at once: (time, time) numbers a head, gradients by
-autograd.
+"""Hyperbolic attention by its equations: (time, time) scores a head at once, gradients by autograd.
 
 The distance of the Poincaré ball in numbers that neither overflow nor cancel, however near the boundary a
 point lies.

@@ -1,5 +1,4 @@
-"""Linear attention in chunks, in plain torch: products of matrices that fit tensor cores, and a scan over the
-chunks.
+"""Linear attention in plain torch chunks: matrix products for tensor cores, a scan over the chunks.
 
 Inside a chunk all pairs of tokens are weighed, as in ordinary attention; what came before is a sum of k v'
 products, one matrix a chunk, which `linear_scan` carries from chunk to chunk. Work and memory grow with time

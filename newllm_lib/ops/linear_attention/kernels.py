@@ -1,5 +1,4 @@
-"""Triton kernels of linear attention: one chunk of one head a program, and a walk over the chunks between
-them.
+"""Triton kernels of linear attention: a chunk of a head a program, and a walk over the chunks between.
 
 The notation is that of `chunked`. A head's states lie in a row, (chunks + 1, dim + 1, features) float32: slot
 n is the sum of v k' before chunk n, its last line the sum of k. The forward pass writes what chunk n adds

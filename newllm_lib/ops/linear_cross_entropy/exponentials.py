@@ -1,5 +1,4 @@
-"""Head and cross-entropy on tensor cores: logits leave the product as exponentials, and no pass over them
-follows.
+"""Head and cross-entropy on tensor cores: the product gives exponentials, no pass over them follows.
 
 With l the logits of a row, y its label and e_j = exp(l_j - l_y) for j != y, the row's loss is log(1 + S), S
 the sum of the e_j, and the gradient by its logits is e_j / (1 + S), and at the label -S / (1 + S). So the

@@ -1,5 +1,4 @@
-"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few
-tokens.
+"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter a channel.
 
 It never looks across a document's start, goes on from a carried state, and skips padding as if it weren't
 there.
@@ -59,8 +58,7 @@ def short_conv_step(
     conv_state: torch.Tensor,
     new_conv_state: torch.Tensor,
 ) -> torch.Tensor:
-    """`short_conv` of one token, for decoding: one small operation where that takes a score of them. No
-    gradients.
+    """`short_conv` of one token, for decoding: one small operation instead of a score. No gradients.
 
     Args:
         x: (batch, dim).

@@ -1,5 +1,4 @@
-"""Head in tensor-train form and cross-entropy together: neither the V x d matrix nor the logits of all tokens
-ever exist.
+"""Tensor-train head and cross-entropy together: neither the matrix nor all logits ever exist.
 
 A block of tokens at a time meets the matrix piece by piece (`Pieces`): its logits, their softmax's gradient
 in place, then the gradients of the hidden states and, through each piece, of the cores; all within the
@@ -29,8 +28,7 @@ def tensor_train_cross_entropy(
     tokens: Tensor | int | None = None,
     block_elements: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of hidden (..., d1 * d2) against labels (...) already shifted; -100: not
-    predicted.
+    """Mean cross-entropy in nats of hidden (..., d1 * d2), labels (...) already shifted (-100: none).
 
     Args:
         first, second: cores (V1, d1, rank), (V2, rank, d2).

@@ -24,8 +24,7 @@ class DamagedCopy(NewLLMError):
 
 
 def copy_folder(source: Path, target: Path, check: dict[str, str] | None = None) -> None:
-    """Copy a finished folder (see `staged_directory`); at `target` stands the whole copy, or what stood there
-    before.
+    """Copy a finished folder atomically (see `staged_directory`) to `target`.
 
     Args:
         check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets

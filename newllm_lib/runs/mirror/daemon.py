@@ -76,8 +76,7 @@ def mirror_status(run: Run) -> dict | None:
 def wait_for_mirror(
     run: Run, tell: Callable[[str], None], since: float = 0.0, timeout: float = GIVE_UP_AFTER + 60
 ) -> dict | None:
-    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is
-    to be said.
+    """Wait, when training has ended, until the mirror has all; `tell` gets lines for the user.
 
     Args:
         since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it

@@ -70,8 +70,7 @@ def is_ahead(copy: Run, run: Run) -> bool:
 
 
 def bring_back(copy: Run, run: Run) -> None:
-    """Make `run` what `copy` is, part by part; each part is whole or not there, so a kill in between loses
-    nothing.
+    """Make `run` what `copy` is, each part atomically, so a kill in between loses nothing.
 
     Raises:
         NewLLMError: damaged, or it holds what is not read from elsewhere.

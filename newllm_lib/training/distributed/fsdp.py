@@ -1,5 +1,4 @@
-"""FSDP2: each process keeps some rows of every weight, gradient and optimizer state; a block is whole only
-while it works.
+"""FSDP2: each process keeps rows of all weights, gradients and states; a block is whole while it works.
 
 On several hosts each host has the whole model in its GPUs, where that fits: weights are then fetched inside
 the host.
@@ -211,8 +210,7 @@ def _is_ours(tensor: Tensor) -> bool:
 
 
 def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors of which each process has some rows into one safetensors file: everyone its own rows. All
-    must call it.
+    """Write sharded tensors into one safetensors file, each process its own rows. All must call it.
 
     Tensors that are not cut are the first process's.
     """

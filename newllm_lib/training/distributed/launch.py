@@ -1,5 +1,4 @@
-"""`--num_gpus`: starts the processes by torch's elastic launcher, passes signals on, and tells why they
-ended.
+"""`--num_gpus`: starts processes by torch's elastic launcher, passes signals on, reports why they ended.
 
 This process holds the run (lock, status, mirror) while they train; each is
 `newllm_lib.training.distributed.worker`. What torchrun and `accelerate launch` start by themselves, on one

@@ -1,5 +1,4 @@
-"""From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after,
-the card.
+"""From a recipe with `task: dpo` to a finished run: pairs, base, measures, training, the card.
 
 Lock, status and the run's folder are `training.run`'s; resuming, saving and signals `training.trl.run`'s;
 the trainer is in `dpo_task`.
@@ -111,8 +110,7 @@ def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Prepare
 
 
 def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
-    """Measure what was kept (best/, from the disk, as its user will load it), write result and card, and
-    judge.
+    """Measure best/ as its user will load it, write result and card, and judge.
 
     Raises:
         NewLLMError: the answers of what was kept are empty or repeat themselves.

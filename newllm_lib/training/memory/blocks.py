@@ -1,5 +1,4 @@
-"""Activation checkpointing, block by block, where the whole batch passes through one block before the next
-one is touched.
+"""Activation checkpointing by block: the whole batch passes one block before the next is touched.
 
 A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept
 until the last of them. Here it is cut inside each block instead: the backward pass runs block L over all
@@ -73,8 +72,7 @@ def checkpoint_blocks(
     compiled: bool = False,
     graphs: bool = False,
 ) -> BlockPasses:
-    """From now on a training step keeps only each block's input, and computes the rest again in the backward
-    pass.
+    """From now on training keeps only each block's input, and recomputes the rest in the backward pass.
 
     Args:
         sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is

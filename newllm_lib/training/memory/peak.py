@@ -21,8 +21,7 @@ def count_from_here() -> None:
 def with_smaller_micro_batches(
     micro: int, batch_size: int, unit: str, advice: str, attempt: Callable[[int, bool], None]
 ) -> None:
-    """`attempt(micro, first)`, and after running out of memory again with about half of `micro` (a divisor of
-    the batch).
+    """`attempt(micro, first)`; when memory runs out, again with about half of `micro`.
 
     Args:
         unit: what a batch holds ("sequences", "pairs").

@@ -40,8 +40,7 @@ class PreparedBase:
         return sum(p.numel() for p in self.model.parameters())
 
     def warm_start(self, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
-        """Learn the preferred answers, if the recipe says so; then keep the base in the run unless the hub
-        has it.
+        """Learn preferred answers if the recipe says so; then keep the base, unless the hub has it.
 
         Raises:
             Interrupted: stopped on the way; nothing of it is kept.
