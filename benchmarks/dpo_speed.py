@@ -174,9 +174,8 @@ def here(base: Path, data: Path, output: Path) -> dict:
     problem = None
     try:
         train(load_recipe("dpo", chosen))
-    except (
-        NewLLMError
-    ) as error:  # random weights say nothing sensible: the figures of time and memory stand all the same
+    except NewLLMError as error:
+        # random weights say nothing sensible: the figures of time and memory stand all the same
         problem = str(error)
     synchronize()
     rows = [row for row in Run(output).metrics() if "pairs_per_second" in row]

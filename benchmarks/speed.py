@@ -154,8 +154,7 @@ class _Child:
         words = common.command("speed", "--one", way, json.dumps(setting))
         self._errors = tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
-        # Beside others, torch compiles in the process itself: each would start as many helpers as there are
-        # cores.
+        # Beside others, torch compiles in the process itself: each would start a helper a core.
         environment = os.environ if alone else {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._process = subprocess.Popen(words, env=environment, **pipes)
 

@@ -17,9 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 NOTES = ".newllm-setup"  # the beginning of all file names that an installation leaves in PLACE
-_WITH_TORCH = (
-    r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"  # kept where a .venv stands on a system's torch
-)
+# left alone where a .venv stands on a system's torch
+_WITH_TORCH = r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"
 _SHOWN = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate")
 _MOST = 6  # packages named in a line
 

@@ -34,9 +34,8 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
         drive.mount(str(mount_point))
         folder = mount_point / "MyDrive" / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-    except (
-        Exception
-    ) as error:  # google.colab raises ValueError, MessageError and more, each with its own words
+    except Exception as error:
+        # google.colab raises ValueError, MessageError and more, each with its own words
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise NewLLMError(
             f"Google Drive could not be mounted ({cause}): allow it in the window that opens, and try again; "

@@ -27,9 +27,7 @@ LINE = 120
 
 @dataclass(frozen=True)
 class Field:
-    """One line of a form. A recipe key takes its default, type and choices from the recipe; any other field
-    names its own.
-    """
+    """One line of a form. A recipe key takes default, type and choices from the recipe."""
 
     name: str
     english: str

@@ -16,9 +16,7 @@ FOLDER = Path("data/mix")  # where `make train-phase7-1.5b` looks too
 
 
 def mix(settings: Settings) -> Mixture:
-    """Show the sliders (without widgets: use `.choose("demo=2,dolly=1")`); `.settings()` then makes the mix
-    and trains on it.
-    """
+    """Show the sliders (no widgets: `.choose("demo=2,dolly=1")`); `.settings()` makes the mix."""
     chosen = Mixture(settings)
     chosen.show()
     return chosen

@@ -12,8 +12,7 @@ from newllm_lib.recipe import Recipe, load_recipe
 
 PRESETS = ("phase7_small", "phase7_100m", "phase7_0.7b", "phase7_1.5b")
 GPUS = ("t4", "l4", "a100", "h100")  # Colab's
-# tokens a parameter: about what a model of a given cost is best trained on (Hoffmann et al., 2022, arXiv
-# 2203.15556)
+# tokens a parameter that a given cost is best spent on (Hoffmann et al., 2022, arXiv 2203.15556)
 ENOUGH = 20
 
 

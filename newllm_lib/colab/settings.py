@@ -119,8 +119,7 @@ PRETRAINING = Form(
     },
 )
 
-# Japanese models are small enough for a T4 and know the language of the pairs; what DialoGPT knows is
-# English.
+# Japanese models that fit a T4 know the language of the pairs; DialoGPT knows English.
 BASES = (
     "microsoft/DialoGPT-small",
     "rinna/japanese-gpt2-small",

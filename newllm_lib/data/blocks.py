@@ -86,8 +86,7 @@ class Blocks(Dataset):
 
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
-        # From pinned memory, so that the CPU does not wait for the GPU, which is still busy with the
-        # last step.
+        # from pinned memory: the CPU does not wait for the GPU, which is busy with the last step
         at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
         positions = at[:, None] + self._steps
         inside = positions.clamp(0, last)

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to
-# U+001F)
+# Unicode's White_Space, where the `words` tokenizer splits (str.split also splits at U+001C to U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
 
@@ -179,9 +178,8 @@ def _bytes_of_words(backend: Tokenizer, unk_id: int) -> np.ndarray:
     sizes = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     for word, index in backend.get_vocab(with_added_tokens=True).items():
         sizes[index] = len(word.encode("utf-8"))
-    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = (
-        0  # neither <unk> nor a control token gives back any text
-    )
+    # neither <unk> nor a control token gives back any text
+    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = 0
     return sizes
 
 

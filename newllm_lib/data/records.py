@@ -30,9 +30,8 @@ class Record(NamedTuple):
 
     text: str | None
     messages: tuple[Message, ...] = ()
-    context: str = (
-        ""  # what stands below the instruction in the first message, where the data keeps the two apart
-    )
+    # what stands below the instruction in the first message, where the data keeps the two apart
+    context: str = ""
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""
@@ -79,9 +78,8 @@ class RowStats:
     def __init__(self, kind: Kind = RECORDS, hopeless: int = HOPELESS):
         self.kind, self.hopeless = kind, hopeless
         self.good = 0
-        self.held_out = (
-            0  # training records that a validation or test split of the source holds too: not trained on
-        )
+        # training records that a validation or test split of the source holds too: not trained on
+        self.held_out = 0
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
 

@@ -146,6 +146,5 @@ class _Smallest:
 
 
 def _order(digest: bytes) -> int:
-    # another part of the digest than the splits': what is taken must not depend on where the splits' borders
-    # lie
+    # another part of the digest than the splits': the sample must not depend on their borders
     return int.from_bytes(digest[8:], "big")

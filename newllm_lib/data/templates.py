@@ -31,15 +31,13 @@ class Turn(NamedTuple):
     lead: str = ""  # leads to the turn, and is no part of it: who asks for an answer writes it
     before: str = ""
     after: str = ""  # of the system the same as of the user
-    context: str = (
-        ""  # before the context of an instruction, on a line of its own; empty: it is part of the text
-    )
+    # before the context of an instruction, on a line of its own; empty: it is part of the text
+    context: str = ""
 
 
 TURNS: dict[str, dict[str, Turn]] = {
     "chat": {"user": Turn(), "assistant": Turn(), "system": Turn()},
-    # the same turns in the words of the original's training text; the control tokens around them read as
-    # nothing
+    # the same turns in the original's words; the control tokens around them read as nothing
     "instruction": {
         "user": Turn(before="Instruction: ", after="\n", context="Context: "),
         "assistant": Turn(lead="Response:", before=" "),

@@ -91,7 +91,7 @@ def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.nda
     """Offsets (rows, time) of the inputs of one block after the other, -1 where a row has ended.
 
     Args:
-        lanes: sorted, the longest first.
+        lanes: the batch's rows, sorted, the longest first.
         shrink: leave out rows that have ended (the rest stay the first rows, so a carried state is cut to
             them).
     """

@@ -64,7 +64,7 @@ def evaluate(
         batch_size: rows in one forward pass (default: what suits the device).
         block_length: tokens a row in one forward pass; both are lowered where the logits would need more than
             256 MiB.
-        dtype: of matrix products (see `precision`); default: as the weights are.
+        dtype: of matrix products (see `generation.stateful.autocast`); default: as the weights are.
         share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
             health.py).

@@ -157,9 +157,8 @@ class _Pieces:
     def __init__(self, tokenizer, beginning: str = ""):
         self.tokenizer, self.beginning = tokenizer, beginning  # the template's own, before the first word
         self.ids: list[int] = []
-        self.context = self.shown = (
-            0  # ids before `shown` are out; those from `context` on still shape what follows
-        )
+        # ids before `shown` are out; those from `context` on still shape what follows
+        self.context = self.shown = 0
 
     def add(self, token: int) -> str:
         self.ids.append(token)

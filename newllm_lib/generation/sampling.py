@@ -122,7 +122,7 @@ class Sampler:
         elif settings.top_p < 1:
             scores, ids = scores.sort(-1, descending=True)
         probability = scores.softmax(-1)
-        if settings.top_p < 1:  # kept: whatever is needed until the more probable ones hold this much
+        if settings.top_p < 1:  # tokens are kept until the more probable ones hold this much
             before = probability.cumsum(-1) - probability
             probability = probability.masked_fill(before >= settings.top_p, 0.0)
         reached = probability.cumsum(-1)

@@ -105,9 +105,8 @@ class IncrementalDecoder:
             if len(recent) > self.window:
                 recent, carried = recent[-max(1, self.window // 2) :], None
             fed = recent if carried is None else fed
-            self._carried = (
-                None  # the cache is changed in place: if this breaks off, it is built anew from _recent
-            )
+            # the cache is changed in place: if this breaks off, it is built anew from _recent
+            self._carried = None
         for start in range(0, len(fed), _READ_AT_ONCE):
             logits, carried = self._forward(fed[start : start + _READ_AT_ONCE], carried)
         self._carried, self._recent = carried, recent

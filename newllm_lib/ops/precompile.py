@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 _THREADS = 6  # more would only wait for Python's lock, and take it from torch's own compiling
-_LAYERS = (
-    2  # a model's first block has no branch to add, its second has: the others launch what the second does
-)
+# a model's first block has no branch to add, its second has: the others launch what the second does
+_LAYERS = 2
 _jobs: list[Future] = []
 _rehearsing = False
 _elsewhere: Future | None = None  # the exit code of a process that compiles for this one
@@ -82,8 +81,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
         ):
             step().backward()
     except torch.OutOfMemoryError:
-        # the step itself will say so, or go on with a smaller batch: then its kernels are compiled as it
-        # meets them
+        # the step itself will report it, or retry with a smaller batch, which compiles its own
         pass
     finally:
         model.zero_grad(set_to_none=True)

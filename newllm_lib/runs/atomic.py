@@ -231,8 +231,7 @@ def clean_leftovers(folder: Path) -> None:
     """
     leftovers = [(path, match) for path in Path(folder).iterdir() if (match := LEFTOVER.match(path.name))]
     dead = [(p, m) for p, m in leftovers if not is_alive(int(m["pid"]), int(m["start"]))]
-    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else
-    # the old one.
+    # Killed between the two renames of `_move_aside_for`: the new folder, if whole, counts; else the old.
     for path, match in sorted(dead, key=lambda item: item[1]["kind"], reverse=True):
         final = path.with_name(match["name"])
         if path.is_dir() and not final.exists() and is_complete(path) and _moved_aside(final, dead):
@@ -242,9 +241,8 @@ def clean_leftovers(folder: Path) -> None:
     for path, match in dead:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        elif (
-            match["kind"] == "old" or manifest_path(path).exists()
-        ):  # it stood under its name, and may hold more than ours
+        elif match["kind"] == "old" or manifest_path(path).exists():
+            # it stood under its name, and may hold more than ours
             _drop(path, path.with_name(match["name"]))
         else:  # half-written
             shutil.rmtree(path, ignore_errors=True)

@@ -18,9 +18,8 @@ from newllm_lib.runs.status import last_line, read_status
 
 BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
 LARGEST_LOG = 10 * 2**20  # bytes
-_children: dict[
-    int, subprocess.Popen
-] = {}  # kept so that an ended child is noticed, and does not stay as a zombie
+# kept so that an ended child is noticed, and does not stay as a zombie
+_children: dict[int, subprocess.Popen] = {}
 
 
 def start_background(command: list[str], run: Run) -> int:

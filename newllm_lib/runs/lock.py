@@ -148,8 +148,7 @@ def _inherited(run: Run) -> int | None:
     return int(number)
 
 
-# A forked child (a data loader's worker) gets copies of our descriptors, and would keep the lock after our
-# death.
+# A forked child (a data loader's worker) copies our descriptors, and would keep the lock after our death.
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 

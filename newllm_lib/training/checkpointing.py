@@ -95,7 +95,8 @@ class Checkpoints:
         context = self.context
         context.progress.data_state = context.data.state()
         context.progress.save(folder)
-        state = {  # as transformers' Trainer, and so version 0.1.0, reads it
+        # as transformers' Trainer, and so version 0.1.0, reads it
+        state = {
             "global_step": step,
             "max_steps": context.total_steps,
             "epoch": context.epoch_at(step),

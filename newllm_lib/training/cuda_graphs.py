@@ -209,12 +209,10 @@ class StepGraph:
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        # Weights that are read in half precision alone are converted together, and their gradients back: two
-        # kernels for dozens.
+        # Weights read in half precision alone are converted, and their gradients back, in two kernels.
         self.halves = model.half_weights() if dtype is not None and hasattr(model, "half_weights") else []
-        self.maker: tuple | None = (
-            None  # the kind of the first graph, which makes the gradients; others add to them
-        )
+        # the kind of the first graph, which makes the gradients; others add to them
+        self.maker: tuple | None = None
         self.gradients, self.sums = side_by_side(self.parameters) if together else ({}, [])
 
     def __call__(self, inputs: dict[str, Tensor], **constants) -> tuple[Tensor, Tensor | None]:

@@ -26,8 +26,7 @@ _MEASURED: dict[tuple[str, int, str], float] = {
 # many texts there are (77 ms for 128).
 _WALKING_ON_CPU, _GPU_SECONDS_A_TOKEN = 4.4, 0.6e-3
 _GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
-# Bytes of text in the training splits of the sources that have a name; others are known only when they are
-# read.
+# Bytes of text in the named sources' training splits; others are known only once they are read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
 _BYTES_PER_TOKEN = 4.0
 
@@ -168,8 +167,7 @@ def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict
     """
     config = config.get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
-    # of a token: about 34 numbers of the residual stream's width in each layer, and the head's logits three
-    # times
+    # of a token: about 34 numbers of the stream's width in each layer, and three times the head's logits
     kept = 2 * layers + 34 if recipe.gradient_checkpointing != "off" else 34 * layers
     token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
     pair = 2 * recipe.max_seq_length * token / 2**30
@@ -199,8 +197,7 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     else:
         on_host = recipe.gradient_checkpointing == "offload" and device.torch_device == "cuda"
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
-    # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input
-    # until then.
+    # Stepped in the backward pass, all sequences pass a block before the next: each keeps its input.
     kept = inputs * (recipe.batch_size if recipe.optimizer_in_backward else sequences) * value
     return (
         recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
@@ -233,8 +230,7 @@ def _scores(recipe: Recipe, device: Device) -> int:
 def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int, parts: int = 1) -> float:
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    # Cut into parts, the blocks at work are whole: one, the next one that is being fetched, and their
-    # gradients.
+    # Sharded, three whole blocks are in memory: one at work, the next one's fetch, and gradients.
     whole = 3 * 4 * count / max(1, recipe.num_layers) / 2**30 if parts > 1 else 0.0
     return (
         _weights_gib(recipe, count) / parts

@@ -21,9 +21,8 @@ from newllm_lib.runs import Run, atomic_write_text, list_runs
 from newllm_lib.training.samples import rows_of
 
 FILE = "report.json"
-_COUNTED = (
-    20_000_000  # tokens of the training split in the bigram table: more would take longer than it tells
-)
+# tokens of the training split in the bigram table: more would take longer than it tells
+_COUNTED = 20_000_000
 _LONG = 3600.0  # seconds of training that are called slow; the guides' runs take 20 to 40 minutes
 _STILL_FALLING = 0.003  # share by which the last evaluation is below the one before
 _SAME_TEXT = ("eval_bytes", "eval_words", "eval_documents", "eval_lower_cased")

@@ -327,7 +327,8 @@ def _train_with_memory_left(context: RunContext) -> None:
         except torch.OutOfMemoryError as error:
             if micro == 1 or not process_group.is_distributed():
                 raise
-            raise NewLLMError(  # the other processes know nothing of it, and wait
+            # the other processes know nothing of it, and wait
+            raise NewLLMError(
                 f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size "
                 f"{micro // 2} (the batch stays what it is). The same command with it continues from the "
                 "last save."

@@ -37,8 +37,7 @@ SHARD = "400MB"  # weights in one file, at most: the host never holds more than 
 def make_accelerator(context: RunContext, sharded: bool) -> Accelerator:
     """accelerate's object for this run: an earlier one in this process may have had another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are
-    # fetched.
+    # Every parameter takes part in every step. Autocast's cache would hold fetched weights.
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=False),
         AutocastKwargs(cache_enabled=not sharded),

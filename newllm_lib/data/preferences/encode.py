@@ -18,8 +18,7 @@ from newllm_lib.errors import NewLLMError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the
-# end of text.
+# For a tokenizer without a template, such as GPT-2's: as in DialoGPT, a turn ends with the end of text.
 PLAIN_TURNS = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"

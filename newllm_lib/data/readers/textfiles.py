@@ -59,8 +59,7 @@ def _has_text(lines: list[str]) -> bool:
 
 
 def _article_starts(previous_blank: bool, line: str, following: str | None) -> bool:
-    # WikiText also has formulas alone on a line, such as " = 1 and C = ": only a heading stands between blank
-    # lines
+    # WikiText also has formulas like " = 1 and C = ": only a heading stands between blank lines
     return previous_blank and bool(_HEADING.fullmatch(line)) and not (following or "").strip()
 
 

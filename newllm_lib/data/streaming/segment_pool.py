@@ -25,8 +25,7 @@ LINGER = 3.0  # seconds that a process waits for more to do: starting one takes 
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
 
-# Python started with -c or -m looks for modules in the current folder first: a calendar.py of the user's
-# would be run.
+# Python with -c or -m imports from the current folder first: a user's calendar.py would be run.
 _PROGRAM = """import sys
 sys.path[:] = {path!r}
 from newllm_lib.data.streaming.segment_worker import main

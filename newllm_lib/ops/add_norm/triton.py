@@ -20,9 +20,8 @@ _PROGRAMS = 8  # programs a multiprocessor in the norm's backward pass
 _UNROLL = 4  # time steps whose rows are in flight at once
 _FULL = 16  # programs a multiprocessor for which time is cut, into pieces of at least _MIN_CHUNK
 _MIN_CHUNK = 16
-_WARP = (
-    128  # channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
-)
+# channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
+_WARP = 128
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:

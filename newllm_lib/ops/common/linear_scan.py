@@ -23,9 +23,8 @@ def _chunk_length(time: int) -> int:
     return min(near, key=lambda n: abs(n - best), default=best)
 
 
-@torch.library.custom_op(
-    "newllm::chunked_scan", mutates_args=()
-)  # one node for torch.compile, whatever happens inside
+# one node for torch.compile, whatever happens inside
+@torch.library.custom_op("newllm::chunked_scan", mutates_args=())
 def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool = False) -> torch.Tensor:
     """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim), state (batch, dim), of one dtype. Returns c.
 

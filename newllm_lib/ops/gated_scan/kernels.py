@@ -401,8 +401,7 @@ def _backward_steps(
             carried += dcs[u]
         gate = sigmoid(ys[u])
         silu = ys[u] * gate
-        # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in
-        # padding.
+        # share = 1 - a. a * share is sigmoid's derivative, 0 at a start and in padding.
         grad_x = (carried * before[u] - carried * silu) * (a * share)
         grad_y = share * carried * (gate + silu * (1.0 - gate))
         bias_sum += grad_x

@@ -192,9 +192,7 @@ def backward_queries(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dq, delta (with which dscores sum to 0), and a program's parts (2, batch·heads, tiles): Σ score·dscore,
-    Σ q·dq.
-    """
+    """dq, delta (dscores sum to 0 with it), parts (2, batch·heads, tiles): Σ score·dscore, Σ q·dq."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads

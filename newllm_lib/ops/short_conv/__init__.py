@@ -89,8 +89,7 @@ def new_conv_state(
     last = doc_starts[:, max(0, time - behind) :]
     if time < behind:
         last = torch.nn.functional.pad(last, (behind - time, 0))
-    # A token is cut off if a document starts after it: starts counted from the end, the token's own not
-    # included.
+    # A token is cut off if a document starts after it: starts counted from the end, without its own.
     after = last.int().flip(1).cumsum(1).flip(1) - last.int()
     return taken.masked_fill((after > 0).unsqueeze(-1), 0.0)
 

@@ -125,9 +125,7 @@ def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
-    """Zero momentum: () for 0 bits, float32 for 32, else codes (uint8, two to a byte for 4 bits) and a scale
-    each `BLOCK`.
-    """
+    """Zero momentum: () for 0 bits, float32 for 32, else uint8 codes and a scale each `BLOCK`."""
     if bits == 0:
         return ()
     if bits == 32:

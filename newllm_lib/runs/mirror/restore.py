@@ -118,10 +118,8 @@ def _bring_part(part: Path, run: Run) -> None:
         copy_folder(part, run.path / part.name, check=recorded_sums(part) or {})
     except DamagedCopy as error:  # an older checkpoint may still be good
         say(str(error))
-    except (
-        Replaced,
-        FileNotFoundError,
-    ):  # a mirror that is still at work there has newer ones, and dropped it
+    except (Replaced, FileNotFoundError):
+        # a mirror that is still at work there has newer ones, and dropped it
         say(f"{part} went while it was read: left out.")
     except OSError as error:
         raise NewLLMError(

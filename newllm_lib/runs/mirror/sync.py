@@ -44,8 +44,7 @@ class Mirror:
                 written. What was whole there before still is. UsageError: what lies there is no copy of a
                 run.
         """
-        # Listed before the small files are read, so that metrics.jsonl reaches as far as every checkpoint
-        # that is copied.
+        # Listed before the small files are read: metrics.jsonl then covers every copied checkpoint.
         checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
         try:
             self._check_place()

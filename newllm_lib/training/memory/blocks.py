@@ -148,9 +148,8 @@ class _Call:
             "enabled": torch.is_autocast_enabled(kind),
             "dtype": torch.get_autocast_dtype(kind),
         }
-        self.autocast["cache_enabled"] = (
-            False  # what a graph casts lies in its own memory, and must not be found by others
-        )
+        # what a graph casts lies in its own memory, and must not be found by others
+        self.autocast["cache_enabled"] = False
         self.random = _random_state(self.device)
 
     @property
@@ -201,8 +200,7 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
                 continue
-            # Compiled, both runs are one graph with its gradients: another one without them would have to be
-            # compiled too.
+            # Compiled, both runs are one graph with its gradients: one without them would be compiled too.
             with torch.set_grad_enabled(call.passes.compiled):
                 inputs = [
                     t.detach().requires_grad_(w)

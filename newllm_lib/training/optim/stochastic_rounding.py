@@ -81,8 +81,7 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
         """The squared norm of its gradient, one float32 element; asked for right before its step."""
         return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
 
-    # What changes from step to step, of (group, step): `update`'s `numbers`. None: its steps cannot be
-    # recorded.
+    # What changes with (group, step): `update`'s `numbers`. None: its steps cannot be recorded.
     numbers_of: Callable[[dict, int], list[float]] | None = None
 
     def _replay(self, stepped: list[Tensor], scale: Tensor) -> None:

@@ -51,9 +51,8 @@ from newllm_lib.training.trl.callbacks import (
 )
 from newllm_lib.training.trl.task import TrlRun, TrlTask
 
-constants.HF_HUB_DISABLE_TELEMETRY = (
-    True  # TRL would report each run to the hub; the variable was read long ago
-)
+# TRL would report each run to the hub; the variable was read long ago
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: str) -> TrlRun:
