@@ -1,5 +1,4 @@
-"""Single operations beside their plain references and their peers: medians of forward and forward + backward,
-bytes moved, memory.
+"""Single operations beside plain references and peers: forward, forward + backward, bytes moved, memory.
 
     newllm bench ops [NAME …]          all operations, or these
 

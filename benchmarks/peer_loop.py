@@ -87,8 +87,7 @@ def bits_per_byte(model: nn.Module, split: PackedSplit, window: int) -> float:
 
 
 def _in_lanes(model: nn.Module, ids: torch.Tensor, window: int) -> float:
-    """The text in equal parts side by side, the state carried through each; the last one's padding has label
-    -100."""
+    """The text in equal parts side by side, the state carried through each; padding has label -100."""
     predicted = len(ids) - 1
     length = -(-predicted // LANES)
     padded = torch.cat([ids, ids.new_zeros(LANES * length - predicted)])

@@ -179,8 +179,7 @@ def measure(
 
 
 def reserved_by_graphs() -> int:
-    """Bytes that only CUDA graphs may use, which count as reserved all the time and as allocated only while
-    recording."""
+    """Bytes for CUDA graphs alone: always reserved, allocated only while recording."""
     import torch
 
     return sum(
@@ -290,8 +289,7 @@ def largest(way: str = "lowest") -> tuple[int, int]:
 
 
 def deepest(fits: Callable[[int], bool], start: int = 12, precision: int = 4) -> int:
-    """The largest number (within `precision`) for which `fits`, which holds up to some number and not beyond;
-    0: for none."""
+    """The largest number (within `precision`) that `fits`, assuming a threshold; 0: none does."""
     low, high = 0, start
     while fits(high):
         low, high = high, 2 * high

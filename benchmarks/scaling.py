@@ -131,8 +131,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 @dataclass
 class Found:
-    """Of one training: parameters, tokens a second, the losses of its logged intervals, peak memory in
-    GiB."""
+    """Of one training: parameters, tokens/s, the losses of its logged intervals, peak memory in GiB."""
 
     model: str
     processes: int
@@ -248,8 +247,7 @@ def compare(rows: Rows, model: str, found: list[Found], gpus: int) -> None:
 
 
 def measure(model: str, folder: str, tiny: bool) -> None:
-    """Train in this process, one of one or several, until the log has its lines; the first prints what was
-    found."""
+    """Train in this process, alone or one of several, until the log is full; the first prints the result."""
     import torch
 
     from newllm_lib.training.model_config import count_parameters, model_config

@@ -48,9 +48,7 @@ def record_and_draw(rows: Rows, arguments: argparse.Namespace) -> dict | None:
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
-    """The newest row of each model whose metric begins so, in the file's order; none of 0.1.0's memory of
-    words.
-    """
+    """The newest row of each model whose metric begins so, in file order; none of 0.1.0's word memory."""
     found: dict[tuple[str, str], dict] = {}
     for row in rows:
         if (

@@ -1,5 +1,4 @@
-"""`newllm bench NAME`: a benchmark of the folder `benchmarks/`, which lies beside the package in a clone and
-is not installed with it.
+"""`newllm bench NAME`: a benchmark of `benchmarks/`, which is in a clone, not in the installed package.
 
 A benchmark is a module there with `add_arguments(parser)` and `main(arguments)`; `benchmarks/__init__.py`
 lists them.

@@ -22,7 +22,8 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
     """Mount Google Drive (Colab asks for permission) and return `MyDrive/new-llm`, made if missing.
 
     Raises:
-        UsageError: this is not Colab. NewLLMError: Drive was refused or cannot be written.
+        UsageError: this is not Colab.
+        NewLLMError: Drive was refused or cannot be written.
     """
     if not on_colab():
         raise UsageError(
@@ -65,8 +66,8 @@ def restore(name: str, folder: str | Path | None = None, into: str | Path = "che
     """Bring a saved run back to `into/name`; the same form or command then continues it.
 
     Raises:
-        UsageError: no such run there, or one of that name is here already. NewLLMError: the copy is damaged,
-            or holds what is not read from elsewhere.
+        UsageError: no such run there, or one of that name is here already.
+        NewLLMError: the copy is damaged, or holds what is not read from elsewhere.
     """
     return runs.restore(name, folder or mount(), into)
 

@@ -95,7 +95,8 @@ def evaluate_run(
         the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs
         those of `evaluate_pairs`.
     Raises:
-        UsageError: no such model. NewLLMError: it is damaged, or its data cannot be had.
+        UsageError: no such model.
+        NewLLMError: it is damaged, or its data cannot be had.
     """
     from newllm_lib.device import probe
 

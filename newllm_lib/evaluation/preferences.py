@@ -1,5 +1,4 @@
-"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and
-after training.
+"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs.
 
     margin     log p(chosen) - log p(rejected), in nats: the model's own preference
     accuracy   share of the pairs whose margin is above 0 (at 0: half)

@@ -28,8 +28,8 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
             the current one.
         which: of a run "best", "last" or "checkpoint-N".
     Raises:
-        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk
-        is full.
+        UsageError: no such model, or the folder is in the way.
+        NewLLMError: the model is damaged, or the disk is full.
     """
     location = locate(model, which)
     source = whole_model_folder(location)
@@ -101,7 +101,8 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
     Args:
         token: default: HF_TOKEN, or what `hf auth login` stored.
     Raises:
-        UsageError: no token, or a name that is none. NewLLMError: the hub refused, or cannot be reached.
+        UsageError: no token, or a name that is none.
+        NewLLMError: the hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

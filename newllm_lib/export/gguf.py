@@ -35,8 +35,8 @@ def write_gguf(folder: Path, name: str) -> Path:
     """Write `<name>.gguf` (half precision) into an exported folder and return it.
 
     Raises:
-        UsageError: llama.cpp does not know this kind of model. NewLLMError: the converter is not installed,
-        or failed.
+        UsageError: llama.cpp does not know this kind of model.
+        NewLLMError: the converter is not installed, or failed.
     """
     config = (
         json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,5 +1,4 @@
-"""Decoding with a model that carries a state of fixed size: a token a step, at the same speed and memory
-however long the text.
+"""Decoding with a fixed-size state: a token a step, at constant speed and memory.
 
 A step reads the newest token, chooses the next one and keeps all it needs on the device, the choice too; on a
 GPU it is one replay of a CUDA graph. The host looks at what was said only every few steps. `Text` reads and
@@ -200,8 +199,7 @@ class Text:
 def continue_texts(
     model, prompts: Sequence[Sequence[int]], settings: Settings, stop: Sequence[int], reserved: Sequence[int]
 ) -> list[list[int]]:
-    """Continuations of prompts (token ids), all at once, each up to its stop (not included) or
-    `settings.max_new_tokens`.
+    """Continuations of prompts (token ids), up to a stop (not included) or `settings.max_new_tokens`.
 
     Args:
         model: one that carries a state.

@@ -25,8 +25,7 @@ from newllm_lib.ops.short_conv import short_conv, short_conv_step
 
 
 class ContextVector(nn.Module):
-    """The token mixer: (batch, time, hidden_size) -> (batch, time, hidden_size), through a context vector of
-    `context_dim` channels.
+    """The token mixer: (batch, time, hidden_size) -> same, by a context vector of `context_dim` channels.
 
     Its state (batch, state_size), float32, is the context vector after the last token, then what the
     convolution reads of the last `conv_width - 1` tokens.

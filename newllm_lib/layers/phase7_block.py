@@ -1,5 +1,4 @@
-"""The block of Phases 7 and 8: what is near by attention, what is far by a carried state, a gate between the
-two, then SwiGLU.
+"""The block of Phases 7 and 8: near text by attention, far text by a state, a gate between, then SwiGLU.
 
     a = attention(norm(x)),  s = AR-SSM(norm(x)),  g = sigmoid(G norm(x))
     x = x + W (g * a + (1 - g) * s)

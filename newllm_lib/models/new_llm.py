@@ -130,9 +130,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
-    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, output_size) and the
-    new state.
-    """
+    """Everything but the head: ids (batch, time) -> hidden states (batch, time, output_size), new state."""
 
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)

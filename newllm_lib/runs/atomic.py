@@ -125,7 +125,8 @@ def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) 
         flag: how the user named the folder.
         run: what it was made of.
     Raises:
-        UsageError: see `ownership.replaceable`. NewLLMError: as for `staged_directory`.
+        UsageError: see `ownership.replaceable`.
+        NewLLMError: as for `staged_directory`.
     """
     final = replaceable(folder, what, flag)
     before = read_mark(final)
@@ -209,8 +210,7 @@ def replace_directory(directory: Path, final: Path) -> None:
 
 @contextmanager
 def mark_in(folder: Path) -> Iterator[str]:
-    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has
-    looked for before.
+    """A new hidden file's name in `folder`, which lives as long as the block runs.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.

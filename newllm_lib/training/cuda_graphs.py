@@ -29,8 +29,7 @@ class Recorder:
     def record(
         self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None
     ) -> Callable[[], None]:
-        """What repeats `function`, which has to read from and write to tensors that stay. On the CPU the
-        function itself.
+        """What repeats `function`, which works on tensors that stay. On the CPU the function itself.
 
         Args:
             kind: functions of one kind start the same kernels with the same sizes; the first of them is run

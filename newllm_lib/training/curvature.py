@@ -1,5 +1,4 @@
-"""The curvature schedule: space starts nearly flat, where gradients are those of ordinary distances, and
-bends while training.
+"""The curvature schedule: space starts nearly flat, with ordinary distances, and bends while training.
 
 A factor on the learned curvatures rises to 1 over the first half of training; what is learned is never
 overwritten. The model keeps the factor with its weights (`curvature_factor`), so a checkpoint from any moment

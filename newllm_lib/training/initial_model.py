@@ -32,8 +32,8 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
     """The start that the recipe names; None: from scratch.
 
     Raises:
-        UsageError: there is no such run, or it is being trained now. NewLLMError: its best model is not
-        whole.
+        UsageError: there is no such run, or it is being trained now.
+        NewLLMError: its best model is not whole.
     """
     if recipe.from_run is None:
         return None

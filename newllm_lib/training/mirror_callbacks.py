@@ -33,8 +33,7 @@ def mirror_of(recipe: Recipe, run: Run) -> Run | None:
 
 
 def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
-    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is;
-    whether it was.
+    """Where the copy is ahead of this folder (on a new machine), restore it; whether it was.
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """

@@ -58,7 +58,8 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
     """The newest whole checkpoint of the run, or the one that --resume names.
 
     Raises:
-        UsageError: --resume names none. NewLLMError: a file of it is missing or cut short.
+        UsageError: --resume names none.
+        NewLLMError: a file of it is missing or cut short.
     """
     if recipe.resume in ("auto", "never"):
         return run.latest_checkpoint()

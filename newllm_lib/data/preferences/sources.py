@@ -60,7 +60,8 @@ def load_preferences(recipe: Recipe) -> Preferences:
     """The pairs that a recipe names (`data`, `data_dir`, `max_samples`, `eval_pairs`, `seed`).
 
     Raises:
-        UsageError: no such source. NewLLMError: it cannot be read, or holds no pairs.
+        UsageError: no such source.
+        NewLLMError: it cannot be read, or holds no pairs.
     """
     tally = RowStats(PAIRS)
     if recipe.data_dir is None and recipe.data == MADE_HERE:

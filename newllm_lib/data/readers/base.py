@@ -1,5 +1,4 @@
-"""What every source of data answers: which splits it has, what identifies their content, how large they are,
-and their rows.
+"""What every data source answers: its splits, what identifies their content, their size, their rows.
 
 A new kind of source is a class beside this one; a new data set of a kind that is known is a line in
 `datasets`.

@@ -1,5 +1,4 @@
-"""Training on a large set while it is prepared: windows of segments, in an order that does not depend on how
-fast that goes.
+"""Training on a large set while it is prepared: windows of segments in an order that is deterministic.
 
 One pass after the other goes over all segments: the first in their fixed order (a window of `FIRST` segments,
 so that training begins soon, then windows of `WINDOW`), each later one in an order of its own. A window's

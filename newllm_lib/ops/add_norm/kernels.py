@@ -1,5 +1,4 @@
-"""Triton kernels of r = x + residual and n = RMSNorm(r; weight), forward and backward; float32 inside, one
-rounding at the end.
+"""Triton kernels of r = x + residual and n = RMSNorm(r; weight), both ways; float32 inside.
 
 x, residual, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows
 at a time; in the backward pass it walks over many blocks of them, so that the sum that makes the weight's

@@ -1,5 +1,4 @@
-"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, of its read-out and of both gradients. No tensor-core
-dot: from sm70 on.
+"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, its read-out and both gradients; from sm70 on.
 
 One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in
 float32. The state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested

@@ -1,5 +1,4 @@
-"""What a step has to know of a gradient before it is taken: its norms, by row and by column, and how far it
-must be scaled down.
+"""What a step needs of a gradient first: its norms, by row and by column, and its scale for clipping.
 
 In plain torch that is some thirty small kernels for each matrix, most of them waited for longer than they
 run; with Triton it is six, and the gradient is read twice.

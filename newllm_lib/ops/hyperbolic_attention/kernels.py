@@ -1,5 +1,4 @@
-"""Triton kernels of hyperbolic attention: the forward pass, and what both share. Scores live in registers, a
-tile at a time.
+"""Triton kernels of hyperbolic attention: the forward pass and what both share; scores stay in registers.
 
 The notation is `reference`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as
 they are given; everything else is float32 from a few numbers a row and a column ("numbers" below):

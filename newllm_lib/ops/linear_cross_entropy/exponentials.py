@@ -99,9 +99,7 @@ def finish(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """losses = log(1 + S), factors = 1 / (1 + S), both 0 where nothing is predicted; e at the label = -S;
-    scaled = factor * x.
-    """
+    """losses = log(1 + S), factors = 1 / (1 + S), or 0, 0; e at the label = -S; scaled = factor * x."""
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     k = tl.arange(0, BLOCK_DIM)
     row_in = row < rows

@@ -1,5 +1,4 @@
-"""One optimizer's step on one tensor, in place, in little memory: momentum in 4 or 8 bits, weights rounded
-stochastically.
+"""One optimizer's step on one tensor, in place: momentum in 4 or 8 bits, stochastic rounding.
 
 A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is
 rounded to the nearest value. Rounded up or down at random, in proportion to the distances, it arrives in

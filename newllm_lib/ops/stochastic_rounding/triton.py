@@ -1,5 +1,4 @@
-"""The step as one kernel: gradient, weight and momentum are read once and written once, and no temporary is
-as large as the tensor.
+"""The step as one kernel: all is read and written once, and no temporary is as large as the tensor.
 
 No tensor-core dot, so it runs from sm70 on. Elements are taken in blocks of 128 that share the momentum's
 scale; a byte of 4-bit codes holds elements i and i + 64 of its block, so both halves are loaded as tensors of

@@ -41,8 +41,8 @@ class Mirror:
 
         Raises:
             NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were
-                written. What was whole there before still is. UsageError: what lies there is no copy of a
-                run.
+                written. What was whole there before still is.
+            UsageError: what lies there is no copy of a run.
         """
         # Listed before the small files are read: metrics.jsonl then covers every copied checkpoint.
         checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()

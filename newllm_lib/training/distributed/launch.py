@@ -34,8 +34,8 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
     """Train in `count` processes on this host until they are done.
 
     Raises:
-        Interrupted: stopped by a signal, after saving. NewLLMError: what the first process that failed said,
-        or how it was ended.
+        Interrupted: stopped by a signal, after saving.
+        NewLLMError: what the first process that failed said, or how it was ended.
     """
     with tempfile.TemporaryDirectory(prefix="newllm-launch-") as folder, _environment(device, count):
         record = Path(folder) / "recipe.yaml"

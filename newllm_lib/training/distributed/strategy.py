@@ -1,5 +1,4 @@
-"""Several GPUs from a recipe's keys: how many, how the work is shared among them, and what does not go
-together with that.
+"""Several GPUs from a recipe's keys: how many, how they share the work, and what does not go with them.
 
 DDP: each process has a whole model and its part of the batch; gradients are averaged (torch's
 DistributedDataParallel). FSDP2: weights, gradients and optimizer state are cut into as many parts as there

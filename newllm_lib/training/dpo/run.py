@@ -36,8 +36,9 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
     """Train a preference run until done; nothing if it was finished before.
 
     Raises:
-        UsageError: other data, or a base that is not there. NewLLMError: pairs that do not fit, a loss that
-            is no number, or answers that became empty or repeat themselves.
+        UsageError: other data, or a base that is not there.
+        NewLLMError: pairs that do not fit, a loss that is no number, or answers that became empty or repeat
+            themselves.
     """
     _refuse(recipe)
     pairs = load_preferences(recipe)

@@ -21,8 +21,7 @@ from newllm_lib.training import optim
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters. It has `step_parameter` where the recipe steps in
-    the backward pass.
+    """The recipe's optimizer (with `step_parameter` where it steps in the backward pass).
 
     Raises:
         UsageError: it needs a package that is not installed.

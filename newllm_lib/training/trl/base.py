@@ -61,7 +61,8 @@ def prepare_base(recipe: Recipe, run: Run) -> PreparedBase:
     """The base as the run keeps it, or as the recipe names it.
 
     Raises:
-        UsageError: there is no such base. NewLLMError: it cannot be read or reached.
+        UsageError: there is no such base.
+        NewLLMError: it cannot be read or reached.
     """
     own = run.path / BASE
     ready = is_complete(own)
