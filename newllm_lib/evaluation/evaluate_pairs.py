@@ -11,7 +11,7 @@ def evaluate_pairs(model, tokenizer, recipe, dtype=None) -> dict:
     """Accuracy and margin on the recipe's held-out pairs, also by kind, beside the shortcuts' accuracy.
 
     Raises:
-        NewLLMError: the pairs cannot be had, or none fits.
+        NewLLMError: the pairs cannot be read, or none fits.
     """
     pairs = load_preferences(recipe)
     encoded = encode_pairs(pairs.evaluation, tokenizer, recipe.max_seq_length)

@@ -96,7 +96,7 @@ def evaluate_run(
         those of `evaluate_pairs`.
     Raises:
         UsageError: no such model.
-        NewLLMError: it is damaged, or its data cannot be had.
+        NewLLMError: it is damaged, or its data cannot be read.
     """
     from newllm_lib.device import probe
 
@@ -145,7 +145,7 @@ def packed_split(recipe: Recipe, tokenizer, split: str):
     """The `PackedSplit` of a recipe's data in this tokenizer's tokens.
 
     Raises:
-        NewLLMError: the data cannot be had, or are dialogues and the tokenizer has no tokens for turns.
+        NewLLMError: the data cannot be read, or are dialogues and the tokenizer has no tokens for turns.
     """
     from newllm_lib.data import load_split
 

@@ -101,9 +101,10 @@ def preference_metrics(
 ) -> dict:
     """Figures of log-probabilities (pairs, 2) beside the base model's.
 
-    Returns: pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of
-        plain DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with
-        their intervals for each kind.
+    Returns:
+        pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of plain
+        DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with their
+        intervals for each kind.
     """
     margins = (log_probs[:, 0] - log_probs[:, 1]).numpy()
     rewards = beta * (log_probs - reference)

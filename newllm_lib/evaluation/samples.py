@@ -74,10 +74,10 @@ def answer(model, tokenizer, prompts: Prompts, tokens: int) -> dict:
 def variety(tokenizer, answers: Sequence[str]) -> dict:
     """How different what was said is, in tokens.
 
-    Returns: distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et
-        al., 2016, arXiv 1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many
-        equal an earlier one;
-        warning: one sentence, or None.
+    Returns:
+        distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et al.,
+        2016, arXiv 1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many equal an
+        earlier one; warning: one sentence, or None.
     """
     ids = [encode_text(tokenizer, text.strip()) for text in answers]
     said = [" ".join(text.split()) for text in answers if text.strip()]

@@ -76,7 +76,7 @@ class TrainingLog:
         """Write the row that waits, if one does.
 
         Raises:
-            NewLLMError: its loss is no number.
+            NewLLMError: its loss is not finite.
         """
         if self._waiting is None:
             return
@@ -125,7 +125,7 @@ class TrainingLog:
         """Put the loss since the last row into `progress`, for a checkpoint of this step. All call it.
 
         Raises:
-            NewLLMError: it is no number.
+            NewLLMError: it is not finite.
         """
         progress = self.context.progress
         progress.interval_steps = step - self._logged_step
@@ -140,9 +140,7 @@ class TrainingLog:
         self.check_finite(progress.interval_loss, step)
 
     def check_finite(self, loss: float, step: int) -> None:
-        """Raises:
-        NewLLMError: the loss is no number; says what to lower.
-        """
+        """Raise NewLLMError, which says what to lower, where the loss is not finite."""
         if math.isfinite(loss):
             return
         last, rate = self.run.latest_checkpoint(), self.context.recipe.scaled_learning_rate()

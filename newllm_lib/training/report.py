@@ -46,8 +46,9 @@ _OTHER = {
 def report(recipe: Recipe, run: Run, data) -> dict:
     """Read the run's metrics, set them beside what there is to compare with, say it, and keep it.
 
-    Returns: bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences),
-        next (a command).
+    Returns:
+        bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences), next (a
+        command).
     """
     evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row]
     best = min(evaluations, key=lambda row: row["eval_bits_per_byte"])

@@ -71,7 +71,7 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not
             there.
-        NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
+        NewLLMError: data, disk or memory fail, or the loss is not finite; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
     console.quiet_libraries()
@@ -100,7 +100,7 @@ def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, 
     """The recorded recipe, the run, its copy and the device. Nothing is made before this returns.
 
     Raises:
-        UsageError: what was asked for cannot be.
+        UsageError: what was asked for is impossible.
     """
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():

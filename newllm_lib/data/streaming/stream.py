@@ -213,7 +213,7 @@ class StreamedSplit:
         """The tokens of a window; the last two asked for are kept.
 
         Raises:
-            NewLLMError: they cannot be had, or too many rows are bad.
+            NewLLMError: they cannot be read, or too many rows are bad.
         """
         if (epoch, number) not in self._windows:
             while len(self._windows) > 1:  # before the next is made: never three at a time

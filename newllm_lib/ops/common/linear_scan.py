@@ -100,8 +100,9 @@ def linear_scan(
     Args:
         a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
         initial_state: (batch, dim) before the first step; zeros by default.
-    Returns: c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for
-        float64 inputs).
+    Returns:
+        c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for float64
+        inputs).
     """
     compute = torch.float64 if b.dtype == torch.float64 else torch.float32
     if initial_state is None:

@@ -39,8 +39,9 @@ def short_conv(
             the convolution passes over it, and u there means nothing.
         conv_state: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
         output_final_state: also return the new conv_state (else None).
-    Returns: u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero
-        where a document start lies between it and the next token.
+    Returns:
+        u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero where
+        a document start lies between it and the next token.
     """
     device = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(device):

@@ -37,7 +37,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
 
     Raises:
         UsageError: other data, or a base that is not there.
-        NewLLMError: pairs that do not fit, a loss that is no number, or answers that became empty or repeat
+        NewLLMError: pairs that do not fit, a loss that is not finite, or answers that became empty or repeat
             themselves.
     """
     _refuse(recipe)

@@ -116,7 +116,7 @@ def train_task(job: TrlRun, task: TrlTask, base: PreparedBase, micro_batch: int)
 
     Raises:
         Interrupted: stopped by a signal, after saving.
-        NewLLMError: a loss that is no number, a full disk, too little memory.
+        NewLLMError: the loss is not finite, the disk is full, or memory is too small.
     """
 
     def attempt(micro: int, first: bool) -> None:
