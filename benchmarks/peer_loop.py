@@ -30,8 +30,7 @@ def train_peer(model: nn.Module, recipe: Recipe, data: PreparedData, device: str
 
     Args:
         model: with `step(ids, labels, state) -> loss, state`, and `carries` where it has a state, which goes
-            on from block to
-            block if the recipe says `carry_state`.
+            on from block to block if the recipe says `carry_state`.
     """
     model.to(device).train()
     torch.manual_seed(recipe.seed + 1)  # dropout

@@ -106,8 +106,7 @@ def run(rows: Rows, ways=WAYS, *, steps: int = 60, jobs: int = 1, **setting) -> 
 
     Args:
         jobs: so many processes import and compile at a time, and then are timed one after the other while the
-            rest wait. How
-            long a first step takes is recorded only of one that was alone.
+            rest wait. How long a first step takes is recorded only of one that was alone.
     """
     setting = {**SETTING, **setting, "steps": steps}
     for first in range(0, len(ways), jobs):

@@ -1,5 +1,4 @@
-"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the CPU launches one
-graph instead of hundreds of kernels.
+"""Passes recorded once and replayed: CUDA graphs on a GPU, one launch for hundreds of kernels.
 
 A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow CPU needs 75 to launch
 each. What a graph reads and writes lies at fixed places: inputs are copied there before a replay, results are

@@ -3,8 +3,7 @@
 As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the
 convolution reads (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1
 outputs) is a window in registers, emptied where a document starts, so that every value crosses the memory bus
-once. Time is cut into chunks
-freely: each reads WIDTH - 1 rows more.
+once. Time is cut into chunks freely: each reads WIDTH - 1 rows more.
 
 Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, conv_state, dconv_state
 (batch, WIDTH - 1, dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32,
