@@ -102,7 +102,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 
 def run(rows: Rows, ways=WAYS, *, steps: int = 60, jobs: int = 1, **setting) -> None:
-    """Measure each way and add its rows; one that fails is said, and the others go on.
+    """Measure each way and add its rows; one that fails is reported, and the others go on.
 
     Args:
         jobs: so many processes import and compile at a time, and then are timed one after the other while the

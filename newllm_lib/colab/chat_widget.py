@@ -85,7 +85,7 @@ class Chat:
 
 
 class ChatWindow:
-    """The widgets: what was said, a line to write, and buttons."""
+    """The widgets: the conversation, an input line, and buttons."""
 
     def __init__(self, conversation: Chat, hint: str = ""):
         import ipywidgets

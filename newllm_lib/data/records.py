@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
     plural: str
     needs: str  # what each row needs
-    left_out: str  # what is said of rows that are not
+    left_out: str  # how messages call rows that are not
     bad_share: float  # more bad rows than this share of all: the data is not what it should be
 
 

@@ -125,7 +125,7 @@ def _chosen(row: dict) -> Record | None:
 
 
 def _turns(row: dict, column: str) -> Record | None:
-    """A list of turns in `column`, said in turn by the user and the assistant."""
+    """A list of turns in `column`, by the user and the assistant in turn."""
     turns = row[column]
     if not isinstance(turns, list | tuple):
         raise BadRecord(f"{column} is of type {type(turns).__name__}, not a list")

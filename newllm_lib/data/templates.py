@@ -47,7 +47,7 @@ TURNS: dict[str, dict[str, Turn]] = {
 
 
 def _jinja(turns: dict[str, Turn]) -> str:
-    """The template for `apply_chat_template`. What a tokenizer's template is called is told by its text
+    """The template for `apply_chat_template`. A tokenizer's template is recognised by its text
     (`template_of`), so for a name it never changes."""
     user, assistant, system = turns["user"], turns["assistant"], turns["system"]
     words = f"'{user.before}'" if user.before else ""

@@ -32,7 +32,7 @@ def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **sett
 
 
 def is_empty(answer: str) -> bool:
-    """Whether nothing is said: no letter and no number."""
+    """Whether the answer is empty: no letter and no number."""
     return not any(c.isalnum() for c in answer)
 
 

@@ -72,7 +72,7 @@ def answer(model, tokenizer, prompts: Prompts, tokens: int) -> dict:
 
 
 def variety(tokenizer, answers: Sequence[str]) -> dict:
-    """How different what was said is, in tokens.
+    """How different the answers are, in tokens.
 
     Returns:
         distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et al.,

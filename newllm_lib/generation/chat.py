@@ -1,4 +1,4 @@
-"""Talking with a trained model: what was said is kept in the model's state, so no token is ever read twice.
+"""Chatting with a trained model: the conversation is in the model's state, so no token is ever read twice.
 
 `ChatSession` is used by the terminal below and by the notebooks' widget: `for piece in session.reply(text):
 show(piece)`.

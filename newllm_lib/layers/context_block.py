@@ -160,7 +160,7 @@ class TokenMLP(nn.Module):
 
 
 class ContextBlock(nn.Module):
-    """Pre-norm residual block: the context vector, then the token MLP that reads what it said.
+    """Pre-norm residual block: the context vector, then the token MLP that reads its output.
 
     Args:
         config: a `NewLLMConfig`, or whatever has its sizes.

@@ -12,7 +12,7 @@ from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class TinyGPT2Config(GPT2Config):
-    """GPT-2's configuration; `n_positions` is the context window."""
+    """GPT-2's; `n_positions`: the context window; `separate_documents`: packed documents apart."""
 
     model_type = "tiny_gpt2"
     auto_map = {}

@@ -84,7 +84,7 @@ class DatasetInfo:
 
 
 class Source(abc.ABC):
-    """Data to train on. `title` is its name in what the user is told."""
+    """Data to train on. `title` is its name in messages."""
 
     title: str
     splits: Set[str]  # which of train, validation and test it has itself

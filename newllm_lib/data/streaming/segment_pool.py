@@ -19,7 +19,7 @@ from newllm_lib import console
 from newllm_lib.data.streaming.segment_worker import MARK, Job
 from newllm_lib.errors import NewLLMError, UsageError
 
-AHEAD = 2  # segments a process has been told: one in work, one being read
+AHEAD = 2  # segments a process has been given: one in work, one being read
 PAUSE = 30.0  # seconds after a failure before more is prepared that nobody waits for yet
 LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does

@@ -227,7 +227,7 @@ class StreamedSplit:
         return self._windows[epoch, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Block starts (pass, window, token), from block `position` of the endless passes on."""
+        """Block starts as (pass, window, token), from block `position` of the endless passes on."""
         planned = -1  # the pass whose segments are being prepared in its order
         for epoch in itertools.count():
             for number in itertools.count():

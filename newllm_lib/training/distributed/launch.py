@@ -89,7 +89,7 @@ def _environment(device: Device, count: int):
     levels = [logger.level for logger in loggers]
     os.environ.update(changes)
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # what went wrong is said once, by us
+        logger.setLevel(logging.CRITICAL)  # errors are reported once, by us
     try:
         yield
     finally:
@@ -167,6 +167,6 @@ def _cause(error: BaseException, count: int) -> BaseException:
 
 
 def _said(failure: ProcessFailure) -> str:
-    """What a process told the launcher, as `Kind: text`; empty if it could not."""
+    """A process's message to the launcher, as `Kind: text`; empty if it could not."""
     told = failure.error_file_data["message"]
     return told["message"] if isinstance(told, dict) else ""

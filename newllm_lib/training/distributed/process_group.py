@@ -38,7 +38,7 @@ _LOST = (  # what torch says when another process is gone
 
 
 class LostPeer(NewLLMError):
-    """Another process of the run ended: what it said is the cause."""
+    """Another process of the run ended: its message is the cause."""
 
 
 def world_size() -> int:
