@@ -1,5 +1,4 @@
-"""What is measured, and how: `newllm bench NAME` from a clone. No part of the package; `results.csv` holds
-the figures."""
+"""What is measured, and how: `newllm bench NAME` from a clone; figures go to `results.csv`."""
 
 BENCHMARKS = {
     "speed": "whole training steps of New-LLM and its peers: tokens/s, memory, seconds to the first step",

@@ -1,5 +1,4 @@
-"""The quality benchmark's texts, as folders that `--data_dir` reads: the same documents and splits for every
-model.
+"""The quality benchmark's texts, as folders for `--data_dir`: the same documents and splits for all models.
 
 ChitChat: the conversations of the PyPI package, shuffled once; 500 to report, 250 others to choose settings
 by, the rest to train. Each conversation stands as lines "A: …" and "B: …". WikiText-2: articles of text files

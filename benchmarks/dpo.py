@@ -121,8 +121,7 @@ def preferences(rows: Rows, folder: Path, arguments: argparse.Namespace) -> None
 
 
 def write_texts(folder: Path, conversations: int | None) -> None:
-    """train.jsonl: ChitChat's conversations, and questions of the Japanese training pairs with both of their
-    answers."""
+    """train.jsonl: ChitChat's conversations, and the Japanese pairs' questions with both answers."""
     from newllm_lib.data.cache import cache_root
     from newllm_lib.data.datasets import open_source
     from newllm_lib.data.preferences import generate
@@ -188,8 +187,7 @@ def train_base(model: str, folder: Path, steps: int, sizes: dict) -> Path:
 
 
 def prefer(model: str, base: Path, name: str, changes: dict, folder: Path, arguments) -> dict:
-    """DPO from `base` on the data that `changes` name: what was measured before and after, the first loss,
-    the shortcuts."""
+    """DPO from `base` with `changes`: figures before and after, the first loss, the shortcuts."""
     from newllm_lib.data.preferences import load_preferences, shortcuts
     from newllm_lib.errors import Interrupted, NewLLMError
     from newllm_lib.recipe import load_recipe

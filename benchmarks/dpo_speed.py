@@ -151,8 +151,7 @@ def plain_trl(
 
 
 def here(base: Path, data: Path, output: Path) -> dict:
-    """The whole path of this library: encode, measure the base, train, evaluate, save, measure again, write
-    the card."""
+    """The library's whole path: encode, measure, train, evaluate, save, measure again, write the card."""
     from newllm_lib.errors import NewLLMError
     from newllm_lib.recipe import load_recipe
     from newllm_lib.runs import Run
@@ -174,9 +173,8 @@ def here(base: Path, data: Path, output: Path) -> dict:
     problem = None
     try:
         train(load_recipe("dpo", chosen))
-    except (
-        NewLLMError
-    ) as error:  # random weights say nothing sensible: the figures of time and memory stand all the same
+    except NewLLMError as error:
+        # random weights say nothing sensible: the figures of time and memory stand all the same
         problem = str(error)
     synchronize()
     rows = [row for row in Run(output).metrics() if "pairs_per_second" in row]

@@ -1,5 +1,4 @@
-"""How long a user waits for the first training step: `newllm train demo` from its start to its first logged
-loss.
+"""How long the first training step takes: `newllm train demo` from its start to its first logged loss.
 
     newllm bench first_step [--cold_disk]
 

@@ -1,5 +1,4 @@
-"""Single operations beside their plain references and their peers: medians of forward and forward + backward,
-bytes moved, memory.
+"""Single operations beside plain references and peers: forward, forward + backward, bytes moved, memory.
 
     newllm bench ops [NAME …]          all operations, or these
 
@@ -34,8 +33,7 @@ SETS = 3  # of inputs, so that a GPU's cache flatters nobody
 
 @dataclass(frozen=True)
 class Way:
-    """Who computes an operation: `function` of what `draw` gives. Gradients are taken of all inputs that
-    require one.
+    """Who computes an operation: `function` of what `draw` gives; gradients of all inputs that require one.
 
     Args:
         graph: a CUDA graph can hold it.
@@ -53,9 +51,13 @@ class Operation:
     """One row of the table.
 
     Args:
-        benchmark: its name in results.csv. ways: from the device, the dtype and a size (its numbers) to who
-        computes it: ours, the plain reference, the peers. names: what the numbers of a size are. sizes: on a
-        GPU. small: without one. note: of every figure.
+        benchmark: its name in results.csv.
+        ways: from the device, the dtype and a size (its numbers) to who computes it: ours, the plain
+            reference, the peers.
+        names: what the numbers of a size are.
+        sizes: on a GPU.
+        small: without one.
+        note: of every figure.
     """
 
     benchmark: str

@@ -9,8 +9,7 @@ from torch import Tensor
 
 
 def eager_distance(window: int | None, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    """All scores in memory: x, y points of the unit ball of curvature -1, v values, (batch, heads, time, dim)
-    each."""
+    """All scores in memory: x, y in the unit ball of curvature -1, v values; (batch, heads, time, dim)."""
     row, column = (z.float().square().sum(-1) for z in (x, y))
     apart = row[..., :, None] + column[..., None, :] - 2 * (x @ y.mT).float()
     argument = 1 + 2 * apart.clamp_min(1e-6) / ((1 - row)[..., :, None] * (1 - column)[..., None, :])

@@ -1,5 +1,4 @@
-"""The training loop of the peers, which are no models of the library: its data, optimizer and schedule, and
-nothing else of it.
+"""The peers' training loop: the library's data, optimizer and schedule, and nothing else of it.
 
 One GPU or a CPU; on a GPU the step is compiled. What is reported is the mean over every token of the test
 text but the first: a model with a state reads the text from end to end, one without reads windows that
@@ -31,8 +30,7 @@ def train_peer(model: nn.Module, recipe: Recipe, data: PreparedData, device: str
 
     Args:
         model: with `step(ids, labels, state) -> loss, state`, and `carries` where it has a state, which goes
-            on from block to
-            block if the recipe says `carry_state`.
+            on from block to block if the recipe says `carry_state`.
     """
     model.to(device).train()
     torch.manual_seed(recipe.seed + 1)  # dropout
@@ -88,8 +86,7 @@ def bits_per_byte(model: nn.Module, split: PackedSplit, window: int) -> float:
 
 
 def _in_lanes(model: nn.Module, ids: torch.Tensor, window: int) -> float:
-    """The text in equal parts side by side, the state carried through each; the last one's padding has label
-    -100."""
+    """The text in equal parts side by side, the state carried through each; padding has label -100."""
     predicted = len(ids) - 1
     length = -(-predicted // LANES)
     padded = torch.cat([ids, ids.new_zeros(LANES * length - predicted)])

@@ -1,5 +1,4 @@
-"""The models that New-LLM is measured against and that the library does not have: small and plain, sized to a
-number of parameters.
+"""The peers that the library does not have: small and plain, sized to a number of parameters.
 
 Each maps token ids (batch, time) to hidden states (batch, time, width) whose product with `head` is the
 logits, and says with `step` what training needs: the mean loss, and a state for those that carry one.
@@ -179,7 +178,7 @@ def sized_recipe(name: str, size: str, vocabulary: int, **keys) -> Recipe:
 
     Args:
         name: "new_llm", "tiny_gpt2", or "seed" (the original's sequential recurrence: one layer of the
-        per-token MLP).
+            per-token MLP).
         keys: other keys of the recipe.
     """
     target, width, depth = SIZES[size]

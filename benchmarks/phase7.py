@@ -179,8 +179,7 @@ def measure(
 
 
 def reserved_by_graphs() -> int:
-    """Bytes that only CUDA graphs may use, which count as reserved all the time and as allocated only while
-    recording."""
+    """Bytes for CUDA graphs alone: always reserved, allocated only while recording."""
     import torch
 
     return sum(
@@ -224,7 +223,7 @@ def run(
     Args:
         limit: GiB of GPU memory that each of our processes may use, but for those that keep all activations.
         side_by_side: start all at once, only the timed steps take turns: minutes less, if the GPU's memory
-        holds them all.
+            holds them all.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -290,8 +289,7 @@ def largest(way: str = "lowest") -> tuple[int, int]:
 
 
 def deepest(fits: Callable[[int], bool], start: int = 12, precision: int = 4) -> int:
-    """The largest number (within `precision`) for which `fits`, which holds up to some number and not beyond;
-    0: for none."""
+    """The largest number (within `precision`) that `fits`, assuming a threshold; 0: none does."""
     low, high = 0, start
     while fits(high):
         low, high = high, 2 * high

@@ -1,5 +1,4 @@
-"""The ways to train 1.4 to 1.5 billion parameters that `phase7` measures: ours, and those of well-known
-optimizers.
+"""The ways to train 1.5 billion parameters that `phase7` measures: ours and those of known optimizers.
 
 Each gives a model and a step on (BATCH, LENGTH + 1) token ids.
 """
@@ -8,11 +7,10 @@ from __future__ import annotations
 
 LENGTH, BATCH, VOCABULARY = 1024, 16, 50304
 
-# Bits of momentum, sequences at a time in a block (None: all), inputs on the host; or micro: nothing computed
-# twice, gradients
-# accumulated over micro-batches of so many. head: logits that exist at a time, where that is not the default.
-# Passes are replayed
-# from CUDA graphs, or run as they are, or compiled.
+# bits: of momentum. sequences: at a time in a block (None: all). offload: inputs wait on the host.
+# micro, instead: nothing computed twice, gradients accumulated over micro-batches of so many.
+# head: logits that exist at a time, where that is not the default.
+# how: passes are replayed from CUDA graphs (the default), run as they are, or compiled.
 OURS = {
     "lowest": dict(bits=4, sequences=4, offload=True),
     "lowest, 2 at a time": dict(bits=4, sequences=2, offload=True),

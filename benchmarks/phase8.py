@@ -1,5 +1,4 @@
-"""Phase 8 beside Phase 7 at equal parameters: quality after equal tokens, speed and memory from short to very
-long texts.
+"""Phase 8 and Phase 7 at equal parameters: quality after equal tokens, speed and memory by length.
 
     newllm bench phase8 [--parts speed quality] [--lengths 512 65536] [--set epochs=2]
 
@@ -76,8 +75,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 
 def recipe_of(way: str, length: int | None = None, changes: dict | None = None) -> Recipe:
-    """The recipe of one way; attention that sees everything has a window of `length` (None: the recipe's
-    blocks)."""
+    """The recipe of one way; global attention has a window of `length` (None: the recipe's blocks)."""
     name, full = WAYS[way]
     changes = dict(changes or {})
     window = length or load_recipe(name, changes).max_seq_length
@@ -92,8 +90,7 @@ def speed(
     changes: dict | None = None,
     seconds: float = math.inf,
 ) -> None:
-    """Time whole steps; add tokens a second and memory for a token of each way at each length, and the
-    crossover.
+    """Time whole steps; add tokens/s and memory a token of each way and length, and the crossover.
 
     Args:
         seconds: begin no further length after so many; what is missing then is said.
@@ -211,8 +208,7 @@ def speeds(rows: list[dict], way: str, metric: str = "training, texts of ") -> d
 
 
 def crossover(ours: dict[int, float], other: dict[int, float]) -> float | None:
-    """From which length on ours is faster, interpolated in logarithms; None where it never is, or from the
-    first on."""
+    """The length from which ours is faster, interpolated in logarithms; None: never, or from the first."""
     both = sorted(ours.keys() & other.keys())
     gain = [math.log(ours[n] / other[n]) for n in both]
     for i in range(len(both) - 1, 0, -1):

@@ -179,8 +179,7 @@ def _alone(journal: Path) -> Iterator[None]:
 
 
 def grid(corpus: str, model: str, size: str, smoke: bool = False) -> list[Trial]:
-    """The three settings that are tried: as many for each model, the same regularisation for those trained
-    with Muon.
+    """The three settings tried for each model, with equal regularisation for those trained with Muon.
 
     Raises:
         UsageError: no such model or size.
@@ -237,8 +236,7 @@ def train_missing(
     seconds: float = float("inf"),
     **what: bool,
 ) -> None:
-    """Train what is missing in the journal, in order, until it is complete or the time is over (no trial is
-    broken off).
+    """Train what the journal lacks, in order, until it is complete or the time is over.
 
     Args:
         words: flags for the processes that train.
@@ -305,8 +303,7 @@ def trained(trial: Trial, places: dict[str, Path]) -> dict:
 
 
 def _trained_by_the_library(trial: Trial, keys: dict, places: dict[str, Path]) -> dict:
-    """`newllm train`, then `newllm evaluate --checkpoint last` (its "best" would be chosen on text that may
-    have been learned)."""
+    """`newllm train`, then `newllm evaluate --checkpoint last` ("best" may be chosen on learned text)."""
     from benchmarks.peers import sized_recipe
     from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
     from newllm_lib.training import train
@@ -363,8 +360,7 @@ def report(
     smoke: bool = False,
     settled: bool = False,
 ) -> list[dict]:
-    """Rows and a summary of every contest that is complete: the test text's bits per byte, mean and deviation
-    over seeds."""
+    """Rows and a summary of each complete contest: test bits per byte, mean and deviation over seeds."""
     found = []
     for corpus, model, size in contests:
         if missing(journal, corpus, model, size, smoke, settled):
@@ -390,8 +386,7 @@ def report(
 
 
 def read(journal: Path) -> list[tuple[Trial, dict]]:
-    """Every trial that was trained, with its result; lines of a version that trained otherwise are passed
-    over."""
+    """Every trained trial with its result; lines of versions that trained otherwise are skipped."""
     if not journal.is_file():
         return []
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]

@@ -1,5 +1,4 @@
-"""What several GPUs give: the same training by one and by all of them, at the same batch, in one run:
-tokens/s and losses.
+"""What several GPUs give: one training by one and by all of them at one batch: tokens/s and losses.
 
     newllm bench scaling [--gpus 2] [--models phase7_100m_replayed phase7_1.5b new_llm]
 
@@ -132,8 +131,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 @dataclass
 class Found:
-    """Of one training: parameters, tokens a second, the losses of its logged intervals, peak memory in
-    GiB."""
+    """Of one training: parameters, tokens/s, the losses of its logged intervals, peak memory in GiB."""
 
     model: str
     processes: int
@@ -174,8 +172,7 @@ def _trained(
     started: list[subprocess.Popen],
     environments: list[dict[str, str]],
 ) -> Found | None:
-    """What the processes with these variables found, of which the first reports; None if it failed, or the
-    time is over.
+    """What the first of these processes reports; None if one failed, or the time is over.
 
     Args:
         started: where the processes are noted.
@@ -250,8 +247,7 @@ def compare(rows: Rows, model: str, found: list[Found], gpus: int) -> None:
 
 
 def measure(model: str, folder: str, tiny: bool) -> None:
-    """Train in this process, one of one or several, until the log has its lines; the first prints what was
-    found."""
+    """Train in this process, alone or one of several, until the log is full; the first prints the result."""
     import torch
 
     from newllm_lib.training.model_config import count_parameters, model_config

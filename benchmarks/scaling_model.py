@@ -1,5 +1,4 @@
-"""What a training would take on more GPUs than were measured: time, cost and where communication ends it. A
-model, on paper.
+"""A model of training on more GPUs than were measured: time, cost and the limit of communication.
 
     newllm bench scaling_model            prints the tables of docs/scaling.md
 

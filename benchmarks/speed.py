@@ -1,5 +1,4 @@
-"""Training tokens a second and memory: whole steps of New-LLM and its peers on random tokens, each in a
-process of its own.
+"""Training tokens/s and memory: whole steps of New-LLM and its peers on random tokens, each in a process.
 
 The setting is one for all: blocks, vocabulary, bf16 matrix products on a GPU, fused AdamW, no dropout. Ways
 to run a step:
@@ -103,12 +102,11 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 
 def run(rows: Rows, ways=WAYS, *, steps: int = 60, jobs: int = 1, **setting) -> None:
-    """Measure each way and add its rows; one that fails is said, and the others go on.
+    """Measure each way and add its rows; one that fails is reported, and the others go on.
 
     Args:
         jobs: so many processes import and compile at a time, and then are timed one after the other while the
-            rest wait. How
-            long a first step takes is recorded only of one that was alone.
+            rest wait. How long a first step takes is recorded only of one that was alone.
     """
     setting = {**SETTING, **setting, "steps": steps}
     for first in range(0, len(ways), jobs):
@@ -148,15 +146,14 @@ def _record(rows: Rows, way: str, found: dict, setting: dict, alone: bool) -> No
 
 
 class _Child:
-    """A process that prepares one way, says that it is ready, and measures when it is told to."""
+    """A process that prepares one way, reports that it is ready, and measures on request."""
 
     def __init__(self, way: str, setting: dict, alone: bool):
         self.way, self.complaint = way, "no message"
         words = common.command("speed", "--one", way, json.dumps(setting))
         self._errors = tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
-        # Beside others, torch compiles in the process itself: each would start as many helpers as there are
-        # cores.
+        # Beside others, torch compiles in the process itself: each would start a helper a core.
         environment = os.environ if alone else {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._process = subprocess.Popen(words, env=environment, **pipes)
 

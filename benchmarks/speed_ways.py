@@ -103,8 +103,7 @@ def _launched(model, how: str, batch: int):
 
 
 def _replayed(model, batch: int, length: int):
-    """step(inputs, labels): our model's loss and gradients replayed from a graph, the state with them; then
-    the optimizer."""
+    """step(inputs, labels): our loss, gradients and state replayed from a graph; then the optimizer."""
     import torch
 
     from newllm_lib.training.cuda_graphs import StepGraph
@@ -236,8 +235,7 @@ def _model(name: str, vocabulary: int, length: int):
 
 
 def _seed(name: str, vocabulary: int, length: int):
-    """The original's sequential recurrence, with one layer of 1,024, or with as many parameters as New-LLM
-    has here."""
+    """The original's sequential recurrence: one layer of 1,024, or as many parameters as New-LLM here."""
     from benchmarks import peers
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training.model_config import build_model, count_parameters, model_config

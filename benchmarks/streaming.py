@@ -140,8 +140,7 @@ class Watcher:
             time.sleep(0.2)
 
     def figures(self) -> dict:
-        """MiB: the most, the most in the second and in the last quarter of the time, and in each tenth of
-        it."""
+        """MiB: the peak; the most in the second and the last quarter, and in each tenth of the time."""
         quarter, tenth = max(1, len(self.samples) // 4), max(1, len(self.samples) // 10)
         return {
             "peak_mib": max(self.samples),

@@ -48,9 +48,7 @@ def record_and_draw(rows: Rows, arguments: argparse.Namespace) -> dict | None:
 
 
 def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
-    """The newest row of each model whose metric begins so, in the file's order; none of 0.1.0's memory of
-    words.
-    """
+    """The newest row of each model whose metric begins so, in file order; none of 0.1.0's word memory."""
     found: dict[tuple[str, str], dict] = {}
     for row in rows:
         if (
@@ -115,7 +113,7 @@ def speed_table(rows: list[dict]) -> str:
 
 
 def cpu_speed_table(rows: list[dict]) -> str:
-    """Training steps on a processor, the slowest first, and the blocks of tokens they were taken with."""
+    """Training steps on a CPU, the slowest first, and the blocks of tokens they were taken with."""
     steps = _steps(rows, "speed on a CPU")
     lines = [f"| {row['model']} | {float(row['value']):,.0f} | {row['note']} |" for row in steps]
     return "\n".join(["| training step | tokens/s | |", "|---|---:|---|", *lines])

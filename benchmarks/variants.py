@@ -1,5 +1,4 @@
-"""What parts are worth: a recipe trained with each of them and without, at equal sizes and tokens, by `newllm
-train`'s own path.
+"""What parts are worth: a recipe trained by `newllm train` with each and without, at equal sizes and tokens.
 
     newllm bench variants phase7       Phase 7 without each of its parts, and a GPT of equal size, on ChitChat
     newllm bench variants low_memory   the optimizers that need less memory, beside AdamW on float32 weights
@@ -132,8 +131,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 
 def recipe_of(chosen: Set, variant: str, keys: dict, folder: Path) -> Recipe:
-    """The variant's recipe; in a matched set with the MLP widened or narrowed to the parameters of the
-    first."""
+    """The variant's recipe; in a matched set its MLP is resized to the first's parameters."""
     asked = {**keys, **chosen.variants[variant], "output_dir": str(folder)}
     plain = load_recipe(chosen.recipe, asked)
     if not chosen.matched or plain.model == "tiny_gpt2":  # which is matched by itself

@@ -1,6 +1,4 @@
-"""How the package speaks to its user: plain lines, flushed at once, so that a log file can be followed while
-it grows.
-"""
+"""How the package speaks to its user: plain lines, flushed at once, so that a log can be followed."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ _WINDOWS_DRIVER = Path("/usr/lib/wsl/lib/libcuda.so.1")  # which WSL lends to Li
 
 @dataclass(frozen=True)
 class Device:
-    """What this machine is and what the package will use on it; `reasons` has one sentence for each
-    choice.
-    """
+    """What this machine is and what the package will use on it; `reasons` has a sentence for each choice."""
 
     kind: str  # cpu, t4, v100, l4, a100, h100 or other
     name: str
@@ -170,8 +168,7 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
 
 
 def stale_packages(names: tuple[str, ...] = CHECKED) -> list[str]:
-    """One line for each package that this process has loaded in another version than the one that is
-    installed.
+    """A line for each package that this process has loaded in another version than is installed.
 
     That comes of installing into a running notebook: what was imported before stays, and the two do not fit
     together.
@@ -217,7 +214,7 @@ def _has_triton() -> bool:
 
 
 def _usable_cores() -> int:
-    """Processor cores this process may run on (a container may have fewer than the host)."""
+    """CPU cores this process may run on (a container may have fewer than the host)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

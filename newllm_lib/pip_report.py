@@ -1,5 +1,4 @@
-"""What colab_bootstrap.sh asks about packages before ours are there, so with nothing but Python's own
-library.
+"""What colab_bootstrap.sh asks about packages before ours are there: standard library only.
 
     python -m newllm_lib.pip_report keep PLACE
         pip's constraints: what must stay as it is, else the tested versions
@@ -18,9 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 NOTES = ".newllm-setup"  # the beginning of all file names that an installation leaves in PLACE
-_WITH_TORCH = (
-    r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"  # kept where a .venv stands on a system's torch
-)
+# left alone where a .venv stands on a system's torch
+_WITH_TORCH = r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"
 _SHOWN = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate")
 _MOST = 6  # packages named in a line
 
@@ -32,9 +30,8 @@ def keep(place: str) -> list[str]:
     there: dict[str, str] = {}
     for d in metadata.distributions():
         if d.name and d.version and (colab or not str(d.locate_file("")).startswith(sys.prefix)):
-            there.setdefault(
-                normal(d.name), d.version
-            )  # of two copies Python takes the first, and so does pip
+            # of two copies Python takes the first, and so does pip
+            there.setdefault(normal(d.name), d.version)
     there.pop("newllm", None)
     tested = (
         [] if colab else [line.strip() for line in open("constraints.txt", encoding="utf-8") if "==" in line]

@@ -81,9 +81,9 @@ def load_model(
         merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a
             `PeftModel`).
     Raises:
-        UsageError: there is no such model here, nor on the hub. NewLLMError: it is not whole, is no causal
-            language model, is gated, needs a program of its own, has its weights only as a pickle, or the hub
-            cannot be reached.
+        UsageError: there is no such model here, nor on the hub.
+        NewLLMError: it is not whole, is no causal language model, is gated, needs a program of its own, has
+            its weights only as a pickle, or the hub cannot be reached.
     """
     location = model if isinstance(model, ModelLocation) else locate(model, which)
     return _load(location, device, dtype, merge, within=())
@@ -93,8 +93,8 @@ def whole_model_folder(model: str | Path | Run | ModelLocation, which: str = "be
     """The folder of a model (of a hub id: in the hub's cache), every file whole and none that could run code.
 
     Raises:
-        UsageError: there is no such model. NewLLMError: it is not whole, not to be trusted, or the hub cannot
-            be reached.
+        UsageError: there is no such model.
+        NewLLMError: it is not whole, not to be trusted, or the hub cannot be reached.
     """
     location = model if isinstance(model, ModelLocation) else locate(model, which)
     folder = location.folder or _fetched(location.name)
@@ -106,8 +106,8 @@ def base_sizes(name: str) -> tuple[PreTrainedConfig, int] | None:
     """A model's configuration and number of parameters, without weights; None where only the hub could tell.
 
     Raises:
-        UsageError: there is no such model. NewLLMError: its configuration cannot be read, or is no causal
-            language model's.
+        UsageError: there is no such model.
+        NewLLMError: its configuration cannot be read, or is no causal language model's.
     """
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config

@@ -48,8 +48,7 @@ def _text(shape: tuple) -> str:
 
 
 def load_weights(model, folder: Path) -> None:
-    """Fill a built model with the weights saved in a folder, in one file or several: one at a time is in the
-    host's memory.
+    """Fill a built model with the weights saved in a folder, one file in the host's memory at a time.
 
     Raises:
         NewLLMError: some are missing, or are not this model's.

@@ -21,9 +21,7 @@ _RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun star
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code. Errors become one line on standard error (`--debug`: with
-    traceback).
-    """
+    """Run one command; returns the exit code. Errors are one line on stderr (`--debug`: a traceback)."""
     debug = "--debug" in argv
     console.mute(_RANK != "0")
     try:
@@ -43,9 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _from_the_users_folder(argv: list[str]) -> list[str]:
-    """Paths as colab_bootstrap.sh's caller meant them: it changes to the clone before it calls this
-    command.
-    """
+    """Paths as colab_bootstrap.sh's caller meant them: it changes to the clone before this command."""
     started_in = os.environ.get("NEWLLM_STARTED_IN")
     if not started_in:
         return argv

@@ -238,9 +238,7 @@ def stop_run(arguments: argparse.Namespace) -> dict | int:
 
 
 def restore_run(arguments: argparse.Namespace) -> dict | int:
-    """Bring a run back from the folder (or Drive) that it was copied to; the command that trained it
-    continues it.
-    """
+    """Bring a run back from the folder (or Drive) that mirrors it; training can then be continued."""
     folder = arguments.source or runs.drive_folder()
     if folder is None:
         raise UsageError(

@@ -1,5 +1,4 @@
-"""`newllm bench NAME`: a benchmark of the folder `benchmarks/`, which lies beside the package in a clone and
-is not installed with it.
+"""`newllm bench NAME`: a benchmark of `benchmarks/`, which is in a clone, not in the installed package.
 
 A benchmark is a module there with `add_arguments(parser)` and `main(arguments)`; `benchmarks/__init__.py`
 lists them.
@@ -22,8 +21,7 @@ CLONE = Path(__file__).resolve().parents[2]  # where it is one
 
 
 def open_benchmark(words: list[str]) -> tuple[str, ModuleType] | None:
-    """The benchmark that the words after `bench` name; None after the list of all, which is shown where they
-    name none.
+    """The benchmark that the words after `bench` name; with none, lists all and returns None.
 
     Raises:
         UsageError: there is no such benchmark, or no folder of them.
@@ -65,8 +63,7 @@ def underscored(words: list[str]) -> list[str]:
 
 
 def _package() -> ModuleType:
-    """The folder as the package `benchmarks`: that of this clone, whatever lies in the folder one stands
-    in."""
+    """The folder as the package `benchmarks`: this clone's, whatever lies in the current folder."""
     start = CLONE / "benchmarks" / "__init__.py"
     if not start.is_file():
         raise UsageError(

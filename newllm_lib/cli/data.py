@@ -15,9 +15,7 @@ from newllm_lib.runs import atomic_write_text, check_file
 
 
 def preferences(arguments: argparse.Namespace) -> dict | int:
-    """Write Japanese preference pairs as JSONL, and say what could tell their better side without
-    understanding it.
-    """
+    """Write Japanese preference pairs as JSONL; report what superficial cues give away the better side."""
     from newllm_lib.data.preferences import generate, shortcuts
 
     path = Path(arguments.output)

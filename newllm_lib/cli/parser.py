@@ -1,6 +1,4 @@
-"""Every command with its flags. Those of training come from the `Recipe` dataclass: no key is written down
-twice.
-"""
+"""Every command with its flags. Those of training come from the `Recipe` dataclass."""
 
 from __future__ import annotations
 

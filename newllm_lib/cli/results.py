@@ -90,8 +90,7 @@ def chat(arguments: argparse.Namespace) -> dict | int:
 
 
 def run_of(word: str) -> str:
-    """What a user calls a run: its name or folder, a guide's file name, or a recipe, whose newest run is
-    meant.
+    """What a user calls a run: name or folder, a guide's file name, or a recipe (its newest run).
 
     Raises:
         UsageError: that recipe has no run yet.

@@ -72,9 +72,7 @@ def demo(arguments: argparse.Namespace) -> dict | int:
 
 
 def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
-    """Raise UsageError, before anything is made, where another's files are in the way of the demo's
-    folders.
-    """
+    """Raise UsageError, before anything is made, where others' files are in the way of the demo."""
     if job.recipe_path.exists():
         raise UsageError(
             f"{job.path} holds recipe.yaml, which no demo of ours wrote: give another --output_dir."
@@ -150,9 +148,7 @@ def _recorded(job: Run) -> Iterator[None]:
 
 
 def _keep_comparison(job: Run, folder: str) -> None:
-    """Copy the job's own files (its comparison, its log) beside its runs, which were copied while they
-    trained.
-    """
+    """Copy the job's own files (comparison, log) beside its runs, which are mirrored already."""
     mirror = runs.Mirror(job, folder)
     try:
         mirror.copy()

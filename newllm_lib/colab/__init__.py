@@ -1,5 +1,4 @@
-"""The notebook room: forms, live curves, chat, Drive and downloads. The only place that knows Colab, IPython
-and widgets.
+"""Notebooks: forms, live curves, chat, Drive, downloads. Only this package knows Colab and IPython.
 
 | file | one idea |
 |---|---|

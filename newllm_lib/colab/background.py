@@ -1,6 +1,4 @@
-"""Training from a cell: a process of its own that outlives the cell, the kernel's interrupts and the
-browser's tab.
-"""
+"""Training from a cell, in a process that outlives the cell, the kernel's interrupts and the browser."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ class Started:
 
 
 def train(settings: Settings, every: float = 2.0, **more) -> Run:
-    """Train what the form chose and show it until it ends; run the cell again to look again, or to continue a
-    stopped run.
+    """Train what the form chose and show it until it ends; run the cell again to continue a stopped run.
 
     Args:
         every: seconds between two looks.
@@ -66,9 +63,7 @@ def start(settings: Settings, **more) -> Started:
 
 
 def _second_place(settings: Settings) -> dict:
-    """Drive, where the form asks for it and this is Colab: the run is copied there while it trains, and
-    brought back.
-    """
+    """Drive, if the form asks for it on Colab: the run is mirrored there while it trains."""
     if not settings.extra.get("save_to_drive") or not on_colab() or "mirror_dir" in settings.overrides:
         return {}
     return {"mirror_dir": str(drive.mount())}
@@ -103,9 +98,8 @@ def _differences(settings: Settings, more: dict, run: Run) -> list[str]:
         return []
     recorded = Recipe.from_yaml(run.recipe_path)
     chosen = {**settings.overrides, **more}
-    kind = (
-        None if "sized_for" in chosen else recorded.sized_for
-    )  # a run keeps the preset of the machine it began on
+    # a run keeps the preset of the machine it began on
+    kind = None if "sized_for" in chosen else recorded.sized_for
     return settings.recipe(device_kind=kind, **more).differences(recorded)
 
 

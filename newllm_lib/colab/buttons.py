@@ -64,7 +64,6 @@ def _is_click(kernel, item) -> bool:
     _, dispatch, arguments = item
     if dispatch != kernel.dispatch_shell or len(arguments) != 1:
         return False
-    # Only the header is read: a message that stays in the queue must not be deserialized, which is allowed
-    # once.
+    # Only the header is read: a message that stays in the queue can be deserialized only once.
     _, parts = kernel.session.feed_identities(arguments[0], copy=False)
     return kernel.session.unpack(parts[1].bytes).get("msg_type") == "comm_msg"

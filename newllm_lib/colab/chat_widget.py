@@ -1,6 +1,4 @@
-"""Talking with a run inside a notebook: a small chat window where widgets render, printed turns
-everywhere.
-"""
+"""Talking with a run in a notebook: a small chat window where widgets render, else printed turns."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ _REDRAW = 0.1  # seconds between two redraws of an answer that is still being wr
 
 
 def chat(run, first: str | None = None, settings=None) -> Chat:
-    """Load a run and talk with it: `first` is said at once, then the window waits (without widgets: use
-    `.ask(...)`).
+    """Load a run and chat: `first` is sent at once, then the window waits (no widgets: `.ask(...)`).
 
     Args:
-        run: as for `checkpoints.load_model`. settings: `evaluation.Settings`.
+        run: as for `checkpoints.load_model`.
+        settings: `evaluation.Settings`.
     Raises:
         UsageError, NewLLMError: the model cannot be loaded.
     """
@@ -87,7 +85,7 @@ class Chat:
 
 
 class ChatWindow:
-    """The widgets: what was said, a line to write, and buttons."""
+    """The widgets: the conversation, an input line, and buttons."""
 
     def __init__(self, conversation: Chat, hint: str = ""):
         import ipywidgets

@@ -1,6 +1,4 @@
-"""Runs as a picture: training loss, and bits per byte on the validation text with the best
-evaluation marked.
-"""
+"""Runs as a picture: training loss, and validation bits per byte with the best evaluation marked."""
 
 from __future__ import annotations
 

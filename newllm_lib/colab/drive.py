@@ -1,5 +1,4 @@
-"""Google Drive (or any other folder) as the second place of runs: mount it, save a run there now, bring one
-back.
+"""Google Drive (or another folder) as runs' second place: mount it, save a run there, bring one back.
 
 While a run trains, `mirror_dir` keeps its copy up to date by itself (`newllm_lib.runs.mirror.sync`); the
 notebooks' forms set it.
@@ -23,7 +22,8 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
     """Mount Google Drive (Colab asks for permission) and return `MyDrive/new-llm`, made if missing.
 
     Raises:
-        UsageError: this is not Colab. NewLLMError: Drive was refused or cannot be written.
+        UsageError: this is not Colab.
+        NewLLMError: Drive was refused or cannot be written.
     """
     if not on_colab():
         raise UsageError(
@@ -35,9 +35,8 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
         drive.mount(str(mount_point))
         folder = mount_point / "MyDrive" / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-    except (
-        Exception
-    ) as error:  # google.colab raises ValueError, MessageError and more, each with its own words
+    except Exception as error:
+        # google.colab raises ValueError, MessageError and more, each with its own words
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise NewLLMError(
             f"Google Drive could not be mounted ({cause}): allow it in the window that opens, and try again; "
@@ -47,8 +46,7 @@ def mount(mount_point: Path = MOUNT_POINT) -> Path:
 
 
 def save(run: Run, folder: str | Path | None = None) -> Path:
-    """Bring the copy of a run in `folder` (default: Drive) up to date, also while it trains; returns where it
-    lies.
+    """Update a run's copy in `folder` (default: Drive), also while it trains; returns its place.
 
     Raises:
         NewLLMError: the folder is full, gone or cannot be written; what was whole there still is.
@@ -68,8 +66,8 @@ def restore(name: str, folder: str | Path | None = None, into: str | Path = "che
     """Bring a saved run back to `into/name`; the same form or command then continues it.
 
     Raises:
-        UsageError: no such run there, or one of that name is here already. NewLLMError: the copy is damaged,
-            or holds what is not read from elsewhere.
+        UsageError: no such run there, or one of that name is here already.
+        NewLLMError: the copy is damaged, or holds what is not read from elsewhere.
     """
     return runs.restore(name, folder or mount(), into)
 

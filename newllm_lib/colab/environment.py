@@ -1,6 +1,4 @@
-"""Where this code runs: in Colab, in another notebook, or in a terminal; and errors in one line instead of a
-traceback.
-"""
+"""Where this code runs: Colab, another notebook or a terminal; and errors as one line, without traceback."""
 
 from __future__ import annotations
 
@@ -39,12 +37,11 @@ def clone_root(start: Path | None = None) -> Path | None:
 
 
 def ready(clone: Path | None = None) -> None:
-    """Make this kernel ready: errors of ours as one line, work in the clone's top folder, and say what was
-    found.
+    """Make this kernel ready: our errors as one line, work in the clone's top folder, and report.
 
     Args:
         clone: the clone that the install cell found or made (default: the one around the current folder, if
-        any).
+            any).
     Raises:
         NewLLMError: a package is missing in the Python that runs this notebook.
     """
@@ -68,9 +65,7 @@ def ready(clone: Path | None = None) -> None:
 
 
 def one_line_errors() -> None:
-    """In a notebook, show `NewLLMError` as its one line (cause and remedy); other errors keep their
-    traceback.
-    """
+    """In a notebook, show `NewLLMError` as one line (cause and remedy); others keep their traceback."""
     instance = shell()
     if instance is not None:
         instance.set_custom_exc((NewLLMError,), _show)

@@ -1,8 +1,7 @@
-"""A recipe as a notebook form, and back: the `#@param` cell is rendered from the recipe, its values become
-overrides.
+"""A recipe as a notebook form, and back: the `#@param` cell is rendered, its values become overrides.
 
 The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the
-recipe still adapts to the machine (fewer sequences at a time on a processor, for example).
+recipe still adapts to the machine (fewer sequences at a time on a CPU, for example).
 `NEWLLM_NOTEBOOK_OVERRIDES`, a JSON object of fields and recipe keys, wins over the form: testers run a whole
 notebook on a tiny model with it, without editing a cell.
 """
@@ -28,9 +27,7 @@ LINE = 120
 
 @dataclass(frozen=True)
 class Field:
-    """One line of a form. A recipe key takes its default, type and choices from the recipe; any other field
-    names its own.
-    """
+    """One line of a form. A recipe key takes default, type and choices from the recipe."""
 
     name: str
     english: str
@@ -68,8 +65,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """The settings cell of one notebook: its name in `settings.py`, its recipe, its fields, and presets (name
-    to overrides).
+    """The settings cell of one notebook: its name in `settings.py`, recipe, fields, and presets.
 
     Three field names are special: `recipe` chooses which shipped recipe is loaded ("auto": what `choose`
     says, given the values of the fields), `size` one of `presets`, `gpu` one of `gpus`: what that GPU does in
@@ -150,9 +146,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a form chose: a shipped recipe, overrides of its keys, and the fields that are no recipe keys
-    (`extra`).
-    """
+    """What a form chose: a shipped recipe, overrides of its keys, and other fields (`extra`)."""
 
     name: str
     overrides: dict

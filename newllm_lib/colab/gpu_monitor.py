@@ -1,6 +1,4 @@
-"""How busy the machine is that a run trains on: the GPU's use and memory, or the process's memory where there
-is no GPU.
-"""
+"""How busy the machine is: the GPU's use and memory, or the process's memory where there is no GPU."""
 
 from __future__ import annotations
 
@@ -40,12 +38,8 @@ def _gpu() -> str:
     try:
         answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=5)
         use, used, total = (float(part) for part in answer.stdout.splitlines()[0].split(","))
-    except (
-        OSError,
-        subprocess.TimeoutExpired,
-        ValueError,
-        IndexError,
-    ):  # no GPU behind the command, or one that keeps silent
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        # no GPU behind the command, or one that keeps silent
         return ""
     return f"GPU {use:.0f} %, {used / 1024:.1f} of {total / 1024:.1f} GiB"
 

@@ -94,9 +94,7 @@ class History:
         return statistics.median(values[-RECENT:]) if values else None
 
     def seconds_left(self, total_steps: int | None) -> float | None:
-        """Time to `total_steps` at the recent pace (evaluations and pauses between lives hardly move the
-        median).
-        """
+        """Time to `total_steps` at the recent pace (a median: evaluations and pauses hardly move it)."""
         rows = [
             (step, row["time"]) for step, row in sorted(self.steps.items()) if row.get("time") is not None
         ]

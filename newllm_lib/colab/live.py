@@ -51,9 +51,7 @@ class View:
         return any(status["state"] == "running" for status in self.statuses)
 
     def lines(self) -> list[str]:
-        """A line for each run; for those that train also how busy the machine is, and where their copy
-        stands.
-        """
+        """A line for each run; for those that train also the machine's use and the mirror's state."""
         shown = []
         for run, history, status in zip(self.runs, self.histories, self.statuses, strict=True):
             line = describe(run, history, status)
@@ -77,9 +75,7 @@ class View:
 
 
 def short_labels(names: list[str]) -> list[str]:
-    """Names without the words at their end that all share: `new_llm`, `tinygpt2` for two runs on the same
-    data.
-    """
+    """Names without the ending that all share: `new_llm`, `tinygpt2` for two runs on the same data."""
     words = [name.split("_") for name in names]
     while len(set(names)) > 1 and len({w[-1] for w in words}) == 1 and min(map(len, words)) > 1:
         words = [w[:-1] for w in words]
@@ -193,9 +189,7 @@ class TextScreen:
 
 
 class NotebookScreen:
-    """A picture and a text that are replaced in place, so that the saved notebook keeps the last ones;
-    buttons on top.
-    """
+    """A picture and a text, updated in place so that the saved notebook keeps the last; buttons on top."""
 
     def __init__(self, runs_shown: Sequence[Run], redraw_every: float = 4.0):
         from IPython.display import display
@@ -240,9 +234,7 @@ class NotebookScreen:
 
 
 class StopButtons:
-    """Two buttons for each run that is being trained: ask that run, and no other, to save and stop, or to
-    save and go on.
-    """
+    """Two buttons for each run in training: save and stop, or save and go on."""
 
     def __init__(self, runs_shown: Sequence[Run]):
         import ipywidgets

@@ -1,6 +1,4 @@
-"""What to train on, chosen with sliders: the same mixing as `newllm data mix`, and its folder is what
-training then reads.
-"""
+"""What to train on, chosen with sliders: the mixing of `newllm data mix`."""
 
 from __future__ import annotations
 
@@ -18,18 +16,14 @@ FOLDER = Path("data/mix")  # where `make train-phase7-1.5b` looks too
 
 
 def mix(settings: Settings) -> Mixture:
-    """Show the sliders (without widgets: use `.choose("demo=2,dolly=1")`); `.settings()` then makes the mix
-    and trains on it.
-    """
+    """Show the sliders (no widgets: `.choose("demo=2,dolly=1")`); `.settings()` makes the mix."""
     chosen = Mixture(settings)
     chosen.show()
     return chosen
 
 
 class Mixture:
-    """Shares of sources. `weights` maps a name, a hub id or a folder to its weight; empty: what the preset
-    itself reads.
-    """
+    """Shares of sources. `weights`: name, hub id or folder -> weight; empty: what the preset reads."""
 
     def __init__(self, settings: Settings):
         self.chosen, self.documents = settings, settings.extra["documents"]
@@ -100,9 +94,7 @@ class Mixture:
 
 
 class MixtureWindow:
-    """The widgets: a slider for each source, a line for further ones, and a button that makes the mix at
-    once.
-    """
+    """The widgets: a slider for each source, a line for further ones, and a button that mixes at once."""
 
     def __init__(self, chosen: Mixture):
         import ipywidgets

@@ -1,6 +1,4 @@
-"""What notebook 5 says before anyone waits: whether the kernels work here, which preset fits which GPU, and
-what hours buy.
-"""
+"""What notebook 5 says first: whether the kernels work here, which preset fits, and what hours buy."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ from newllm_lib.recipe import Recipe, load_recipe
 
 PRESETS = ("phase7_small", "phase7_100m", "phase7_0.7b", "phase7_1.5b")
 GPUS = ("t4", "l4", "a100", "h100")  # Colab's
-# tokens a parameter: about what a model of a given cost is best trained on (Hoffmann et al., 2022, arXiv
-# 2203.15556)
+# tokens a parameter that a given cost is best spent on (Hoffmann et al., 2022, arXiv 2203.15556)
 ENOUGH = 20
 
 
@@ -98,9 +95,7 @@ def check() -> None:
 
 
 def plan(settings: Settings) -> Outlook:
-    """Show which preset fits which GPU and what the form's hours buy here; returns the outlook of what was
-    chosen.
-    """
+    """Show which preset fits which GPU and what the form's hours buy; returns the chosen outlook."""
     hours, device, recipe = settings.extra["hours"], probe(), settings.recipe()
     found, chosen = outlooks(device), outlook(recipe, device, settings.name)
     _show(_by_gpu(), "Which preset fits which GPU, and how many tokens it reads there in an hour")

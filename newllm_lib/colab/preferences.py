@@ -32,9 +32,7 @@ def packages() -> dict[str, str]:
 
 
 def look(settings: Settings, shown: int = 4):
-    """Read the pairs that the form chose, show some, and say what could tell the better side without
-    understanding it.
-    """
+    """Read the chosen pairs, show some, and report what superficial cues give away the better side."""
     from newllm_lib.data.preferences import load_preferences, shortcuts
 
     pairs = load_preferences(settings.recipe())
@@ -81,8 +79,7 @@ def answer(run: Run | str, *questions: str, **settings) -> list[str]:
 
 
 def sweep(settings: Settings, betas: Sequence[float], learning_rates: Sequence[float], **more) -> list[dict]:
-    """Train each beta with each learning rate, one after the other; a table and a picture. A run that was
-    done is not repeated.
+    """Train each beta with each learning rate in turn; a table and a picture. Finished runs are reused.
 
     A run whose answers collapse is a row like the others: it says so in its last column.
     """

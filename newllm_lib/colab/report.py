@@ -10,9 +10,7 @@ LONG = 3.0  # hours: a free Colab session may not last much longer
 
 
 def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2")) -> Device:
-    """Print the device report and the estimate for training `models` one after the other; returns
-    the device.
-    """
+    """Print the device report and the estimate of training `models` in turn; returns the device."""
     from newllm_lib.training.estimate import estimate
 
     device = probe()

@@ -119,8 +119,7 @@ PRETRAINING = Form(
     },
 )
 
-# Japanese models are small enough for a T4 and know the language of the pairs; what DialoGPT knows is
-# English.
+# Japanese models that fit a T4 know the language of the pairs; DialoGPT knows English.
 BASES = (
     "microsoft/DialoGPT-small",
     "rinna/japanese-gpt2-small",
@@ -223,9 +222,8 @@ ULTRACHAT = Form(
 
 
 def _preset_for_this_machine(values: dict) -> str:
-    from newllm_lib.colab.phase7 import (
-        for_this_machine,
-    )  # estimates load torch, and a form is often only shown
+    # estimates load torch, and a form is often only shown
+    from newllm_lib.colab.phase7 import for_this_machine
 
     return for_this_machine(values)
 

@@ -26,8 +26,7 @@ IGNORED = -100  # a label that the loss leaves out
 
 
 class Blocks(Dataset):
-    """Blocks of `length` tokens with their labels. The index of a block is the token it starts at, not its
-    number.
+    """Blocks of `length` tokens with their labels. A block's index is the token it starts at.
 
     Args:
         split: the packed tokens, or a window of a stream.
@@ -61,9 +60,7 @@ class Blocks(Dataset):
         return self.split.tokens - 1
 
     def __getitem__(self, start: int) -> dict[str, torch.Tensor]:
-        """`input_ids` (length,) and `labels` (length,): labels[i] is the token after input_ids[i],
-        or -100.
-        """
+        """`input_ids` and `labels`, (length,): labels[i] is the token after input_ids[i], or -100."""
         return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
 
     def __getitems__(self, starts: list[int]) -> dict[str, torch.Tensor]:
@@ -89,8 +86,7 @@ class Blocks(Dataset):
 
     def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
-        # From pinned memory, so that the processor does not wait for the GPU, which is still busy with the
-        # last step.
+        # from pinned memory: the CPU does not wait for the GPU, which is busy with the last step
         at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
         positions = at[:, None] + self._steps
         inside = positions.clamp(0, last)
@@ -141,9 +137,7 @@ class BlockSampler(Sampler[int]):
         self.epoch = epoch
 
     def seek(self, position: int) -> None:
-        """How many blocks the run has seen: the next iteration is the epoch that this lies in, from its
-        beginning.
-        """
+        """How many blocks the run has seen: the next iteration begins the epoch that this lies in."""
         self.set_epoch(position // len(self))
 
     def __len__(self) -> int:
@@ -156,16 +150,15 @@ class BlockSampler(Sampler[int]):
         random = np.random.default_rng([self.seed, self.epoch])
         offset = int(random.integers(self.length))
         order = random.permutation((self.predicted - offset) // self.length)[: self.blocks]
-        for part in np.array_split(
-            order, max(1, len(order) // 65536)
-        ):  # no list of millions of Python integers
+        # no list of millions of Python integers
+        for part in np.array_split(order, max(1, len(order) // 65536)):
             yield from (offset + part * self.length).tolist()
 
 
 class ContiguousBatchSampler(BlockSampler):
     """The starts of an epoch's blocks where each row of the batch goes on where it ended in the last batch.
 
-    The stream is cut into `batch_size` lanes of equal length; batch k holds block k of every lane. Every
+    The stream is cut into `batch_size` rows of equal length; batch k holds block k of every row. Every
     epoch begins at another place of the stream, from (seed, epoch) alone, and goes around its end.
 
     Raises:
@@ -191,9 +184,7 @@ SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
 
 
 class StreamedBlocks(Dataset):
-    """Blocks of a split that is prepared while training. A block is named by (pass, window, token it starts
-    at).
-    """
+    """Blocks of a streamed split. A block is named by (pass, window, token it starts at)."""
 
     def __init__(self, split: StreamedSplit, length: int, device: torch.device | str | None = None):
         self.split, self.length, self.device = split, length, device
@@ -223,8 +214,7 @@ class StreamedBlocks(Dataset):
 
 
 class StreamSampler(Sampler[tuple[int, int, int]]):
-    """The starts of an epoch's blocks in a `StreamedSplit`: an epoch is as many blocks as were declared for a
-    pass.
+    """Block starts of an epoch of a `StreamedSplit`: as many blocks as were declared for a pass.
 
     Raises:
         NewLLMError: those are fewer than one batch.

@@ -67,9 +67,8 @@ def plain_write_errors(place: Path) -> Iterator[None]:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    said = re.search(
-        r"\(os error (\d+)\)", str(error)
-    )  # tokenizers and safetensors, being Rust, tell it in words
+    # tokenizers and safetensors, being Rust, tell it in words
+    said = re.search(r"\(os error (\d+)\)", str(error))
     return int(said[1]) if said else None
 
 
@@ -98,9 +97,7 @@ def checksum(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
-    """Hold the entry's lock, waiting for another process that has it. Gives False where there are
-    no locks.
-    """
+    """Hold the entry's lock, waiting for another process. Yields False where there are no locks."""
     if fcntl is None:
         yield False
         return
@@ -123,9 +120,7 @@ def locked(entry: Path, silent: bool = False) -> Iterator[bool]:
 
 
 class Staging:
-    """A folder that becomes the cache entry `entry` when `commit` is called, and vanishes when
-    `abandon` is.
-    """
+    """A folder that becomes the cache entry `entry` on `commit`, and vanishes on `abandon`."""
 
     def __init__(self, entry: Path):
         self.entry = entry
@@ -177,9 +172,8 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # not every file system (Drive) can: the files themselves are on the disk
+    # not every file system (Drive) can: the files themselves are on the disk
+    with contextlib.suppress(OSError):
         _sync(path)
 
 

@@ -117,8 +117,7 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
             f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
             "owner/name:config, or --data_dir FOLDER."
         )
-    is_wikitext = (
-        name.repository == REGISTRY["wikitext"].home.partition(":")[0]
-    )  # in another configuration or revision
+    # WikiText in another configuration or revision
+    is_wikitext = name.repository == REGISTRY["wikitext"].home.partition(":")[0]
     kind = readers.WikiTextSource if is_wikitext else readers.HubSource
     return kind(name, cache, commit=commit)

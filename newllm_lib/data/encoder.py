@@ -1,5 +1,4 @@
-"""Records to token ids, with an account of the original text: its bytes, words, and what the tokens cannot
-give back.
+"""Records to token ids, with the original text's bytes and words, and what tokens cannot give back.
 
 **Lost bytes** are what makes bits per byte honest for a tokenizer that loses text: the metric charges 8 bits
 each.
@@ -29,16 +28,13 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Unicode's White_Space, at which the `words` tokenizer splits (str.split would also split at U+001C to
-# U+001F)
+# Unicode's White_Space, where the `words` tokenizer splits (str.split also splits at U+001C to U+001F)
 WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
 
 
 class Encoded(NamedTuple):
-    """Some records as a piece of the stream, with the account of their text (of the answers, if only they
-    count).
-    """
+    """Some records as a piece of the stream, with the counts of their text (or answers only)."""
 
     ids: np.ndarray  # (tokens,) each document begins with <|endoftext|>
     starts: np.ndarray  # (documents,) int64: where in `ids` the documents begin
@@ -126,9 +122,8 @@ class Encoder:
             if lead:
                 pieces.append(_Piece(lead, lead, False))
             answer = role == "assistant"
-            pieces.append(
-                _Piece(turn, content if answer else turn, answer)
-            )  # the space before an answer is not the author's
+            # the space before an answer is not the author's
+            pieces.append(_Piece(turn, content if answer else turn, answer))
         return pieces
 
     def _account(
@@ -163,9 +158,7 @@ def lower_cases(backend: Tokenizer) -> bool:
 
 
 def kind_of_loss(backend: Tokenizer) -> str:
-    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words and odd gaps), or
-    "other".
-    """
+    """What a tokenizer may lose: "none" (byte-level BPE), "words" (unknown words, gaps), or "other"."""
     parts = json.loads(backend.to_str())
     model, before = parts["model"], parts["pre_tokenizer"] or {}
     if model["type"] == "WordLevel" and before.get("type") == "WhitespaceSplit":
@@ -185,9 +178,8 @@ def _bytes_of_words(backend: Tokenizer, unk_id: int) -> np.ndarray:
     sizes = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     for word, index in backend.get_vocab(with_added_tokens=True).items():
         sizes[index] = len(word.encode("utf-8"))
-    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = (
-        0  # neither <unk> nor a control token gives back any text
-    )
+    # neither <unk> nor a control token gives back any text
+    sizes[[unk_id, *backend.get_added_tokens_decoder()]] = 0
     return sizes
 
 

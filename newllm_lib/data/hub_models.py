@@ -31,7 +31,8 @@ def fetch(name: str, patterns: Sequence[str], asked: Asked, revision: str = "mai
     """Download what matches `patterns` at the top of a repository; returns the folder in the hub's cache.
 
     Raises:
-        UsageError: the hub has no such model. NewLLMError: it is gated, or the hub cannot be reached.
+        UsageError: the hub has no such model.
+        NewLLMError: it is gated, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 

@@ -40,9 +40,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def read_record(folder: Path) -> dict | None:
-    """What `mix` wrote into `folder` with: `weights`, `documents`, and `sources`, its answer. None where it
-    did not.
-    """
+    """What `mix` recorded in `folder`: `weights`, `documents`, `sources` (its answer); or None."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,15 +48,14 @@ def read_record(folder: Path) -> dict | None:
 
 
 def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` into `folder`, whole or not at all; how many
-    of each source.
+    """Write train, validation and test .jsonl into `folder`, atomically; how many of each source.
 
     Args:
         weights: each source's share of the documents. Of a source its first records are taken, each at most
             once; where there are fewer than its share all are, and it is said.
     Raises:
-        UsageError: an unknown source, or the folder holds what is no mixture of ours. NewLLMError: it cannot
-        be read.
+        UsageError: an unknown source, or the folder holds what is no mixture of ours.
+        NewLLMError: it cannot be read.
     """
     replaceable(folder, "mixture", "--output")  # before anything is downloaded
     cache = cache_root(None)

@@ -44,9 +44,8 @@ class PackedSplit:
     path: Path
     ids: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped
     document_starts: np.ndarray  # (documents,) int64: where each document's <|endoftext|> stands
-    loss_mask: (
-        np.ndarray | None
-    )  # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
+    # (tokens,) uint8, memory-mapped: 1 where a token counts as a target; None: all do
+    loss_mask: np.ndarray | None
     documents: int
     bytes: int  # UTF-8 bytes of the text
     lost_bytes: int  # those of them that the tokens cannot give back: see `encoder`
@@ -91,9 +90,7 @@ def _mapped(path: Path, dtype: DTypeLike) -> np.ndarray:
 
 
 def check_length(split: PackedSplit, length: int) -> None:
-    """Raises:
-    NewLLMError: the split is shorter than one block and the token after it.
-    """
+    """Raise NewLLMError where the split is shorter than one block and the token after it."""
     if split.tokens < length + 1:
         raise NewLLMError(
             f"The {split.path.name.split('-')[0]} split has {split.tokens:,} tokens, fewer than one block of "
@@ -103,9 +100,7 @@ def check_length(split: PackedSplit, length: int) -> None:
 
 
 def check_answers(split: PackedSplit) -> None:
-    """Raises:
-    NewLLMError: only answers count, and the split has none.
-    """
+    """Raise NewLLMError where only answers count and the split has none."""
     if split.loss_mask is not None and not split.bytes:
         raise NewLLMError(
             f"The {split.path.name.split('-')[0]} split holds no answers (no text of an assistant): "

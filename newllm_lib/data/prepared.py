@@ -28,9 +28,7 @@ LARGE = 300 << 20  # bytes of training files: from here on a set is prepared whi
 
 @dataclass
 class PreparedData:
-    """All that a run needs to know of its data. To be closed: a streamed training split is prepared until
-    then.
-    """
+    """All that a run needs to know of its data. Close it: until then a training split is streamed."""
 
     tokenizer: PreTrainedTokenizerBase
     train: PackedSplit | StreamedSplit

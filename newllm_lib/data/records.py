@@ -1,5 +1,4 @@
-"""One schema for everything that is trained on: a record is a document of plain text, or a dialogue of
-messages.
+"""One schema for all training data: a record is a document of plain text, or a dialogue of messages.
 
 How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted
 by reason (`RowStats`), until too many are bad.
@@ -31,18 +30,15 @@ class Record(NamedTuple):
 
     text: str | None
     messages: tuple[Message, ...] = ()
-    context: str = (
-        ""  # what stands below the instruction in the first message, where the data keeps the two apart
-    )
+    # what stands below the instruction in the first message, where the data keeps the two apart
+    context: str = ""
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""
         return [self.text] if self.text is not None else [m.content for m in self.messages]
 
     def digest(self) -> bytes:
-        """16 bytes that depend on the content alone: equal records have equal digests, wherever they are
-        read.
-        """
+        """16 bytes that depend on the content alone: equal records have equal digests everywhere."""
         if self.text is not None:
             return hashlib.blake2b(self.text.encode("utf-8"), digest_size=16, person=b"newllm.text").digest()
         canonical = json.dumps(self.messages, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -58,7 +54,7 @@ class Kind(NamedTuple):
 
     plural: str
     needs: str  # what each row needs
-    left_out: str  # what is said of rows that are not
+    left_out: str  # how messages call rows that are not
     bad_share: float  # more bad rows than this share of all: the data is not what it should be
 
 
@@ -72,8 +68,7 @@ RECORDS = Kind(
 
 
 class RowStats:
-    """Counts good and bad rows of one pass over a source, and stops it when the data is not what it should
-    be.
+    """Counts good and bad rows of a pass over a source, and stops it when too many are bad.
 
     Args:
         kind: what the rows should be.
@@ -83,9 +78,8 @@ class RowStats:
     def __init__(self, kind: Kind = RECORDS, hopeless: int = HOPELESS):
         self.kind, self.hopeless = kind, hopeless
         self.good = 0
-        self.held_out = (
-            0  # training records that a validation or test split of the source holds too: not trained on
-        )
+        # training records that a validation or test split of the source holds too: not trained on
+        self.held_out = 0
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
 

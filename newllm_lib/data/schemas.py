@@ -125,7 +125,7 @@ def _chosen(row: dict) -> Record | None:
 
 
 def _turns(row: dict, column: str) -> Record | None:
-    """A list of turns in `column`, said in turn by the user and the assistant."""
+    """A list of turns in `column`, by the user and the assistant in turn."""
     turns = row[column]
     if not isinstance(turns, list | tuple):
         raise BadRecord(f"{column} is of type {type(turns).__name__}, not a list")
@@ -161,9 +161,8 @@ ALPACA = Schema(
 COMPLETION = Schema(("prompt", "completion"), (), partial(_exchange, asked="prompt", answered="completion"))
 CHOSEN = Schema(("chosen",), (), _chosen)  # hh-rlhf
 DIALOG = Schema(("dialog",), (), partial(_turns, column="dialog"))  # DailyDialog
-UTTERANCES = Schema(
-    ("utterances",), (), partial(_turns, column="utterances")
-)  # DailyDialog as others publish it
+# DailyDialog as others publish it
+UTTERANCES = Schema(("utterances",), (), partial(_turns, column="utterances"))
 TEXT = Schema(("text",), (), _text)
 ULTRACHAT = Schema(("data",), (), partial(_turns, column="data"))
 SCHEMAS = (MESSAGES, DOLLY, ALPACA, COMPLETION, CHOSEN, DIALOG, UTTERANCES, TEXT, ULTRACHAT)

@@ -44,9 +44,7 @@ def held_out_key(source: Source) -> dict:
 
 
 def check_train(source: Source, wanted: set[str]) -> None:
-    """Raises:
-    UsageError: a wanted split is the training split, or has to be made from it, and the source has none.
-    """
+    """Raise UsageError where the source has no training split, and a wanted split needs it."""
     needed = wanted & (derived_splits(source) | {"train"})
     if needed and "train" not in source.splits:
         raise UsageError(
@@ -96,9 +94,7 @@ def read_splits(
 
 
 def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
-    """What takes `count` records of the training split. The source is read once for it; `count` numbers are
-    held.
-    """
+    """Samples `count` records of the training split in one pass; `count` numbers are held."""
     known, held = _BORDERS.setdefault(source, {}), source_held_out(source)
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top
@@ -150,6 +146,5 @@ class _Smallest:
 
 
 def _order(digest: bytes) -> int:
-    # another part of the digest than the splits': what is taken must not depend on where the splits' borders
-    # lie
+    # another part of the digest than the splits': the sample must not depend on their borders
     return int.from_bytes(digest[8:], "big")

@@ -1,5 +1,4 @@
-"""How a record becomes tokens: the control tokens, the chat templates, and the safe way to encode a user's
-text.
+"""How a record becomes tokens: control tokens, chat templates, and the safe encoding of a user's text.
 
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
 `<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`:
@@ -32,15 +31,13 @@ class Turn(NamedTuple):
     lead: str = ""  # leads to the turn, and is no part of it: who asks for an answer writes it
     before: str = ""
     after: str = ""  # of the system the same as of the user
-    context: str = (
-        ""  # before the context of an instruction, on a line of its own; empty: it is part of the text
-    )
+    # before the context of an instruction, on a line of its own; empty: it is part of the text
+    context: str = ""
 
 
 TURNS: dict[str, dict[str, Turn]] = {
     "chat": {"user": Turn(), "assistant": Turn(), "system": Turn()},
-    # the same turns in the words of the original's training text; the control tokens around them read as
-    # nothing
+    # the same turns in the original's words; the control tokens around them read as nothing
     "instruction": {
         "user": Turn(before="Instruction: ", after="\n", context="Context: "),
         "assistant": Turn(lead="Response:", before=" "),
@@ -50,7 +47,7 @@ TURNS: dict[str, dict[str, Turn]] = {
 
 
 def _jinja(turns: dict[str, Turn]) -> str:
-    """The template for `apply_chat_template`. What a tokenizer's template is called is told by its text
+    """The template for `apply_chat_template`. A tokenizer's template is recognised by its text
     (`template_of`), so for a name it never changes."""
     user, assistant, system = turns["user"], turns["assistant"], turns["system"]
     words = f"'{user.before}'" if user.before else ""
@@ -89,9 +86,7 @@ CHAT_TEMPLATE = TEMPLATES["chat"]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` as plain text: a literal "<|end|>" in it is seven characters, never the control
-    token.
-    """
+    """Token ids of `text` as plain text: a literal "<|end|>" in it is never the control token."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

@@ -1,5 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the training split, the seed's words, GPT-2's, or another by folder
-or hub id.
+"""Tokenizers: byte-level BPE of the training split, the seed's words, GPT-2's, or any by folder or id.
 
 Whatever it is, it comes back as a `PreTrainedTokenizerFast` with the same control tokens
 (`chat.CONTROL_TOKENS`), the chat template, `<|endoftext|>` as both beginning and end, and `<|pad|>` as
@@ -45,8 +44,7 @@ TRAINED = ("bpe", "words")
 
 
 def load_tokenizer(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
-    """The recipe's tokenizer: trained on the source's training split (or taken from the cache), or loaded by
-    name.
+    """The recipe's tokenizer: trained on the source's training split (or cached), or loaded by name.
 
     Raises:
         NewLLMError: not found, not reachable, or not a fast tokenizer.
@@ -138,8 +136,7 @@ class _TrainingText:
 
 
 def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. The same text gives the same
-    tokenizer.
+    """Byte-level BPE as GPT-2's (Radford et al. 2019), control tokens first. Deterministic.
 
     Raises:
         UsageError: there is no room for the 256 bytes and the control tokens.
@@ -165,8 +162,7 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
 
 
 def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """The seed's vocabulary: lower-cased words between white space, the most frequent ones; all others are
-    `<unk>`.
+    """The seed's vocabulary: the most frequent lower-cased words; all others are `<unk>`.
 
     `vocab_size` counts everything, control tokens and `<unk>` too. Words of equal frequency are taken in
     alphabetical order.

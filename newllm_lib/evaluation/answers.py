@@ -1,6 +1,4 @@
-"""What a model says to held-out prompts: its answers, whether they are empty or repeat, and how far it is
-from its base.
-"""
+"""A model's answers to held-out prompts: whether they are empty or repeat, the distance from its base."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ def some_pairs(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **settings) -> list[str]:
-    """The model's answers to the prompts of `pairs`; the most probable tokens unless `settings` say
-    otherwise.
-    """
+    """The model's answers to the prompts of `pairs`; greedy unless `settings` say otherwise."""
     prompts = [encode_prompt(tokenizer, pair.prompt) for pair in pairs]
     return complete(
         model, tokenizer, prompts, **({"temperature": 0.0} | settings), max_new_tokens=max_new_tokens
@@ -36,14 +32,12 @@ def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **sett
 
 
 def is_empty(answer: str) -> bool:
-    """Whether nothing is said: no letter and no number."""
+    """Whether the answer is empty: no letter and no number."""
     return not any(c.isalnum() for c in answer)
 
 
 def repeats(answer: str) -> bool:
-    """Whether at least half of the pieces of four characters have come before in the answer (short answers
-    never do).
-    """
+    """Whether at least half of the answer's 4-grams of characters repeat (short answers never do)."""
     pieces = [answer[i : i + 4] for i in range(len(answer) - 3)]
     return len(pieces) >= 12 and 1 - len(set(pieces)) / len(pieces) >= _REPEATED
 
@@ -59,9 +53,7 @@ def health(said: Sequence[str]) -> dict[str, float]:
 
 
 def collapsed(now: dict, before: dict) -> str | None:
-    """What has gone wrong with the answers: one sentence where clearly more of them are empty or repeat than
-    before.
-    """
+    """A warning, one sentence, if clearly more answers are empty or repeat than before."""
     for name, what in (("empty", "empty"), ("repeating", "repeating themselves")):
         if now[name] >= 0.5 and now[name] >= before[name] + 0.25:
             return (
@@ -74,8 +66,7 @@ def collapsed(now: dict, before: dict) -> str | None:
 def kl_from_base(
     model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, seed: int = 0, dtype=None
 ) -> float | None:
-    """Estimate of KL(model || base) in nats an answer: the mean of log p - log p_base over answers sampled
-    from the model.
+    """Estimate of KL(model || base) in nats an answer: mean log p - log p_base over the model's samples.
 
     None where the base is not at hand (the model has no adapters to switch off).
     """
@@ -91,9 +82,8 @@ def kl_from_base(
     )
     rows = []
     for prompt, said in zip(prompts, continue_ids(model, tokenizer, prompts, free), strict=True):
-        end = next(
-            (i + 1 for i, token in enumerate(said) if token in stop), len(said)
-        )  # with the token that ends it
+        # with the token that ends it
+        end = next((i + 1 for i, token in enumerate(said) if token in stop), len(said))
         rows.append({"prompt_ids": prompt, "chosen_ids": said[:end], "rejected_ids": said[:1]})
     pad = tokenizer.pad_token_id
     ours = pair_log_probs(model, rows, pad, dtype)[:, 0]

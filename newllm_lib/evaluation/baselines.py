@@ -1,5 +1,4 @@
-"""What counting alone predicts: the unigram and the bigram table of the training split, on the same tokens as
-the models.
+"""What counting alone predicts: the training split's unigrams and bigrams, on the models' tokens.
 
 Both are Witten-Bell interpolated (Witten & Bell 1991; Chen & Goodman 1998, section 2.4): a context h that was
 seen with T(h) different followers gives them the weight c(h) / (c(h) + T(h)) and the next simpler model the
@@ -66,9 +65,7 @@ def _unigram(counts: np.ndarray) -> np.ndarray:
 
 
 def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
-    """Summed -log P (nats) and right guesses for the pairs `wanted`, each `times` times; keys are h * V + w,
-    sorted.
-    """
+    """Summed -log P (nats) and right guesses for the sorted keys `wanted` (h * V + w), `times` times each."""
     if not len(wanted):
         return 0.0, 0
     vocabulary = len(unigram)
@@ -89,9 +86,7 @@ def _score(keys, counts, wanted, times, unigram) -> tuple[float, int]:
 
 
 def _best_followers(keys, counts, edges, types, unigram) -> np.ndarray:
-    """The most probable follower of each context: one that was seen there, or the most frequent
-    token of all.
-    """
+    """The most probable follower of each context; where it was never seen, the most frequent token."""
     if not len(keys):
         return np.zeros(0, np.int64)
     vocabulary, top = len(unigram), int(unigram.argmax())
@@ -155,9 +150,7 @@ def _merge(keys, counts, more_keys, more_counts) -> tuple[np.ndarray, np.ndarray
 
 
 def _context_ranges(split, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """Ranges low..high of contexts that cover the vocabulary, each with at most about `_PAIRS` different
-    pairs.
-    """
+    """Ranges low..high of contexts that cover the vocabulary, each of about `_PAIRS` distinct pairs."""
     seen = np.zeros(vocabulary, np.int64)
     for offsets in _chunks(split):
         seen += np.bincount(split.ids[offsets], minlength=vocabulary)

@@ -1,10 +1,9 @@
-"""How the documents of a split go through a model, so that every token but the first is predicted exactly
-once.
+"""How a split's documents go through a model, so that every token but the first is predicted once.
 
-A lane is a row of the batch. A model that clears its state at <|endoftext|> reads many documents one after
-the other in each lane, with its state carried from block to block: no padding but at the lanes' ends. Any
-other model reads one document, or one window of a document, in a lane. Rows are padded at the right, where
-nothing that counts can see it.
+A model that clears its state at <|endoftext|> reads many documents one after the other in each row of the
+batch, with its state carried from block to block: no padding but at the rows' ends. Any other model reads one
+document, or one window of a document, in a row. Rows are padded at the right, where nothing that counts can
+see it.
 """
 
 from __future__ import annotations
@@ -18,19 +17,15 @@ from newllm_lib.errors import NewLLMError
 
 
 class Row:
-    """Pieces of the stream read one after the other: piece i has `lengths[i]` inputs from offset `starts[i]`
-    on.
-    """
+    """Pieces of the stream, read in turn: piece i has `lengths[i]` inputs from offset `starts[i]` on."""
 
     def __init__(self, starts: np.ndarray, lengths: np.ndarray):
         self.starts = np.asarray(starts, dtype=np.int64)
-        self.ends = np.cumsum(lengths, dtype=np.int64)  # in positions of the lane
+        self.ends = np.cumsum(lengths, dtype=np.int64)  # in positions of the row
         self.length = int(self.ends[-1])
 
     def offsets(self, begin: int, end: int) -> np.ndarray:
-        """Offsets in the stream of the lane's positions begin..end (end excluded, cut at the lane's
-        length).
-        """
+        """Offsets in the stream of the row's positions begin..end (end excluded, cut at its length)."""
         position = np.arange(begin, min(end, self.length), dtype=np.int64)
         piece = np.searchsorted(self.ends, position, side="right")
         before = np.concatenate([[0], self.ends[:-1]])
@@ -38,8 +33,7 @@ class Row:
 
 
 def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and number of inputs of each document: a document predicts up to and including the next
-    <|endoftext|>.
+    """Offset and number of inputs of each document: it predicts up to the next <|endoftext|>, included.
 
     Raises:
         NewLLMError: the split has no token to predict.
@@ -57,9 +51,7 @@ def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same pieces in non-overlapping windows of at most `size` inputs, counted from each document's
-    start.
-    """
+    """The same pieces in non-overlapping windows of at most `size` inputs from each document's start."""
     windows = -(-lengths // size)
     piece = np.repeat(np.arange(len(starts)), windows)
     within = np.arange(len(piece)) - np.repeat(np.cumsum(windows) - windows, windows)
@@ -75,9 +67,9 @@ def dealt_out(
 
 
 def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[Row]:
-    """All documents over `count` lanes of nearly equal length, the longest lane first."""
+    """All documents over `count` rows of nearly equal length, the longest row first."""
     count = min(count, len(starts))
-    # the longest document goes to the lane that is shortest so far
+    # the longest document goes to the row that is shortest so far
     heap = [(0, lane) for lane in range(count)]
     members: list[list[int]] = [[] for _ in range(count)]
     for document in np.argsort(-lengths, kind="stable"):
@@ -89,19 +81,19 @@ def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[R
 
 
 def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[list[Row]]:
-    """Batches of one piece a lane, of similar lengths, the longest first."""
+    """Batches of one piece a row, of similar lengths, the longest first."""
     order = np.argsort(-lengths, kind="stable")
     for begin in range(0, len(order), batch_size):
         yield [Row(starts[[i]], lengths[[i]]) for i in order[begin : begin + batch_size]]
 
 
 def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.ndarray]:
-    """Offsets (rows, time) of the inputs of one block after the other, -1 where a lane has ended.
+    """Offsets (rows, time) of the inputs of one block after the other, -1 where a row has ended.
 
     Args:
-        lanes: sorted, the longest first.
-        shrink: leave out lanes that have ended (the rest stay the first rows, so a carried state is cut to
-        them).
+        lanes: the batch's rows, sorted, the longest first.
+        shrink: leave out rows that have ended (the rest stay the first rows, so a carried state is cut to
+            them).
     """
     for begin in range(0, lanes[0].length, block_length):
         rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes

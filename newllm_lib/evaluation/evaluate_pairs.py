@@ -1,6 +1,4 @@
-"""A preference run measured again on the pairs that it was never trained on: what `newllm evaluate` shows for
-it.
-"""
+"""A preference run measured again on its held-out pairs: what `newllm evaluate` shows for it."""
 
 from __future__ import annotations
 
@@ -10,11 +8,10 @@ from newllm_lib.evaluation.preferences import in_words, pair_log_probs, preferen
 
 
 def evaluate_pairs(model, tokenizer, recipe, dtype=None) -> dict:
-    """Accuracy and margin of a model on the held-out pairs of its recipe, for each kind too, beside the
-    shortcuts' accuracy.
+    """Accuracy and margin on the recipe's held-out pairs, also by kind, beside the shortcuts' accuracy.
 
     Raises:
-        NewLLMError: the pairs cannot be had, or none fits.
+        NewLLMError: the pairs cannot be read, or none fits.
     """
     pairs = load_preferences(recipe)
     encoded = encode_pairs(pairs.evaluation, tokenizer, recipe.max_seq_length)

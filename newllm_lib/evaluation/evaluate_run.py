@@ -46,7 +46,8 @@ class EvaluationData:
         """The recipe that says which data to read, and what of it counts.
 
         Args:
-            own: the record of the model's training, if it has one. name: the model's, for the error.
+            own: the record of the model's training, if it has one.
+            name: the model's, for the error.
         Raises:
             UsageError: there is no record, and no data was named.
         """
@@ -94,7 +95,8 @@ def evaluate_run(
         the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs
         those of `evaluate_pairs`.
     Raises:
-        UsageError: no such model. NewLLMError: it is damaged, or its data cannot be had.
+        UsageError: no such model.
+        NewLLMError: it is damaged, or its data cannot be read.
     """
     from newllm_lib.device import probe
 
@@ -143,7 +145,7 @@ def packed_split(recipe: Recipe, tokenizer, split: str):
     """The `PackedSplit` of a recipe's data in this tokenizer's tokens.
 
     Raises:
-        NewLLMError: the data cannot be had, or are dialogues and the tokenizer has no tokens for turns.
+        NewLLMError: the data cannot be read, or are dialogues and the tokenizer has no tokens for turns.
     """
     from newllm_lib.data import load_split
 

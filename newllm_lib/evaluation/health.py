@@ -1,5 +1,4 @@
-"""Is the context vector alive? What the model carries must differ from token to token, or it says nothing
-about the text.
+"""Is the context vector alive? It must differ from token to token, or it says nothing about the text.
 
 The original of this project watched only how close its vectors came to a fixed point, and so did not see that
 they had all become the same one. Here the context vectors after many tokens of many places of the text are
@@ -19,8 +18,7 @@ _DEAD = 0.01  # a dimension that moves by less than this share of its layer's si
 
 
 def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 64, dtype=None) -> dict:
-    """Read `tokens` tokens from each of `places` evenly spaced places of the split and compare the context
-    vectors after them.
+    """Read `tokens` tokens from `places` evenly spaced places of the split; compare context vectors.
 
     The vectors right after <|endoftext|> are left out: they are the same by design.
 

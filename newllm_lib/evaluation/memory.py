@@ -1,6 +1,4 @@
-"""How much memory a step needs beyond what is held before it: by CUDA's own count, or by counting live
-tensors.
-"""
+"""A step's memory beyond what is held before it: by CUDA's own count, or by counting live tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 def peak_memory(step: Callable[[], None], device: torch.device) -> int:
     """Most bytes that tensors made by `step` hold at any one moment.
 
-    On a processor the system's figures are useless for this (freed memory is kept and used again), so the
+    On the CPU the system's figures are useless for this (freed memory is kept and used again), so the
     storages of all tensors are counted as they come and go; what a kernel needs inside itself is not seen
     there.
     """

@@ -1,5 +1,4 @@
-"""How well a model predicts a split: bits per byte of the original text, perplexity, word perplexity,
-accuracy.
+"""How well a model predicts a split: bits per byte of the text, perplexity, word perplexity, accuracy.
 
 Every token but the first of the stream is predicted exactly once, weighted equally, each document from its
 own start. Batch and block sizes change nothing but rounding. Bits per byte counts what the tokenizer lost as
@@ -28,7 +27,7 @@ from newllm_lib.generation.stateful import (
 )
 
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
-# of them, how many are turned into probabilities at once: what fits a processor's cache, or keeps a GPU busy
+# of them, how many are turned into probabilities at once: what fits a CPU's cache, or keeps a GPU busy
 _SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 
@@ -64,12 +63,13 @@ def evaluate(
         split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
         batch_size: rows in one forward pass (default: what suits the device).
         block_length: tokens a row in one forward pass; both are lowered where the logits would need more than
-        256 MiB.
-        dtype: of matrix products (see `precision`); default: as the weights are.
+            256 MiB.
+        dtype: of matrix products (see `generation.stateful.autocast`); default: as the weights are.
         share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
-        health.py).
-    Returns: loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share,
+            health.py).
+    Returns:
+        loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share,
         tokens (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
     Raises:
         NewLLMError: the split has no token to predict.
@@ -95,9 +95,7 @@ def evaluate(
 def _predictions(
     model, split, batch_size, block_length, device, share: Share
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Logits (rows, time, vocab) and the offsets (rows, time) of the inputs that gave them, block after
-    block.
-    """
+    """Logits (rows, time, vocab) and the offsets (rows, time) of their inputs, block after block."""
     starts, lengths = plan.document_pieces(split)
     size, has_state = window(model), is_recurrent(model)
     if size is not None:
@@ -129,17 +127,13 @@ def _predictions(
 
 
 def _tokens(split, offsets: np.ndarray, device) -> torch.Tensor:
-    """Token ids (rows, time) at `offsets`; after a lane's end its padding, whose predictions nobody
-    counts.
-    """
+    """Token ids (rows, time) at `offsets`; after a row's end padding, whose predictions do not count."""
     ids = np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0])
     return torch.from_numpy(ids.astype(np.int64)).to(device)
 
 
 class _Counts:
-    """Sums over the counted predictions; they stay on the device until the end, so that nothing waits for
-    them.
-    """
+    """Sums over the counted predictions, on the device until the end so that nothing synchronises."""
 
     def __init__(self, split, tokenizer, device):
         self.split, self.device, self.unk = split, device, unknown_id(tokenizer)
@@ -181,9 +175,7 @@ def counted_targets(split, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def unknown_id(tokenizer) -> int:
-    """Id of <unk>, or -1 where text cannot give one (GPT-2's tokenizer names its <|endoftext|> as unknown
-    token).
-    """
+    """Id of <unk>, or -1 where text never gives it (as with GPT-2, whose unknown token is <|endoftext|>)."""
     unk = tokenizer.unk_token_id
     return -1 if unk is None or unk in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unk
 

@@ -1,5 +1,4 @@
-"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs, before and
-after training.
+"""How far a model prefers the better answers: log-probabilities of both sides of held-out pairs.
 
     margin     log p(chosen) - log p(rejected), in nats: the model's own preference
     accuracy   share of the pairs whose margin is above 0 (at 0: half)
@@ -27,12 +26,11 @@ _LOGITS = 16_000_000  # made at once, at most: 64 MB in float32
 
 
 def pair_log_probs(model, rows: Sequence[dict], pad_id: int, dtype=None) -> torch.Tensor:
-    """Log-probabilities (pairs, 2) in nats of the chosen and the rejected answers, summed over their tokens,
-    in float64.
+    """Summed log-probabilities (pairs, 2) in nats of chosen and rejected answers, in float64.
 
     Args:
-        rows: prompt_ids, chosen_ids, rejected_ids of each pair. dtype: of matrix products; default: as the
-        weights are.
+        rows: prompt_ids, chosen_ids, rejected_ids of each pair.
+        dtype: of matrix products; default: as the weights are.
     """
     sequences = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
     result = torch.empty(len(sequences), dtype=torch.float64)
@@ -85,9 +83,7 @@ def _answer_log_probs(
 
 
 def _token_log_probs(head, read: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(tokens,) in float32: log p of each token, by the head's logits (without a head `read` is them) in
-    pieces.
-    """
+    """(tokens,) in float32: log p of each, from the head's logits in pieces (no head: from `read`)."""
     at_once = max(1, _LOGITS // (read.shape[-1] if head is None else head.weight.shape[0]))
     found = []
     for piece, wanted in zip(read.split(at_once), tokens.split(at_once), strict=True):
@@ -105,9 +101,10 @@ def preference_metrics(
 ) -> dict:
     """Figures of log-probabilities (pairs, 2) beside the base model's.
 
-    Returns: pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of
-        plain DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with
-        their intervals for each kind.
+    Returns:
+        pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of plain
+        DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with their
+        intervals for each kind.
     """
     margins = (log_probs[:, 0] - log_probs[:, 1]).numpy()
     rewards = beta * (log_probs - reference)

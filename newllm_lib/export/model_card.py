@@ -1,6 +1,4 @@
-"""The model card of an exported run: what it is, on what it was trained, how well it does, and how
-to use it.
-"""
+"""An exported run's model card: what it is, its training data, how well it does, how to use it."""
 
 from __future__ import annotations
 
@@ -37,7 +35,9 @@ def foreign_card(name: str, folder: Path, from_hub: bool) -> str:
     """The text of README.md of a model that has no record of its training here.
 
     Args:
-        name: what it is called. folder: the model's folder. from_hub: whether the name is its id on the hub.
+        name: what it is called.
+        folder: the model's folder.
+        from_hub: whether the name is its id on the hub.
     """
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if from_hub:

@@ -1,4 +1,4 @@
-"""Talking with a trained model: what was said is kept in the model's state, so no token is ever read twice.
+"""Chatting with a trained model: the conversation is in the model's state, so no token is ever read twice.
 
 `ChatSession` is used by the terminal below and by the notebooks' widget: `for piece in session.reply(text):
 show(piece)`.
@@ -73,8 +73,7 @@ class ChatSession:
             )
 
     def reply(self, text: str) -> Iterator[str]:
-        """The answer to `text`, in pieces as the model forms them; leave the loop at any time, the
-        conversation goes on.
+        """The answer to `text` in pieces as they form; one may stop at any time, the chat goes on.
 
         It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
         """
@@ -113,8 +112,7 @@ class ChatSession:
         return encode_text(self.tokenizer, _whole(text))
 
     def command(self, line: str) -> str:
-        """Do what a line that starts with "/" asks; returns what to tell the user. /quit is the caller's
-        business.
+        """Do what a "/" command asks; returns what to tell the user. /quit is the caller's business.
 
         Raises:
             UsageError: no such command or setting, or a bad value.
@@ -140,9 +138,7 @@ class ChatSession:
 
 
 def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
-    """Whether the model was trained on dialogues: after <|endoftext|> it gives a speaker at least this
-    probability.
-    """
+    """Whether the model was trained on dialogues: a speaker is this probable after <|endoftext|>."""
     roles = [token_id(tokenizer, token) for token in ROLE_TOKENS.values()]
     if None in roles or tokenizer.bos_token_id is None:
         return False
@@ -156,16 +152,13 @@ def _whole(text: str) -> str:
 
 
 class _Pieces:
-    """Token ids to text piece by piece: a character whose bytes are not all there yet waits for the next
-    token.
-    """
+    """Token ids to text piece by piece: a character waits until all of its bytes are there."""
 
     def __init__(self, tokenizer, beginning: str = ""):
         self.tokenizer, self.beginning = tokenizer, beginning  # the template's own, before the first word
         self.ids: list[int] = []
-        self.context = self.shown = (
-            0  # ids before `shown` are out; those from `context` on still shape what follows
-        )
+        # ids before `shown` are out; those from `context` on still shape what follows
+        self.context = self.shown = 0
 
     def add(self, token: int) -> str:
         self.ids.append(token)
@@ -197,8 +190,8 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=No
     """Talk in the terminal until /quit, Ctrl-D, or a second Ctrl-C in a row.
 
     Args:
-        ask: shows a prompt and returns the line that the user types. out: where the answers go (standard
-        output).
+        ask: shows a prompt and returns the line that the user types.
+        out: where the answers go (standard output).
     """
     out = out or sys.stdout
     plain = "This model was trained on plain text: it continues what you write."
@@ -261,8 +254,7 @@ def chat(run, settings: Settings | None = None, which: str = "best", device: str
 def open_session(
     run, settings: Settings | None = None, which: str = "best", device: str | None = None
 ) -> ChatSession:
-    """A conversation with a model, as `load_model` finds it: in turns where its record says that it learned
-    answers.
+    """A conversation with a model from `load_model`: in turns if its record says it learned answers.
 
     A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`)
     says nothing.

@@ -1,5 +1,4 @@
-"""Decoding with a model that carries a state of fixed size: a token a step, at the same speed and memory
-however long the text.
+"""Decoding with a fixed-size state: a token a step, at constant speed and memory.
 
 A step reads the newest token, chooses the next one and keeps all it needs on the device, the choice too; on a
 GPU it is one replay of a CUDA graph. The host looks at what was said only every few steps. `Text` reads and
@@ -16,10 +15,8 @@ import torch
 from newllm_lib.generation.sampling import Sampler, Settings
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
 
-_AT_ONCE = {
-    "cpu": 1,
-    "cuda": 16,
-}  # steps between two looks of the host: on a GPU each look lets it wait for a moment
+# steps between two looks of the host: on a GPU each look lets it wait for a moment
+_AT_ONCE = {"cpu": 1, "cuda": 16}
 _PREFILL = 512  # tokens of a row that are read in one forward pass
 REMEMBERED = 256  # latest tokens of earlier answers that a repetition penalty looks at
 
@@ -28,7 +25,8 @@ class Steps:
     """One decoding step for a batch of rows, with everything it reads and writes in buffers of its own.
 
     Args:
-        model: one that carries a state. stop: ids that end a row; from then on its state stays as it is.
+        model: one that carries a state.
+        stop: ids that end a row; from then on its state stays as it is.
     """
 
     def __init__(self, model, rows: int, sampler: Sampler, stop: Sequence[int]):
@@ -51,8 +49,7 @@ class Steps:
             self._capture()
 
     def begin(self, state: torch.Tensor, logits: torch.Tensor, seen: Sequence[Sequence[int]]) -> list[int]:
-        """Start from what was read: state (rows, layers, size), logits (rows, vocab) of the token that
-        follows.
+        """Start from a prefill: state (rows, layers, size), logits (rows, vocab) of the next token.
 
         Args:
             seen: for each row the ids that a repetition penalty looks at so far.
@@ -70,9 +67,7 @@ class Steps:
         return self.token.flatten().tolist()
 
     def run(self, count: int) -> list[list[int]]:
-        """`count` (at most `at_once`) more tokens of each row, (rows, count); after a row's stop they mean
-        nothing.
-        """
+        """`count` (at most `at_once`) more tokens, (rows, count); after a row's stop they mean nothing."""
         if self.uniform is not None:
             self.uniform[:count].copy_(self.sampler.uniform(count, self.uniform.shape[1]), non_blocking=True)
         self.index.zero_()
@@ -204,8 +199,7 @@ class Text:
 def continue_texts(
     model, prompts: Sequence[Sequence[int]], settings: Settings, stop: Sequence[int], reserved: Sequence[int]
 ) -> list[list[int]]:
-    """Continuations of prompts (token ids), all at once, each up to its stop (not included) or
-    `settings.max_new_tokens`.
+    """Continuations of prompts (token ids), up to a stop (not included) or `settings.max_new_tokens`.
 
     Args:
         model: one that carries a state.
@@ -224,9 +218,7 @@ def continue_texts(
 
 
 def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read prompts from empty states, a bounded piece at a time: states (rows, layers, size), last logits
-    (rows, vocab).
-    """
+    """Prefill in bounded pieces from empty states: states (rows, layers, size), last logits (rows, vocab)."""
     device, width = model_device(model), max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)

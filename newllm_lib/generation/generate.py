@@ -1,6 +1,4 @@
-"""Completing prompts, many at once: a model with a state by our own decoding, any other by transformers'
-`generate`.
-"""
+"""Completing prompts in batches: models with a state by our own decoding, others by `generate`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How the next token is chosen, and which tokens never are: one set of settings for completion, chat and
-notebooks.
-"""
+"""How the next token is chosen, and which never are: one set of settings for completion and chat."""
 
 from __future__ import annotations
 
@@ -74,11 +72,10 @@ class Settings:
 
 
 class Sampler:
-    """Chooses next tokens from their logits: what transformers' warpers leave, in the order `generate`
-    applies them.
+    """Chooses next tokens from logits, with transformers' warpers in `generate`'s order.
 
     Only tensors of fixed sizes and no wait for the device, so that a decoding step can be captured in a CUDA
-    graph. Chance comes in as uniform numbers, drawn on the processor: the same seed gives the same text on
+    graph. Chance comes in as uniform numbers, drawn on the CPU: the same seed gives the same text on
     every device, up to rounding.
     """
 
@@ -94,7 +91,7 @@ class Sampler:
             self.random.manual_seed(settings.seed)
 
     def uniform(self, *size: int):
-        """Random numbers from 0 to 1, on the processor."""
+        """Random numbers from 0 to 1, on the CPU."""
         import torch
 
         return torch.rand(*size, generator=self.random)
@@ -103,8 +100,8 @@ class Sampler:
         """Token ids (rows,).
 
         Args:
-            logits: (rows, vocab). seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None
-            without one.
+            logits: (rows, vocab).
+            seen: (rows, vocab) bool, tokens that a repetition penalty lowers; None without one.
             uniform: (rows,) random numbers; unused, and None, where sampling is greedy.
         """
         import torch
@@ -125,13 +122,12 @@ class Sampler:
         elif settings.top_p < 1:
             scores, ids = scores.sort(-1, descending=True)
         probability = scores.softmax(-1)
-        if settings.top_p < 1:  # kept: whatever is needed until the more probable ones hold this much
+        if settings.top_p < 1:  # tokens are kept until the more probable ones hold this much
             before = probability.cumsum(-1) - probability
             probability = probability.masked_fill(before >= settings.top_p, 0.0)
         reached = probability.cumsum(-1)
-        threshold = (
-            uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)
-        )  # below the last that is kept, in spite of rounding
+        # below the last that is kept, in spite of rounding
+        threshold = uniform.unsqueeze(-1) * reached[:, -1:] * (1 - 1e-6)
         place = (reached <= threshold).sum(-1, keepdim=True)
         return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 
@@ -153,9 +149,7 @@ def stop_tokens(tokenizer) -> list[int]:
 
 
 def reserved_tokens(tokenizer, vocab_size: int) -> list[int]:
-    """Ids that no answer may hold: control tokens but the stops, <unk>, and ids of the model beyond the
-    tokenizer's.
-    """
+    """Ids that no answer may hold: control tokens but the stops, <unk>, ids beyond the tokenizer's."""
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     control |= set(tokenizer.all_special_ids)
     return sorted((control | set(range(len(tokenizer), vocab_size))) - set(stop_tokens(tokenizer)))

@@ -47,9 +47,7 @@ def model_device(model) -> torch.device:
 
 
 def autocast(device: torch.device, dtype: str | torch.dtype | None):
-    """Context for matrix products in `dtype`: "fp32", "fp16", "bf16" or a torch dtype; None: as the weights
-    are.
-    """
+    """Autocast to `dtype`: "fp32", "fp16", "bf16" or a torch dtype; None: as the weights are."""
     dtype = _DTYPES[dtype] if isinstance(dtype, str) else dtype
     if dtype in (None, torch.float32):
         return contextlib.nullcontext()
@@ -107,9 +105,8 @@ class IncrementalDecoder:
             if len(recent) > self.window:
                 recent, carried = recent[-max(1, self.window // 2) :], None
             fed = recent if carried is None else fed
-            self._carried = (
-                None  # the cache is changed in place: if this breaks off, it is built anew from _recent
-            )
+            # the cache is changed in place: if this breaks off, it is built anew from _recent
+            self._carried = None
         for start in range(0, len(fed), _READ_AT_ONCE):
             logits, carried = self._forward(fed[start : start + _READ_AT_ONCE], carried)
         self._carried, self._recent = carried, recent
@@ -123,16 +120,12 @@ class IncrementalDecoder:
 
     @property
     def carried(self):
-        """What the model carries now: the state (1, layers, size) or the keys and values; None before
-        anything was read.
-        """
+        """The state (1, layers, size) or the keys and values; None before anything was read."""
         return self._carried
 
     @carried.setter
     def carried(self, state: torch.Tensor) -> None:
-        """Go on from this state, however it was reached (a model with a state only: no token needs to be
-        known).
-        """
+        """Go on from this state, however it was reached (only for models with a state)."""
         self._carried = state
 
     def carried_bytes(self) -> int:

@@ -1,5 +1,4 @@
-"""AR-SSM: a gated state-space branch that carries a text's whole past in O(1), and opens as much of it as a
-token needs.
+"""AR-SSM: a gated state-space branch carries a text's past in O(1), and opens as much as a token needs.
 
 The state-space part is New-LLM's context vector (`layers.context_block`): a short causal convolution, a decay
 of its own for each channel and token, a gated, normalised read-out. On it stand rank gates: the state's

@@ -25,8 +25,7 @@ from newllm_lib.ops.short_conv import short_conv, short_conv_step
 
 
 class ContextVector(nn.Module):
-    """The token mixer: (batch, time, hidden_size) -> (batch, time, hidden_size), through a context vector of
-    `context_dim` channels.
+    """The token mixer: (batch, time, hidden_size) -> same, by a context vector of `context_dim` channels.
 
     Its state (batch, state_size), float32, is the context vector after the last token, then what the
     convolution reads of the last `conv_width - 1` tokens.
@@ -39,9 +38,8 @@ class ContextVector(nn.Module):
         self.conv_width = conv_width
         self.eps = eps
         self.conv = nn.Parameter(torch.zeros(hidden_size, conv_width))
-        self.project = nn.Linear(
-            hidden_size, 3 * context_dim, bias=False
-        )  # input, forget gate, read-out gate
+        # input, forget gate, read-out gate
+        self.project = nn.Linear(hidden_size, 3 * context_dim, bias=False)
         self.forget_bias = nn.Parameter(torch.zeros(context_dim))
         self.norm = nn.Parameter(torch.ones(context_dim))
         self.out = nn.Linear(context_dim, hidden_size, bias=False)
@@ -129,9 +127,7 @@ class ContextVector(nn.Module):
         return y, context
 
     def _step(self, x: Tensor, state: Tensor, doc_starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What `read` gives, for one token while decoding, in a tenth of the operations: x (batch, 1,
-        hidden_size).
-        """
+        """As `read`, for one token while decoding, in a tenth of the work: x (batch, 1, hidden_size)."""
         new, size = torch.empty_like(state, memory_format=torch.contiguous_format), self.context_dim
         start = None if doc_starts is None else doc_starts[:, 0].contiguous()
         u = short_conv_step(x[:, 0], self.conv, start, state[:, size:], new[:, size:])
@@ -164,7 +160,7 @@ class TokenMLP(nn.Module):
 
 
 class ContextBlock(nn.Module):
-    """Pre-norm residual block: the context vector, then the token MLP that reads what it said.
+    """Pre-norm residual block: the context vector, then the token MLP that reads its output.
 
     Args:
         config: a `NewLLMConfig`, or whatever has its sizes.

@@ -1,6 +1,4 @@
-"""Where documents start in a packed batch: the one place that knows that an end-of-text token begins a new
-one.
-"""
+"""Where documents start in a packed batch: at each end-of-text token, which begins a new one."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ def document_starts(input_ids: torch.Tensor, bos_token_id: int | None) -> torch.
 
 
 def positions_in_document(doc_starts: torch.Tensor) -> torch.Tensor:
-    """(batch, time) int64: how many tokens since the document's start (or the block's, for what began before
-    it).
-    """
+    """(batch, time) int64: tokens since the document's start (or the block's, if it began before)."""
     index = torch.arange(doc_starts.shape[1], device=doc_starts.device).expand_as(doc_starts)
     return index - (index * doc_starts).cummax(1).values
 

@@ -49,8 +49,7 @@ class LinearAttention(nn.Module):
         )
         beta, curvature = self.log_beta.exp(), self.log_curvature.exp() * curvature_factor
         backend = "reference" if self.plain else "auto"
-        # A vector divided by √dim, of about unit length whatever the head's size, is one in a space less
-        # curved by dim.
+        # A vector divided by √dim, of about unit length, is one in a space less curved by dim.
         q, k = (
             horosphere_features(t, self.directions, beta, curvature / self.head_dim, backend) for t in (q, k)
         )

@@ -71,9 +71,10 @@ class LocalAttention(nn.Module):
         Args:
             state: (batch, state_size) float32, or None at a text's beginning.
             rotation: cos and sin as `rotation` gives them, for the past's positions and x's.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding, which
-            stands at the end; or None.
-            curvature_factor: scalar on the learned curvatures. output_final_state: also return the new state.
+            doc_starts: (batch, time) bool or None.
+            lengths: (batch,) tokens that are not padding, which stands at the end; or None.
+            curvature_factor: scalar on the learned curvatures.
+            output_final_state: also return the new state.
         Returns:
             (batch, time, hidden), and the new state or None.
         """
@@ -137,9 +138,7 @@ class LocalAttention(nn.Module):
 
 
 class _History(NamedTuple):
-    """Past and new keys and values as one stretch of text, (batch, behind + time, hidden), and where
-    documents start in it.
-    """
+    """Past and new keys and values, (batch, behind + time, hidden), and where documents start in them."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -152,9 +151,8 @@ class _History(NamedTuple):
         if past is None:
             return cls(k, v, doc_starts, 0, None)
         behind = past.keys.shape[1]
-        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(
-            1
-        )  # first of what is seen
+        # first of what is seen
+        begins = torch.arange(behind + k.shape[1], device=k.device) == (behind - past.count).unsqueeze(1)
         if doc_starts is not None:
             begins = begins | F.pad(doc_starts, (behind, 0))
         keys, values = (

@@ -1,5 +1,4 @@
-"""The block of Phases 7 and 8: what is near by attention, what is far by a carried state, a gate between the
-two, then SwiGLU.
+"""The block of Phases 7 and 8: near text by attention, far text by a state, a gate between, then SwiGLU.
 
     a = attention(norm(x)),  s = AR-SSM(norm(x)),  g = sigmoid(G norm(x))
     x = x + W (g * a + (1 - g) * s)
@@ -71,10 +70,10 @@ class Phase7Block(nn.Module):
     def forward(self, x, state, rotation, doc_starts, lengths, curvature_factor, output_final_state: bool):
         """
         Args:
-            state: (batch, state_size) float32, or None at a text's beginning. output_final_state: also return
-            the new state.
-            doc_starts: (batch, time) bool or None. lengths: (batch,) tokens that are not padding (which
-            stands at the end), or None.
+            state: (batch, state_size) float32, or None at a text's beginning.
+            output_final_state: also return the new state.
+            doc_starts: (batch, time) bool or None.
+            lengths: (batch,) tokens that are not padding (which stands at the end), or None.
         Returns:
             x, and the new state or None.
         """
@@ -93,9 +92,7 @@ class Phase7Block(nn.Module):
         return x, torch.cat(parts, -1) if output_final_state else None
 
     def _split(self, state):
-        """The AR-SSM's state and attention's, None at a text's beginning (and the first without an
-        AR-SSM).
-        """
+        """The AR-SSM's state (None without one) and attention's; None at a text's beginning."""
         if state is None:
             return None, None
         size = self.ssm.state_size if self.ssm is not None else 0

@@ -43,8 +43,9 @@ class SequentialContext(nn.Module):
             doc_starts: (batch, time) bool: there the context before the token is taken as 0.
             mask: (batch, time) bool: False is padding, which leaves the context as it was whatever
                 `doc_starts` says; h means nothing there.
-        Returns: h (batch, time, hidden) in the dtype of the matrix products, and the context after the last
-            token (batch, context_dim) in float32 (float64 for float64 x).
+        Returns:
+            h (batch, time, hidden) in the dtype of the matrix products, and the context after the last token
+            (batch, context_dim) in float32 (float64 for float64 x).
         """
         context = state.to(torch.promote_types(x.dtype, torch.float32))
         if mask is not None and doc_starts is not None:
@@ -59,9 +60,7 @@ class SequentialContext(nn.Module):
         return torch.stack(outputs, 1), context
 
     def _step(self, token: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token (batch, embedding): h (batch, hidden) and the new context, the cell in the context's
-        dtype.
-        """
+        """One token (batch, embedding): h (batch, hidden) and the new context, in the context's dtype."""
         h = torch.cat([token, context.to(token.dtype)], -1)
         for layer in self.mlp:
             h = torch.relu(layer(h))

@@ -1,6 +1,4 @@
-"""HTT, the holographic tensor train, as embedding and as tied head: V x d numbers kept as two small cores
-with phases.
-"""
+"""HTT, the holographic tensor train, as embedding and tied head: V x d numbers in two small cores."""
 
 from __future__ import annotations
 
@@ -39,16 +37,12 @@ class TensorTrainEmbedding(nn.Module):
         return holographic(self.first, self.second, *phases)
 
     def core_std(self, std: float) -> float:
-        """Standard deviation of both cores' entries that gives rows of `std` where the phases are spread
-        evenly.
-        """
+        """Standard deviation of both cores' entries that gives rows of `std` with evenly spread phases."""
         return (2 * std * std / self.rank) ** 0.25
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense matrix (vocabulary, dim), built with its gradient: for libraries that ask for it, never
-        in our training.
-        """
+        """The dense matrix (vocabulary, dim), with its gradient: for libraries that ask for it."""
         return matrix(*self.cores(), self.num_embeddings)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

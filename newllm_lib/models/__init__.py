@@ -1,6 +1,4 @@
-"""The models, as transformers models. Importing this registers them:
-`AutoModelForCausalLM.from_pretrained(run/best)` works.
-"""
+"""The models, as transformers models; importing registers them for `AutoModelForCausalLM`."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

@@ -1,6 +1,4 @@
-"""What our models with a fixed-size state share above their backbones: embeddings, `generate`, loss and
-logits.
-"""
+"""What our models with a fixed-size state share: embeddings, `generate`, loss and logits."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ def parameters(model: nn.Module) -> int:
 
 @dataclass
 class CausalLMOutput(ModelOutput):
-    """`loss` in nats a token; `logits` (batch, time, vocabulary); `state` (batch, layers, state_size)
-    float32.
-    """
+    """`loss` in nats a token; `logits` (batch, time, vocab); `state` (batch, layers, state_size) float32."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -32,9 +28,7 @@ class CausalLMOutput(ModelOutput):
 
 
 class CausalLMWithState:
-    """Mixed into a transformers model before its other bases; those give `model` (the backbone) and
-    `lm_head`.
-    """
+    """Mixed into a transformers model before its other bases, which give `model` and `lm_head`."""
 
     def get_input_embeddings(self):
         return self.model.embed_tokens
@@ -77,7 +71,7 @@ class CausalLMWithState:
         """
         Args:
             labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted.
-            -100: not predicted.
+                -100: not predicted.
             logits_to_keep: return logits of the last this many positions (0: all). In training with labels,
                 none are returned: the loss is computed without forming them.
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
@@ -103,7 +97,5 @@ class CausalLMWithState:
     def loss_of(
         self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """The loss of the backbone's outputs; labels (batch, time) are shifted already, `tokens` divides the
-        sum.
-        """
+        """The loss of the backbone's outputs; labels (batch, time) are shifted, `tokens` divides the sum."""
         return linear_cross_entropy(outputs.last_hidden_state, self.lm_head.weight, labels, tokens)

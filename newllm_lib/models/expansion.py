@@ -1,5 +1,4 @@
-"""A trained New-LLM with a larger context vector that says exactly what it said before, and can learn to use
-the new channels.
+"""A trained New-LLM with a larger context vector: the same predictions, new channels to learn with.
 
 The new channels write nothing at first (their input weights are zero, and silu(0) is zero), so they hold
 zero, and the norm that reads the context sees the same squares over more channels: the old channels' weights

@@ -1,6 +1,4 @@
-"""LoRA adapters for any of our models and most others: small trained matrices beside frozen weights
-(PEFT).
-"""
+"""LoRA adapters for our models and most others: small trained matrices beside frozen weights (PEFT)."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ def lora_config(model, rank: int, alpha: float, dropout: float):
 
 
 def without_dropout(model):
-    """The same model with every dropout layer switched off: log-probabilities of two models are compared, not
-    of two dice.
-    """
+    """The same model without dropout: log-probabilities of two models are compared, not of two dice."""
     from torch import nn
 
     for module in model.modules():

@@ -1,5 +1,4 @@
-"""New-LLM: a language model with no attention, whose whole memory is a context vector of fixed size in each
-block.
+"""New-LLM: a language model without attention, whose memory is a context vector in each block.
 
 `NewLLMForCausalLM` is an ordinary transformers model: `from_pretrained`, `generate`, PEFT and TRL work on it.
 Its state is one tensor (batch, layers, state_size), the same size after ten tokens and after ten million,
@@ -131,9 +130,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
-    """Everything but the head: token ids (batch, time) -> hidden states (batch, time, output_size) and the
-    new state.
-    """
+    """Everything but the head: ids (batch, time) -> hidden states (batch, time, output_size), new state."""
 
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
@@ -231,9 +228,7 @@ class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixi
         self.post_init()
 
     def half_weights(self) -> list[str]:
-        """Names of the parameters that are read in autocast's dtype alone, and may be given to the model in
-        it.
-        """
+        """Names of the parameters that are read in autocast's dtype alone, and may be given in it."""
         products = ("project.weight", "out.weight", "up.weight", "down.weight")
         if self.config.recurrence != "parallel":
             return []

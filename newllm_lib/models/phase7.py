@@ -1,5 +1,4 @@
-"""Phase 7: hyperbolic attention for what is near, a state-space branch for what is far, a tensor-train
-embedding.
+"""Phase 7: hyperbolic attention for the near, a state-space branch for the far, tensor-train embedding.
 
 Phase 8 is the same model with linear attention, by hyperbolic features, to all of the past (`attention`
 "linear").
@@ -122,9 +121,8 @@ class Phase7PreTrainedModel(PreTrainedModel):
         elif isinstance(module, ContextVector):
             init_context_vector(module)
         elif isinstance(module, layers.LocalAttention) and module.kind == "hyperbolic":
-            init.constant_(
-                module.log_beta, 0.5 * math.log(module.head_dim)
-            )  # scores as spread as those of q k / sqrt(dim)
+            # scores as spread as those of q k / sqrt(dim)
+            init.constant_(module.log_beta, 0.5 * math.log(module.head_dim))
             init.zeros_(module.log_curvature)
         elif isinstance(module, layers.LinearAttention):
             init.normal_(module.directions)  # evenly over the boundary
@@ -135,19 +133,15 @@ class Phase7PreTrainedModel(PreTrainedModel):
             self._init_block(module)
 
     def _init_block(self, block: nn.Module) -> None:
-        """What starts otherwise than its kind: after its parts, as transformers goes from the leaves to the
-        root.
-        """
+        """What starts otherwise than its kind; after its parts, as transformers goes from leaves to root."""
         std = self.config.initializer_range
-        init.normal_(
-            block.attention.project.weight, std=self.config.hidden_size**-0.5
-        )  # queries and keys of about unit length
+        # queries and keys of about unit length
+        init.normal_(block.attention.project.weight, std=self.config.hidden_size**-0.5)
         if block.ssm is not None:
             init.normal_(block.ssm.out.weight, std=self.config.context_dim**-0.5)
             init.constant_(block.ssm.ranks.bias, 2.0)  # ranks are open at first
-        residual = std / math.sqrt(
-            2 * self.config.num_hidden_layers
-        )  # residual branches start small, as in GPT-2
+        # residual branches start small, as in GPT-2
+        residual = std / math.sqrt(2 * self.config.num_hidden_layers)
         init.normal_(block.out.weight, std=residual)
         init.normal_(block.mlp.down.weight, std=residual)
 
@@ -197,9 +191,9 @@ class Phase7Model(Phase7PreTrainedModel):
         """
         Args:
             input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
-            are seen.
+                are seen.
             attention_mask: (batch, at least time): 0 marks padding, wherever it stands: it is as if it were
-            not there.
+                not there.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
         """
@@ -210,9 +204,8 @@ class Phase7Model(Phase7PreTrainedModel):
         if input_ids is not None and self.config.reset_at_bos:
             doc_starts = document_starts(input_ids, self.config.bos_token_id)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(
-                torch.get_autocast_dtype(x.device.type)
-            )  # the residual stream: in float32 it is most of a step's traffic
+            # the residual stream: in float32 it is most of a step's traffic
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
         output_final_state = use_cache if use_cache is not None else not self.training

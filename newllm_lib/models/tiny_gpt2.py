@@ -1,6 +1,4 @@
-"""TinyGPT2: the attention baseline, GPT-2's architecture as transformers has it, in the size of a given
-New-LLM.
-"""
+"""TinyGPT2, the attention baseline: transformers' GPT-2 in the size of a given New-LLM."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class TinyGPT2Config(GPT2Config):
-    """GPT-2's configuration; `n_positions` is the context window, `separate_documents` keeps packed documents
-    apart.
-    """
+    """GPT-2's; `n_positions`: the context window; `separate_documents`: packed documents apart."""
 
     model_type = "tiny_gpt2"
     auto_map = {}
@@ -27,9 +23,7 @@ class TinyGPT2Config(GPT2Config):
 
 
 class TinyGPT2ForCausalLM(GPT2LMHeadModel):
-    """GPT-2 with the same loss as New-LLM (no logits are held in training) and the same treatment of packed
-    documents.
-    """
+    """GPT-2 with New-LLM's loss (no logits are held in training) and its treatment of packed documents."""
 
     config_class = TinyGPT2Config
 

@@ -1,3 +1,1 @@
-"""Operations: each a folder with a plain reference, faster versions, and an `__init__` that chooses by
-device.
-"""
+"""Operations: each a folder with a plain reference, faster versions, and an `__init__` that chooses."""

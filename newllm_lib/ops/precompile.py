@@ -1,7 +1,7 @@
 """Triton's kernels compiled side by side, before a first step needs them.
 
 Left alone, each kernel is compiled when it is first launched: a dozen of them one after the other, which is
-most of the time until the first step. Here the step is rehearsed once, with every launch replaced by a
+most of the time until the first step. Here the step is traced once, with every launch replaced by a
 compilation in a thread (most of which is spent in MLIR, LLVM and ptxas, where Python's lock is free), while
 torch goes on to compile the model.
 """
@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 _THREADS = 6  # more would only wait for Python's lock, and take it from torch's own compiling
-_LAYERS = (
-    2  # a model's first block has no branch to add, its second has: the others launch what the second does
-)
+# a model's first block has no branch to add, its second has: the others launch what the second does
+_LAYERS = 2
 _jobs: list[Future] = []
 _rehearsing = False
 _elsewhere: Future | None = None  # the exit code of a process that compiles for this one
@@ -39,9 +38,8 @@ def start(compiles: bool) -> None:
     if torch.cuda.device_count() == 1:
         threading.Thread(target=_first_touch, daemon=True).start()
     if compiles:
-        with contextlib.suppress(
-            ImportError, AttributeError
-        ):  # a torch that names it otherwise starts them late, as always
+        # a torch that names it otherwise starts them late, as always
+        with contextlib.suppress(ImportError, AttributeError):
             from torch._inductor.async_compile import AsyncCompile
 
             AsyncCompile.use_process_pool()
@@ -54,9 +52,7 @@ def _first_touch() -> None:
 
 
 def wait_for_process(process: subprocess.Popen) -> None:
-    """Another process compiles the kernels into Triton's cache: `finish` waits for it, and nothing is
-    rehearsed here.
-    """
+    """Another process compiles the kernels into Triton's cache: `wait` waits for it; nothing is traced."""
     global _elsewhere
     pool = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere")
     _elsewhere = pool.submit(process.wait)
@@ -69,7 +65,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
 
     Args:
         model: on the GPU that it will be trained on, not compiled yet. Only its first blocks are gone
-        through.
+            through.
         step: runs `model` forward on a batch as training will, and returns the loss; its numbers are garbage,
             since no kernel runs, and leave nothing behind.
     """
@@ -85,8 +81,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
         ):
             step().backward()
     except torch.OutOfMemoryError:
-        # the step itself will say so, or go on with a smaller batch: then its kernels are compiled as it
-        # meets them
+        # the step itself will report it, or retry with a smaller batch, which compiles its own
         pass
     finally:
         model.zero_grad(set_to_none=True)
@@ -94,9 +89,7 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
 
 
 def wait() -> None:
-    """Wait until what was begun is compiled. A kernel that could not be is compiled again, and complains,
-    when it is launched.
-    """
+    """Wait until all is compiled; a kernel that could not be complains when it is launched."""
     if _jobs and not _rehearsing:
         wait_for_futures(_jobs)
         _jobs.clear()
@@ -133,9 +126,7 @@ def _compile(kernel, arguments: tuple, constants: dict, grid) -> None:
 
 
 def _kind(value):
-    """What Triton compiles for: of a tensor its type and alignment, of an integer whether it is 1 or a
-    multiple of 16.
-    """
+    """What Triton specialises on: a tensor's type and alignment, whether an integer is 1 or divides by 16."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, int) and not isinstance(value, bool):

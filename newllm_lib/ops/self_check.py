@@ -1,5 +1,4 @@
-"""Each operation run once on this device and compared with its plain reference in float64: outputs and every
-gradient.
+"""Each operation run once on this device and compared with its float64 reference, gradients too.
 
 The tests do this at many sizes; here it answers one question on a user's machine: do the kernels work on this
 GPU and driver?

@@ -2,9 +2,8 @@
 
 The same `Recipe` is the YAML file, the flags of `newllm train`, the notebook's form and the record in a run's
 folder. A YAML file may also hold a section `when:`, whose parts apply only under a condition (a device kind,
-a model, a protocol, a recurrence, or
-max_samples: only a part of the data) and are resolved when the recipe is loaded, so the record in a run is
-always flat:
+a model, a protocol, a recurrence, or max_samples: only a part of the data) and are resolved when the recipe
+is loaded, so the record in a run is always flat:
 
     num_layers: 4
     when:

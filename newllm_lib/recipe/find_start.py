@@ -41,9 +41,7 @@ def from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict
 def _record_of_what_came_from(
     wanted: str, assemble: Callable[[dict, str], Recipe], model: str | None
 ) -> Recipe | None:
-    """Where the start is not here (any more), the run that came from it says the same: it can be continued
-    without it.
-    """
+    """Where the start is not here any more, the run that came from it has what is needed to continue."""
     for kind in (model,) if model else MODELS:
         own = Run(assemble({"model": kind}, wanted).run_path())
         recorded = Recipe.from_yaml(own.recipe_path) if own.recipe_path.is_file() else None
@@ -86,9 +84,7 @@ def _is_trained(run: Run, recipe: str, model: str) -> bool:
 
 
 def word_for_start(run: Run) -> str:
-    """How a record calls a run: by its name where that finds it, so that the record stays true on another
-    machine.
-    """
+    """How a record names a run: by its name where that finds it, so that it is true on another machine."""
     try:
         same = find_run(run.name).path.resolve() == run.path.resolve()
     except UsageError:

@@ -32,26 +32,23 @@ _ARCHITECTURE = (
     "embedding",
     "htt_rank",
 )
+# what they are called in the names of runs
 MODELS = {
     "new_llm": "new_llm",
     "tiny_gpt2": "tinygpt2",
     "phase7": "phase7",
-}  # how they are called in the names of runs
+}
 
 
 def plain_name(model: str, recipe: str) -> str:
-    """The name of a recipe's run with this model, nothing changed: `tinygpt2_wikitext`,
-    `phase7_small_triton`.
-    """
+    """The name of a recipe's run with this model and no changes: `tinygpt2_wikitext`."""
     own = ("phase7_", "phase8_") if model == "phase7" else (f"{MODELS[model]}_",)
     name = recipe if recipe.startswith(own) else f"{MODELS[model]}_{recipe}"
     return f"{name}_triton" if model == "phase7" else name
 
 
 def short_name(from_run: str) -> str:
-    """The start's name without its model, for the name of the run that starts from it: `wikitext` of
-    `new_llm_wikitext`.
-    """
+    """The start's name without its model: `wikitext` of `new_llm_wikitext`."""
     name = Path(from_run).name
     return next((name[len(m) + 1 :] for m in MODELS.values() if name.startswith(f"{m}_")), name)
 
@@ -66,7 +63,8 @@ def keys_of_start(start: Recipe, name: str, asked: dict) -> dict:
     """The keys that the start decides.
 
     Args:
-        start: its record. asked: what the command line or a form asks for.
+        start: its record.
+        asked: what the command line or a form asks for.
     Raises:
         UsageError: something else is asked for; names the keys.
     """

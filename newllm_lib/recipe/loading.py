@@ -28,14 +28,13 @@ def load_recipe(
     device_kind: str | None = None,
     resolve_start: bool = True,
 ) -> Recipe:
-    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` (from flags or a
-    form) on top.
+    """A recipe by shipped name or YAML file, resolved for this device, with `overrides` on top.
 
     Args:
         device_kind: whose preset to use (`Device.kind`); default: `sized_for` if given, else what `probe()`
-        finds.
+            finds.
         resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is
-        left as it stands).
+            left as it stands).
     Raises:
         UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a
             start that is not there, or one that does not fit what is asked for.
@@ -128,9 +127,7 @@ def _assembled(
 
 
 def _keep_learning_rate_meaning(base: Recipe, overrides: dict) -> dict:
-    """A batch size given by the user scales the recipe's learning rate; a learning rate given by the user is
-    meant as it is.
-    """
+    """A batch size given by the user scales the recipe's learning rate; a given learning rate stays."""
     if "learning_rate_batch_size" in overrides:
         return overrides
     if "learning_rate" in overrides:

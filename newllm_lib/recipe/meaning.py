@@ -1,6 +1,4 @@
-"""A key that does nothing where a person typed or wrote it is refused, so that nobody waits for its
-effect.
-"""
+"""A key that does nothing where a person wrote it is refused, so that nobody waits for its effect."""
 
 from __future__ import annotations
 

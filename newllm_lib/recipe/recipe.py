@@ -1,6 +1,4 @@
-"""Every choice of a run: one dataclass, from which the YAML files, the flags, the forms and a run's record
-come.
-"""
+"""Every choice of a run: one dataclass, from which YAML files, flags, forms and records come."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def does_something(key: Field, task: str, model: str) -> bool:
 
 @dataclass
 class Recipe:
-    """Every choice of a run. Lengths are in tokens, sizes in channels, batch sizes in sequences per optimizer
-    step.
-    """
+    """Every choice of a run. Lengths in tokens, sizes in channels, batch sizes in sequences per step."""
 
     # --- What a run is called, where it lies, how often it speaks and saves ------------------------------
 
@@ -374,9 +370,7 @@ class Recipe:
         return (self.batch_size / self.learning_rate_batch_size) ** 0.5
 
     def run_path(self) -> Path:
-        """The run's folder: `output_dir`, or `checkpoints/<run name>` below the current folder (on Colab:
-        below the clone).
-        """
+        """The run's folder: `output_dir`, or `checkpoints/<run name>` (on Colab: in the clone)."""
         if self.output_dir:
             return Path(self.output_dir)
         clone = Path(__file__).resolve().parents[2]

@@ -9,9 +9,7 @@ from newllm_lib.recipe.recipe import Recipe
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
-    """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of data or architecture
-    in them.
-    """
+    """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of the recipe."""
     parts = [plain_name(recipe.model, recipe.recipe)]
     if recipe.kernels == "off":
         parts = [parts[0].removesuffix("_triton")]

@@ -13,15 +13,12 @@ _PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": types.No
 
 
 def value_types(f) -> tuple[type, ...]:
-    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None` (annotations are text
-    here).
-    """
+    """The plain types a recipe field accepts, e.g. (int, NoneType) for `int | None`."""
     return tuple(_PLAIN[part.strip()] for part in f.type.split("|"))
 
 
 def checked(f, value):
-    """`value` as the field's type; text such as "8e-4", "true" or "none" (from flags, forms, YAML 1.1) is
-    understood.
+    """`value` as the field's type; text such as "8e-4", "true" or "none" is understood.
 
     Raises:
         UsageError: wrong type, not one of the choices, or below the minimum.

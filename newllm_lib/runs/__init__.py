@@ -1,6 +1,4 @@
-"""Runs as files and processes: folders written whole, locks, status, background training, mirrors. Knows
-nothing of torch.
-"""
+"""Runs as files and processes: atomic folders, locks, status, background training, mirrors. No torch."""
 
 from newllm_lib.lazy import attach
 

@@ -1,5 +1,4 @@
-"""Writing that a crash cannot tear: a file or a folder stands whole under its name, or what was there before
-does.
+"""Atomic writes: a file or a folder stands whole under its name, or what was there before does.
 
 Everything is written under a temporary name beside its place, brought to the disk, and then renamed. A folder
 gets a `MANIFEST.json` with the name and size of each of its files, so that a copy that lost something is seen
@@ -56,7 +55,7 @@ def atomic_write_bytes(
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie
-        beneath it).
+            beneath it).
         check: called with the written file before it gets its name; what it raises leaves the old file there.
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched.
@@ -85,8 +84,7 @@ def atomic_write_bytes(
 
 @contextmanager
 def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
-    """`with staged_directory(run / "best") as folder:` fill `folder`; when the block ends it stands as
-    `run/best`.
+    """`with staged_directory(run / "best") as folder:` fill it; at the end it becomes `run/best`.
 
     Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link
     stays one: what it points to is replaced. An error in the block leaves nothing behind; a killed process
@@ -120,13 +118,15 @@ def staged_directory(final: Path, parents: bool = True, what: str | None = None)
 
 @contextmanager
 def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
-    """`staged_directory` for a folder of the user's choice: refused where anything lies that is not ours,
-    marked as ours.
+    """`staged_directory` for a user's folder: refused where others' files lie, marked as ours.
 
     Args:
-        what: "export" or "mixture". flag: how the user named the folder. run: what it was made of.
+        what: "export" or "mixture".
+        flag: how the user named the folder.
+        run: what it was made of.
     Raises:
-        UsageError: see `ownership.replaceable`. NewLLMError: as for `staged_directory`.
+        UsageError: see `ownership.replaceable`.
+        NewLLMError: as for `staged_directory`.
     """
     final = replaceable(folder, what, flag)
     before = read_mark(final)
@@ -155,8 +155,7 @@ def add_to_mark(folder: Path, *names: str) -> None:
 
 @contextmanager
 def scratch_directory(place: Path) -> Iterator[Path]:
-    """A hidden folder beside `place` for as long as the block runs. A killed process leaves it to
-    `clean_leftovers`.
+    """A hidden folder beside `place` within the block. `clean_leftovers` removes a killed process's.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.
@@ -189,8 +188,7 @@ def missing_files(directory: Path) -> list[str]:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a model's or checkpoint's folder; of a link the link. What lies in it that is not ours stays
-    there.
+    """Delete a model's or checkpoint's folder; of a link the link. Files that are not ours stay.
 
     It is never half there under its name: it is renamed first; a kill leaves a hidden leftover.
     """
@@ -212,8 +210,7 @@ def replace_directory(directory: Path, final: Path) -> None:
 
 @contextmanager
 def mark_in(folder: Path) -> Iterator[str]:
-    """The name of a hidden file that lies in `folder` for as long as the block runs, and that nobody has
-    looked for before.
+    """A new hidden file's name in `folder`, which lives as long as the block runs.
 
     Raises:
         NewLLMError: full or read-only disk, no permission.
@@ -234,8 +231,7 @@ def clean_leftovers(folder: Path) -> None:
     """
     leftovers = [(path, match) for path in Path(folder).iterdir() if (match := LEFTOVER.match(path.name))]
     dead = [(p, m) for p, m in leftovers if not is_alive(int(m["pid"]), int(m["start"]))]
-    # A folder killed between the two renames of `_move_aside_for`: the new one is whole, so it counts; else
-    # the old one.
+    # Killed between the two renames of `_move_aside_for`: the new folder, if whole, counts; else the old.
     for path, match in sorted(dead, key=lambda item: item[1]["kind"], reverse=True):
         final = path.with_name(match["name"])
         if path.is_dir() and not final.exists() and is_complete(path) and _moved_aside(final, dead):
@@ -245,9 +241,8 @@ def clean_leftovers(folder: Path) -> None:
     for path, match in dead:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        elif (
-            match["kind"] == "old" or manifest_path(path).exists()
-        ):  # it stood under its name, and may hold more than ours
+        elif match["kind"] == "old" or manifest_path(path).exists():
+            # it stood under its name, and may hold more than ours
             _drop(path, path.with_name(match["name"]))
         else:  # half-written
             shutil.rmtree(path, ignore_errors=True)
@@ -317,9 +312,7 @@ def _free(place: Path) -> int:
 
 
 def _size_inside(directory: Path, name: str) -> int | None:
-    """Size of a plain file below `directory`; None for everything else (missing, a link, a name that climbs
-    out).
-    """
+    """Size of a plain file below `directory`; None for all else (missing, a link, a name that climbs out)."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         return None
@@ -331,9 +324,7 @@ def _size_inside(directory: Path, name: str) -> int | None:
 
 
 def write_manifest(directory: Path) -> None:
-    """Bring every file to the disk, then write `MANIFEST.json`: it never speaks of bytes that could still be
-    lost.
-    """
+    """Sync every file, then write `MANIFEST.json`: it never lists bytes that could still be lost."""
     files = {}
     for name in MANIFESTS:  # of what this was copied from
         (directory / name).unlink(missing_ok=True)
@@ -358,9 +349,8 @@ def _swap(temporary: Path, final: Path) -> Path | None:
 def _move_aside_for(temporary: Path, final: Path) -> Path | None:
     old = _beside(final, "old") if final.exists() else None
     if old is not None:
-        os.rename(
-            final, old
-        )  # killed after this line: clean_leftovers puts the new folder, or this one, in place
+        # killed after this line: clean_leftovers puts the new folder, or this one, in place
+        os.rename(final, old)
     try:
         os.rename(temporary, final)
     except OSError:

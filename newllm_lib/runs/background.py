@@ -18,14 +18,12 @@ from newllm_lib.runs.status import last_line, read_status
 
 BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
 LARGEST_LOG = 10 * 2**20  # bytes
-_children: dict[
-    int, subprocess.Popen
-] = {}  # kept so that an ended child is noticed, and does not stay as a zombie
+# kept so that an ended child is noticed, and does not stay as a zombie
+_children: dict[int, subprocess.Popen] = {}
 
 
 def start_background(command: list[str], run: Run) -> int:
-    """Start `command` in a session of its own, its output appended to the run's log as it comes. Returns the
-    pid.
+    """Start `command` in its own session, its output appended to the run's log. Returns the pid.
 
     The run's lock is taken here and inherited by the process, so of two starts at the same moment one is
     refused.
@@ -58,8 +56,7 @@ def start_background(command: list[str], run: Run) -> int:
 
 
 def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
-    """Move what a log holds to `<log>.1` (which is replaced) when it has grown beyond `limit` bytes; whether
-    it was.
+    """Move a log of over `limit` bytes to `<log>.1` (which is replaced); whether it was.
 
     The file itself stays and is emptied: processes that append to it go on.
     """
@@ -79,8 +76,7 @@ def exit_code(pid: int) -> int | None:
 
 
 def follow(run: Run, offset: int = 0, interval: float = 0.3) -> Iterator[str]:
-    """Text of the run's log from byte `offset` on, in pieces as it grows, until no process trains the run any
-    more.
+    """Text of the run's log from byte `offset` on, as it grows, until no process trains the run.
 
     An empty piece is given when nothing new came for `interval` seconds, so that the caller can look at other
     things.
@@ -96,8 +92,7 @@ def follow(run: Run, offset: int = 0, interval: float = 0.3) -> Iterator[str]:
 
 
 def stop(run: Run, timeout: float = 180.0) -> dict:
-    """Ask the process that trains `run`, and only that one, to save and stop; wait until it did. Returns the
-    status.
+    """Ask the process that trains `run` to save and stop; wait until it did. Returns the status.
 
     A run that nobody trains is left as it is.
 
@@ -156,9 +151,7 @@ def _holds(run: Run) -> bool:
 
 
 def _read_from(path: Path, offset: int, whole_lines: bool) -> tuple[str, int]:
-    """What stands in `path` from `offset` on (`whole_lines`: up to the last complete line), and the offset
-    after.
-    """
+    """The text of `path` from `offset` on (`whole_lines`: up to the last complete line), and its end."""
     try:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:  # it was rotated

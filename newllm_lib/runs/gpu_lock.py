@@ -25,9 +25,8 @@ def gpu_for(run: Run, index: int = 0, force: bool = False) -> Iterator[None]:
     Raises:
         GpuBusy: another run holds it and `force` is not given; names that run.
     """
-    with open(
-        _place(index), "a+"
-    ) as file:  # the lock is the system's: gone with the process, however that ends
+    # the lock is the system's: gone with the process, however that ends
+    with open(_place(index), "a+") as file:
         if _taken(file):
             file.truncate(0)
             file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))

@@ -1,6 +1,4 @@
-"""One process trains a run. The lock is the operating system's, so it is gone with the process, however that
-ends.
-"""
+"""One process trains a run. The lock is the operating system's: it is gone with its process."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ class AlreadyRunning(NewLLMError):
 
 
 class RunLock:
-    """`with RunLock(run):` nobody else trains `run` meanwhile; what a killed process left half-written goes
-    first.
+    """`with RunLock(run):` nobody else trains `run`; a killed process's leftovers go first.
 
     Raises:
         AlreadyRunning: with the pid of the process that holds the run and the commands to follow or stop it.
@@ -47,9 +44,8 @@ class RunLock:
 
     def __exit__(self, *error) -> None:
         if self.descriptor is not None:
-            fcntl.flock(
-                self.descriptor, fcntl.LOCK_UN
-            )  # also for copies that a library's helper process may have kept
+            # also for copies that a library's helper process may have kept
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self._close()
 
     def acquire(self) -> None:
@@ -76,9 +72,7 @@ class RunLock:
         _open_locks.add(self)
 
     def hand_over(self, pid: int) -> None:
-        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed, the lock
-        stays.
-        """
+        """Leave the lock to process `pid`, which inherited the descriptor: our copy is closed."""
         self._write_holder(pid)
         self._close()
 
@@ -154,8 +148,7 @@ def _inherited(run: Run) -> int | None:
     return int(number)
 
 
-# A forked child (a data loader's worker) gets copies of our descriptors, and would keep the lock after our
-# death.
+# A forked child (a data loader's worker) copies our descriptors, and would keep the lock after our death.
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 

@@ -51,9 +51,8 @@ RUN_FILES = frozenset(
 RUN_PART = re.compile(r"best|last|base|(superseded-)?checkpoint-\d+")
 
 _TITLES = {"run": "a run", "mirror": "the copy of a run", "export": "an export", "mixture": "a mixture"}
-_LITTER = frozenset(
-    (".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db")
-)  # a system puts them anywhere
+# a system puts them anywhere
+_LITTER = frozenset((".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"))
 _STATUS_KEYS = {"state", "message", "pid", "started", "updated", "step", "total_steps"}
 _RECORDED_RECIPE = re.compile(r"(version|recipe): \S+\n")  # how `Recipe.to_yaml` begins
 # What saves of a model, of its tokenizer and of the trainer's state consist of.
@@ -93,8 +92,7 @@ def read_mark(folder: Path) -> dict | None:
 
 
 def foreign_in(folder: Path, what: str | None = None) -> Iterator[str]:
-    """Everything in `folder` that we did not write there as `what` (None: as whatever it says it is), by
-    relative name.
+    """Relative names of all in `folder` that we did not write as `what` (None: as it declares).
 
     Files, links and empty folders; of what a system leaves in every folder nothing.
     """
@@ -114,7 +112,8 @@ def replaceable(folder: Path, what: str, flag: str) -> Path:
     """The place of a folder that is to be written whole: `folder`, or what it is a link to.
 
     Args:
-        what: "export" or "mixture". flag: how the user named the folder.
+        what: "export" or "mixture".
+        flag: how the user named the folder.
     Raises:
         UsageError: something lies there that is not ours (names it, and a free name); or it is the current
             folder, a file or a link to nothing.
@@ -140,7 +139,8 @@ def check_shared(folder: Path, what: str, flag: str) -> None:
     """Refuse a run's folder, or a copy's, where something of another lies under a name that we would write.
 
     Args:
-        what: "run" or "mirror". flag: how the user named the folder.
+        what: "run" or "mirror".
+        flag: how the user named the folder.
     Raises:
         UsageError: names what is in the way, and a free name.
     """
@@ -223,9 +223,7 @@ def _is_of_runs(name: str) -> bool:
 
 
 def _is_as_we_write_it(entry: Path) -> bool:
-    """Whether an entry of a run's folder is what we write under that name; a part may be torn, and hold more
-    besides.
-    """
+    """Whether an entry of a run's folder is what we write under that name; parts may be torn."""
     if entry.name in RUN_FILES:
         return entry.is_file()
     if not entry.is_dir():

@@ -10,9 +10,7 @@ from pathlib import Path
 
 
 def started_at(pid: int) -> int | None:
-    """When process `pid` started, in the system's own ticks; None if there is none, or only its remains (a
-    zombie).
-    """
+    """When process `pid` started, in the system's ticks; None if there is none, or only a zombie."""
     if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -68,6 +68,7 @@ def checkpoint_step(path: Path) -> int:
     return int(_CHECKPOINT.match(Path(path).name)[1])
 
 
+# what a checkpoint holds beside the model
 _STATE_FILES = (
     "trainer_state",
     "progress",
@@ -77,13 +78,11 @@ _STATE_FILES = (
     "MANIFEST",
     "WHOLE",
     "SUMS",
-)  # not the model
+)
 
 
 def link_model(checkpoint: Path, folder: Path) -> None:
-    """Make `folder` a checkpoint's model as `from_pretrained` wants it, sharing its files where the disk has
-    hard links.
-    """
+    """Make `folder` a checkpoint's model for `from_pretrained`, with hard links where the disk has them."""
     with staged_directory(folder) as staging:
         for file in checkpoint.iterdir():
             if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(
@@ -96,9 +95,7 @@ def link_model(checkpoint: Path, folder: Path) -> None:
 
 
 def roots() -> list[Path]:
-    """Where runs are looked for: `checkpoints/` in the current folder, then in the clone this package belongs
-    to.
-    """
+    """Where runs are looked for: `checkpoints/` in the current folder, then in this package's clone."""
     here = Path("checkpoints")
     clone = Path(__file__).resolve().parents[2]
     if (clone / "colab_bootstrap.sh").is_file() and (clone / "checkpoints").resolve() != here.resolve():

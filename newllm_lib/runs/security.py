@@ -1,5 +1,4 @@
-"""What came from elsewhere is looked at before anything reads it: links, pickles, weights that are not what
-they say.
+"""Foreign files are checked before anything reads them: links, pickles, weights that are something else.
 
 A checkpoint of ours holds safetensors, text, and the optimizer's state in torch's own format, which is read
 without executing anything (`weights_only`). All else that could run code, or lead out of the folder, is
@@ -56,8 +55,7 @@ SIZES = {
 
 
 def check_checkpoint_dir(folder: Path) -> None:
-    """Refuse a model or checkpoint folder with anything in it that could run code, lead elsewhere or is no
-    weights.
+    """Refuse a model or checkpoint folder that could run code, leads elsewhere or has bad weights.
 
     Raises:
         NewLLMError: names the file and what to do.
@@ -77,9 +75,7 @@ def check_checkpoint_dir(folder: Path) -> None:
 
 
 def _of_a_hubs_cache(link: Path) -> bool:
-    """Whether it is a link as huggingface_hub makes them: from `snapshots/<commit>/` into `blobs/`
-    beside it.
-    """
+    """Whether it is a link as huggingface_hub makes them: from `snapshots/<commit>/` into `blobs/`."""
     repository = next((p.parent for p in link.parents if p.name == "snapshots"), None)
     return repository is not None and link.resolve().parent == (repository / "blobs").resolve()
 

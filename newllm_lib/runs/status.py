@@ -13,7 +13,7 @@ from newllm_lib.runs.atomic import atomic_write_text
 from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.run import Run
 
-QUIET = 600.0  # seconds without a step or a line after which a running run is said to be silent
+QUIET = 600.0  # seconds without a step or a line after which a running run is reported as silent
 _ERROR = re.compile(
     r"^(\w+\.)*\w*(Error|Exception|Killed|Interrupt)\b|^newllm: |[Oo]ut of memory|Segmentation fault"
 )
@@ -68,9 +68,7 @@ def read_status(run: Run) -> dict:
 
 
 def read_status_file(run: Run) -> dict:
-    """status.json as it was written, for the holder of the lock, who knows that no other process trains the
-    run.
-    """
+    """status.json as written, for the lock's holder, who knows that no other process trains the run."""
     return _read(run)
 
 

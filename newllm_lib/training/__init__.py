@@ -14,9 +14,7 @@ __getattr__, __dir__, __all__ = attach(
 
 
 def train(recipe, was_finished: bool | None = None):
-    """Train what the recipe describes, continuing an unfinished run; returns the `Run`. See
-    `training.run`.
-    """
+    """Train what the recipe describes, continuing an unfinished run; returns the `Run`."""
     from newllm_lib.training.run import train as run_training
 
     if recipe.task == "dpo":

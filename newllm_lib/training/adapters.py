@@ -1,5 +1,4 @@
-"""LoRA in a training run: small trained matrices beside the start's frozen weights (Hu et al., 2021, arXiv
-2106.09685; PEFT).
+"""LoRA in a run: small trained matrices beside frozen weights (Hu et al., 2021, arXiv 2106.09685; PEFT).
 
 The adapters are put into the model itself, so that everything else sees the model it knows. The run keeps
 `base/`, the start's weights; each checkpoint has the adapters as PEFT saves them (`adapter/`) beside the
@@ -35,9 +34,7 @@ def keep_base(run: Run, start: Path) -> None:
 
 
 def add_adapters(model, recipe: Recipe, base: Path):
-    """The model with adapters on every linear layer but the head; they alone are trained. They change nothing
-    at first.
-    """
+    """The model with adapters on every linear layer but the head. They alone train, and begin at zero."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(

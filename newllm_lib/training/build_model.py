@@ -65,12 +65,10 @@ def build(context: RunContext) -> BuiltModel:
         distributed.fsdp.apply_fsdp(model, torch.device(device.type), parts, compiled=compiled)
         return BuiltModel(model, blocks, how, sharded=True)
     if compiled:
-        torch._dynamo.config.optimize_ddp = (
-            False  # it would cut the graph where gradients are sent, which takes little time
-        )
-        body = (
-            model.model if recipe.teacher else model
-        )  # a distilled student's loss is computed outside the model
+        # it would cut the graph where gradients are sent, which takes little time
+        torch._dynamo.config.optimize_ddp = False
+        # a distilled student's loss is computed outside the model
+        body = model.model if recipe.teacher else model
         body.compile(mode="reduce-overhead" if how == "graphs" else None)
     return BuiltModel(model.to(device), blocks, how)
 

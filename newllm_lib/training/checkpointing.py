@@ -95,7 +95,8 @@ class Checkpoints:
         context = self.context
         context.progress.data_state = context.data.state()
         context.progress.save(folder)
-        state = {  # as transformers' Trainer, and so version 0.1.0, reads it
+        # as transformers' Trainer, and so version 0.1.0, reads it
+        state = {
             "global_step": step,
             "max_steps": context.total_steps,
             "epoch": context.epoch_at(step),
@@ -106,9 +107,7 @@ class Checkpoints:
 
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
-        """`staged_directory` of the first process, for all: they may write into it before it gets
-        its name.
-        """
+        """`staged_directory` of the first process, for all: they may write into it before it is named."""
         with staged_directory(folder) if process_group.is_main_process() else nullcontext() as staging:
             yield Path(process_group.broadcast_object(str(staging)))
             process_group.barrier()
@@ -127,12 +126,13 @@ def _save_random_state(folder: Path, device: torch.device) -> None:
 
 def _load_random_state(file: Path, device: torch.device) -> None:
     core = np._core if hasattr(np, "_core") else np.core
+    # numpy's state is an array
     numpys = [
         core.multiarray._reconstruct,
         np.ndarray,
         np.dtype,
         type(np.dtype(np.uint32)),
-    ]  # numpy's state is an array
+    ]
     with torch.serialization.safe_globals(numpys):
         state = torch.load(file, weights_only=True)
     random.setstate(state["python"])

@@ -1,6 +1,4 @@
-"""In which dtype a run's matrix products are and what is compiled for it: known before torch and transformers
-are imported.
-"""
+"""A run's dtype and what is compiled for it: known before torch and transformers are imported."""
 
 from __future__ import annotations
 
@@ -54,9 +52,8 @@ def compilation(recipe: Recipe, device: Device) -> str:
         return recipe.compile
     if not device.compile:
         return "off"
-    if (
-        recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed()
-    ):  # with these, and with fp16's scaling, graphs are not measured yet
+    # with these, and with fp16's scaling, graphs are not measured yet
+    if recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed():
         return "on"
     if dtype_of(recipe, device) != "bf16":
         return "on"

@@ -1,7 +1,6 @@
-"""Passes recorded once and replayed: on a GPU as CUDA graphs, so that the processor starts one thing where it
-started hundreds.
+"""Passes recorded once and replayed: CUDA graphs on a GPU, one launch for hundreds of kernels.
 
-A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow processor needs 75 for
+A step of 1.5 billion parameters is some 18,000 kernels of 25 microseconds; a slow CPU needs 75 to launch
 each. What a graph reads and writes lies at fixed places: inputs are copied there before a replay, results are
 taken from there after it. Parameters are read where they are; their gradients are added up at places that all
 blocks share, as one block is done before the next begins.
@@ -29,14 +28,13 @@ class Recorder:
     def record(
         self, function: Callable[[], None], kind, sums: list[Tensor], forget=lambda: None
     ) -> Callable[[], None]:
-        """What repeats `function`, which has to read from and write to tensors that stay. On a processor the
-        function itself.
+        """What repeats `function`, which works on tensors that stay. On the CPU the function itself.
 
         Args:
             kind: functions of one kind start the same kernels with the same sizes; the first of them is run
-            once before.
-            sums: what it adds to; they are left as they were. forget: called after a first run, to let go of
-            what that has made.
+                once before.
+            sums: what it adds to; they are left as they were.
+            forget: called after a first run, to let go of what that has made.
         """
         before = [x.clone() for x in sums]
         replay = self._recorded(function, kind, forget)
@@ -99,9 +97,7 @@ _ALIGNED = 64  # elements: where kernels read fastest
 
 
 def side_by_side(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Places of the same shapes and dtypes, and the tensors that they are parts of: one for each dtype, zero
-    between parts.
-    """
+    """Tensors of the same shapes and dtypes, and the buffers they are parts of, one for each dtype."""
     starts: dict[str, int] = {}
     ends: dict[tuple, int] = {}
     for name, x in tensors.items():
@@ -144,11 +140,11 @@ class BlockGraphs:
     def backward(
         self, call, tensors: list[Tensor], wanted, upstream: list[Tensor | None], first: bool, through
     ):
-        """The gradients of the wanted tensors, overwritten by the next call; those of the parameters wait for
-        `hand_over`.
+        """The wanted tensors' gradients, until the next call; parameters' wait for `hand_over`.
 
         Args:
-            first: of the block's chunks: gradients begin at zero. through: blocks._backward_through.
+            first: of the block's chunks: gradients begin at zero.
+            through: blocks._backward_through.
         """
         fixed, above = self.places.filled("input", tensors), self.places.filled("upstream", upstream)
         parameters, gradients = self._parameters(call.block)
@@ -201,26 +197,20 @@ class BlockGraphs:
 
 
 class StepGraph:
-    """A model's loss and all its gradients as one graph: for a step whose activations are kept, nothing
-    computed twice.
-    """
+    """A model's loss and gradients as one graph, for a step that keeps its activations."""
 
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False
     ):
-        """dtype: of autocast; None: without. together: gradients lie side by side, in `sums`, and begin at
-        zero each step.
-        """
+        """dtype: of autocast, or None. together: gradients lie side by side in `sums`, anew each step."""
         self.model, self.dtype = model, dtype
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        # Weights that are read in half precision alone are converted together, and their gradients back: two
-        # kernels for dozens.
+        # Weights read in half precision alone are converted, and their gradients back, in two kernels.
         self.halves = model.half_weights() if dtype is not None and hasattr(model, "half_weights") else []
-        self.maker: tuple | None = (
-            None  # the kind of the first graph, which makes the gradients; others add to them
-        )
+        # the kind of the first graph, which makes the gradients; others add to them
+        self.maker: tuple | None = None
         self.gradients, self.sums = side_by_side(self.parameters) if together else ({}, [])
 
     def __call__(self, inputs: dict[str, Tensor], **constants) -> tuple[Tensor, Tensor | None]:

@@ -1,5 +1,4 @@
-"""The curvature schedule: space starts nearly flat, where gradients are those of ordinary distances, and
-bends while training.
+"""The curvature schedule: space starts nearly flat, with ordinary distances, and bends while training.
 
 A factor on the learned curvatures rises to 1 over the first half of training; what is learned is never
 overwritten. The model keeps the factor with its weights (`curvature_factor`), so a checkpoint from any moment
@@ -27,17 +26,13 @@ def curvature_factor(step: int, total: int, recipe: Recipe) -> float:
 
 
 def has_curvature_schedule(recipe: Recipe) -> bool:
-    """Whether training moves the factor: not where the weights come from a run that has bent its space
-    already.
-    """
+    """Whether training moves the factor: not where the start has bent its space already."""
     scheduled = recipe.model == "phase7" and recipe.attention != "dot" and recipe.curvature_schedule != "off"
     return scheduled and recipe.from_run is None
 
 
 class CurvatureSchedule:
-    """Sets the model's factor before each step; in place, so that a compiled step and its CUDA graph read it
-    too.
-    """
+    """Sets the model's factor before each step, in place: compiled steps and CUDA graphs read it too."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe

@@ -1,6 +1,4 @@
-"""The picture of a run: loss of each logged step, bits per byte of each evaluation, the best one marked. And
-its rows as JSON.
-"""
+"""A run as a picture: loss of each logged step, bits per byte of each evaluation; and its rows as JSON."""
 
 from __future__ import annotations
 
@@ -52,8 +50,6 @@ def plot_curves(run) -> Path | None:
 
 
 def write_training_log(run) -> None:
-    """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl`: one list, for readers of
-    whole files.
-    """
+    """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl` as one list."""
     rows = ",\n".join(json.dumps(row) for row in run.metrics())
     atomic_write_bytes(run.path / "training_log.json", f"[\n{rows}\n]\n".encode(), durable=False)

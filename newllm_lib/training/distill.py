@@ -1,5 +1,4 @@
-"""Knowledge distillation: a trained model's whole distribution beside the text's own next token (`teacher` in
-a recipe).
+"""Knowledge distillation: a teacher's whole distribution beside the next token (the key `teacher`).
 
 The teacher is a run, a folder with a model, or a hub id; any causal language model that knows the student's
 words by the same ids. It reads the same blocks; nothing of it is trained or saved.
@@ -61,9 +60,7 @@ class Teacher:
     def loss(
         self, student: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, tokens=None
     ):
-        """The student's loss from its hidden states (batch, time, width) for these ids and labels (already
-        shifted).
-        """
+        """The student's loss from its hidden states (batch, time, width); labels are already shifted."""
         head = student.get_output_embeddings().weight
         return distillation_loss(
             hidden, head, self.hidden(ids), self.head, labels, self.share, TEMPERATURE, tokens

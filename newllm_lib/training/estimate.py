@@ -26,8 +26,7 @@ _MEASURED: dict[tuple[str, int, str], float] = {
 # many texts there are (77 ms for 128).
 _WALKING_ON_CPU, _GPU_SECONDS_A_TOKEN = 4.4, 0.6e-3
 _GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
-# Bytes of text in the training splits of the sources that have a name; others are known only when they are
-# read.
+# Bytes of text in the named sources' training splits; others are known only once they are read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
 _BYTES_PER_TOKEN = 4.0
 
@@ -40,7 +39,8 @@ def estimate(
 
     Args:
         training_tokens: tokens of the training split, where they are counted already.
-        processes: that share each batch. parts: into how many the model is cut.
+        processes: that share each batch.
+        parts: into how many the model is cut.
     """
     if recipe.task == "dpo":
         return _preference_estimate(recipe, device)
@@ -57,9 +57,7 @@ def estimate(
 
 
 def fits_whole(recipe: Recipe, device: Device, parts: int = 1) -> bool:
-    """Whether so many devices hold the whole model with gradients and optimizer state, and one sequence each
-    at a time.
-    """
+    """Whether so many devices hold the model, gradients, optimizer state and one sequence each."""
     count = _parameters(recipe)
     return least_memory_gib(recipe, device, count, parts) <= device.memory_gib
 
@@ -101,9 +99,7 @@ def least_memory_gib(recipe: Recipe, device: Device, parameters: int, parts: int
 
 
 def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[float, bool]:
-    """Tokens that training reads in a second on one device, and whether that was measured there (else it is
-    computed).
-    """
+    """Tokens a second in training on one device, and whether that was measured there (else computed)."""
     measured = _MEASURED.get((device.kind, parameters, recipe.gradient_checkpointing))
     if measured is not None:
         return measured, True
@@ -127,9 +123,7 @@ def _gain(parameters: int) -> float:
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
-    """Sequences at a time on one device: the recipe's, or the largest that divides the batch and fits the
-    memory.
-    """
+    """Sequences at a time on one device: the recipe's, or the batch's largest divisor that fits."""
     per_process = max(1, recipe.batch_size // processes)
     if recipe.micro_batch_size != "auto":
         wanted = min(int(recipe.micro_batch_size), per_process)
@@ -154,9 +148,8 @@ def _preference_estimate(recipe: Recipe, device: Device) -> dict:
     config, count = known
     need = preference_needs(recipe, device, config, count)
     hours = None
-    if (
-        recipe.max_samples
-    ):  # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+    # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
+    if recipe.max_samples:
         tokens = (
             2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
         )
@@ -169,12 +162,12 @@ def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict
     """`parameters` of the base, `pairs_at_once` (the recipe's, or as many as fit), `memory_estimate_gib`.
 
     Args:
-        config: the base's transformers config. count: its parameters.
+        config: the base's transformers config.
+        count: its parameters.
     """
     config = config.get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
-    # of a token: about 34 numbers of the residual stream's width in each layer, and the head's logits three
-    # times
+    # of a token: about 34 numbers of the stream's width in each layer, and three times the head's logits
     kept = 2 * layers + 34 if recipe.gradient_checkpointing != "off" else 34 * layers
     token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
     pair = 2 * recipe.max_seq_length * token / 2**30
@@ -195,9 +188,7 @@ def _dtype(recipe: Recipe, device: Device) -> str:
 
 
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
-    """Tensors kept for the backward pass: of all layers, or (checkpointing) each layer's input and one
-    layer's tensors.
-    """
+    """Tensors kept for the backward pass: of all layers, or (checkpointing) each input and one layer's."""
     # Bytes; in half precision New-LLM still keeps some tensors in float32.
     value = 4 if _dtype(recipe, device) == "fp32" else 2 if recipe.model == "phase7" else 3
     layers, width = recipe.num_layers, _kept_channels(recipe)
@@ -206,8 +197,7 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     else:
         on_host = recipe.gradient_checkpointing == "offload" and device.torch_device == "cuda"
         channels, inputs = width, (2 if on_host else layers) * recipe.hidden_size
-    # Stepped in the backward pass, all sequences pass through a block before the next: each keeps its input
-    # until then.
+    # Stepped in the backward pass, all sequences pass a block before the next: each keeps its input.
     kept = inputs * (recipe.batch_size if recipe.optimizer_in_backward else sequences) * value
     return (
         recipe.max_seq_length * (sequences * (channels * value + _scores(recipe, device) * 4) + kept) / 2**30
@@ -216,18 +206,15 @@ def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
 
 def _kept_channels(recipe: Recipe) -> int:
     """Channels of all the tensors that a layer keeps for a token."""
-    if (
-        recipe.model != "phase7"
-    ):  # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+    # about 10 of the residual stream's, 10 of the context's and 3 of the MLP's width
+    if recipe.model != "phase7":
         return 10 * recipe.hidden_size + 10 * recipe.context_dim + 3 * recipe.mlp_size
     branch = 5 * recipe.hidden_size + 8 * recipe.context_dim if recipe.ar_ssm else 0
     return 13 * recipe.hidden_size + branch + 4 * recipe.mlp_size  # measured: 25 widths and 4 of the MLP's
 
 
 def _scores(recipe: Recipe, device: Device) -> int:
-    """Numbers for a token that attention in plain torch keeps: of one layer with checkpointing,
-    else of all.
-    """
+    """Numbers a token that attention in plain torch keeps: of one layer with checkpointing, else of all."""
     if recipe.model != "phase7":
         return 0
     layers = recipe.num_layers if recipe.gradient_checkpointing == "off" else 1
@@ -235,17 +222,15 @@ def _scores(recipe: Recipe, device: Device) -> int:
         kernels = device.tensor_core_dot and recipe.kernels == "auto"
         if recipe.attention != "linear" or kernels:
             return 0
-        return layers * (
-            4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64)
-        )  # 64 features, chunks of 64
+        # 64 features, chunks of 64
+        return layers * (4 * recipe.hidden_size + recipe.num_heads * (8 * 64 + 3 * 64))
     return 8 * layers * recipe.num_heads * recipe.max_seq_length  # the distance's terms, scores and weights
 
 
 def _memory_gib(recipe: Recipe, device: Device, count: int, sequences: int, parts: int = 1) -> float:
     logits = 3 * 128 / 1024  # chunks of the head's logits
     library = 0.4 if device.torch_device == "cpu" else 0.8
-    # Cut into parts, the blocks at work are whole: one, the next one that is being fetched, and their
-    # gradients.
+    # Sharded, three whole blocks are in memory: one at work, the next one's fetch, and gradients.
     whole = 3 * 4 * count / max(1, recipe.num_layers) / 2**30 if parts > 1 else 0.0
     return (
         _weights_gib(recipe, count) / parts
@@ -265,9 +250,7 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _bytes_a_parameter(recipe: Recipe) -> float:
-    """Weight, gradient and optimizer state. Stepped in the backward pass only one block's gradients are there
-    at a time.
-    """
+    """Weight, gradient and optimizer state. Stepped in the backward pass, one block's gradients exist."""
     weight = 2 if recipe.weights_dtype == "bf16" else 4
     gradient = weight / recipe.num_layers if recipe.optimizer_in_backward else weight
     light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward

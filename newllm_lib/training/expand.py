@@ -1,6 +1,4 @@
-"""`newllm expand`: a run's best model with a larger context vector, as a folder that another run starts from
-(`--from`).
-"""
+"""`newllm expand`: a run's best model with a larger context vector, as a folder for `--from`."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from newllm_lib.runs import Run, atomic_write_text, explained, find_run, mark_fo
 
 
 def expand_run(name: str, context_dim: int, output_dir: str | None = None) -> Run:
-    """Write a run folder whose `best/` says what the best model of run `name` says, with a larger context
-    vector.
+    """Write a run whose `best/` predicts as run `name`'s does, with a larger context vector.
 
     Raises:
         UsageError: no such run, not a New-LLM, a context that is not larger, or a folder that is taken.

@@ -32,8 +32,8 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
     """The start that the recipe names; None: from scratch.
 
     Raises:
-        UsageError: there is no such run, or it is being trained now. NewLLMError: its best model is not
-        whole.
+        UsageError: there is no such run, or it is being trained now.
+        NewLLMError: its best model is not whole.
     """
     if recipe.from_run is None:
         return None
@@ -52,8 +52,7 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
 
 
 def start_to_resume(recipe: Recipe, run: Run, recorded: str) -> InitialModel | None:
-    """The start of a run that has checkpoints: they hold all that it gave, so it may be gone by now, but not
-    be another.
+    """The start of a run with checkpoints, which hold all of it: it may be gone, but not be another.
 
     Raises:
         UsageError: other weights stand under the start's name than those that the run was started from.

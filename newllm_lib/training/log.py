@@ -32,8 +32,7 @@ class _Row:
 
 
 class TrainingLog:
-    """The figures of the steps. An interval's loss is summed up on the device, and a checkpoint keeps the
-    sum.
+    """The steps' figures. An interval's loss is summed on the device; checkpoints keep the sum.
 
     On a GPU a row is read while the next step runs, so that the GPU never waits for its log.
 
@@ -77,7 +76,7 @@ class TrainingLog:
         """Write the row that waits, if one does.
 
         Raises:
-            NewLLMError: its loss is no number.
+            NewLLMError: its loss is not finite.
         """
         if self._waiting is None:
             return
@@ -126,7 +125,7 @@ class TrainingLog:
         """Put the loss since the last row into `progress`, for a checkpoint of this step. All call it.
 
         Raises:
-            NewLLMError: it is no number.
+            NewLLMError: it is not finite.
         """
         progress = self.context.progress
         progress.interval_steps = step - self._logged_step
@@ -141,9 +140,7 @@ class TrainingLog:
         self.check_finite(progress.interval_loss, step)
 
     def check_finite(self, loss: float, step: int) -> None:
-        """Raises:
-        NewLLMError: the loss is no number; says what to lower.
-        """
+        """Raise NewLLMError, which says what to lower, where the loss is not finite."""
         if math.isfinite(loss):
             return
         last, rate = self.run.latest_checkpoint(), self.context.recipe.scaled_learning_rate()
@@ -155,9 +152,7 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluating or saving: the row that waits is written first; the time that passes is not
-        training's.
-        """
+        """Evaluating or saving: the waiting row is written first; the time that passes is not training's."""
         self.flush()
         if self.context.torch_device.type == "cuda":
             torch.cuda.synchronize(self.context.torch_device)  # what is in its queue is training
@@ -255,9 +250,7 @@ def lines_for(context: RunContext) -> EpochLines:
 
 
 def refuse_trackers(recipe: Recipe) -> None:
-    """Raises:
-    UsageError: the package that --report_to needs is not installed.
-    """
+    """Raise UsageError where the package that --report_to needs is not installed."""
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise UsageError(
             f"--report_to {recipe.report_to} needs a package: `pip install {recipe.report_to}`, or leave it "
@@ -266,9 +259,7 @@ def refuse_trackers(recipe: Recipe) -> None:
 
 
 class Heartbeat:
-    """Every few seconds: a sign of life in status.json, with the step, and a log that does not grow
-    for ever.
-    """
+    """Every few seconds: a sign of life in status.json with the step, and a log that stays small."""
 
     def __init__(self, run: Run, total_steps: int, every_seconds: float = 10.0):
         self.run, self.total_steps, self.every_seconds, self.last = (

@@ -75,7 +75,7 @@ class TrainingLoop:
 
         Raises:
             Interrupted: a signal came; a checkpoint was saved.
-            NewLLMError: a loss that is no number, or the disk's trouble.
+            NewLLMError: the loss is not finite, or the disk is full or fails.
         """
         context = self.context
         if process_group.is_main_process():

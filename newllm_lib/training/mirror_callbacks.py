@@ -33,8 +33,7 @@ def mirror_of(recipe: Recipe, run: Run) -> Run | None:
 
 
 def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
-    """Where the copy is further than the folder here (a new machine, say), make the folder what the copy is;
-    whether it was.
+    """Where the copy is ahead of this folder (on a new machine), restore it; whether it was.
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """
@@ -46,8 +45,8 @@ def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
 
 
 class MirroredRun:
-    """`with Kept(recipe, run) as kept, RunLock(run): kept.begin()` the run is copied from then on; at the end
-    of the block, when the lock is free again, waits until all is there."""
+    """`with MirroredRun(recipe, run) as mirror, RunLock(run): mirror.begin()` copies the run from now on;
+    the block's end, when the lock is free again, waits until all is there."""
 
     def __init__(self, recipe: Recipe, run: Run):
         self.recipe, self.run, self.since = recipe, run, None

@@ -1,6 +1,4 @@
-"""From a recipe and a tokenizer to a model: sizes, special tokens, and TinyGPT2 matched to another's stored
-parameters.
-"""
+"""From a recipe and a tokenizer to a model: sizes, special tokens, TinyGPT2 matched in parameters."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ def build_model(
     """A freshly initialised model, float32, from the global random state of the device where it is made.
 
     Args:
-        vocab_size: the tokenizer's full size. tokenizer: for its special tokens and generation settings; None
-        for counting.
+        vocab_size: the tokenizer's full size.
+        tokenizer: for its special tokens and generation settings; None for counting.
         device: where (default: the CPU). A large model is made on its GPU: the host may have less memory.
     """
     config = model_config(recipe, vocab_size)
@@ -105,8 +103,7 @@ def _phase7(recipe: Recipe, vocab_size: int) -> Phase7Config:
 
 
 def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config:
-    """A TinyGPT2 with the stored parameters of `other` (within 2 %), the recipe's layers, heads and block
-    length.
+    """A TinyGPT2 with `other`'s parameters (within 2 %), the recipe's layers, heads and length.
 
     The width is the multiple of the heads whose usual MLP (4 x width) comes nearest; then the MLP's width
     makes up the rest.

@@ -1,5 +1,4 @@
-"""New-LLM's kernels compiled by a process of their own, from a command's first moment on, while it still
-imports.
+"""New-LLM's kernels compiled by another process from a command's first moment on, while it imports.
 
 What a first step launches follows from the recipe alone. The other process needs torch, Triton and our
 layers, but not transformers, so it is done about when the training process has imported everything, and finds
@@ -24,9 +23,7 @@ _DEVICES = Path("/dev")
 
 
 def start_process(name: str, keys: dict[str, str]) -> subprocess.Popen | None:
-    """Start to compile for the recipe of that name with these keys set; None where there is no GPU. Imports
-    nothing.
-    """
+    """Start to compile for that recipe with these keys; None where there is no GPU. Imports nothing."""
     if not _has_gpu():
         return None
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -58,9 +55,7 @@ def _has_gpu() -> bool:
 
 
 def compile_for(recipe: Recipe) -> bool:
-    """Compile what a training step of the recipe launches, on the first GPU; False: this is not the recipe or
-    the GPU for it.
-    """
+    """Compile a training step's kernels on the first GPU; False: not for this recipe or this GPU."""
     import torch
 
     from newllm_lib.device import probe
@@ -77,9 +72,7 @@ def compile_for(recipe: Recipe) -> bool:
 
 
 def _trunk(recipe: Recipe):
-    """What `models.new_llm` computes in training, without transformers; further blocks launch what the second
-    does.
-    """
+    """What `models.new_llm` computes in training, without transformers; two blocks are enough."""
     import torch
     from torch import nn
 

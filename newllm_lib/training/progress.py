@@ -1,5 +1,4 @@
-"""What a run knows about itself besides weights: best score, early-stop counter, the loss since the last line
-of the log.
+"""A run's progress besides weights: best score, early-stop counter, loss since the log's last line.
 
 Saved in each checkpoint as `progress.json`, so that a run killed at any moment goes on as if nothing had
 happened.
@@ -16,9 +15,7 @@ FILE = "progress.json"
 
 @dataclass
 class Progress:
-    """One definition of "better" for the check mark, the best checkpoint and early stopping: lower validation
-    bits per byte.
-    """
+    """What is better, for the check mark, the best checkpoint and early stopping: lower bits per byte."""
 
     best_bits_per_byte: float | None = None
     best_step: int = 0

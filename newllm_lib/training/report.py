@@ -1,5 +1,4 @@
-"""What a finished run's figures mean, and what to do next: beside counting, its start, and earlier runs on
-the same text.
+"""What a run's figures mean, and what to do next: beside counting, its start, runs on the same text.
 
 All in bits per byte on the validation split, which alone can be compared across vocabularies; `newllm
 evaluate` measures on the test split. Kept as `report.json` in the run's folder, for notebooks.
@@ -22,9 +21,8 @@ from newllm_lib.runs import Run, atomic_write_text, list_runs
 from newllm_lib.training.samples import rows_of
 
 FILE = "report.json"
-_COUNTED = (
-    20_000_000  # tokens of the training split in the bigram table: more would take longer than it tells
-)
+# tokens of the training split in the bigram table: more would take longer than it tells
+_COUNTED = 20_000_000
 _LONG = 3600.0  # seconds of training that are called slow; the guides' runs take 20 to 40 minutes
 _STILL_FALLING = 0.003  # share by which the last evaluation is below the one before
 _SAME_TEXT = ("eval_bytes", "eval_words", "eval_documents", "eval_lower_cased")
@@ -38,17 +36,19 @@ _LADDER = {
 }
 
 
+# to compare with
 _OTHER = {
     "new_llm": ("tiny_gpt2", "new_llm", "tinygpt2"),
     "tiny_gpt2": ("new_llm", "tinygpt2", "new_llm"),
-}  # to compare with
+}
 
 
 def report(recipe: Recipe, run: Run, data) -> dict:
     """Read the run's metrics, set them beside what there is to compare with, say it, and keep it.
 
-    Returns: bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences),
-        next (a command).
+    Returns:
+        bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences), next (a
+        command).
     """
     evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row]
     best = min(evaluations, key=lambda row: row["eval_bits_per_byte"])
@@ -108,9 +108,7 @@ def read_report(run: Run) -> dict:
 
 
 def _bigram(recipe: Recipe, data) -> float:
-    """Bits per byte of the bigram table of the training split (of its beginning, where it is long) on the
-    validation split.
-    """
+    """Validation bits per byte of the training split's bigram table (of its beginning, if long)."""
     train = data.train if hasattr(data.train, "ids") else load_split(recipe, data.tokenizer, "train")
     if len(train.ids) > _COUNTED:
         mask = train.loss_mask

@@ -1,6 +1,4 @@
-"""What a run goes on from: its recorded recipe, the checkpoint that is meant, and the rows and checkpoints
-that come after it.
-"""
+"""Resuming: the recorded recipe, the checkpoint, and the rows and checkpoints that come after it."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ from newllm_lib.training.samples import forget_after as forget_samples_after
 
 
 def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run records it. A run started on another kind of machine keeps that machine's
-    preset.
+    """The recipe as recorded. A run started on another kind of machine keeps that machine's preset.
 
     Raises:
         UsageError: the folder holds a run with another recipe.
@@ -61,7 +58,8 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
     """The newest whole checkpoint of the run, or the one that --resume names.
 
     Raises:
-        UsageError: --resume names none. NewLLMError: a file of it is missing or cut short.
+        UsageError: --resume names none.
+        NewLLMError: a file of it is missing or cut short.
     """
     if recipe.resume in ("auto", "never"):
         return run.latest_checkpoint()
@@ -87,9 +85,7 @@ def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
 
 
 def truncate_metrics(run: Run, checkpoint) -> None:
-    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again, and give the same
-    rows.
-    """
+    """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again."""
     step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
     forget_samples_after(run, step)
     rows = [row for row in run.metrics() if row["step"] <= step]
@@ -97,9 +93,7 @@ def truncate_metrics(run: Run, checkpoint) -> None:
 
 
 def retire_newer_checkpoints(run: Run, checkpoint) -> None:
-    """Where an older checkpoint is resumed, the newer ones must not be taken for its future: they are kept
-    under another name.
-    """
+    """Rename checkpoints newer than the resumed one, so that they are not taken for its future."""
     for newer in run.checkpoints():
         if checkpoint is not None and checkpoint_step(newer) > checkpoint_step(checkpoint):
             aside = newer.with_name(f"superseded-{newer.name}")

@@ -71,7 +71,7 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not
             there.
-        NewLLMError: data, disk, memory or a loss that is no number; what was saved is kept.
+        NewLLMError: data, disk or memory fail, or the loss is not finite; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
     console.quiet_libraries()
@@ -97,11 +97,10 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
 
 
 def _settled(recipe: Recipe, job: Job | None) -> tuple[Recipe, Run, Run | None, Device]:
-    """The recipe as the run records it, the run, its copy and the device. Nothing is made before this
-    returns.
+    """The recorded recipe, the run, its copy and the device. Nothing is made before this returns.
 
     Raises:
-        UsageError: what was asked for cannot be.
+        UsageError: what was asked for is impossible.
     """
     device = probe()
     if device.torch_device == "cuda" and not torch.cuda.is_available():
@@ -189,9 +188,8 @@ def _train_among_others(
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
             (job or _train_locked)(recipe, run, device, process_group.broadcast_object(was_finished))
     except Interrupted as stop:
-        if int(
-            os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)
-        ):  # an exit code that is not 0 would start it again at once
+        # an exit code that is not 0 would start it again at once
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
             console.say(str(stop))
             raise SystemExit(0) from stop
         raise
@@ -239,9 +237,8 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         _announce(context)
         _train_with_memory_left(context)
         if process_group.is_main_process():
-            write_status(
-                run, state="done", message="finished"
-            )  # were the report cut off, it must not train again
+            # were the report cut off, it must not train again
+            write_status(run, state="done", message="finished")
             _say_finished(run)
             training.report.report(recipe, run, data)
 
@@ -322,9 +319,7 @@ def _announce(context: RunContext) -> None:
 
 
 def _train_with_memory_left(context: RunContext) -> None:
-    """Train; when the GPU's memory is short, halve the micro-batch, not the batch, and go on from the last
-    save.
-    """
+    """Train; when GPU memory is short, halve the micro-batch and go on from the last save."""
 
     def attempt(micro: int, first: bool) -> None:
         try:
@@ -332,7 +327,8 @@ def _train_with_memory_left(context: RunContext) -> None:
         except torch.OutOfMemoryError as error:
             if micro == 1 or not process_group.is_distributed():
                 raise
-            raise NewLLMError(  # the other processes know nothing of it, and wait
+            # the other processes know nothing of it, and wait
+            raise NewLLMError(
                 f"The GPU's memory is too small for {micro} sequences at a time: --micro_batch_size "
                 f"{micro // 2} (the batch stays what it is). The same command with it continues from the "
                 "last save."

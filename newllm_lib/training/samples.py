@@ -1,6 +1,4 @@
-"""Sample answers at each evaluation, kept in the run's folder: `samples.jsonl` (all) and `samples.md` (beside
-each other).
-"""
+"""Sample answers at each evaluation: `samples.jsonl` (all) and `samples.md` (side by side)."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ class Samples:
         self.prompts = evaluation.Prompts(data.validation, data.tokenizer) if tokens else None
 
     def take(self, model, step: int, epoch: float, bits_per_byte: float) -> None:
-        """Answer, write, and show the first answer in the log, with a warning if the answers are
-        degenerate.
-        """
+        """Answer, write, and log the first answer, with a warning if the answers are degenerate."""
         if self.prompts is None:
             return
         row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}

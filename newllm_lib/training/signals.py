@@ -12,8 +12,7 @@ from newllm_lib.training.timetable import Decision, Timetable
 
 
 class Signals:
-    """SIGINT and SIGTERM: finish the step, save, stop. A Ctrl-C after that stops at once; further SIGTERMs
-    change nothing.
+    """SIGINT and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once, a SIGTERM not.
 
     `with Signals() as signals:` has the handlers in place; `signals.received` is the first signal's number.
     """

@@ -1,9 +1,8 @@
-"""Training that goes on where the last block ended: the context vector is carried from block to block of the
-same text.
+"""Truncated BPTT: the context vector is carried from block to block of the same text.
 
-The batch is as many lanes as it has rows; each lane reads its part of the stream in order
-(`data.blocks.ContiguousBatchSampler`), and starts a block with the state it ended the last one with. With
-several processes each has its own lanes, the same ones in every step. Gradients stop at the block's edge
+Each row of the batch reads its part of the stream in order (`data.blocks.ContiguousBatchSampler`), and starts
+a block with the state it ended the last one with. With several processes each has its own rows, the same ones
+in every step. Gradients stop at the block's edge
 (truncated back-propagation through time: Williams & Peng, 1990), so a step costs what it cost before, but the
 model learns to use contexts longer than a block.
 """
@@ -21,7 +20,7 @@ FILE = "carried_state.safetensors"
 
 
 class RecurrentStateBuffer:
-    """The lanes' states (rows, layers, state_size), one tensor for each micro-batch of a step."""
+    """The rows' states (rows, layers, state_size), one tensor for each micro-batch of a step."""
 
     def __init__(self, micro_batches: int):
         self.states: list[torch.Tensor | None] = [None] * micro_batches
@@ -33,13 +32,12 @@ class RecurrentStateBuffer:
 
     def set(self, state: torch.Tensor) -> None:
         """Keep what this micro-batch ended with; the next one's turn comes."""
-        self.states[self.turn] = (
-            state.detach().clone()
-        )  # a CUDA graph's output is overwritten when it is replayed
+        # a CUDA graph's output is overwritten when it is replayed
+        self.states[self.turn] = state.detach().clone()
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:
-        """An epoch begins: every lane starts at another place."""
+        """An epoch begins: every row starts at another place."""
         self.states, self.turn = [None] * len(self.states), 0
 
     def save(self, folder: Path | None) -> None:
@@ -53,9 +51,7 @@ class RecurrentStateBuffer:
             save_file({str(i): state.contiguous() for i, state in enumerate(dealt)}, folder / FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
-        """What `save` wrote, also where the rows are now cut into another number of micro-batches, for other
-        processes.
-        """
+        """What `save` wrote, also for other processes or another number of micro-batches."""
         if (folder / FILE).is_file():
             saved = load_file(folder / FILE)
             rows = torch.cat([saved[str(i)] for i in range(len(saved))])

@@ -37,8 +37,7 @@ SHARD = "400MB"  # weights in one file, at most: the host never holds more than 
 def make_accelerator(context: RunContext, sharded: bool) -> Accelerator:
     """accelerate's object for this run: an earlier one in this process may have had another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    # Every parameter takes part in every step. Autocast's cache would keep copies of weights that are
-    # fetched.
+    # Every parameter takes part in every step. Autocast's cache would hold fetched weights.
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=False),
         AutocastKwargs(cache_enabled=not sharded),
@@ -89,9 +88,7 @@ class Autograd:
     # -----------------------------------------------------------------------------------------------------
 
     def accumulate(self, batch: dict[str, Tensor], tokens: Tensor, last: bool) -> Tensor:
-        """Add a micro-batch's gradients; its part of the loss. The `last` one sends them to other
-        processes.
-        """
+        """Add a micro-batch's gradients; returns its part of the loss. The `last` one synchronises."""
         with nullcontext() if last else self.accelerator.no_sync(self.forward):
             loss = self.loss(self.forward, batch, tokens)
             if process_group.is_distributed():
@@ -170,9 +167,8 @@ class LossScaled(Autograd):
         self.accelerator.scaler.scale(loss).backward()
 
     def clip(self) -> Tensor:
-        return self.accelerator.clip_grad_norm_(
-            self.parameters, self.max_norm or math.inf
-        )  # scaled back before
+        # scaled back before
+        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
 
     def step(self) -> None:
         self.learning_rate = self.scheduler.get_last_lr()[0]
@@ -226,9 +222,8 @@ class Replayed(Autograd):
             loss, state = self.graph({**inputs, "state": state}, use_cache=True)
             carried.set(state)
         if process_group.is_distributed():
-            loss = (
-                loss * process_group.world_size()
-            )  # a part of the loss of all processes' tokens; the log takes the mean
+            # a part of the loss of all processes' tokens; the log takes the mean
+            loss = loss * process_group.world_size()
             if last:
                 process_group.all_reduce_sum_(self.graph.sums)
         return loss

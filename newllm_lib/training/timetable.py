@@ -27,9 +27,7 @@ class Timetable:
         self.last_save = time.monotonic()
 
     def after(self, step: int) -> Decision:
-        """What the step's number alone decides; `is_due` is the clock's word, on which several processes
-        agree first.
-        """
+        """What the step's number alone decides; `is_due` goes by the clock, which processes agree on."""
         last = step >= self.total_steps
         evaluate = self.evaluates_at(step)
         by_steps = self.recipe.save_steps is not None and step % self.recipe.save_steps == 0

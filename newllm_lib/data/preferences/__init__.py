@@ -1,5 +1,4 @@
-"""Preference pairs: a prompt, an answer that is preferred, one that is not; made here (in Japanese), from the
-hub or from files.
+"""Preference pairs (prompt, preferred and rejected answer), made here in Japanese, from the hub or files.
 
 `load_preferences` gives what a recipe names, `generate` makes Japanese pairs, `shortcuts` measures what could
 tell their better side without understanding it, `encode_pairs` gives token ids.

@@ -1,5 +1,4 @@
-"""Pairs as token ids, in the words that the model will be asked in: our control tokens, its chat template, or
-plain turns.
+"""Pairs as token ids, as the model will be asked: our control tokens, its chat template, plain turns.
 
 What does not fit is counted: a pair whose prompt alone reaches the limit is left out (there would be nothing
 to learn from), an answer that goes beyond it is cut at its end.
@@ -19,8 +18,7 @@ from newllm_lib.errors import NewLLMError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For a tokenizer that brings no template, such as GPT-2's: as DialoGPT was trained, each turn ends with the
-# end of text.
+# For a tokenizer without a template, such as GPT-2's: as in DialoGPT, a turn ends with the end of text.
 PLAIN_TURNS = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"

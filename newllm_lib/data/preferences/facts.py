@@ -1,5 +1,4 @@
-"""What the Japanese preference pairs are about: facts on AI, programming and data science, a row each in
-`facts_ja.tsv`.
+"""Facts for the Japanese preference pairs: AI, programming, data science; a row each in `facts_ja.tsv`.
 
 A fact says four things of one term: what it is, what knowing it is good for, an example, and what to watch
 out for. A term belongs to training or to evaluation for good, whatever the seed: what is measured was never
@@ -40,9 +39,7 @@ class Fact(NamedTuple):
         return int.from_bytes(digest, "big") / 2**64 < HELD_OUT_SHARE
 
     def far_from(self, other: Fact) -> bool:
-        """Whether nothing said of the one could be true of the other: programming on one side, data on the
-        other.
-        """
+        """Whether nothing said of one could be true of the other: one is of programming, one of data."""
         return (self.field == "プログラミング") != (other.field == "プログラミング")
 
 

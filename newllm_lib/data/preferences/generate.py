@@ -128,8 +128,7 @@ def most_pairs() -> int:
 
 
 def generate(count: int | None = None, seed: int = 0) -> list[Pair]:
-    """`count` pairs (default: all) with different prompts, in random order; the same seed gives the same
-    pairs.
+    """`count` pairs (default: all) with different prompts, in an order that the seed decides.
 
     Raises:
         UsageError: there are not so many.
@@ -191,9 +190,7 @@ def _pair(
 def candidates(
     kind: str, fact: Fact, facet: str, frame: tuple[str, str], others: Sequence[Fact]
 ) -> list[str]:
-    """Answers of a kind to a question for `facet` of `fact`, in a frame of that facet; `others` are facts to
-    borrow from.
-    """
+    """Answers of a kind on `facet` of `fact`, in a frame of that facet; `others`: facts to borrow from."""
     beginning, end = frame[0].format(term=fact.term), frame[1]
     if kind == "vague":
         return [beginning + a + b + end for a, b in product(*_VAGUE[facet])]

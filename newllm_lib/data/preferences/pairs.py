@@ -58,9 +58,7 @@ class Pair(NamedTuple):
 
 
 def parse_pair(row: object) -> Pair:
-    """Raises:
-    BadRecord: a column is missing or holds something else, an answer is empty, or both are equal.
-    """
+    """Raises BadRecord where a column is missing or malformed, an answer empty, or both are equal."""
     if not isinstance(row, dict):
         raise BadRecord(f"a value of type {type(row).__name__}, not an object")
     missing = [name for name in ("chosen", "rejected") if name not in row]

@@ -1,5 +1,4 @@
-"""What could tell the better answer without understanding anything: its length, its first word, which words
-it holds.
+"""What tells the better answer without understanding: its length, its first word, which words it holds.
 
 A set of pairs where such a shortcut wins teaches the shortcut. So three classifiers that see nothing else are
 trained on the training pairs and tried on the held-out ones, and their scores stand beside the model's.

@@ -1,6 +1,4 @@
-"""Where preference pairs come from: made here, a known set of the hub, any other by its id, or files of the
-user's.
-"""
+"""Where preference pairs come from: made here, a data set of the hub, or files of the user's."""
 
 from __future__ import annotations
 
@@ -62,7 +60,8 @@ def load_preferences(recipe: Recipe) -> Preferences:
     """The pairs that a recipe names (`data`, `data_dir`, `max_samples`, `eval_pairs`, `seed`).
 
     Raises:
-        UsageError: no such source. NewLLMError: it cannot be read, or holds no pairs.
+        UsageError: no such source.
+        NewLLMError: it cannot be read, or holds no pairs.
     """
     tally = RowStats(PAIRS)
     if recipe.data_dir is None and recipe.data == MADE_HERE:
@@ -120,9 +119,8 @@ def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys = sorted({_position(pair.key()) for pair in pairs})
-        share = max(
-            [HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]]
-        )  # by content; of a few pairs at least a tenth
+        # by content; of a few pairs at least a tenth
+        share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])
         pairs = [
             pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs
         ]

@@ -1,5 +1,4 @@
-"""What every source of data answers: which splits it has, what identifies their content, how large they are,
-and their rows.
+"""What every data source answers: its splits, what identifies their content, their size, their rows.
 
 A new kind of source is a class beside this one; a new data set of a kind that is known is a line in
 `datasets`.
@@ -85,7 +84,7 @@ class DatasetInfo:
 
 
 class Source(abc.ABC):
-    """Data to train on. `title` is its name in what the user is told."""
+    """Data to train on. `title` is its name in messages."""
 
     title: str
     splits: Set[str]  # which of train, validation and test it has itself
@@ -101,9 +100,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, split: str) -> str:
-        """Changes whenever the content of `split` does. Part of the names in the cache: what prepared data is
-        found by.
-        """
+        """Changes with the content of `split`; part of the key that finds prepared data in the cache."""
 
     @abc.abstractmethod
     def rows(self, split: str, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
@@ -114,9 +111,7 @@ class Source(abc.ABC):
         """
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
-        """The split's records in order; bad rows are counted in `tally`, which ends the pass if there are too
-        many.
-        """
+        """The split's records in order; bad rows count in `tally`, which raises if there are too many."""
         yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
         tally.finish()
 
@@ -125,9 +120,7 @@ class Source(abc.ABC):
         return None
 
     def files(self, split: str) -> list[DataFile] | None:
-        """The split's files, where all of them can be read in segments (see `streaming.segments`) by
-        `reader`.
-        """
+        """The split's files, if `reader` can read all in segments (see `streaming.segments`)."""
         return None
 
     def reader(self) -> FileReader:

@@ -33,9 +33,7 @@ def conversation(row: object) -> Record | None:
 
 
 class ChitChatSource(Source):
-    """Reads the package's own JSON file, one conversation at a time (the package itself would load all of
-    it).
-    """
+    """Reads the package's own JSON file one conversation at a time (the package would load all)."""
 
     splits = frozenset({"train"})
     parse = staticmethod(conversation)

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from datasets import IterableDatasetDict
     from pyarrow.parquet import ParquetFile
 
-# what the hub's sets call their splits: also the halves for supervised fine-tuning of ultrachat_200k and its
-# like
+# what the hub's sets call their splits: also the supervised halves of ultrachat_200k and its like
 HUB_SPLIT_NAMES = {**SPLIT_NAMES, "train_sft": "train", "test_sft": "test"}
 
 
@@ -72,7 +71,7 @@ class HubSource(Source):
         or_newest: take the newest commit, and say so, if the hub has no such revision (any more).
         commit: take this one, whatever the revision means by now.
         split_names: what the set may call its splits, and what they are; of two names for one split the first
-        here counts.
+            here counts.
     Raises:
         NewLLMError: the hub cannot be reached, or has no such data set.
     """
@@ -104,8 +103,7 @@ class HubSource(Source):
 
     @classmethod
     def of(cls, info: DatasetInfo, cache: Path, commit: str) -> Source:
-        # a commit may be gone where the set was copied to; a branch holds something else than the newest
-        # commit
+        # a commit may be gone where the set was copied to; a branch is not the newest commit
         or_newest = re.fullmatch("[0-9a-f]{40}", info.revision) is not None
         name = HubName.parse(f"{info.home}@{info.revision}")
         return cls(name, cache, info.schema.record if info.schema else parse_row, or_newest, commit)

@@ -1,6 +1,4 @@
-"""JSON and JSON Lines files, one value at a time: a file of gigabytes needs the memory of its
-largest value.
-"""
+"""JSON and JSON Lines files, one value at a time: gigabytes need the memory of the largest value."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ LARGEST = 64 << 20  # characters in one value: more is no record, and must not f
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each line of a .jsonl or .jsonl.gz file; a line that is not JSON comes as a
-    `ValueError` instead.
+    """(where, value) of each line of a .jsonl or .jsonl.gz file; `ValueError` as value of a bad line.
 
     Raises:
         NewLLMError: a line is not UTF-8, or longer than 64 MiB; the file is not the gzip that its name says.
@@ -67,8 +64,7 @@ def parse_json(text: str) -> object:
 
 
 def read_json_values(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each element of a .json file's array, or of its values one after the other (JSON
-    Lines).
+    """(where, value) of each element of a .json file's array, or of values in turn (JSON Lines).
 
     Raises:
         NewLLMError: the file is not JSON (names about where) or not UTF-8.

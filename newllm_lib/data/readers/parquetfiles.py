@@ -30,9 +30,7 @@ def open_parquet(path: Path) -> Iterator[ParquetFile]:
 
 
 def read_parquet(path: Path, columns: frozenset[str] | None = None) -> Iterator[tuple[str, object]]:
-    """(where, row) of each row, with the columns among `columns` (default, and where there is none of them:
-    all).
-    """
+    """(where, row) of each row, with those of `columns` that exist (default, and if none does: all)."""
     number = 0
     with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=1024, columns=_wanted(file, columns)):

@@ -35,15 +35,12 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
-    """Join lines to documents of a kind: "articles", "blocks" or "lines". Blank lines end the document they
-    follow.
-    """
+    """Join lines to documents: "articles", "blocks" or "lines". Blank lines end the one they follow."""
     starts = _STARTS[kind]
     document, size, previous_blank = [], 0, True
     for line, following in _with_following(lines):
-        whole_line = not document or document[-1].endswith(
-            "\n"
-        )  # False: this is the rest of a very long line
+        # False: this is the rest of a very long line
+        whole_line = not document or document[-1].endswith("\n")
         begins = whole_line and starts(previous_blank, line, following) and _has_text(document)
         if begins or size + len(line) > LONGEST:
             if document:
@@ -62,8 +59,7 @@ def _has_text(lines: list[str]) -> bool:
 
 
 def _article_starts(previous_blank: bool, line: str, following: str | None) -> bool:
-    # WikiText also has formulas alone on a line, such as " = 1 and C = ": only a heading stands between blank
-    # lines
+    # WikiText also has formulas like " = 1 and C = ": only a heading stands between blank lines
     return previous_blank and bool(_HEADING.fullmatch(line)) and not (following or "").strip()
 
 
@@ -105,9 +101,7 @@ def _with_following(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The file's lines with their line breaks (only LF breaks a line); one of over a mebibyte comes in
-    pieces.
-    """
+    """The file's lines with their breaks (only LF); one of over a mebibyte comes in pieces."""
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
     with open_data(path) as file:
         while True:

@@ -1,6 +1,4 @@
-"""Data sets too large to be prepared before training: cut into segments, packed by processes of their own
-while training runs.
-"""
+"""Data sets too large to prepare first: cut into segments, packed by other processes during training."""
 
 from newllm_lib.lazy import attach
 

@@ -1,6 +1,4 @@
-"""The processes that pack segments, as many as there are cores: in the background, those first that are
-waited for.
-"""
+"""The processes that pack segments, one a core: in the background, awaited segments first."""
 
 from __future__ import annotations
 
@@ -21,14 +19,13 @@ from newllm_lib import console
 from newllm_lib.data.streaming.segment_worker import MARK, Job
 from newllm_lib.errors import NewLLMError, UsageError
 
-AHEAD = 2  # segments a process has been told: one in work, one being read
+AHEAD = 2  # segments a process has been given: one in work, one being read
 PAUSE = 30.0  # seconds after a failure before more is prepared that nobody waits for yet
 LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
 
-# Python started with -c or -m looks for modules in the current folder first: a calendar.py of the user's
-# would be run.
+# Python with -c or -m imports from the current folder first: a user's calendar.py would be run.
 _PROGRAM = """import sys
 sys.path[:] = {path!r}
 from newllm_lib.data.streaming.segment_worker import main
@@ -36,8 +33,7 @@ main()"""
 
 
 class SegmentPool:
-    """Packs the segments of a job, each into a cache entry of its own; what is there already is not made
-    again.
+    """Packs the segments of a job, each into its own cache entry; what is there is not made again.
 
     Which process packs what, and when, depends on speed; what is packed does not.
 
@@ -86,9 +82,8 @@ class SegmentPool:
                         self._urgent.append(number)
                     self._start()
                     self._state.notify_all()
-                self._state.wait(
-                    0.5 if self.leads else 0.1
-                )  # so that a signal is seen, and what the others have packed
+                # so that a signal is seen, and what the others have packed
+                self._state.wait(0.5 if self.leads else 0.1)
                 if time.monotonic() - spoke > SILENCE:
                     spoke = time.monotonic()
                     console.say(
@@ -131,9 +126,7 @@ class SegmentPool:
             thread.start()
 
     def _next(self, wait: bool, linger: float = 0.0) -> int | None:
-        """The next segment to pack; None: there is none now, or with `wait` none any more, also `linger`
-        seconds later.
-        """
+        """The next segment to pack; None: none now, or with `wait` none any more after `linger` seconds."""
         until = time.monotonic() + linger
         with self._state:
             while not self._closed:
@@ -231,9 +224,7 @@ class SegmentPool:
             self._state.notify_all()
 
     def _fail(self, numbers: list[int], error: NewLLMError) -> None:
-        """Whoever waits for one of these gets the error; where nobody does, they are tried again after a
-        while.
-        """
+        """Whoever waits for one of these gets the error; otherwise they are tried again later."""
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)

@@ -1,5 +1,4 @@
-"""Large data sets in segments: pieces of files that can be read, and packed, each for itself and in any
-order.
+"""Large data sets in segments: pieces of files that can be read and packed alone and in any order.
 
 A segment is a range of bytes of one .jsonl or .parquet file; the records that begin in it are its records.
 All segments of a split are put in one order, shuffled by a fixed seed, so that the first few are a fair
@@ -75,9 +74,7 @@ def _row(line: bytes) -> object:
 
 
 def fetch(segment: Segment, reader: FileReader) -> bytes:
-    """The bytes of a segment's lines, with the byte before, up to the end of the last line (nothing for
-    parquet).
-    """
+    """The bytes of a segment's lines with the byte before (nothing for parquet)."""
     if segment.place.endswith(".parquet"):
         return b""
     data = reader.read(segment.place, max(0, segment.begin - 1), segment.end)
@@ -95,8 +92,7 @@ def fetch(segment: Segment, reader: FileReader) -> bytes:
 
 
 class LargeSource(Source):
-    """A source whose training split is too large to be read before training begins; it answers as if its
-    sample were all.
+    """A source whose training split is too large to read first; it answers for a sample of it.
 
     `max_samples` are the first records in order (`in_order`): to find those with the smallest hashes all
     would have to be read.

@@ -1,5 +1,4 @@
-"""Training on a large set while it is prepared: windows of segments, in an order that does not depend on how
-fast that goes.
+"""Training on a large set while it is prepared: windows of segments in an order that is deterministic.
 
 One pass after the other goes over all segments: the first in their fixed order (a window of `FIRST` segments,
 so that training begins soon, then windows of `WINDOW`), each later one in an order of its own. A window's
@@ -86,7 +85,7 @@ class StreamedSplit:
         recipe: `max_samples`: only the first so many records, in the order of the segments; `loss_on`;
             `seed`: of the order in which blocks are taken.
         known: what `state` gave when a run was saved. What that run had seen need not be prepared again to go
-        on.
+            on.
         leads: see `SegmentPool`.
     """
 
@@ -127,9 +126,8 @@ class StreamedSplit:
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass
         self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
-        self.last: int | None = known[
-            "last"
-        ]  # how many segments a pass has: fewer than there are, with max_samples
+        # how many segments a pass has: fewer than there are, with max_samples
+        self.last: int | None = known["last"]
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
 
     def start(self) -> None:
@@ -215,7 +213,7 @@ class StreamedSplit:
         """The tokens of a window; the last two asked for are kept.
 
         Raises:
-            NewLLMError: they cannot be had, or too many rows are bad.
+            NewLLMError: they cannot be read, or too many rows are bad.
         """
         if (epoch, number) not in self._windows:
             while len(self._windows) > 1:  # before the next is made: never three at a time
@@ -229,9 +227,7 @@ class StreamedSplit:
         return self._windows[epoch, number]
 
     def starts(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Where each block begins, as (pass, window, token), from block number `position` of the endless run
-        of passes on.
-        """
+        """Block starts as (pass, window, token), from block `position` of the endless passes on."""
         planned = -1  # the pass whose segments are being prepared in its order
         for epoch in itertools.count():
             for number in itertools.count():

@@ -1,6 +1,4 @@
-"""Two models side by side on the same text: what each predicts, says and takes, and what counting alone would
-do.
-"""
+"""Two models side by side on the same text, and what counting alone would do."""
 
 from __future__ import annotations
 
@@ -51,15 +49,16 @@ def compare(
         model_a, model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
         data: on what (default: the test split of what the first of them was trained on that is a run).
         output_dir: where the two files go (default: the first run's folder, or the current one where there is
-        no run).
+            no run).
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
         device: "cpu" or "cuda" (default: what `probe()` finds).
-    Returns: models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and
+    Returns:
+        models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and
         `speed.measure_speed`, samples, curve), baselines, prompts, difference_percent, verdict, notes, split,
         files.
     Raises:
-        UsageError, NewLLMError: a model cannot be loaded, or its data cannot be had.
+        UsageError, NewLLMError: a model cannot be loaded, or its data cannot be read.
     """
     from newllm_lib.device import probe
     from newllm_lib.evaluation.compare.picture import draw
@@ -107,8 +106,7 @@ def _refuse_others(page: Path, picture: Path) -> None:
 
 
 class _Measure:
-    """Everything about one model after the other, on the same text: what the first one gives for both is
-    kept.
+    """Everything about each model in turn, on the same text; the first's data is kept for both.
 
     Args:
         recorded: whose data it is where `data` names none, also for a model without a record of its own.
@@ -173,9 +171,7 @@ def _training_dtype(model, recipe) -> str | None:
 
 
 def _sample_documents(split, count: int) -> list[int]:
-    """Numbers of `count` documents, evenly spread over those that are long enough to be continued (24
-    tokens).
-    """
+    """Indices of `count` documents, evenly spread over those of at least 24 tokens."""
     starts = np.asarray(split.document_starts, dtype=np.int64)
     lengths = np.diff(np.append(starts, len(split.ids) - 1))
     long_enough = np.flatnonzero(lengths >= 24)
@@ -184,9 +180,7 @@ def _sample_documents(split, count: int) -> list[int]:
 
 
 def prompts(split, tokenizer, documents: list[int], words: int = 12) -> list[list[int]]:
-    """The beginning of each of these documents as token ids: a dialogue up to its first answer, else 12
-    tokens.
-    """
+    """The beginning of each document as ids: a dialogue up to its first answer, else 12 tokens."""
     answer = token_id(tokenizer, ROLE_TOKENS["assistant"])
     found = []
     for document in documents:
@@ -212,17 +206,13 @@ def validation_curve(run: Run) -> list[tuple[float, float]]:
 
 
 def trained_speed(run: Run) -> float | None:
-    """Median tokens/s of the logged steps after the first tenth, which holds compilation: what training
-    reached.
-    """
+    """Median tokens/s of the logged steps after the first tenth, which holds compilation."""
     speeds = [r["tokens_per_second"] for r in run.metrics() if "tokens_per_second" in r]
     return statistics.median(speeds[1 + len(speeds) // 10 :] or speeds) if speeds else None
 
 
 def differences(a: dict, b: dict) -> dict:
-    """(a - b) / b in % of every figure both have; perplexity and accuracy only where both count the same
-    tokens.
-    """
+    """(a - b) / b in % of all common figures; perplexity and accuracy only over the same tokens."""
     same_tokens = (a["vocab_size"], a["tokens"]) == (b["vocab_size"], b["tokens"])
     left_out = {"vocab_size", "batch_size", "length", "lower_cased"}
     if not same_tokens:

@@ -1,6 +1,4 @@
-"""A comparison as one picture: what each model predicts (and counting would), how it got there, how fast it
-is.
-"""
+"""A comparison as one picture: quality (with counting's), how each got there, and speed."""
 
 from __future__ import annotations
 
@@ -74,9 +72,8 @@ def _bits_per_byte(axes, result: dict) -> None:
     )
     axes.set_xlim(-0.5, 2.25)  # room for the baselines' names beside the bars
     limits = sorted(((f["bits_per_byte"], name) for name, f in result["baselines"].items()), reverse=True)
-    for place, (limit, name) in enumerate(
-        limits
-    ):  # the higher line's name stands above it, the lower one's below
+    # the higher line's name stands above it, the lower one's below
+    for place, (limit, name) in enumerate(limits):
         colour, above = BASELINE_COLOURS[name], place == 0
         axes.axhline(limit, color=colour, linestyle="--", linewidth=1.6, zorder=3)
         axes.annotate(

@@ -64,8 +64,7 @@ def add_norm_conv(
     conv_state: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `add_norm`, then `short_conv` of what is normalised (without padding, which only that one passes
-    over).
+    """As `add_norm`, then `short_conv` of its result (without padding, which only that skips).
 
     Args:
         x: (batch, time, dim), the stream.

@@ -1,6 +1,4 @@
-"""`add_norm` and `add_norm_conv` for processors: plain torch with their gradients written by hand, in half
-the passes.
-"""
+"""`add_norm` and `add_norm_conv` on the CPU: plain torch with gradients by hand, half the passes."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def _norm_gradients(r, inverse, weight, dn, dr) -> tuple[Tensor, Tensor]:
 
 
 def _masks(doc_starts: Tensor | None, width: int) -> list[Tensor | None]:
-    """For each tap (batch, time, 1): whether the token that it reaches is of the same document; None: all
-    are.
-    """
+    """For each tap (batch, time, 1): whether its token is of the same document; None: all are."""
     if doc_starts is None or not doc_starts.any():
         return [None] * width
     document = F.pad(doc_starts.cumsum(1), (width - 1, 0))

@@ -1,5 +1,4 @@
-"""Triton kernels of r = x + residual and n = RMSNorm(r; weight), forward and backward; float32 inside, one
-rounding at the end.
+"""Triton kernels of r = x + residual and n = RMSNorm(r; weight), both ways; float32 inside.
 
 x, residual, r, n and their gradients are matrices (rows, dim) without gaps. A program takes ROWS whole rows
 at a time; in the backward pass it walks over many blocks of them, so that the sum that makes the weight's
@@ -136,9 +135,8 @@ def _tokens_before(
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(
-        WIDTH - 1, 0, -1
-    ):  # oldest first: a document start empties what lies behind it
+    # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(WIDTH - 1, 0, -1):
         stored = stored_where(dims, dim, t >= back)
         place = (batch * time + t - back) * dim + dims
         value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)
@@ -450,9 +448,7 @@ def norm_last_rows(
     COUNT: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """out (batch, COUNT, dim): the last rows of r (batch, time, dim), normalised; zeros before the last start
-    of a document.
-    """
+    """out (batch, COUNT, dim): the last rows of r, normalised; zeros before the last document start."""
     batch, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, BLOCK_DIM)
     inside = dims < dim

@@ -35,9 +35,7 @@ def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
 def last_rows(
     r: Tensor, weight: Tensor, width: int, doc_starts: Tensor | None, conv_state: Tensor | None, eps: float
 ) -> Tensor:
-    """The new state of `ops.add_norm.add_norm_conv`: the last rows of r (batch, time, dim), and of the state,
-    normalised.
-    """
+    """The new state of `ops.add_norm.add_norm_conv`: the last rows of r and of the state, normalised."""
     first = max(0, r.shape[1] - width + 1)
     last = norm(r[:, first:].float(), weight, eps)
     return new_conv_state(last, width, None if doc_starts is None else doc_starts[:, first:], conv_state)

@@ -20,9 +20,8 @@ _PROGRAMS = 8  # programs a multiprocessor in the norm's backward pass
 _UNROLL = 4  # time steps whose rows are in flight at once
 _FULL = 16  # programs a multiprocessor for which time is cut, into pieces of at least _MIN_CHUNK
 _MIN_CHUNK = 16
-_WARP = (
-    128  # channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
-)
+# channels a warp takes in the walk through time: with twice as many, too few warps fit the registers
+_WARP = 128
 
 
 def _tile(dim: int, elements: int) -> dict[str, int]:
@@ -171,9 +170,7 @@ def _add_norm_conv_backward(
     dr: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of residual), of the parameters side by side (conv_weight, then weight), and of
-    conv_state.
-    """
+    """Gradients of x (and residual), of conv_weight and weight side by side, and of conv_state."""
     return _conv_gradients(
         r,
         weight,
@@ -265,9 +262,7 @@ _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_c
 
 @torch.library.custom_op("newllm::norm_last_rows", mutates_args=())
 def _last_rows(r: Tensor, weight: Tensor, count: int, doc_starts: Tensor | None, eps: float) -> Tensor:
-    """RMSNorm of the last rows of r (batch, time, dim) without gaps, float32; zeros before a start of a
-    document among them.
-    """
+    """RMSNorm of the last rows of r (batch, time, dim), float32; zeros before a document start in them."""
     return _last_rows_forward(r, weight, count, doc_starts, eps)
 
 
@@ -321,9 +316,7 @@ _last_rows.register_autograd(_last_rows_gradient, setup_context=_keep_last_rows)
 
 
 def last_rows(r, weight, width, doc_starts, conv_state, eps):
-    """As `reference.last_rows`, for an r that is as long as what it returns: nothing is left of the
-    old state.
-    """
+    """As `reference.last_rows`, for an r as long as what it returns: nothing is left of the old state."""
     return _last_rows(r.contiguous(), weight, width - 1, doc_starts, eps)
 
 

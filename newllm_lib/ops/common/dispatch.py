@@ -1,7 +1,7 @@
 """Which implementation of an operation runs: the one mechanism, and what its rules ask.
 
 An operation's package has a plain `reference`, which runs everywhere, and modules with the same functions
-that are better where they can run: Triton's kernels on a GPU, gradients written by hand on a processor. Its
+that are better where they can run: Triton's kernels on a GPU, gradients written by hand on the CPU. Its
 face says which, and when:
 
     _implementation = Operation(reference)
@@ -36,18 +36,14 @@ _switched_off = False
 
 
 class Operation:
-    """The implementations of an operation, each a module with the same functions, and the rules by which one
-    is chosen.
-    """
+    """The implementations of an operation, modules with the same functions, and how one is chosen."""
 
     def __init__(self, reference: ModuleType):
         self.reference = reference
         self.better: list[tuple[Callable[..., bool], Callable[[], ModuleType]]] = []
 
     def register(self, takes: Callable[..., bool]):
-        """Decorate a function that gives a module: it is chosen where `takes(*tensors)`, if nothing
-        registered before it is.
-        """
+        """Decorate a function that gives a module: the first whose `takes(*tensors)` is true is chosen."""
 
         def add(load: Callable[[], ModuleType]) -> Callable[[], ModuleType]:
             self.better.append((takes, load))
@@ -72,9 +68,7 @@ class Operation:
 
 
 def runs_triton(x: torch.Tensor, *_: object) -> bool:
-    """Whether our kernels take this tensor: on a CUDA device, triton there, of a dtype that float32 can
-    accumulate.
-    """
+    """Whether our kernels take this tensor: on CUDA, with triton, in a dtype that float32 can accumulate."""
     return _HAS_TRITON and not _switched_off and x.is_cuda and x.dtype in _KERNEL_DTYPES
 
 
@@ -86,7 +80,7 @@ def runs_triton_dot(x: torch.Tensor, float32: bool = False) -> bool:
 
 
 def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Whether gradients written by hand take it: all of it on the processor, in the one dtype that it is
+    """Whether gradients written by hand take it: all of it on the CPU, in the one dtype that it is
     computed in. A compiler fuses what autograd makes by itself."""
     kinds = {(y.device.type, y.dtype) for y in (x, *others) if y is not None}
     exact = kinds <= {("cpu", x.dtype)} and x.dtype in (torch.float32, torch.float64)
@@ -95,9 +89,7 @@ def runs_cpu_kernel(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 @contextlib.contextmanager
 def kernels(on: bool) -> Iterator[None]:
-    """Within it, no Triton kernel of ours runs unless `on`: plain torch everywhere (the recipe's `kernels:
-    off`).
-    """
+    """Within it, no Triton kernel of ours runs unless `on`: plain torch (the recipe's `kernels: off`)."""
     global _switched_off
     before, _switched_off = _switched_off, not on
     try:
@@ -107,9 +99,7 @@ def kernels(on: bool) -> Iterator[None]:
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that matrix products of x would have under autocast; custom operators are not autocast by
-    themselves.
-    """
+    """The dtype of x's matrix products under autocast, which custom operators do not get by themselves."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -130,9 +120,7 @@ def on_device_of_first_argument(function):
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may have on this GPU (on the processor, in Triton's
-    interpreter: an H100's).
-    """
+    """Bytes of shared memory that a program may have on this GPU (in Triton's interpreter: an H100's)."""
     if device.type != "cuda":
         return 232_448
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -23,12 +23,10 @@ def _chunk_length(time: int) -> int:
     return min(near, key=lambda n: abs(n - best), default=best)
 
 
-@torch.library.custom_op(
-    "newllm::chunked_scan", mutates_args=()
-)  # one node for torch.compile, whatever happens inside
+# one node for torch.compile, whatever happens inside
+@torch.library.custom_op("newllm::chunked_scan", mutates_args=())
 def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool = False) -> torch.Tensor:
-    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim) and state (batch, dim), all of one dtype. Returns
-    c.
+    """c_t = a_t c_{t-1} + b_t for a, b (batch, time, dim), state (batch, dim), of one dtype. Returns c.
 
     backwards: c_t = a_{t+1} c_{t+1} + b_t, from c_T = b_T + state: the gradient of a scan.
     """
@@ -42,10 +40,11 @@ def scan(a: torch.Tensor, b: torch.Tensor, state: torch.Tensor, backwards: bool 
     if backwards:  # the gate between t and t + 1 stands at t, then
         a = torch.cat([a[:, 1:], torch.ones_like(a[:, :1])], 1)
     a, b = a.reshape(batch, chunks, length, dim), b.reshape(batch, chunks, length, dim)
+    # product of gates since the chunk's start; c if it started at 0
     kept, context = (
         torch.empty_like(a),
         torch.empty_like(b),
-    )  # product of gates since the chunk's start; c if it started at 0
+    )
     step = slice(None, None, -1) if backwards else slice(None)
     gates, inputs, products, contexts = ((x.unbind(2))[step] for x in (a, b, kept, context))
     products[0].copy_(gates[0])
@@ -71,9 +70,7 @@ def _(a, b, state, backwards=False):
 
 
 class _LinearScan(torch.autograd.Function):
-    """The gradient of a scan is the same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1},
-    db_t = g_t.
-    """
+    """The same scan backwards: g_t = dc_t + a_{t+1} g_{t+1}, da_t = g_t c_{t-1}, db_t = g_t."""
 
     @staticmethod
     def forward(ctx, a, b, initial_state):
@@ -103,8 +100,9 @@ def linear_scan(
     Args:
         a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
         initial_state: (batch, dim) before the first step; zeros by default.
-    Returns: c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for
-        float64 inputs).
+    Returns:
+        c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for float64
+        inputs).
     """
     compute = torch.float64 if b.dtype == torch.float64 else torch.float32
     if initial_state is None:

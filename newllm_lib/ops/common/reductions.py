@@ -1,6 +1,4 @@
-"""The last step of a parameter's gradient: partial sums, a row from each program, added up (torch is slow at
-many short rows).
-"""
+"""A parameter's gradient from partial sums, a row from each program (torch is slow at many short rows)."""
 
 from __future__ import annotations
 

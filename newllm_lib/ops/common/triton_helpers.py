@@ -1,6 +1,4 @@
-"""What several operations' kernels and their launches share: fast exponentials, rows in flight, strides, a
-GPU's size.
-"""
+"""What several operations' kernels share: fast exponentials, rows in flight, strides, a GPU's size."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which k
 
 @triton.jit
 def exp2(x):
-    """2^x as the special-function unit gives it, 0 below 2^-126: tl.exp2 spends three more instructions on
-    such numbers.
-    """
+    """2^x by the special-function unit, 0 below 2^-126 (tl.exp2 spends three more instructions there)."""
     if INTERPRETED:
         return tl.exp2(x)
     return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
@@ -27,18 +23,14 @@ def exp2(x):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)) to 3e-7, as a squared reciprocal root: 5 instructions, where exp and a division take
-    12.
-    """
+    """1 / (1 + exp(-x)) to 3e-7, as a squared reciprocal root: 5 instructions instead of 12."""
     root = tl.rsqrt(1.0 + exp2(x * -LOG2_E))
     return root * root
 
 
 @triton.jit
 def sigmoid_pair(x):
-    """sigmoid(x) and 1 - sigmoid(x) to full relative precision: subtracting would lose the digits of a gate
-    near 1.
-    """
+    """sigmoid(x) and 1 - sigmoid(x) in full precision: subtracting loses the digits of a gate near 1."""
     e = exp2(tl.minimum(x * -LOG2_E, 126.0, propagate_nan=tl.PropagateNan.ALL))  # at 128 it would be infinite
     root = tl.rsqrt(1.0 + e)
     keep = root * root
@@ -58,9 +50,7 @@ def load_rows(row, stride_time, stride_dim, dims, mask, UNROLL: tl.constexpr, ST
 
 @triton.jit
 def load_flags(flags, place, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
-    """The bytes at `place` and after (or before) it, for UNROLL steps: which are set? All, if there is no
-    such tensor.
-    """
+    """The bytes at `place` and after (or before) it, for UNROLL steps: which are set? None: all."""
     found = ()
     for u in tl.static_range(UNROLL):
         if STORED:

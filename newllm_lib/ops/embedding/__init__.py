@@ -1,5 +1,4 @@
-"""Rows of the embedding in the residual stream's dtype: one pass each way, where torch writes them in float32
-and then converts.
+"""The embedding's rows in the stream's dtype: one pass each way (torch writes float32, then converts).
 
 The gradient is a sum of rows by word. On a GPU it is added up in float32 as the rows come; with torch's
 deterministic algorithms on, by torch, which sorts them first.
@@ -28,7 +27,8 @@ def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype)
     """weight[ids] in `dtype`.
 
     Args:
-        ids: (...) int64. weight: (vocabulary, dim).
+        ids: (...) int64.
+        weight: (vocabulary, dim).
     Returns:
         (..., dim).
     """

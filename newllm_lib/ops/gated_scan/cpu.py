@@ -1,5 +1,4 @@
-"""`gated_scan` for processors: plain torch with its gradient written by hand, in a third of the passes that
-autograd makes.
+"""`gated_scan` on the CPU: plain torch with its gradient by hand, in a third of autograd's passes.
 
 With x the forget gate's input, s = silu(input), a = sigmoid(x), b = sigmoid(-x) and g the gradient by the
 context's scan:
@@ -86,9 +85,7 @@ class _GatedScan(torch.autograd.Function):
 
 
 def gated_scan(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps):
-    """As `gated_scan.gated_scan`, where `runs_cpu_kernel` says so; the final state in the
-    projection's dtype.
-    """
+    """As `gated_scan.gated_scan`, where `runs_cpu_kernel` says so; the state in the projection's dtype."""
     if initial_state is None:
         initial_state = projection.new_zeros(projection.shape[0], projection.shape[2] // 3)
     return _GatedScan.apply(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps)

@@ -1,5 +1,4 @@
-"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, of its read-out and of both gradients. No tensor-core
-dot: from sm70 on.
+"""Triton kernels of the scan c_t = a_t * c_{t-1} + b_t, its read-out and both gradients; from sm70 on.
 
 One program walks through time for one batch row and `BLOCK_DIM` channels, with the state in registers, in
 float32. The state is the only thing that one step waits for, so the inputs of `UNROLL` steps are requested
@@ -32,9 +31,7 @@ from newllm_lib.ops.common.triton_helpers import load_flags, load_rows, sigmoid,
 
 @triton.jit
 def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr):
-    """(a, share): how much of the state is kept, how much is written; a step that does not count
-    only keeps.
-    """
+    """(a, share): how much of the state is kept, how much is written; an uncounted step only keeps."""
     if GATED:
         keep, share = sigmoid_pair(x + bias)
         if HAS_STARTS:
@@ -51,9 +48,7 @@ def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr
 
 @triton.jit
 def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunks, HAS_OUTER: tl.constexpr):
-    """What enters a chunk: the exit of the neighbouring chunk or, at the sequence's edge, the outer state or
-    zeros.
-    """
+    """What enters a chunk: the neighbouring chunk's exit; at the sequence's edge the outer state or zeros."""
     state = tl.zeros(dims.shape, tl.float32)
     if (neighbour >= 0) & (neighbour < chunks):
         state = tl.load(exits + (batch * chunks + neighbour) * dim + dims, mask=in_dim, other=0.0)
@@ -137,9 +132,7 @@ def scan_forward(
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end from
-    zero.
-    """
+    """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end."""
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
     batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
     chunk = tl.program_id(1)
@@ -349,9 +342,7 @@ def scan_backward_summary(
 
 @triton.jit
 def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
-    """c_{t-1}, c_{t-2}, ... as float32 vectors, c_row being the row of c_t; before the first step, the
-    initial state.
-    """
+    """c_{t-1}, c_{t-2}, ... in float32 (c_row: the row of c_t); before the first step, the initial state."""
     rows = ()
     for u in tl.static_range(UNROLL):
         # (The mask in this form because Triton's interpreter can't AND a vector with a scalar bool.)
@@ -395,9 +386,7 @@ def _backward_steps(
     HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Steps t, t - 1, ... (UNROLL of them), of which the rows are t's; the gradient carried and the sum of dx
-    after.
-    """
+    """Steps t, t - 1, ... (UNROLL of them) from t's rows; the carried gradient and the sum of dx after."""
     xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
     before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
     is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
@@ -411,8 +400,7 @@ def _backward_steps(
             carried += dcs[u]
         gate = sigmoid(ys[u])
         silu = ys[u] * gate
-        # share = 1 - a: what a keeps is not written. a * share is sigmoid's derivative, 0 at a start and in
-        # padding.
+        # share = 1 - a. a * share is sigmoid's derivative, 0 at a start and in padding.
         grad_x = (carried * before[u] - carried * silu) * (a * share)
         grad_y = share * carried * (gate + silu * (1.0 - gate))
         bias_sum += grad_x

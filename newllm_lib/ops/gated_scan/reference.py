@@ -17,9 +17,7 @@ def gates(
     doc_starts: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """a and 1 - a, of forget's size: how much of the context is kept and how much written (padding: all,
-    none).
-    """
+    """a and 1 - a, of forget's size: how much context is kept and written (padding: all, none)."""
     x = forget.to(torch.promote_types(forget.dtype, torch.float32))
     if forget_bias is not None:
         x = x + forget_bias.to(x.dtype)

@@ -15,10 +15,11 @@ from newllm_lib.ops.common.dispatch import on_device_of_first_argument
 from newllm_lib.ops.common.reductions import sum_rows
 from newllm_lib.ops.gated_scan import kernels
 
+# elements a program: few enough that many programs share a multiprocessor
 _FORWARD_TILE, _BACKWARD_TILE = (
     2048,
     1024,
-)  # elements a program: few enough that many programs share a multiprocessor
+)
 _PROGRAMS = 6  # programs a multiprocessor in the read-out's backward pass
 # BLOCK_DIM: channels a program, two for each thread of its one warp, so that half precision is read in 4-byte
 # words.
@@ -31,9 +32,7 @@ FULL = 16  # programs a multiprocessor above which cutting time does not pay: it
 
 
 def count_chunks(programs: int, time: int, device: torch.device) -> int:
-    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim gives nearly as many by
-    itself.
-    """
+    """Chunks of time for about FULL programs a multiprocessor; 1 where batch x dim nearly gives as many."""
     wanted = FULL * helpers.multiprocessors(device)
     if 2 * programs > wanted:
         return 1
@@ -57,17 +56,13 @@ class _Plan:
 
 
 def _scan_summaries(product, end, outer):
-    """Exit state of every chunk, from what each does to its entry: the same scan over (batch,
-    chunks, dim).
-    """
+    """Exit state of every chunk, from what each does to its entry: a scan over (batch, chunks, dim)."""
     return _forward(product, end, None, None, None, outer, gated=False)[0]
 
 
 @on_device_of_first_argument
 def _forward(x, y, bias, doc_starts, mask, initial, gated: bool = True):
-    """c (batch, time, dim) in y's dtype and the final state (batch, dim); sizes as in `kernels`, None if
-    absent.
-    """
+    """c (batch, time, dim) in y's dtype, final state (batch, dim); sizes as in `kernels`, None if absent."""
     plan = _Plan(x, bias, doc_starts, mask, FORWARD)
     doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     c = torch.empty(x.shape, dtype=y.dtype, device=y.device)

@@ -1,5 +1,4 @@
-"""What a step has to know of a gradient before it is taken: its norms, by row and by column, and how far it
-must be scaled down.
+"""What a step needs of a gradient first: its norms, by row and by column, and its scale for clipping.
 
 In plain torch that is some thirty small kernels for each matrix, most of them waited for longer than they
 run; with Triton it is six, and the gradient is read twice.
@@ -23,9 +22,7 @@ def _triton():
 
 
 def squares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squares of a matrix (rows, columns), float32: of each row (rows,), of each column
-    (columns,).
-    """
+    """Sums of squares of a matrix (rows, columns), float32: of its rows (rows,), its columns (columns,)."""
     return _implementation(x).squares(x)
 
 
@@ -33,8 +30,8 @@ def clip(known: torch.Tensor, place: int, square: torch.Tensor, max_norm: float)
     """Put a gradient's squared norm among the known ones, and say by how much to scale it.
 
     Args:
-        known: (tensors,) float32 squared norms; known[place] becomes `square` (one element). max_norm: 0:
-        nothing is clipped.
+        known: (tensors,) float32 squared norms; known[place] becomes `square` (one element).
+        max_norm: 0: nothing is clipped.
     Returns:
         (1,) float32: min(1, max_norm / norm of all), or NaN where that norm is no finite number.
     """
@@ -50,16 +47,15 @@ def second_moment(
     unbias: float,
     numbers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Update Adafactor's averages of a squared gradient in place, and return what divides the gradient by
-    their root.
+    """Update Adafactor's averages of a squared gradient in place; returns the gradient's divisor.
 
     Args:
-        squares: as `squares` gives them for the gradient before it is scaled. row, column: the averages,
-        float32.
-        scale: (1,) of the gradient; if it is no finite number the averages stay. weight: of the new squares
-        in the averages.
-        unbias: what the averages' weights sum to. numbers: `rounded_step.step_numbers` on the device, to take
-        it from instead.
+        squares: as `squares` gives them for the gradient before it is scaled.
+        row, column: the averages, float32.
+        scale: (1,) of the gradient; if it is no finite number the averages stay.
+        weight: of the new squares in the averages.
+        unbias: what the averages' weights sum to.
+        numbers: `stochastic_rounding.step_numbers` on the device, to take it from instead.
     Returns:
         (rows,), (columns,) by which the gradient's rows and columns are to be multiplied.
     """

@@ -1,5 +1,4 @@
-"""The norms on a GPU: the gradient is read in tiles of whole cache lines, and sums go through partial sums in
-a fixed order.
+"""The norms on a GPU: tiles of whole cache lines, and partial sums in a fixed order.
 
 No tensor-core dot, so it runs from sm70 on.
 """

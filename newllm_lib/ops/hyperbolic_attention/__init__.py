@@ -1,6 +1,4 @@
-"""Causal softmax attention whose scores are distances in the Poincaré ball, the exponential map of q and k
-included.
-"""
+"""Causal softmax attention by distances in the Poincaré ball, exponential map of q and k included."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ def hyperbolic_attention(
     most the last `window`.
 
     Args:
-        q: (batch, heads, queries, dim); k, v: (batch, heads, keys, dim). The queries are those of the last
-            positions (all, or, with keys from a cache, the new ones). Computed in v's dtype.
+        q: (batch, heads, queries, dim).
+        k, v: (batch, heads, keys, dim). The queries are those of the last positions (all, or, with keys from
+            a cache, the new ones). Computed in v's dtype.
         beta, curvature: (heads,), above 0.
         window: how many positions a query sees, itself included; None for all.
         doc_starts: (batch, keys) bool, True where a document starts. Padding on the left is a document of its

@@ -70,9 +70,7 @@ def _score_gradients(
 
 @triton.jit
 def _to(values, like):
-    """Rounded to like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into
-    NaN.
-    """
+    """In like's dtype; in float16 bounded, as an infinity would turn a zero vector's gradient into NaN."""
     if like.dtype == tl.float16:
         values = within(values, -65504.0, 65504.0)
     return values.to(like.dtype)
@@ -139,9 +137,7 @@ def _query_gradients(
 
 @triton.jit
 def _length_gradient(across, along, tile, row, root, slope):
-    """The rows' gradients (BLOCK, BLOCK_D) and the products of rows and gradients, from the sums over the
-    columns.
-    """
+    """The rows' gradients (BLOCK, BLOCK_D) and the products of both, from the sums over the columns."""
     wide = tile.to(tl.float32)
     E = 2.0 * tl.where(row[1] > 0.0, row[1], 2.0 * root)  # across holds half of g
     unit = wide * (row[1] / A_of(row[0]))[:, None]
@@ -196,9 +192,7 @@ def backward_queries(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dq, delta (with which dscores sum to 0), and a program's parts (2, batch·heads, tiles): Σ score·dscore,
-    Σ q·dq.
-    """
+    """dq, delta (dscores sum to 0 with it), parts (2, batch·heads, tiles): Σ score·dscore, Σ q·dq."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads
@@ -337,9 +331,7 @@ def _key_gradients(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """One tile of queries (the columns here): the sums that make the gradients of keys and values,
-    after it.
-    """
+    """One tile of queries (the columns): the sums that make the gradients of keys and values, after it."""
     columns = m * BLOCK_M + tl.arange(0, BLOCK_M)
     tile_q = load_rows(q, columns, dims, q_time, queries, dim, MASKED, EVEN_D)
     tile_dout = load_rows(dout, columns, dims, dout_time, queries, dim, MASKED, EVEN_D)
@@ -411,9 +403,7 @@ def backward_keys(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries`, which writes
-    delta.
-    """
+    """dk, dv and a program's part (batch·heads, tiles) of Σ k·dk; after `backward_queries` wrote delta."""
     tile = tl.program_id(0)
     lane = tl.program_id(1).to(tl.int64)
     batch, head = lane // heads, lane % heads
@@ -428,10 +418,8 @@ def backward_keys(
     row_logs = tl.load(k_numbers + 2 * plane + lane * k_size + rows)
 
     start = tile * BLOCK_N
-    behind_row, behind_first = (
-        queries,
-        queries,
-    )  # behind the last query that sees any key, and that sees the first key
+    # behind the last query that sees any key, and that sees the first key
+    behind_row, behind_first = queries, queries
     if HAS_FIRST:
         first += batch * keys
         behind_row = tl.load(last + batch * keys + tl.minimum(start + BLOCK_N, keys) - 1) + 1 - offset

@@ -1,5 +1,4 @@
-"""Hyperbolic attention in plain torch, a chunk of the queries at a time: what runs without a tensor-core dot
-in Triton.
+"""Hyperbolic attention in plain torch, in chunks of queries: where Triton has no tensor-core dot.
 
 The mathematics, the notation and the numbers kept for the backward pass are those of `kernels` and
 `backward_kernels`; a chunk's scores, for all heads at once, are all that is ever in memory of (queries,
@@ -21,9 +20,7 @@ _WINDOWED_ROWS = 64
 
 
 def _product(a: Tensor, b: Tensor, compute: torch.dtype) -> Tensor:
-    """a @ b of (batch, heads, ...) in the compute dtype: on a GPU on tensor cores where b is in half
-    precision.
-    """
+    """a @ b of (batch, heads, ...) in the compute dtype: on tensor cores where b is in half precision."""
     if not b.is_cuda or b.dtype == compute:
         return a.to(compute) @ b.to(compute)
     if b.dtype == torch.float16:
@@ -63,9 +60,8 @@ class _Chunks:
         self.offset = self.keys - self.queries
         self.window = self.keys if window is None else window
         self.first = first_visible(self.batch, self.keys, window, doc_starts, q.device)[:, self.offset :]
-        most = max(
-            self.window, _WINDOWED_ROWS
-        )  # rows at a time, which with a window make the keys that they see more
+        # rows at a time, which with a window make the keys that they see more
+        most = max(self.window, _WINDOWED_ROWS)
         seen = min(self.keys, self.window + most)
         self.rows = max(1, min(self.queries, most, _CHUNK // (self.batch * heads * seen)))
 

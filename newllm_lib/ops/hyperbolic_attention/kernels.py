@@ -1,10 +1,10 @@
-"""Triton kernels of hyperbolic attention: the forward pass, and what both share. Scores live in registers, a
-tile at a time.
+"""Triton kernels of hyperbolic attention: the forward pass and what both share; scores stay in registers.
 
 The notation is `reference`'s. A tile of products u·w comes from the tensor cores, exact for the vectors as
 they are given; everything else is float32 from a few numbers a row and a column ("numbers" below):
 
-    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss      1: E = A/|u| (0 where u is 0)
+    0: δ = 1 - e^-a, of which α = 1 - δ and A = δ - δ²/2 come without loss
+    1: E = A/|u| (0 where u is 0)
     2: of a key, its share -β/√c · b · log2(e) of the score; of a query, log2 of the sum of its weights,
        without the share of a, which is the same for all keys and so changes no weight.
 
@@ -128,9 +128,7 @@ def within(value, low, high):
 
 @triton.jit
 def sizes_of(time):
-    """Of the numbers: places a lane and a plane, padded so that every lane is aligned and every
-    tile inside.
-    """
+    """Of the numbers: places a head and a plane, padded so that every head is aligned, every tile inside."""
     lane_size = tl.multiple_of((time + 127) // 128 * 128, 128)
     return lane_size, tl.multiple_of(tl.num_programs(1).to(tl.int64) * lane_size, 128)
 
@@ -363,9 +361,7 @@ def _larger(a, b):
 
 @triton.jit(do_not_specialize=["time", "window"])
 def find_first(doc_starts, first, time, window, BLOCK: tl.constexpr):
-    """One program a row: the last document start so far, carried from block to block, or where the window
-    begins.
-    """
+    """One program a row: the last document start so far, carried on, or where the window begins."""
     row = tl.program_id(0).to(tl.int64) * time
     carried = 0
     for begin in range(0, time, BLOCK):
@@ -407,9 +403,7 @@ def turn(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
-    """Rotate the queries (program 0 of axis 1) or keys (1) of one token in place, by SIGN times their angles,
-    times `scale`.
-    """
+    """Rotate one token's queries (program 0 of axis 1) or keys (1) in place by SIGN x angles, x `scale`."""
     row = tl.program_id(0).to(tl.int64)
     head, i = tl.arange(0, BLOCK_HEADS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
     inside = (head < HEADS) & (i < HALF)

@@ -1,6 +1,4 @@
-"""The custom operators of hyperbolic attention, which torch.compile leaves whole; inside, kernels or plain
-torch.
-"""
+"""Hyperbolic attention's custom operators, which torch.compile leaves whole: kernels or plain torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Hyperbolic attention as its equations say, all scores at once: (time, time) numbers a head, gradients by
-autograd.
+"""Hyperbolic attention by its equations: (time, time) scores a head at once, gradients by autograd.
 
 The distance of the Poincaré ball in numbers that neither overflow nor cancel, however near the boundary a
 point lies.
@@ -44,9 +43,8 @@ def polar(u: torch.Tensor, curvature: torch.Tensor) -> Polar:
     a = 2 * root * norm
     A = -torch.expm1(-2 * a) / 2
     E = torch.where(norm > 0, A / norm.clamp_min(torch.finfo(u.dtype).tiny), 2 * root)
-    return Polar(
-        a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E
-    )  # so y > 0 between two points at 0
+    # so y > 0 between two points at 0
+    return Polar(a, torch.exp(-a), A.clamp_min(torch.finfo(u.dtype).eps), E)
 
 
 def padded(time: int) -> int:

@@ -306,7 +306,8 @@ def packed_attention_(
 
     Args:
         qkv: (batch, time, 3 heads dim), contiguous; it is used up: its queries and keys are rotated in place.
-        rotation: cos and sin (time, dim / 2), float32. scale: of the rotated queries and keys.
+        rotation: cos and sin (time, dim / 2), float32.
+        scale: of the rotated queries and keys.
         beta, curvature, window, starts: as for `hyperbolic_attention`.
     Returns:
         (batch, time, heads dim).

@@ -1,6 +1,4 @@
-"""Causal linear attention with decay: what softmax attention does in time², in time, with a state of fixed
-size.
-"""
+"""Causal linear attention with decay: in linear time and with a state of fixed size."""
 
 from __future__ import annotations
 
@@ -48,15 +46,16 @@ def linear_attention(
         q, k: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax
             attention.
         v: (batch, heads, time, dim). Products are computed in v's dtype, sums in float32 (float64 for
-        float64).
+            float64).
         log_decay: (batch, heads, time), at most 0: how much of the past each token leaves.
         doc_starts: (batch, time) bool, True where a document starts, which sees nothing before it.
         state: (batch, heads, dim + 1, features) from an earlier call: the text goes on from there. None:
-        nothing was before.
+            nothing was before.
         backend: "triton" (a chunk's weights in registers), "chunked" (plain torch, time x chunk numbers),
             "reference" (plain torch, time x time), or "auto": triton where Triton has a tensor-core dot and
             the sizes fit the GPU, else chunked.
-    Returns: out (batch, heads, time, dim) in v's dtype, and the new state in float32. A token with k 0 and
+    Returns:
+        out (batch, heads, time, dim) in v's dtype, and the new state in float32. A token with k 0 and
         log_decay 0 leaves the state as it was, so padding can be made invisible. Gradients for q, k, v,
         log_decay and state.
     Raises:

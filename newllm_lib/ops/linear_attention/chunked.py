@@ -1,5 +1,4 @@
-"""Linear attention in chunks, in plain torch: products of matrices that fit tensor cores, and a scan over the
-chunks.
+"""Linear attention in plain torch chunks: matrix products for tensor cores, a scan over the chunks.
 
 Inside a chunk all pairs of tokens are weighed, as in ordinary attention; what came before is a sum of k v'
 products, one matrix a chunk, which `linear_scan` carries from chunk to chunk. Work and memory grow with time
@@ -24,9 +23,8 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
     chunk = min(chunk, time)
     q, k, v = (_cut(x, chunk, 2) for x in (q, k, v))  # (batch, heads, chunks, chunk, ...)
     total = _cut(log_decay.to(compute), chunk, 2).cumsum(-1)
-    part = (
-        None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)
-    )  # documents begun in the chunk so far
+    # documents begun in the chunk so far
+    part = None if doc_starts is None else _cut(doc_starts, chunk, 1).cumsum(-1).unsqueeze(1)
     weights = (q @ k.mT).to(compute) * _decay(total, part)
     before, leaving, kept = _edges(total, part)
     states, new = _scan(k, v, leaving, kept, state.to(compute))
@@ -38,9 +36,7 @@ def linear_attention(q, k, v, log_decay, doc_starts, state, chunk: int = CHUNK):
 
 
 def _cut(x: torch.Tensor, chunk: int, dim: int) -> torch.Tensor:
-    """`dim` as (chunks, chunk), filled with zeros at its end: tokens with no key, which leave the state as it
-    was.
-    """
+    """`dim` as (chunks, chunk), padded with zeros: tokens with no key, which leave the state as it was."""
     missing = -x.shape[dim] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing))

@@ -46,11 +46,13 @@ def horosphere_features(
     """φ of every vector.
 
     Args:
-        u: (batch, heads, time, dim). directions: (heads, features, dim), of any length but 0: the boundary
-        points. sharpness, curvature: (heads,), above 0: s and c.
+        u: (batch, heads, time, dim).
+        directions: (heads, features, dim), of any length but 0: the boundary points.
+        sharpness, curvature: (heads,), above 0: s and c.
         backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot and
             the sizes fit the GPU, else plain torch.
-    Returns: (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32
+    Returns:
+        (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32
         (float64 for float64).
     """
     return _implementation.named(backend, u, directions).horosphere_features(

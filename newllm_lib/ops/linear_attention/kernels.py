@@ -1,5 +1,4 @@
-"""Triton kernels of linear attention: one chunk of one head a program, and a walk over the chunks between
-them.
+"""Triton kernels of linear attention: a chunk of a head a program, and a walk over the chunks between.
 
 The notation is that of `chunked`. A head's states lie in a row, (chunks + 1, dim + 1, features) float32: slot
 n is the sum of v k' before chunk n, its last line the sum of k. The forward pass writes what chunk n adds
@@ -95,9 +94,7 @@ def collect(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What each chunk adds to the state, into the slot behind it; what is kept of the state before, into
-    keeps.
-    """
+    """What each chunk adds to the state, into the slot behind it; what is kept of the state, into keeps."""
     chunk, row = tl.program_id(0), tl.program_id(1)
     batch, head = row // heads, row % heads
     rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
@@ -460,9 +457,7 @@ def features_backward(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """du; a part of the other gradients: dboundary (heads, parts, features, dim), dsharpness and droot
-    (heads, parts).
-    """
+    """du; parts of the others: dboundary (heads, parts, features, dim), dsharpness, droot (heads, parts)."""
     part, head = tl.program_id(0), tl.program_id(1)
     f, d = tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     inside = (f[:, None] < features) & (d[None, :] < dim)

@@ -28,9 +28,7 @@ def linear_attention(q, k, v, log_decay, doc_starts, state):
 
 
 def least(total: torch.Tensor) -> torch.Tensor:
-    """A sum of weights, never so small that its inverse overflows: a token that saw nothing at all
-    gives 0.
-    """
+    """A sum of weights, never so small that its inverse overflows: a token that saw nothing gives 0."""
     return total.clamp_min(1e-30)
 
 

@@ -1,5 +1,4 @@
-"""Which sizes the kernels take on which GPU: what one program holds must fit its multiprocessor's shared
-memory.
+"""Which sizes the kernels take on which GPU: a program must fit a multiprocessor's shared memory.
 
 The bytes are upper bounds on what Triton 3.9 asks for on sm80 to sm90 (`tests/ops/test_kernels_compile.py`
 compares them): operands of products in their dtype, and one tile of a state in float32.

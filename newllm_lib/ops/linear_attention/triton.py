@@ -182,9 +182,7 @@ _PROGRAMS = 512  # that sum a part of the gradients each
 
 
 def _feature_constants(u: Tensor, features: int) -> dict:
-    """Vectors in half precision are exact in tf32; the boundary's rounding to it is below that of the
-    features.
-    """
+    """Half-precision vectors are exact in tf32; the boundary's rounding is below that of the features."""
     blocks = (max(16, triton.next_power_of_2(x)) for x in (features, u.shape[3]))
     precision = "tf32x3" if u.dtype == torch.float32 else "tf32"
     return dict(

@@ -27,8 +27,9 @@ def linear_cross_entropy(
     """Mean cross-entropy, in nats, of `hidden @ weight.T` against `labels`.
 
     Args:
-        hidden: (..., dim). weight: (vocabulary, dim). labels: (...), already shifted; `IGNORE` marks what is
-        not predicted.
+        hidden: (..., dim).
+        weight: (vocabulary, dim).
+        labels: (...), already shifted; `IGNORE` marks what is not predicted.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """
     labels = labels.reshape(-1)

@@ -1,5 +1,4 @@
-"""Head and cross-entropy on tensor cores: logits leave the product as exponentials, and no pass over them
-follows.
+"""Head and cross-entropy on tensor cores: the product gives exponentials, no pass over them follows.
 
 With l the logits of a row, y its label and e_j = exp(l_j - l_y) for j != y, the row's loss is log(1 + S), S
 the sum of the e_j, and the gradient by its logits is e_j / (1 + S), and at the label -S / (1 + S). So the
@@ -100,9 +99,7 @@ def finish(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """losses = log(1 + S), factors = 1 / (1 + S), both 0 where nothing is predicted; e at the label = -S;
-    scaled = factor * x.
-    """
+    """losses = log(1 + S), factors = 1 / (1 + S), or 0, 0; e at the label = -S; scaled = factor * x."""
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     k = tl.arange(0, BLOCK_DIM)
     row_in = row < rows
@@ -139,8 +136,10 @@ def softmax_factors(
     """The gradient of the summed cross-entropy by the logits in two factors: factors[:, None] * e.
 
     Args:
-        hidden: (rows, dim) bfloat16, dim at most 256. head: (words, dim) bfloat16. labels: (rows,), `ignore`:
-        not predicted. losses, factors: (rows,) float32, both filled.
+        hidden: (rows, dim) bfloat16, dim at most 256.
+        head: (words, dim) bfloat16.
+        labels: (rows,), `ignore`: not predicted.
+        losses, factors: (rows,) float32, both filled.
     Returns:
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.
     """

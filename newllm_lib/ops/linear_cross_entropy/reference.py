@@ -17,10 +17,8 @@ def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
         (target == IGNORE).unsqueeze(1),
     )
     probability = gradient.gather(1, label)
-    loss, waits = (
-        -probability.log(),
-        logits.device.type != "cpu",
-    )  # to ask a GPU what it has found would be to wait for it
+    # to ask a GPU what it has found would be to wait for it
+    loss, waits = -probability.log(), logits.device.type != "cpu"
     if waits or (probability < 1e-30).any():  # of a probability near float32's end the digits are lost
         exact = torch.logsumexp(logits, -1, True) - logits.gather(1, label)
         loss = torch.where(probability < 1e-30, exact, loss)
@@ -32,9 +30,7 @@ def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in total's float32 whatever the factors' dtype: a sum over a batch in fp16 could
-    overflow.
-    """
+    """total += a @ b in total's float32, whatever the factors' dtype: a sum in fp16 could overflow."""
     if total.is_cuda and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     elif a.dtype == total.dtype:

@@ -1,5 +1,4 @@
-"""Cross-entropy and its gradient for rows of logits, in one pass over them: read once, overwritten by the
-gradient, written once.
+"""Cross-entropy and its gradient for rows of logits in one pass: read once, overwritten by the gradient.
 
 No tensor-core dot, so it runs from sm70 on. A row is held in registers whole, which bounds the vocabulary
 (`MAX_VOCABULARY`).

@@ -1,5 +1,4 @@
-"""y = relu(x U^T)^2 D^T: the token MLP with squared ReLU (So et al., 2021, arXiv 2109.08668) as one
-operation.
+"""y = relu(x U^T)^2 D^T: the MLP with squared ReLU (So et al., 2021, arXiv 2109.08668) as one operation.
 
 Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four
 times as wide as x. On GPUs where Triton has the tensor cores they happen inside the products, and only the
@@ -37,7 +36,9 @@ def relu2_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Te
     """The MLP of each token; under autocast in its dtype, as torch's own matrix products.
 
     Args:
-        x: (..., dim). up: (inner, dim). down: (dim, inner).
+        x: (..., dim).
+        up: (inner, dim).
+        down: (dim, inner).
     Returns:
         (..., dim), in the dtype of the products.
     """

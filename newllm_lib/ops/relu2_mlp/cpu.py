@@ -1,7 +1,4 @@
-"""The MLP with squared ReLU for processors: plain torch with its gradient written by hand.
-
-Where h is 0 so is the factor 2 h of the square's gradient: the ReLU needs no pass of its own.
-"""
+"""The MLP with squared ReLU on the CPU: plain torch with its gradient written by hand."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from newllm_lib.ops.common import triton_helpers as helpers
 from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_memory
 
-# Rows, columns, warps: the first that fits is taken. Measured on an H100; the others are for GPUs with less
-# shared memory.
+# Rows, columns, warps: the first that fits. Measured on an H100; the others are for less shared memory.
 _TILES = [(64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 16, 4)]
 _STAGES = 3
 
@@ -62,8 +61,7 @@ def product(
     for block in tl.range(
         program // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES
     ):
-        # 64 bits for where the block begins, 32 for the places in it: an address an element costs as much as
-        # its arithmetic.
+        # 64 bits for the block's begin, 32 for places in it: an address costs as much as its arithmetic.
         first = tl.cast(block, tl.int64) * BLOCK_ROWS
         row_in = local < rows - first
         place = local[:, None] * columns + column[None, :]
@@ -95,9 +93,7 @@ def _tile(device: torch.device, inner: int) -> dict[str, int]:
 
 @on_device_of_first_argument
 def _product(x: Tensor, w: Tensor, squares: Tensor | None) -> Tensor:
-    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or with `squares` of that the gradient before the
-    square.
-    """
+    """x (rows, inner), w (inner, columns) -> relu(x @ w)^2, or (`squares`) the gradient before it."""
     out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
     tile = _tile(x.device, x.shape[1])
     columns = triton.cdiv(w.shape[1], tile["BLOCK_COLUMNS"])

@@ -1,5 +1,4 @@
-"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter for each channel, over the last few
-tokens.
+"""u_t = x_t + sum_k w_k x_{t-k}: a short causal convolution, one filter a channel.
 
 It never looks across a document's start, goes on from a carried state, and skips padding as if it weren't
 there.
@@ -40,8 +39,9 @@ def short_conv(
             the convolution passes over it, and u there means nothing.
         conv_state: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
         output_final_state: also return the new conv_state (else None).
-    Returns: u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero
-        where a document start lies between it and the next token.
+    Returns:
+        u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero where
+        a document start lies between it and the next token.
     """
     device = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
@@ -59,8 +59,7 @@ def short_conv_step(
     conv_state: torch.Tensor,
     new_conv_state: torch.Tensor,
 ) -> torch.Tensor:
-    """`short_conv` of one token, for decoding: one small operation where that takes a score of them. No
-    gradients.
+    """`short_conv` of one token, for decoding: one small operation instead of a score. No gradients.
 
     Args:
         x: (batch, dim).
@@ -79,9 +78,7 @@ def short_conv_step(
 def new_conv_state(
     x: torch.Tensor, width: int, doc_starts: torch.Tensor | None, conv_state: torch.Tensor | None
 ) -> torch.Tensor:
-    """The last width - 1 tokens of [conv_state, x], (batch, width - 1, dim); zeros before the last
-    document start.
-    """
+    """The last width - 1 tokens of [conv_state, x]; zeros before the last document start."""
     batch, time, dim = x.shape
     behind = width - 1
     taken = x[:, max(0, time - behind) :]
@@ -93,8 +90,7 @@ def new_conv_state(
     last = doc_starts[:, max(0, time - behind) :]
     if time < behind:
         last = torch.nn.functional.pad(last, (behind - time, 0))
-    # A token is cut off if a document starts after it: starts counted from the end, the token's own not
-    # included.
+    # A token is cut off if a document starts after it: starts counted from the end, without its own.
     after = last.int().flip(1).cumsum(1).flip(1) - last.int()
     return taken.masked_fill((after > 0).unsqueeze(-1), 0.0)
 
@@ -115,9 +111,8 @@ def _without_padding(x, weight, doc_starts, mask, conv_state):
     kept = ends.unsqueeze(1) + torch.arange(behind, device=x.device)
     new = history.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     if doc_starts is not None:
-        document = torch.nn.functional.pad(
-            doc_starts.cumsum(1), (behind, 0)
-        )  # the document of each place of the history
+        # the document of each place of the history
+        document = torch.nn.functional.pad(doc_starts.cumsum(1), (behind, 0))
         same = document.gather(1, kept) == document[:, behind + time - 1 :]
         new = new * same.unsqueeze(-1)
     return u, new

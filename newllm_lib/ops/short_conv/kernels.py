@@ -3,8 +3,7 @@
 As in `gated_scan.kernels`, a program walks through time for one batch row and BLOCK_DIM channels. What the
 convolution reads (the last WIDTH - 1 tokens, or in the backward pass the gradients of the next WIDTH - 1
 outputs) is a window in registers, emptied where a document starts, so that every value crosses the memory bus
-once. Time is cut into chunks
-freely: each reads WIDTH - 1 rows more.
+once. Time is cut into chunks freely: each reads WIDTH - 1 rows more.
 
 Sizes: x, du (batch, time, dim) with any strides, u, dx (batch, time, dim) contiguous, conv_state, dconv_state
 (batch, WIDTH - 1, dim) contiguous, weight (dim, WIDTH), dweight (batch, chunks, WIDTH, dim) float32,
@@ -48,9 +47,7 @@ def empty_if(start, window, LENGTH: tl.constexpr):
 
 @triton.jit
 def stored_where(dims, dim, inside):
-    """Channels below dim, or none unless `inside`. (Triton's interpreter can't AND a vector with a scalar
-    bool.)
-    """
+    """Channels below dim, or none unless `inside` (Triton's interpreter can't AND vector and scalar)."""
     return dims < tl.where(inside, dim, 0)
 
 
@@ -76,9 +73,8 @@ def _tokens_before(
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for back in tl.static_range(
-        WIDTH - 1, 0, -1
-    ):  # oldest first: a document start empties what lies behind it
+    # oldest first: a document start empties what lies behind it
+    for back in tl.static_range(WIDTH - 1, 0, -1):
         stored = stored_where(dims, dim, t >= back)
         token = tl.load(x_row - back * x_time + dims * x_dim, mask=stored, other=0.0).to(tl.float32)
         if HAS_CONV_STATE:
@@ -107,15 +103,12 @@ def gradients_after(
     HAS_STARTS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The window that step t - 1 finds on the way back: gradients of the outputs from t (du_row) on, nearest
-    first.
-    """
+    """The window of step t - 1 on the way back: output gradients from t (du_row) on, nearest first."""
     window = ()
     for _ in tl.static_range(WIDTH - 1):
         window = window + (tl.zeros(dims.shape, tl.float32),)
-    for on in tl.static_range(
-        WIDTH - 2, -1, -1
-    ):  # latest first: nothing before a document start is read from it on
+    # latest first: nothing before a document start is read from it on
+    for on in tl.static_range(WIDTH - 2, -1, -1):
         stored = stored_where(dims, dim, t + on < time)
         grad = tl.load(du_row + on * du_time + dims * du_dim, mask=stored, other=0.0).to(tl.float32)
         window = push(window, grad, WIDTH - 1)

@@ -22,9 +22,8 @@ def short_conv(
     history = torch.cat([before.to(compute), x.to(compute)], 1)
     weight = weight.to(compute)
     u = history[:, behind:] * (1 + weight[:, 0])
-    if (
-        doc_starts is not None
-    ):  # the document of each place of the history; the state's is the one before the first start
+    # the document of each place of the history; the state's is the one before the first start
+    if doc_starts is not None:
         document = F.pad(doc_starts.cumsum(1), (behind, 0))
     for k in range(1, weight.shape[1]):
         past = history[:, behind - k : behind - k + time]

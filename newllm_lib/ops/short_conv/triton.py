@@ -14,9 +14,8 @@ from newllm_lib.ops.short_conv import kernels
 # As in `gated_scan.triton`.
 _FORWARD = dict(BLOCK_DIM=64, UNROLL=8, num_warps=1)
 _BACKWARD = dict(BLOCK_DIM=64, UNROLL=4, num_warps=1)
-_FULL = (
-    16  # programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
-)
+# programs a multiprocessor; time is cut until there are so many, into pieces of at least _MIN_CHUNK
+_FULL = 16
 _MIN_CHUNK = 32
 _STEP_BLOCK = 256  # channels a program in a step of one token
 

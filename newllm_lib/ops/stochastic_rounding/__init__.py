@@ -1,5 +1,4 @@
-"""One optimizer's step on one tensor, in place, in little memory: momentum in 4 or 8 bits, weights rounded
-stochastically.
+"""One optimizer's step on one tensor, in place: momentum in 4 or 8 bits, stochastic rounding.
 
 A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is
 rounded to the nearest value. Rounded up or down at random, in proportion to the distances, it arrives in
@@ -44,14 +43,10 @@ def _triton():
 
 
 def rounded_step_(parameter, direction, momentum, factors, scale, how: RoundedStep, bits: int) -> None:
-    """Step `parameter` in place; see `reference.rounded_step_` for the arguments. Triton on a GPU, plain
-    torch elsewhere.
-    """
+    """Step `parameter` in place; arguments as `reference.rounded_step_`. Triton on a GPU, else torch."""
     _implementation(parameter).rounded_step_(parameter, direction, momentum, factors, scale, how, bits)
 
 
 def adam_step_(parameter, gradient, second, momentum, scale, how: AdamStep) -> None:
-    """Step a small tensor, whose moments are whole, in place; see `reference.adam_step_` for the
-    arguments.
-    """
+    """Step a small tensor with unrounded moments in place; arguments as `reference.adam_step_`."""
     _implementation(parameter).adam_step_(parameter, gradient, second, momentum, scale, how)

@@ -54,11 +54,11 @@ def rounded_step_(
     direction_ij row_i column_j.
 
     Args:
-        parameter: any shape, float32 or bfloat16 (rounded stochastically). direction: its gradient, of the
-        same shape.
+        parameter: any shape, float32 or bfloat16 (rounded stochastically).
+        direction: its gradient, of the same shape.
         momentum: what `new_momentum` made (empty with bits 0: then m = u). Rounded stochastically too.
         factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for
-        ones.
+            ones.
         scale: (1,) float32 on the parameter's device; if it is no finite number nothing changes.
         bits: of the momentum: 0, 4, 8 or 32.
     """
@@ -114,9 +114,7 @@ def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: in
 
 
 def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """float32 to bfloat16, up or down with probabilities that keep the expectation: add random low bits, then
-    cut them off.
-    """
+    """float32 to bfloat16, unbiased: add random low bits, then cut them off."""
     noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     return (
         (x.contiguous().view(torch.int32) + noise)
@@ -127,9 +125,7 @@ def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
-    """Zero momentum: () for 0 bits, float32 for 32, else codes (uint8, two to a byte for 4 bits) and a scale
-    each `BLOCK`.
-    """
+    """Zero momentum: () for 0 bits, float32 for 32, else uint8 codes and a scale each `BLOCK`."""
     if bits == 0:
         return ()
     if bits == 32:
@@ -142,9 +138,7 @@ def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:
 
 
 def read_momentum(momentum: tuple[Tensor, ...], shape: torch.Size, bits: int) -> Tensor:
-    """The momentum as a new float32 tensor. A code k stands for sign(k) (k / levels)^2 times its block's
-    scale: fine near zero.
-    """
+    """The momentum as float32: code k is sign(k) (k / levels)^2 times its block's scale, fine near zero."""
     if bits == 32:
         return momentum[0].clone()
     codes, scales = momentum

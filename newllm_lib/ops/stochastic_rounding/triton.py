@@ -1,5 +1,4 @@
-"""The step as one kernel: gradient, weight and momentum are read once and written once, and no temporary is
-as large as the tensor.
+"""The step as one kernel: all is read and written once, and no temporary is as large as the tensor.
 
 No tensor-core dot, so it runs from sm70 on. Elements are taken in blocks of 128 that share the momentum's
 scale; a byte of 4-bit codes holds elements i and i + 64 of its block, so both halves are loaded as tensors of
@@ -17,9 +16,8 @@ from newllm_lib.ops.stochastic_rounding.reference import BLOCK, AdamStep, Rounde
 
 _GROUP = 16  # blocks a program takes: 2,048 elements
 _SMALL_BLOCK = 1024  # elements of a small tensor that one program takes
-ROUNDS: tl.constexpr = tl.constexpr(
-    7
-)  # of Philox: enough for every statistical test of it, and it is a third of the kernel
+# Philox's rounds: enough for every statistical test of it, which is a third of the kernel's time
+ROUNDS: tl.constexpr = tl.constexpr(7)
 
 
 @triton.jit
@@ -94,9 +92,8 @@ def rounded_step(
         step, keep = tl.load(numbers + 1), tl.load(numbers + 2)
         seed = seed ^ tl.load(numbers + 4).to(tl.int32)
     scale = tl.load(scale_at)
-    limit = tl.where(
-        tl.abs(scale) < float("inf"), numel, 0
-    )  # nothing is touched if the scale is no finite number
+    # nothing is touched if the scale is no finite number
+    limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)
     block = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None]
     lane = tl.arange(0, HALF)[None, :]
     low, high = block * BLOCK + lane, block * BLOCK + HALF + lane

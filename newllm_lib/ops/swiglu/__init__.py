@@ -1,5 +1,4 @@
-"""Products with a gate, each a single pass over memory both ways where Triton runs: SwiGLU's, a mix of two,
-one gate a group.
+"""Gated products, each one pass over memory both ways in Triton: SwiGLU's, a mix of two, one gate a group.
 
 They are what stands between a block's matrix products. torch.compile fuses the plain forms by itself.
 """

@@ -1,6 +1,4 @@
-"""The gated products on a GPU: elementwise kernels, float32 inside, one rounding. No tensor-core dot, so from
-sm70 on.
-"""
+"""The gated products on a GPU: elementwise, float32 inside, one rounding; no dot, so from sm70 on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A matrix of V rows and d columns kept as two small cores: rows looked up, logits and loss computed, the
-matrix never built.
+"""A V x d matrix as two small cores: rows looked up, logits and loss computed, the matrix never built.
 
 Row w = i1 * V2 + i2 and column j = j1 * d2 + j2 are written with two digits each; then (a tensor train of two
 cores, Oseledets 2011, SIAM J. Sci. Comput. 33; as an embedding Hrinchuk et al. 2020, arXiv 1901.10787)

@@ -1,5 +1,4 @@
-"""Head in tensor-train form and cross-entropy together: neither the V x d matrix nor the logits of all tokens
-ever exist.
+"""Tensor-train head and cross-entropy together: neither the matrix nor all logits ever exist.
 
 A block of tokens at a time meets the matrix piece by piece (`Pieces`): its logits, their softmax's gradient
 in place, then the gradients of the hidden states and, through each piece, of the cores; all within the
@@ -29,14 +28,14 @@ def tensor_train_cross_entropy(
     tokens: Tensor | int | None = None,
     block_elements: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of hidden (..., d1 * d2) against labels (...) already shifted; -100: not
-    predicted.
+    """Mean cross-entropy in nats of hidden (..., d1 * d2), labels (...) already shifted (-100: none).
 
     Args:
-        first, second: cores (V1, d1, rank), (V2, rank, d2). vocabulary: rows in use.
+        first, second: cores (V1, d1, rank), (V2, rank, d2).
+        vocabulary: rows in use.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
         block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix
-        anew.
+            anew.
     """
     labels, rows = labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, first, second))
@@ -94,9 +93,7 @@ def _summed(
 
 
 def _block(tokens: int, most: int) -> int:
-    """Tokens in a block: equal blocks of at most `most`, in whole tiles of a matrix product where they are
-    large.
-    """
+    """Tokens in a block: equal blocks of at most `most`, in whole tiles where they are large."""
     blocks = -(-tokens // most) or 1
     size = -(-tokens // blocks)
     return min(most, -(-size // 128) * 128) if size > 1024 else max(1, size)
@@ -112,9 +109,7 @@ class _Gradients:
         self.flat = torch.zeros_like(pieces.flat, dtype=compute)
 
     def add(self, grad_scores: Tensor, some: Tensor, where: slice) -> None:
-        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d), which stand at
-        `where`.
-        """
+        """grad_scores (block, V1 * V2 and padding) of the hidden states `some` (block, d) at `where`."""
         grad_some = torch.zeros_like(some, dtype=self.first.dtype)
         for piece in self.pieces.slices:
             grad = grad_scores[:, self.pieces.columns(piece)]
@@ -126,9 +121,7 @@ class _Gradients:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; in float32 from float16, in which a sum over a block could overflow where no loss
-    scale reaches.
-    """
+    """a @ b; float16 is summed in float32, as a block's sum could overflow where no loss scale reaches."""
     if a.dtype != torch.float16:
         return a @ b
     total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.float32)

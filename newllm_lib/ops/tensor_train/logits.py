@@ -17,18 +17,14 @@ CONTRACTED_ELEMENTS = 1 << 24  # intermediate entries that exist at a time while
 
 
 def tensor_train_logits(hidden: Tensor, first: Tensor, second: Tensor, vocabulary: int) -> Tensor:
-    """hidden (..., d1 * d2) against every row of the matrix: (..., vocabulary); under autocast in
-    its dtype.
-    """
+    """hidden (..., d1 * d2) times every row of the matrix: (..., vocabulary); in autocast's dtype."""
     dtype = autocast_dtype(hidden)
     logits = _logits(hidden.reshape(-1, hidden.shape[-1]), first, second, vocabulary, dtype)
     return logits.reshape(*hidden.shape[:-1], vocabulary)
 
 
 def contracting_is_less(tokens: int, shape: tuple[int, int, int, int], rank: int) -> bool:
-    """Whether contracting `tokens` hidden states with the cores takes fewer multiplications than forming the
-    rows.
-    """
+    """Whether contracting `tokens` hidden states with the cores is cheaper than forming the rows."""
     v1, v2, d1, d2 = shape
     contract = tokens * rank * (d1 * d2 * v2 + v1 * v2 * d1)
     return contract < (rank + tokens) * v1 * v2 * d1 * d2

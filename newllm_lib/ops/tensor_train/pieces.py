@@ -1,6 +1,4 @@
-"""Some rows of the matrix at a time, as a matrix product wants them, and the gradient of those rows brought
-back to the cores.
-"""
+"""Some rows of the matrix at a time, and the gradient of those rows brought back to the cores."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The tensor train as one reads it on paper: the whole matrix from its cores. What is faster is tested
-against it.
-"""
+"""The tensor train as on paper: the whole matrix from its cores. What is faster is tested against it."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from torch import Tensor
 
 
 def factors(vocabulary: int, dim: int) -> tuple[int, int, int, int]:
-    """V1, V2, d1, d2 as near to square as they come: V1 * V2 >= vocabulary (a few rows unused), d1 * d2 =
-    dim, d1 <= d2.
-    """
+    """V1, V2, d1, d2 as near to square as they come: V1 * V2 >= vocabulary, d1 * d2 = dim, d1 <= d2."""
     v1 = math.isqrt(vocabulary - 1) + 1
     d1 = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
     return v1, -(-vocabulary // v1), d1, dim // d1

@@ -1,6 +1,4 @@
-"""Rows of a tensor-train matrix: the embedding look-up. Cores are gathered for a piece of the tokens at a
-time, both ways.
-"""
+"""Rows of a tensor-train matrix, the embedding look-up; cores are gathered a piece of tokens at a time."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ GATHERED_ELEMENTS = 1 << 24  # core entries gathered at a time: 64 MiB in float3
 
 
 def tensor_train_rows(ids: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Rows `ids` (any shape, int64) of the matrix with cores first (V1, d1, rank), second (V2, rank, d2):
-    (*ids, d1 * d2).
-    """
+    """Rows `ids` (int64) of the matrix of cores (V1, d1, rank), (V2, rank, d2): (*ids, d1 * d2)."""
     return _rows(ids.reshape(-1), first, second).reshape(*ids.shape, -1)
 
 

@@ -24,8 +24,7 @@ class DamagedCopy(NewLLMError):
 
 
 def copy_folder(source: Path, target: Path, check: dict[str, str] | None = None) -> None:
-    """Copy a finished folder (see `staged_directory`); at `target` stands the whole copy, or what stood there
-    before.
+    """Copy a finished folder atomically (see `staged_directory`) to `target`.
 
     Args:
         check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets
@@ -60,9 +59,7 @@ def copy_plain(source: Path, target: Path) -> None:
 
 
 def signature(folder: Path) -> tuple | None:
-    """Differs between two folders that stand under one name one after the other; None if it was never
-    finished.
-    """
+    """Differs between two folders that had one name one after the other; None if never finished."""
     try:
         found, manifest = folder.stat(), manifest_path(folder).stat()
     except OSError:

@@ -76,8 +76,7 @@ def mirror_status(run: Run) -> dict | None:
 def wait_for_mirror(
     run: Run, tell: Callable[[str], None], since: float = 0.0, timeout: float = GIVE_UP_AFTER + 60
 ) -> dict | None:
-    """Wait until the mirror has all (call it when training has ended); `tell` gets a line when something is
-    to be said.
+    """Wait, when training has ended, until the mirror has all; `tell` gets lines for the user.
 
     Args:
         since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it
@@ -110,9 +109,8 @@ def note(run: Run, **changes) -> None:
     except (OSError, ValueError):
         status = {"step": None}
     text = json.dumps({**status, **changes, "updated": time.time()})
-    atomic_write_bytes(
-        run.path / STATUS, text.encode(), durable=False, parents=False
-    )  # a deleted run stays deleted
+    # a deleted run stays deleted
+    atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)
 
 
 def main(path: str, folder: str, since: str) -> int:
@@ -149,13 +147,10 @@ class _Keeper:
         self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
-        """Go on until training has ended and all is there (0), the run is gone (0), or it cannot be
-        had (1).
-        """
+        """Go on until training ended and all is there (0), the run is gone (0), or it is unreachable (1)."""
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
-            ended = not is_locked(
-                self.run
-            )  # looked at before copying: what was saved before the end is copied below
+            # looked at before copying: what was saved before the end is copied below
+            ended = not is_locked(self.run)
             self.ended_at = (self.ended_at or (time.monotonic(), time.time())) if ended else None
             if self._is_time(ended) and self._try() and ended:
                 note(self.run, **self.who, state="done", ended=self.ended_at[1])

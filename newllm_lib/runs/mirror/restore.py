@@ -70,8 +70,7 @@ def is_ahead(copy: Run, run: Run) -> bool:
 
 
 def bring_back(copy: Run, run: Run) -> None:
-    """Make `run` what `copy` is, part by part; each part is whole or not there, so a kill in between loses
-    nothing.
+    """Make `run` what `copy` is, each part atomically, so a kill in between loses nothing.
 
     Raises:
         NewLLMError: damaged, or it holds what is not read from elsewhere.
@@ -107,9 +106,7 @@ def bring_back(copy: Run, run: Run) -> None:
 
 
 def _put_before(earlier: Path, log: Path) -> None:
-    """What the log said before in front of what it says now, in place: a background run writes into this very
-    file.
-    """
+    """Put the earlier log before the present one, in place: a background run writes into this very file."""
     then, now = earlier.read_bytes(), log.read_bytes()
     if not now.startswith(then):  # else an attempt that was killed has done it
         with explained(log), open(log, "r+b") as file:
@@ -121,10 +118,8 @@ def _bring_part(part: Path, run: Run) -> None:
         copy_folder(part, run.path / part.name, check=recorded_sums(part) or {})
     except DamagedCopy as error:  # an older checkpoint may still be good
         say(str(error))
-    except (
-        Replaced,
-        FileNotFoundError,
-    ):  # a mirror that is still at work there has newer ones, and dropped it
+    except (Replaced, FileNotFoundError):
+        # a mirror that is still at work there has newer ones, and dropped it
         say(f"{part} went while it was read: left out.")
     except OSError as error:
         raise NewLLMError(

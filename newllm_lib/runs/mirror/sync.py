@@ -41,11 +41,10 @@ class Mirror:
 
         Raises:
             NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were
-                written. What was whole there before still is. UsageError: what lies there is no copy of a
-                run.
+                written. What was whole there before still is.
+            UsageError: what lies there is no copy of a run.
         """
-        # Listed before the small files are read, so that metrics.jsonl reaches as far as every checkpoint
-        # that is copied.
+        # Listed before the small files are read: metrics.jsonl then covers every copied checkpoint.
         checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
         try:
             self._check_place()
@@ -78,9 +77,7 @@ class Mirror:
             raise FileNotFoundError(errno.ENOTCONN, "not there")
 
     def _take_place(self) -> None:
-        """Make the copy's folder and mark it, once; what is not ours there is refused before anything is
-        written.
-        """
+        """Make the copy's folder and mark it, once; what is not ours there is refused before any write."""
         if not (self._is_marked and self.target.path.is_dir()):
             check_shared(self.target.path, "mirror", "--mirror_dir")
             self.target.path.mkdir(exist_ok=True)
@@ -94,9 +91,7 @@ class Mirror:
             return False
 
     def _other_folders(self) -> list[Path]:
-        """The run's finished folders that are no checkpoints: `best/`, and `last/` unless it is a
-        checkpoint's files again.
-        """
+        """The run's finished folders that are no checkpoints: `best/`, `last/` unless it is one's copy."""
         found = []
         for folder in sorted(self.run.path.iterdir()) if self.run.path.is_dir() else ():
             if (
@@ -142,9 +137,8 @@ class Mirror:
             return True
         try:
             known = folder.name in self._copied or not is_complete(copy)
-            if known or recorded_sums(copy) != sums_of(
-                folder
-            ):  # equal: an earlier life of this run copied it
+            # equal: an earlier life of this run copied it
+            if known or recorded_sums(copy) != sums_of(folder):
                 self._make_room(folder)
                 copy_folder(folder, copy)
         except (Replaced, FileNotFoundError):

@@ -1,6 +1,4 @@
-"""What one process of several wants, all do at the same step: stop for a signal, save on request or
-in time.
-"""
+"""What one process wants, all do at the same step: stop for a signal, save on request or in time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""FSDP2: each process keeps some rows of every weight, gradient and optimizer state; a block is whole only
-while it works.
+"""FSDP2: each process keeps rows of all weights, gradients and states; a block is whole while it works.
 
 On several hosts each host has the whole model in its GPUs, where that fits: weights are then fetched inside
 the host.
@@ -36,7 +35,7 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
 
     Args:
         parts: as many as there are processes, or as a host has: then each host has all parts, and only
-        gradients go between them.
+            gradients go between them.
         compiled: compile each block's forward (not what fetches its weights).
     """
     model.to(device)
@@ -47,9 +46,8 @@ def apply_fsdp(model: nn.Module, device: torch.device, parts: int, compiled: boo
     copies = process_group.world_size() // parts
     shape, names = ((parts,), ("part",)) if copies == 1 else ((copies, parts), ("copy", "part"))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    process_group.broadcast_(
-        model.parameters()
-    )  # made from one seed; that the processors also agree is not left to chance
+    # made from one seed; that different CPUs agree is not left to chance
+    process_group.broadcast_(model.parameters())
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -73,9 +71,7 @@ def plain_class(model: nn.Module) -> type:
 
 @contextmanager
 def summon_full_params(model: nn.Module) -> Iterator[None]:
-    """Each process has all weights in the block: it may use the model by itself, as often as it likes. All
-    must enter.
-    """
+    """Within it each process has all weights and may use the model as it likes. All must enter."""
     if not is_sharded(model):
         yield
         return
@@ -88,9 +84,8 @@ def summon_full_params(model: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.reshard()
-            group.set_reshard_after_forward(
-                group is not model, recurse=False
-            )  # the root's are needed first in the backward pass
+            # the root's are needed first in the backward pass
+            group.set_reshard_after_forward(group is not model, recurse=False)
 
 
 # --- files
@@ -106,9 +101,7 @@ _DTYPES = {
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """`model.safetensors` with the configuration beside it, as `from_pretrained` reads them. All processes
-    call it.
-    """
+    """`model.safetensors` and the configuration, for `from_pretrained`. All processes call it."""
     tensors = dict(model.named_parameters())
     saved = model.state_dict().keys()
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
@@ -140,9 +133,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: P
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """What `save_optimizer` wrote, for as many processes as there are now; or a whole model's
-    `optimizer.pt`.
-    """
+    """What `save_optimizer` wrote, for any number of processes; or a whole model's `optimizer.pt`."""
     if (folder / OPTIMIZER).is_file():
         _load_by_name(optimizer, model, folder / OPTIMIZER)
     else:
@@ -219,8 +210,7 @@ def _is_ours(tensor: Tensor) -> bool:
 
 
 def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors of which each process has some rows into one safetensors file: everyone its own rows. All
-    must call it.
+    """Write sharded tensors into one safetensors file, each process its own rows. All must call it.
 
     Tensors that are not cut are the first process's.
     """

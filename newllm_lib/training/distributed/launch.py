@@ -1,5 +1,4 @@
-"""`--num_gpus`: starts the processes by torch's elastic launcher, passes signals on, and tells why they
-ended.
+"""`--num_gpus`: starts processes by torch's elastic launcher, passes signals on, reports why they ended.
 
 This process holds the run (lock, status, mirror) while they train; each is
 `newllm_lib.training.distributed.worker`. What torchrun and `accelerate launch` start by themselves, on one
@@ -35,8 +34,8 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
     """Train in `count` processes on this host until they are done.
 
     Raises:
-        Interrupted: stopped by a signal, after saving. NewLLMError: what the first process that failed said,
-        or how it was ended.
+        Interrupted: stopped by a signal, after saving.
+        NewLLMError: what the first process that failed said, or how it was ended.
     """
     with tempfile.TemporaryDirectory(prefix="newllm-launch-") as folder, _environment(device, count):
         record = Path(folder) / "recipe.yaml"
@@ -90,7 +89,7 @@ def _environment(device: Device, count: int):
     levels = [logger.level for logger in loggers]
     os.environ.update(changes)
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # what went wrong is said once, by us
+        logger.setLevel(logging.CRITICAL)  # errors are reported once, by us
     try:
         yield
     finally:
@@ -105,9 +104,7 @@ def _environment(device: Device, count: int):
 
 @contextmanager
 def _signals_passed_on():
-    """SIGINT and SIGTERM go to the processes, which save and stop together; without any yet, they end this
-    one.
-    """
+    """SIGINT and SIGTERM go to the processes, which save and stop; before there are any, they end this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -170,6 +167,6 @@ def _cause(error: BaseException, count: int) -> BaseException:
 
 
 def _said(failure: ProcessFailure) -> str:
-    """What a process told the launcher, as `Kind: text`; empty if it could not."""
+    """A process's message to the launcher, as `Kind: text`; empty if it could not."""
     told = failure.error_file_data["message"]
     return told["message"] if isinstance(told, dict) else ""

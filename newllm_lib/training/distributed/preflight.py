@@ -1,6 +1,4 @@
-"""Whether all processes of a run, on however many hosts, are about to do the same: before any of them waits
-for another.
-"""
+"""Whether all processes of a run, on all hosts, are about to do the same: checked before any waits."""
 
 from __future__ import annotations
 
@@ -17,10 +15,7 @@ from newllm_lib.training.estimate import micro_batch_size
 
 
 def check_same_plan(recipe: Recipe, device: Device) -> None:
-    """Raises:
-    NewLLMError: the machine of some process asks for something else than the first one's, and they would wait
-    for each other.
-    """
+    """Raise NewLLMError where a process's machine asks for another plan: they would wait for each other."""
     pieces, micro = num_shards(recipe, device), micro_batch_size(recipe, device, process_group.world_size())
     mine = (
         f"{distribution(recipe, device)} in {pieces} parts, {dtype_of(recipe, device)}, {micro} sequences "
@@ -36,10 +31,7 @@ def check_same_plan(recipe: Recipe, device: Device) -> None:
 
 
 def check_shared_filesystem(run: Run, checkpoint) -> None:
-    """Raises:
-    NewLLMError: processes on another host have another folder than the first one, or go on from another
-    checkpoint.
-    """
+    """Raise NewLLMError where another host has another run folder or resumes another checkpoint."""
     if not process_group.is_distributed():
         return
     where = f"{run.path.absolute()}: all hosts need the run's folder on a disk they share (--output_dir)."

@@ -38,7 +38,7 @@ _LOST = (  # what torch says when another process is gone
 
 
 class LostPeer(NewLLMError):
-    """Another process of the run ended: what it said is the cause."""
+    """Another process of the run ended: its message is the cause."""
 
 
 def world_size() -> int:
@@ -67,9 +67,7 @@ def is_distributed() -> bool:
 
 
 def owns_run() -> bool:
-    """Whether the run's lock, status and mirror are this process's business: not where a launcher of ours has
-    them.
-    """
+    """Whether the run's lock, status and mirror are this process's: not under a launcher of ours."""
     return is_main_process() and LAUNCHED not in os.environ
 
 
@@ -183,9 +181,7 @@ def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def gather_object(value) -> list:
-    """Every process's `value` (plain data or tensors on the CPU), in their order; in the first process only,
-    else empty.
-    """
+    """Every process's `value` (plain data or CPU tensors) in order; in the first process only, else empty."""
     if not is_distributed():
         return [value]
     box = [None] * world_size() if is_main_process() else None

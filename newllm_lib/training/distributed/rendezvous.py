@@ -1,5 +1,4 @@
-"""Where the processes of a run meet: a part of torchrun's store that those of an earlier attempt have not
-used.
+"""Where a run's processes meet: a part of torchrun's store that no earlier attempt has used.
 
 torchrun's store outlives the processes that it starts again (`--max-restarts`), with the addresses of the
 dead in it. Who reads one of them, instead of waiting for the new one, calls a port that nobody listens at.

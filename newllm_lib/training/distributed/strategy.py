@@ -1,5 +1,4 @@
-"""Several GPUs from a recipe's keys: how many, how the work is shared among them, and what does not go
-together with that.
+"""Several GPUs from a recipe's keys: how many, how they share the work, and what does not go with them.
 
 DDP: each process has a whole model and its part of the batch; gradients are averaged (torch's
 DistributedDataParallel). FSDP2: weights, gradients and optimizer state are cut into as many parts as there
@@ -55,9 +54,7 @@ def is_sharded(recipe: Recipe, device: Device) -> bool:
 
 
 def num_shards(recipe: Recipe, device: Device) -> int:
-    """Into how many the model is cut: as many as a host has processes, where that is enough, else over all
-    hosts.
-    """
+    """The number of shards: a host's processes, where that is enough, else those of all hosts."""
     if not is_sharded(recipe, device):
         return 1
     count = num_processes(recipe, device)

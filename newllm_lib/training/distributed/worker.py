@@ -18,7 +18,7 @@ _DIES_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
 def main(path: str, before: str) -> int:
-    """Train the recipe; the exit code. What goes wrong is told to the launcher, which says it."""
+    """Train the recipe; the exit code. Errors go to the launcher, which prints them."""
     _end_with_the_launcher()
     signal.signal(signal.SIGTERM, _terminate)
     try:

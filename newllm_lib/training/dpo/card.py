@@ -1,6 +1,4 @@
-"""A preference run in one page of markdown: what was trained on what, figures before and after, answers side
-by side.
-"""
+"""A preference run on one page: what was trained on what, figures before and after, answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The pictures of a preference run: loss, reward margin and accuracy, log-probabilities, distance from the
-base, GPU memory.
-"""
+"""A preference run's pictures: loss, margin, accuracy, log-probabilities, distance, GPU memory."""
 
 from __future__ import annotations
 

@@ -12,9 +12,7 @@ FAR = 10.0  # nats an answer: what is said then would hardly ever have been said
 
 
 def row_of_evaluation(found: dict) -> dict:
-    """An evaluation as flat keys: `eval_accuracy`, `eval_margin`, …, and `eval_accuracy_vague` for
-    each kind.
-    """
+    """An evaluation as flat keys: `eval_accuracy`, `eval_margin`, …, `eval_accuracy_vague` for each kind."""
     row = {f"eval_{name}": value for name, value in found.items() if isinstance(value, (int, float))}
     for kind, figures in found.get("kinds", {}).items():
         row |= {f"eval_{name}_{kind}": figures[name] for name in ("accuracy", "margin")}

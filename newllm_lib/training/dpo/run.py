@@ -1,5 +1,4 @@
-"""From a recipe with `task: dpo` to a finished run: pairs, base, what it prefers before, training, and after,
-the card.
+"""From a recipe with `task: dpo` to a finished run: pairs, base, measures, training, the card.
 
 Lock, status and the run's folder are `training.run`'s; resuming, saving and signals `training.trl.run`'s;
 the trainer is in `dpo_task`.
@@ -37,8 +36,9 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
     """Train a preference run until done; nothing if it was finished before.
 
     Raises:
-        UsageError: other data, or a base that is not there. NewLLMError: pairs that do not fit, a loss that
-            is no number, or answers that became empty or repeat themselves.
+        UsageError: other data, or a base that is not there.
+        NewLLMError: pairs that do not fit, a loss that is not finite, or answers that became empty or repeat
+            themselves.
     """
     _refuse(recipe)
     pairs = load_preferences(recipe)
@@ -69,9 +69,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
 
 
 def _refuse(recipe: Recipe) -> None:
-    """Raises:
-    UsageError: a key or a loss that preference training does not know.
-    """
+    """Raise UsageError for a key or a loss that preference training does not know."""
     losses(recipe.loss_type)
     for key, default in (
         ("from_run", None),
@@ -113,8 +111,7 @@ def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Prepare
 
 
 def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
-    """Measure what was kept (best/, from the disk, as its user will load it), write result and card, and
-    judge.
+    """Measure best/ as its user will load it, write result and card, and judge.
 
     Raises:
         NewLLMError: the answers of what was kept are empty or repeat themselves.

@@ -1,5 +1,4 @@
-"""Activation checkpointing, block by block, where the whole batch passes through one block before the next
-one is touched.
+"""Activation checkpointing by block: the whole batch passes one block before the next is touched.
 
 A batch too large for the memory is usually cut into micro-batches, and every parameter's gradient is kept
 until the last of them. Here it is cut inside each block instead: the backward pass runs block L over all
@@ -73,13 +72,11 @@ def checkpoint_blocks(
     compiled: bool = False,
     graphs: bool = False,
 ) -> BlockPasses:
-    """From now on a training step keeps only each block's input, and computes the rest again in the backward
-    pass.
+    """From now on training keeps only each block's input, and recomputes the rest in the backward pass.
 
     Args:
         sequences: at a time inside a block; None: the whole batch. A block's tensors whose first dimension is
-        the batch's (that of
-            its first argument) are cut, all others are given to each chunk whole.
+            the batch's (that of its first argument) are cut, all others are given to each chunk whole.
         offload: keep the inputs in the host's memory (pinned), fetched ahead of their use. With them gone, a
             tensor-train head's logits would be most of what is left: they come in smaller blocks.
         compiled: compile the blocks' forward with torch.compile, once for all of them.
@@ -107,9 +104,8 @@ def _forward_of(block: nn.Module, inner, passes: BlockPasses):
         leaves, structure = tree_flatten((args, kwargs))
         tensors, constants = _split(leaves)
         call = _Call(block, inner, passes, tensors, constants, structure)
-        anchor = torch.zeros(
-            (), requires_grad=True
-        )  # the parameters' gradients are wanted even where no input has one
+        # the parameters' gradients are wanted even where no input has one
+        anchor = torch.zeros((), requires_grad=True)
         outputs = _CheckpointedBlock.apply(call, anchor, *tensors)
         return tree_unflatten(_joined(outputs, call.output_constants), call.output_structure)
 
@@ -132,9 +128,7 @@ def _joined(tensors, constants: list) -> list:
 
 
 class _Call:
-    """One block's call: its function, its arguments taken apart, and what must be as it was when it runs
-    again.
-    """
+    """One block's call: its function, its arguments, and what must be as it was when it runs again."""
 
     def __init__(
         self, block: nn.Module, inner, passes: BlockPasses, tensors: list[Tensor], constants: list, structure
@@ -154,9 +148,8 @@ class _Call:
             "enabled": torch.is_autocast_enabled(kind),
             "dtype": torch.get_autocast_dtype(kind),
         }
-        self.autocast["cache_enabled"] = (
-            False  # what a graph casts lies in its own memory, and must not be found by others
-        )
+        # what a graph casts lies in its own memory, and must not be found by others
+        self.autocast["cache_enabled"] = False
         self.random = _random_state(self.device)
 
     @property
@@ -171,9 +164,7 @@ class _Call:
         return [t[rows] if cut else t for t, cut in zip(tensors, self.cut, strict=True)]
 
     def run(self, tensors: list[Tensor], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The tensors that the block returns for these; computed with other `parameters` than its own, by
-        name, if given.
-        """
+        """The tensors that the block returns for these; with other `parameters` than its own, if given."""
         args, kwargs = tree_unflatten(_joined(tensors, self.constants), self.structure)
         with torch.autocast(**self.autocast):
             if parameters is None:
@@ -209,8 +200,7 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
                 continue
-            # Compiled, both runs are one graph with its gradients: another one without them would have to be
-            # compiled too.
+            # Compiled, both runs are one graph with its gradients: one without them would be compiled too.
             with torch.set_grad_enabled(call.passes.compiled):
                 inputs = [
                     t.detach().requires_grad_(w)
@@ -223,9 +213,8 @@ class _CheckpointedBlock(torch.autograd.Function):
                 for target, x in zip(whole, part, strict=True):
                     target[rows] = x
         ctx.call = call
-        kept = [
-            i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]
-        ]  # large and needed once: may go to the host
+        # large and needed once: may go to the host
+        kept = [i for i, t in enumerate(tensors) if ctx.wanted[i] and call.cut[i]]
         ctx.handles = {i: call.passes.store.put(tensors[i]) for i in kept}
         ctx.save_for_backward(*(None if i in ctx.handles else t for i, t in enumerate(tensors)))
         ctx.mark_non_differentiable(*(x for x in whole if not x.is_floating_point()))
@@ -252,9 +241,8 @@ class _CheckpointedBlock(torch.autograd.Function):
                 else:
                     found = _backward_through(call, call.part(tensors, rows), ctx.wanted, some)
                 for i, new in enumerate(found):
-                    several = (
-                        len(chunks) > 1 or call.graphs is not None
-                    )  # a graph's results are overwritten by the next one's
+                    # a graph's results are overwritten by the next one's
+                    several = len(chunks) > 1 or call.graphs is not None
                     gradients[i] = _gathered(
                         gradients[i], new, tensors[i], rows if call.cut[i] else None, several
                     )

@@ -1,6 +1,4 @@
-"""Where activations wait between the forward and the backward pass: in the host's memory, or where
-they are.
-"""
+"""Where activations wait between forward and backward pass: in the host's memory, or where they are."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ class HostStore:
 
     def _left(self) -> None:
         """Let go of what was put last, as soon as it is copied. The GPU waits for that, a block later, and
-        not the memory: memory that only the copy's end sets free would be missing while the processor is many
+        not the memory: memory that only the copy's end sets free would be missing while the CPU is many
         blocks ahead of the GPU."""
         if self.leaving is not None:
             torch.cuda.current_stream(self.device).wait_event(self.leaving[1])
@@ -61,9 +59,8 @@ class HostStore:
         self._fetch(stored)
         self.waiting = [ref for ref in self.waiting if ref() not in (None, stored)]
         torch.cuda.current_stream(self.device).wait_event(stored.arrived)
-        self.free[stored.key].append(
-            stored.host
-        )  # the next copy into it comes after this one, in the same stream
+        # the next copy into it comes after this one, in the same stream
+        self.free[stored.key].append(stored.host)
         x, stored.on_device = stored.on_device, None
         if self.waiting:
             self._fetch(self.waiting[-1]())
@@ -72,9 +69,8 @@ class HostStore:
     def _fetch(self, stored: _Stored) -> None:
         if stored.on_device is None:
             stored.on_device = torch.empty(stored.host.shape, dtype=stored.host.dtype, device=self.device)
-            self.stream.wait_stream(
-                torch.cuda.current_stream(self.device)
-            )  # who had this memory before is done with it
+            # who had this memory before is done with it
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 stored.on_device.copy_(stored.host, non_blocking=True)
             stored.arrived = torch.cuda.Event()

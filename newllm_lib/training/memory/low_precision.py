@@ -1,6 +1,4 @@
-"""Weights in bfloat16: matrices that are stepped with stochastic rounding; vectors, which are few and
-delicate, stay in float32.
-"""
+"""Weights in bfloat16: matrices step with stochastic rounding; vectors, few and delicate, stay float32."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ def lighten_(model: nn.Module) -> nn.Module:
 
 
 def build_light(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
-    """What `build` returns, made on `device` in bfloat16: a large model is at no moment in float32, nor in
-    the host's memory.
-    """
+    """What `build` returns, made on `device` in bfloat16: never in float32, nor in the host's memory."""
     with torch.device(device), _default_dtype(torch.bfloat16):
         model = build()
     return lighten_(model.to(device))

@@ -12,9 +12,7 @@ from newllm_lib.errors import NewLLMError
 
 
 def count_from_here() -> None:
-    """What is reserved at most on the GPU is this run's from now on, not that of an earlier one in the same
-    process.
-    """
+    """Count the GPU's peak memory from now on: an earlier run of this process had its own."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -23,12 +21,11 @@ def count_from_here() -> None:
 def with_smaller_micro_batches(
     micro: int, batch_size: int, unit: str, advice: str, attempt: Callable[[int, bool], None]
 ) -> None:
-    """`attempt(micro, first)`, and after running out of memory again with about half of `micro` (a divisor of
-    the batch).
+    """`attempt(micro, first)`; when memory runs out, again with about half of `micro`.
 
     Args:
-        unit: what a batch holds ("sequences", "pairs"). advice: what to lower when even one at a time does
-        not fit.
+        unit: what a batch holds ("sequences", "pairs").
+        advice: what to lower when even one at a time does not fit.
     Raises:
         NewLLMError: even one at a time does not fit.
     """

@@ -1,6 +1,4 @@
-"""From a recipe's memory keys to what they mean for a run: what is refused, how the model is made, how its
-blocks run.
-"""
+"""What a recipe's memory keys mean for a run: what is refused, how the model and its blocks are made."""
 
 from __future__ import annotations
 

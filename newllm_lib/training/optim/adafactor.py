@@ -1,5 +1,4 @@
-"""Adafactor with momentum in 4 or 8 bits, on bfloat16 weights: AdamW's steps for two thirds of a byte a
-parameter.
+"""Adafactor with 4- or 8-bit momentum on bfloat16 weights: AdamW's steps at 2/3 of a byte a parameter.
 
 The second moment of a matrix is kept as one number a row and one a column (Shazeer & Stern, 2018, arXiv
 1804.04235); the gradient divided by it goes into a momentum, as Zhai et al. (2021, arXiv 2106.04560) train
@@ -28,8 +27,7 @@ FACTORED_FROM = 128
 
 
 class Adafactor(StochasticRoundingOptimizer):
-    """Decoupled weight decay, no relative step, updates clipped to root mean square 1, bias-corrected as
-    Adam's.
+    """Decoupled weight decay, no relative step, updates clipped to RMS 1, bias-corrected as Adam's.
 
     Args:
         momentum_bits: 0 (no momentum), 4, 8 or 32. Tensors too small to be factored keep two float32 moments.

@@ -21,8 +21,7 @@ from newllm_lib.training import optim
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters. It has `step_parameter` where the recipe steps in
-    the backward pass.
+    """The recipe's optimizer (with `step_parameter` where it steps in the backward pass).
 
     Raises:
         UsageError: it needs a package that is not installed.
@@ -61,9 +60,8 @@ def _for_the_rest(groups: list[dict], recipe: Recipe, light: bool) -> torch.opti
         )
     if recipe.optimizer_in_backward:
         return optim.one_for_each(groups, partial(torch.optim.AdamW, **common, fused=recipe.fused_optimizer))
-    return torch.optim.AdamW(
-        groups, **common, fused=recipe.fused_optimizer
-    )  # fused: one kernel for all of them on a GPU
+    # fused: one kernel for all of them on a GPU
+    return torch.optim.AdamW(groups, **common, fused=recipe.fused_optimizer)
 
 
 def _torchao(name: str):
@@ -84,9 +82,7 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def learning_rate_factor(step: int, total: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the recipe's schedule to its
-    floor.
-    """
+    """Share of the peak learning rate at `step` of `total`: linear warm-up, then the schedule."""
     warmup = recipe.warmup_steps * total if recipe.warmup_steps < 1 else recipe.warmup_steps
     warmup = min(warmup, total / 2)
     if step < warmup:

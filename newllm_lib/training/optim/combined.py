@@ -7,9 +7,7 @@ from torch import Tensor
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizers over disjoint parameters as one: schedulers, gradient scalers and checkpoints see a single
-    list of groups.
-    """
+    """Optimizers over disjoint parameters as one, with a single list of groups for schedulers and scalers."""
 
     def __init__(self, parts: dict[str, torch.optim.Optimizer]):
         super().__init__([group for part in parts.values() for group in part.param_groups], {})
@@ -34,9 +32,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
-        """Step one parameter with its gradient times `scale` (1,): the part that knows how to, or whose only
-        parameter it is.
-        """
+        """Step one parameter with its gradient times `scale` (1,), by the optimizer that holds it."""
         part = self._part_of[parameter]
         if hasattr(part, "step_parameter"):
             part.step_parameter(parameter, scale)
@@ -67,8 +63,6 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
 
 def one_for_each(parameter_groups: list[dict], make) -> CombinedOptimizer:
-    """An optimizer for each parameter, so that each can be stepped when its gradient is there. `make(group)`
-    builds one.
-    """
+    """An optimizer for each parameter, made by `make(group)`: each is stepped when its gradient is there."""
     single = [{**group, "params": [p]} for group in parameter_groups for p in group["params"]]
     return CombinedOptimizer({str(i): make([group]) for i, group in enumerate(single)})

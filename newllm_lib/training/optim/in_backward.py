@@ -1,5 +1,4 @@
-"""The optimizer's step inside the backward pass: each parameter is stepped, and its gradient freed, once that
-gradient is whole.
+"""The optimizer's step inside the backward pass: each parameter is stepped and its gradient freed at once.
 
 Clipping by the global norm would need all gradients at once. Here every tensor's norm is remembered: while
 the backward pass goes on, the norms of the tensors already seen are this step's and the others are the last
@@ -120,9 +119,7 @@ def _square(gradient: Tensor) -> Tensor:
 
 
 def _in_several_blocks(parameters: list[Tensor], passes: BlockPasses | None) -> list[Tensor]:
-    """Parameters that several checkpointed blocks use: each block adds its part of the gradient in a pass of
-    its own.
-    """
+    """Parameters that several checkpointed blocks use, each adding its gradient in its own pass."""
     if passes is None:
         return []
     uses: dict[Tensor, int] = {}

@@ -42,9 +42,8 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
     def update(self, parameter: Tensor, state: dict, group: dict, scale: Tensor, seed: int) -> None:
         beta, bits = group["momentum"], group["momentum_bits"]
         rows, columns = parameter.shape
-        average = torch.zeros_like(
-            parameter, dtype=torch.float32
-        )  # becomes the new momentum: 0 (1 - 1) + 1 m
+        # becomes the new momentum: 0 (1 - 1) + 1 m
+        average = torch.zeros_like(parameter, dtype=torch.float32)
         rounded_step_(
             average,
             parameter.grad,

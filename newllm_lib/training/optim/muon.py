@@ -15,9 +15,7 @@ from torch import Tensor
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch.optim.Muon with adjust_lr_fn="original" or None, computed in batches; same state, same update to
-    rounding.
-    """
+    """torch.optim.Muon (adjust_lr_fn "original" or None) in batches: the same update to rounding."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -52,9 +50,7 @@ def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: l
 
 
 def _move(params: list[Tensor], updates: Tensor, rate) -> None:
-    """Parameters of one shape -= rate * updates (count, rows, columns; the longer side last), in a few
-    kernels.
-    """
+    """Parameters of one shape -= rate * updates (count, rows, columns), in a few kernels."""
     shape = params[0].shape
     # A rate on the device, as in a captured step, is a factor: `alpha` would have to be asked for.
     changes = updates.to(params[0].dtype) * (rate * math.sqrt(max(1, shape[0] / shape[1])))
@@ -70,9 +66,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Matrices (batch, rows, columns), rows <= columns, with all singular values near 1, by Newton and
-    Schulz's iteration.
-    """
+    """Matrices (batch, rows, columns), rows <= columns, by Newton-Schulz with singular values near 1."""
     a, b, c = coefficients
     x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(eps)
     for _ in range(steps):

@@ -1,6 +1,4 @@
-"""What the low-memory optimizers share: one parameter stepped at a time, states that keep their dtypes,
-seeded random bits.
-"""
+"""What low-memory optimizers share: one parameter at a time, states that keep dtypes, seeded bits."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def clip_norm(self, max_norm: float) -> Tensor:
-        """The gradients' global norm; the next `step` scales them down to `max_norm` as it reads them, which
-        saves a pass.
-        """
+        """The gradients' global norm; the next `step` clips to `max_norm` as it reads, which saves a pass."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum().sqrt()
         self._scale = torch.where(
@@ -74,9 +70,7 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
-        """Step one parameter with its gradient times `scale` (1,); nothing happens to it if `scale` is no
-        finite number.
-        """
+        """Step one parameter with its gradient times `scale` (1,); nothing happens if that is not finite."""
         group, index = self._index[parameter]
         state = self._state_of(parameter, group)
         state["step"] += 1
@@ -84,19 +78,14 @@ class StochasticRoundingOptimizer(torch.optim.Optimizer, ABC):
         self.update(parameter, state, group, scale, seed)
 
     def square_norm(self, parameter: Tensor) -> Tensor:
-        """The squared norm of its gradient, one float32 element; asked for right before the
-        parameter's step.
-        """
+        """The squared norm of its gradient, one float32 element; asked for right before its step."""
         return torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square_()
 
-    # What changes from step to step, of (group, step): `update`'s `numbers`. None: its steps cannot be
-    # recorded.
+    # What changes with (group, step): `update`'s `numbers`. None: its steps cannot be recorded.
     numbers_of: Callable[[dict, int], list[float]] | None = None
 
     def _replay(self, stepped: list[Tensor], scale: Tensor) -> None:
-        """A step of all these, recorded at the second one with the same gradients' places (the first compiles
-        its kernels).
-        """
+        """A step of all these, as a graph from the second on (the first compiles its kernels)."""
         scale = self._place("scale", scale)
         numbers = {}
         for index, group in enumerate(self.param_groups):

@@ -1,4 +1,4 @@
-"""What `TrainingArguments` are told where a trainer of TRL's trains, from the recipe and the device."""
+"""`TrainingArguments` for a trainer of TRL's, from the recipe and the device."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The model that preference training starts from, as the run keeps it, and its warm start on the preferred
-answers.
-"""
+"""The model that preference training starts from, and its warm start on the preferred answers."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ from newllm_lib.training.trl.arguments import one_gpu, reporters, trainer_argume
 
 @dataclass
 class PreparedBase:
-    """The base model, its tokenizer, what it is called, and whether the run holds it already as it
-    shall be.
-    """
+    """The base model, its tokenizer, its name, and whether the run holds it already as it shall be."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -44,8 +40,7 @@ class PreparedBase:
         return sum(p.numel() for p in self.model.parameters())
 
     def warm_start(self, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
-        """Learn the preferred answers, if the recipe says so; then keep the base in the run unless the hub
-        has it.
+        """Learn preferred answers if the recipe says so; then keep the base, unless the hub has it.
 
         Raises:
             Interrupted: stopped on the way; nothing of it is kept.
@@ -66,7 +61,8 @@ def prepare_base(recipe: Recipe, run: Run) -> PreparedBase:
     """The base as the run keeps it, or as the recipe names it.
 
     Raises:
-        UsageError: there is no such base. NewLLMError: it cannot be read or reached.
+        UsageError: there is no such base.
+        NewLLMError: it cannot be read or reached.
     """
     own = run.path / BASE
     ready = is_complete(own)

@@ -83,7 +83,7 @@ class RowsCallback(TrainerCallback):
             file.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
 
     def check_finite(self, loss: float, step: int) -> None:
-        """Raises: NewLLMError: the loss is no number."""
+        """Raises NewLLMError where the loss is not finite."""
         if math.isfinite(loss):
             return
         last, rate = self.job.run.latest_checkpoint(), self.job.recipe.scaled_learning_rate()

@@ -51,16 +51,16 @@ from newllm_lib.training.trl.callbacks import (
 )
 from newllm_lib.training.trl.task import TrlRun, TrlTask
 
-constants.HF_HUB_DISABLE_TELEMETRY = (
-    True  # TRL would report each run to the hub; the variable was read long ago
-)
+# TRL would report each run to the hub; the variable was read long ago
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: str) -> TrlRun:
     """The run as it stands: new, or at the checkpoint that is to be continued.
 
     Args:
-        fingerprint: of the training data. rows: what they are called ("pairs").
+        fingerprint: of the training data.
+        rows: what they are called ("pairs").
     Raises:
         UsageError: it was started with other data, or `--resume` names no checkpoint.
         NewLLMError: the checkpoint is damaged.
@@ -116,7 +116,7 @@ def train_task(job: TrlRun, task: TrlTask, base: PreparedBase, micro_batch: int)
 
     Raises:
         Interrupted: stopped by a signal, after saving.
-        NewLLMError: a loss that is no number, a full disk, too little memory.
+        NewLLMError: the loss is not finite, the disk is full, or memory is too small.
     """
 
     def attempt(micro: int, first: bool) -> None:

@@ -46,8 +46,7 @@ class TrlTask(ABC):
 
     @abstractmethod
     def build_trainer(self, model, arguments: dict) -> Trainer:
-        """A trainer of TRL's as it is, with the rows of an epoch in its `train_dataset`, prepared by it or by
-        us.
+        """A TRL trainer as it is, with an epoch's rows in its `train_dataset`, prepared by it or us.
 
         Their order, the optimizer, its schedule and the callbacks are given to it afterwards.
 
