@@ -149,7 +149,7 @@ def mirrors(run: Run) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if os.fsencode(run.path.absolute()) in words and any(b"mirroring" in word for word in words):
+            if os.fsencode(run.path.absolute()) in words and any(b"mirror.daemon" in word for word in words):
                 found.append(int(folder.name))
     return found
 

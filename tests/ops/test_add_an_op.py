@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs/guides/add-an-op.md").read_text(encoding="utf-8")
 ABOVE = {
     "tests/ops/kernel_checks.py": ["def run_interpreted("],
     "tests/ops/compiled_kernels.py": [
-        "from newllm_lib.ops.stochastic_rounding import new_momentum",
+        "from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum",
         "    doc_starts = torch.zeros(batch, time",
     ],
     "newllm_lib/ops/self_check.py": ["_OPERATIONS: dict", '    "gated_scan": _gated_scan,'],
