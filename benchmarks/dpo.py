@@ -29,6 +29,7 @@ from pathlib import Path
 from benchmarks import common, dpo_speed
 from benchmarks.common import Rows
 from newllm_lib.console import say
+from newllm_lib.runs import mark_folder
 
 PARTS = ("speed", "preferences")
 MODELS = ("tiny_gpt2", "new_llm")
@@ -83,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> dict | None:
     folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    mark_folder(folder, "benchmark", "dpo")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("NEWLLM_CACHE", str(folder / "cache"))
     parts, rows = common.choose(arguments.parts, PARTS, "part"), Rows("preferences")

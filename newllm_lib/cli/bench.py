@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from types import ModuleType
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 from newllm_lib.runs import check_file
+from newllm_lib.runs.ownership import free_name, read_mark
 
 CLONE = Path(__file__).resolve().parents[2]  # where it is one
 
@@ -47,13 +49,27 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 
     Raises:
         UsageError: `--out` names a file that is no table of figures, or `--picture` one that was not drawn
-        here.
+            here, or `--folder` a folder of somebody else's.
     """
     if getattr(arguments, "out", None):
         check_file(Path(arguments.out), "--out", lambda text: text.startswith("date,benchmark,"))
     picture = getattr(arguments, "picture", None)
     if picture and not (Path(picture).is_file() and b"Matplotlib" in Path(picture).read_bytes()[:1000]):
         check_file(Path(picture), "--picture", lambda text: False)
+    if getattr(arguments, "folder", None):
+        _check_folder(Path(arguments.folder))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder to work in that holds anything and that no benchmark has marked as its own."""
+    mark = read_mark(folder)
+    if mark is not None and mark["what"] == "benchmark":
+        return
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is not a benchmark's folder: nothing was changed. Give another --folder, e.g. "
+            f"{free_name(folder)}."
+        )
 
 
 def underscored(words: list[str]) -> list[str]:

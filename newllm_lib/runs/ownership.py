@@ -50,7 +50,13 @@ RUN_FILES = frozenset(
 )
 RUN_PART = re.compile(r"best|last|base|(superseded-)?checkpoint-\d+")
 
-_TITLES = {"run": "a run", "mirror": "the copy of a run", "export": "an export", "mixture": "a mixture"}
+_TITLES = {
+    "run": "a run",
+    "mirror": "the copy of a run",
+    "export": "an export",
+    "mixture": "a mixture",
+    "benchmark": "a benchmark",
+}
 # a system puts them anywhere
 _LITTER = frozenset((".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"))
 _STATUS_KEYS = {"state", "message", "pid", "started", "updated", "step", "total_steps"}
@@ -72,7 +78,7 @@ def mark_text(
     """What `.newllm.json` says.
 
     Args:
-        what: "run", "mirror", "export" or "mixture".
+        what: "run", "mirror", "export", "mixture" or "benchmark".
         run: the name of the run that it is, or was made of.
         since: when it became ours (default: now).
         files: of a folder that is replaced whole, the files that we wrote.

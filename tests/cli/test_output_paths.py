@@ -15,7 +15,9 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.cli.bench import open_benchmark
-from newllm_lib.cli.parser import benchmark_parser, build
+from newllm_lib.cli.parser import benchmark_parser, build, parse
+from newllm_lib.errors import UsageError
+from newllm_lib.runs import mark_folder
 from newllm_lib.runs.ownership import MARK, read_mark
 from tests.old_folders import FIXTURES, HALF_DONE, put
 
@@ -245,3 +247,22 @@ def test_a_name_of_a_run_is_a_name(tmp_path, monkeypatch, capsys, name):
     said = capsys.readouterr().err
     assert "is no name" in said and said.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.parametrize("target", ["clone", "home", "file"])
+def test_a_benchmarks_folder_is_never_somebody_elses(target, tmp_path):
+    make(target, tmp_path / "mine")
+    before = listing(tmp_path)
+    with pytest.raises(UsageError, match="--folder, e.g. .*mine_2"):
+        parse(["bench", "dpo", "--folder", str(tmp_path / "mine")])
+    assert listing(tmp_path) == before
+
+
+def test_a_benchmarks_own_folder_is_gone_on_with(tmp_path):
+    folder = tmp_path / "work"
+    parse(["bench", "dpo", "--folder", str(folder)])
+    assert not folder.exists()  # it is made when the benchmark begins
+    folder.mkdir()
+    mark_folder(folder, "benchmark", "dpo")
+    (folder / "results.json").touch()
+    parse(["bench", "dpo", "--folder", str(folder)])
