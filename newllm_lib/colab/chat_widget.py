@@ -50,12 +50,15 @@ class Chat:
             )
 
     def ask(self, text: str) -> str:
-        """Say `text` (or a command such as /reset) and return the answer; it is shown while it is formed."""
-        self.turns.append(("you", text))
-        if text.startswith("/"):
-            answer = self._obey(text)
-        else:
-            answer = self._answer(text)
+        """Say `text` (or a command such as /reset; `//` says what begins with /) and return the answer.
+
+        It is shown while it is formed.
+        """
+        from newllm_lib.generation.chat import spoken
+
+        said = spoken(text)
+        self.turns.append(("you", text if said is None else said))
+        answer = self._obey(text) if said is None else self._answer(said)
         if self.window:
             self.window.draw()
         else:
@@ -129,8 +132,8 @@ class ChatWindow:
         return slider
 
     def _say(self) -> None:
-        text = self.line.value.strip()
-        if text:
+        text = self.line.value
+        if text.strip():
             self.line.value = ""
             self.chat.ask(text)
 

@@ -6,6 +6,8 @@ show(piece)`.
 
 from __future__ import annotations
 
+import re
+import select
 import sys
 from collections.abc import Callable, Iterator
 
@@ -26,8 +28,12 @@ from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode
 COMMANDS = (
     "/reset  forget the conversation\n"
     "/settings  show the settings; change one with /temperature 0.7, /max_new_tokens 50, …\n"
-    "/quit  leave (also Ctrl-D; Ctrl-C stops an answer, a second one leaves)"
+    "/quit  leave (also Ctrl-D; Ctrl-C stops an answer, a second one leaves)\n"
+    "//…  say something that begins with /; several lines pasted at once are one message"
 )
+# one word behind the slash: a path, a comment or a regular expression is something to say
+_COMMAND = re.compile(r"/(?:[A-Za-z_]+(?![^\s=]).*)?", re.DOTALL)
+_PASTED = 0.05  # seconds within which a paste's next line is there
 
 
 class ChatSession:
@@ -130,11 +136,21 @@ class ChatSession:
             return COMMANDS
         if not hasattr(self.settings, name):
             raise UsageError(
-                f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7)."
+                f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7); "
+                f"//{name} says it to the model."
             )
         self.settings = self.settings.changed(name, value)
         self._text.use(self.settings)
         return f"{name} is {getattr(self.settings, name)}."
+
+
+def spoken(line: str) -> str | None:
+    """What a user's line says to the model; None: it is a "/" command. `//` or a space before it says it."""
+    text = line.strip()
+    if text.startswith("//"):
+        return text[1:]
+    is_command = line.startswith("/") and "\n" not in text and _COMMAND.fullmatch(text)
+    return None if is_command else text
 
 
 def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
@@ -186,11 +202,22 @@ class _Pieces:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=None) -> None:
+def ask_terminal(prompt: str) -> str:
+    """A line that the user types, or all lines of what they paste."""
+    lines = [input(prompt)]
+    while sys.stdin.isatty() and select.select([sys.stdin], [], [], _PASTED)[0]:
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines)
+
+
+def run_terminal(session: ChatSession, ask: Callable[[str], str] = ask_terminal, out=None) -> None:
     """Talk in the terminal until /quit, Ctrl-D, or a second Ctrl-C in a row.
 
     Args:
-        ask: shows a prompt and returns the line that the user types.
+        ask: shows a prompt and returns what the user says.
         out: where the answers go (standard output).
     """
     out = out or sys.stdout
@@ -200,7 +227,7 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=No
     interrupted = False  # Ctrl-C came, and no line since
     while True:
         try:
-            line = ask("\nyou> ").strip()
+            line = ask("\nyou> ")
         except EOFError:
             break
         except KeyboardInterrupt:
@@ -210,12 +237,13 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = input, out=No
             say("\n(Ctrl-C again leaves)")
             continue
         interrupted = False
-        if line == "/quit":
+        text = spoken(line)
+        if text is None and line.strip() == "/quit":
             break
-        if line.startswith("/"):
+        if text is None:
             _obey(session, line)
-        elif line:
-            interrupted = not _answer(session, line, out)
+        elif text:
+            interrupted = not _answer(session, text, out)
     say("\nBye.")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from newllm_lib.layers.document import document_starts, positions_in_document
@@ -22,10 +24,51 @@ class TinyGPT2Config(GPT2Config):
         super().__init__(**kwargs)
 
 
+class WindowFull(StoppingCriteria):
+    """Ends `generate` where the model has no position for another token, and says so."""
+
+    def __init__(self, window: int):
+        self.window = window
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.Tensor | None, **kwargs
+    ) -> torch.BoolTensor:
+        full = input_ids.shape[1] > self.window  # the last token was chosen, and is never read
+        if full:
+            warnings.warn(
+                f"generate() ends here: prompt and answer fill this model's window of {self.window} tokens. "
+                "`newllm chat` goes on beyond it.",
+                stacklevel=2,
+            )
+        return torch.full((len(input_ids),), full, dtype=torch.bool, device=input_ids.device)
+
+
 class TinyGPT2ForCausalLM(GPT2LMHeadModel):
     """GPT-2 with New-LLM's loss (no logits are held in training) and its treatment of packed documents."""
 
     config_class = TinyGPT2Config
+
+    def generate(self, *args, stopping_criteria: list[StoppingCriteria] | None = None, **kwargs):
+        """transformers' `generate`, which ends with a warning where the window is full.
+
+        Raises:
+            ValueError: the prompt alone is longer than the window.
+        """
+        criteria = StoppingCriteriaList([*(stopping_criteria or ()), WindowFull(self.config.n_positions)])
+        return super().generate(*args, stopping_criteria=criteria, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args, **kwargs) -> dict:
+        """As transformers'.
+
+        Raises:
+            ValueError: what is read is longer than the window.
+        """
+        length, window = input_ids.shape[1], self.config.n_positions
+        if length > window:
+            raise ValueError(
+                f"{length} tokens are more than the window of {window}: cut the prompt at its left."
+            )
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     def forward(
         self,

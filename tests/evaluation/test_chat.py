@@ -1,12 +1,16 @@
 """A conversation reads every token once, stops where it should, and survives Ctrl-C."""
 
 import io
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.generation.chat import ChatSession, _Pieces, run_terminal, speaks_in_turns
+from newllm_lib.generation.chat import ChatSession, _Pieces, run_terminal, speaks_in_turns, spoken
 from newllm_lib.generation.sampling import Settings
 
 KINDS = ["new_llm", "tiny_gpt2"]
@@ -215,6 +219,58 @@ def test_the_terminal_answers_obeys_and_ends(bpe, make_model, capsys):
     typist = Typist("/quit", "x")
     run_terminal(session, typist, out)
     assert typist.lines == ["x"]
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (
+            "/home/notes/plan.txt is a path: what does it mean?",
+            "/home/notes/plan.txt is a path: what does it mean?",
+        ),
+        ("/* a comment */", "/* a comment */"),
+        ("//reset", "/reset"),
+        (" /quit", "/quit"),
+        ("  //", "/"),
+        ("/quit\nor not", "/quit\nor not"),
+        ("hello ", "hello"),
+        ("/settings temperature 0.5", None),
+        ("/temperature=0.5", None),
+        ("/resett", None),
+        ("/", None),
+        ("/quit ", None),
+    ],
+)
+def test_only_a_word_behind_a_slash_is_a_command(line, said):
+    assert spoken(line) == said
+
+
+def test_a_word_that_is_no_command_says_how_to_say_it(bpe, make_model):
+    with pytest.raises(UsageError, match="no /resett: .*//resett says it"):
+        ChatSession(make_model(bpe), bpe, GREEDY, dialogue=True).command("/resett")
+
+
+def test_pasted_lines_are_one_message():
+    """In a real terminal, with and without a line break at the paste's end."""
+    program = (
+        "from newllm_lib.generation.chat import ask_terminal\n"
+        "print('READY', flush=True)\n"
+        "for _ in range(3): print(repr(ask_terminal('you> ')), flush=True)"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=slave, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "READY\n"
+        for typed, message in (("a\nb\n\nc\n", "a\nb\n\nc"), ("one\n", "one"), ("x\ny\n", "x\ny")):
+            os.write(master, typed.encode())
+            assert process.stdout.readline().removeprefix("you> ") == f"{message!r}\n"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
 
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(bpe, make_model, capsys):

@@ -2,6 +2,7 @@
 generate.
 """
 
+import warnings
 from importlib import metadata
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import newllm_lib.models as models
+from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model, count_parameters, model_config
 
@@ -306,3 +308,17 @@ def test_a_configuration_without_a_first_token_reads_one_document(config):
     changed = ids.clone()
     changed[0, 0] = (ids[0, 0] - 6 + 1) % (VOCAB - 6) + 6
     assert not torch.allclose(model(ids).logits[:, -1], model(changed).logits[:, -1])
+
+
+def test_tiny_gpt2_generates_to_the_end_of_its_window_and_says_so():
+    config = TinyGPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0)
+    model = TinyGPT2ForCausalLM(config).eval()
+    prompt = torch.tensor([[3, 4]])
+    more = {"do_sample": False, "eos_token_id": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.generate(prompt, max_new_tokens=6, **more).shape == (1, 8)
+    with pytest.warns(UserWarning, match="window of 8 tokens"):
+        assert model.generate(prompt, max_new_tokens=60, **more).shape == (1, 9)
+    with pytest.raises(ValueError, match="10 tokens are more than the window"):
+        model.generate(torch.full((1, 10), 3), max_new_tokens=2, **more)
