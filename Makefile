@@ -30,9 +30,10 @@ test-slow:  ## browser (needs Chromium: apt-get install chromium), long faults, 
 test-gpu: setup  ## on a machine with a CUDA GPU
 	$(PYTEST) -m gpu
 
-lint: setup  ## style, format and import order
+lint: setup  ## style, format, import order and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 demo:  ## New-LLM and TinyGPT2 on real dialogues, then the comparison
 	bash colab_bootstrap.sh demo --foreground

@@ -46,6 +46,8 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "mypy",
+            "types-PyYAML",
             "jupytext",
             "nbclient",
             "nbformat",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 def attach(
     package: str, submodules: Iterable[str] = (), submod_attrs: Mapping[str, Iterable[str]] | None = None
-) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """What a package's `__init__` needs to show names that it has not loaded, as in scientific-python's
     `lazy_loader`: `__getattr__, __dir__, __all__ = attach(__name__, ...)`.
 

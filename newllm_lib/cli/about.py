@@ -122,7 +122,7 @@ def _needs(recipe: Recipe, device: Device) -> dict:
 
 
 def _versions() -> dict[str, str | None]:
-    found = {"python": sys.version.split()[0]}
+    found: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -91,6 +91,7 @@ def _package() -> ModuleType:
         spec = importlib.util.spec_from_file_location(
             "benchmarks", start, submodule_search_locations=[str(start.parent)]
         )
+        assert spec is not None and spec.loader is not None  # a file's path always gives both
         sys.modules["benchmarks"] = known = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(known)
     return known

@@ -98,7 +98,7 @@ class HelpAction(argparse.Action):
             recipes = _demo_recipes(overrides(namespace))
         else:
             name = namespace.name or values
-            recipes = [_load(name, overrides(namespace))] if name else []
+            recipes = [_load(str(name), overrides(namespace))] if name else []
         page = HelpPage(parser.prog, self.left_out, recipes)
         print("\n".join(page.all_flags() if self.complete else page.common_flags()))
         parser.exit()

@@ -144,7 +144,7 @@ def _training_commands(commands: _Commands) -> None:
         text = "wait for the end (the default)"
         _flag(parser, "foreground", dest="background", action="store_false", help=text)
         _recipe_flags(parser, left_out)
-        shows = {"action": HelpAction, "left_out": left_out, "nargs": recipe}
+        shows: dict[str, Any] = {"action": HelpAction, "left_out": left_out, "nargs": recipe}
         parser.add_argument("-h", "--help", **shows, complete=False)
         parser.add_argument("--help-all", "--help_all", **shows, complete=True)
 

@@ -26,9 +26,10 @@ def some_pairs(pairs: Sequence[Pair], count: int) -> list[Pair]:
 def answers(model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, **settings) -> list[str]:
     """The model's answers to the prompts of `pairs`; greedy unless `settings` say otherwise."""
     prompts = [encode_prompt(tokenizer, pair.prompt) for pair in pairs]
-    return complete(
+    said = complete(
         model, tokenizer, prompts, **({"temperature": 0.0} | settings), max_new_tokens=max_new_tokens
     )
+    return list(said)
 
 
 def is_empty(answer: str) -> bool:

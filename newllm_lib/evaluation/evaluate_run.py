@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.checkpoints import ModelLocation, load_model, locate
 from newllm_lib.console import say
@@ -112,7 +113,7 @@ def evaluate_run(
         return {"run": name, **evaluate_pairs(network, tokenizer, own, how.get("dtype"))}
     recipe = data.recipe(own, name)
     packed = packed_split(recipe, tokenizer, data.split)
-    result = {"run": name, "split": data.split, "protocol": recipe.protocol}
+    result: dict[str, Any] = {"run": name, "split": data.split, "protocol": recipe.protocol}
     result |= {"data": recipe.data_dir or recipe.data, "loss_on": recipe.loss_on}
     result |= evaluate(network, packed, tokenizer, **how)
     say(describe(result))

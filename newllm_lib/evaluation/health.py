@@ -27,8 +27,8 @@ def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 6
     """
     device = model_device(model)
     length = min(tokens, len(split.ids))
-    places = np.unique(np.linspace(0, len(split.ids) - length, places).astype(np.int64))
-    ids = split.ids[places[:, None] + np.arange(length)].astype(np.int64)
+    starts = np.unique(np.linspace(0, len(split.ids) - length, places).astype(np.int64))
+    ids = split.ids[starts[:, None] + np.arange(length)].astype(np.int64)
     inputs = torch.from_numpy(ids).to(device)
     state, seen = None, []
     with eval_mode(model), autocast(device, dtype):

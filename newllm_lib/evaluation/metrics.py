@@ -9,7 +9,7 @@ never shown without vocabulary and <unk> share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,7 @@ def evaluate(
             done += int((offsets >= 0).sum())
             progress.update(done * share.parts)
     result = figures(split, tokenizer, **share.total(counts.totals()))
-    if health and getattr(model.config, "context_dim", 0):
+    if health and getattr(model.config, "context_dim", None):
         from newllm_lib.evaluation.health import context_health
 
         result |= context_health(model, split, tokenizer, dtype=dtype)
@@ -108,6 +108,7 @@ def _predictions(
     positions = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
     time = min(block_length or size or 128, longest, positions)
     rows = max(1, min(batch_size, positions // time))
+    groups: Iterable[list[plan.Row]]
     if has_state and resets_at_documents(model):
         groups = [plan.balanced_rows(starts, lengths, rows)]
     else:
@@ -145,11 +146,11 @@ class _Counts:
         place, targets = counted_targets(self.split, offsets.ravel())
         self.tokens += len(targets)
         self.unknown += int((targets == self.unk).sum())
-        place = torch.from_numpy(place).to(self.device)
-        targets = torch.from_numpy(targets).to(self.device)
+        places = torch.from_numpy(place).to(self.device)
+        wanted_ids = torch.from_numpy(targets).to(self.device)
         logits = logits.reshape(-1, logits.shape[-1])
         rows = max(1, _SCORE_BYTES.get(self.device.type, 4 * 2**20) // (4 * logits.shape[-1]))
-        for some, wanted in zip(place.split(rows), targets.split(rows), strict=True):
+        for some, wanted in zip(places.split(rows), wanted_ids.split(rows), strict=True):
             scores = logits[some].float()
             log_probability = scores.gather(1, wanted[:, None]).squeeze(1) - scores.logsumexp(1)
             self.nll -= log_probability.sum(dtype=torch.float64)

@@ -13,6 +13,7 @@ pairs about one fact err together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def preference_metrics(
     rewards = beta * (log_probs - reference)
     reward_margins = rewards[:, 0] - rewards[:, 1]
     groups = [pair.group or str(i) for i, pair in enumerate(pairs)]
-    result = {"pairs": len(pairs), **_intervals(margins, groups)}
+    result: dict[str, Any] = {"pairs": len(pairs), **_intervals(margins, groups)}
     result |= {
         "reward_accuracy": float(_right(reward_margins.numpy()).mean()),
         "reward_margin": float(reward_margins.mean()),
@@ -132,7 +133,7 @@ def _right(margins: np.ndarray) -> np.ndarray:
 
 
 def _intervals(margins: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    result = {}
+    result: dict[str, float] = {}
     for name, values in (("accuracy", _right(margins)), ("margin", margins)):
         low, high = interval(values, groups)
         result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import Any
 
 from newllm_lib.console import printable, say
 from newllm_lib.data.templates import (
@@ -55,7 +56,9 @@ class ChatSession:
     ):
         self.model, self.tokenizer = model, tokenizer
         self.settings = settings or Settings()
-        self._control = {role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()}
+        self._control: dict[str, Any] = {
+            role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()
+        }
         self._control["end"] = token_id(tokenizer, END_OF_TURN)
         self._text = Text(model, stop_tokens(tokenizer), reserved_tokens(tokenizer, model.config.vocab_size))
         self.system = system
@@ -78,7 +81,7 @@ class ChatSession:
                 self.tokenizer, [{"role": "system", "content": _whole(self.system)}]
             )
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str, None, None]:
         """The answer to `text` in pieces as they form; one may stop at any time, the chat goes on.
 
         It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.

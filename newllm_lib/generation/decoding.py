@@ -8,7 +8,8 @@ continues one text and can be left at any token; `continue_texts` continues many
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ class Steps:
         self.uniform = None if sampler.greedy else torch.zeros(self.at_once, rows, device=device)
         self.said = torch.zeros(self.at_once, rows, dtype=torch.long, device=device)
         self.index = torch.zeros(1, dtype=torch.long, device=device)
-        self.graph = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         # Only where nothing asks the device.
         if self.on_gpu and getattr(model.config, "recurrence", None) == "parallel":
             self._capture()
@@ -124,9 +125,10 @@ class Text:
     def reset(self) -> None:
         """Forget the text."""
         self.reader.reset()
-        self.unread, self.recent, self.stopped = [], [], False
+        self.unread, self.stopped = [], False
+        self.recent: list[int] = []
 
-    def write(self, count: int) -> Iterator[int]:
+    def write(self, count: int) -> Generator[int, None, None]:
         """Up to `count` tokens; ends early, with `stopped` set, at a stop, which is not given out.
 
         It can be left at any token, also by an exception: what was given out then counts as said, and nothing
@@ -176,7 +178,9 @@ class Text:
         Yields:
             a list for the tokens that are given out.
         """
-        before, unread, given = self._steps.state.clone(), self.unread, []
+        assert self._steps is not None
+        before, unread = self._steps.state.clone(), self.unread
+        given: list[int] = []
         try:
             yield given
         except BaseException:  # also the generator's end: the batch is read again, but for its newest token
@@ -222,7 +226,8 @@ def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor,
     device, width = model_device(model), max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    output, state = None, None
+    state: Any = None
+    output: Any = None
     with eval_mode(model):
         for start in range(0, width, _PREFILL):
             piece, valid = ids[:, start : start + _PREFILL], mask[:, start : start + _PREFILL]

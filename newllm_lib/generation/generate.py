@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from newllm_lib.data.templates import encode_text
 from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens
@@ -33,12 +34,13 @@ def complete(
     """
     settings = replace(settings or Settings(), **changes)
     single = isinstance(prompts, str)
-    ids = [_prompt_ids(tokenizer, p) for p in ([prompts] if single else prompts)]
+    several: Sequence[Any] = [prompts] if single else prompts
+    ids = [_prompt_ids(tokenizer, p) for p in several]
     answers = [_until_stop(tokenizer, row) for row in continue_ids(model, tokenizer, ids, settings)]
     return answers[0] if single else answers
 
 
-def continue_ids(model, tokenizer, ids: Sequence[list[int]], settings: Settings) -> list[list[int]]:
+def continue_ids(model, tokenizer, ids: list[list[int]], settings: Settings) -> list[list[int]]:
     """The token ids that follow each prompt of token ids; what comes after a stop token means nothing."""
     from newllm_lib.generation.stateful import is_recurrent
 

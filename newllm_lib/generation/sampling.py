@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from newllm_lib.data.templates import END_OF_TURN
 from newllm_lib.errors import UsageError
@@ -52,6 +53,7 @@ class Settings:
         if name not in _LIMITS:
             raise UsageError(f"There is no setting {name!r}: use {', '.join(_LIMITS)}.")
         whole = name in ("top_k", "max_new_tokens", "seed")
+        value: Any
         try:
             value = None if name == "seed" and text.lower() == "none" else int(text) if whole else float(text)
         except ValueError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -88,7 +89,7 @@ class IncrementalDecoder:
 
     def reset(self) -> None:
         """Forget everything read so far."""
-        self._carried = None
+        self._carried: Any = None
         self._recent: list[int] = []  # attention only: the tokens in the cache
 
     @torch.no_grad()

@@ -21,7 +21,8 @@ def read_yaml(path: Path) -> dict:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
         raise UsageError(
             f"{path} is not readable as YAML{line}: mend it, or start from `newllm recipes show demo`."
         ) from error

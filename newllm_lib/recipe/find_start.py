@@ -24,7 +24,7 @@ def from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict
         start = start_run(wanted, recipe.model)
     except UsageError:
         recorded = _record_of_what_came_from(wanted, assemble, recipe.model if "model" in asked else None)
-        if recorded is not None:
+        if recorded is not None and recorded.from_run is not None:
             return assemble(keys_of_start(recorded, recorded.from_run, asked), recorded.from_run)
         if "from_run" in asked:
             raise

@@ -51,15 +51,14 @@ def load_recipe(
     check_keys(asked, "the command line", _KNOWN)
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
-    resolved = wanted is not None and resolve_start
-    recipe = from_start(assemble, wanted, asked) if resolved else assemble({}, wanted)
+    recipe = from_start(assemble, wanted, asked) if wanted and resolve_start else assemble({}, wanted)
     if not recorded:
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
     return recipe
 
 
-def overrides(arguments: object) -> dict[str, str]:
+def overrides(arguments: object) -> dict[str, object]:
     """The recipe keys that a command line sets, as text (`Recipe` knows their types).
 
     Args:

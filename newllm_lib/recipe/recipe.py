@@ -341,7 +341,7 @@ class Recipe:
 
     def __post_init__(self):
         # The name and the overrides it was loaded with; not part of the record.
-        self.origin: tuple[str, dict] | None = None
+        self.origin: tuple[str, dict] = ("", {})
         for f in fields(self):
             setattr(self, f.name, checked(f, getattr(self, f.name)))
 

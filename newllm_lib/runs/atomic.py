@@ -133,7 +133,7 @@ def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) 
     with staged_directory(final, what=what) as staging:
         yield staging
         files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
-        text = mark_text(what, run, before and before.get("since"), files)
+        text = mark_text(what, run, before.get("since") if before else None, files)
         (staging / MARK).write_text(text, encoding="utf-8")
         replaceable(folder, what, flag)  # while it was filled, something may have been put there
 

@@ -36,14 +36,14 @@ class RunLock:
 
     def __init__(self, run: Run):
         self.run = run
-        self.descriptor: int | None = None
+        self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
         self.acquire()
         return self
 
     def __exit__(self, *error) -> None:
-        if self.descriptor is not None:
+        if self._descriptor is not None:
             # also for copies that a library's helper process may have kept
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self._close()
@@ -52,9 +52,9 @@ class RunLock:
         check_shared(self.run.path, "run", "--output_dir")
         with explained(self.run.path):
             self.run.path.mkdir(parents=True, exist_ok=True)
-            self.descriptor = _inherited(self.run)
-            if self.descriptor is None:
-                self.descriptor = os.open(self.run.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = _inherited(self.run)
+            if self._descriptor is None:
+                self._descriptor = os.open(self.run.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
         if not self._locked_within(0.5):
             pid = lock_holder(self.run)
             self._close()
@@ -94,9 +94,20 @@ class RunLock:
             os.ftruncate(self.descriptor, 0)  # in place: a new file would be a new lock
             os.pwrite(self.descriptor, text.encode(), 0)
 
+    @property
+    def descriptor(self) -> int:
+        """The open lock file, which a child may inherit.
+
+        Raises:
+            ValueError: the lock is not held.
+        """
+        if self._descriptor is None:
+            raise ValueError(f"the lock of {self.run.name} is not held")
+        return self._descriptor
+
     def _close(self) -> None:
         os.close(self.descriptor)
-        self.descriptor = None
+        self._descriptor = None
         _open_locks.discard(self)
 
 

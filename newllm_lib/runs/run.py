@@ -65,7 +65,7 @@ class Run:
 
 def checkpoint_step(path: Path) -> int:
     """The optimizer step of a `checkpoint-N` folder."""
-    return int(_CHECKPOINT.match(Path(path).name)[1])
+    return int(Path(path).name.removeprefix("checkpoint-"))
 
 
 # what a checkpoint holds beside the model

@@ -22,7 +22,7 @@ NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
 _DEVICES = Path("/dev")
 
 
-def start_process(name: str, keys: dict[str, str]) -> subprocess.Popen | None:
+def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None:
     """Start to compile for that recipe with these keys; None where there is no GPU. Imports nothing."""
     if not _has_gpu():
         return None

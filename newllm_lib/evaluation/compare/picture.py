@@ -34,8 +34,8 @@ def draw(result: dict, path: Path) -> None:
         panels.append(_curves)
     if any(m.get(key) for m in result["models"] for key, _ in _SPEEDS):
         panels.append(_speed)
-    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained", dpi=130)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
+    figure = Figure(figsize=(5 * len(panels), 5), dpi=130)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1)
     FigureCanvasAgg(figure)
     figure.suptitle(_title(result, 45 * len(panels)), fontsize=13)
     for place, panel in enumerate(panels):

@@ -142,8 +142,10 @@ class _Keeper:
 
     def __init__(self, run: Run, folder: str):
         self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
-        self.next_try, self.wait = 0.0, None  # `wait`: seconds, while it fails
-        self.ended_at = None  # (monotonic, since 1970) when training was first seen to have ended
+        self.next_try = 0.0
+        self.wait: float | None = None  # seconds, while it fails
+        # when training was first seen to have ended: (monotonic, since 1970)
+        self.ended_at: tuple[float, float] | None = None
         self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
@@ -151,11 +153,12 @@ class _Keeper:
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
             # looked at before copying: what was saved before the end is copied below
             ended = not is_locked(self.run)
-            self.ended_at = (self.ended_at or (time.monotonic(), time.time())) if ended else None
-            if self._is_time(ended) and self._try() and ended:
+            now = (time.monotonic(), time.time())
+            self.ended_at = (self.ended_at or now) if ended else None
+            if self._is_time(ended) and self._try() and self.ended_at:
                 note(self.run, **self.who, state="done", ended=self.ended_at[1])
                 return 0
-            if ended and time.monotonic() - self.ended_at[0] > GIVE_UP_AFTER:
+            if self.ended_at and now[0] - self.ended_at[0] > GIVE_UP_AFTER:
                 note(self.run, **self.who, state="failed", ended=self.ended_at[1])
                 return 1
             time.sleep(0.5)

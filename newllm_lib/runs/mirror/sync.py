@@ -32,7 +32,7 @@ class Mirror:
     def __init__(self, run: Run, folder: Path | str):
         self.run, self.folder = run, Path(folder)
         self.target = Run(self.folder / run.name)
-        self._copied: dict[str, tuple] = {}  # name -> signature of what was copied
+        self._copied: dict[str, tuple | None] = {}  # name -> signature of what was copied
         self._elsewhere = self._is_another_disk()
         self._is_marked = False
 
