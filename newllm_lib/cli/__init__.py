@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 
 from newllm_lib import console
@@ -20,14 +21,20 @@ from newllm_lib.errors import NewLLMError
 _RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun started this is: the first speaks
 
 
-def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code. Errors are one line on stderr (`--debug`: a traceback)."""
+def main(argv: list[str], began: float | None = None) -> int:
+    """Run one command; returns the exit code. Errors are one line on stderr (`--debug`: a traceback).
+
+    Args:
+        began: when its process did, by `time.monotonic` (default: now).
+    """
+    began = time.monotonic() if began is None else began
     debug = "--debug" in argv
     console.mute(_RANK != "0")
     try:
         arguments = parse(_from_the_users_folder(argv))
         if arguments is None:  # help or version was asked for, and shown
             return 0
+        arguments.began = began
         return _run(arguments)
     except NewLLMError as error:
         return _failed(str(error), error.exit_code, debug)

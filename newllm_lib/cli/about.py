@@ -188,13 +188,17 @@ def run_status(arguments: argparse.Namespace) -> dict | int:
     if status["state"] in ("running", "done"):
         latest = runs.last_line(run)
         say(f"  log: {latest}" if latest else f"  no log yet ({run.log})")
+    timing = runs.read_timing(run)
+    if timing is not None:
+        say(f"  {runs.timing_in_words(timing)}")
     mirror = runs.mirror_status(run)
     if mirror is not None:
         reached = f"step {mirror['step']}" if mirror["step"] is not None else "no checkpoint yet"
         say(f"  copy in {mirror['folder']}: {reached}, {mirror['state']} {mirror['message']}".rstrip())
     if status["state"] == "running":
         say(f"Next: {command('runs', 'logs', word_for(run), '--follow')}")
-    return {"run": run.name, "path": str(run.path), **status, "mirror": mirror} if arguments.json else 0
+    found = {"run": run.name, "path": str(run.path), **status, "mirror": mirror, "timing": timing}
+    return found if arguments.json else 0
 
 
 def run_logs(arguments: argparse.Namespace) -> dict | int:

@@ -31,7 +31,7 @@ def train(arguments: argparse.Namespace) -> dict | int:
         return _start_in_background(arguments, run, [run])
     what = recipe.base if recipe.task == "dpo" else recipe.model
     say(f"Training {what} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
-    run = _trainer(recipe, compiling)(recipe)
+    run = _trainer(recipe, compiling, arguments.began)(recipe)
     say(f"Next: {command('evaluate', word_for(run))}   or   {command('chat', word_for(run))}")
     return {"run": str(run.path), "status": runs.read_status(run)} if arguments.json else 0
 
@@ -59,7 +59,7 @@ def demo(arguments: argparse.Namespace) -> dict | int:
         # What the two say goes to their own logs too, also when this process's output is the demo's log.
         os.environ.pop(runs.BACKGROUND, None)
         say(f"  {_expected_time(ours, baseline)}; Ctrl-C saves and stops, the same command continues")
-        run_training = _trainer(ours, compiling)
+        run_training = _trainer(ours, compiling, arguments.began)
         from newllm_lib.evaluation.compare.compare import compare
 
         for recipe in (ours, baseline):
@@ -95,8 +95,12 @@ def _begin_at_once(arguments: argparse.Namespace, name: str) -> subprocess.Popen
     return start_process(name, overrides(arguments))
 
 
-def _trainer(recipe: Recipe, compiling: subprocess.Popen | None) -> Callable[[Recipe], Run]:
-    """`training.train`; what compiles for a GPU starts before its imports, not after them."""
+def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -> Callable[[Recipe], Run]:
+    """`training.train`; what compiles for a GPU starts before its imports, not after them.
+
+    Args:
+        began: when the command did, by `time.monotonic`.
+    """
     from newllm_lib.training.compile import is_made_of_kernels
     from newllm_lib.training.precompile_process import is_known_ahead
 
@@ -108,8 +112,10 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None) -> Callable[[Re
         if compiling is not None and is_known_ahead(recipe):
             precompile.wait_for_process(compiling)
         precompile.start(compiles)
-        from newllm_lib.training import run  # noqa: F401
+        from newllm_lib.training import run, timetable  # noqa: F401
     from newllm_lib.training import train
+
+    timetable.command_began(began)
 
     return train
 

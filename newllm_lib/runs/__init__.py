@@ -49,6 +49,15 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "run": ["Run", "checkpoint_step", "drive_folder", "find_run", "link_model", "list_runs", "roots"],
         "security": ["check_checkpoint_dir", "safetensors_header"],
-        "status": ["is_finished", "last_line", "read_status", "read_status_file", "tail", "write_status"],
+        "status": [
+            "is_finished",
+            "last_line",
+            "read_status",
+            "read_status_file",
+            "read_timing",
+            "tail",
+            "timing_in_words",
+            "write_status",
+        ],
     },
 )

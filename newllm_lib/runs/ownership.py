@@ -35,6 +35,7 @@ RUN_FILES = frozenset(
         "metrics.jsonl",
         "training_log.json",
         "samples.jsonl",
+        "timing.json",
         "samples.md",
         "curves.png",
         "report.json",

@@ -30,6 +30,7 @@ class Run:
         self.save_request = self.path / "save.request"
         self.curves = self.path / "curves.png"
         self.status_path = self.path / "status.json"
+        self.timing_path = self.path / "timing.json"
         self.lock_path = self.path / "run.lock"
 
     def __repr__(self) -> str:

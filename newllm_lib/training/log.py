@@ -269,8 +269,11 @@ class Heartbeat:
             time.monotonic(),
         )
 
-    def beat(self, step: int) -> None:
-        if time.monotonic() - self.last > self.every_seconds and process_group.is_main_process():
+    def beat(self, step: int) -> bool:
+        """Whether it was time for one."""
+        due = time.monotonic() - self.last > self.every_seconds and process_group.is_main_process()
+        if due:
             self.last = time.monotonic()
             write_status(self.run, step=step, total_steps=self.total_steps)
             rotate_log(self.run.log)
+        return due

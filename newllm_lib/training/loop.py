@@ -31,7 +31,7 @@ from newllm_lib.training.samples import Samples
 from newllm_lib.training.signals import Flags, SaveRequests, Signals
 from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import make_accelerator, strategy_for
-from newllm_lib.training.timetable import Timetable
+from newllm_lib.training.timetable import Timetable, timing
 
 
 class TrainingLoop:
@@ -91,6 +91,7 @@ class TrainingLoop:
             with self.signals:
                 self.model.train()
                 self.checkpoints.load_random_state()
+                timing().enter("kernels")
                 while not self.stopping:
                     self.train_epoch()
                 self.flags.end()
@@ -115,10 +116,20 @@ class TrainingLoop:
         for batches in self.batches.from_step(self.step):
             norm = self.train_step(batches)
             self.step += 1
+            self._count(batches)
             self.log.flush()  # the last row: on a GPU this step runs meanwhile
             self.after_step(norm)
             if self.stopping:
                 return
+
+    def _count(self, batches: list[dict[str, torch.Tensor]]) -> None:
+        """The first step, with its kernels, is told apart from the others: it is waited for."""
+        if timing().first_step is not None:
+            timing().tokens["steps"] += sum(batch["input_ids"].numel() for batch in batches)
+            return
+        if self.context.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.context.torch_device)
+        timing().first_step_done()
 
     def train_step(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step on these micro-batches; the gradients' norm before clipping."""
@@ -134,7 +145,8 @@ class TrainingLoop:
     def after_step(self, norm: torch.Tensor) -> None:
         """Log, evaluate and save, if it is time."""
         decision = self.timetable.after(self.step)
-        self.heartbeat.beat(self.step)
+        if self.heartbeat.beat(self.step):
+            timing().write(self.context.run)
         self.flags.heed(decision)
         if decision.log:
             self.log.take(self.step, self.strategy.learning_rate, norm)
@@ -147,7 +159,7 @@ class TrainingLoop:
     def evaluate(self) -> None:
         """Measure on the validation text, in training's dtype, and keep the best model in `best/`."""
         context, progress = self.context, self.context.progress
-        with self.log.paused():
+        with self.log.paused(), timing().within("evaluation"):
             # Not compiled: its shapes are unlike training's.
             with self.strategy.summon_full_params(), torch.compiler.set_stance("force_eager"):
                 metrics = evaluate(
@@ -159,16 +171,19 @@ class TrainingLoop:
                         process_group.rank(), process_group.world_size(), process_group.all_reduce_sum
                     ),
                 )
+                timing().tokens["evaluation"] += metrics["tokens"]
                 self.log.check_finite(metrics["loss"], self.step)
                 best = progress.judge(metrics["bits_per_byte"], self.step)
                 row = self.log.evaluated(self.step, metrics, best)
                 if process_group.is_main_process():
                     self.log.lines.validation_line(metrics, best)
-                    self.samples.take(self.model, self.step, row["epoch"], metrics["bits_per_byte"])
-            if best:
-                self.checkpoints.save_best()
-            if process_group.is_main_process():
-                plot_curves(context.run)
+                    with timing().within("samples"):
+                        self.samples.take(self.model, self.step, row["epoch"], metrics["bits_per_byte"])
+            with timing().within("saving"):
+                if best:
+                    self.checkpoints.save_best()
+                if process_group.is_main_process():
+                    plot_curves(context.run)
         patience = context.recipe.patience
         if patience is not None and progress.evaluations_without_improvement >= patience:
             self.stopping = True
@@ -176,7 +191,7 @@ class TrainingLoop:
 
     def save(self) -> None:
         """A checkpoint of this moment, from which the next step is what it would have been."""
-        with self.log.paused():
+        with self.log.paused(), timing().within("saving"):
             self.log.keep_interval(self.step)
             self.checkpoints.save(self.step)
         self.timetable.saved()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from newllm_lib.runs import (
     gpu_for,
     link_log,
     read_status_file,
+    timing_in_words,
     write_status,
 )
 from newllm_lib.training import distributed
@@ -57,6 +58,7 @@ from newllm_lib.training.resume import (
     retire_newer_checkpoints,
     truncate_metrics,
 )
+from newllm_lib.training.timetable import begin_timing, timing
 
 Job = Callable[[Recipe, Run, Device, bool], None]
 
@@ -74,6 +76,7 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
         NewLLMError: data, disk or memory fail, or the loss is not finite; what was saved is kept.
         Interrupted: stopped by a signal, after saving.
     """
+    begin_timing()
     console.quiet_libraries()
     console.mute(not process_group.is_main_process())
     with process_group.reporting():
@@ -148,7 +151,7 @@ def _hold_and_train(recipe: Recipe, run: Run, copy: Run | None, device: Device, 
                 before = read_status_file(run)
             kept.begin()
             write_status(run, state="running", message="preparing")
-            with kernels(recipe.kernels != "off"), deterministic(recipe.deterministic):
+            with kernels(recipe.kernels != "off"), deterministic(recipe.deterministic), _time_told(run):
                 work(recipe, run, device, before["state"] == "done")
             write_status(run, state="done", message="finished")
         except (Interrupted, KeyboardInterrupt) as stop:
@@ -177,16 +180,28 @@ def _hold_and_train(recipe: Recipe, run: Run, copy: Run | None, device: Device, 
             console.also_to(None)
 
 
+@contextlib.contextmanager
+def _time_told(run: Run) -> Iterator[None]:
+    """At the block's end, or where it is interrupted, a line says where the time went, if a step was made."""
+    try:
+        yield
+    finally:
+        if timing().first_step is not None:
+            console.say(timing_in_words(timing().write(run)))
+
+
 def _train_among_others(
     job: Job | None, recipe: Recipe, run: Run, device: Device, was_finished: bool | None
 ) -> None:
     """One of several processes: the first knows whether the run was finished."""
+    tells = process_group.is_main_process() and not process_group.owns_run()
     if process_group.is_main_process() and not process_group.owns_run() and not os.environ.get(BACKGROUND):
         console.also_to(run.log)
     try:
         preflight.check_same_plan(recipe, device)
         with _gpu(recipe, run, device), kernels(recipe.kernels != "off"):
-            (job or _train_locked)(recipe, run, device, process_group.broadcast_object(was_finished))
+            with _time_told(run) if tells else nullcontext():
+                (job or _train_locked)(recipe, run, device, process_group.broadcast_object(was_finished))
     except Interrupted as stop:
         # an exit code that is not 0 would start it again at once
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
@@ -218,6 +233,7 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
         check_checkpoint_dir(checkpoint)
     progress = Progress.load(checkpoint) if checkpoint else Progress()
     start = _start(recipe, run, checkpoint, progress)
+    timing().enter("data")
     tokenizer = tokenizer_for(recipe, start, checkpoint)
     leads = process_group.local_rank() == 0  # what it puts into its host's cache the others read
     with process_group.main_process_first(leads):
@@ -235,8 +251,10 @@ def _train_locked(recipe: Recipe, run: Run, device: Device, was_finished: bool) 
             truncate_metrics(run, checkpoint)
             retire_newer_checkpoints(run, checkpoint)
         _announce(context)
+        timing().enter("model")
         _train_with_memory_left(context)
         if process_group.is_main_process():
+            timing().enter("report")
             # were the report cut off, it must not train again
             write_status(run, state="done", message="finished")
             _say_finished(run)

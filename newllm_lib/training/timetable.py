@@ -1,11 +1,15 @@
-"""When a run logs, evaluates, saves and stops."""
+"""When a run logs, evaluates, saves and stops; and where its time goes."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run, atomic_write_text
 
 
 @dataclass
@@ -48,3 +52,89 @@ class Timetable:
 
     def saved(self) -> None:
         self.last_save = time.monotonic()
+
+
+class Timing:
+    """Where a training's seconds go: each belongs to exactly one part, by the wall clock.
+
+    imports, data, model, kernels   up to the first step, and with it (kernels are compiled there)
+    steps                           the steps after the first
+    evaluation, samples, saving     for as long as they hold up the next step
+    report                          what is said at the end
+
+    Args:
+        since: when the command began, by `clock`; None: now.
+    """
+
+    PARTS = ("imports", "data", "model", "kernels", "steps", "evaluation", "samples", "saving", "report")
+
+    def __init__(self, since: float | None = None, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.seconds, self.part = clock, dict.fromkeys(self.PARTS, 0.0), self.PARTS[0]
+        self.began = self._since = clock() if since is None else since
+        self.first_step: float | None = None  # seconds after the beginning
+        self.tokens = {"steps": 0, "evaluation": 0}
+
+    def enter(self, part: str) -> str:
+        """From now on the seconds are this part's; returns the part before."""
+        now, before = self.clock(), self.part
+        self.seconds[before] += now - self._since
+        self._since, self.part = now, part
+        return before
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """The block's seconds are this part's; then those of the part before go on."""
+        before = self.enter(part)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def first_step_done(self) -> None:
+        """Called when the first step is through, on the device too."""
+        self.enter("steps")
+        self.first_step = self._since - self.began
+
+    def figures(self) -> dict:
+        """As in `timing.json`: seconds in all and by part, shares, when the first step was done, tokens/s."""
+        self.enter(self.part)
+        total = self._since - self.began
+        return {
+            "total_seconds": round(total, 3),
+            "first_step_seconds": self.first_step and round(self.first_step, 3),
+            "seconds": {part: round(seconds, 3) for part, seconds in self.seconds.items()},
+            "shares": {part: round(seconds / max(1e-9, total), 4) for part, seconds in self.seconds.items()},
+            "training_tokens_per_second": self._speed("steps"),
+            "evaluation_tokens_per_second": self._speed("evaluation"),
+        }
+
+    def _speed(self, part: str) -> float | None:
+        return round(self.tokens[part] / self.seconds[part], 1) if self.tokens[part] else None
+
+    def write(self, run: Run) -> dict:
+        """`timing.json` in the run's folder: of this training, from its command to now."""
+        found = self.figures()
+        atomic_write_text(run.timing_path, json.dumps(found, indent=1), durable=False)
+        return found
+
+
+_timing = Timing()
+_command: float | None = None
+
+
+def command_began(since: float) -> None:
+    """The next training's time is counted from here, by `time.monotonic`: its command's start."""
+    global _command
+    _command = since
+
+
+def begin_timing() -> Timing:
+    """A training begins: with its command, or now."""
+    global _timing, _command
+    _timing, _command = Timing(_command), None
+    return _timing
+
+
+def timing() -> Timing:
+    """Of the training that goes on in this process."""
+    return _timing

@@ -30,7 +30,7 @@ from newllm_lib.training.curves import write_training_log
 from newllm_lib.training.log import Heartbeat
 from newllm_lib.training.mirror_callbacks import MirrorLog
 from newllm_lib.training.signals import SaveRequests, Signals
-from newllm_lib.training.timetable import Timetable
+from newllm_lib.training.timetable import Timetable, timing
 from newllm_lib.training.trl.task import TrlRun, TrlTask
 
 _SECONDS = 10.0  # between two lines of the log, or two signs of life
@@ -49,7 +49,12 @@ class FlowCallback(TrainerCallback):
         self.signals, self.requests = signals, SaveRequests(job.run)
         self.timetable = Timetable(job.recipe, job.steps_per_epoch, job.total_steps)
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        timing().enter("kernels")
+
     def on_step_end(self, args, state, control, **kwargs):
+        if timing().first_step is None:
+            timing().first_step_done()
         decision, stop = self.timetable.after(state.global_step), self.signals.received is not None
         control.should_save = decision.save or self.timetable.is_due() or self.requests.taken() or stop
         control.should_log = decision.log or control.should_save
@@ -166,18 +171,26 @@ class EvaluationCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.job.checkpoint is None:
-            self._record(self.task.initial_figures(), state, control)
+            with timing().within("evaluation"):
+                figures = self.task.initial_figures()
+            self._record(figures, state, control)
             self.rows.restart_clock(0)
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs and self.flow.timetable.evaluates_at(state.global_step):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            self._record(self.task.measure(model), state, control)
+            with timing().within("evaluation"):
+                figures = self.task.measure(model)
+            self._record(figures, state, control)
             self.rows.restart_clock(state.global_step)
         return control
 
     def _record(self, figures: dict, state, control) -> None:
+        with timing().within("saving"):  # the best model, a picture
+            self._keep(figures, state, control)
+
+    def _keep(self, figures: dict, state, control) -> None:
         step, progress = state.global_step, self.job.progress
         self.rows.check_finite(figures["loss"], step)
         best, measured = progress.judge(figures["loss"], step), self.task.as_row(figures)

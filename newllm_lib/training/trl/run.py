@@ -40,6 +40,7 @@ from newllm_lib.training.resume import (
     truncate_metrics,
 )
 from newllm_lib.training.signals import Signals
+from newllm_lib.training.timetable import timing
 from newllm_lib.training.trl.arguments import reporters, trainer_arguments
 from newllm_lib.training.trl.base import PreparedBase, prepare_base
 from newllm_lib.training.trl.callbacks import (
@@ -136,6 +137,7 @@ def _return_to_last_save(job: TrlRun) -> None:
 
 def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
     recipe, run, checkpoint = job.recipe, job.run, job.checkpoint
+    timing().enter("model")
     set_seed(recipe.seed)
     with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
         arguments = trainer_arguments(recipe, run, job.device, folder, job.total_steps, micro)
@@ -148,6 +150,7 @@ def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
         console.say(f"Training {count:,} parameters, {micro} {task.unit} at a time")
         with plain_unpickling_errors(checkpoint), explained(run.path):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    timing().enter("report")
     task.plot(run)
     if signals.received is not None:
         step = trainer.state.global_step
