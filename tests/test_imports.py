@@ -28,6 +28,7 @@ FLOORS = (
     ("evaluation",),
     ("export",),
     ("training",),
+    ("api",),
     ("colab", "cli"),
     ("__main__",),
 )

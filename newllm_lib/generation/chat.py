@@ -81,6 +81,11 @@ class ChatSession:
                 self.tokenizer, [{"role": "system", "content": _whole(self.system)}]
             )
 
+    def use(self, settings: Settings) -> None:
+        """Choose by these settings from the next answer on."""
+        self.settings = settings
+        self._text.use(settings)
+
     def reply(self, text: str) -> Generator[str, None, None]:
         """The answer to `text` in pieces as they form; one may stop at any time, the chat goes on.
 
@@ -142,8 +147,7 @@ class ChatSession:
                 f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7); "
                 f"//{name} says it to the model."
             )
-        self.settings = self.settings.changed(name, value)
-        self._text.use(self.settings)
+        self.use(self.settings.changed(name, value))
         return f"{name} is {getattr(self.settings, name)}."
 
 
