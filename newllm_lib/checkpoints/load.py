@@ -27,6 +27,7 @@ from newllm_lib.checkpoints.location import (
 )
 from newllm_lib.data import hub_models
 from newllm_lib.data.hub import Asked, HubUnreachable
+from newllm_lib.data.templates import PLAIN_TURNS
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
@@ -142,6 +143,8 @@ def _load(
     else:
         model, tokenizer = _pretrained(folder, name, dtype)
     _check_tokenizer(name, model, tokenizer)
+    if not tokenizer.chat_template and "conversational" in (_tasks(model.config) or ()):
+        tokenizer.chat_template = PLAIN_TURNS  # DialoGPT and its kin, who were trained on turns of this form
     # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
     model.eval()
@@ -259,6 +262,11 @@ def _check_tokenizer(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) 
             f"{name}: its tokenizer has {len(tokenizer):,} tokens, its model only {model.config.vocab_size:,}"
             ": they do not belong together. Copy the folder again from where it was trained."
         )
+
+
+def _tasks(config: PreTrainedConfig) -> dict | None:
+    """What the model was made for, as configurations of 2020 say it."""
+    return getattr(config, "task_specific_params", None)
 
 
 def _fetched(name: str) -> Path:

@@ -205,6 +205,7 @@ def _result_commands(commands: _Commands) -> None:
     _flag(export, "gguf", action="store_true", help="also write a GGUF file for llama.cpp (TinyGPT2 only)")
     chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
     _run_argument(chat)
+    _flag(chat, "system", metavar="TEXT", help="instructions that the model reads before the first turn")
     for name in results.SETTINGS:
         _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
 

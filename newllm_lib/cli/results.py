@@ -77,7 +77,7 @@ def export(arguments: argparse.Namespace) -> dict | int:
 def chat(arguments: argparse.Namespace) -> dict | int:
     """Talk with a run in the terminal."""
     say(f"Loading {arguments.run} ({arguments.checkpoint})")
-    from newllm_lib.generation.chat import chat as talk
+    from newllm_lib.generation.chat import open_session, run_terminal
     from newllm_lib.generation.sampling import Settings
 
     settings = Settings()
@@ -85,7 +85,7 @@ def chat(arguments: argparse.Namespace) -> dict | int:
         value = getattr(arguments, name)
         if value is not None:
             settings = settings.changed(name, value)
-    talk(run_of(arguments.run), settings, arguments.checkpoint)
+    run_terminal(open_session(run_of(arguments.run), settings, arguments.checkpoint, system=arguments.system))
     return {} if arguments.json else 0
 
 

@@ -12,18 +12,19 @@ from newllm_lib.errors import UsageError
 _REDRAW = 0.1  # seconds between two redraws of an answer that is still being written
 
 
-def chat(run, first: str | None = None, settings=None) -> Chat:
+def chat(run, first: str | None = None, settings=None, system: str | None = None) -> Chat:
     """Load a run and chat: `first` is sent at once, then the window waits (no widgets: `.ask(...)`).
 
     Args:
         run: as for `checkpoints.load_model`.
         settings: `evaluation.Settings`.
+        system: instructions that the model reads before the first turn.
     Raises:
         UsageError, NewLLMError: the model cannot be loaded.
     """
     from newllm_lib.generation.chat import open_session
 
-    conversation = Chat(open_session(run, settings))
+    conversation = Chat(open_session(run, settings, system=system))
     conversation.show()
     if first:
         conversation.ask(first)
@@ -40,7 +41,7 @@ class Chat:
 
     def show(self) -> None:
         """Draw the window, or say how to talk without one."""
-        plain = "" if self.session.dialogue else " It was trained on plain text: it continues what you write."
+        plain = "" if self.session.dialogue else f" {self.session.about}"
         if widgets_render():
             self.window = ChatWindow(self, plain)
         else:

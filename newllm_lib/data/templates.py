@@ -1,17 +1,25 @@
-"""How a record becomes tokens: control tokens, chat templates, and the safe encoding of a user's text.
+"""How a conversation becomes tokens: control tokens, chat templates, and the safe encoding of a user's text.
 
 A dialogue is `<|user|>text<|end|><|assistant|>text<|end|>…`, a document its text; in the packed stream
 `<|endoftext|>` stands before each and at the end. What stands around a turn's text is in one table, `TURNS`:
 from it come the Jinja templates that are saved with a tokenizer (for `apply_chat_template`; they begin with
 the `<|endoftext|>` that begins every dialogue) and `render_turn`, from which everything here is encoded.
+
+A model of the hub speaks in words of its own: `encode_conversation` is the one place that turns a
+conversation into tokens for whichever model it is. Its template is a program from elsewhere: transformers
+runs it in Jinja's sandbox, and here it gets a few seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from newllm_lib.data.records import Message
+from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +29,14 @@ ROLE_TOKENS = {"user": "<|user|>", "assistant": "<|assistant|>", "system": "<|sy
 # a tokenizer trained here gives them the ids from 0, in this order
 CONTROL_TOKENS = (END_OF_TEXT, PAD, *ROLE_TOKENS.values(), END_OF_TURN)
 UNKNOWN = "<unk>"
+
+# For a base whose turns end with the end of text and that brings no template, as DialoGPT's.
+PLAIN_TURNS = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+)
+RENDER_SECONDS = 5.0  # a template that takes longer has lost itself
+_PROBE = "0123456789"  # an answer to look for in what a template writes
 
 TEMPLATE_VERSION = 1  # part of the key of everything packed
 
@@ -140,3 +156,111 @@ def encode_messages(
             *(encode_text(tokenizer, lead) if lead else []),
         ]
     return ids
+
+
+def has_own_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's turns stand between our control tokens; another's may have the same names."""
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    template = getattr(tokenizer, "chat_template", None)
+    return known >= {*ROLE_TOKENS.values(), END_OF_TURN} and (not template or template in TEMPLATES.values())
+
+
+def has_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer can write a conversation; else its model can only continue text."""
+    return has_own_turns(tokenizer) or bool(getattr(tokenizer, "chat_template", None))
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message | dict],
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Token ids of a conversation from its very beginning, in the tokenizer's own words.
+
+    The same as `tokenizer.apply_chat_template`, but for what a user types that spells a control token, which
+    stays text here.
+
+    Args:
+        tokenizer: one for which `has_turns` is true.
+        messages: roles and contents in order.
+        add_generation_prompt: end where the assistant begins to speak.
+    Raises:
+        NewLLMError: the tokenizer's template cannot write it.
+    """
+    if has_own_turns(tokenizer):
+        return [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt)]
+    rows = [m if isinstance(m, dict) else m._asdict() for m in messages]
+    text = render_conversation(tokenizer, rows, add_generation_prompt)
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    typed = [row["content"] for row in rows if row["role"] != "assistant"]
+    ids, done = [], 0
+    for content in typed if any(token in content for token in control for content in typed) else ():
+        at = text.find(content.strip(), done)
+        if at >= 0:
+            ids += tokenizer(text[done:at], add_special_tokens=False)["input_ids"]
+            ids += encode_text(tokenizer, content.strip())
+            done = at + len(content.strip())
+    return ids + tokenizer(text[done:], add_special_tokens=False)["input_ids"]
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict], add_generation_prompt: bool = True
+) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Raises:
+        NewLLMError: the template raises an error, or takes longer than `RENDER_SECONDS`.
+    """
+    rows = [{"role": m["role"], "content": m["content"]} for m in messages]
+    try:
+        with _time_limit_for_templates(RENDER_SECONDS):
+            return tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+    except Exception as error:  # whatever a program from elsewhere comes to
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        roles = ", ".join(dict.fromkeys(m["role"] for m in rows))
+        raise NewLLMError(
+            f"The chat template of {tokenizer.name_or_path or 'this model'} cannot write this conversation "
+            f"of {roles} ({cause}): leave out a system message if there is one, or take another model."
+        ) from error
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends an answer, found in what the template writes after one; None: it writes none.
+
+    Raises:
+        NewLLMError: the template cannot write a question and an answer.
+    """
+    if has_own_turns(tokenizer):
+        return tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    if not has_turns(tokenizer):
+        return None
+    answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    _, _, after = render_conversation(tokenizer, answered, add_generation_prompt=False).rpartition(_PROBE)
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
+
+
+@contextlib.contextmanager
+def _time_limit_for_templates(seconds: float) -> Iterator[None]:
+    """Within it, a Jinja template of this thread that is still running after so long raises TimeoutError.
+
+    Jinja turns a template into Python, whose lines can be traced; a signal would need the main thread, and
+    another process the seconds that transformers takes to import.
+    """
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def lines(frame, event, argument):
+        if time.monotonic() > end:
+            raise TimeoutError(f"it was not done after {seconds:g} s")
+        return lines
+
+    def calls(frame, event, argument):
+        return lines if frame.f_code.co_filename == "<template>" else None
+
+    sys.settrace(calls)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

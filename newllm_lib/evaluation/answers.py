@@ -79,7 +79,7 @@ def kl_from_base(
     )
     free, stop = (
         Settings(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, seed=seed),
-        set(stop_tokens(tokenizer)),
+        set(stop_tokens(tokenizer, model)),
     )
     rows = []
     for prompt, said in zip(prompts, continue_ids(model, tokenizer, prompts, free), strict=True):

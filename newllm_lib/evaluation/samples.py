@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from newllm_lib.data.templates import ROLE_TOKENS, encode_messages, encode_text
+from newllm_lib.data.templates import ROLE_TOKENS, encode_conversation, encode_text
 from newllm_lib.generation.generate import complete
 from newllm_lib.generation.sampling import Settings, token_id
 
@@ -59,10 +59,10 @@ class Prompts:
 
 
 def _as_read(tokenizer, text: str, dialogue: bool) -> list[int]:
+    if dialogue:
+        return encode_conversation(tokenizer, [{"role": "user", "content": text}])
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    if not dialogue:
-        return start + encode_text(tokenizer, text)
-    return start + encode_messages(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+    return start + encode_text(tokenizer, text)
 
 
 def answer(model, tokenizer, prompts: Prompts, tokens: int) -> dict:

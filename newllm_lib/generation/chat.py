@@ -1,7 +1,9 @@
-"""Chatting with a trained model: the conversation is in the model's state, so no token is ever read twice.
+"""Chatting with a trained model, in the words that it was trained on.
 
-`ChatSession` is used by the terminal below and by the notebooks' widget: `for piece in session.reply(text):
-show(piece)`.
+Between our own control tokens the conversation is in the model's state, and no token is ever read twice. A
+model of the hub speaks by its chat template: what the template writes after each turn is read from where it
+goes beyond what was read. `ChatSession` is used by the terminal below and by the notebooks' widget:
+`for piece in session.reply(text): show(piece)`.
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ import re
 import select
 import sys
 from collections.abc import Callable, Generator
-from typing import Any
 
 from newllm_lib.console import printable, say
 from newllm_lib.data.templates import (
     END_OF_TURN,
     ROLE_TOKENS,
+    encode_conversation,
     encode_messages,
     encode_text,
+    has_own_turns,
+    has_turns,
     render_turn,
     template_of,
 )
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.generation.decoding import Text
 from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens, token_id
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode
@@ -41,9 +45,13 @@ class ChatSession:
     """A conversation with one model.
 
     Args:
-        dialogue: turns between <|user|> and <|assistant|>; or False: the model continues plain text. None: by
-            what the model expects after <|endoftext|>.
+        dialogue: in turns, between our control tokens or by the tokenizer's chat template; or False: the
+            model continues plain text. None: in turns if it has a template, or, of a model of ours, if it
+            expects a speaker after <|endoftext|>.
         system: instructions before the first turn (dialogue only).
+    Raises:
+        UsageError: turns or a system message are asked of a model that can only continue text.
+        NewLLMError: the template cannot write a conversation, or none with a system message.
     """
 
     def __init__(
@@ -56,30 +64,44 @@ class ChatSession:
     ):
         self.model, self.tokenizer = model, tokenizer
         self.settings = settings or Settings()
-        self._control: dict[str, Any] = {
-            role: token_id(tokenizer, token) for role, token in ROLE_TOKENS.items()
-        }
-        self._control["end"] = token_id(tokenizer, END_OF_TURN)
-        self._text = Text(model, stop_tokens(tokenizer), reserved_tokens(tokenizer, model.config.vocab_size))
         self.system = system
         self.dialogue = speaks_in_turns(model, tokenizer) if dialogue is None else dialogue
-        if self.dialogue and None in self._control.values():
+        self._own = has_own_turns(tokenizer)  # else by the template
+        if self.dialogue and not has_turns(tokenizer):
             raise UsageError(
-                "This model's tokenizer has no <|user|> and <|assistant|>: it can only continue text."
+                "This model's tokenizer has no chat template, nor <|user|> and <|assistant|>: it can only "
+                "continue text."
             )
+        if system and not self.dialogue:
+            raise UsageError(f"{self.about} It reads no system message: leave it out.")
+        stop = stop_tokens(tokenizer, model)
+        self._text = Text(model, stop, reserved_tokens(tokenizer, model.config.vocab_size, model))
         self.reset()
+        if self.dialogue and not self._own:  # what the template cannot write is said before anyone speaks
+            encode_conversation(tokenizer, [*self._said, {"role": "user", "content": "?"}])
+
+    @property
+    def about(self) -> str:
+        """How to talk with it, in one sentence."""
+        if self.dialogue:
+            return "It answers turn by turn."
+        if has_turns(self.tokenizer):
+            return "This model was trained on plain text: it continues what you write."
+        return "This is a base model without a chat template: it continues what you write as plain text."
 
     def reset(self) -> None:
         """Forget the conversation."""
         self._text.reset()
         self._text.use(self.settings)
         self.turns = 0
+        self._said = [{"role": "system", "content": _whole(self.system)}] if self.system else []
+        self._known: list[int] = []  # of a template's conversation, what was read or waits to be
+        if self.dialogue and not self._own:
+            return
         bos = self.tokenizer.bos_token_id
         self._text.unread += [] if bos is None else [bos]
-        if self.dialogue and self.system:
-            self._text.unread += encode_messages(
-                self.tokenizer, [{"role": "system", "content": _whole(self.system)}]
-            )
+        if self._own:
+            self._text.unread += encode_messages(self.tokenizer, self._said)
 
     def use(self, settings: Settings) -> None:
         """Choose by these settings from the next answer on."""
@@ -89,14 +111,15 @@ class ChatSession:
     def reply(self, text: str) -> Generator[str, None, None]:
         """The answer to `text` in pieces as they form; one may stop at any time, the chat goes on.
 
-        It ends at <|end|>, <|endoftext|> or `settings.max_new_tokens`, and never holds a control token.
+        It ends where a turn or a text ends (`stop_tokens`) or after `settings.max_new_tokens`, and never
+        holds a control token.
         """
-        self._text.unread += self._turn(text)
+        self._read_turn(text)
         self.turns += 1
         if not self._text.unread:
             return
         _, beginning = render_turn(template_of(self.tokenizer), "assistant", "")
-        pieces = _Pieces(self.tokenizer, beginning if self.dialogue else "")
+        pieces = Pieces(self.tokenizer, beginning if self.dialogue and self._own else "")
         tokens = self._text.write(self.settings.max_new_tokens)
         try:
             for token in tokens:
@@ -106,21 +129,36 @@ class ChatSession:
                 yield piece
         finally:
             tokens.close()
-            self._end_turn()
+            self._end_turn(pieces)
 
-    def _turn(self, text: str) -> list[int]:
+    def _read_turn(self, text: str) -> None:
+        """Give the model what the user says, ready for its answer."""
         if not self.dialogue:  # goes on where the model stopped
-            return self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
-        return encode_messages(
-            self.tokenizer, [{"role": "user", "content": _whole(text)}], add_generation_prompt=True
-        )
+            self._text.unread += self._encode(f" {text}" if self.turns and not text[:1].isspace() else text)
+            return
+        turn = {"role": "user", "content": _whole(text)}
+        if self._own:
+            self._text.unread += encode_messages(self.tokenizer, [turn], add_generation_prompt=True)
+            return
+        whole = encode_conversation(self.tokenizer, [*self._said, turn])
+        self._said.append(turn)
+        if whole[: len(self._known)] == self._known:
+            self._text.unread += whole[len(self._known) :]
+        else:  # earlier turns are written otherwise now, or an answer has other tokens than it was said in
+            self._text.reset()
+            self._text.unread = list(whole)
+        self._known = whole
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, pieces: Pieces) -> None:
         """Close the answer as training data does, whether the model, the length or the user ended it."""
-        if self.dialogue:
-            self._text.unread.append(self._control["end"])
-        elif self._text.stopped:  # the text is over: the next one starts anew
-            self.reset()
+        if not self.dialogue:
+            if self._text.stopped:  # the text is over: the next one starts anew
+                self.reset()
+        elif self._own:
+            self._text.unread.append(self.tokenizer.convert_tokens_to_ids(END_OF_TURN))
+        else:
+            self._said.append({"role": "assistant", "content": pieces.text()})
+            self._known = self._known + pieces.ids
 
     def _encode(self, text: str) -> list[int]:
         return encode_text(self.tokenizer, _whole(text))
@@ -161,10 +199,11 @@ def spoken(line: str) -> str | None:
 
 
 def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
-    """Whether the model was trained on dialogues: a speaker is this probable after <|endoftext|>."""
+    """Whether the model was trained on dialogues: it has a chat template, or, where that is one of ours,
+    which every model here has, a speaker is this probable after <|endoftext|>."""
+    if not has_own_turns(tokenizer) or tokenizer.bos_token_id is None:
+        return has_turns(tokenizer)
     roles = [token_id(tokenizer, token) for token in ROLE_TOKENS.values()]
-    if None in roles or tokenizer.bos_token_id is None:
-        return False
     with eval_mode(model):
         logits = IncrementalDecoder(model).read([tokenizer.bos_token_id])
     return float(logits.float().softmax(-1)[roles].sum()) >= at_least
@@ -174,7 +213,7 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()  # a terminal may give lone surrogates
 
 
-class _Pieces:
+class Pieces:
     """Token ids to text piece by piece: a character waits until all of its bytes are there."""
 
     def __init__(self, tokenizer, beginning: str = ""):
@@ -199,6 +238,10 @@ class _Pieces:
         return self._new(
             self._decode(self.ids[self.context : self.shown]), self._decode(self.ids[self.context :])
         )
+
+    def text(self) -> str:
+        """All of it."""
+        return self._decode(self.ids)
 
     def _new(self, before: str, now: str) -> str:
         text = now[len(before) :].removeprefix(self.beginning)
@@ -228,8 +271,7 @@ def run_terminal(session: ChatSession, ask: Callable[[str], str] = ask_terminal,
         out: where the answers go (standard output).
     """
     out = out or sys.stdout
-    plain = "This model was trained on plain text: it continues what you write."
-    say("It answers turn by turn." if session.dialogue else plain)
+    say(session.about)
     say(COMMANDS)
     interrupted = False  # Ctrl-C came, and no line since
     while True:
@@ -268,6 +310,8 @@ def _answer(session: ChatSession, line: str, out) -> bool:
         for piece in pieces:
             out.write(printable(piece))
             out.flush()
+    except NewLLMError as error:  # the template cannot write this turn: the next one may do
+        say(str(error))
     except KeyboardInterrupt:
         pieces.close()
         say(" … (stopped; Ctrl-C again leaves)")
@@ -277,17 +321,12 @@ def _answer(session: ChatSession, line: str, out) -> bool:
     return True
 
 
-def chat(run, settings: Settings | None = None, which: str = "best", device: str | None = None) -> None:
-    """`newllm chat MODEL`: load it and talk with it in the terminal.
-
-    Raises:
-        UsageError, NewLLMError: the model cannot be loaded (see `load_model`).
-    """
-    run_terminal(open_session(run, settings, which, device))
-
-
 def open_session(
-    run, settings: Settings | None = None, which: str = "best", device: str | None = None
+    run,
+    settings: Settings | None = None,
+    which: str = "best",
+    device: str | None = None,
+    system: str | None = None,
 ) -> ChatSession:
     """A conversation with a model from `load_model`: in turns if its record says it learned answers.
 
@@ -295,11 +334,12 @@ def open_session(
     says nothing.
 
     Raises:
-        UsageError, NewLLMError: the model cannot be loaded (see `load_model`).
+        UsageError, NewLLMError: the model cannot be loaded (see `load_model`), or see `ChatSession`.
     """
     from newllm_lib.checkpoints import load_model
     from newllm_lib.device import probe
 
     loaded = load_model(run, which, device=device or probe().torch_device)
     answers = loaded.recipe is not None and loaded.recipe.loss_on == "answers"
-    return ChatSession(loaded.model, loaded.tokenizer, settings, dialogue=True if answers else None)
+    turns = True if answers else None
+    return ChatSession(loaded.model, loaded.tokenizer, settings, dialogue=turns, system=system)

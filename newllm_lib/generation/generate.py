@@ -20,9 +20,9 @@ def complete(
     """Continue prompts.
 
     A prompt is the beginning of a document: <|endoftext|> is put before text (not before token ids, which are
-    taken as they are). The answer ends at <|end|> or <|endoftext|>, holds no control tokens, and does not
-    repeat the prompt. A model with a window (TinyGPT2) reads the end of a prompt that is too long and stops
-    where its window is full. Torch's global random state is left as it was.
+    taken as they are). The answer ends where a turn or a text ends (`stop_tokens`), holds no control tokens,
+    and does not repeat the prompt. A model with a window (TinyGPT2) reads the end of a prompt that is too
+    long and stops where its window is full. Torch's global random state is left as it was.
 
     Args:
         prompts: one text, or a list of texts or of lists of token ids.
@@ -36,7 +36,8 @@ def complete(
     single = isinstance(prompts, str)
     several: Sequence[Any] = [prompts] if single else prompts
     ids = [_prompt_ids(tokenizer, p) for p in several]
-    answers = [_until_stop(tokenizer, row) for row in continue_ids(model, tokenizer, ids, settings)]
+    stop = set(stop_tokens(tokenizer, model))
+    answers = [_until_stop(tokenizer, row, stop) for row in continue_ids(model, tokenizer, ids, settings)]
     return answers[0] if single else answers
 
 
@@ -65,8 +66,8 @@ def fit_window(model, prompts: list[list[int]], new: int) -> tuple[list[list[int
 def _by_state(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
     from newllm_lib.generation.decoding import continue_texts
 
-    reserved = reserved_tokens(tokenizer, model.config.vocab_size)
-    return continue_texts(model, prompts, settings, stop_tokens(tokenizer), reserved)
+    reserved = reserved_tokens(tokenizer, model.config.vocab_size, model)
+    return continue_texts(model, prompts, settings, stop_tokens(tokenizer, model), reserved)
 
 
 def _by_generate(model, tokenizer, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
@@ -111,17 +112,16 @@ def _left_padded(tokenizer, prompts: list[list[int]], device):
 def _generation_config(model, tokenizer, settings: Settings):
     from transformers import GenerationConfig
 
-    stop = stop_tokens(tokenizer)
+    stop = stop_tokens(tokenizer, model)
     return GenerationConfig(
         **settings.for_generate(),
         eos_token_id=stop,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
-        suppress_tokens=reserved_tokens(tokenizer, model.config.vocab_size) or None,
+        suppress_tokens=reserved_tokens(tokenizer, model.config.vocab_size, model) or None,
     )
 
 
-def _until_stop(tokenizer, ids: list[int]) -> str:
-    stop = set(stop_tokens(tokenizer))
+def _until_stop(tokenizer, ids: list[int], stop: set[int]) -> str:
     end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
     return tokenizer.decode(ids[:end], skip_special_tokens=True)

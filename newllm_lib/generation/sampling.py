@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from newllm_lib.data.templates import END_OF_TURN
+from newllm_lib.data.templates import end_of_turn
 from newllm_lib.errors import UsageError
 
 _LIMITS = {  # name: (lowest, highest, what it does)
@@ -143,18 +143,23 @@ class Sampler:
         return int(self.choose(logits.unsqueeze(0), known, uniform))
 
 
-def stop_tokens(tokenizer) -> list[int]:
-    """Ids that end an answer: <|end|> (of a turn) and <|endoftext|>."""
-    end = token_id(tokenizer, END_OF_TURN)
-    found = [tokenizer.eos_token_id, tokenizer.bos_token_id, end]
+def stop_tokens(tokenizer, model=None) -> list[int]:
+    """Ids that end an answer: what ends a turn (<|end|>, or as the chat template ends it) and a text.
+
+    Args:
+        model: also what its generation config says ends an answer.
+    """
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    said = said if isinstance(said, (list, tuple)) else [said]
+    found = [tokenizer.eos_token_id, tokenizer.bos_token_id, end_of_turn(tokenizer), *said]
     return sorted({i for i in found if i is not None})
 
 
-def reserved_tokens(tokenizer, vocab_size: int) -> list[int]:
+def reserved_tokens(tokenizer, vocab_size: int, model=None) -> list[int]:
     """Ids that no answer may hold: control tokens but the stops, <unk>, ids beyond the tokenizer's."""
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    control |= set(tokenizer.all_special_ids)
-    return sorted((control | set(range(len(tokenizer), vocab_size))) - set(stop_tokens(tokenizer)))
+    control |= set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocab_size))
+    return sorted(control - set(stop_tokens(tokenizer, model)))
 
 
 def token_id(tokenizer, token: str) -> int | None:

@@ -65,10 +65,13 @@ def test_compare(replaced, capsys):
 
 
 def test_chat_takes_the_sampling_settings(replaced, capsys):
-    calls = replaced("newllm_lib.generation.chat", "chat", None)
-    assert main(["chat", "a", "--temperature", "0", "--max-new-tokens", "9", "--checkpoint", "last"]) == 0
-    (run, settings, which), _ = calls[0]
+    calls = replaced("newllm_lib.generation.chat", "open_session", None)
+    replaced("newllm_lib.generation.chat", "run_terminal", None)
+    words = ["--temperature", "0", "--max-new-tokens", "9", "--checkpoint", "last", "--system", "Be kind."]
+    assert main(["chat", "a", *words]) == 0
+    (run, settings, which), named = calls[0]
     assert (run, which, settings.temperature, settings.max_new_tokens) == ("a", "last", 0.0, 9)
+    assert named == {"system": "Be kind."}
     assert main(["chat", "a", "--top_p", "two"]) == 2
     assert "top_p must be a number" in capsys.readouterr().err
 

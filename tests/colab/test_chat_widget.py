@@ -16,6 +16,7 @@ class FakeSession:
     """Answers with the words it was given, turned around; knows one command."""
 
     dialogue = True
+    about = "It answers turn by turn."
 
     def __init__(self):
         self.forgotten = 0
@@ -55,6 +56,7 @@ def test_commands_reach_the_session_and_slips_do_not_end_it():
 def test_a_model_of_plain_text_says_so(capsys):
     session = FakeSession()
     session.dialogue = False
+    session.about = "It continues what you write."
     Chat(session).show()
     assert "continues what you write" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from newllm_lib.errors import UsageError
-from newllm_lib.generation.chat import ChatSession, _Pieces, run_terminal, speaks_in_turns, spoken
+from newllm_lib.generation.chat import ChatSession, Pieces, run_terminal, speaks_in_turns, spoken
 from newllm_lib.generation.sampling import Settings
 
 KINDS = ["new_llm", "tiny_gpt2"]
@@ -150,12 +150,12 @@ def test_whether_it_speaks_in_turns_is_asked_of_the_model(bpe, make_model, tools
 
 def test_characters_come_whole(bpe):
     for text in ("Ünal — 猫 🙂!", "plain", " leading", "é"):
-        pieces = _Pieces(bpe)
+        pieces = Pieces(bpe)
         ids = bpe(text, add_special_tokens=False)["input_ids"]
         shown = [pieces.add(i) for i in ids]
         assert "".join(shown) + pieces.rest() == text
         assert not any("\ufffd" in s for s in shown)
-    half = _Pieces(bpe)
+    half = Pieces(bpe)
     assert half.add(bpe("猫", add_special_tokens=False)["input_ids"][0]) == "" and half.rest() == "\ufffd"
 
 

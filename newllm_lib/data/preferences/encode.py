@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 from newllm_lib.data.preferences.pairs import Pair
 from newllm_lib.data.records import Message
-from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, encode_messages, encode_text
+from newllm_lib.data.templates import (
+    END_OF_TURN,
+    PLAIN_TURNS,
+    encode_conversation,
+    encode_text,
+    has_own_turns,
+    render_conversation,
+)
 from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# For a tokenizer without a template, such as GPT-2's: as in DialoGPT, a turn ends with the end of text.
-PLAIN_TURNS = (
-    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
-)
 
 
 @dataclass
@@ -93,22 +94,21 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation up to where the assistant begins to speak."""
-    if _ours(tokenizer):
-        return [tokenizer.bos_token_id, *encode_messages(tokenizer, messages, add_generation_prompt=True)]
-    return _ids(tokenizer, prompt_text(tokenizer, messages))
+    return encode_conversation(tokenizer, messages)
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Token ids of what the assistant says then, with the token that ends its turn."""
-    if _ours(tokenizer):
+    if has_own_turns(tokenizer):
         return [*encode_text(tokenizer, answer), tokenizer.convert_tokens_to_ids(END_OF_TURN)]
     prompt = prompt_text(tokenizer, messages)
-    whole = _rendered(tokenizer, [*messages, Message("assistant", answer)])
+    whole = _rendered(tokenizer, [*messages, Message("assistant", answer)], add_generation_prompt=False)
     end = tokenizer.eos_token
     text = (
         whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer + end
     )
-    return _ids(tokenizer, text.rstrip("\n") if text.rstrip("\n").endswith(end) else text)
+    text = text.rstrip("\n") if text.rstrip("\n").endswith(end) else text
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -116,14 +116,5 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     return _rendered(tokenizer, messages, add_generation_prompt=True)
 
 
-def _ours(tokenizer: PreTrainedTokenizerBase) -> bool:
-    known = tokenizer.get_added_vocab()
-    return all(token in known for token in (*ROLE_TOKENS.values(), END_OF_TURN))
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options) -> str:
-    return tokenizer.apply_chat_template([m._asdict() for m in messages], tokenize=False, **options)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _rendered(tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    return render_conversation(tokenizer, [m._asdict() for m in messages], add_generation_prompt)
