@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
     submodules=["hub_models"],
     submod_attrs={
         "hub": ["Asked"],
+        "records": ["DataReport"],
         "blocks": ["training_blocks"],
         "prepared": ["PreparedData", "load_split", "prepare"],
     },

@@ -12,7 +12,8 @@ at a time.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import Record, RowStats
-from newllm_lib.data.splits import derived_splits, held_out_key, read_splits
+from newllm_lib.data.records import DataReport, Record, RowStats
+from newllm_lib.data.splits import derived_splits, held_out_key, read_splits, where_held_out
 from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
@@ -53,6 +54,8 @@ class PackedSplit:
     unk_tokens: int
     lower_cased: bool
     skipped: str  # what was wrong with rows that are left out; empty if none are
+    # what the files that it was read from were taken for
+    report: DataReport = field(default_factory=lambda: DataReport(""))
 
     @property
     def tokens(self) -> int:
@@ -80,6 +83,7 @@ def open_packed(entry: Path) -> PackedSplit | None:
         ids=_mapped(entry / "ids.bin", meta["dtype"]),
         document_starts=_mapped(entry / "document_starts.bin", np.int64),
         loss_mask=_mapped(mask, np.uint8) if mask.exists() else None,
+        report=DataReport.of(meta.get("report") or {"source": ""}),
         **meta["counts"],
     )
 
@@ -129,7 +133,7 @@ def pack(
     for split in wanted:
         parts = _key(source, tokenizer, split, max_samples, answers_only)
         entries[split] = (cache / "packed" / f"{split}-{key_hash(parts)}", parts)
-    packed = {split: open_packed(entry) for split, (entry, _) in entries.items()}
+    packed = {split: _known(source, entry) for split, (entry, _) in entries.items()}
     missing = sorted(split for split in wanted if packed[split] is None)
     if missing:
         with contextlib.ExitStack() as locks:
@@ -137,12 +141,21 @@ def pack(
                 if locks.enter_context(locked(entries[split][0])):
                     sweep(entries[split][0])
             # another process may have done it while this one waited
-            packed.update({split: open_packed(entries[split][0]) for split in missing})
+            packed.update({split: _known(source, entries[split][0]) for split in missing})
             missing = [split for split in missing if packed[split] is None]
+            for split in missing:
+                shutil.rmtree(entries[split][0], ignore_errors=True)
             if missing:
                 _pack_now(source, tokenizer, {s: entries[s] for s in missing}, max_samples, answers_only)
             packed.update({split: open_packed(entries[split][0]) for split in missing})
     return packed
+
+
+def _known(source: Source, entry: Path) -> PackedSplit | None:
+    """The packed split in a cache entry. What older versions packed of a user's files has no report, and may
+    hold one line of them many times: it is made again."""
+    packed = open_packed(entry)
+    return None if packed is not None and source.own and not packed.report.source else packed
 
 
 def _key(
@@ -187,13 +200,18 @@ def _pack_now(
         for split, (_, parts) in entries.items():
             if not writers[split].documents:
                 raise NewLLMError(_no_text(source, split, tally))
-            writers[split].finish(key=parts, skipped=tally.summary())
+            writers[split].finish(key=parts, skipped=tally.summary(), report=report_of(source, tally).plain())
     finally:
         for writer in writers.values():
             writer.close()
     if tally.summary():
         console.say(f"  {tally.summary()}")
     progress.close(f"packed {console.count(sum(writer.tokens for writer in writers.values()))} tokens")
+
+
+def report_of(source: Source, tally: RowStats) -> DataReport:
+    """What a pass over the source found."""
+    return DataReport(source.title, tally.files, source.unused, where_held_out(source))
 
 
 def _text_size(source: Source, splits: set[str]) -> int | None:

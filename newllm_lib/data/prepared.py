@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.packing import PackedSplit, check_answers, check_length, pack
 from newllm_lib.data.readers.base import Source
+from newllm_lib.data.records import DataReport
 from newllm_lib.data.splits import SPLITS, check_train
 from newllm_lib.data.tokenizer import load_tokenizer
 from newllm_lib.errors import UsageError
@@ -36,6 +37,7 @@ class PreparedData:
     test: PackedSplit
     description: str  # one line: source, documents, tokens, vocabulary, share of <unk>
     fingerprint: str  # the same if and only if tokenizer and tokens of all splits are: for exact resume
+    report: DataReport  # what the source was taken for
     commit: str = ""  # of the hub
 
     def state(self) -> dict:
@@ -97,7 +99,14 @@ def prepare(
     )
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
     return PreparedData(
-        tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit
+        tokenizer=tokenizer,
+        train=train,
+        validation=packed["validation"],
+        test=packed["test"],
+        description=description,
+        fingerprint=fingerprint,
+        report=_joined_report(train.report, packed["validation"].report, packed["test"].report),
+        commit=source.commit,
     )
 
 
@@ -136,8 +145,24 @@ def _prepare_stream(
         {**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed}
     )
     return PreparedData(
-        tokenizer, train, packed["validation"], packed["test"], description, fingerprint, source.commit
+        tokenizer=tokenizer,
+        train=train,
+        validation=packed["validation"],
+        test=packed["test"],
+        description=description,
+        fingerprint=fingerprint,
+        report=_joined_report(train.report, packed["validation"].report, packed["test"].report),
+        commit=source.commit,
     )
+
+
+def _joined_report(train: DataReport, *others: DataReport) -> DataReport:
+    """Of all splits. What a large set's sample was taken for, the pieces say that are trained on."""
+    report = replace(train)
+    for other in others:
+        own = {name: part for name, part in other.files.items() if part.split != "train"}
+        report.add(replace(other, files=own))
+    return report
 
 
 def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
@@ -181,4 +206,6 @@ def load_split(
         source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only
     )[split]
     check_answers(packed)
+    for line in packed.report.lines() if source.own else ():
+        console.say(f"  {line}")
     return packed

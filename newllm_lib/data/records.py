@@ -1,7 +1,8 @@
 """One schema for all training data: a record is a document of plain text, or a dialogue of messages.
 
 How the rows of files become records is in `schemas.py`. A row that cannot become one is skipped and counted
-by reason (`RowStats`), until too many are bad.
+by reason (`RowStats`), until too many are bad. What each file was taken for, and what of it is not read, is
+noted on the way (`FileReport`), said before training and kept in the run (`DataReport`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from newllm_lib.errors import NewLLMError
@@ -67,6 +70,118 @@ RECORDS = Kind(
 )
 
 
+@dataclass
+class FileReport:
+    """What one file (of a hub set: one split) was taken for. Readers, schemas and encoders note in it."""
+
+    split: str = ""
+    bytes: int = 0
+    records: int = 0
+    encoding: str = ""  # empty: UTF-8, or no text file
+    documents: str = ""  # of plain text: how it is parted, in words
+    formats: Counter[str] = field(default_factory=Counter)  # what its rows are, in words: rows of each
+    read: Counter[str] = field(default_factory=Counter)  # columns: rows in which each holds something
+    unread: Counter[str] = field(default_factory=Counter)  # the same of columns that are not read
+    roles: Counter[str] = field(default_factory=Counter)  # turns of each
+    notes: Counter[str] = field(default_factory=Counter)  # what else was decided, in words: how often
+    left_out: Counter[str] = field(default_factory=Counter)  # rows by reason
+
+    def add(self, other: FileReport) -> None:
+        """Count what was found in another part of the same file."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(value)
+            elif name == "records":
+                self.records += value
+            else:
+                setattr(self, name, mine or value)
+
+    def plain(self) -> dict:
+        """All of it as JSON knows it (`asdict` would make another Counter of a Counter's pairs)."""
+        return {name: dict(v) if isinstance(v, Counter) else v for name, v in vars(self).items()}
+
+    @classmethod
+    def of(cls, plain: dict) -> FileReport:
+        """As `plain` wrote it."""
+        found = cls(**plain)
+        for name, value in vars(found).items():
+            if isinstance(value, dict):
+                setattr(found, name, Counter(value))
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """A few lines for the user."""
+        kinds = " and ".join(_counted(self.formats)) or "plain text"
+        yield ", ".join(
+            part for part in (f"{self.records:,} records, {kinds}", self.encoding, self.documents) if part
+        )
+        if self.read:
+            roles = f"; turns: {', '.join(_counted(self.roles))}" if self.roles else ""
+            yield f"read: {', '.join(self.read)}{roles}"
+        if self.unread:
+            yield f"not read: {', '.join(self._columns(self.unread))}"
+        yield from (note if count == 1 else f"{note} ({count:,} times)" for note, count in self.notes.items())
+        if self.left_out:
+            reasons = ", ".join(f"{n:,} x {reason}" for reason, n in self.left_out.most_common(SHOWN))
+            yield f"left out: {reasons}"
+
+    def _columns(self, counts: Counter[str]) -> Iterator[str]:
+        for name, count in counts.most_common(SHOWN):
+            yield name if count >= self.records else f"{name} (in {count:,} rows)"
+
+
+def _counted(counts: Counter[str]) -> list[str]:
+    """`1,000 x user, 20 x system`; without a number where there is one kind."""
+    shown = counts.most_common(SHOWN)
+    return (
+        [name for name, _ in shown] if len(shown) == 1 else [f"{count:,} x {name}" for name, count in shown]
+    )
+
+
+@dataclass
+class DataReport:
+    """What a run's data were taken for: `data_report.json` in its folder."""
+
+    source: str
+    files: dict[str, FileReport] = field(default_factory=dict)  # by name
+    unused: dict[str, str] = field(
+        default_factory=dict
+    )  # files with content that are not read: why, what to do
+    held_out: dict[str, str] = field(default_factory=dict)  # validation and test: where each comes from
+
+    FILE = "data_report.json"
+
+    def plain(self) -> dict:
+        return {**vars(self), "files": {name: part.plain() for name, part in self.files.items()}}
+
+    def to_json(self) -> str:
+        return json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def of(cls, plain: dict) -> DataReport:
+        """As `plain` wrote it."""
+        files = {name: FileReport.of(part) for name, part in plain.get("files", {}).items()}
+        return cls(**{**plain, "files": files})
+
+    def add(self, other: DataReport) -> None:
+        """What was found when other splits of the same source were read."""
+        self.files = {**other.files, **self.files}
+        self.unused.update(other.unused)
+        self.held_out.update(other.held_out)
+
+    def lines(self) -> Iterator[str]:
+        """What is said before training."""
+        for name, part in self.files.items():
+            first, *rest = part.lines()
+            yield f"{name}: {first}"
+            yield from (f"  {line}" for line in rest)
+        if self.unused:
+            yield "not used: " + "; ".join(f"{name} ({why})" for name, why in self.unused.items())
+        if self.held_out:
+            yield "held out: " + ", ".join(f"{split} {where}" for split, where in self.held_out.items())
+
+
 class RowStats:
     """Counts good and bad rows of a pass over a source, and stops it when too many are bad.
 
@@ -82,6 +197,22 @@ class RowStats:
         self.held_out = 0
         self.reasons: Counter[str] = Counter()
         self.first_at = self.first_reason = ""
+        self.files: dict[str, FileReport] = {}
+        self.file = FileReport()  # of what is being read: notes go here
+
+    def begin(self, name: str, split: str, **about: object) -> FileReport:
+        """From now on this file is read (of a set without files: this split).
+
+        Args:
+            about: more of `FileReport` that is known already.
+        """
+        self.file = self.files[name] = FileReport(split, **about)
+        return self.file
+
+    def accept(self) -> None:
+        """Count a record."""
+        self.good += 1
+        self.file.records += 1
 
     @property
     def bad(self) -> int:
@@ -92,6 +223,8 @@ class RowStats:
         if count and not self.bad:
             self.first_at, self.first_reason = where, reason
         self.reasons[reason] += count
+        if count:
+            self.file.left_out[reason] += count
         if not self.good and self.bad >= self.hopeless:
             self.finish()
 
@@ -115,6 +248,7 @@ class RowStats:
             "reasons": dict(self.reasons),
             "first_at": self.first_at,
             "first_reason": self.first_reason,
+            "files": {name: part.plain() for name, part in self.files.items()},
         }
 
     def add(self, counts: dict) -> None:
@@ -124,6 +258,8 @@ class RowStats:
         self.good += counts["good"]
         self.held_out += counts.get("held_out", 0)
         self.reasons.update(counts["reasons"])
+        for name, part in counts.get("files", {}).items():
+            self.files.setdefault(name, FileReport()).add(FileReport.of(part))
 
     def summary(self) -> str:
         """`3 rows skipped (2 × an empty message, …; the first at file, line 3)`, and how many were held out;

@@ -83,7 +83,7 @@ def parse_rows(
             tally.reject(str(reason), where)
             continue
         if record is not None:
-            tally.good += 1
+            tally.accept()
             yield record
 
 

@@ -43,6 +43,17 @@ def held_out_key(source: Source) -> dict:
     return {"held_out": [source.fingerprint(split) for split in own]} if own else {}
 
 
+def where_held_out(source: Source) -> dict[str, str]:
+    """Where the text of validation and test comes from, in words."""
+    made = derived_splits(source)
+    return {
+        split: "5 % of the training records, by a hash of their content"
+        if split in made
+        else "the data's own"
+        for split in HELD_OUT
+    }
+
+
 def check_train(source: Source, wanted: set[str]) -> None:
     """Raise UsageError where the source has no training split, and a wanted split needs it."""
     needed = wanted & (derived_splits(source) | {"train"})

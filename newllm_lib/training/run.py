@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from newllm_lib import console, training
-from newllm_lib.data import PreparedData, prepare, training_blocks
+from newllm_lib.data import DataReport, PreparedData, prepare, training_blocks
 from newllm_lib.device import Device, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.ops.common.dispatch import kernels
@@ -289,6 +289,7 @@ def _record(context: RunContext) -> None:
     progress.data_fingerprint = fingerprint
     if process_group.is_main_process():
         atomic_write_text(run.recipe_path, context.recipe.to_yaml())
+        atomic_write_text(run.path / DataReport.FILE, context.data.report.to_json())
 
 
 def steps(recipe: Recipe, data: PreparedData) -> tuple[int, int]:
@@ -322,6 +323,8 @@ def _announce(context: RunContext) -> None:
             "tokenizer"
         )
     console.say(f"  data: {data.description}")
+    for line in data.report.lines():
+        console.say(f"    {line}")
     console.say(
         f"  {total:,} steps of {recipe.batch_size} x {recipe.max_seq_length} tokens ({tokens}, "
         f"{total / context.steps_per_epoch:.3g} epochs), {rate}"

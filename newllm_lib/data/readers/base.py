@@ -90,8 +90,14 @@ class Source(abc.ABC):
     splits: Set[str]  # which of train, validation and test it has itself
     commit = ""  # of the hub
     in_segments = False  # its training split is too large to be packed before training
+    own = False  # files of the user's
     in_order = False  # `max_samples` are the first records, not those with the smallest hashes
     parse: Callable[[object], Record | None] = staticmethod(parse_row)  # a row as a record
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Files beside the source's that hold something and are not read: why, and what to do."""
+        return {}
 
     @classmethod
     def of(cls, info: DatasetInfo, cache: Path, commit: str) -> Source:
@@ -112,6 +118,7 @@ class Source(abc.ABC):
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         """The split's records in order; bad rows count in `tally`, which raises if there are too many."""
+        tally.begin(f"{self.title} {split}", split)
         yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
         tally.finish()
 

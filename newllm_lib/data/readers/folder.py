@@ -73,6 +73,8 @@ class FolderSource(Source):
         UsageError: as `find_files`.
     """
 
+    own = True
+
     def __init__(self, folder: Path, paths: dict[str, list[Path]] | None = None):
         self.title = folder.resolve().name or str(folder)
         self._paths = paths or find_files(folder)
@@ -94,6 +96,7 @@ class FolderSource(Source):
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         for path in self._paths[split]:
+            tally.begin(path.name, split, bytes=path.stat().st_size)
             yield from read_file(path, tally)
         tally.finish()
 
@@ -129,7 +132,7 @@ def read_file(path: Path, tally: RowStats) -> Iterator[Record]:
         yield from parse_rows(_read_utterances(path), tally)
     else:
         for document in read_documents(path):
-            tally.good += 1
+            tally.accept()
             yield Record(document)
 
 

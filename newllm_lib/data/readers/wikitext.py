@@ -17,8 +17,9 @@ class WikiTextSource(HubSource):
     layout = "article lines"
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
+        tally.begin(f"{self.title} {split}", split, documents="a document an article")
         for article in group_lines(self._lines(split), "articles"):
-            tally.good += 1
+            tally.accept()
             yield Record(article)
         tally.finish()
 

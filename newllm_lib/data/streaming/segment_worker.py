@@ -70,6 +70,7 @@ def make(job: Job, number: int, fetched: bytes | None = None) -> dict:
 
 def _pack(job: Job, number: int, fetched: bytes | None) -> None:
     tally = RowStats(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
+    tally.begin(job.segments[number].place.rsplit("/", 1)[-1], "train")
     writer = Writer(job.entry(number), job.encoder)
     try:
         for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally, job.parse):

@@ -102,8 +102,12 @@ class LargeSource(Source):
 
     def __init__(self, source: Source):
         self.source, self.title, self.splits = source, source.title, source.splits
-        self.commit, self.parse = source.commit, source.parse
+        self.commit, self.parse, self.own = source.commit, source.parse, source.own
         self._segments: dict[str, list[Segment]] = {}
+
+    @property
+    def unused(self) -> dict[str, str]:
+        return self.source.unused
 
     def segments(self, split: str) -> list[Segment]:
         """All segments of a split in order; none where its files cannot be read in segments."""
@@ -130,6 +134,7 @@ class LargeSource(Source):
             yield from read_rows(segment, reader, columns=columns)
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
+        """As `Source.records`; what is noted stands under the sample's name, not its files'."""
         return super().records(split, tally) if self.sample(split) else self.source.records(split, tally)
 
     def reader(self) -> FileReader:

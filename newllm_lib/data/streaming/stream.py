@@ -28,7 +28,7 @@ from newllm_lib import console
 from newllm_lib.data.cache import META, key_hash, plain_write_errors
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.packing import VERSION, PackedSplit, open_packed
-from newllm_lib.data.records import RowStats
+from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.splits import derived_splits, held_out_key, source_held_out
 from newllm_lib.data.streaming.segment_pool import SegmentPool
 from newllm_lib.data.streaming.segment_worker import Job
@@ -180,6 +180,11 @@ class StreamedSplit:
         """Of one pass, estimated like the tokens."""
         tokens, documents = (sum(values) for values in zip(*self.counts, strict=True))
         return min(round(documents * self.tokens / tokens), self.max_samples or documents * self.tokens)
+
+    @property
+    def report(self) -> DataReport:
+        """What the segments that were counted so far were taken for."""
+        return DataReport(self.title, self.tally.files)
 
     def state(self) -> dict:
         """All that is needed to go on, on another machine too."""
