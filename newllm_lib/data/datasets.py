@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data import readers, schemas
-from newllm_lib.data.readers.base import DatasetInfo, Source
+from newllm_lib.data.readers.base import DatasetInfo, HubName, Source
 from newllm_lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
         NewLLMError: the hub cannot be reached, or a package is not installed.
     """
     if recipe.data_dir:
-        return readers.FolderSource(Path(recipe.data_dir).expanduser())
+        return open_with("FolderSource", Path(recipe.data_dir).expanduser())
     if recipe.data in REGISTRY:
         return REGISTRY[recipe.data].open(cache, commit)
-    name = readers.HubName.parse(recipe.data)
+    name = HubName.parse(recipe.data)
     if name is None:
         raise UsageError(
             f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
@@ -119,5 +119,9 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
         )
     # WikiText in another configuration or revision
     is_wikitext = name.repository == REGISTRY["wikitext"].home.partition(":")[0]
-    kind = readers.WikiTextSource if is_wikitext else readers.HubSource
-    return kind(name, cache, commit=commit)
+    return open_with("WikiTextSource" if is_wikitext else "HubSource", name, cache, commit=commit)
+
+
+def open_with(reader: str, *place: object, **how: object) -> Source:
+    """A source by the name of its class in `readers`, as the registry has it."""
+    return getattr(readers, reader)(*place, **how)

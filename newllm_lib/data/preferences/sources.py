@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data.cache import cache_root, key_hash
-from newllm_lib.data.datasets import REGISTRY
+from newllm_lib.data.datasets import REGISTRY, open_with
 from newllm_lib.data.preferences.generate import generate
 from newllm_lib.data.preferences.pairs import PAIRS, Pair, parse_pair
-from newllm_lib.data.readers.base import Source
-from newllm_lib.data.readers.folder import KINDS, FolderSource, kind_of
-from newllm_lib.data.readers.hub import HUB_SPLIT_NAMES, HubName, HubSource
+from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, HubName, Source, kind_of
 from newllm_lib.data.records import RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.errors import NewLLMError, UsageError
@@ -85,12 +83,12 @@ def load_preferences(recipe: Recipe) -> Preferences:
 def _open(recipe: Recipe) -> Source:
     """The source that a recipe's pairs are read from."""
     if recipe.data_dir is not None:
-        return FolderSource(Path(recipe.data_dir).expanduser())
+        return open_with("FolderSource", Path(recipe.data_dir).expanduser())
     path = Path(recipe.data).expanduser()
     if path.is_file():
         if kind_of(path) not in KINDS[1:]:
             raise UsageError(f"{path}: preference pairs are read from {', '.join(KINDS[1:])}.")
-        return FolderSource(path, {"train": [path]})
+        return open_with("FolderSource", path, {"train": [path]})
     name = HubName.parse(_HOMES.get(recipe.data, recipe.data))
     is_file = recipe.data.lower().endswith(KINDS)
     if name is None or is_file:
@@ -99,7 +97,7 @@ def _open(recipe: Recipe) -> Source:
             f"There {what} {recipe.data!r}: use {MADE_HERE}, hh_rlhf, ultrafeedback, a data set's hub id, a "
             ".jsonl file, or --data_dir FOLDER."
         )
-    return HubSource(name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
+    return open_with("HubSource", name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
 def _read(source: Source, tally: RowStats) -> list[Pair]:

@@ -7,6 +7,7 @@ A new kind of source is a class beside this one; a new data set of a kind that i
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,33 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
+KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")  # files that are read
+
+
+# what the hub's sets call their splits: also the supervised halves of ultrachat_200k and its like
+HUB_SPLIT_NAMES = {**SPLIT_NAMES, "train_sft": "train", "test_sft": "test"}
+
+
+class HubName(NamedTuple):
+    """A data set on the hub, written `owner/name`, `owner/name:config` or `owner/name:config@revision`."""
+
+    repository: str
+    config: str | None = None
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, text: str) -> HubName | None:
+        """None where `text` cannot be a hub id."""
+        match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?", text)
+        return cls(match[1], match[2], match[3] or "main") if match else None
+
+    def __str__(self) -> str:
+        return self.repository + (f":{self.config}" if self.config else "")
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a data file's name, one of `KINDS`."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
 class DataFile(NamedTuple):

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from newllm_lib.data.cache import key_hash
-from newllm_lib.data.readers.base import SPLIT_NAMES, DataFile, FileReader, Segment, Source, in_segments
+from newllm_lib.data.readers.base import (
+    KINDS,
+    SPLIT_NAMES,
+    DataFile,
+    FileReader,
+    Segment,
+    Source,
+    in_segments,
+    kind_of,
+)
 from newllm_lib.data.readers.jsonfiles import read_json_lines, read_json_values
 from newllm_lib.data.readers.parquetfiles import (
     groups_in,
@@ -21,8 +30,6 @@ from newllm_lib.data.readers.textfiles import content_hash, open_data, read_docu
 from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_rows
 from newllm_lib.errors import UsageError
-
-KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 # [prefix.]split[-00000-of-00002].kind, e.g. train.txt, wikitext-2.valid.txt, train-00000-of-00002.parquet
 _FILE_NAME = re.compile(
@@ -157,11 +164,6 @@ _ROWS: dict[str, Callable[[Path], Iterator[tuple[str, object]]]] = {
     ".jsonl.gz": read_json_lines,
     ".json": read_json_values,
 }
-
-
-def kind_of(path: Path) -> str:
-    """The ending of a data file's name, one of `KINDS`."""
-    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
 def text_size(path: Path) -> int:

@@ -9,16 +9,17 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from newllm_lib import console
 from newllm_lib.data import hub
 from newllm_lib.data.cache import key_hash, write_file
 from newllm_lib.data.readers.base import (
-    SPLIT_NAMES,
+    HUB_SPLIT_NAMES,
     DataFile,
     DatasetInfo,
     FileReader,
+    HubName,
     Segment,
     Source,
     in_segments,
@@ -31,33 +32,6 @@ from newllm_lib.errors import UsageError
 if TYPE_CHECKING:
     from datasets import IterableDatasetDict
     from pyarrow.parquet import ParquetFile
-
-# what the hub's sets call their splits: also the supervised halves of ultrachat_200k and its like
-HUB_SPLIT_NAMES = {**SPLIT_NAMES, "train_sft": "train", "test_sft": "test"}
-
-
-class HubName(NamedTuple):
-    """A data set on the hub, written `owner/name`, `owner/name:config` or `owner/name:config@revision`."""
-
-    repository: str
-    config: str | None = None
-    revision: str = "main"
-
-    @classmethod
-    def parse(cls, text: str) -> HubName | None:
-        """None where `text` cannot be a hub id."""
-        match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?", text)
-        return cls(match[1], match[2], match[3] or "main") if match else None
-
-    @property
-    def asked(self) -> hub.Asked:
-        """How it is named where the hub does not give it."""
-        return hub.Asked(
-            f"Data set {self}", "name another id, or use files of your own with --data_dir FOLDER"
-        )
-
-    def __str__(self) -> str:
-        return self.repository + (f":{self.config}" if self.config else "")
 
 
 class HubSource(Source):
@@ -122,7 +96,7 @@ class HubSource(Source):
                     done, failures = done + 1, 0
                 return
             except Exception as error:
-                explained = hub.explain(error, self.name.asked)
+                explained = hub.explain(error, self._asked)
                 if failures == len(hub.DELAYS) or not isinstance(explained, hub.HubUnreachable):
                     raise explained from error
             hub.wait(hub.DELAYS[failures], explained)
@@ -137,12 +111,19 @@ class HubSource(Source):
                     s: [DataFile(*f) for f in part] for s, part in json.loads(memo.read_text()).items()
                 }
             except (OSError, ValueError, TypeError):
-                self._files = hub.patiently(self._list_files, self.name.asked)
+                self._files = hub.patiently(self._list_files, self._asked)
                 write_file(memo, json.dumps(self._files))
         return in_segments(self._files[split])
 
+    @property
+    def _asked(self) -> hub.Asked:
+        """How it is named where the hub does not give it."""
+        return hub.Asked(
+            f"Data set {self.name}", "name another id, or use files of your own with --data_dir FOLDER"
+        )
+
     def reader(self) -> FileReader:
-        return HubReader(self.name.asked)
+        return HubReader(self._asked)
 
     def _describe(self) -> tuple[str, dict[str, str]]:
         """The commit, and what the set itself calls each of its splits."""
@@ -150,7 +131,7 @@ class HubSource(Source):
         if known and known[0] == self.revision:  # a commit never comes to mean something else
             return known
         try:
-            commit = hub.patiently(self._find_commit, self.name.asked)
+            commit = hub.patiently(self._find_commit, self._asked)
             if known and known[0] != commit and self.revision == self.name.revision:
                 console.say(f"Data set {self.name} has moved from commit {known[0][:8]} to {commit[:8]}.")
             splits = self._find_splits(commit)
@@ -206,7 +187,7 @@ class HubSource(Source):
             repository, config = self.name.repository, self.name.config
             self._loaded = hub.patiently(
                 lambda: datasets.load_dataset(repository, config, revision=commit, streaming=True),
-                self.name.asked,
+                self._asked,
             )
         return self._loaded
 
