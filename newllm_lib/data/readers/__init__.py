@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "chitchat": ["ChitChatSource"],
         "folder": ["FolderSource"],
-        "hub": ["HubName", "HubSource"],
+        "hub": ["HubSource"],
         "wikitext": ["WikiTextSource"],
     },
 )
