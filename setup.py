@@ -11,17 +11,32 @@ here = Path(__file__).parent
 version = re.search(
     r'__version__ = "(.+)"', (here / "newllm_lib" / "__init__.py").read_text(encoding="utf-8")
 )[1]
-readme = here / "README.md"
+HOME = "https://github.com/rato-tokyo/new-llm"
+
+
+def readme() -> str:
+    """README.md with links and pictures that also work where it is shown alone, as on PyPI."""
+    text = (here / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[([^\]]*)\]\((?!https?:)", rf"![\1]({HOME}/raw/main/", text)
+    return re.sub(r"(?<!\])\]\((?!https?:|#)", f"]({HOME}/blob/main/", text)
+
 
 setup(
     name="newllm",
     version=version,
     description="Train small language models in Colab: New-LLM (a context vector instead of attention) and "
     "others",
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author="New-LLM contributors",
-    license="MIT",
+    url=HOME,
+    project_urls={
+        "Source": HOME,
+        "Issues": f"{HOME}/issues",
+        "Changelog": f"{HOME}/blob/main/CHANGELOG.md",
+    },
+    license_expression="MIT",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["newllm_lib", "newllm_lib.*"]),
     package_data={"newllm_lib": ["py.typed", "recipes/*.yaml", "data/preferences/*.tsv"]},
@@ -32,10 +47,10 @@ setup(
         "accelerate>=1.14",
         "peft>=0.20",
         "trl>=0.29.1",
-        'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
         "safetensors>=0.5",
         "numpy>=1.26",
         "matplotlib>=3.8",
+        "psutil>=5.9",
         "ipywidgets>=7.7",
         "pyyaml>=6.0",
     ],
@@ -48,6 +63,8 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            # Kernels run in its interpreter; a CUDA build of torch brings its own.
+            'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
             "jupytext",
             "nbclient",
             "nbformat",
@@ -58,8 +75,19 @@ setup(
     },
     entry_points={"console_scripts": ["newllm=newllm_lib.__main__:run"]},
     classifiers=[
-        "License :: OSI Approved :: MIT License",
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Natural Language :: English",
+        "Natural Language :: Japanese",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )
