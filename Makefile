@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export NEWLLM_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup test test-slow test-gpu lint demo notebooks clean check-phase7-env verify-phase7 triton-attn recipe data-lite \
+.PHONY: docs help setup test test-slow test-gpu lint demo notebooks clean check-phase7-env verify-phase7 triton-attn recipe data-lite \
 	train-phase7-1.5b train-phase7-1.5b-test train-phase7-1.5b-resume train-phase7-small chat-phase7-1.5b bench-phase7-1.5b \
 	train-phase8 bench-phase8-vs-phase7
 
@@ -37,6 +37,10 @@ lint: setup  ## style, format, import order and types
 
 demo:  ## New-LLM and TinyGPT2 on real dialogues, then the comparison
 	bash colab_bootstrap.sh demo --foreground
+
+docs:  ## the documentation site, in site/ (strict: a broken link fails)
+	@bash colab_bootstrap.sh --setup-only demo,dev,docs
+	$(PYTHON) -m mkdocs build
 
 notebooks: setup  ## build notebooks/*.ipynb from notebooks/src
 	$(PYTHON) notebooks/build.py

@@ -70,6 +70,7 @@ setup(
             "nbformat",
             "ipykernel",
         ],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one
         "lowmem": ["torchao", "bitsandbytes"],
     },

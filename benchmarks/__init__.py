@@ -13,6 +13,6 @@ BENCHMARKS = {
     "dpo": "preference training: time and memory beside plain TRL, and whether it works",
     "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
     "first_step": "the wait from `newllm train` to its first logged loss",
-    "table": "no measurement: the README's tables from results.csv",
+    "table": "no measurement: the tables of docs/results from results.csv",
 }
 ALIASES = {"scale": "scaling"}

@@ -33,7 +33,7 @@ _FASTER = "Phase 8", "Phase 7, full attention"  # whose crossover is looked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_out(parser, "docs/phase8.png")
+    common.add_out(parser, "docs/images/phase8.png")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="speed, quality (default: both)")
     parser.add_argument(
         "--ways", nargs="+", metavar="WAY", help=f"only these of {', '.join(map(repr, WAYS))}"
@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
         quality(rows, ways, Path(arguments.work), changes)
     result = common.record(rows, arguments)
     if "speed" in parts:
-        picture = Path(arguments.picture or "docs/phase8.png")
+        picture = Path(arguments.picture or "docs/images/phase8.png")
         draw([row for row in common.read(out) if row["benchmark"] == "phase8"], picture)
         say(f"Picture: {picture}")
     return result

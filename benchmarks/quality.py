@@ -97,7 +97,7 @@ class Trial:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_out(parser, "docs/quality.png")
+    common.add_out(parser, "docs/images/quality.png")
     for name, known in (("models", MODELS), ("sizes", tuple(_RATES)), ("corpora", ("chitchat", "wikitext2"))):
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"some of {' '.join(known)}")
     parser.add_argument(

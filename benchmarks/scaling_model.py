@@ -1,6 +1,6 @@
 """A model of training on more GPUs than were measured: time, cost and the limit of communication.
 
-    newllm bench scaling_model            prints the tables of docs/scaling.md
+    newllm bench scaling_model            prints the tables of docs/guides/several-gpus.md
 
 A step is the computation of one GPU's share of the batch, at the speed that one GPU was measured at, and what
 is sent. How fast a model's step sends, as far as that is not hidden behind its computation, was measured with

@@ -1,4 +1,4 @@
-"""The README's tables from `results.csv`, and pictures of its figures: nothing is typed twice."""
+"""The tables of docs/results from `results.csv`, and pictures of its figures: nothing is typed twice."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ _NAMES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_out(parser)
     parser.add_argument(
-        "--readme", default="README.md", help="the file whose tables are written (default: README.md)"
+        "--pages",
+        default="docs/results",
+        help="the folder whose pages' tables are written (default: docs/results)",
     )
 
 
 def main(arguments: argparse.Namespace) -> dict | None:
-    changed = write_tables(Path(arguments.out), Path(arguments.readme))
-    done = "has the figures of" if changed else "already had the figures of"
-    say(f"{arguments.readme} {done} {arguments.out}")
+    changed = write_tables(Path(arguments.out), Path(arguments.pages))
+    done = "have the figures of" if changed else "already had the figures of"
+    say(f"The pages of {arguments.pages} {done} {arguments.out}")
     return {"changed": changed} if arguments.json else None
 
 
@@ -62,7 +64,7 @@ def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
 
 def picture_of(benchmark: str) -> Path:
     """Where its picture lies in the clone."""
-    return Path("docs", benchmark.replace(" ", "-") + ".png")
+    return Path("docs", "images", benchmark.replace(" ", "-") + ".png")
 
 
 def refuse_another(picture: Path) -> None:
@@ -72,32 +74,37 @@ def refuse_another(picture: Path) -> None:
     check_file(picture, "--picture", lambda text: False)
 
 
-def write_tables(results: Path, readme: Path) -> bool:
-    """Put the tables of `results` between the README's marks; whether that changed it.
+def write_tables(results: Path, pages: Path) -> list[str]:
+    """Put the tables of `results` between the marks of the pages in a folder; names of what changed.
 
     Raises:
-        NewLLMError: a file is missing, or the README has no mark for a table.
+        NewLLMError: a file is missing, or no page has a mark for a table.
     """
-    for file in (results, readme):
-        if not file.is_file():
-            raise NewLLMError(f"There is no {file}: run this in the clone's folder.")
-    rows, before = read(results), readme.read_text(encoding="utf-8")
-    after = before
+    for path in (results, pages):
+        if not path.exists():
+            raise NewLLMError(f"There is no {path}: run this in the clone's folder.")
+    rows, texts = (
+        read(results),
+        {page: page.read_text(encoding="utf-8") for page in sorted(pages.glob("*.md"))},
+    )
+    before = dict(texts)
     for name, make in TABLES.items():
-        table = make(rows) if any(row["benchmark"] == name for row in rows) else "Not measured yet."
         begin, end = _BEGIN.format(name=name), _END.format(name=name)
+        page = next((page for page, text in texts.items() if begin in text and end in text), None)
+        if page is None:
+            raise NewLLMError(
+                f"No page of {pages} has a place for the table {name}: put in {begin} and {end}."
+            )
+        table = make(rows) if any(row["benchmark"] == name for row in rows) else "Not measured yet."
+        drawn = pages.parent / "images" / picture_of(name).name
+        shown = f"\n\n![{name}, measured](../images/{drawn.name})" if drawn.is_file() else ""
         part = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not part.search(after):
-            raise NewLLMError(f"{readme} has no place for the table {name}: put in {begin} and {end}.")
-        drawn = picture_of(name)
-        shown = ""
-        if readme.with_name("docs").joinpath(drawn.name).is_file():
-            shown = f"\n\n![{name}, measured]({drawn})"
         text = f"{begin}\n{table}{shown}\n{end}"
-        after = part.sub(lambda _, text=text: text, after)
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return after != before
+        texts[page] = part.sub(lambda _, text=text: text, texts[page])
+    changed = [page for page, text in texts.items() if text != before[page]]
+    for page in changed:
+        page.write_text(texts[page], encoding="utf-8")
+    return [page.name for page in changed]
 
 
 def speed_table(rows: list[dict]) -> str:

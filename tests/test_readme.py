@@ -1,22 +1,51 @@
-"""The README says what is: its commands parse, its Python runs, its figures stand in
-benchmarks/results.csv.
+"""README.md, README.ja.md and the pages of docs say what is: their commands parse, their Python runs, their
+links lead somewhere, and the figures of the results stand in benchmarks/results.csv.
 """
 
+from __future__ import annotations
+
 import csv
+import functools
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
+from newllm_lib import api
 from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train
 from tests.training.small_runs import write_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+JAPANESE = ROOT / "README.ja.md"
+PAGES = [
+    ROOT / "README.md",
+    *([JAPANESE] if JAPANESE.exists() else []),
+    *(
+        page
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if "LOG" not in page.name and page.parent.name != "log"
+    ),
+]
+TINY = {
+    "hidden_size": 16,
+    "context_dim": 16,
+    "mlp_size": 16,
+    "num_layers": 1,
+    "vocab_size": 300,
+    "max_seq_length": 16,
+    "sized_for": "cpu",
+    "batch_size": 8,
+    "max_steps": 2,
+    "data_dir": "text",
+}
+
+
+@functools.cache
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def test_it_opens_with_the_two_commands():
@@ -27,17 +56,28 @@ def test_it_opens_with_the_two_commands():
     ]
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\| `newllm (.+?)` \|", README, re.MULTILINE))
-def test_its_commands_parse(line):
+def test_it_can_be_read_in_three_minutes():
+    assert len(README.split()) <= 1300
+
+
+def commands() -> list[str]:
+    """`newllm …` in tables' first columns and in shell blocks, as they stand."""
+    found = set()
+    for page in PAGES:
+        found |= set(re.findall(r"^\| `newllm ([^`]+?)` \|", text_of(page), re.MULTILINE))
+        for block in re.findall(r"```bash\n(.+?)```", text_of(page), re.DOTALL):
+            found |= set(re.findall(r"^(?:\.venv/bin/)?newllm (.+?)(?:\s+#.*)?$", block, re.MULTILINE))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line):
     assert parse(shlex.split(line))
 
 
-PAGES = [ROOT / "README.md", *(page for page in (ROOT / "docs").rglob("*.md") if page.name != "LOG.md")]
-
-
 def named_benchmarks() -> list[str]:
-    """`newllm bench …` in the README and the pages, but where it is cut short or stands for several."""
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    """`newllm bench …` on the pages, but where it is cut short or stands for several."""
+    text = "".join(map(text_of, PAGES))
     return sorted({line for line in re.findall(r"`newllm (bench [^`|…A-Z][^`|…]*)`", text)})
 
 
@@ -46,59 +86,51 @@ def test_the_benchmarks_that_pages_name_parse(line):
     assert parse(shlex.split(line))
 
 
-def test_its_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text_of(page)):
+        path, _, heading = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), target
+        assert not heading or heading in anchors(place), target
+    ours = r"https://github\.com/rato-tokyo/new-llm/(?:blob|tree)/main/([^)#\s]+)"
+    for path in re.findall(ours, text_of(page)):
+        assert (ROOT / path).exists(), path
 
 
-def test_its_python_runs(tmp_path, monkeypatch, capsys):
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in a link."""
+    heads = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_its_python_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
-    tiny = {
-        "hidden_size": 16,
-        "context_dim": 16,
-        "mlp_size": 16,
-        "num_layers": 1,
-        "vocab_size": 300,
-        "max_seq_length": 16,
-    }
-    train(
-        load_recipe(
-            "demo",
-            {
-                **tiny,
-                "sized_for": "cpu",
-                "batch_size": 8,
-                "max_steps": 2,
-                "data_dir": "text",
-                "output_dir": "checkpoints/new_llm_demo",
-            },
-        )
-    )
-    capsys.readouterr()
-    exec(re.search(r"```python\n(.+?)```", README, re.DOTALL)[1], {})
-    assert "<|user|>Hello!<|end|><|assistant|>" in capsys.readouterr().out
-    shutil.rmtree("checkpoints")
+    monkeypatch.setattr(api, "load_recipe", lambda name, keys: load_recipe(name, {**TINY, **keys}))
+    exec(re.search(r"```python\n(.+?)```", text_of(ROOT / page), re.DOTALL)[1], {})
+    assert re.search(r"^\d+\.\d+$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_its_figures_are_measured():
+@pytest.mark.parametrize(
+    "page, part", [("README.md", "How good is it?"), ("docs/results/language-modelling.md", "")]
+)
+def test_its_figures_are_measured(page, part):
     with open(ROOT / "benchmarks" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(row["command"] and row["commit"] and row["hardware"] and row["versions"] for row in rows)
     values = [float(row["value"]) for row in rows]
-    section = README.split("## Results")[1].split("Bits per byte counts")[0]
-    table = [cell for line in section.splitlines() if line.startswith("| ") for cell in line.split("|")[2:4]]
-    table += re.findall(r"\d\.\d{3}", section) + re.findall(r"(\d\.\d+) M tokens/s", section)
-    figures = [
-        float(n) * (1e6 if "M" in cell else 1)
-        for cell in table
-        for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", cell)
-    ]
-    assert len(figures) > 10
-    for figure in figures:
-        off = (
-            min(abs(value - meant) / meant for value in values for meant in (figure, 1e6 * figure) if meant)
-            if figure
-            else 0
-        )
-        assert off < 0.01, f"{figure} stands in README.md, but in no row of results.csv"
+    section = text_of(ROOT / page).split(f"## {part}" if part else "# ", 1)[1].split("\n## ")[0]
+    found = [figure for line in section.splitlines() if line.startswith("| ") for figure in figures(line)]
+    assert len(found) >= 8
+    for figure in found:
+        off = min(abs(value - meant) / meant for value in values for meant in (figure, 1e6 * figure))
+        assert off < 0.01, f"{figure} stands in {page}, but in no row of results.csv"
+
+
+def figures(line: str) -> list[float]:
+    """What a row of a table claims to have measured: numbers with a point, of the model and of what
+    stands beside it."""
+    cells = re.sub(r"\]\([^)]*\)", "", " ".join(line.split("|")[2:4]))
+    return [float(number) for number in re.findall(r"(?<![\w.,])\d+\.\d+(?!\.?\d)", cells) if float(number)]

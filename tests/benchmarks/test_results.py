@@ -54,12 +54,13 @@ def test_another_table_is_not_appended_to(tmp_path):
         Rows("speed", "x").append_to(tmp_path / "other.csv")
 
 
-def test_the_readmes_tables_hold_the_newest_figures(figures, tmp_path):
-    readme = tmp_path / "README.md"
+def test_the_pages_tables_hold_the_newest_figures(figures, tmp_path):
+    page = tmp_path / "results" / "page.md"
+    page.parent.mkdir()
     marks = [results._BEGIN.format(name=n) + "\nold\n" + results._END.format(name=n) for n in results.TABLES]
-    readme.write_text("Before\n" + "\nbetween\n".join(marks) + "\nafter\n", encoding="utf-8")
-    assert results.write_tables(figures, readme)
-    text = readme.read_text(encoding="utf-8")
+    page.write_text("Before\n" + "\nbetween\n".join(marks) + "\nafter\n", encoding="utf-8")
+    assert results.write_tables(figures, page.parent)
+    text = page.read_text(encoding="utf-8")
     assert text.startswith("Before\n") and text.endswith("after\n") and "old" not in text
     assert "| New-LLM, graphs | 9.00 M | 8.50 M | 2.50 |" in text and text.index("GPT-2 (trans") < text.index(
         "New-LLM, graphs"
@@ -67,10 +68,10 @@ def test_the_readmes_tables_hold_the_newest_figures(figures, tmp_path):
     assert "| New-LLM, captured step | 8,400 (48.0 MiB) | 8,200 |" in text and "| GPT-2 | 350 | – |" in text
     assert "| bits per byte | New-LLM | modern attention |" in text
     assert "| chitchat test, 4M | 1.250 ± 0.002 | – |\n| chitchat test, 10M | – | 1.310 |" in text
-    assert not results.write_tables(figures, readme)
-    readme.write_text("no marks", encoding="utf-8")
-    with pytest.raises(NewLLMError, match="no place"):
-        results.write_tables(figures, readme)
+    assert not results.write_tables(figures, page.parent)
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(NewLLMError, match="No page"):
+        results.write_tables(figures, page.parent)
 
 
 @pytest.mark.parametrize("name", ["speed", "decode", "quality"])

@@ -125,7 +125,7 @@ def test_no_flag_that_writes_is_forgotten():
         "data",
         "text",
         "work",
-        "readme",
+        "pages",
         "folder",
         "note",
         "segment_kib",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def start_hosts(*folders: Path, restarts: int = 0) -> list[subprocess.Popen]:
-    """The command of docs/scaling.md in each folder, with two processes for each host."""
+    """The command of docs/guides/several-gpus.md in each folder, with two processes for each host."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,5 +1,5 @@
-"""Draws docs/architecture.png (New-LLM: its block, and the one vector that goes from token to token) and
-docs/architecture_phase7.png (what a Phase 7 block sees of the text, and how it is put together).
+"""Draws architecture.png (New-LLM: its block, and the one vector that goes from token to token) and
+architecture_phase7.png (what a Phase 7 block sees of the text, and how it is put together).
 
     python docs/architecture_picture.py
 """
