@@ -22,7 +22,7 @@ import numpy as np
 
 from newllm_lib.data.records import Record
 from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, render_turn, template_of
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import NewLLMError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -78,6 +78,11 @@ class Encoder:
 
     def encode(self, records: list[Record]) -> Encoded:
         """The records' documents in order. All texts of all records are tokenized in one call."""
+        if not self.answers_only and any(record.muted for record in records):
+            raise UsageError(
+                "Some messages say that they are not to be learned (a weight of 0): use --loss_on answers, "
+                "or take that key out of the data."
+            )
         pieces = [piece for record in records for piece in self._pieces(record)]
         encodings = self.backend.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
         remaining = iter(encodings)
@@ -95,14 +100,14 @@ class Encoder:
             if record.text is not None:
                 ids += next(remaining).ids
                 answers.append((starts[-1] + 1, len(ids)))
-            for role, _ in record.messages:
+            for i, (role, _) in enumerate(record.messages):
                 ids.append(self._labels[role])
                 if TURNS[self.template][role].lead:
                     ids += next(remaining).ids
                 begin = len(ids)
                 ids += next(remaining).ids
                 ids.append(self._end_of_turn)
-                if role == "assistant":
+                if role == "assistant" and i not in record.muted:
                     answers.append((begin, len(ids)))
         stream, mask = np.array(ids, dtype=self.dtype), None
         if self.answers_only:
@@ -117,13 +122,14 @@ class Encoder:
         if record.text is not None:
             return [_Piece(record.text, record.text, True)]
         pieces = []
+        asks = max((i for i, message in enumerate(record.messages) if message.role == "user"), default=-1)
         for i, (role, content) in enumerate(record.messages):
-            lead, turn = render_turn(self.template, role, content, "" if i else record.context)
+            lead, turn = render_turn(self.template, role, content, record.context if i == asks else "")
             if lead:
                 pieces.append(_Piece(lead, lead, False))
-            answer = role == "assistant"
+            says = role == "assistant"
             # the space before an answer is not the author's
-            pieces.append(_Piece(turn, content if answer else turn, answer))
+            pieces.append(_Piece(turn, content if says else turn, says and i not in record.muted))
         return pieces
 
     def _account(

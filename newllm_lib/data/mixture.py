@@ -13,6 +13,7 @@ from newllm_lib.data.datasets import open_source
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, RowStats
 from newllm_lib.data.splits import SPLITS, read_splits
+from newllm_lib.data.templates import join_context
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import owned_directory, replaceable
@@ -106,4 +107,12 @@ def _copy(source: Source, wanted: dict[str, int], files: dict) -> dict[str, int]
 def _row(record: Record) -> dict:
     if record.text is not None:
         return {"text": record.text}
-    return {"messages": [{"role": m.role, "content": m.content} for m in record.messages]}
+    messages = [{"role": m.role, "content": m.content} for m in record.messages]
+    for i in record.muted:
+        messages[i]["weight"] = 0
+    if not record.context:
+        return {"messages": messages}
+    *before, asks, answers = messages  # a column of its own, since some templates write it apart
+    task = asks["content"].removesuffix(join_context("", record.context))
+    row = {"instruction": task, "context": record.context, "response": answers["content"]}
+    return row | ({"history": before} if before else {})

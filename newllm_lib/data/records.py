@@ -17,6 +17,16 @@ from typing import NamedTuple
 from newllm_lib.errors import NewLLMError
 
 ROLES = ("user", "assistant", "system")
+# what speakers are called elsewhere, in small letters; what a tool gives back stands in a system turn
+ROLE_NAMES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "bing", "bard", "model", "ai"), "assistant"
+    ),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "system"),
+}
 SHOWN = 12  # reasons in the summary, the most frequent ones
 HOPELESS = 1000  # so many bad rows and not one good: there is no use in reading the rest
 
@@ -33,8 +43,10 @@ class Record(NamedTuple):
 
     text: str | None
     messages: tuple[Message, ...] = ()
-    # what stands below the instruction in the first message, where the data keeps the two apart
+    # what stands below the instruction in the last user's message, where the data keeps the two apart
     context: str = ""
+    muted: tuple[int, ...] = ()  # which messages are not to be learned, though an assistant says them
+    notes: tuple[str, ...] = ()  # what was decided when it was read, for the report
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""
@@ -52,6 +64,14 @@ class BadRecord(ValueError):
     """A row is not a record; the message is the reason, in a few words and without the row's content."""
 
 
+class EmptyRecord(BadRecord):
+    """A row of a known kind that lacks a value, as exports have some: no sign of data of another kind."""
+
+
+class NotToLearn(BadRecord):
+    """A row that says of itself that it is not to be learned."""
+
+
 class Kind(NamedTuple):
     """What the rows of a pass should be, in words for the user, and how many may be something else."""
 
@@ -59,6 +79,7 @@ class Kind(NamedTuple):
     needs: str  # what each row needs
     left_out: str  # how messages call rows that are not
     bad_share: float  # more bad rows than this share of all: the data is not what it should be
+    empty_share: float = 0.5  # the same of all that are left out, rows without a value among them
 
 
 RECORDS = Kind(
@@ -196,6 +217,8 @@ class RowStats:
         # training records that a validation or test split of the source holds too: not trained on
         self.held_out = 0
         self.reasons: Counter[str] = Counter()
+        self.empty = 0  # of the bad rows, those that lack a value
+        self.unwanted: Counter[str] = Counter()  # rows that say that they are not to be learned
         self.first_at = self.first_reason = ""
         self.files: dict[str, FileReport] = {}
         self.file = FileReport()  # of what is being read: notes go here
@@ -218,6 +241,15 @@ class RowStats:
     def bad(self) -> int:
         return sum(self.reasons.values())
 
+    def leave_out(self, reason: BadRecord, where: str) -> None:
+        """Count a row that became no record, by what kind of reason it is."""
+        if isinstance(reason, NotToLearn):
+            self.unwanted[str(reason)] += 1
+            self.file.left_out[str(reason)] += 1
+            return
+        self.empty += isinstance(reason, EmptyRecord)
+        self.reject(str(reason), where)
+
     def reject(self, reason: str, where: str = "", count: int = 1) -> None:
         """Count bad rows, the first of them found at `where` ("file, line 3")."""
         if count and not self.bad:
@@ -232,11 +264,13 @@ class RowStats:
         """To be called at the end of a pass.
 
         Raises:
-            NewLLMError: too many of the rows were bad (of records more than 5 %).
+            NewLLMError: too many of the rows were bad (of records more than 5 %, or more than half with those
+                where a value is missing).
         """
-        if self.bad > self.kind.bad_share * (self.good + self.bad):
+        rows = self.good + self.bad
+        if self.bad - self.empty > self.kind.bad_share * rows or self.bad > self.kind.empty_share * rows:
             raise NewLLMError(
-                f"{self.bad:,} of {self.good + self.bad:,} rows are no {self.kind.plural}; the first: "
+                f"{self.bad:,} of {rows:,} rows are no {self.kind.plural}; the first: "
                 f"{self.first_at}: {self.first_reason}. Each row needs {self.kind.needs}."
             )
 
@@ -245,6 +279,8 @@ class RowStats:
         return {
             "good": self.good,
             "held_out": self.held_out,
+            "empty": self.empty,
+            "unwanted": dict(self.unwanted),
             "reasons": dict(self.reasons),
             "first_at": self.first_at,
             "first_reason": self.first_reason,
@@ -257,6 +293,8 @@ class RowStats:
             self.first_at, self.first_reason = counts["first_at"], counts["first_reason"]
         self.good += counts["good"]
         self.held_out += counts.get("held_out", 0)
+        self.empty += counts.get("empty", 0)
+        self.unwanted.update(counts.get("unwanted", {}))
         self.reasons.update(counts["reasons"])
         for name, part in counts.get("files", {}).items():
             self.files.setdefault(name, FileReport()).add(FileReport.of(part))
@@ -269,6 +307,9 @@ class RowStats:
             reasons = [f"{count:,} × {reason}" for reason, count in self.reasons.most_common(SHOWN) if count]
             first = f"; the first at {self.first_at}" if self.first_at else ""
             said.append(f"{self.bad:,} {self.kind.left_out} ({', '.join(reasons)}{first})")
+        if self.unwanted:
+            reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.unwanted.most_common(SHOWN))
+            said.append(f"{self.unwanted.total():,} rows not trained on ({reasons})")
         if self.held_out:
             said.append(
                 f"{self.held_out:,} records not trained on, because validation or test holds the same"

@@ -8,11 +8,14 @@ the `<|endoftext|>` that begins every dialogue) and `render_turn`, from which ev
 A model of the hub speaks in words of its own: `encode_conversation` is the one place that turns a
 conversation into tokens for whichever model it is. Its template is a program from elsewhere: transformers
 runs it in Jinja's sandbox, and here it gets a few seconds.
+
+The other way round, `written_turns` finds the turns of a dialogue that others have written as one text.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -264,3 +267,76 @@ def _time_limit_for_templates(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+# How others write a dialogue as one text: what stands before each turn with its speaker, what may end a turn.
+_ENDS = r"</s>|<\|end\|>|<\|endoftext\|>"
+_MARKS = (
+    ("ChatML", r"<\|im_start\|> ?(\w+)\n?", r"<\|im_end\|>|<\|endoftext\|>"),
+    (
+        "Llama 3's marks",
+        r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n*",
+        r"<\|eot_id\|>|<\|end_of_text\|>",
+    ),
+    ("Gemma's marks", r"<start_of_turn>(\w+)\n?", r"<end_of_turn>|<eos>"),
+    ("<|user|> marks", r"<\|(user|assistant|system)\|>\n?", _ENDS),
+)
+_SPEAKERS = (("Human", "Assistant"), ("User", "Assistant"), ("HUMAN", "ASSISTANT"), ("USER", "ASSISTANT"))
+_LABELS = tuple(
+    (f"{shown}{user}: labels", rf"{before}({user}|{assistant}):", _ENDS)
+    for user, assistant in _SPEAKERS
+    for shown, before in (
+        ("### ", r"\s*### ?"),
+        ("", r"(?:\A|\n\n)"),
+        ("", r"(?:\A|\s+)" if user.isupper() else r"(?:\A|\n)"),  # Vicuna's stand in one line
+    )
+)
+_WRITTEN = {
+    kinds: tuple(
+        (name, re.compile(turn), re.compile(rf"(?:\s*(?:{end}))+\s*\Z")) for name, turn, end in kinds
+    )
+    for kinds in (_MARKS, _LABELS)
+}
+_START = re.compile(r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*)?")
+_LABELLED = re.compile(r"(?:### ?)?(?:Human|User|HUMAN|USER|Assistant|ASSISTANT|System|SYSTEM):")
+_SYSTEM_LABEL = re.compile(r"(?:### ?)?(?:System|SYSTEM):")
+_INSTRUCTED = re.compile(r"\[INST\]|\[/INST\]")  # Llama 2 and Mistral: user and assistant in turn
+_INSTRUCTIONS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>(.*)\Z", re.DOTALL)
+
+
+def written_turns(text: str) -> tuple[str, list[tuple[str, str]]] | None:
+    """The turns of a dialogue that is written as one text.
+
+    With "Human:" and "Assistant:" before the turns (hh-rlhf and its like), in ChatML, or in the marks of
+    Llama, Mistral, Gemma or Zephyr. The text must begin so, and a user and an assistant must speak in it.
+
+    Returns:
+        how it is written, in words, and (speaker's name, what is said) of each turn; the last one is empty
+        where the text ends as the assistant begins. None: it is no such text.
+    """
+    body = text[_START.match(text).end() :]
+    if body.startswith("[INST]"):
+        return "[INST] marks", _instructed(body)
+    kinds = _MARKS if body.startswith("<") else _LABELS if _LABELLED.match(body) else ()
+    for name, turn, end in _WRITTEN.get(kinds, ()):
+        before, *parts = turn.split(body)
+        system = _SYSTEM_LABEL.match(before)
+        if before.strip() and not system:
+            continue
+        turns = [("system", before[system.end() :].strip())] if system else []
+        turns += [(who, end.sub("", said).strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+        names = {who.lower() for who, _ in turns}
+        if names & {"human", "user"} and names & {"assistant", "model"}:
+            return name, turns
+    return None
+
+
+def _instructed(text: str) -> list[tuple[str, str]]:
+    turns = []
+    for i, part in enumerate(_INSTRUCTED.split(text)[1:]):
+        said = part.replace("<s>", "").replace("</s>", "")
+        if i == 0 and (match := _INSTRUCTIONS.match(said)):
+            turns.append(("system", match[1].strip()))
+            said = match[2]
+        turns.append((("user", "assistant")[i % 2], said.strip()))
+    return turns

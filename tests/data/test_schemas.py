@@ -100,7 +100,8 @@ MALFORMED = [
     ({"data": ["a", "b\0"]}, "a NUL character"),
     ({"data": ["a", "x" * LONGEST_TURN]}, "a message of 1,000,000 bytes or more"),
     ({"prompt": "ü" * (LONGEST_TURN // 2), "completion": "b"}, "a message of 1,000,000 bytes or more"),
-    ({"question": "a"}, r"no column messages or instruction or .*\(it has question\)"),
+    ({"clue": "a"}, r"no column messages or instruction or .*\(it has clue\)"),
+    ({"question": "a"}, "question without response or output or completion or answer"),
 ]
 
 

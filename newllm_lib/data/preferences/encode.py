@@ -6,6 +6,7 @@ to learn from), an answer that goes beyond it is cut at its end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,10 +36,16 @@ class EncodedPairs:
     long_prompts: int = 0  # pairs left out: the prompt alone reaches the limit
     cut_answers: int = 0  # answers that lost their end
     alike: int = 0  # pairs left out: equal once they were cut
+    # pairs left out: the base's chat template raises on them, by what it says
+    refused: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> str:
         """What did not fit, or nothing."""
         found = (
+            *(
+                (count, f"pairs left out that the base's chat template refuses ({said})")
+                for said, count in self.refused.items()
+            ),
             (self.long_prompts, "pairs left out for a prompt as long as the limit"),
             (self.alike, "pairs left out whose answers are equal once they are cut"),
             (self.cut_answers, "answers cut at their end"),
@@ -69,14 +76,20 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
     Raises:
         NewLLMError: no pair fits.
     """
+    from jinja2 import TemplateError
+
     encoded = EncodedPairs()
     for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.prompt)
+        try:
+            prompt = encode_prompt(tokenizer, pair.prompt)
+            answers = [encode_answer(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+        except TemplateError as error:  # many want user and assistant in turn, or no system message
+            encoded.refused[str(error)[:100] or type(error).__name__] += 1
+            continue
         room = max_length - len(prompt)
         if room < 1:
             encoded.long_prompts += 1
             continue
-        answers = [encode_answer(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
         kept = [ids[:room] for ids in answers]
         if kept[0] == kept[1]:
             encoded.alike += 1
@@ -84,6 +97,11 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
         encoded.cut_answers += sum(len(ids) > room for ids in answers)
         encoded.pairs.append(pair)
         encoded.rows.append({"prompt_ids": prompt, "chosen_ids": kept[0], "rejected_ids": kept[1]})
+    if encoded.refused and not encoded.pairs:
+        raise NewLLMError(
+            f"No pair is left ({encoded.summary()}): take what it refuses out of the prompts, or name "
+            "another --base."
+        )
     if not encoded.pairs:
         raise NewLLMError(
             f"No pair fits into {max_length} tokens ({encoded.summary() or 'there are none'}): raise "

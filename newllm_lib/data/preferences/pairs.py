@@ -1,9 +1,13 @@
 """A preference pair, what the rows of preference sets look like, and how each becomes one.
 
-prompt, chosen, rejected   texts, or lists of messages (TRL's two forms; one's own JSONL)
+prompt, chosen, rejected   what is asked (also `question`, `instruction` with `input`, a list of messages),
+                           and two answers: texts, messages, or lists of them (TRL, Orca, Alpaca, ShareGPT)
 chosen, rejected           whole conversations that part at the last answer: lists of messages
-                           (UltraFeedback), or one text with "Human:" and "Assistant:" before each
-                           turn (hh-rlhf)
+                           (UltraFeedback), or one text with "Human:" and "Assistant:" before each turn
+                           (hh-rlhf)
+prompt, completion, label  single answers (KTO): those to one prompt are put together
+
+The turns are read by `data.schemas`, as those of other dialogues are.
 """
 
 from __future__ import annotations
@@ -12,7 +16,22 @@ import json
 from typing import NamedTuple
 
 from newllm_lib.data.records import BadRecord, Kind, Message
-from newllm_lib.data.schemas import CHOSEN, MESSAGES
+from newllm_lib.data.schemas import (
+    ANSWERED,
+    ASKED,
+    CONTEXTS,
+    HISTORY,
+    SYSTEM,
+    dialogue_of,
+    dialogue_turns,
+    exchange,
+    first_filled,
+    framed,
+    is_dialogue,
+    is_empty,
+    verdict,
+    with_context,
+)
 
 PAIRS = Kind(
     "preference pairs",
@@ -20,6 +39,23 @@ PAIRS = Kind(
     '"rejected"',
     "left out",
     0.5,
+)
+SIDES = ("chosen", "rejected")
+_PROMPTS = (*ASKED, "messages", "conversations", "conversation")
+# what the two answers are called elsewhere
+_OTHER_NAMES = {
+    "preferred": "chosen",
+    "dispreferred": "rejected",
+    "preferred_output": "chosen",  # OpenAI's
+    "non_preferred_output": "rejected",
+    "chosen_response": "chosen",
+    "rejected_response": "rejected",
+    "response_chosen": "chosen",
+    "response_rejected": "rejected",
+}
+_READ = frozenset(
+    (*SIDES, *_OTHER_NAMES, *_PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY)
+    + ("label", "kto_tag", "kind", "group", "split")
 )
 _SPLITS = {
     "train": "train",
@@ -39,6 +75,7 @@ class Pair(NamedTuple):
     kind: str = ""  # what is wrong with the rejected answer, where that is known
     group: str = ""  # pairs of one group are about the same thing: never in both splits, resampled together
     split: str = ""  # "train" or "evaluation", where the source says so
+    notes: tuple[str, ...] = ()  # what was decided when it was read, for the report
 
     def question(self) -> str:
         """The last thing that was said before the answer."""
@@ -57,75 +94,98 @@ class Pair(NamedTuple):
         return json.dumps(row, ensure_ascii=False)
 
 
-def parse_pair(row: object) -> Pair:
+class Judged(NamedTuple):
+    """A row with one answer and a verdict on it (KTO): half of a pair."""
+
+    pair: Pair  # with no rejected answer
+    good: bool
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.pair.notes, "single answers with a label: paired with the others to the same prompt")
+
+
+def parse_pair(row: object) -> Pair | Judged:
     """Raises BadRecord where a column is missing or malformed, an answer empty, or both are equal."""
     if not isinstance(row, dict):
         raise BadRecord(f"a value of type {type(row).__name__}, not an object")
-    missing = [name for name in ("chosen", "rejected") if name not in row]
-    if missing:
+    row = _with_usual_names(row)
+    kind, group = (str(row.get(name) or "") for name in ("kind", "group"))
+    more = {"kind": kind, "group": group, "split": _SPLITS.get(str(row.get("split") or ""), "")}
+    notes: list[str] = []
+    label = next((verdict(c, row[c]) for c in ("label", "kto_tag") if c in row), None)
+    if label is not None and not any(side in row for side in SIDES):
+        prompt, answer = _sides(row, (first_filled(row, ANSWERED) or "",), notes)
+        return Judged(Pair(prompt, answer, "", **more, notes=tuple(dict.fromkeys(notes))), label)
+    if missing := [name for name in SIDES if name not in row]:
         raise BadRecord(
             f"no column {' and '.join(missing)} (it has {', '.join(map(str, list(row)[:6])) or 'none'})"
         )
-    prompt, chosen, rejected = _sides(row)
-    if not any(message.content.strip() for message in prompt):
-        raise BadRecord("an empty prompt")
-    if not chosen.strip() or not rejected.strip():
-        raise BadRecord("an empty answer")
+    prompt, chosen, rejected = _sides(row, SIDES, notes)
     if chosen == rejected:
         raise BadRecord("two equal answers")
-    kind, group = (str(row.get(name) or "") for name in ("kind", "group"))
-    return Pair(prompt, chosen, rejected, kind, group, _SPLITS.get(str(row.get("split") or ""), ""))
+    return Pair(prompt, chosen, rejected, **more, notes=tuple(dict.fromkeys(notes)))
 
 
-def _sides(row: dict) -> tuple[tuple[Message, ...], str, str]:
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        return (Message("user", prompt),), chosen.strip(), rejected.strip()
-    if isinstance(prompt, list | tuple):
-        before = _messages(prompt, "prompt")
-        answers = [
-            side if isinstance(side, str) else _messages(side, "an answer") for side in (chosen, rejected)
-        ]
-        texts = [a.strip() if isinstance(a, str) else _only_answer(a, before) for a in answers]
-        return before, *texts
-    if "prompt" in row and not isinstance(prompt, str):
-        raise BadRecord(f"prompt is of type {type(prompt).__name__}, not text or a list of messages")
-    good, bad = (_conversation(side, name) for side, name in ((chosen, "chosen"), (rejected, "rejected")))
-    if good[:-1] != bad[:-1]:
+def columns_of_pairs(columns: tuple[str, ...]) -> tuple[str, list[str]]:
+    """What rows with these columns are taken for, and which of the columns `parse_pair` reads."""
+    return "preference pairs", [column for column in columns if column in _READ]
+
+
+def _with_usual_names(row: dict) -> dict:
+    """A row whose two answers are `chosen` and `rejected`, whatever they were called."""
+    row = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
+    answers = row.get("output")
+    if "chosen" not in row and isinstance(answers, list | tuple) and len(answers) == 2:  # Alpaca's pairs
+        row |= {"chosen": answers[0], "rejected": answers[1]}
+    return row
+
+
+def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
+    """The conversation up to the answer that each side gives, and these answers. An unnamed side: the answer
+    ends the row's messages.
+    """
+    asked = first_filled(row, _PROMPTS)
+    conversations = []
+    for side in sides:
+        _check_answer(row[side] if side else row.get(asked or ""))
+        if asked is None or not side:
+            _check_prompt(row, side)
+            turns = dialogue_turns(row[side or asked], side or asked, notes)
+        else:
+            turns = exchange(_prompt(row, asked), row[side], asked, side, notes)
+        record = dialogue_of(framed(row, turns, notes))
+        conversations.append(record.messages if record else ())
+    if any(whole[:-1] != conversations[0][:-1] for whole in conversations):
         raise BadRecord("two conversations that part before the last answer")
-    if not good or good[-1].role != "assistant" or bad[-1].role != "assistant":
+    if any(not whole or whole[-1].role != "assistant" for whole in conversations):
         raise BadRecord("a conversation that does not end with the assistant")
-    return good[:-1], good[-1].content, bad[-1].content
+    if not any(message.role == "user" for message in conversations[0][:-1]):
+        raise BadRecord("an empty prompt")
+    return conversations[0][:-1], *[whole[-1].content.strip() for whole in conversations]
 
 
-def _only_answer(messages: tuple[Message, ...], before: tuple[Message, ...]) -> str:
-    """The answer after the prompt, whether the prompt is repeated before it or not."""
-    rest = messages[len(before) :] if messages[: len(before)] == before else messages
-    if len(rest) != 1 or rest[0].role != "assistant":
-        raise BadRecord("an answer that is not one message of the assistant")
-    return rest[0].content
+def _prompt(row: dict, asked: str) -> object:
+    """What is asked, with the context that stands beside it."""
+    prompt = with_context(row, asked)[0]
+    if not isinstance(prompt, str | list | tuple | dict):
+        raise BadRecord(f"{asked} is of type {type(prompt).__name__}, not text or a list of messages")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise BadRecord("an empty prompt")
+    return prompt
 
 
-def _conversation(side: object, name: str) -> tuple[Message, ...]:
-    if isinstance(side, list | tuple):
-        return _messages(side, name)
-    if not isinstance(side, str):
-        raise BadRecord(f"{name} is of type {type(side).__name__}, not text or a list of messages")
-    if not side.strip():
+def _check_prompt(row: dict, side: str) -> None:
+    """Raise BadRecord where the column for what is asked is empty, and the answers are no dialogues."""
+    empty = next((name for name in _PROMPTS if name in row), None)
+    if empty and side and not is_dialogue(row[side]):
+        raise BadRecord("an empty prompt")
+
+
+def _check_answer(side: object) -> None:
+    """Raise BadRecord where the last thing that is said is nothing."""
+    last = side[-1] if isinstance(side, list | tuple) and side else side
+    if isinstance(last, dict):
+        last = next((last[key] for key in ("content", "value", "text") if key in last), last)
+    if is_empty(last) or isinstance(last, str) and not last.strip():
         raise BadRecord("an empty answer")
-    record = CHOSEN.record({"chosen": side})  # hh-rlhf's "Human:" and "Assistant:"
-    return record.messages if record else ()
-
-
-def _messages(value: object, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list | tuple):
-        raise BadRecord(f"{name} is of type {type(value).__name__}, not a list of messages")
-    for message in value:
-        if (
-            isinstance(message, dict)
-            and message.get("role") == "assistant"
-            and not str(message.get("content") or "").strip()
-        ):
-            raise BadRecord("an empty answer")
-    record = MESSAGES.record({"messages": value})
-    return record.messages if record else ()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import REGISTRY, open_with
 from newllm_lib.data.preferences.generate import generate
-from newllm_lib.data.preferences.pairs import PAIRS, Pair, parse_pair
+from newllm_lib.data.preferences.pairs import PAIRS, Judged, Pair, columns_of_pairs, parse_pair
 from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, HubName, Source, kind_of
-from newllm_lib.data.records import RowStats
+from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.errors import NewLLMError, UsageError
 
@@ -43,6 +43,11 @@ class Preferences:
         return key_hash(
             {"train": [p.to_json() for p in self.train], "evaluation": [p.to_json() for p in self.evaluation]}
         )
+
+    @property
+    def report(self) -> DataReport:
+        """What the rows were taken for."""
+        return DataReport(self.title, self.tally.files)
 
     def description(self) -> str:
         groups = len({p.group for p in self.evaluation if p.group})
@@ -106,11 +111,31 @@ def _read(source: Source, tally: RowStats) -> list[Pair]:
     named = (
         {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
     )
-    return [
-        pair._replace(split=named.get(split, pair.split))
-        for split in source.splits
-        for pair in parse_rows(source.rows(split), tally, parse_pair)
+    found: list[Pair] = []
+    for split in source.splits:
+        tally.begin(f"{source.title} {split}", split)
+        rows = list(parse_rows(source.rows(split), tally, parse_pair, columns_of_pairs))
+        pairs = [row for row in rows if isinstance(row, Pair)]
+        pairs += _paired([row for row in rows if isinstance(row, Judged)], tally)
+        found += [pair._replace(split=named.get(split, pair.split)) for pair in pairs]
+    return found
+
+
+def _paired(judged: list[Judged], tally: RowStats) -> list[Pair]:
+    """Pairs of the good and the bad answers to one prompt, in their order; the others are counted."""
+    halves: dict[tuple, tuple[list[Pair], list[Pair]]] = {}
+    for half, good in judged:
+        halves.setdefault(half.prompt, ([], []))[not good].append(half)
+    pairs = [
+        good._replace(rejected=bad.chosen)
+        for goods, bads in halves.values()
+        for good, bad in zip(goods, bads, strict=False)
+        if good.chosen != bad.chosen
     ]
+    tally.good -= len(judged) - len(pairs)
+    alone = len(judged) - 2 * len(pairs)
+    tally.reject("a single answer, with no other to its prompt that is judged otherwise", count=alone)
+    return pairs
 
 
 def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:

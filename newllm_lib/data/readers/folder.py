@@ -20,6 +20,7 @@ from newllm_lib.data.readers.base import (
 )
 from newllm_lib.data.readers.jsonfiles import read_json_lines, read_json_values
 from newllm_lib.data.readers.parquetfiles import (
+    columns_beside,
     groups_in,
     open_parquet,
     read_group,
@@ -134,6 +135,8 @@ def read_file(path: Path, tally: RowStats) -> Iterator[Record]:
         NewLLMError: the file cannot be read at all.
     """
     if kind_of(path) != ".txt":
+        if kind_of(path) == ".parquet":
+            tally.file.unread.update(columns_beside(path, COLUMNS))
         yield from parse_rows(read_table(path, COLUMNS), tally)
     elif _holds_utterances(path):
         yield from parse_rows(_read_utterances(path), tally)

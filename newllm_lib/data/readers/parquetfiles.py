@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,20 @@ def read_parquet(path: Path, columns: frozenset[str] | None = None) -> Iterator[
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
+
+
+def columns_beside(path: Path, columns: frozenset[str]) -> dict[str, int]:
+    """Columns that are none of these, with about how many rows hold something in them; none where none is
+    known: then all are read.
+    """
+    with open_parquet(path) as file:
+        wanted, filled = _wanted(file, columns), Counter()
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        for part in (group.column(i) for group in groups for i in range(group.num_columns)):
+            name = part.path_in_schema.split(".")[0]
+            empty = part.statistics.null_count if part.statistics is not None else 0
+            filled[name] = filled[name] + part.num_values - (empty or 0)
+        return {name: count for name, count in filled.items() if wanted and name not in wanted and count}
 
 
 def uncompressed_size(path: Path, columns: frozenset[str]) -> int:

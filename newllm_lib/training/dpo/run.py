@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from newllm_lib import console
 from newllm_lib.checkpoints import load_model
+from newllm_lib.data import DataReport
 from newllm_lib.data.preferences import EncodedPairs, encode_pairs, load_preferences, shortcuts
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError, UsageError
@@ -98,6 +99,9 @@ def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Prepare
         f"Run {job.run.path}: DPO on {base.name} ({need['parameters']:,} parameters), training {trained}"
     )
     console.say(f"  data: {pairs.description()}")
+    for line in pairs.report.lines():
+        console.say(f"    {line}")
+    atomic_write_text(job.run.path / DataReport.FILE, pairs.report.to_json())
     for split, name in zip(encoded, ("to train on", "held out"), strict=True):
         if split.summary():
             console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")

@@ -165,10 +165,8 @@ def test_truncated_parquet(tmp_path):
 def test_a_wrong_schema_names_the_first_row_and_the_right_one(tmp_path):
     for kind in (".jsonl", ".json", ".parquet"):
         (place := tmp_path / kind[1:]).mkdir()
-        write_rows(place, kind, [{"question": "a", "answer": "b"}] * 5)
-        with pytest.raises(
-            NewLLMError, match=r"5 of 5 rows.*question, answer.*\"text\".*\"messages\""
-        ) as error:
+        write_rows(place, kind, [{"clue": "a", "reply": "b"}] * 5)
+        with pytest.raises(NewLLMError, match=r"5 of 5 rows.*clue, reply.*\"text\".*\"messages\"") as error:
             list(_source_records(place))
         assert any(where in str(error.value) for where in ("line 1:", "record 1:", "row 1:"))
 

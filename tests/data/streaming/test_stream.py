@@ -333,7 +333,7 @@ def test_bad_rows_are_skipped_and_counted_and_too_many_stop_it(recipe, tmp_path,
         data.close()
     assert data.train.tally.reasons == {
         "not valid JSON": 20,
-        "a role that is none of user, assistant, system": 20,
+        "a role that is none of user, assistant, system, tool (robot)": 20,
     }
     said = capsys.readouterr().out
     assert "40 rows skipped (20 × " in said and "the first at" in said and "train.jsonl, byte " in said
