@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 
-def run() -> None:
-    """Run the command line and leave with its exit code (0 done, 1 failed, 2 bad usage, 130 interrupted)."""
+def run(*words: str) -> None:
+    """Run `words` (default: the command line) and leave with its exit code (see `cli`)."""
     began = time.monotonic() - _age()
     from newllm_lib.cli import main
 
     signal.signal(signal.SIGTERM, _terminate)
-    code = main(sys.argv[1:], began)
+    code = main(list(words) or sys.argv[1:], began)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has left

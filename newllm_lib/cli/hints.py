@@ -27,10 +27,11 @@ def command(*words: str) -> str:
 
 def word_for(run: Run) -> str:
     """What to call a run in a command: its name if that is enough to find it, else its folder."""
+    path = str(run.path) if not str(run.path).startswith("-") else os.path.join(".", run.path)
     for known in list_runs():
-        if known.name == run.name:
-            return run.name if known.path.resolve() == run.path.resolve() else str(run.path)
-    return str(run.path)
+        if known.name == run.name and not run.name.startswith("-"):  # that would be read as a flag
+            return run.name if known.path.resolve() == run.path.resolve() else path
+    return path
 
 
 def _program() -> str:

@@ -169,7 +169,7 @@ def _start_in_background(arguments: argparse.Namespace, job: Run, trained: list[
     words = [word for word in arguments.argv if word not in ("--background", "--foreground")]
     start = job.log.stat().st_size if job.log.exists() else 0
     started = time.time()
-    pid = runs.start_background([sys.executable, "-m", "newllm_lib", *words], job)
+    pid = runs.start_background(runs.command_of("newllm_lib.__main__", *words, name="run"), job)
     try:
         loss = _watch_until_loss(job, start, trained, started)
     except KeyboardInterrupt:  # only our looking on is interrupted: the run is a session of its own

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
@@ -19,6 +18,7 @@ from newllm_lib.console import say
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, value_types
 from newllm_lib.recipe.init_from import decided_by_start
+from newllm_lib.runs import command_of
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
 FORM_DEVICE = "t4"  # the defaults shown are those of Colab's free GPU
@@ -176,7 +176,7 @@ class Settings:
 
     def command(self, **more) -> list[str]:
         """The command that trains this, with the Python that runs now."""
-        return [sys.executable, "-m", "newllm_lib", *self.arguments(**more)]
+        return command_of("newllm_lib.__main__", *self.arguments(**more), name="run")
 
     def describe(self) -> str:
         """Two lines: what will be trained with which values, and the command that would do the same."""

@@ -47,6 +47,7 @@ __getattr__, __dir__, __all__ = attach(
             "manifest_path",
             "replaceable",
         ],
+        "processes": ["command_of"],
         "run": ["Run", "checkpoint_step", "drive_folder", "find_run", "link_model", "list_runs", "roots"],
         "security": ["check_checkpoint_dir", "safetensors_header"],
         "status": [

@@ -13,6 +13,7 @@ from pathlib import Path
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.atomic import explained
 from newllm_lib.runs.lock import INHERITED, RunLock, is_locked, lock_holder
+from newllm_lib.runs.processes import environment_of
 from newllm_lib.runs.run import Run
 from newllm_lib.runs.status import last_line, read_status
 
@@ -33,7 +34,9 @@ def start_background(command: list[str], run: Run) -> int:
     """
     lock = RunLock(run)
     lock.acquire()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", BACKGROUND: "1", INHERITED: str(lock.descriptor)}
+    environment = environment_of(
+        **{"PYTHONUNBUFFERED": "1", BACKGROUND: "1", INHERITED: str(lock.descriptor)}
+    )
     try:
         rotate_log(run.log)
         with explained(run.log), open(run.log, "ab") as log:

@@ -1,12 +1,46 @@
-"""Which process is which: a pid alone says little, since the system gives it to another process later."""
+"""Our other processes: how they are started, and which is which.
+
+A pid alone says little, since the system gives it to another process later.
+"""
 
 from __future__ import annotations
 
 import calendar
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+_PROGRAM = """import sys; sys.path[:] = {path!r}
+from {module} import {name} as main
+sys.exit(main(*sys.argv[1:]))"""
+
+
+def command_of(module: str, *words: str, name: str = "main") -> list[str]:
+    """The command that calls `name(*words)` of one of our modules in a process of its own.
+
+    It never imports from the current folder first, as `python -m` and `python -c` do: a user's calendar.py
+    would be run (`-P` is Python 3.11's).
+    """
+    return [sys.executable, "-c", _PROGRAM.format(path=_search_path(), module=module, name=name), *words]
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    """This process's environment for another one of ours, without the current folder on PYTHONPATH."""
+    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)} | more
+
+
+def _search_path() -> list[str]:
+    """Where such a process finds its modules: as this one, but never in the current folder; where the package
+    itself lies there (a clone), in that last."""
+    home = str(Path(__file__).parents[2])
+    try:
+        here = os.path.realpath(os.getcwd())
+    except FileNotFoundError:  # it was deleted
+        here = home
+    return [place for place in sys.path if place and os.path.realpath(place) != here] + [home]
 
 
 def started_at(pid: int) -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.compile import is_made_of_kernels
 
 NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
@@ -28,7 +29,9 @@ def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None
         return None
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(
-        [sys.executable, "-m", "newllm_lib.training.precompile_process", name, json.dumps(keys)], **quiet
+        command_of("newllm_lib.training.precompile_process", name, json.dumps(keys)),
+        env=environment_of(),
+        **quiet,
     )
 
 
@@ -106,6 +109,10 @@ def _trunk(recipe: Recipe):
     return Trunk()
 
 
+def main(name: str, keys: str) -> int:
+    """What the other process does; its exit code."""
+    return 0 if compile_for(load_recipe(name, json.loads(keys))) else NOTHING_DONE
+
+
 if __name__ == "__main__":
-    done = compile_for(load_recipe(sys.argv[1], json.loads(sys.argv[2])))
-    sys.exit(0 if done else NOTHING_DONE)
+    sys.exit(main(*sys.argv[1:]))

@@ -8,28 +8,21 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.data.streaming.segment_worker import MARK, Job
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.runs.processes import command_of
 
 AHEAD = 2  # segments a process has been given: one in work, one being read
 PAUSE = 30.0  # seconds after a failure before more is prepared that nobody waits for yet
 LINGER = 3.0  # seconds that a process waits for more to do: starting one takes about as long
 OTHERS = 60.0  # seconds that a pool which prepares nothing by itself waits for the one that does
 SILENCE = 10.0  # seconds of waiting before, and between, lines about it
-
-# Python with -c or -m imports from the current folder first: a user's calendar.py would be run.
-_PROGRAM = """import sys
-sys.path[:] = {path!r}
-from newllm_lib.data.streaming.segment_worker import main
-main()"""
 
 
 class SegmentPool:
@@ -181,7 +174,7 @@ class SegmentPool:
         environment |= {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with self._state:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(path=_search_path())],
+                command_of("newllm_lib.data.streaming.segment_worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -228,15 +221,6 @@ class SegmentPool:
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)
-
-
-def _search_path() -> list[str]:
-    """Where a process finds its modules: as this one, but never in the current folder; where the package
-    itself lies there (a clone), in that last."""
-    here, home = os.getcwd(), str(Path(__file__).parents[3])
-    return [place for place in sys.path if place and os.path.realpath(place) != os.path.realpath(here)] + [
-        home
-    ]
 
 
 def cores() -> int:

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,13 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.atomic import atomic_write_bytes
 from newllm_lib.runs.lock import INHERITED, is_held, is_locked
 from newllm_lib.runs.mirror.sync import LOCK, START, STATUS, Mirror
+from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.runs.run import Run
 
 SMALL_FILES_EVERY = 30.0  # seconds: log and metrics grow all the time
 FIRST_WAIT, LONGEST_WAIT = 2.0, 120.0  # seconds between two tries at a place that fails, doubled each time
 LONGEST_WAIT_AT_END = 10.0
-_PROGRAM = "import sys; from newllm_lib.runs.mirror.daemon import main; sys.exit(main(*sys.argv[1:]))"
+_MODULE = "newllm_lib.runs.mirror.daemon"
 STARTS_WITHIN = 60.0  # seconds; a mirror that said nothing by then never started
 GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
 
@@ -37,11 +37,10 @@ def start_mirror(run: Run, folder: Path | str) -> float:
     since = time.time()
     atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
     note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None)
-    environment = {k: v for k, v in os.environ.items() if k != INHERITED}
-    package = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+    environment = environment_of()
+    environment.pop(INHERITED, None)
     subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)],
+        command_of(_MODULE, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

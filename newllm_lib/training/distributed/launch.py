@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from newllm_lib.device import Device
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
+from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.distributed.process_group import LAUNCHED, LostPeer
 
 _PROGRAM = "newllm_lib.training.distributed.worker"
@@ -52,7 +53,7 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
-        words = ("-m", _PROGRAM, str(record), "finished" if was_finished else "new")
+        _, *words = command_of(_PROGRAM, str(record), "finished" if was_finished else "new")
         failed: list[BaseException] = []
 
         def agent():
@@ -75,12 +76,11 @@ def launch(recipe: Recipe, device: Device, count: int, was_finished: bool) -> No
 @contextmanager
 def _environment(device: Device, count: int):
     """What the processes find in theirs."""
-    package = str(Path(__file__).parents[2])
     changes = {
         LAUNCHED: str(os.getpid()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, device.cores // count)),
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": environment_of()["PYTHONPATH"],
     }
     before = {name: os.environ.get(name) for name in changes}
     loggers = [
@@ -131,7 +131,7 @@ def _children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         try:
-            if _PROGRAM in child.cmdline():
+            if any(_PROGRAM in word for word in child.cmdline()):
                 found.append(child)
         except psutil.Error:  # ended this instant
             continue
