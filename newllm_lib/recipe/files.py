@@ -7,6 +7,7 @@ from pathlib import Path
 
 from newllm_lib.errors import UsageError
 
+_LARGEST = 2**20  # bytes
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
@@ -14,13 +15,22 @@ def read_yaml(path: Path) -> dict:
     """A YAML file of `key: value` lines.
 
     Raises:
-        UsageError: unreadable, or something else than such lines (names the line).
+        UsageError: unreadable, or something else than such lines (names the line). A file with references
+            (`*name`) is one: a few lines of them stand for more than any memory holds.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+        aliases = [e for e in yaml.parse(text) if isinstance(e, yaml.AliasEvent)] if "*" in text else []
+        if aliases or len(text) > _LARGEST:
+            what = f"a reference (*{aliases[0].anchor})" if aliases else "more than a recipe's length"
+            raise UsageError(f"{path} holds {what}, which no recipe needs: write its values out.")
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply for a recipe: mend it.") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise UsageError(

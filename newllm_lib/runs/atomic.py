@@ -28,6 +28,7 @@ from newllm_lib.runs.ownership import (
     foreign_in,
     manifest_path,
     mark_text,
+    read_json,
     read_mark,
     replaceable,
 )
@@ -43,22 +44,23 @@ def atomic_write_text(path: Path, text: str, durable: bool = True) -> None:
     atomic_write_bytes(path, text.encode("utf-8"), durable)
 
 
-def atomic_write_bytes(
-    path: Path,
-    data: bytes,
-    durable: bool = True,
-    parents: bool = True,
-    check: Callable[[Path], None] | None = None,
-) -> None:
-    """Replace `path` by `data` in one step; its folder is made if missing.
+def atomic_write_bytes(path: Path, data: bytes, durable: bool = True, parents: bool = True) -> None:
+    """Replace `path` by `data` in one step; see `staged_file`."""
+    with staged_file(path, durable, parents) as staging, open(staging, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def staged_file(path: Path, durable: bool = True, parents: bool = True) -> Iterator[Path]:
+    """`with staged_file(path) as staging:` write it; at the end it becomes `path`, in one step.
 
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie
             beneath it).
-        check: called with the written file before it gets its name; what it raises leaves the old file there.
     Raises:
-        NewLLMError: full or read-only disk, no permission; the old file is untouched.
+        NewLLMError: full or read-only disk, no permission; the old file is untouched, as after any error in
+            the block.
     """
     path = Path(path)
     temporary = _beside(path, "tmp")
@@ -66,13 +68,9 @@ def atomic_write_bytes(
         with explained(path):
             if parents:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            if check is not None:
-                check(temporary)
+            yield temporary
+            if durable:
+                _sync(temporary)
             os.replace(temporary, path)
             if durable:
                 _sync(path.parent)
@@ -83,13 +81,15 @@ def atomic_write_bytes(
 
 
 @contextmanager
-def staged_directory(final: Path, parents: bool = True, what: str | None = None) -> Iterator[Path]:
+def staged_directory(
+    final: Path, parents: bool = True, what: str | None = None, ready: Callable[[], None] | None = None
+) -> Iterator[Path]:
     """`with staged_directory(run / "best") as folder:` fill it; at the end it becomes `run/best`.
 
     Until then `run/best` is what it was; what lay in it that is not ours then lies in the new one. A link
     stays one: what it points to is replaced. An error in the block leaves nothing behind; a killed process
-    leaves a hidden folder, which `clean_leftovers` removes. `parents` as for `atomic_write_bytes`, `what` as
-    for `ownership.foreign_in`.
+    leaves a hidden folder, which `clean_leftovers` removes. `parents` as for `staged_file`, `what` as for
+    `ownership.foreign_in`; `ready` is called just before the folder gets its name.
 
     Raises:
         NewLLMError: full or read-only disk, no permission; what stood at `final` is untouched.
@@ -107,8 +107,10 @@ def staged_directory(final: Path, parents: bool = True, what: str | None = None)
         raise
     with explained(final):
         try:
+            if ready is not None:
+                ready()
             old = _swap(temporary, final)
-        except OSError:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync(final.parent)
@@ -180,11 +182,11 @@ def missing_files(directory: Path) -> list[str]:
     `["MANIFEST.json"]` if it was never finished.
     """
     directory = Path(directory)
-    try:
-        files = json.loads(manifest_path(directory).read_text(encoding="utf-8"))["files"]
-        return [name for name, size in files.items() if _size_inside(directory, name) != size]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    manifest = read_json(manifest_path(directory))
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
         return [MANIFEST]
+    return [name for name, size in files.items() if _size_inside(directory, name) != size]
 
 
 def remove_directory(directory: Path) -> None:
@@ -222,6 +224,17 @@ def mark_in(folder: Path) -> Iterator[str]:
         yield path.name
     finally:
         path.unlink(missing_ok=True)
+
+
+def put_beside(new: Path, final: Path, aside: Path) -> None:
+    """Give the folder `new` the name `final`; what has that becomes `aside`. Nothing is deleted."""
+    with explained(final):
+        os.rename(final, aside)
+        try:
+            os.rename(new, final)
+        except OSError:
+            os.rename(aside, final)
+            raise
 
 
 def clean_leftovers(folder: Path) -> None:
@@ -318,7 +331,7 @@ def _size_inside(directory: Path, name: str) -> int | None:
         return None
     try:
         entry = (directory / relative).lstat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null character
         return None
     return entry.st_size if stat.S_ISREG(entry.st_mode) else None
 

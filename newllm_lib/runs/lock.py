@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.atomic import clean_leftovers, explained, mark_folder
-from newllm_lib.runs.ownership import check_shared
+from newllm_lib.runs.ownership import check_shared, read_json
 from newllm_lib.runs.processes import started_at
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ def lock_holder(run: Run) -> int | None:
     if not is_locked(run):
         return None
     try:
-        holder = json.loads(run.lock_path.read_text(encoding="utf-8"))
+        holder = read_json(run.lock_path)
         pid, start = int(holder["pid"]), holder["start"]
-    except (OSError, ValueError, KeyError, TypeError):  # taken this instant, not written yet
+    except (ValueError, KeyError, TypeError, OverflowError):  # taken this instant, not written yet
         return None
     return pid if start is not None and started_at(pid) == start else None
 

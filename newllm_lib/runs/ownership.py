@@ -49,6 +49,8 @@ RUN_FILES = frozenset(
         "mirror.start",
     )
 )
+# of them, what belongs to one machine and is not copied
+LOCAL_FILES = ("run.lock", "save.request", "mirror.json", "mirror.lock", "mirror.start")
 RUN_PART = re.compile(r"best|last|base|(superseded-)?checkpoint-\d+")
 
 _TITLES = {
@@ -74,7 +76,7 @@ _MIXTURE_FILES = re.compile(r"(train|validation|test)\.jsonl|mix\.json")
 
 
 def mark_text(
-    what: str, run: str | None = None, since: str | None = None, files: list[str] | None = None
+    what: str, run: str | None = None, since: str | None = None, files: list[str] | None = None, **more: dict
 ) -> str:
     """What `.newllm.json` says.
 
@@ -83,9 +85,10 @@ def mark_text(
         run: the name of the run that it is, or was made of.
         since: when it became ours (default: now).
         files: of a folder that is replaced whole, the files that we wrote.
+        more: of a mirror its `owner`, of a run its `copies` (see `mirror.owner`).
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    about = {"what": what, "run": run, "since": since or now, "version": __version__}
+    about = {"what": what, "run": run, "since": since or now, "version": __version__, **more}
     return (
         json.dumps(about | ({"files": files} if files is not None else {}), indent=1, ensure_ascii=False)
         + "\n"
@@ -94,7 +97,7 @@ def mark_text(
 
 def read_mark(folder: Path) -> dict | None:
     """What the folder's `.newllm.json` says; None where there is none that could be ours."""
-    mark = _json(folder / MARK)
+    mark = read_json(folder / MARK)
     return mark if isinstance(mark, dict) and mark.get("what") in _TITLES else None
 
 
@@ -240,7 +243,7 @@ def _is_as_we_write_it(entry: Path) -> bool:
 
 def _has_records(folder: Path) -> bool:
     """Whether an unmarked folder has what version 0.1.0 wrote into a run's, or into its copy."""
-    status, holder = _json(folder / "status.json"), _json(folder / "run.lock")
+    status, holder = read_json(folder / "status.json"), read_json(folder / "run.lock")
     if isinstance(status, dict) and "state" in status and set(status) <= _STATUS_KEYS:
         return True
     if isinstance(holder, dict) and set(holder) == {"pid", "start"}:
@@ -273,7 +276,7 @@ def _judge(folder: Path, what: str | None) -> Callable[[str], bool]:
             else lambda name: False
         )
     if what == "mixture":
-        record = _json(folder / "mix.json")
+        record = read_json(folder / "mix.json")
         ours = isinstance(record, dict) and {"weights", "documents", "sources"} <= set(record)
         return (lambda name: _MIXTURE_FILES.fullmatch(name) is not None) if ours else lambda name: False
     return lambda name: name in listed or _MODEL_FILES.fullmatch(name) is not None
@@ -286,15 +289,16 @@ def manifest_path(folder: Path) -> Path:
 
 def _listed(folder: Path) -> list[str] | None:
     """The files that a finished folder's manifest names; None where there is no manifest of ours."""
-    manifest = _json(manifest_path(folder))
+    manifest = read_json(manifest_path(folder))
     files = manifest.get("files") if isinstance(manifest, dict) else None
     return list(files) if isinstance(files, dict) else None
 
 
-def _json(path: Path):
+def read_json(path: Path) -> object:
+    """What a JSON file says; None where it cannot be read, or is none (it may come from elsewhere)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

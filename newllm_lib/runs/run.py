@@ -55,13 +55,36 @@ class Run:
         return max(self.checkpoints(), key=checkpoint_step, default=None)
 
     def metrics(self) -> Iterator[dict]:
-        """Rows of metrics.jsonl, oldest first; a last line that a crash cut off is left out."""
-        if not self.metrics_path.exists():
-            return
-        with open(self.metrics_path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        """Rows of metrics.jsonl, oldest first."""
+        return read_rows(self.metrics_path)
+
+
+_NUMBER = (int, float)
+_NUMBERS = (
+    "epoch",
+    "loss",
+    "learning_rate",
+    "tokens_per_second",
+    "time",
+    "bits_per_byte",
+    "eval_bits_per_byte",
+    "eval_loss",
+)
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """The rows of a file of JSON lines, a step each; a line that is none (a crash cut it off) is left out."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line) if line.endswith("\n") else None
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS):
+                if isinstance(row.get("step"), int):
+                    yield row
 
 
 def checkpoint_step(path: Path) -> int:
@@ -143,7 +166,7 @@ def find_run(name_or_path: str | Path) -> Run:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in _MARKS)
+    return any(os.path.isfile(folder / mark) for mark in _MARKS)
 
 
 def _entries(folder: Path) -> list[Path]:

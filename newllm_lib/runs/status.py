@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from newllm_lib.console import duration
 from newllm_lib.runs.atomic import atomic_write_text
 from newllm_lib.runs.lock import is_locked, lock_holder
+from newllm_lib.runs.ownership import read_json
 from newllm_lib.runs.run import Run
 
 QUIET = 600.0  # seconds without a step or a line after which a running run is reported as silent
@@ -122,14 +124,19 @@ def tail(run: Run, lines: int) -> list[str]:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - 400 * lines - 4096))
             text = log.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     return text.splitlines()[-lines:]
 
 
 def _read(run: Run) -> dict:
-    try:
-        status = json.loads(run.status_path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # never started; or copied here in pieces
-        status = {}
-    return _EMPTY | (status if isinstance(status, dict) else {})
+    status = read_json(run.status_path)
+    if not isinstance(status, dict) or status.get("state", "new") not in (*STATES, "new"):
+        return dict(_EMPTY)  # never started; or copied here in pieces
+    return _EMPTY | {key: value for key, value in status.items() if key in _EMPTY and _fits(key, value)}
+
+
+def _fits(key: str, value: object) -> bool:
+    if key in ("state", "message"):
+        return isinstance(value, str)
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,21 @@ def mirror_of(recipe: Recipe, run: Run) -> Run | None:
 
 
 def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
-    """Where the copy is ahead of this folder (on a new machine), restore it; whether it was.
+    """Claim the copy for this session, and where it is ahead of this folder (on a new machine), restore it;
+    whether it was.
 
     A checkpoint asked for by name is taken from here. Call it with the run's lock held.
     """
-    if copy is None or recipe.resume != "auto" or not mirror.is_ahead(copy, run):
+    if copy is None:
+        return False
+    try:
+        if others := mirror.Mirror(run, copy.path.parent).claim():
+            console.say(f"{copy.path} was written by a session on {others}: it stops, and this one goes on")
+    except UsageError:
+        raise
+    except NewLLMError:
+        pass  # as soon as the place can be written, the process that copies claims it, and says so
+    if recipe.resume != "auto" or not mirror.is_ahead(copy, run):
         return False
     console.say(f"{run.name} is in {copy.path.parent}, further than here: it is brought back and continued")
     mirror.bring_back(copy, run)
@@ -64,15 +75,21 @@ class MirroredRun:
 
 
 class MirrorLog:
-    """Says in the log when the mirror is in trouble, and when it is well again; once each."""
+    """Says in the log when the mirror is in trouble, and when it is well again; once each. Where its process
+    died, it is started again, at most once in `every` seconds.
+    """
 
-    def __init__(self, run: Run):
-        self.run, self.told = run, ""
+    def __init__(self, run: Run, every: float = 60.0):
+        self.run, self.told, self.every, self.started = run, "", every, float("-inf")
 
     def look(self) -> None:
         """Say what has changed since the last look."""
         status = mirror.mirror_status(self.run)
-        if status is None or status["state"] == "starting" or status["message"] == self.told:
+        if status is None or status["state"] == "starting":
+            return
+        if status["state"] == "dead" and time.monotonic() - self.started > self.every:
+            self.started = mirror.start_mirror(self.run, status["folder"])
+        if status["message"] == self.told:
             return
         self.told = status["message"]
         console.say(f"  Mirror: {self.told or 'all is copied again'}")

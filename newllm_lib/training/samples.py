@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from newllm_lib import console, evaluation
-from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.runs import Run, atomic_write_text, read_rows
 
 _SHOWN = 60  # characters of an answer in the log
 
@@ -40,9 +40,7 @@ class Samples:
 
 def rows_of(run: Run) -> list[dict]:
     """The samples taken so far, oldest first."""
-    if not run.samples_path.is_file():
-        return []
-    return [json.loads(line) for line in run.samples_path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in read_rows(run.samples_path) if {"answers", "bits_per_byte"} <= row.keys()]
 
 
 def forget_after(run: Run, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tracemalloc
 import zipfile
 
 import pytest
@@ -26,6 +27,7 @@ from newllm_lib.runs import (
 )
 from newllm_lib.runs.mirror import copy as copying
 from newllm_lib.runs.mirror import sync
+from newllm_lib.runs.mirror.owner import Superseded
 from tests.colab.fake_run import append, finished, rows
 
 
@@ -95,7 +97,7 @@ def test_only_what_is_new_is_copied_again(run, backup, monkeypatch):
     copier, copied = Mirror(run, backup), []
     copier.copy()
     real = sync.copy_folder
-    monkeypatch.setattr(sync, "copy_folder", lambda a, b: copied.append(a.name) or real(a, b))
+    monkeypatch.setattr(sync, "copy_folder", lambda a, b, **more: copied.append(a.name) or real(a, b, **more))
     copier.copy()
     Mirror(run, backup).copy()  # another life of the process: it looks at the bytes, and copies nothing
     assert copied == []
@@ -293,3 +295,48 @@ def test_what_is_replaced_while_it_is_copied_comes_with_the_next_copy(run, backu
     assert not (backup / "new_llm_demo" / "best").exists() and copier.is_due()
     copier.copy()
     assert (backup / "new_llm_demo/best/weights.json").read_text() == "newer" * 1000
+
+
+def test_a_copy_that_is_further_is_set_aside_when_an_older_checkpoint_is_continued(run, backup):
+    Mirror(run, backup).copy()
+    (run.path / "checkpoint-200").rename(run.path / "superseded-checkpoint-200")
+    mirror = Mirror(run, backup)
+    assert mirror.claim() == ""  # it is this run's own
+    mirror.copy()
+    assert names(backup) == ["new_llm_demo", "new_llm_demo_2"]
+    assert [p.name for p in mirror.target.checkpoints()] == ["checkpoint-100"]
+    assert [p.name for p in Run(backup / "new_llm_demo_2").checkpoints()] == [
+        "checkpoint-100",
+        "checkpoint-200",
+    ]
+    mirror.copy()
+    assert names(backup) == ["new_llm_demo", "new_llm_demo_2"]
+
+
+def test_a_session_that_slept_stops_and_says_who_writes_now(run, backup, tmp_path, monkeypatch):
+    older = Mirror(run, backup)
+    older.copy()
+    monkeypatch.setattr("socket.gethostname", lambda: "second")
+    there = restore("new_llm_demo", backup, tmp_path / "second")
+    add(there, "checkpoint-900")
+    newer = Mirror(there, backup)
+    assert "(since 20" in newer.claim()
+    newer.copy()
+    with pytest.raises(Superseded, match="another session now, on second since 20"):
+        older.copy()
+    assert newer.newest_step() == 900
+    monkeypatch.undo()
+    again = Mirror(run, backup)  # it is started again, and is behind: what it has replaces nothing
+    assert "second (since 20" in again.claim() and again.newest_step() == 900
+    again.copy()
+    assert Run(backup / "new_llm_demo_2").latest_checkpoint().name == "checkpoint-900"
+
+
+def test_the_memory_of_a_copy_does_not_grow_with_a_file(run, backup):
+    with open(run.metrics_path, "ab") as file:
+        file.truncate(64 * 2**20)
+    tracemalloc.start()
+    Mirror(run, backup).copy()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20 and (backup / "new_llm_demo" / "metrics.jsonl").stat().st_size == 64 * 2**20

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "daemon": ["mirror_status", "start_mirror", "wait_for_mirror"],
+        "sync": ["Mirror"],
         "restore": ["bring_back", "is_ahead"],
     },
 )

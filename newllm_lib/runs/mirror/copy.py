@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.atomic import atomic_write_bytes, is_complete, staged_directory
-from newllm_lib.runs.ownership import MANIFESTS, manifest_path
+from newllm_lib.runs.atomic import is_complete, staged_directory, staged_file
+from newllm_lib.runs.ownership import MANIFESTS, manifest_path, read_json
 
 SUMS = "SUMS.json"  # in a copied folder: the SHA-256 of each of its files
 _BLOCK = 4 * 2**20
@@ -23,19 +24,25 @@ class DamagedCopy(NewLLMError):
     """What was read back is not what was written."""
 
 
-def copy_folder(source: Path, target: Path, check: dict[str, str] | None = None) -> None:
+def copy_folder(
+    source: Path,
+    target: Path,
+    check: dict[str, str] | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Copy a finished folder atomically (see `staged_directory`) to `target`.
 
     Args:
         check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets
             a `SUMS.json` with those of its files.
+        ready: called just before the copy gets its name; what it raises leaves what stood there.
     Raises:
         Replaced: training put another folder in its place meanwhile. DamagedCopy: read back, it has other
         bytes.
         NewLLMError: the disk is full, read-only or gone.
     """
     before, sums = signature(source), {}
-    with staged_directory(target, parents=False) as staging:
+    with staged_directory(target, parents=False, ready=ready) as staging:
         for file in _files(source):
             name = file.relative_to(source).as_posix()
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,14 +55,12 @@ def copy_folder(source: Path, target: Path, check: dict[str, str] | None = None)
             raise Replaced(source)
 
 
-def copy_plain(source: Path, target: Path) -> None:
-    """Copy one small file in one step. Errors as for `copy_folder`; `Replaced` if it is gone."""
-    try:
-        data = source.read_bytes()
-    except FileNotFoundError:
-        raise Replaced(source) from None
-    expected = hashlib.sha256(data).hexdigest()
-    atomic_write_bytes(target, data, parents=False, check=lambda written: _compare(written, expected))
+def copy_plain(source: Path, target: Path, ready: Callable[[], None] | None = None) -> None:
+    """Copy one file in one step. `ready` and errors as for `copy_folder`; `Replaced` if it is gone."""
+    with staged_file(target, parents=False) as staging:
+        _copy_file(source, staging)
+        if ready is not None:
+            ready()
 
 
 def signature(folder: Path) -> tuple | None:
@@ -69,10 +74,7 @@ def signature(folder: Path) -> tuple | None:
 
 def recorded_sums(folder: Path) -> dict[str, str] | None:
     """What `SUMS.json` of a copy says; None where there is none to read."""
-    try:
-        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    sums = read_json(folder / SUMS)
     return sums if isinstance(sums, dict) else None
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.atomic import atomic_write_bytes
 from newllm_lib.runs.lock import INHERITED, is_held, is_locked
+from newllm_lib.runs.mirror.owner import Superseded
 from newllm_lib.runs.mirror.sync import LOCK, START, STATUS, Mirror
+from newllm_lib.runs.ownership import read_json
 from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.runs.run import Run
 
@@ -29,14 +31,27 @@ STARTS_WITHIN = 60.0  # seconds; a mirror that said nothing by then never starte
 GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
 
 
+_NUMBER = (int, float)
+_FIELDS = {  # of mirror.json: kinds, and what stands for anything else
+    "folder": (str, ""),
+    "state": (str, ""),
+    "message": (str, ""),
+    "pid": (int, None),
+    "step": (int, None),
+    "began": (_NUMBER, -1.0),
+    "ended": (_NUMBER, 0.0),
+    "updated": (_NUMBER, 0.0),
+}
+
+
 def start_mirror(run: Run, folder: Path | str) -> float:
     """Start the process that copies `run` to `folder` until training ends; at most one works at a time.
 
     Call it with the run's lock held; returns what `wait_for_mirror` wants to know of this start.
     """
-    since = time.time()
+    since = time.monotonic()  # one clock for all processes, and none that can be set
     atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
-    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None)
+    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, began=since)
     environment = environment_of()
     environment.pop(INHERITED, None)
     subprocess.Popen(
@@ -54,11 +69,11 @@ def mirror_status(run: Run) -> dict | None:
     """`folder`, `state` (starting, current, trouble, done or failed), `message`, `step` (what is there to
     continue from), `updated`; None for a run that is not mirrored. A mirror that died without a word has the
     state "dead"."""
-    try:
-        status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    status = _read(run)
+    if status is None:
         return None
-    starts = status.get("pid") is None and time.time() - status["updated"] < STARTS_WITHIN
+    age = time.monotonic() - status["began"]  # negative: of before the machine was started
+    starts = status["pid"] is None and 0 <= age < STARTS_WITHIN
     if (
         status.get("state") in ("starting", "current", "trouble")
         and not starts
@@ -67,7 +82,7 @@ def mirror_status(run: Run) -> dict | None:
         return {
             **status,
             "state": "dead",
-            "message": "the copying process was killed; the next start goes on copying",
+            "message": "the copying process was killed; it is started again with the run",
         }
     return status
 
@@ -81,11 +96,12 @@ def wait_for_mirror(
         since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it
             found when the run's lock was free is not what this life has written.
     """
-    end, told = time.monotonic() + timeout, None
+    end, told, again = time.monotonic() + timeout, None, True
     while (status := mirror_status(run)) is not None and time.monotonic() < end:
-        if status["state"] == "dead" or (
-            status["state"] in ("done", "failed") and status.get("ended", 0.0) > since
-        ):
+        if status["state"] == "dead" and again:
+            again, since = False, start_mirror(run, status["folder"])
+            continue
+        if status["state"] == "dead" or (status["state"] in ("done", "failed") and status["ended"] > since):
             break
         if status["message"] != told and status["state"] == "trouble":
             told = status["message"]
@@ -103,13 +119,20 @@ def wait_for_mirror(
 
 def note(run: Run, **changes) -> None:
     """Change fields of mirror.json."""
-    try:
-        status = json.loads((run.path / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        status = {"step": None}
-    text = json.dumps({**status, **changes, "updated": time.time()})
+    text = json.dumps({**(_read(run) or {"step": None}), **changes, "updated": time.time()})
     # a deleted run stays deleted
     atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)
+
+
+def _read(run: Run) -> dict | None:
+    """mirror.json, with values of the right kinds; None where there is none, or something else."""
+    status = read_json(run.path / STATUS)
+    if not isinstance(status, dict):
+        return None
+    return {
+        key: status[key] if isinstance(status.get(key), kind) else empty
+        for key, (kind, empty) in _FIELDS.items()
+    }
 
 
 def main(path: str, folder: str, since: str) -> int:
@@ -130,9 +153,12 @@ def main(path: str, folder: str, since: str) -> int:
         note(run, **keeper.who)  # the first copy of a large run takes minutes
         try:
             return keeper.keep()
+        except Superseded as error:
+            note(run, **keeper.who, state="failed", message=str(error), ended=time.monotonic())
+            return 1
         except Exception as error:  # nobody sees this process's output
             message = f"copying failed: {type(error).__name__}: {error}"
-            note(run, **keeper.who, state="failed", message=message, ended=time.time())
+            note(run, **keeper.who, state="failed", message=message, ended=time.monotonic())
             raise
 
 
@@ -143,8 +169,7 @@ class _Keeper:
         self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
         self.next_try = 0.0
         self.wait: float | None = None  # seconds, while it fails
-        # when training was first seen to have ended: (monotonic, since 1970)
-        self.ended_at: tuple[float, float] | None = None
+        self.ended_at: float | None = None  # (monotonic) when training was first seen to have ended
         self.who = {"pid": os.getpid(), "folder": folder}
 
     def keep(self) -> int:
@@ -152,13 +177,13 @@ class _Keeper:
         while self.run.path.is_dir() and self._wanted_folder() in (None, self.folder):
             # looked at before copying: what was saved before the end is copied below
             ended = not is_locked(self.run)
-            now = (time.monotonic(), time.time())
+            now = time.monotonic()
             self.ended_at = (self.ended_at or now) if ended else None
             if self._is_time(ended) and self._try() and self.ended_at:
-                note(self.run, **self.who, state="done", ended=self.ended_at[1])
+                note(self.run, **self.who, state="done", ended=self.ended_at)
                 return 0
-            if self.ended_at and now[0] - self.ended_at[0] > GIVE_UP_AFTER:
-                note(self.run, **self.who, state="failed", ended=self.ended_at[1])
+            if self.ended_at and now - self.ended_at > GIVE_UP_AFTER:
+                note(self.run, **self.who, state="failed", ended=self.ended_at)
                 return 1
             time.sleep(0.5)
         return 0
@@ -173,6 +198,8 @@ class _Keeper:
     def _try(self) -> bool:
         try:
             self.mirror.copy()
+        except Superseded:
+            raise
         except NewLLMError as error:
             note(self.run, **self.who, state="trouble", message=str(error))
             self.wait = min(2 * (self.wait or FIRST_WAIT / 2), LONGEST_WAIT)
@@ -183,10 +210,7 @@ class _Keeper:
         return True
 
     def _wanted_folder(self) -> str | None:
-        try:
-            return json.loads((self.run.path / STATUS).read_text(encoding="utf-8"))["folder"]
-        except (OSError, ValueError, KeyError):
-            return None
+        return (_read(self.run) or {}).get("folder")
 
 
 def _newest_start(run: Run) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 
 from newllm_lib.console import Progress, say
@@ -16,14 +18,25 @@ from newllm_lib.runs.atomic import (
     is_complete,
     mark_folder,
     missing_files,
+    remove_directory,
     staged_directory,
 )
 from newllm_lib.runs.mirror.copy import DamagedCopy, Replaced, copy_folder, copy_plain, recorded_sums
-from newllm_lib.runs.ownership import RUN_FILES, check_plain_name, check_shared, is_part
+from newllm_lib.runs.mirror.owner import CopyOwner
+from newllm_lib.runs.ownership import (
+    LOCAL_FILES,
+    RUN_FILES,
+    check_plain_name,
+    check_shared,
+    is_part,
+    read_mark,
+)
 from newllm_lib.runs.run import Run, checkpoint_step, link_model
 from newllm_lib.runs.security import check_checkpoint_dir, check_member, check_name
 
 _LARGEST = 64 * 2**30  # bytes unpacked from a zip
+_MOST = 10_000  # files in it
+_RESERVE = 2**28  # bytes that stay free
 
 
 def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> Run:
@@ -75,6 +88,16 @@ def bring_back(copy: Run, run: Run) -> None:
     Raises:
         NewLLMError: damaged, or it holds what is not read from elsewhere.
     """
+    while True:
+        mark = read_mark(copy.path)
+        _bring_all(copy, run)
+        if read_mark(copy.path) == mark:
+            break
+        say(f"Another session took {copy.path} while it was read: it is read again.")
+    CopyOwner(run, copy).adopt()
+
+
+def _bring_all(copy: Run, run: Run) -> None:
     folders = [p for p in sorted(copy.path.iterdir()) if _is_part(p)]
     checkpoints = sorted((p for p in folders if p in copy.checkpoints()), key=checkpoint_step, reverse=True)
     ordered = [
@@ -88,7 +111,7 @@ def bring_back(copy: Run, run: Run) -> None:
     for file in sorted(copy.path.iterdir()):
         if file.name in RUN_FILES and file.is_symlink():
             raise NewLLMError(f"{file} is a link: refused. Delete it, and restore again.")
-        if file.name in RUN_FILES and file.is_file() and file.name != "run.lock":
+        if file.name in RUN_FILES and file.is_file() and file.name not in LOCAL_FILES:
             check_name(file)
             if file.name == run.log.name and run.log.is_file():
                 _put_before(file, run.log)
@@ -99,9 +122,14 @@ def bring_back(copy: Run, run: Run) -> None:
         _bring_part(part, run)
         progress.update(number + 1)
     if checkpoints and not run.checkpoints():
+        if copy.checkpoints() != checkpoints[::-1]:  # whoever writes there dropped them, for newer ones
+            return _bring_all(copy, run)
         raise NewLLMError(f"No checkpoint in {copy.path} is undamaged: nothing can be continued from it.")
+    for other in run.checkpoints() if checkpoints else ():  # of another session: a folder is of one
+        if other.name not in {part.name for part in checkpoints}:
+            remove_directory(other)
     newest = run.latest_checkpoint()
-    if newest and not is_complete(run.last):
+    if newest:
         link_model(newest, run.last)
 
 
@@ -153,8 +181,7 @@ def _unpack(archive: Path, target: Run) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
             members = {member: _inside(member) for member in packed.infolist() if not member.is_dir()}
-            if sum(member.file_size for member in members) > _LARGEST:
-                raise NewLLMError(f"{archive} would unpack to more than {_LARGEST >> 30} GiB: refused.")
+            _check_size(archive, target, members)
             with staged_directory(target.path) as staging:
                 for member, path in members.items():
                     _unpack_member(packed, member, staging / path)
@@ -164,11 +191,36 @@ def _unpack(archive: Path, target: Run) -> None:
                         f"{archive} is not whole (best/ lost "
                         f"{', '.join(missing_files(staging / 'best')[:3])})."
                     )
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except RuntimeError as error:  # so zipfile says that it is encrypted
+        cause = str(error).partition(",")[0]
+        raise NewLLMError(
+            f"{archive} cannot be unpacked here ({cause}): make the zip without a password."
+        ) from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
         raise NewLLMError(f"{archive} is no readable zip ({error}): download it again.") from error
     (target.path / MANIFEST).unlink()  # a run grows; only its parts are sealed
     mark_folder(target.path, "run", target.name)
     say(f"Unpacked {archive.name} to {target.path}: its best model, without checkpoints to continue from")
+
+
+def _check_size(archive: Path, target: Run, members: dict) -> None:
+    """Refuse what does not fit on the disk, and more files than any run has. Raises: NewLLMError."""
+    size, place = sum(member.file_size for member in members), target.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if size > min(free - _RESERVE, _LARGEST) or len(members) > _MOST:
+        raise NewLLMError(
+            f"{archive} would unpack to {size / 2**20:,.0f} MiB in {len(members):,} files, and {place} has "
+            f"{free / 2**20:,.0f} MiB free (at most {_LARGEST >> 30} GiB in {_MOST:,} files are): refused."
+        )
 
 
 def _inside(member: zipfile.ZipInfo) -> Path:

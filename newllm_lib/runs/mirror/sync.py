@@ -2,7 +2,8 @@
 
 What stands there is always enough to continue: small files first, then the best model, then the checkpoints,
 newest first, each under its name only when its bytes were read back and compared. Old checkpoints go when
-newer ones are whole there.
+newer ones are whole there; those that are newer than the run's own never. What is there is of one session
+(`owner`): another's is set aside under a free name when ours is whole beside it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ import shutil
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs.atomic import clean_leftovers, is_complete, mark_folder, remove_directory
+from newllm_lib.runs.atomic import (
+    atomic_write_bytes,
+    clean_leftovers,
+    is_complete,
+    mark_folder,
+    put_beside,
+    remove_directory,
+    scratch_directory,
+)
 from newllm_lib.runs.mirror.copy import Replaced, copy_folder, copy_plain, recorded_sums, signature, sums_of
-from newllm_lib.runs.ownership import RUN_FILES, check_shared, is_part
+from newllm_lib.runs.mirror.owner import CopyOwner, Superseded
+from newllm_lib.runs.ownership import LOCAL_FILES, MARK, RUN_FILES, check_shared, free_name, is_part
 from newllm_lib.runs.run import Run, checkpoint_step
 
 STATUS = "mirror.json"  # in the run's folder: see mirroring.py
 LOCK = "mirror.lock"  # likewise: held by the process that copies
 START = "mirror.start"  # which start of a mirror was the last one
-_OURS_ALONE = ("run.lock", LOCK, "save.request", STATUS, START)  # belong to this machine
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GONE = (errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT)
 _RESERVE = 2**20  # bytes left free for the small files
@@ -32,6 +41,7 @@ class Mirror:
     def __init__(self, run: Run, folder: Path | str):
         self.run, self.folder = run, Path(folder)
         self.target = Run(self.folder / run.name)
+        self.owner = CopyOwner(run, self.target)
         self._copied: dict[str, tuple | None] = {}  # name -> signature of what was copied
         self._elsewhere = self._is_another_disk()
         self._is_marked = False
@@ -42,24 +52,66 @@ class Mirror:
         Raises:
             NewLLMError: one line about the place: full, read-only, gone, or it returned other bytes than were
                 written. What was whole there before still is.
-            UsageError: what lies there is no copy of a run.
+            UsageError: what lies there is no copy of a run. Superseded: another session writes it now.
         """
-        # Listed before the small files are read: metrics.jsonl then covers every copied checkpoint.
-        checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
         try:
             self._check_place()
             self._take_place()
-            clean_leftovers(self.target.path)
-            self._copy_small_files()
-            newest = all([self._copy_folder(folder) for folder in (*others, *checkpoints[:1])])
-            if newest:  # the older ones are a luxury
-                self._drop_all_but(checkpoints)
-                for folder in checkpoints[1:]:
-                    self._copy_if_it_fits(folder)
-        except UsageError:
+            if not self.owner.is_known:
+                self.owner.claim()
+            self.owner.check()
+            if self.owner.continues:
+                clean_leftovers(self.target.path)
+                self._bring_up_to_date()
+            elif self.run.checkpoints():  # only what can be continued takes the place of what can
+                self._start_over()
+        except (UsageError, Superseded):
             raise
         except (OSError, NewLLMError) as error:
             raise NewLLMError(self._explain(error)) from error
+
+    def claim(self) -> str:
+        """Make the copy this session's to write; whose it was, in words, where that was another's.
+
+        Raises:
+            NewLLMError: the place cannot be written. UsageError: as for `copy`.
+        """
+        self.owner.postpone()
+        try:
+            self._check_place()
+            self._take_place()
+            return self.owner.claim()
+        except OSError as error:
+            raise NewLLMError(self._explain(error)) from error
+
+    def _bring_up_to_date(self) -> None:
+        # Listed before the small files are read: metrics.jsonl then covers every copied checkpoint.
+        checkpoints, others = list(reversed(self.run.checkpoints())), self._other_folders()
+        self._copy_small_files()
+        newest = all([self._copy_folder(folder) for folder in (*others, *checkpoints[:1])])
+        if newest:  # the older ones are a luxury
+            self._drop_all_but(checkpoints)
+            for folder in checkpoints[1:]:
+                self._copy_if_it_fits(folder)
+
+    def _start_over(self) -> None:
+        """Copy all beside what another session left there, and then give that a free name."""
+        place, known = self.target, self._copied
+        for hidden in filter(self.owner.is_left_behind, list(self.folder.iterdir())):
+            shutil.rmtree(hidden, ignore_errors=True)
+        with scratch_directory(place.path) as fresh:
+            self.target, self._copied = Run(fresh), {}
+            atomic_write_bytes(fresh / MARK, (place.path / MARK).read_bytes())
+            try:
+                self._bring_up_to_date()
+                if self.newest_step() is None:  # training replaced it meanwhile: next time
+                    return
+                self.owner.check()
+                put_beside(fresh, place.path, Path(free_name(place.path)))
+                known = self._copied
+            finally:
+                self.target, self._copied = place, known
+        self.owner.adopt()
 
     def is_due(self) -> bool:
         """Whether a folder of the run is not there yet."""
@@ -117,14 +169,14 @@ class Mirror:
                 file.is_symlink()
                 or not file.is_file()
                 or file.name not in RUN_FILES
-                or file.name in _OURS_ALONE
+                or file.name in LOCAL_FILES
             ):
                 continue
             try:
                 found = file.stat()
                 is_now = (found.st_ino, found.st_mtime_ns, found.st_size)
                 if self._copied.get(file.name) != is_now or not (self.target.path / file.name).is_file():
-                    copy_plain(file, self.target.path / file.name)
+                    copy_plain(file, self.target.path / file.name, self.owner.check)
                     self._copied[file.name] = is_now
             except (FileNotFoundError, Replaced):
                 if not self.target.path.is_dir():
@@ -140,7 +192,7 @@ class Mirror:
             # equal: an earlier life of this run copied it
             if known or recorded_sums(copy) != sums_of(folder):
                 self._make_room(folder)
-                copy_folder(folder, copy)
+                copy_folder(folder, copy, ready=self.owner.check)
         except (Replaced, FileNotFoundError):
             if not self.target.path.is_dir():
                 raise
@@ -172,15 +224,20 @@ class Mirror:
         for old in self.target.checkpoints()[:-1]:
             if self._room_for(folder) >= 0:
                 return
-            remove_directory(old)
+            self._drop(old)
         if self._room_for(folder) < 0:
             raise OSError(errno.ENOSPC, f"no room for {folder.name}")
 
     def _drop_all_but(self, checkpoints: list[Path]) -> None:
+        """Args: checkpoints: the run's, newest first. What is newer than that stays."""
         kept = {folder.name for folder in checkpoints}
         for old in self.target.checkpoints() if kept else ():
-            if old.name not in kept:
-                remove_directory(old)
+            if old.name not in kept and checkpoint_step(old) < checkpoint_step(checkpoints[0]):
+                self._drop(old)
+
+    def _drop(self, old: Path) -> None:
+        self.owner.check()
+        remove_directory(old)
 
     def _explain(self, error: Exception) -> str:
         """One line: what is wrong there, what is safe, what to do."""
