@@ -35,7 +35,8 @@ __getattr__, __dir__, __all__ = attach(
         "gpu_lock": ["GpuBusy", "gpu_for"],
         "lock": ["AlreadyRunning", "RunLock", "is_locked", "lock_holder"],
         "mirror.daemon": ["mirror_status", "start_mirror", "wait_for_mirror"],
-        "mirror.restore": ["bring_back", "is_ahead", "restore", "saved"],
+        "mirror.archive": ["restore", "saved"],
+        "mirror.restore": ["bring_back", "is_ahead"],
         "mirror.sync": ["Mirror"],
         "ownership": [
             "MANIFEST",
