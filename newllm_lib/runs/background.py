@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -15,10 +14,8 @@ from newllm_lib.runs.atomic import explained
 from newllm_lib.runs.lock import INHERITED, RunLock, is_locked, lock_holder
 from newllm_lib.runs.processes import environment_of
 from newllm_lib.runs.run import Run
-from newllm_lib.runs.status import last_line, read_status
+from newllm_lib.runs.status import BACKGROUND, last_line, link_log, read_status, rotate_log
 
-BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
-LARGEST_LOG = 10 * 2**20  # bytes
 # kept so that an ended child is noticed, and does not stay as a zombie
 _children: dict[int, subprocess.Popen] = {}
 
@@ -56,21 +53,6 @@ def start_background(command: list[str], run: Run) -> int:
     lock.hand_over(child.pid)
     link_log(run)
     return child.pid
-
-
-def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
-    """Move a log of over `limit` bytes to `<log>.1` (which is replaced); whether it was.
-
-    The file itself stays and is emptied: processes that append to it go on.
-    """
-    try:
-        if log.stat().st_size <= limit:
-            return False
-        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-        os.truncate(log, 0)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def exit_code(pid: int) -> int | None:
@@ -130,21 +112,6 @@ def ask_to_save(run: Run) -> bool:
     with explained(run.save_request):
         run.save_request.touch()
     return True
-
-
-def link_log(run: Run, folder: Path = Path("/content")) -> Path | None:
-    """On Colab, show the run's log as `/content/<run>.log`, where the file browser opens; returns the link.
-
-    Elsewhere, and where a file of the user's own stands there, nothing is done (None).
-    """
-    if "COLAB_RELEASE_TAG" not in os.environ or not folder.is_dir():
-        return None
-    link = folder / f"{run.name}.log"
-    if os.path.lexists(link) and not (link.is_symlink() and os.readlink(link).endswith("/train.log")):
-        return None  # the user's own
-    link.unlink(missing_ok=True)
-    link.symlink_to(run.log.absolute())
-    return link
 
 
 def _holds(run: Run) -> bool:

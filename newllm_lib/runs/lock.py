@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.atomic import clean_leftovers, explained, mark_folder
@@ -136,7 +136,7 @@ def lock_holder(run: Run) -> int | None:
     if not is_locked(run):
         return None
     try:
-        holder = read_json(run.lock_path)
+        holder: Any = read_json(run.lock_path)
         pid, start = int(holder["pid"]), holder["start"]
     except (ValueError, KeyError, TypeError, OverflowError):  # taken this instant, not written yet
         return None

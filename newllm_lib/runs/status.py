@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.console import duration
 from newllm_lib.runs.atomic import atomic_write_text
@@ -19,6 +21,8 @@ QUIET = 600.0  # seconds without a step or a line after which a running run is r
 _ERROR = re.compile(
     r"^(\w+\.)*\w*(Error|Exception|Killed|Interrupt)\b|^newllm: |[Oo]ut of memory|Segmentation fault"
 )
+BACKGROUND = "NEWLLM_BACKGROUND"  # set in a process whose output is its run's log already
+LARGEST_LOG = 10 * 2**20  # bytes
 STATES = ("running", "done", "failed", "interrupted")
 _EMPTY = {"state": "new", "message": ""} | dict.fromkeys(("pid", "started", "updated", "step", "total_steps"))
 
@@ -88,11 +92,17 @@ def last_error(run: Run) -> str:
 
 def read_timing(run: Run) -> dict | None:
     """Where the last training's time went, as `training.timetable.Timing.figures` has it; None: not told."""
+    found: Any = read_json(run.timing_path)
     try:
-        found = json.loads(run.timing_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # an older version's run; or copied here in pieces
+        timing_in_words(found)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # an older version's run; or odd, from elsewhere
         return None
-    return found if isinstance(found, dict) and "seconds" in found else None
+    return found
 
 
 def timing_in_words(timing: dict) -> str:
@@ -127,6 +137,36 @@ def tail(run: Run, lines: int) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-lines:]
+
+
+def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
+    """Move a log of over `limit` bytes to `<log>.1` (which is replaced); whether it was.
+
+    The file itself stays and is emptied: processes that append to it go on.
+    """
+    try:
+        if log.stat().st_size <= limit:
+            return False
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def link_log(run: Run, folder: Path = Path("/content")) -> Path | None:
+    """On Colab, show the run's log as `/content/<run>.log`, where the file browser opens; returns the link.
+
+    Elsewhere, and where a file of the user's own stands there, nothing is done (None).
+    """
+    if "COLAB_RELEASE_TAG" not in os.environ or not folder.is_dir():
+        return None
+    link = folder / f"{run.name}.log"
+    if os.path.lexists(link) and not (link.is_symlink() and os.readlink(link).endswith("/train.log")):
+        return None  # the user's own
+    link.unlink(missing_ok=True)
+    link.symlink_to(run.log.absolute())
+    return link
 
 
 def _read(run: Run) -> dict:

@@ -31,9 +31,10 @@ ODD = [
     '{"step": "one", "loss": "low"}',
     "[" * 100_000,
     '{"step": 1, "time": {}}',
+    '{"total_steps": 1, "total_seconds": "x", "seconds": {"imports": "long"}}',
     "\x00\xff\x1b[2J",
 ]
-RECORDS = [f"{name}.json" for name in ("status", "mirror", ".newllm")]
+RECORDS = [f"{name}.json" for name in ("status", "mirror", "timing", ".newllm")]
 RECORDS += ["metrics.jsonl", "samples.jsonl", "run.lock", "train.log"]
 
 

@@ -32,7 +32,7 @@ GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
 
 
 _NUMBER = (int, float)
-_FIELDS = {  # of mirror.json: kinds, and what stands for anything else
+_FIELDS: dict[str, tuple] = {  # of mirror.json: kinds, and what stands for anything else
     "folder": (str, ""),
     "state": (str, ""),
     "message": (str, ""),

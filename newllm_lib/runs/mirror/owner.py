@@ -52,19 +52,19 @@ class CopyOwner:
 
     def claim(self) -> str:
         """Make the copy, whose folder is there and marked, this run's to write; whose it was ("" if ours)."""
-        mark, record, before = read_mark(self.copy.path), self._record(), _owner(self.copy.path)
-        known = record is not None and record["life"] == before.get("life") and self._is_unchanged(record)
+        mark, record, before = read_mark(self.copy.path) or {}, self._record(), _owner(self.copy.path)
         there, here = self.copy.latest_checkpoint(), self.run.latest_checkpoint()
         further = there is not None and (here is None or checkpoint_step(there) > checkpoint_step(here))
-        continues = not further and (record["continues"] if known else not before)
+        if record and (record["life"] != before.get("life") or not self._is_unchanged(record)):
+            record = None  # of an earlier time
+        continues = not further and (record["continues"] if record else not before)
         if there is None and not self.copy.best.is_dir():
             continues = True
-        if not known or not self._is_mine(record):
-            owner = self._me | {"life": uuid.uuid4().hex}
-            owner["start"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            text = mark_text("mirror", self.run.name, mark and mark.get("since"), owner=owner)
+        if not record or not self._is_mine(record):
+            record = self._me | {"life": uuid.uuid4().hex}
+            record["start"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            text = mark_text("mirror", self.run.name, mark.get("since"), owner=record)
             atomic_write_bytes(self.copy.path / MARK, text.encode(), parents=False)
-            record = owner
         self._write_record({**record, "continues": continues, "pending": False})
         if not before or self._is_mine(before):
             return ""
@@ -131,7 +131,7 @@ def _owner(copy: Path) -> dict:
     return owner if isinstance(owner, dict) else {}
 
 
-def _this_machine(run: Run) -> dict[str, str]:
+def _this_machine(run: Run) -> dict:
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),
