@@ -1,17 +1,20 @@
-"""Which run another one starts from, looked up among the runs that are here. The only file of this room that
-reads runs: all others work on names and values. It stands here, not in `runs`, because `load_recipe` gives a
+"""Which run another one starts from, looked up among the runs that are here; and whether the folders that a
+record names are its run's. The only file of this room that reads runs: all others work on names
+and values. It stands here, not in `runs`, because `load_recipe` gives a
 recipe whose start has decided its sizes without being told how to find it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.files import read_yaml, shipped_recipes
 from newllm_lib.recipe.init_from import MODELS, keys_of_start, plain_name, short_name
 from newllm_lib.recipe.recipe import Recipe
-from newllm_lib.runs import Run, find_run, is_complete, list_runs
+from newllm_lib.runs import Run, find_run, is_complete, list_runs, read_json
 
 
 def from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict) -> Recipe:
@@ -90,3 +93,25 @@ def word_for_start(run: Run) -> str:
     except UsageError:
         same = False
     return run.name if same else str(run.path.absolute())
+
+
+def check_places(path: Path, values: dict, asked: dict) -> None:
+    """Refuse the folders that a run's record names, where they are not its own: it may come from elsewhere.
+
+    Raises:
+        UsageError: names the flag to ask for them with.
+    """
+    copied = read_json(path.parent / "mirror.json")  # a run that was restored has none
+    own = {
+        "output_dir": path.parent,
+        "mirror_dir": copied.get("folder") if isinstance(copied, dict) else None,
+    }
+    sections = values["when"].values() if isinstance(values.get("when"), dict) else ()
+    for key, home in own.items():
+        for part in (values, *sections):
+            named = part.get(key) if isinstance(part, dict) and key not in asked else None
+            if named and (home is None or os.path.realpath(str(named)) != os.path.realpath(str(home))):
+                raise UsageError(
+                    f"{path} names {key} {named}, another place than its own: say --{key} {named} if you "
+                    "want that, or name another."
+                )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,12 @@ from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
 from newllm_lib.recipe.files import SHIPPED, check_keys, read_yaml, shipped_recipes
-from newllm_lib.recipe.find_start import from_start
+from newllm_lib.recipe.find_start import check_places, from_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
 from newllm_lib.recipe.run_name import run_name
-from newllm_lib.runs import check_plain_name, read_json
+from newllm_lib.runs import check_plain_name
 
 _PART = "max_samples"  # the condition that only a part of the data is used
 _KNOWN = [f.name for f in fields(Recipe)]
@@ -51,7 +50,7 @@ def load_recipe(
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
     check_keys(asked, "the command line", _KNOWN)
     if recorded or path.name == "recipe.yaml":
-        _check_places(path, values, asked)
+        check_places(path, values, asked)
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
     recipe = from_start(assemble, wanted, asked) if wanted and resolve_start else assemble({}, wanted)
@@ -69,28 +68,6 @@ def overrides(arguments: object) -> dict[str, object]:
     """
     keys = [*_KNOWN, *GUIDES_KEYS, *older_names()]
     return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
-
-
-def _check_places(path: Path, values: dict, asked: dict) -> None:
-    """Refuse the folders that a run's record names, where they are not its own: it may come from elsewhere.
-
-    Raises:
-        UsageError: names the flag to ask for them with.
-    """
-    copied = read_json(path.parent / "mirror.json")  # a run that was restored has none
-    own = {
-        "output_dir": path.parent,
-        "mirror_dir": copied.get("folder") if isinstance(copied, dict) else None,
-    }
-    sections = values["when"].values() if isinstance(values.get("when"), dict) else ()
-    for key, home in own.items():
-        for part in (values, *sections):
-            named = part.get(key) if isinstance(part, dict) and key not in asked else None
-            if named and (home is None or os.path.realpath(str(named)) != os.path.realpath(str(home))):
-                raise UsageError(
-                    f"{path} names {key} {named}, another place than its own: say --{key} {named} if you "
-                    "want that, or name another."
-                )
 
 
 def _file_in_our_words(values: dict, path: Path) -> dict:

@@ -100,7 +100,7 @@ def read_timing(run: Run) -> dict | None:
         TypeError,
         ValueError,
         AttributeError,
-    ):  # an older version's run; or odd, from elsewhere
+    ):  # an older version's run, or odd
         return None
     return found
 
