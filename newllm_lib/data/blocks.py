@@ -89,15 +89,15 @@ class Blocks(Dataset):
         # from pinned memory: the CPU does not wait for the GPU, which is busy with the last step
         at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
         positions = at[:, None] + self._steps
-        inside = positions.clamp(0, last)
+        edge = min(starts) < 0 or max(starts) + self.length > last  # each kernel costs, and this is rare
+        inside = positions.clamp(0, last) if edge else positions
         tokens = self._ids[inside].long()
-        ignored = (positions[:, 1:] > last) | (positions[:, 1:] < 1)
+        inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:]
+        if edge:
+            labels = labels.masked_fill((positions[:, 1:] > last) | (positions[:, 1:] < 1), IGNORED)
         if self._mask is not None:
-            ignored |= ~self._mask[inside[:, 1:]]
-        return {
-            "input_ids": tokens[:, :-1].contiguous(),
-            "labels": tokens[:, 1:].masked_fill(ignored, IGNORED),
-        }
+            labels = labels.masked_fill(~self._mask[inside[:, 1:]], IGNORED)
+        return {"input_ids": inputs, "labels": labels.contiguous()}
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
