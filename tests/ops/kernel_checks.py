@@ -239,7 +239,7 @@ def check_token_embedding(device, dtype, words, dim, shape, seed=0):
 
 
 def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
-    from newllm_lib.ops.relu2_mlp import reference, triton
+    from newllm_lib.ops.relu2_mlp import elementwise, reference, triton
 
     draw = Draw(device, dtype, seed)
     inputs = [
@@ -251,7 +251,8 @@ def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
     def alone(module):
         return lambda *inputs: (module.relu2_mlp(*inputs),)
 
-    compare(["y", "dx", "dup", "ddown"], alone(triton), alone(reference), inputs, TOLERANCE[dtype])
+    for module in (triton, elementwise):
+        compare(["y", "dx", "dup", "ddown"], alone(module), alone(reference), inputs, TOLERANCE[dtype])
 
 
 def run_interpreted(selection):

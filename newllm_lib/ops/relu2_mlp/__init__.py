@@ -3,14 +3,15 @@
 Its arithmetic is two matrix products; the ReLU, the square and their gradient are only memory traffic, four
 times as wide as x. On GPUs where Triton has the tensor cores they happen inside the products, and only the
 squares are kept for the backward pass. That pays up to `MAX_DIM` channels; beyond, the products' own time
-counts, and the vendor's are better.
+counts, and the vendor's are better: there, and where there are no tensor cores for Triton, a kernel between
+them does the rest.
 """
 
 from __future__ import annotations
 
 import torch
 
-from newllm_lib.ops.common.dispatch import Operation, runs_cpu_kernel, runs_triton_dot
+from newllm_lib.ops.common.dispatch import Operation, runs_cpu_kernel, runs_triton, runs_triton_dot
 from newllm_lib.ops.relu2_mlp import cpu, reference
 
 MAX_DIM = 256  # all channels of some rows of x and of some columns of a weight lie in shared memory together
@@ -25,6 +26,13 @@ def _triton():
     from newllm_lib.ops.relu2_mlp import triton
 
     return triton
+
+
+@_implementation.register(lambda *tensors: runs_triton(*tensors) and not torch.compiler.is_compiling())
+def _elementwise():
+    from newllm_lib.ops.relu2_mlp import elementwise
+
+    return elementwise
 
 
 @_implementation.register(runs_cpu_kernel)
