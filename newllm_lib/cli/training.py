@@ -101,11 +101,11 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
     Args:
         began: when the command did, by `time.monotonic`.
     """
-    from newllm_lib.training.compile import is_made_of_kernels
+    from newllm_lib.training.compile import needs_no_compiler
     from newllm_lib.training.precompile_process import is_known_ahead
 
     compiles = recipe.compile in ("on", "graphs")
-    compiles |= recipe.compile == "auto" and not is_made_of_kernels(recipe)
+    compiles |= recipe.compile == "auto" and not needs_no_compiler(recipe)
     with without_collecting():
         from newllm_lib.ops import precompile
 

@@ -70,6 +70,12 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
             )
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
+    def half_weights(self) -> list[str]:
+        """Names of the parameters that are read in autocast's dtype alone, and may be given in it."""
+        products = ("c_attn", "c_proj", "c_fc")
+        blocks = self.transformer.h.named_parameters("transformer.h")
+        return [name for name, p in blocks if name.split(".")[-2] in products and p.requires_grad]
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

@@ -290,9 +290,9 @@ class Recipe:
     )
     weights_dtype: str = _training(
         "fp32",
-        "fp32, or bf16: matrices without a float32 copy, rounded stochastically so that small steps are not "
-        "lost",
-        choices=("fp32", "bf16"),
+        "fp32, or bf16 (on a GPU without it fp16): matrices without a float32 copy, rounded stochastically, "
+        "so that small steps are not lost",
+        choices=("fp32", "bf16", "fp16"),
         tasks=_TRAIN,
     )
     momentum_bits: int = _training(

@@ -7,8 +7,6 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.training import distributed
 
-KERNELS_MAX_DIM = 256  # channels up to which all of New-LLM's block is in our kernels: `relu2_mlp.MAX_DIM`
-
 
 def dtype_of(recipe: Recipe, device: Device) -> str:
     """The dtype of matrix products.
@@ -16,8 +14,8 @@ def dtype_of(recipe: Recipe, device: Device) -> str:
     Raises:
         UsageError: this device does not compute in the recipe's.
     """
-    if recipe.weights_dtype == "bf16":
-        return "bf16"
+    if recipe.weights_dtype != "fp32":
+        return recipe.weights_dtype
     if recipe.dtype in ("auto", "fp32"):
         return device.dtype if recipe.dtype == "auto" else "fp32"
     if device.torch_device == "cpu":
@@ -30,34 +28,32 @@ def dtype_of(recipe: Recipe, device: Device) -> str:
 
 
 def compilation(recipe: Recipe, device: Device) -> str:
-    """ "off", "on", "graphs" or "replay" (on a GPU, without loss scaling).
+    """ "off", "on", "graphs" or "replay" (on a GPU).
 
     Raises:
         UsageError: torch's compiler is asked to take a recurrence that is walked token by token.
     """
+    # With these a step is not measured as a recording.
+    apart = bool(recipe.lora_rank or recipe.teacher) or distributed.process_group.is_distributed()
     if is_walked(recipe):
         if recipe.compile in ("on", "graphs"):
             raise UsageError(
                 f"--compile {recipe.compile} would compile every token of --recurrence sequential anew: "
                 "leave it at auto."
             )
-        alone = not (recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed())
-        replays = (
-            recipe.compile != "off" and device.torch_device == "cuda" and dtype_of(recipe, device) != "fp16"
-        )
-        return "replay" if replays and alone else "off"
-    if recipe.compile == "replay" and (device.torch_device == "cpu" or dtype_of(recipe, device) == "fp16"):
+        replays = recipe.compile != "off" and device.torch_device == "cuda" and not apart
+        return "replay" if replays else "off"
+    if recipe.compile == "replay" and device.torch_device == "cpu":
         return "off"
     if recipe.compile != "auto":
         return recipe.compile
     if not device.compile:
         return "off"
-    # with these, and with fp16's scaling, graphs are not measured yet
-    if recipe.lora_rank or recipe.teacher or distributed.process_group.is_distributed():
+    if apart:
         return "on"
-    if dtype_of(recipe, device) != "bf16":
-        return "on"
-    return "replay" if is_made_of_kernels(recipe) else "graphs"
+    if needs_no_compiler(recipe):
+        return "replay"
+    return "graphs" if dtype_of(recipe, device) == "bf16" else "on"
 
 
 def is_walked(recipe: Recipe) -> bool:
@@ -65,8 +61,10 @@ def is_walked(recipe: Recipe) -> bool:
     return recipe.model == "new_llm" and recipe.recurrence == "sequential"
 
 
-def is_made_of_kernels(recipe: Recipe) -> bool:
-    """Whether torch's compiler would find little to fuse in a step: then it need not be waited for."""
-    plain = recipe.recurrence == "parallel" and recipe.hidden_size <= KERNELS_MAX_DIM
+def needs_no_compiler(recipe: Recipe) -> bool:
+    """Whether torch's compiler would find little to fuse in a step: then it need not be waited for. Products
+    are cuBLAS's (or our kernels'), the rest is our kernels or, in TinyGPT2, torch's fused ones.
+    """
     whole = recipe.gradient_checkpointing == "off" and not recipe.optimizer_in_backward
-    return recipe.model == "new_llm" and plain and whole and recipe.kernels != "off"
+    ours = recipe.model == "tiny_gpt2" or (recipe.model == "new_llm" and recipe.kernels != "off")
+    return ours and whole and not is_walked(recipe)

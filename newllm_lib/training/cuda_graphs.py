@@ -200,10 +200,20 @@ class StepGraph:
     """A model's loss and gradients as one graph, for a step that keeps its activations."""
 
     def __init__(
-        self, model: nn.Module, device: torch.device, dtype: torch.dtype | None, together: bool = False
+        self,
+        model: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        together: bool = False,
+        loss_scale: Tensor | None = None,
     ):
-        """dtype: of autocast, or None. together: gradients lie side by side in `sums`, anew each step."""
-        self.model, self.dtype = model, dtype
+        """
+        Args:
+            dtype: of autocast, or None.
+            together: gradients lie side by side in `sums`, anew each step.
+            loss_scale: by which gradients are to be multiplied, on the device; read in each step.
+        """
+        self.model, self.dtype, self.loss_scale = model, dtype, loss_scale
         self.recorder, self.places = Recorder(device), Places()
         self.replays: dict[tuple, tuple] = {}
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -255,7 +265,7 @@ class StepGraph:
                     self.recorder.device.type, self.dtype, enabled=enabled, cache_enabled=False
                 ):
                     outputs = functional_call(self.model, leaves, (), {**fixed, **constants})
-                outputs.loss.backward()
+                (outputs.loss if self.loss_scale is None else outputs.loss * self.loss_scale).backward()
                 self._gather(leaves, makes)
                 results[:] = self.places.filled("result", [outputs.loss.detach(), outputs.get("state")])
 

@@ -82,8 +82,11 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
     keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
     keys += (
         []
-        if recipe.weights_dtype == "bf16"
-        else ["--weights_dtype bf16 --optimizer adafactor --optimizer_in_backward true"]
+        if recipe.weights_dtype != "fp32"
+        else [
+            f"--weights_dtype {'fp16' if device.dtype == 'fp16' else 'bf16'} --optimizer adafactor "
+            "--optimizer_in_backward true"
+        ]
     )
     raise NewLLMError(
         f"This needs about {need:.1f} GiB even with one sequence at a time ({held}), and {device.name} has "
@@ -251,9 +254,9 @@ def _vocabulary(recipe: Recipe) -> int:
 
 def _bytes_a_parameter(recipe: Recipe) -> float:
     """Weight, gradient and optimizer state. Stepped in the backward pass, one block's gradients exist."""
-    weight = 2 if recipe.weights_dtype == "bf16" else 4
+    weight = 4 if recipe.weights_dtype == "fp32" else 2
     gradient = weight / recipe.num_layers if recipe.optimizer_in_backward else weight
-    light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward
+    light = recipe.weights_dtype != "fp32" or recipe.optimizer_in_backward
     momentum = recipe.momentum_bits / 8 * 33 / 32  # each 128 share a scale
     adamw = 8 if recipe.weights_dtype == "fp32" else 4
     state = {

@@ -26,7 +26,7 @@ class _Row:
     """A row whose numbers may still be on their way from the GPU."""
 
     step: int
-    learning_rate: float
+    learning_rate: float | torch.Tensor
     numbers: torch.Tensor
     arrived: torch.cuda.Event | None
 
@@ -56,18 +56,34 @@ class TrainingLog:
         """Add a micro-batch's part of its step's loss."""
         self.interval_loss += loss
 
-    def take(self, step: int, learning_rate: float, norm: torch.Tensor) -> None:
-        """Begin a row: the mean loss since the last one, and this step's gradients' norm before clipping."""
+    def take(
+        self,
+        step: int,
+        learning_rate: float | torch.Tensor,
+        norm: torch.Tensor,
+        skipped: torch.Tensor | None = None,
+    ) -> None:
+        """Begin a row: the mean loss since the last one, and this step's gradients' norm before clipping.
+
+        Args:
+            skipped: with loss scaling, the shares of updates that were left out, summed since the last row;
+                set back to 0.
+        """
         self.flush()
-        numbers = torch.stack([self.interval_loss, norm.to(self.interval_loss)])
+        figures = [self.interval_loss, norm.to(self.interval_loss), *([] if skipped is None else [skipped])]
+        numbers = torch.stack(figures).unsqueeze(0)
         if process_group.is_distributed():
-            numbers = torch.stack(process_group.all_gathered(numbers))
+            numbers = torch.cat(process_group.all_gathered(numbers))
         arrived = None
+        if isinstance(learning_rate, torch.Tensor):  # with loss scaling the GPU alone knows it
+            learning_rate = learning_rate.to("cpu", non_blocking=True, copy=True)
         if numbers.is_cuda:
             numbers = numbers.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         self.interval_loss.zero_()
+        if skipped is not None:
+            skipped.zero_()
         self._waiting = _Row(step, learning_rate, numbers, arrived)
         if arrived is None:
             self.flush()
@@ -93,19 +109,21 @@ class TrainingLog:
             write_status(self.run, step=row["step"], total_steps=self.context.total_steps)
 
     def _row(self, waiting: _Row) -> dict:
-        losses, norms = waiting.numbers.double().view(-1, 2).T
+        losses, norms, *skipped = waiting.numbers.double().T
         step, recipe, now = waiting.step, self.context.recipe, time.monotonic()
         tokens = (step - self._measured_from) * recipe.batch_size * recipe.max_seq_length
         speed = tokens / max(1e-9, now - self._since - self._paused)
-        loss = losses.mean().item() / (step - self._logged_step)
+        steps = step - self._logged_step
+        left_out = {"skipped": skipped[0][0].item() / steps} if skipped else {}
         self._logged_step = self._measured_from = step
         self._since, self._paused = now, 0.0
         return {
             "step": step,
             "epoch": round(self.context.epoch_at(step), 6),
-            "loss": loss,
-            "learning_rate": waiting.learning_rate,
+            "loss": losses.mean().item() / steps,
+            "learning_rate": float(waiting.learning_rate),
             "grad_norm": norms[0].item(),
+            **left_out,
             "tokens_per_second": round(speed, 1),
             "time": round(time.time(), 3),
         }

@@ -149,7 +149,7 @@ class TrainingLoop:
             timing().write(self.context.run)
         self.flags.heed(decision)
         if decision.log:
-            self.log.take(self.step, self.strategy.learning_rate, norm)
+            self.log.take(self.step, self.strategy.learning_rate, norm, self.strategy.skipped)
         if decision.evaluate:
             self.evaluate()
         if decision.save:

@@ -140,6 +140,7 @@ def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config
         n_layer=layers,
         n_head=heads,
         n_inner=max(1, inner),
+        activation_function="gelu_pytorch_tanh",  # "gelu_new" by one kernel of torch's, not by eight
         resid_pdrop=recipe.dropout,
         embd_pdrop=recipe.dropout,
         attn_pdrop=0.0,

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs.processes import command_of, environment_of
-from newllm_lib.training.compile import is_made_of_kernels
+from newllm_lib.training.compile import needs_no_compiler
 
 NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
 _DEVICES = Path("/dev")
@@ -38,17 +38,14 @@ def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None
 def is_known_ahead(recipe: Recipe) -> bool:
     """Whether what the recipe launches is known without the model."""
     whole = recipe.micro_batch_size in ("auto", str(recipe.batch_size))
-    return (
-        recipe.task != "dpo" and recipe.compile in ("auto", "replay") and is_made_of_kernels(recipe) and whole
-    )
+    ours = recipe.model == "new_llm" and needs_no_compiler(recipe)
+    return recipe.task != "dpo" and recipe.compile in ("auto", "replay") and ours and whole
 
 
 def _has_gpu() -> bool:
     """Whether there is one NVIDIA GPU for this process, as far as can be seen without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    asked = (
-        os.environ.get("NEWLLM_DEVICE", "") not in ("cpu", "t4", "v100") and "WORLD_SIZE" not in os.environ
-    )
+    asked = os.environ.get("NEWLLM_DEVICE", "") != "cpu" and "WORLD_SIZE" not in os.environ
     numbers = list(_DEVICES.glob("nvidia[0-9]*"))
     return (
         asked
@@ -64,18 +61,21 @@ def compile_for(recipe: Recipe) -> bool:
     from newllm_lib.device import probe
     from newllm_lib.ops import precompile
 
-    if not is_known_ahead(recipe) or probe().dtype != "bf16":
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(probe().dtype)
+    if not is_known_ahead(recipe) or dtype is None:
         return False
     torch.manual_seed(0)
-    model = _trunk(recipe).cuda().train()
+    model = _trunk(recipe, dtype).cuda().train()
     ids = torch.ones(recipe.batch_size, recipe.max_seq_length, dtype=torch.long, device="cuda")
     precompile.trace_and_compile(model, lambda: model(ids))
     precompile.wait()
     return True
 
 
-def _trunk(recipe: Recipe):
-    """What `models.new_llm` computes in training, without transformers; two blocks are enough."""
+def _trunk(recipe: Recipe, dtype=None):
+    """What `models.new_llm` computes in training (in bfloat16, or another dtype), without transformers; two
+    blocks are enough.
+    """
     import torch
     from torch import nn
 
@@ -84,6 +84,8 @@ def _trunk(recipe: Recipe):
     from newllm_lib.ops.add_norm import add_norm
     from newllm_lib.ops.embedding import token_embedding
     from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
+
+    dtype = dtype or torch.bfloat16
 
     class Trunk(nn.Module):
         def __init__(self):
@@ -95,8 +97,8 @@ def _trunk(recipe: Recipe):
             self.norm = nn.RMSNorm(recipe.hidden_size, eps=1e-6)
 
         def forward(self, ids):
-            with torch.autocast(ids.device.type, torch.bfloat16):
-                x = token_embedding(ids, self.table.weight, torch.bfloat16)
+            with torch.autocast(ids.device.type, dtype):
+                x = token_embedding(ids, self.table.weight, dtype)
                 starts, residual = document_starts(ids, 0), None
                 for layer in self.layers:
                     state = torch.zeros(len(ids), layer.state_size, device=ids.device)

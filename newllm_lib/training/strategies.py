@@ -2,7 +2,7 @@
 
     Autograd      as it is, or by torch's compiler; several processes average their gradients (DDP)
     LossScaled    fp16: losses are scaled up, and a step whose gradients overflow is left out
-    Replayed      loss and gradients from one CUDA graph (`cuda_graphs`)
+    Replayed      loss and gradients from one CUDA graph (`cuda_graphs`), the step from another; fp16 too
     InBackward    each weight is stepped while the backward pass goes on (`optim.in_backward`)
     Sharded       each process has a part of every weight (`distributed.fsdp`, FSDP2)
 
@@ -71,7 +71,8 @@ class Autograd:
         self.max_norm = context.recipe.max_grad_norm
         self.parameters = list(built.model.parameters())
         self.optimizer = build_optimizer(built.model, context.recipe)
-        self.learning_rate = 0.0  # of the last step
+        self.skipped: Tensor | None = None  # shares of updates that loss scaling left out since the last row
+        self.learning_rate: float | Tensor = 0.0  # of the last step; a tensor that the next one overwrites
         self.stepper = self._prepare_optimizer()
         self.forward = accelerator.prepare_model(
             built.model, device_placement=False, evaluation_mode=not self.wraps
@@ -158,48 +159,77 @@ class Autograd:
 
 
 class LossScaled(Autograd):
-    """fp16. accelerate's optimizer knows whether a step was left out: then the schedule waits too."""
+    """fp16. Where gradients overflow the step is left out, and the schedule waits too."""
 
-    def _prepare_optimizer(self) -> torch.optim.Optimizer:
-        return self.accelerator.prepare_optimizer(super()._prepare_optimizer())
+    def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
+        self.scaler = _scaler(accelerator, context.torch_device)
+        super().__init__(context, built, accelerator, loss)
+        if self.scaler.is_enabled():
+            self.skipped = torch.zeros((), device=context.torch_device)
 
     def _backward(self, loss: Tensor) -> None:
-        self.accelerator.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
 
     def clip(self) -> Tensor:
-        # scaled back before
-        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
+        if not self.scaler.is_enabled():
+            return super().clip()
+        self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
 
     def step(self) -> None:
+        if not self.scaler.is_enabled():
+            return super().step()
         self.learning_rate = self.scheduler.get_last_lr()[0]
-        self.stepper.step()
-        if not self.stepper.step_was_skipped:
+        self.scaler.step(self.stepper)
+        if optim.found_inf(self.scaler, self.optimizer):
+            self.skipped += 1
+        else:
             self.scheduler.step()
+        self.scaler.update()
         self._clear()
 
     def save_state(self, folder: Path) -> None:
         super().save_state(folder)
-        if process_group.is_main_process():
-            torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+        if self.scaler.is_enabled() and process_group.is_main_process():
+            state = self.scaler.state_dict() | {"skipped": float(self.skipped)}
+            torch.save(state, folder / "scaler.pt")
 
     def load_state(self, folder: Path) -> None:
         super().load_state(folder)
-        if (folder / "scaler.pt").is_file():  # the run may have begun on a GPU that needed none
-            self.accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+        if self.scaler.is_enabled() and (folder / "scaler.pt").is_file():  # none: begun on another GPU
+            state = torch.load(folder / "scaler.pt", weights_only=True)
+            self.skipped.fill_(state.pop("skipped", 0.0))  # version 0.1.0 counted none
+            self.scaler.load_state_dict(state)
 
 
-class Replayed(Autograd):
-    """Losses and gradients by a recorded step. Several processes add theirs up after the last micro-batch."""
+def _scaler(accelerator: Accelerator, device: torch.device) -> torch.amp.GradScaler:
+    """accelerate's, ready to be loaded into; without loss scaling one that does nothing."""
+    scaler = accelerator.scaler or torch.amp.GradScaler(device.type, enabled=False)
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
+
+
+class Replayed(LossScaled):
+    """Losses and gradients by a recorded step, and what follows by another where the optimizer lets itself be
+    recorded. Several processes add their gradients up between the two."""
 
     wraps = False
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
-        dtype = torch.bfloat16 if context.dtype == "bf16" else None
         self.graph = training.cuda_graphs.StepGraph(
-            built.model, context.torch_device, dtype, together=process_group.is_distributed()
+            built.model,
+            context.torch_device,
+            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(context.dtype),
+            together=process_group.is_distributed(),
+            loss_scale=getattr(_scaler(accelerator, context.torch_device), "_scale", None),
         )
         process_group.broadcast_(self.graph.parameters.values())
         super().__init__(context, built, accelerator, loss)
+        self.captured = None
+        if optim.takes_recording(self.optimizer):
+            how = self.graph.recorder, self.max_norm, self.scheduler, context.total_steps, self.scaler
+            self.captured = optim.CapturedStep(self.optimizer, self.parameters, *how)
+            self.skipped = self.captured.skipped if self.scaler.is_enabled() else None
 
     def _prepare_optimizer(self) -> torch.optim.Optimizer:
         if hasattr(self.optimizer, "recorder"):
@@ -228,21 +258,54 @@ class Replayed(Autograd):
                 process_group.all_reduce_sum_(self.graph.sums)
         return loss
 
+    def clip(self) -> Tensor:
+        """With a recorded step the whole of it; `step` has only the schedule to go on with."""
+        return super().clip() if self.captured is None else self.captured()
 
-class InBackward(Autograd):
-    """Weights are stepped, and their gradients freed, in the backward pass; `clip` steps those that wait."""
+    def step(self) -> None:
+        if self.captured is None:
+            return super().step()
+        if self.scaler.is_enabled():
+            self.learning_rate = self.captured.first_rate
+        else:
+            self.learning_rate = self.scheduler.get_last_lr()[0]
+            self.scheduler.step()
+        self._clear()
+
+    def save_state(self, folder: Path) -> None:
+        if self.captured is not None:
+            self.captured.settle()
+        super().save_state(folder)
+
+    def load_state(self, folder: Path) -> None:
+        super().load_state(folder)
+        if self.captured is not None:
+            self.captured.taken.fill_(self.scheduler.last_epoch)
+
+
+class InBackward(LossScaled):
+    """Weights are stepped, and their gradients freed, in the backward pass; `clip` steps those that wait.
+
+    With loss scaling a parameter whose gradient overflows is left out, and the schedule goes on.
+    """
 
     wraps = False  # the hooks average
 
     def __init__(self, context: RunContext, built: BuiltModel, accelerator: Accelerator, loss: NextTokenLoss):
         super().__init__(context, built, accelerator, loss)
         average = process_group.all_reduce_mean_ if process_group.is_distributed() else None
+        scaler = self.scaler if self.scaler.is_enabled() else None
         self.in_backward = optim.OptimizerInBackward(
-            self.model, self.optimizer, self.max_norm, built.blocks, average
+            self.model, self.optimizer, self.max_norm, built.blocks, average, scaler
         )
 
     def clip(self) -> Tensor:
         return self.in_backward.finish()
+
+    def step(self) -> None:
+        if self.skipped is not None:
+            self.skipped += self.in_backward.skipped_share
+        Autograd.step(self)
 
     def save_state(self, folder: Path) -> None:
         super().save_state(folder)

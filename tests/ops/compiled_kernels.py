@@ -21,6 +21,8 @@ from newllm_lib.ops.hyperbolic_attention import triton as attention
 from newllm_lib.ops.linear_attention import sizes
 from newllm_lib.ops.linear_attention import triton as linear
 from newllm_lib.ops.linear_cross_entropy import exponentials
+from newllm_lib.ops.linear_cross_entropy import triton as softmax
+from newllm_lib.ops.relu2_mlp import elementwise
 from newllm_lib.ops.relu2_mlp import triton as mlp
 from newllm_lib.ops.short_conv import triton as conv
 from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum
@@ -101,7 +103,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
         normal(batch, 3 * dim), float32(dim), float32(dim), doc_starts[:, 0], state[:, :dim], new
     )
     weight, one = (
-        torch.zeros(dim, time, dtype=dtype if dtype == torch.bfloat16 else torch.float32),
+        torch.zeros(dim, time, dtype=dtype),
         torch.ones(1),
     )
     how = RoundedStep(rate=1e-3, decay=0.0, beta=0.9, correction=1.0, seed=7)
@@ -119,6 +121,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     )
     sums = norms.squares(weight)
     norms.clip(factors[0], 0, one, 1.0)
+    norms.clip(factors[0], 0, one, 1.0, one, factors[0].clone())
     norms.limited(weight, norms.second_moment(sums, *factors, one, 0.1, 0.5), one)
     total, normed = stream.add_norm(normal(batch, time, dim), normal(batch, time, dim), float32(dim), 1e-6)
     gated_sum = gates.mix(
@@ -128,6 +131,10 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     (
         embedding.token_embedding(torch.zeros(batch, time, dtype=torch.long), float32(time, dim), dtype) * 2
     ).sum().backward()
+    elementwise.relu2_mlp(normal(batch, dim), normal(time, dim), normal(dim, time)).sum().backward()
+    for words in (4096, 50_257):
+        logits = torch.empty(batch, words, dtype=dtype)
+        softmax.softmax_gradient_(logits, torch.zeros(batch, dtype=torch.long), -100, torch.empty(batch))
 
 
 def run_with_dot(rows=300, dim=256, inner=1024, words=8192):

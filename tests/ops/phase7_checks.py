@@ -95,6 +95,8 @@ def check_gradient_norms(device, dtype, rows, columns, seed=0):
         )
         sums = module.squares(x)
         clipped = [module.clip(known, 3, sums[0].sum() * scale, limit) for limit in (0.0, 1.5)]
+        skipped, loss_scale = torch.zeros(5, device=device), torch.tensor(8.0, device=device)
+        clipped += [module.clip(known, 2, sums[0].sum() * scale, 1.5, loss_scale, skipped), skipped]
         factors = module.second_moment(sums, *averages, scale, 0.1, 0.7)
         limits = [module.limited(x, factors, s) for s in (scale, 0.01 * scale)]
         return [*sums, known, *clipped, *averages, *factors, *limits]
@@ -105,7 +107,7 @@ def check_gradient_norms(device, dtype, rows, columns, seed=0):
             found, expected = run(triton, scale), run(reference, scale)
             for a, b in zip(found, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=0.0, equal_nan=True)
-    assert (found[5] == 0.5).all() and (found[6] == 0.5).all()
+    assert (found[7] == 0.5).all() and (found[8] == 0.5).all()
 
 
 def check_hyperbolic_attention(

@@ -16,6 +16,17 @@ def test_clipping_counts_all_norms_and_refuses_none_that_is_no_number():
     assert clip(known, 0, torch.tensor([float("inf")]), 0.0).isnan().all()
 
 
+def test_a_gradient_that_overflows_under_loss_scaling_is_marked_and_leaves_the_norms_as_they_were():
+    known, skipped, scale = torch.tensor([9.0, 1.0, 0.0]), torch.ones(3), torch.tensor(4.0)
+    found = clip(known, 1, torch.tensor(256.0), 2.5, scale, skipped)
+    assert float(found) == pytest.approx(0.5 / 4)
+    assert known.tolist() == [9.0, 16.0, 0.0] and skipped.tolist() == [1.0, 0.0, 1.0]
+    for value in ("inf", "nan"):
+        assert clip(known, 0, torch.tensor(float(value)), 2.5, scale, skipped).isnan().all()
+        assert known.tolist() == [9.0, 16.0, 0.0] and skipped.tolist() == [1.0, 0.0, 1.0]
+    assert float(clip(known, 2, torch.tensor(0.0), 2.5, scale, skipped)) == pytest.approx(0.5 / 4)
+
+
 def test_a_gradient_whose_squares_are_rows_times_columns_comes_out_as_its_signs():
     row, column = torch.rand(40) + 0.5, torch.rand(30) + 0.5
     gradient = torch.outer(row, column) * torch.randn(40, 30).sign()

@@ -41,6 +41,9 @@ KERNELS = {
     "gather_rows",
     "add_rows",
     "norm_last_rows",
+    "relu2_forward",
+    "relu2_backward",
+    "_softmax_gradient",
 }
 FROM_SM80 = {
     "product",

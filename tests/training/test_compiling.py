@@ -13,7 +13,7 @@ def walker(**changes):
     return load_recipe("demo", {"recurrence": "sequential", **changes})
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("cpu", "off"), ("t4", "off"), ("h100", "replay")])
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", "off"), ("t4", "replay"), ("h100", "replay")])
 def test_the_sequential_recurrence_is_replayed_where_a_step_can_be_and_never_compiled(
     kind, expected, monkeypatch
 ):
@@ -23,6 +23,16 @@ def test_the_sequential_recurrence_is_replayed_where_a_step_can_be_and_never_com
     for asked in ("on", "graphs"):
         with pytest.raises(UsageError, match=f"--compile {asked} .* leave it at auto"):
             compilation(walker(compile=asked), probe())
+
+
+@pytest.mark.parametrize("kind", ["t4", "h100"])
+def test_torchs_compiler_is_waited_for_where_it_finds_something_to_fuse(kind, monkeypatch):
+    monkeypatch.setenv("NEWLLM_DEVICE", kind)
+    for changes in ({}, {"hidden_size": 1024, "num_heads": 8}, {"model": "tiny_gpt2", "carry_state": False}):
+        assert compilation(load_recipe("demo", changes), probe()) == "replay", changes
+    for changes in ({"lora_rank": 4}, {"kernels": "off"}, {"gradient_checkpointing": "on"}):
+        assert compilation(load_recipe("demo", changes), probe()) in ("on", "graphs"), changes
+    assert compilation(load_recipe("phase7_small", {}), probe()) == ("on" if kind == "t4" else "graphs")
 
 
 def test_the_estimate_says_how_long_walking_takes(monkeypatch):

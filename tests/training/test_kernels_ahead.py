@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from newllm_lib.ops import precompile
-from newllm_lib.ops.relu2_mlp import MAX_DIM
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import compile, precompile_process
+from newllm_lib.training import precompile_process
 from newllm_lib.training.model_config import build_model
 
 
@@ -20,10 +19,6 @@ def recipe(**changes):
     return load_recipe(
         "demo", {"sized_for": "h100", "vocab_size": 300, "batch_size": 3, "max_seq_length": 9, **changes}
     )
-
-
-def test_the_limit_of_the_kernels_is_theirs():
-    assert compile.KERNELS_MAX_DIM == MAX_DIM
 
 
 @pytest.mark.parametrize(
@@ -35,7 +30,8 @@ def test_the_limit_of_the_kernels_is_theirs():
         (["nvidiactl"], {}, False),
         (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
         (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "0,1"}, False),
-        (["nvidia0"], {"NEWLLM_DEVICE": "t4"}, False),
+        (["nvidia0"], {"NEWLLM_DEVICE": "t4"}, True),
+        (["nvidia0"], {"NEWLLM_DEVICE": "cpu"}, False),
         (["nvidia0"], {"WORLD_SIZE": "2"}, False),
     ],
     ids=str,
@@ -56,10 +52,10 @@ def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, 
 
 def test_suits_what_is_made_of_our_kernels():
     assert precompile_process.is_known_ahead(recipe())
+    assert precompile_process.is_known_ahead(recipe(hidden_size=512))
     for changes in (
         {"model": "tiny_gpt2", "carry_state": False},
         {"recurrence": "sequential"},
-        {"hidden_size": 512},
         {"compile": "off"},
         {"kernels": "off"},
         {"gradient_checkpointing": "on"},

@@ -1,5 +1,6 @@
 """The training loop's parts: what a step is made of, which strategy runs it, what is reported where."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -9,14 +10,14 @@ import torch
 from newllm_lib.data import prepare
 from newllm_lib.device import probe
 from newllm_lib.runs import Run
-from newllm_lib.training import loop, strategies, train
+from newllm_lib.training import build_model, loop, strategies, train
 from newllm_lib.training.batches import Batches, count_labels
 from newllm_lib.training.build_model import BuiltModel
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.run import steps
-from tests.training.small_runs import curve, losses, recipe, rows
+from tests.training.small_runs import curve, losses, recipe, rows, stopped_after
 
 
 def context(folder, micro=8, **changes) -> RunContext:
@@ -63,6 +64,7 @@ def test_epochs_are_counted_as_steps_are(folder):
         ({}, "on", None, strategies.Autograd),
         ({}, "replay", None, strategies.Replayed),
         ({}, "off", object(), strategies.LossScaled),
+        ({}, "replay", object(), strategies.Replayed),
         ({"optimizer_in_backward": True, "optimizer": "adafactor"}, "off", None, strategies.InBackward),
     ],
 )
@@ -72,7 +74,7 @@ def test_each_way_of_running_a_step_is_one_object(folder, changes, how, scaler, 
     assert strategies.strategy_for(made, built, SimpleNamespace(scaler=scaler)) is expected
 
 
-def scale_losses(monkeypatch) -> None:
+def scale_losses(monkeypatch, **how) -> None:
     """Loss scaling as on a GPU with fp16: torch's scaler works on a processor too, for float32's
     gradients.
     """
@@ -80,7 +82,7 @@ def scale_losses(monkeypatch) -> None:
 
     def scaled(*words):
         accelerator = real(*words)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, **how)
         accelerator.state._mixed_precision = (
             "fp16"  # by which it knows that gradients are scaled back before they are clipped
         )
@@ -128,6 +130,57 @@ def test_scaled_losses_train_as_unscaled_ones(folder, monkeypatch):
     assert losses(train(recipe(folder, max_steps=4, logging_steps=1))) == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optimizer": "muon", "carry_state": True},
+        {"optimizer": "adamw", "micro_batch_size": 4},
+        {"optimizer": "muon", "micro_batch_size": 4, "carry_state": True, "dropout": 0.1},
+        {"optimizer": "muon", "model": "tiny_gpt2"},
+        {"optimizer": "adafactor"},
+    ],
+    ids=str,
+)
+def test_a_replayed_step_scales_leaves_out_and_goes_on_as_the_scaler_does(folder, monkeypatch, keys):
+    """Rates, losses and scale of steps that the device decides are those of steps that the CPU decides, an
+    overflow and a growth among them, and of a run that was stopped between the two.
+    """
+    scale_losses(monkeypatch, growth_interval=3)
+    train_step = TrainingLoop.train_step
+
+    def overflowing(self, batches):
+        clip = type(self.strategy).clip
+
+        def with_overflow():
+            if self.step in (2, 4):
+                self.strategy.parameters[1].grad[0] = float("inf" if self.step == 2 else "nan")
+            return clip(self.strategy)
+
+        self.strategy.clip = with_overflow
+        return train_step(self, batches)
+
+    monkeypatch.setattr(TrainingLoop, "train_step", overflowing)
+    common = {"max_steps": 10, "save_steps": 5, "keep_checkpoints": 9, "warmup_steps": 4, "logging_steps": 2}
+    plain = train(recipe(folder, **common, **keys, output_dir=str(folder / "plain")))
+    monkeypatch.setattr(build_model, "compilation", lambda *_: "replay")
+    again = train(recipe(folder, **common, **keys))
+    with stopped_after(4):
+        train(recipe(folder, **common, **keys, output_dir=str(folder / "stopped")))
+    stopped = train(recipe(folder, **common, **keys, output_dir=str(folder / "stopped")))
+    assert curve(stopped) == curve(again)
+    for ours, theirs in zip(curve(again), curve(plain), strict=True):
+        for key in ("step", "learning_rate", "skipped"):
+            assert ours.get(key) == theirs.get(key)
+        # gradients lie elsewhere in memory, and their squares are added up in another order
+        numbers = [{k: v for k, v in row.items() if isinstance(v, float)} for row in (ours, theirs)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+    for run, step, file in itertools.product((again, stopped), (5, 10), ("scaler.pt", "scheduler.pt")):
+        ours, theirs = (torch.load(r.checkpoint(step) / file, weights_only=True) for r in (run, plain))
+        assert all(ours[key] == theirs[key] for key in theirs if key not in ("_step_count", "lr_lambdas"))
+    assert ours["last_epoch"] == 8
+    assert {row["step"]: row["skipped"] for row in rows(again) if row.get("skipped")} == {4: 0.5, 6: 0.5}
+
+
 def test_what_is_reported_has_the_names_that_transformers_gives(folder):
     reported = []
     made = context(folder, max_steps=3, logging_steps=1, sample_tokens=0)
@@ -145,10 +198,10 @@ def test_a_row_that_waits_for_the_gpu_is_written_before_all_that_follows_it(fold
     taken = loop.TrainingLog.take
     arrived = SimpleNamespace(synchronize=lambda: None)
 
-    def later(self, step, learning_rate, norm):
+    def later(self, step, *figures):
         flush, self.flush = self.flush, lambda: None
         loop.TrainingLog.flush(self)
-        taken(self, step, learning_rate, norm)
+        taken(self, step, *figures)
         self.flush = flush
         self._waiting.arrived = arrived
 

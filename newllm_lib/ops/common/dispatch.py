@@ -126,6 +126,16 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
+def half_dtype() -> torch.dtype:
+    """The half precision in which this machine multiplies matrices fast; on a CPU bfloat16."""
+    return _half_dtype_of(os.environ.get("NEWLLM_DEVICE"))
+
+
+@functools.cache
+def _half_dtype_of(named: str | None) -> torch.dtype:
+    return torch.float16 if probe().dtype == "fp16" else torch.bfloat16
+
+
 def _tensor_core_dot() -> bool:
     return _tensor_core_dot_of(os.environ.get("NEWLLM_DEVICE"))
 

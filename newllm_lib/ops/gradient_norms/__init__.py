@@ -26,16 +26,26 @@ def squares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _implementation(x).squares(x)
 
 
-def clip(known: torch.Tensor, place: int, square: torch.Tensor, max_norm: float) -> torch.Tensor:
+def clip(
+    known: torch.Tensor,
+    place: int,
+    square: torch.Tensor,
+    max_norm: float,
+    loss_scale: torch.Tensor | None = None,
+    skipped: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Put a gradient's squared norm among the known ones, and say by how much to scale it.
 
     Args:
         known: (tensors,) float32 squared norms; known[place] becomes `square` (one element).
         max_norm: 0: nothing is clipped.
+        loss_scale: a scalar by which the gradient was multiplied: it is divided out, also of `square`. A
+            gradient that overflowed then leaves known[place] as it is.
+        skipped: with `loss_scale`, (tensors,) float32: skipped[place] becomes 1 for such a gradient, else 0.
     Returns:
-        (1,) float32: min(1, max_norm / norm of all), or NaN where that norm is no finite number.
+        (1,) float32: min(1, max_norm / norm of all), or NaN where that norm, or this gradient, is not finite.
     """
-    return _implementation(known).clip(known, place, square, max_norm)
+    return _implementation(known).clip(known, place, square, max_norm, loss_scale, skipped)
 
 
 def second_moment(

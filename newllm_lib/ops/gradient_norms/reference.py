@@ -12,8 +12,21 @@ def squares(x: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.linalg.vector_norm(x, dim=dim, dtype=torch.float32).square_() for dim in (1, 0))
 
 
-def clip(known: Tensor, place: int, square: Tensor, max_norm: float) -> Tensor:
-    known[place] = square.reshape(())
+def clip(
+    known: Tensor,
+    place: int,
+    square: Tensor,
+    max_norm: float,
+    loss_scale: Tensor | None = None,
+    skipped: Tensor | None = None,
+) -> Tensor:
+    square = square.reshape(())
+    if loss_scale is not None:
+        square = square / loss_scale / loss_scale
+        skipped[place] = ~square.isfinite()
+        square, scaled = torch.where(square.isfinite(), square, known[place]), square * 0 + loss_scale
+        return clip(known, place, square, max_norm) / scaled
+    known[place] = square
     norm = known.sum().sqrt()
     limit = max_norm / (norm + 1e-6) if max_norm else torch.ones_like(norm)
     return torch.where(norm.isfinite(), limit.clamp(max=1.0), torch.nan).reshape(1)

@@ -46,8 +46,27 @@ def squares(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit(do_not_specialize=["place"])
-def clip_scale(known, square, scale, place, count, max_norm, CLIPS: tl.constexpr, BLOCK: tl.constexpr):
-    mine = tl.load(square)
+def clip_scale(
+    known,
+    square,
+    loss_scale,
+    skipped,
+    scale,
+    place,
+    count,
+    max_norm,
+    CLIPS: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    mine, undo = tl.load(square), 1.0
+    if SCALED:
+        undo = 1.0 / tl.load(loss_scale)
+        mine = mine * undo * undo
+        finite = mine < float("inf")  # false for NaN
+        tl.store(skipped + place, tl.where(finite, 0.0, 1.0))
+        mine = tl.where(finite, mine, tl.load(known + place))
+        undo = tl.where(finite, undo, float("nan"))
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -58,15 +77,33 @@ def clip_scale(known, square, scale, place, count, max_norm, CLIPS: tl.constexpr
     if CLIPS:
         limit = tl.minimum(max_norm / (norm + 1e-6), 1.0)
     tl.store(known + place, mine)
-    tl.store(scale, tl.where(norm < float("inf"), limit, float("nan")))
+    tl.store(scale, tl.where(norm < float("inf"), limit * undo, float("nan")))
 
 
 @on_device_of_first_argument
-def clip(known: Tensor, place: int, square: Tensor, max_norm: float) -> Tensor:
+def clip(
+    known: Tensor,
+    place: int,
+    square: Tensor,
+    max_norm: float,
+    loss_scale: Tensor | None = None,
+    skipped: Tensor | None = None,
+) -> Tensor:
     """As `gradient_norms.clip`."""
-    scale = torch.empty(1, device=known.device, dtype=torch.float32)
+    scale, scaled = torch.empty(1, device=known.device, dtype=torch.float32), loss_scale is not None
     clip_scale[(1,)](
-        known, square, scale, place, len(known), max_norm, CLIPS=max_norm > 0, BLOCK=_VECTOR, num_warps=4
+        known,
+        square,
+        loss_scale if scaled else known,
+        skipped if scaled else known,
+        scale,
+        place,
+        len(known),
+        max_norm,
+        CLIPS=max_norm > 0,
+        SCALED=scaled,
+        BLOCK=_VECTOR,
+        num_warps=4,
     )
     return scale
 

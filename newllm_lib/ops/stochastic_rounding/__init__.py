@@ -2,7 +2,8 @@
 
 A bfloat16 weight of 0.02 moves in steps of 0.0001: an update smaller than half of that is lost whenever it is
 rounded to the nearest value. Rounded up or down at random, in proportion to the distances, it arrives in
-expectation (Gupta et al., 2015, arXiv 1502.02551), and no float32 copy of the weights is needed.
+expectation (Gupta et al., 2015, arXiv 1502.02551), and no float32 copy of the weights is needed. float16,
+with three bits more, moves in steps of 0.000015 there.
 """
 
 from __future__ import annotations

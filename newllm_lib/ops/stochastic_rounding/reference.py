@@ -54,7 +54,7 @@ def rounded_step_(
     direction_ij row_i column_j.
 
     Args:
-        parameter: any shape, float32 or bfloat16 (rounded stochastically).
+        parameter: any shape, float32, or bfloat16 or float16 (rounded stochastically).
         direction: its gradient, of the same shape.
         momentum: what `new_momentum` made (empty with bits 0: then m = u). Rounded stochastically too.
         factors: (rows,), (columns,) of the parameter seen as (rows, columns = last dimension), or None for
@@ -77,7 +77,8 @@ def rounded_step_(
         update = read_momentum(momentum, parameter.shape, bits).lerp_(update, 1 - beta)
         _write_momentum(momentum, update, bits, generator)
     new = parameter.float() * (1 - decay) - rate * correction * update
-    parameter.copy_(stochastic_round(new, generator) if parameter.dtype == torch.bfloat16 else new)
+    half = parameter.dtype in (torch.bfloat16, torch.float16)
+    parameter.copy_(stochastic_round(new, generator, parameter.dtype) if half else new)
 
 
 def adam_step_(
@@ -113,15 +114,20 @@ def step_numbers(rate: float, decay: float, betas: tuple[float, float], step: in
     return [unbiased, unbiased if bits else rate, 1.0 - decay, 1 - betas[1] ** step, float(count)]
 
 
-def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """float32 to bfloat16, unbiased: add random low bits, then cut them off."""
-    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
-    return (
-        (x.contiguous().view(torch.int32) + noise)
-        .bitwise_and_(-(1 << 16))
-        .view(torch.float32)
-        .to(torch.bfloat16)
-    )
+def stochastic_round(
+    x: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """float32 to bfloat16 or float16, unbiased: add random low bits, then cut them off.
+
+    float16's smallest numbers lie evenly, 2^-24 apart; what is beyond its largest becomes that.
+    """
+    low = 16 if dtype == torch.bfloat16 else 13  # bits of float32 that the other does not have
+    noise = torch.randint(0, 1 << low, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    cut = (x.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << low)).view(torch.float32)
+    if dtype == torch.float16:
+        even = (x.abs() * 2.0**24 + noise * 2.0**-13).floor_() * 2.0**-24 * x.sign()
+        cut = torch.where(x.abs() < 2.0**-14, even, cut).clamp_(-65504.0, 65504.0)
+    return cut.to(dtype)
 
 
 def new_momentum(parameter: Tensor, bits: int) -> tuple[Tensor, ...]:

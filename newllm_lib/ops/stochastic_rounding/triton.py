@@ -15,6 +15,7 @@ from torch import Tensor
 from newllm_lib.ops.stochastic_rounding.reference import BLOCK, AdamStep, RoundedStep
 
 _GROUP = 16  # blocks a program takes: 2,048 elements
+_LOW_BITS = {torch.bfloat16: 16, torch.float16: 13}  # bits of float32 that a weight does not have
 _SMALL_BLOCK = 1024  # elements of a small tensor that one program takes
 # Philox's rounds: enough for every statistical test of it, which is a third of the kernel's time
 ROUNDS: tl.constexpr = tl.constexpr(7)
@@ -22,10 +23,19 @@ ROUNDS: tl.constexpr = tl.constexpr(7)
 
 @triton.jit
 def _round(x, random, ROUND: tl.constexpr):
-    """float32 -> the same with 16 random low bits added and cut off, which bfloat16 then holds exactly."""
-    if ROUND:
-        bits = x.to(tl.uint32, bitcast=True) + (random.to(tl.uint32, bitcast=True) & 0xFFFF)
-        x = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    """float32 -> the same with ROUND random low bits added and cut off: 16, and bfloat16 holds it exactly, or
+    13 for float16, whose smallest numbers lie evenly; 0: as it is."""
+    if ROUND > 0:
+        noise = random.to(tl.uint32, bitcast=True) & ((1 << ROUND) - 1)
+        bits = x.to(tl.uint32, bitcast=True) + noise
+        cut = (bits & (0x100000000 - (1 << ROUND))).to(tl.float32, bitcast=True)
+        if ROUND == 13:
+            size = tl.abs(x)
+            even = tl.floor(size * 16777216.0 + noise.to(tl.float32) / 8192.0) / 16777216.0
+            cut = tl.where(size < 6.103515625e-05, tl.where(x < 0, -even, even), cut)  # 2^-14
+            # what is beyond float16's largest becomes that; NaN stays
+            cut = tl.where(cut > 65504.0, 65504.0, tl.where(cut < -65504.0, -65504.0, cut))
+        x = cut
     return x
 
 
@@ -164,7 +174,7 @@ def rounded_step_(
             how.seed,
             BITS=bits,
             FACTORED=factors is not None,
-            ROUND=parameter.dtype == torch.bfloat16,
+            ROUND=_LOW_BITS.get(parameter.dtype, 0),
             STORED=how.numbers is not None,
             GROUP=_GROUP,
             BLOCK=BLOCK,
@@ -232,7 +242,7 @@ def adam_step_(
             *how.betas,
             1 - how.betas[1] ** how.step,
             how.seed,
-            ROUND=parameter.dtype == torch.bfloat16,
+            ROUND=_LOW_BITS.get(parameter.dtype, 0),
             STORED=how.numbers is not None,
             BLOCK=_SMALL_BLOCK,
         )

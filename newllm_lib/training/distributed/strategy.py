@@ -131,10 +131,10 @@ def _refuse_fsdp2(recipe: Recipe, device: Device) -> None:
             "optimizer_in_backward does not go with fsdp2, where a gradient is there only when the "
             f"processes have added theirs up, and each has a part of it: use {instead}."
         )
-    if recipe.weights_dtype == "bf16":
+    if recipe.weights_dtype != "fp32":
         raise UsageError(
-            "weights_dtype bf16 does not go with fsdp2, where each keeps a part of float32 weights: use "
-            f"{instead}."
+            f"weights_dtype {recipe.weights_dtype} does not go with fsdp2, where each keeps a part of "
+            f"float32 weights: use {instead}."
         )
     if recipe.optimizer != "adamw":
         raise UsageError(

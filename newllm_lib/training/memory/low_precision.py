@@ -1,4 +1,6 @@
-"""Weights in bfloat16: matrices step with stochastic rounding; vectors, few and delicate, stay float32."""
+"""Weights in bfloat16, or float16 where a GPU has none: matrices step with stochastic rounding; vectors, few
+and delicate, stay float32.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,21 @@ import torch
 from torch import nn
 
 
-def lighten_(model: nn.Module) -> nn.Module:
-    """Matrices to bfloat16, vectors and scalars to float32, in place, one parameter after the other."""
+def lighten_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Matrices to `dtype`, vectors and scalars to float32, in place, one parameter after the other."""
     for p in model.parameters():
         if p.is_floating_point():
-            p.data = p.data.to(torch.bfloat16 if p.ndim >= 2 else torch.float32)
+            p.data = p.data.to(dtype if p.ndim >= 2 else torch.float32)
     return model
 
 
-def build_light(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
-    """What `build` returns, made on `device` in bfloat16: never in float32, nor in the host's memory."""
-    with torch.device(device), _default_dtype(torch.bfloat16):
+def build_light(
+    build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> nn.Module:
+    """What `build` returns, made on `device` in `dtype`: never in float32, nor in the host's memory."""
+    with torch.device(device), _default_dtype(dtype):
         model = build()
-    return lighten_(model.to(device))
+    return lighten_(model.to(device), dtype)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from newllm_lib.training import memory
 if TYPE_CHECKING:
     from newllm_lib.training.memory.blocks import BlockPasses
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ROUNDED = ("adafactor", "muon", "adamw8bit", "adamw4bit")  # optimizers that round weights stochastically
 
 
@@ -25,28 +26,15 @@ def refuse(recipe: Recipe, device: Device) -> None:
     Raises:
         UsageError: says what to choose instead.
     """
-    if recipe.weights_dtype == "bf16":
-        if recipe.optimizer not in ROUNDED:
-            raise UsageError(
-                f"weights_dtype bf16 loses small steps with {recipe.optimizer}: use one of "
-                f"{', '.join(ROUNDED)}."
-            )
-        if device.dtype == "fp16":
-            raise UsageError(
-                f"weights_dtype bf16: {device.name} has no bf16. Leave it at fp32; adafactor needs least "
-                "beside it."
-            )
-        if recipe.dtype in ("fp16", "fp32") and device.torch_device == "cuda":
-            raise UsageError(
-                f"weights_dtype bf16 does not go with dtype {recipe.dtype}: leave dtype at auto."
-            )
-    if recipe.optimizer_in_backward and (
+    if recipe.weights_dtype != "fp32":
+        _refuse_half_weights(recipe, device)
+    elif recipe.optimizer_in_backward and (
         recipe.dtype == "fp16" or (recipe.dtype == "auto" and device.dtype == "fp16")
     ):
         raise UsageError(
-            "optimizer_in_backward does not go with fp16: its loss scaling must see all gradients before the "
-            "first step. Leave it out (micro_batch_size and gradient_checkpointing save memory too), or "
-            "train in fp32."
+            "optimizer_in_backward does not go with fp16 and float32 weights: there loss scaling must see "
+            "all gradients before the first step. Add --weights_dtype fp16 --optimizer adafactor, leave it "
+            "out (micro_batch_size and gradient_checkpointing save memory too), or train in fp32."
         )
     small = recipe.micro_batch_size != "auto" and int(recipe.micro_batch_size) < recipe.batch_size
     if recipe.optimizer_in_backward and small and recipe.gradient_checkpointing == "off":
@@ -54,11 +42,31 @@ def refuse(recipe: Recipe, device: Device) -> None:
             "optimizer_in_backward cuts micro-batches inside the blocks: set gradient_checkpointing on or "
             "offload."
         )
-    if recipe.optimizer == "muon" and recipe.weights_dtype == "bf16" and recipe.momentum_bits == 0:
+    if recipe.optimizer == "muon" and recipe.weights_dtype != "fp32" and recipe.momentum_bits == 0:
         raise UsageError("momentum_bits 0 is for adafactor: Muon is its momentum. Use 4, 8 or 32.")
 
     if recipe.compile == "replay":
         _refuse_replay(recipe)
+
+
+def _refuse_half_weights(recipe: Recipe, device: Device) -> None:
+    kind = recipe.weights_dtype
+    rounded = ROUNDED if kind == "bf16" else ROUNDED[:2]  # torchao's round to bf16 alone
+    if recipe.optimizer not in rounded:
+        raise UsageError(
+            f"weights_dtype {kind} loses small steps with {recipe.optimizer}: use one of "
+            f"{', '.join(rounded)}."
+        )
+    if kind == "bf16" and device.dtype == "fp16":
+        raise UsageError(f"weights_dtype bf16: {device.name} has no bf16. Use fp16, or leave it at fp32.")
+    if kind == "fp16" and device.torch_device == "cpu":
+        raise UsageError("weights_dtype fp16 is for GPUs: use bf16 here, or leave it at fp32.")
+    if kind == "fp16" and not recipe.optimizer_in_backward:
+        raise UsageError(
+            "weights_dtype fp16 goes with optimizer_in_backward: add it, or leave the weights at fp32."
+        )
+    if recipe.dtype not in ("auto", kind) and device.torch_device == "cuda":
+        raise UsageError(f"weights_dtype {kind} does not go with dtype {recipe.dtype}: leave dtype at auto.")
 
 
 def _refuse_replay(recipe: Recipe) -> None:
@@ -77,12 +85,12 @@ def _refuse_replay(recipe: Recipe) -> None:
 
 
 def make_model(recipe: Recipe, device: torch.device, build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes; with bf16 weights on the device itself and never in float32."""
+    """What `build` makes; with weights in half precision on the device itself and never in float32."""
     if recipe.weights_dtype == "fp32":
         return build()
     if device.type == "cuda":
         _expandable_segments()
-    return memory.low_precision.build_light(build, device)
+    return memory.low_precision.build_light(build, device, HALVES[recipe.weights_dtype])
 
 
 def _expandable_segments() -> None:

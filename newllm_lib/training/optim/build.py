@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},  # norms, biases, gates' biases
     ]
-    light = recipe.weights_dtype == "bf16" or recipe.optimizer_in_backward
+    light = recipe.weights_dtype != "fp32" or recipe.optimizer_in_backward
     rest = _for_the_rest(groups, recipe, light)
     if not matrices:
         return rest

@@ -27,8 +27,18 @@ class CombinedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts.values():
+            for name in ("grad_scale", "found_inf"):  # which torch's GradScaler sets around a step
+                if hasattr(self, name):
+                    setattr(part, name, getattr(self, name))
             part.step()
+            for name in ("grad_scale", "found_inf"):
+                part.__dict__.pop(name, None)
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether all parts leave a step out where the GPU has found an overflow, as GradScaler asks."""
+        return all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts.values())
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor, scale: Tensor) -> None:
@@ -38,7 +48,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
             part.step_parameter(parameter, scale)
         else:
             parameter.grad.mul_(scale.to(parameter.grad.dtype)).nan_to_num_()
+            if getattr(part, "_step_supports_amp_scaling", False):
+                part.found_inf = (~scale.isfinite()).float().reshape(())  # then nothing is stepped
             part.step()
+            part.__dict__.pop("found_inf", None)
 
     def prepare(self) -> None:
         """Make the states of the parts that can before their first step."""

@@ -4,6 +4,9 @@ Clipping by the global norm would need all gradients at once. Here every tensor'
 the backward pass goes on, the norms of the tensors already seen are this step's and the others are the last
 step's, and each gradient is scaled down by the global norm as it is known at that moment. When the pass ends
 all norms are this step's, so the norm that is logged is the true one, before clipping, in every mode.
+
+With loss scaling, gradients that overflow cannot be known before the first step either: each such parameter
+is left as it is, and the scale is lowered for the next step, by GradScaler's rules.
 """
 
 from __future__ import annotations
@@ -41,11 +44,17 @@ class OptimizerInBackward:
         max_norm: float,
         passes: BlockPasses | None = None,
         average_: Callable[[Tensor], None] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ):
         self.optimizer, self.max_norm, self.passes, self.average_ = optimizer, max_norm, passes, average_
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.index = {p: i for i, p in enumerate(parameters)}
         self.squares = torch.zeros(len(parameters), device=parameters[0].device)
+        self.scaler = scaler
+        self.scale = None if scaler is None else scaler._scale
+        self.skipped = None if scaler is None else torch.zeros_like(self.squares)  # in this step: 1
+        self.sizes = torch.tensor([float(p.numel()) for p in parameters], device=self.squares.device)
+        self.skipped_share = torch.zeros_like(self.squares[0])  # of the last step's updates
         self.shared = _in_several_blocks(parameters, passes)
         self.late = [p for p in parameters if p.numel() < SMALL and p not in self.shared]
         self.waits = {*self.shared, *self.late}
@@ -67,8 +76,9 @@ class OptimizerInBackward:
         if self.average_ is not None:
             self.average_(parameter.grad)
         square = self.optimizer.square_norm(parameter) if self.knows_norms else _square(parameter.grad)
+        place = self.index[parameter]
         self.optimizer.step_parameter(
-            parameter, clip(self.squares, self.index[parameter], square, self.max_norm)
+            parameter, clip(self.squares, place, square, self.max_norm, self.scale, self.skipped)
         )
         parameter.grad = None
 
@@ -90,15 +100,40 @@ class OptimizerInBackward:
                 if len(late) < len(self.late)
                 else self.late_places
             )
-            self.squares[places] = torch.stack(
-                torch._foreach_norm([p.grad for p in late], dtype=torch.float32)
-            ).square_()
-            place = self.index[late[-1]]
-            scale = clip(self.squares, place, self.squares[place].clone(), self.max_norm)
-            for parameter in late:
-                self.optimizer.step_parameter(parameter, scale)
-                parameter.grad = None
+            self._step_late(late, places)
+        if self.scaler is not None:
+            self._end_scaled()
         return self.squares.sum().sqrt()
+
+    def _step_late(self, late: list[Tensor], places: Tensor) -> None:
+        found = torch.stack(torch._foreach_norm([p.grad for p in late], dtype=torch.float32)).square_()
+        undo = torch.ones_like(found)
+        if self.scaler is not None:
+            found = found / self.scale / self.scale
+            finite = found.isfinite()
+            self.skipped[places] = (~finite).to(found.dtype)
+            found = torch.where(finite, found, self.squares[places])
+            undo = torch.where(finite, 1 / self.scale, torch.nan)
+        self.squares[places] = found
+        place = self.index[late[-1]]
+        scales = undo * clip(self.squares, place, self.squares[place].clone(), self.max_norm)
+        for parameter, scale in zip(late, scales.split(1), strict=True):
+            self.optimizer.step_parameter(parameter, scale)
+            parameter.grad = None
+
+    def _end_scaled(self) -> None:
+        """The next step's scale, and which share of this one's updates was left out."""
+        scaler = self.scaler
+        self.skipped_share = (self.skipped * self.sizes).sum() / self.sizes.sum()
+        torch._amp_update_scale_(
+            scaler._scale,
+            scaler._growth_tracker,
+            self.skipped.amax(),
+            scaler.get_growth_factor(),
+            scaler.get_backoff_factor(),
+            scaler.get_growth_interval(),
+        )
+        self.skipped.zero_()
 
     def save(self, folder: Path) -> None:
         """The last step's norms, by which the next one is clipped."""

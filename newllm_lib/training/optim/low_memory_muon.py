@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from newllm_lib.ops.common.dispatch import half_dtype
 from newllm_lib.ops.stochastic_rounding import RoundedStep, new_momentum, rounded_step_
 from newllm_lib.training.optim.muon import orthogonal
 from newllm_lib.training.optim.stochastic_rounding import StochasticRoundingOptimizer
@@ -54,7 +55,8 @@ class LowMemoryMuon(StochasticRoundingOptimizer):
             bits,
         )
         direction = average.mul_(beta).add_(parameter.grad * scale, alpha=1 - beta)  # Nesterov's
-        wide = direction.nan_to_num_().bfloat16() if rows <= columns else direction.nan_to_num_().bfloat16().T
+        wide = direction.nan_to_num_().to(half_dtype())
+        wide = wide if rows <= columns else wide.T
         made = orthogonal(wide[None], _COEFFICIENTS, _ITERATIONS, _TINY)[0]
         alive = torch.where(scale.isfinite(), 1.0, scale)
         rounded_step_(

@@ -13,9 +13,16 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from newllm_lib.ops.common.dispatch import half_dtype
+
 
 class BatchedMuon(torch.optim.Muon):
-    """torch.optim.Muon (adjust_lr_fn "original" or None) in batches: the same update to rounding."""
+    """torch.optim.Muon (adjust_lr_fn "original" or None) in batches: the same update to rounding.
+
+    Nothing changes where `found_inf`, which torch's GradScaler sets around a step, is not 0.
+    """
+
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -29,24 +36,35 @@ class BatchedMuon(torch.optim.Muon):
             momenta: list[Tensor] = []
             self._init_group(group, params, gradients, momenta)
             if params:
-                _step(group, params, gradients, momenta)
+                _step(group, params, gradients, momenta, getattr(self, "found_inf", None))
         return loss
 
 
-def _step(group: dict, params: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> None:
+def _step(
+    group: dict,
+    params: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    found_inf: Tensor | None,
+) -> None:
+    rate = group["lr"]
+    if found_inf is not None:  # the momentum towards itself, at a rate of 0
+        overflow = found_inf > 0
+        gradients = [torch.where(overflow, m, g) for m, g in zip(momenta, gradients, strict=True)]
+        rate = rate * ~overflow
     torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
     updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
     alike = defaultdict(list)
     for index, p in enumerate(params):
         alike[min(p.shape), max(p.shape), p.device].append(index)
     for indices in alike.values():
-        wide = torch.stack([_wide(updates[i]) for i in indices]).bfloat16()
+        wide = torch.stack([_wide(updates[i]) for i in indices]).to(half_dtype())
         made = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for tall in (False, True):
             some = [(i, update) for i, update in zip(indices, made, strict=True) if tall == _tall(params[i])]
             if some:
-                _move([params[i] for i, _ in some], torch.stack([update for _, update in some]), group["lr"])
+                _move([params[i] for i, _ in some], torch.stack([update for _, update in some]), rate)
 
 
 def _move(params: list[Tensor], updates: Tensor, rate) -> None:

@@ -25,19 +25,25 @@ def when_small_parameters_step(request, monkeypatch):
         monkeypatch.setattr(in_backward, "SMALL", 0)
 
 
-def build(optimizer="adafactor", max_norm=0.0, sequences=None, source=None, **changes):
+def build(optimizer="adafactor", max_norm=0.0, sequences=None, source=None, scaler=None, **changes):
     m = copy.deepcopy(source) if source is not None else model("new_llm")
     recipe = load_recipe(
         "demo", {"optimizer": optimizer, "optimizer_in_backward": True, "sized_for": "cpu", **changes}
     )
     passes = checkpoint_blocks(m, sequences)
-    return m, OptimizerInBackward(m, build_optimizer(m, recipe), max_norm, passes)
+    return m, OptimizerInBackward(m, build_optimizer(m, recipe), max_norm, passes, scaler=scaler)
 
 
-def backward(m):
+def backward(m, scaler=None):
     loss = m(IDS, labels=IDS, use_cache=False).loss
-    loss.backward()
+    (loss if scaler is None else scaler.scale(loss)).backward()
     return loss
+
+
+def loss_scaling(init_scale):
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=2)
+    scaler.scale(torch.zeros(()))
+    return scaler
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
@@ -94,6 +100,31 @@ def test_a_gradient_that_is_no_number_changes_no_weight_and_is_seen_in_the_norm(
     (m(IDS, labels=IDS, use_cache=False).loss * float("nan")).backward()
     assert not torch.isfinite(hooks.finish())
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
+def test_loss_scaling_is_divided_out_and_only_what_overflows_is_left_out(optimizer):
+    source, scaler = model("new_llm"), loss_scaling(1024.0)
+    plain, hooks = build(optimizer, 0.5, 2, source, momentum_bits=32)
+    scaled, scaling = build(optimizer, 0.5, 2, source, scaler, momentum_bits=32)
+    for _ in range(2):
+        backward(plain)
+        backward(scaled, scaler)
+        torch.testing.assert_close(scaling.finish(), hooks.finish(), rtol=1e-5, atol=0)
+    assert scaler.get_scale() == 2048.0 and scaling.skipped_share == 0  # grown after two whole steps
+    loose = 1e-3 if optimizer == "muon" else 1e-5
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=loose, atol=loose)
+    hurt = [scaled.model.layers[0].mlp.up.weight, scaled.model.norm.weight]
+    for parameter, value in zip(hurt, ("inf", "nan"), strict=True):
+        parameter.register_hook(lambda g, value=value: g * float(value))
+    before = [p.detach().clone() for p in scaled.parameters()]
+    backward(scaled, scaler)
+    assert scaling.finish().isfinite() and scaler.get_scale() == 1024.0
+    moved = {p: not torch.equal(p, was) for p, was in zip(scaled.parameters(), before, strict=True)}
+    assert all(moved[p] == (not any(p is q for q in hurt)) for p in moved)
+    share = sum(p.numel() for p in hurt) / sum(p.numel() for p in moved)
+    assert float(scaling.skipped_share) == pytest.approx(share)
 
 
 class Shared(nn.Module):

@@ -14,11 +14,13 @@ from safetensors import safe_open
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, UsageError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import strategies, train
+from newllm_lib.training import context, strategies, train
+from newllm_lib.training import run as run_module
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.memory.plan import refuse
 from tests.helpers.loading import load_run
-from tests.training.small_runs import curve
+from tests.training.small_runs import curve, stopped_after
+from tests.training.test_loop import scale_losses
 
 LIGHT = {
     "weights_dtype": "bf16",
@@ -108,10 +110,41 @@ def test_a_stopped_light_run_goes_on_bit_by_bit(folder, monkeypatch, optimizer):
     assert load_run(run)[0].num_parameters() > 0
 
 
+def test_weights_in_fp16_go_on_bit_by_bit_and_the_log_says_what_was_left_out(folder, monkeypatch):
+    """As on a T4, but for matrix products in bf16, which a processor has: an overflow, and a stop between two
+    rows of the log."""
+    monkeypatch.setattr(run_module, "refuse", lambda *_: None)
+    monkeypatch.setattr(context, "dtype_of", lambda *_: "bf16")
+    scale_losses(monkeypatch)
+    step = TrainingLoop.train_step
+
+    def overflowing(self, batches):
+        largest = max(self.strategy.parameters, key=torch.numel)
+        factor = float("inf") if self.step == 4 else 1.0
+        hook = largest.register_hook(lambda g: g * factor)
+        norm = step(self, batches)
+        hook.remove()
+        return norm
+
+    monkeypatch.setattr(TrainingLoop, "train_step", overflowing)
+    keys = {**LIGHT, "weights_dtype": "fp16", "max_grad_norm": 0.5, "logging_steps": 2, "save_steps": 5}
+    whole = train(recipe(folder, "whole", **keys))
+    skipped = {row["step"]: row["skipped"] for row in curve(whole) if row.get("skipped")}
+    assert list(skipped) == [6] and 0.1 < skipped[6] < 0.5
+    with safe_open(whole.latest_checkpoint() / "model.safetensors", "pt") as weights:
+        kinds = {weights.get_slice(k).get_dtype() for k in weights.keys()}  # noqa: SIM118
+    assert kinds == {"F16", "F32"} and losses(whole)[-1] < losses(whole)[0]
+    with stopped_after(4):
+        train(recipe(folder, **keys))
+    assert torch.load(folder / "run" / "checkpoint-5" / "scaler.pt", weights_only=True)["scale"] == 2.0**9
+    assert curve(train(recipe(folder, **keys))) == curve(whole)
+
+
 def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     for changes, words in (
         ({"weights_dtype": "bf16"}, "loses small steps with adamw"),
+        ({**LIGHT, "weights_dtype": "fp16"}, "is for GPUs"),
         ({"optimizer_in_backward": True, "micro_batch_size": 2}, "gradient_checkpointing on or offload"),
         ({**LIGHT, "optimizer": "muon", "momentum_bits": 0}, "Muon is its momentum"),
         ({"optimizer": "adamw8bit"}, "torchao"),
@@ -120,12 +153,18 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, monkeypatch):
             train(recipe(folder, **changes))
         assert "\n" not in str(error.value)
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    for changes, words in ((LIGHT, "has no bf16"), ({"optimizer_in_backward": True}, "loss scaling")):
+    for changes, words in (
+        (LIGHT, "has no bf16. Use fp16"),
+        ({"optimizer_in_backward": True}, "loss scaling"),
+        ({"weights_dtype": "fp16", "optimizer": "adafactor"}, "goes with optimizer_in_backward"),
+        ({**LIGHT, "weights_dtype": "fp16", "optimizer": "adamw8bit"}, "adafactor, muon"),
+    ):
         with pytest.raises(UsageError, match=words):
             refuse(recipe(folder, **changes), probe())
     refuse(
         recipe(folder, optimizer="adafactor", gradient_checkpointing="offload"), probe()
     )  # what a T4 can have
+    refuse(recipe(folder, **{**LIGHT, "weights_dtype": "fp16"}), probe())
 
 
 @pytest.mark.slow  # torchao compiles its step: minutes on two cores
