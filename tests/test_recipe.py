@@ -373,6 +373,9 @@ ELSEWHERE = {
     "base",
     "beta",
     "loss_type",
+    "load_in",
+    "packing",
+    "neftune_alpha",
     "sft_warm_start",
     "sft_learning_rate",  # tests/training
     "lora_rank",

@@ -10,7 +10,7 @@ from newllm_lib.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "load": ["LoadedModel", "base_sizes", "load_model", "whole_model_folder"],
+        "load": ["LoadedModel", "ModelOutline", "base_sizes", "load_model", "outline", "whole_model_folder"],
         "location": ["ModelLocation", "is_adapter", "locate"],
         "save": ["save_model"],
     },

@@ -63,6 +63,81 @@ class LoadedModel:
         return self.location.run
 
 
+@dataclass(frozen=True)
+class ModelOutline:
+    """A model before its weights are read, or even downloaded.
+
+    Attributes:
+        model: on torch's device `meta`: its architecture and sizes.
+        tokenizer: its own.
+        folder: where its files are, as far as they are here.
+        location: where it was found.
+        adapters: whether it is adapters beside another model's weights; `model` is that one.
+        licence: as its card on the hub says; None: it does not, or has none.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    location: ModelLocation
+    adapters: bool
+    licence: str | None
+
+    @property
+    def parameters(self) -> int:
+        """All of them; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def outline(model: str | Path | ModelLocation) -> ModelOutline:
+    """What a model is, from its small files alone: of the hub nothing else is downloaded.
+
+    Raises:
+        UsageError: there is no such model here, nor on the hub.
+        NewLLMError: as `load_model`, as far as it can be known by now.
+    """
+    return _outline(model if isinstance(model, ModelLocation) else locate(model), within=())
+
+
+def _outline(location: ModelLocation, within: tuple[Path, ...]) -> ModelOutline:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = location.name if location.folder is None else str(location.folder)
+    folder = location.folder or _fetched_text(location.name)
+    if folder in within:
+        raise NewLLMError(f"{folder} holds adapters that name themselves as their base: copy it again.")
+    if location.folder is not None:
+        check_model_folder(folder)
+    own = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    if is_adapter(folder):
+        base = _outline_of_base(folder, name, (*within, folder))
+        model, tokenizer = base.model, _tokenizer(folder, name) if own else base.tokenizer
+    else:
+        config = _config(folder, name)
+        with _one_line(name), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        tokenizer = _tokenizer(folder, name)
+    _check_tokenizer(name, model, tokenizer)
+    return ModelOutline(model, tokenizer, folder, location, is_adapter(folder), hub_models.licence_of(folder))
+
+
+def _outline_of_base(folder: Path, name: str, within: tuple[Path, ...]) -> ModelOutline:
+    """The outline of what the adapters in a folder belong to."""
+    wanted = base_of(folder)
+    try:
+        return _outline(locate(wanted), within)
+    except UsageError as error:
+        raise NewLLMError(_base_is_gone(name, wanted)) from error
+
+
+def _base_is_gone(name: str, wanted: str) -> str:
+    return (
+        f"The adapters in {name} belong to {wanted}, which is neither here nor on the hub: copy the whole "
+        "run, with its base/."
+    )
+
+
 def load_model(
     model: str | Path | Run | ModelLocation,
     which: str = "best",
@@ -70,6 +145,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     merge: bool = True,
+    load_in: str = "full",
 ) -> LoadedModel:
     """Load a model by whatever name a user gave it.
 
@@ -81,13 +157,32 @@ def load_model(
         dtype: of the weights, such as `torch.float32`; "auto": as they were saved.
         merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a
             `PeftModel`).
+        load_in: hold the weights in "full", "8bit" or "4bit" (bitsandbytes; not of adapters).
     Raises:
         UsageError: there is no such model here, nor on the hub.
         NewLLMError: it is not whole, is no causal language model, is gated, needs a program of its own, has
             its weights only as a pickle, or the hub cannot be reached.
     """
     location = model if isinstance(model, ModelLocation) else locate(model, which)
-    return _load(location, device, dtype, merge, within=())
+    quantization = None
+    if load_in != "full":
+        quantization, device = _quantization(load_in, dtype), device or "cpu"
+    return _load(location, device, dtype, merge, within=(), quantization=quantization)
+
+
+def _quantization(load_in: str, dtype: str | torch.dtype):
+    """Four bits as in QLoRA (Dettmers et al., 2023, arXiv 2305.14314): NF4, the scales quantized too."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,
+    )
 
 
 def whole_model_folder(model: str | Path | Run | ModelLocation, which: str = "best") -> Path:
@@ -132,6 +227,7 @@ def _load(
     dtype: str | torch.dtype,
     merge: bool,
     within: tuple[Path, ...],
+    quantization: object = None,
 ) -> LoadedModel:
     """`within`: the folders of adapters that this model is the base of."""
     folder = whole_model_folder(location)
@@ -141,14 +237,15 @@ def _load(
     if is_adapter(folder):
         model, tokenizer = _adapted(folder, name, dtype, merge, (*within, folder))
     else:
-        model, tokenizer = _pretrained(folder, name, dtype)
+        placed = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+        model, tokenizer = _pretrained(folder, name, dtype, **placed)
     _check_tokenizer(name, model, tokenizer)
     if not tokenizer.chat_template and "conversational" in (_tasks(model.config) or ()):
         tokenizer.chat_template = PLAIN_TURNS  # DialoGPT and its kin, who were trained on turns of this form
     # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
     model.eval()
-    model = model.to(device) if device else model
+    model = model.to(device) if device and quantization is None else model
     return LoadedModel(model, tokenizer, recipe_beside(location, folder), folder, location)
 
 
@@ -160,8 +257,9 @@ def recipe_beside(location: ModelLocation, folder: Path) -> Recipe | None:
 
 
 def _pretrained(
-    folder: Path, name: str, dtype: str | torch.dtype
+    folder: Path, name: str, dtype: str | torch.dtype, **placed: object
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`placed`: how transformers quantizes and places the weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -179,6 +277,7 @@ def _pretrained(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **placed,
         )
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
@@ -198,10 +297,7 @@ def _adapted(
     try:
         base = _load(locate(wanted), None, dtype, True, within)
     except UsageError as error:
-        raise NewLLMError(
-            f"The adapters in {name} belong to {wanted}, which is neither here nor on the hub: copy the "
-            "whole run, with its base/."
-        ) from error
+        raise NewLLMError(_base_is_gone(name, wanted)) from error
     with _one_line(f"The adapters in {name}"):
         model = PeftModel.from_pretrained(base.model, str(folder))
         model = model.merge_and_unload() if merge else model
@@ -274,8 +370,7 @@ def _fetched(name: str) -> Path:
     cached = hub_models.cached_snapshot(name, lambda folder: not missing_parts(folder))
     if cached:
         return cached
-    what = f"Model {name}" if "/" in name else f"No run {name!r} is here, and a model of that name"
-    asked = Asked(what, "name one of our runs (`newllm runs` lists them) or a folder")
+    asked = _asked(name)
     try:
         folder = hub_models.fetch(name, hub_models.TEXT_FILES, asked)
         if not is_adapter(folder) and (folder / "config.json").is_file():
@@ -291,6 +386,29 @@ def _fetched(name: str) -> Path:
     if missing := missing_parts(folder):
         raise NewLLMError(f"{name} on the hub has no {missing[0]}: it cannot be loaded. Name another model.")
     return folder
+
+
+def _fetched_text(name: str) -> Path:
+    """The folder in the hub's cache with all of a model but its weights."""
+    cached = hub_models.cached_snapshot(name, lambda folder: not _missing_text(folder))
+    if cached:
+        return cached
+    try:
+        folder = hub_models.fetch(name, hub_models.TEXT_FILES, _asked(name))
+    except HubUnreachable as error:
+        raise error if "/" in name else UsageError(str(error)) from error
+    if missing := _missing_text(folder):
+        raise NewLLMError(f"{name} on the hub has no {missing[0]}: it cannot be loaded. Name another model.")
+    return folder
+
+
+def _missing_text(folder: Path) -> list[str]:
+    return [name for name in missing_parts(folder) if not name.endswith(".safetensors")]
+
+
+def _asked(name: str) -> Asked:
+    what = f"Model {name}" if "/" in name else f"No run {name!r} is here, and a model of that name"
+    return Asked(what, "name one of our runs (`newllm runs` lists them) or a folder")
 
 
 def _converted(name: str, folder: Path, files: list[str], asked: Asked) -> Path:

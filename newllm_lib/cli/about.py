@@ -113,7 +113,7 @@ def _needs(recipe: Recipe, device: Device) -> dict:
             "the hub"
         )
         return need
-    what = recipe.base if recipe.task == "dpo" else recipe.model
+    what = recipe.base if recipe.task != "train" else recipe.model
     say(
         f"Recipe {recipe.recipe} ({what}): {need['parameters']:,} parameters stored and trainable, "
         f"about {need['memory_estimate_gib']:.1f} GiB while training, {time_needed} (estimates)"

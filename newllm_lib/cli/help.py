@@ -57,6 +57,7 @@ SECTIONS = {
     "model": "The model",
     "phase7": "Phase 7's parts",
     "start": "The start",
+    "base": "Any base model",
     "training": "The training",
     "scale": "Several GPUs",
     "preference": "Preference training",

@@ -29,7 +29,7 @@ def train(arguments: argparse.Namespace) -> dict | int:
         run = Run(recipe.run_path())
         say(f"{run.name}: starting in the background; everything it says is in {run.log}")
         return _start_in_background(arguments, run, [run])
-    what = recipe.base if recipe.task == "dpo" else recipe.model
+    what = recipe.base if recipe.task != "train" else recipe.model
     say(f"Training {what} with recipe {recipe.recipe} in {recipe.run_path()} (Ctrl-C saves and stops)")
     run = _trainer(recipe, compiling, arguments.began)(recipe)
     say(f"Next: {command('evaluate', word_for(run))}   or   {command('chat', word_for(run))}")

@@ -181,19 +181,19 @@ class Settings:
     def describe(self) -> str:
         """Two lines: what will be trained with which values, and the command that would do the same."""
         r = self.recipe()
-        if r.task == "dpo":
+        command = f"the same as a command: newllm {shlex.join(self.arguments())}"
+        if r.task != "train":
             trained = f"adapters of rank {r.lora_rank}" if r.lora_rank else "all weights"
+            what = f"pairs a step, beta {r.beta:g}" if r.task == "dpo" else "dialogues a step"
             return (
-                f"{r.run_name}: DPO on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, "
-                f"{r.batch_size} pairs a step, peak learning rate {r.scaled_learning_rate():.2g}, beta "
-                f"{r.beta:g}\nthe same as a command: newllm {shlex.join(self.arguments())}"
+                f"{r.run_name}: {r.task.upper()} on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, "
+                f"{r.batch_size} {what}, peak learning rate {r.scaled_learning_rate():.2g}\n{command}"
             )
         length = f"{r.max_steps:,} steps" if r.max_steps else f"{r.epochs:g} epochs"
         return (
             f"{r.run_name}: {r.num_layers} layers, context vector of {r.context_dim}, {length}, "
             f"{r.batch_size} x {r.max_seq_length} tokens a step, peak learning rate "
-            f"{r.scaled_learning_rate():.2g} (sized for {r.sized_for})\nthe same as a command: newllm "
-            f"{shlex.join(self.arguments())}"
+            f"{r.scaled_learning_rate():.2g} (sized for {r.sized_for})\n{command}"
         )
 
 

@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = attach(
         "hub": ["Asked"],
         "records": ["DataReport"],
         "blocks": ["training_blocks"],
-        "prepared": ["PreparedData", "load_split", "prepare"],
+        "prepared": ["PreparedData", "load_split", "prepare", "prepare_dialogues"],
     },
 )

@@ -14,14 +14,22 @@ each.
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from newllm_lib.data.foreign_turns import Document, TemplateEncoder, differing_bytes
 from newllm_lib.data.records import Record
-from newllm_lib.data.templates import END_OF_TURN, ROLE_TOKENS, TURNS, render_turn, template_of
+from newllm_lib.data.templates import (
+    END_OF_TURN,
+    ROLE_TOKENS,
+    TURNS,
+    has_own_turns,
+    has_turns,
+    render_turn,
+    template_of,
+)
 from newllm_lib.errors import NewLLMError, UsageError
 
 if TYPE_CHECKING:
@@ -68,10 +76,15 @@ class Encoder:
         self.lower_cased = lower_cases(self.backend)
         self.loss = kind_of_loss(self.backend)
         self.dtype = np.dtype("uint16" if len(tokenizer) <= 1 << 16 else "uint32")
-        self.end_of_text, self.unk_id = tokenizer.bos_token_id, tokenizer.unk_token_id
+        self.unk_id, first = tokenizer.unk_token_id, tokenizer.bos_token_id
+        # Qwen's, say, has none: a document begins where the one before it ended
+        self.end_of_text = tokenizer.eos_token_id if first is None else first
         self._lower = tokenizers.normalizers.Lowercase()
         self._labels = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
-        self._has_turns = all(self.backend.token_to_id(token) is not None for token in ROLE_TOKENS.values())
+        self._has_turns = has_own_turns(tokenizer)
+        foreign = has_turns(tokenizer) and not self._has_turns
+        # a tokenizer with a template of its own writes dialogues by it
+        self.foreign = TemplateEncoder(tokenizer, self.loss == "none", answers_only) if foreign else None
         self.template = template_of(tokenizer)
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
@@ -83,6 +96,8 @@ class Encoder:
                 "Some messages say that they are not to be learned (a weight of 0): use --loss_on answers, "
                 "or take that key out of the data."
             )
+        if self.foreign is not None and any(record.messages for record in records):
+            return self._encode_by_template(records)
         pieces = [piece for record in records for piece in self._pieces(record)]
         encodings = self.backend.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
         remaining = iter(encodings)
@@ -91,8 +106,8 @@ class Encoder:
         if not self._has_turns and any(record.messages for record in records):
             raise NewLLMError(
                 "These are dialogues, and this model's tokenizer has no tokens for their turns (<|user|>, "
-                "<|assistant|>): measure it on plain text (--data wikitext, or a folder of texts with "
-                "--data_dir)."
+                "<|assistant|>) and no chat template: measure it on plain text (--data wikitext, or a folder "
+                "of texts with --data_dir)."
             )
         for record in records:
             starts.append(len(ids))
@@ -109,12 +124,41 @@ class Encoder:
                 ids.append(self._end_of_turn)
                 if role == "assistant" and i not in record.muted:
                     answers.append((begin, len(ids)))
-        stream, mask = np.array(ids, dtype=self.dtype), None
-        if self.answers_only:
-            mask = np.zeros(len(stream), dtype=np.uint8)
-            for begin, end in answers:
-                mask[begin:end] = 1
+        stream, mask = self._stream(ids, answers)
         account = self._account(pieces, encodings, stream, mask)
+        return Encoded(stream, np.array(starts, dtype=np.int64), mask, account)
+
+    def _stream(self, ids: list[int], answers: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Token ids, and where only answers count a mask of them."""
+        stream = np.array(ids, dtype=self.dtype)
+        if not self.answers_only:
+            return stream, None
+        mask = np.zeros(len(stream), dtype=np.uint8)
+        for begin, end in answers:
+            mask[begin:end] = 1
+        return stream, mask
+
+    def _encode_by_template(self, records: list[Record]) -> Encoded:
+        """The same of dialogues for a tokenizer that writes them by a chat template of its own."""
+        dialogues = iter(self.foreign.encode([record for record in records if record.messages]))
+        texts = [Record(record.text) for record in records if not record.messages]
+        plain, number = self.encode(texts) if texts else None, 0
+        ends = np.append(plain.starts, len(plain.ids)) if plain else None
+        ids: list[int] = []
+        starts, answers = [], []
+        account = plain.account.copy() if plain else np.zeros(4, dtype=np.int64)
+        for record in records:
+            if record.messages:
+                documents = next(dialogues)
+            else:
+                own = plain.ids[ends[number] : ends[number + 1]].tolist()
+                documents, number = [Document(own, [(1, len(own))], 0, 0, 0)], number + 1
+            for document in documents:
+                starts.append(len(ids))
+                answers += [(begin + len(ids), end + len(ids)) for begin, end in document.answers]
+                ids += document.ids
+                account += np.array([document.bytes, document.lost_bytes, document.words, 0])
+        stream, mask = self._stream(ids, answers)
         return Encoded(stream, np.array(starts, dtype=np.int64), mask, account)
 
     def _pieces(self, record: Record) -> list[_Piece]:
@@ -152,9 +196,7 @@ class Encoder:
             lost = size - int(self._word_bytes[stream].sum()) - spaces
         elif self.loss == "other":
             decoded = self.backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
-            lost = sum(
-                _differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True)
-            )
+            lost = sum(differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True))
         return np.array([size, lost, words, unknown], dtype=np.int64)
 
 
@@ -187,12 +229,3 @@ def _bytes_of_words(backend: Tokenizer, unk_id: int) -> np.ndarray:
     # neither <unk> nor a control token gives back any text
     sizes[[unk_id, *backend.get_added_tokens_decoder()]] = 0
     return sizes
-
-
-def _differing_bytes(text: str, decoded: str) -> int:
-    if text == decoded:
-        return 0
-    same = len(os.path.commonprefix([text, decoded]))
-    rest, other = text[same:][::-1], decoded[same:][::-1]
-    same_end = len(os.path.commonprefix([rest, other]))
-    return len(rest[same_end:].encode("utf-8"))

@@ -110,8 +110,8 @@ def explain(error: Exception, asked: Asked) -> NewLLMError:
     what, instead = asked
     if "GatedRepoError" in kinds or "is a gated" in text or status == 403:
         return NewLLMError(
-            f"{what} is gated: accept its terms on its page on the hub and log in with `hf auth login`, or "
-            f"{instead}."
+            f"{what} is gated: accept its terms on its page on the hub and give a token of yours (`hf auth "
+            f"login`, or HF_TOKEN, in Colab a secret), or {instead}."
         )
     if "RevisionNotFoundError" in kinds:
         return UsageError(f"{what} has no such revision on the hub: {instead}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from newllm_lib.data.hub import Asked, patiently
 
-TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "recipe.yaml")
+TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "recipe.yaml", "README.md")
 # The hub's own converter offers the weights of many a model as safetensors, in a pull request of its author.
 _CONVERTER, _CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"
 
@@ -87,3 +87,20 @@ def _cached_conversions(name: str) -> list[str]:
         / "pr"
     )
     return [f"refs/pr/{path.name}" for path in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that the card in a model's folder names; None: it names none."""
+    import yaml
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    _, front, *_ = [*card.read_text(encoding="utf-8", errors="replace").split("---", 2), "", ""]
+    try:
+        known = yaml.safe_load(front)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(known, dict) or not known.get("license"):
+        return None
+    return str(known.get("license_name") or known["license"])

@@ -24,7 +24,7 @@ from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors,
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import DataReport, Record, RowStats
-from newllm_lib.data.splits import derived_splits, held_out_key, read_splits, where_held_out
+from newllm_lib.data.splits import HELD_OUT, derived_splits, held_out_key, read_splits, where_held_out
 from newllm_lib.data.templates import TEMPLATE_VERSION
 from newllm_lib.data.tokenizer import tokenizer_hash
 from newllm_lib.errors import NewLLMError
@@ -120,10 +120,12 @@ def pack(
     *,
     max_samples: int | None = None,
     answers_only: bool = False,
+    held_out: int | None = None,
 ) -> dict[str, PackedSplit]:
     """The wanted splits of a source, from the cache or packed now.
 
     Args:
+        held_out: of validation and test only the first so many documents.
         answers_only: only what assistants say counts as a target; the counts are then of their text alone.
     Raises:
         NewLLMError: the data cannot be read, a split has no text, or the disk is full. Nothing unfinished is
@@ -132,6 +134,7 @@ def pack(
     entries = {}
     for split in wanted:
         parts = _key(source, tokenizer, split, max_samples, answers_only)
+        parts |= {"held_out_documents": held_out} if held_out and split != "train" else {}
         entries[split] = (cache / "packed" / f"{split}-{key_hash(parts)}", parts)
     packed = {split: _known(source, entry) for split, (entry, _) in entries.items()}
     missing = sorted(split for split in wanted if packed[split] is None)
@@ -146,7 +149,8 @@ def pack(
             for split in missing:
                 shutil.rmtree(entries[split][0], ignore_errors=True)
             if missing:
-                _pack_now(source, tokenizer, {s: entries[s] for s in missing}, max_samples, answers_only)
+                limits = {"train": max_samples, **dict.fromkeys(HELD_OUT, held_out)}
+                _pack_now(source, tokenizer, {s: entries[s] for s in missing}, limits, answers_only)
             packed.update({split: open_packed(entries[split][0]) for split in missing})
     return packed
 
@@ -184,9 +188,11 @@ def _pack_now(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
     entries: dict,
-    max_samples: int | None,
+    limits: dict[str, int | None],
     answers_only: bool,
 ) -> None:
+    """`limits`: how many documents of a split are packed at most; of the training split those that `splits`
+    chooses, of the others the first."""
     console.say(f"Packing {source.title} ({', '.join(entries)})")
     encoder, tally = Encoder(tokenizer, answers_only), RowStats()
     progress, done = console.Progress("packing", _text_size(source, set(entries)), "characters"), 0
@@ -194,7 +200,9 @@ def _pack_now(
     try:
         for split, (entry, _) in entries.items():
             writers[split] = Writer(entry, encoder)
-        for split, record in read_splits(source, set(entries), max_samples, tally):
+        for split, record in read_splits(source, set(entries), limits["train"], tally):
+            if split != "train" and limits[split] and writers[split].documents >= limits[split]:
+                continue
             done += writers[split].add(record)
             progress.update(done)
         for split, (_, parts) in entries.items():
@@ -206,6 +214,8 @@ def _pack_now(
             writer.close()
     if tally.summary():
         console.say(f"  {tally.summary()}")
+    if encoder.foreign is not None and encoder.foreign.renderer.refused:
+        console.say(f"  {encoder.foreign.renderer.summary()}")
     progress.close(f"packed {console.count(sum(writer.tokens for writer in writers.values()))} tokens")
 
 
@@ -278,6 +288,8 @@ class Writer:
     def finish(self, key: dict, skipped: str, **more) -> None:
         """End the stream and make it the cache entry; `more` goes to its meta."""
         self._flush()
+        if self.encoder.foreign is not None:
+            self.encoder.foreign.check()
         self._write("ids", np.array([self.encoder.end_of_text], dtype=self.encoder.dtype))
         if "loss_mask" in self.files:
             self._write("loss_mask", np.zeros(1, dtype=np.uint8))

@@ -12,7 +12,7 @@ from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.packing import PackedSplit, check_answers, check_length, pack
 from newllm_lib.data.readers.base import Source
-from newllm_lib.data.records import DataReport
+from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.splits import SPLITS, check_train
 from newllm_lib.data.tokenizer import load_tokenizer
 from newllm_lib.errors import UsageError
@@ -108,6 +108,56 @@ def prepare(
         report=_joined_report(train.report, packed["validation"].report, packed["test"].report),
         commit=source.commit,
     )
+
+
+@dataclass
+class PreparedDialogues:
+    """Dialogues to train on and some held out, in another model's tokens."""
+
+    train: PackedSplit
+    validation: PackedSplit
+    description: str  # one line
+    fingerprint: str  # the same if and only if tokenizer and tokens of both are
+
+
+HELD_OUT_DIALOGUES = 500  # that a base is measured on: an evaluation should take a fraction of an epoch
+
+
+def prepare_dialogues(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache_dir: str | Path | None = None
+) -> PreparedDialogues:
+    """The dialogues that a recipe names, as a base model's tokenizer writes them; of a large set its sample.
+
+    Raises:
+        UsageError: the data are plain text.
+        NewLLMError: they cannot be read, or hold no answers.
+    """
+    cache = cache_root(cache_dir)
+    source = _open(recipe, cache)
+    check_train(source, {"train", "validation"})
+    first = next(iter(source.records("train", RowStats())), None)
+    if first is not None and first.text is not None:
+        raise UsageError(
+            f"{source.title} is plain text, and --base learns from dialogues: name others with --data or "
+            "--data_dir, or leave --base out."
+        )
+    packed = pack(
+        source,
+        tokenizer,
+        ["train", "validation"],
+        cache,
+        max_samples=recipe.max_samples,
+        answers_only=recipe.loss_on == "answers",
+        held_out=HELD_OUT_DIALOGUES,
+    )
+    for split in packed.values():
+        check_answers(split)
+    train, validation = packed["train"], packed["validation"]
+    sample = f" (the first {source.size('train') / 1e6:.0f} MB of a large set)" if source.in_segments else ""
+    held_out = f"{validation.documents:,} held out"
+    description = f"{source.title}{sample}: {train.documents:,} dialogues to train on, {held_out}"
+    fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
+    return PreparedDialogues(train, validation, description, fingerprint)
 
 
 def _prepare_stream(

@@ -225,8 +225,10 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     for volatile in ("truncation", "padding", "post_processor", "version"):
         parts.pop(volatile, None)
     parts["added_tokens"] = sorted((t["id"], t["content"]) for t in parts["added_tokens"])
-    template = template_of(tokenizer)
+    template, text = template_of(tokenizer), tokenizer.chat_template
     more = {} if template == "chat" else {"template": template}
+    if text and text not in TEMPLATES.values():  # another model's, by which dialogues are written
+        more = {"template": str(text)}
     return key_hash({"tokenizer": parts, "ends": tokenizer.bos_token_id, **more})
 
 

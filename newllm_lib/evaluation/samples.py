@@ -9,7 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from newllm_lib.data.templates import ROLE_TOKENS, encode_conversation, encode_text
+from newllm_lib.data.templates import (
+    ROLE_TOKENS,
+    encode_conversation,
+    encode_text,
+    has_own_turns,
+    has_turns,
+)
 from newllm_lib.generation.generate import complete
 from newllm_lib.generation.sampling import Settings, token_id
 
@@ -52,7 +58,8 @@ class Prompts:
 
     def __init__(self, split, tokenizer):
         head = split.ids[:_LOOKED_AT].astype(int).tolist()
-        self.dialogue = token_id(tokenizer, ROLE_TOKENS["assistant"]) in head
+        foreign = has_turns(tokenizer) and not has_own_turns(tokenizer)  # a base, asked by its template
+        self.dialogue = foreign or token_id(tokenizer, ROLE_TOKENS["assistant"]) in head
         japanese = bool(_KANA.search(tokenizer.decode(head[:2000])))
         self.texts: Sequence[str] = (QUESTIONS_JA if japanese else QUESTIONS) if self.dialogue else BEGINNINGS
         self.ids = [_as_read(tokenizer, text, self.dialogue) for text in self.texts]

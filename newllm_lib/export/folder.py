@@ -71,7 +71,7 @@ def _write_model(source: Path, folder: Path) -> None:
 
 def _without_this_machine(recipe: Recipe) -> Recipe:
     """A folder of this machine means nothing elsewhere, and may name its user."""
-    if recipe.task == "dpo":
+    if recipe.task != "train":
         recipe.base, recipe.data = shown_name(recipe.base), shown_name(recipe.data)
     recipe.data_dir, recipe.mirror_dir, recipe.output_dir = recipe.data_dir and "FOLDER", None, None
     return recipe

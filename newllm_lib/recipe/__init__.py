@@ -13,7 +13,7 @@ is loaded, so the record in a run is always flat:
 
 from newllm_lib.recipe.aliases import GUIDES_KEYS
 from newllm_lib.recipe.files import shipped_recipes
-from newllm_lib.recipe.find_start import start_run
+from newllm_lib.recipe.init_from import start_run
 from newllm_lib.recipe.loading import load_recipe, overrides
 from newllm_lib.recipe.meaning import refuse_without_effect
 from newllm_lib.recipe.recipe import Recipe

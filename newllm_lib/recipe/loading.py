@@ -11,7 +11,7 @@ from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
 from newllm_lib.recipe.files import SHIPPED, check_keys, read_yaml, shipped_recipes
-from newllm_lib.recipe.find_start import check_places, from_start
+from newllm_lib.recipe.init_from import check_places, from_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
@@ -19,6 +19,8 @@ from newllm_lib.recipe.run_name import run_name
 from newllm_lib.runs import check_plain_name
 
 _PART = "max_samples"  # the condition that only a part of the data is used
+_WHOLE = "all_weights"  # the condition that no adapters are trained in their place
+_OF_THE_DATA = ("recipe", "data", "data_dir", "max_samples", "loss_on")
 _KNOWN = [f.name for f in fields(Recipe)]
 
 
@@ -51,6 +53,8 @@ def load_recipe(
     check_keys(asked, "the command line", _KNOWN)
     if recorded or path.name == "recipe.yaml":
         check_places(path, values, asked)
+    if not recorded:
+        values = _for_a_base(values, asked)
     assemble = partial(_assembled, path, values, asked, device_kind)
     wanted = Recipe(from_run=asked.get("from_run", values.get("from_run"))).from_run
     recipe = from_start(assemble, wanted, asked) if wanted and resolve_start else assemble({}, wanted)
@@ -58,6 +62,28 @@ def load_recipe(
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
     return recipe
+
+
+def _for_a_base(values: dict, asked: dict) -> dict:
+    """A file's values where its data are to be learned by a base that somebody else has trained: of a recipe
+    for a fresh model its data alone, all else as recipe sft has it.
+
+    Raises:
+        UsageError: a start is asked for beside the base.
+    """
+    if asked.get("base") and str(asked.get("from_run", "none")).lower() != "none":
+        raise UsageError(
+            "--from goes on with a model of ours, --base takes any model to TRL's trainers: leave out one of "
+            "the two."
+        )
+    task = values.get("task", "train")
+    wanted = asked.get("task", "sft" if task == "train" and asked.get("base") else task)
+    if wanted != "sft":
+        return values
+    sft = read_yaml(SHIPPED / "sft.yaml")
+    if task == "sft":
+        return {**sft, **values}
+    return {**sft, **_only(values, _OF_THE_DATA)}
 
 
 def overrides(arguments: object) -> dict[str, object]:
@@ -100,6 +126,8 @@ def _assembled(
     conditions = {str(kind), *(str(chosen.get(k, _default(k))) for k in ("model", "protocol", "recurrence"))}
     if Recipe(max_samples=chosen.get("max_samples")).max_samples is not None:
         conditions.add(_PART)
+    if not Recipe(lora_rank=chosen.get("lora_rank", 0)).lora_rank:
+        conditions.add(_WHOLE)
     for condition, part in sections.items():
         _check_condition(condition, path)
         check_keys(part, f"{path}, when: {condition}", _KNOWN)
@@ -153,7 +181,7 @@ def _find(name_or_path: str) -> Path:
 
 def _check_condition(condition: str, path: Path) -> None:
     named = [f for f in fields(Recipe) if f.name in ("model", "protocol", "recurrence")]
-    known = [*KINDS, _PART, *(choice for f in named for choice in f.metadata["choices"])]
+    known = [*KINDS, _PART, _WHOLE, *(choice for f in named for choice in f.metadata["choices"])]
     if condition not in known:
         raise UsageError(
             f"Unknown condition {condition!r} under `when:` in {path}: use one of {', '.join(known)}."

@@ -15,6 +15,8 @@ from newllm_lib.recipe.recorded import as_of_today
 from newllm_lib.recipe.values import checked
 
 _TRAIN = ("train",)
+_LEARNS_TEXT = ("train", "sft")
+_FROM_BASE = ("sft", "dpo")
 # A TinyGPT2 is matched to the parameters that the other's sizes give.
 _SIZES_NEW_LLM, _SIZES_PHASE7 = ("new_llm", "tiny_gpt2"), ("phase7", "tiny_gpt2")
 _ABOUT = dict(choices=(), identity=True, minimum=None, maximum=None, flag=None, tasks=(), models=())
@@ -38,6 +40,8 @@ _scale = partial(key, section="scale", identity=False, tasks=_TRAIN)
 _model = partial(key, section="model", tasks=_TRAIN)
 _phase7 = partial(key, section="phase7", tasks=_TRAIN, models=("phase7",))
 _teacher = partial(key, section="training", tasks=_TRAIN, models=("new_llm",))
+_base = partial(key, section="base", tasks=_FROM_BASE)
+_answers = partial(key, section="base", tasks=("sft",))
 _preference = partial(key, section="preference", tasks=("dpo",))
 
 
@@ -69,7 +73,11 @@ class Recipe:
     )
     keep_checkpoints: int = _run(2, "checkpoints kept (besides best and last)", identity=False, minimum=1)
     sample_tokens: int = _run(
-        24, "tokens of a sample answer at every evaluation (0: none)", identity=False, minimum=0, tasks=_TRAIN
+        24,
+        "tokens of a sample answer at every evaluation (0: none)",
+        identity=False,
+        minimum=0,
+        tasks=_LEARNS_TEXT,
     )
     report_to: str = _run(
         "none",
@@ -136,7 +144,7 @@ class Recipe:
         "everything",
         "what is learned and measured of a dialogue: the assistant's answers, or everything",
         choices=("answers", "everything"),
-        tasks=_TRAIN,
+        tasks=_LEARNS_TEXT,
     )
 
     # --- Which model, and its sizes in channels -----------------------------------------------------------
@@ -266,8 +274,8 @@ class Recipe:
     gradient_checkpointing: str = _training(
         "off",
         "compute each block's inner tensors again in the backward pass instead of keeping them (offload: and "
-        "keep its input in the host's memory)",
-        choices=("off", "on", "offload"),
+        "keep its input in the host's memory; auto: with --base, where the estimate says that it is needed)",
+        choices=("off", "on", "offload", "auto"),
         identity=False,
     )
     fused_optimizer: bool = _training(
@@ -314,17 +322,33 @@ class Recipe:
         0.5, "share of the teacher in the loss (0: only the text)", minimum=0.0, maximum=1.0
     )
 
-    # --- Preference training: from which model, on which pairs, how strongly ------------------------------
+    # --- From any model: which one, and how its weights are held ------------------------------------------
 
     task: str = key(
         "train",
-        "train (predict the next token), or dpo (prefer one answer to another: Rafailov et al., 2023)",
-        "preference",
-        choices=("train", "dpo"),
+        "train (predict the next token), sft (answer as dialogues do, from a --base), or dpo (prefer one "
+        "answer to another: Rafailov et al., 2023)",
+        "base",
+        choices=("train", "sft", "dpo"),
     )
-    base: str = _preference(
-        "microsoft/DialoGPT-small", "dpo: the model to start from: a hub id, a folder, or one of our runs"
+    base: str = _base(
+        "microsoft/DialoGPT-small",
+        "the model to start from: a hub id, a folder, or one of our runs; on dialogues it makes the task sft",
     )
+    load_in: str = _base(
+        "full",
+        "hold the base's frozen weights in full, 8bit, or 4bit (bitsandbytes; beside adapters)",
+        choices=("full", "8bit", "4bit"),
+    )
+    packing: bool = _answers(
+        False, "fill each row with several dialogues, which do not see each other (false: one a row)"
+    )
+    neftune_alpha: float = _answers(
+        0.0, "noise on the embeddings in training (Jain et al., 2023, arXiv 2310.05914; 0: none)", minimum=0.0
+    )
+
+    # --- Preference training: how strongly ----------------------------------------------------------------
+
     beta: float = _preference(0.1, "dpo: how dear it is to move away from the base model", minimum=0.0001)
     loss_type: str = _preference("sigmoid", "dpo: TRL's name of the loss, or several with + between them")
     eval_pairs: int = _preference(500, "dpo: at most so many held-out pairs are measured", minimum=2)

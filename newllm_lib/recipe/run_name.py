@@ -13,7 +13,7 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     parts = [plain_name(recipe.model, recipe.recipe)]
     if recipe.kernels == "off":
         parts = [parts[0].removesuffix("_triton")]
-    if recipe.task == "dpo":
+    if recipe.task != "train":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
     if recipe.recurrence != "parallel" and "recurrence" not in decided:
@@ -31,9 +31,9 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     for key, label in _NAMED_KEYS.items():
         if key not in decided and getattr(recipe, key) != getattr(base, key):
             parts.append(f"{label}{_short(getattr(recipe, key))}")
-    if recipe.task == "dpo" and recipe.learning_rate != base.learning_rate:
+    if recipe.task != "train" and recipe.learning_rate != base.learning_rate:
         parts.append(f"lr{recipe.learning_rate:g}")
-    if recipe.max_samples and (recipe.task != "dpo" or recipe.max_samples != base.max_samples):
+    if recipe.max_samples and (recipe.task == "train" or recipe.max_samples != base.max_samples):
         parts.append(_short(recipe.max_samples))
     return "_".join(
         "".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts)
@@ -54,6 +54,9 @@ _NAMED_KEYS = {
     "beta": "beta",
     "loss_type": "",
     "lora_rank": "lora",
+    "load_in": "",
+    "packing": "packing-",
+    "neftune_alpha": "neftune",
     "sft_warm_start": "sft",
     "attention": "",
     "attention_window": "window",

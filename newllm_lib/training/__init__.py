@@ -21,4 +21,8 @@ def train(recipe, was_finished: bool | None = None):
         from newllm_lib.training.dpo.run import train_preferences
 
         return run_training(recipe, train_preferences, was_finished)
+    if recipe.task == "sft":
+        from newllm_lib.training.sft.run import train_answers
+
+        return run_training(recipe, train_answers, was_finished)
     return run_training(recipe, was_finished=was_finished)

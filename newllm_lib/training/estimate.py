@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from newllm_lib import checkpoints, training
 from newllm_lib.device import Device
@@ -42,8 +43,8 @@ def estimate(
         processes: that share each batch.
         parts: into how many the model is cut.
     """
-    if recipe.task == "dpo":
-        return _preference_estimate(recipe, device)
+    if recipe.task != "train":
+        return _estimate_of_base(recipe, device)
     count = _parameters(recipe)
     micro = micro_batch_size(recipe, device, processes)
     hours = _hours(recipe, device, count, training_tokens)
@@ -143,47 +144,107 @@ def _parameters(recipe: Recipe) -> int:
     return training.model_config.count_parameters(config)
 
 
-def _preference_estimate(recipe: Recipe, device: Device) -> dict:
+def _estimate_of_base(recipe: Recipe, device: Device) -> dict:
     """As `estimate`; all None where the base has to be asked of the hub first."""
     known = checkpoints.base_sizes(recipe.base)
     if known is None:
         return dict.fromkeys(("parameters", "memory_estimate_gib", "hours_estimate"))
-    config, count = known
-    need = preference_needs(recipe, device, config, count)
-    hours = None
-    # read by the base and by the policy, and the policy's gradients: 8 operations a weight and token
-    if recipe.max_samples:
-        tokens = (
-            2 * recipe.max_samples * recipe.max_seq_length * (recipe.epochs + 3 * recipe.sft_warm_start / 8)
-        )
-        hours = 8 * count * tokens / (_TFLOPS[device.kind] * 1e12) / 3600
-        hours = round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
-    return {"parameters": count, "memory_estimate_gib": need["memory_estimate_gib"], "hours_estimate": hours}
+    need, hours = base_needs(recipe, device, *known), None
+    if recipe.max_samples or recipe.max_steps:
+        rows = recipe.epochs * (recipe.max_samples or math.inf)
+        rows = min(rows, (recipe.max_steps or math.inf) * recipe.batch_size)
+        warm = 3 * recipe.sft_warm_start * (recipe.max_samples or 0) / 8
+        hours = base_hours(recipe, device, need, (rows + warm) * recipe.max_seq_length)
+    return {"parameters": need.parameters, "memory_estimate_gib": need.memory_gib, "hours_estimate": hours}
 
 
-def preference_needs(recipe: Recipe, device: Device, config, count: int) -> dict:
-    """`parameters` of the base, `pairs_at_once` (the recipe's, or as many as fit), `memory_estimate_gib`.
+@dataclass(frozen=True)
+class BaseNeeds:
+    """What training a base will need on a device.
+
+    Attributes:
+        parameters: of the base.
+        at_once: rows (dialogues, pairs) at a time: the recipe's, or as many as fit.
+        checkpointing: whether activations are computed again in the backward pass.
+        memory_gib: an estimate.
+        least_gib: with one row at a time.
+    """
+
+    parameters: int
+    at_once: int
+    checkpointing: bool
+    memory_gib: float
+    least_gib: float
+
+
+def base_needs(recipe: Recipe, device: Device, config, count: int) -> BaseNeeds:
+    """The needs of training a base by TRL's trainers.
 
     Args:
         config: the base's transformers config.
         count: its parameters.
     """
     config = config.get_text_config()
-    layers, width = config.num_hidden_layers, config.hidden_size
-    # of a token: about 34 numbers of the stream's width in each layer, and three times the head's logits
-    kept = 2 * layers + 34 if recipe.gradient_checkpointing != "off" else 34 * layers
-    token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
-    pair = 2 * recipe.max_seq_length * token / 2**30
-    weights = count * (4 if recipe.lora_rank else 16) / 2**30
+    weights = _base_weights_gib(recipe, device, config, count)
     room = (0.7 if device.torch_device == "cuda" else 0.4) * device.memory_gib - weights
-    wanted = max(1, int(room / pair)) if recipe.micro_batch_size == "auto" else int(recipe.micro_batch_size)
+    checkpointing = recipe.gradient_checkpointing == "on"
+    if recipe.gradient_checkpointing == "auto":
+        some = min(4, recipe.batch_size)  # fewer at a time keep no GPU busy: rather compute twice
+        checkpointing = some * _row_gib(recipe, device, config, False) > room
+    row = _row_gib(recipe, device, config, checkpointing)
+    wanted = max(1, int(room / row)) if recipe.micro_batch_size == "auto" else int(recipe.micro_batch_size)
     at_once = next(n for n in range(min(wanted, recipe.batch_size), 0, -1) if recipe.batch_size % n == 0)
-    library = 0.4 if device.torch_device == "cpu" else 0.8
-    return {
-        "parameters": count,
-        "pairs_at_once": at_once,
-        "memory_estimate_gib": round(weights + at_once * pair + library, 2),
-    }
+    held = weights + (0.4 if device.torch_device == "cpu" else 0.8)  # with the libraries' own
+    return BaseNeeds(count, at_once, checkpointing, round(held + at_once * row, 2), round(held + row, 2))
+
+
+def _row_gib(recipe: Recipe, device: Device, config, checkpointing: bool) -> float:
+    """What one row keeps for the backward pass (of a pair both sides): of a token about 34 numbers of the
+    stream's width in each layer, and three times the head's logits."""
+    layers, width = config.num_hidden_layers, config.hidden_size
+    kept = 2 * layers + 34 if checkpointing else 34 * layers
+    token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
+    return (2 if recipe.task == "dpo" else 1) * recipe.max_seq_length * token / 2**30
+
+
+def _base_weights_gib(recipe: Recipe, device: Device, config, count: int) -> float:
+    """Weights; with all of them trained their gradients and AdamW's state, else the adapters'."""
+    if not recipe.lora_rank:
+        return 16 * count / 2**30
+    half = 4 if device.torch_device == "cpu" or _dtype(recipe, device) == "fp32" else 2
+    embedding = min(count, config.vocab_size * config.hidden_size)  # is not quantized
+    each = {"full": half, "8bit": 1.05, "4bit": 0.56}[recipe.load_in]
+    adapters = 14 * recipe.lora_rank * config.hidden_size * config.num_hidden_layers
+    return (each * (count - embedding) + half * embedding + 16 * adapters) / 2**30
+
+
+def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -> float:
+    """Hours for so many tokens: forward, gradients of activations and, without adapters, of weights; computed
+    again with checkpointing; a pair is read by the base as well."""
+    operations = (4 if recipe.lora_rank else 6) + 2 * need.checkpointing
+    gain = 1.0 if device.torch_device == "cpu" else _gain(need.parameters)
+    if recipe.task == "dpo":  # both sides of a pair, by the base and by the policy
+        operations, tokens, gain = 8, 2 * tokens, 1.0
+    hours = operations * need.parameters * tokens / (_TFLOPS[device.kind] * gain * 1e12) / 3600
+    return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
+
+
+def check_base_memory(recipe: Recipe, device: Device, need: BaseNeeds) -> None:
+    """Refuse a base that cannot fit, before its weights are downloaded.
+
+    Raises:
+        NewLLMError: even one row at a time needs more than the device has; says which keys to turn.
+    """
+    if need.least_gib <= device.memory_gib:
+        return
+    keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
+    keys += [] if recipe.lora_rank else ["--lora_rank 16"]
+    keys += ["--load_in 4bit"] if recipe.load_in != "4bit" else []
+    raise NewLLMError(
+        f"{recipe.base} has {need.parameters:,} parameters, and training it needs about {need.least_gib:.1f} "
+        f"GiB even with one row at a time; {device.name} has {device.memory_gib:.1f}: "
+        f"{', '.join([*keys, 'lower --max_seq_length'])}, or name a smaller --base."
+    )
 
 
 def _dtype(recipe: Recipe, device: Device) -> str:

@@ -50,7 +50,7 @@ class TrainingLoop:
         self.strategy = strategy_for(context, built, self.accelerator)(
             context, built, self.accelerator, self._loss()
         )
-        self.samples = Samples(context.run, context.data, recipe.sample_tokens)
+        self.samples = Samples(context.run, context.data, context.data.tokenizer, recipe.sample_tokens)
         self.checkpoints = Checkpoints(context, self.strategy, self.carried)
         self.checkpoints.load()
         self.batches = Batches(context)

@@ -39,7 +39,7 @@ def is_known_ahead(recipe: Recipe) -> bool:
     """Whether what the recipe launches is known without the model."""
     whole = recipe.micro_batch_size in ("auto", str(recipe.batch_size))
     ours = recipe.model == "new_llm" and needs_no_compiler(recipe)
-    return recipe.task != "dpo" and recipe.compile in ("auto", "replay") and ours and whole
+    return recipe.task == "train" and recipe.compile in ("auto", "replay") and ours and whole
 
 
 def _has_gpu() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from newllm_lib.console import duration, say
@@ -118,6 +118,19 @@ def _bigram(recipe: Recipe, data) -> float:
 
 def _earlier_runs(recipe: Recipe, run: Run, best: dict, most: int = 3) -> Iterator[tuple[str, float]]:
     """The best other runs of this model that were measured on the very same text: (name, bits per byte)."""
+    found = runs_on_the_same_text(run, best, lambda record: _kind(record) == ("train", recipe.model))
+    yield from ((f"{name} (an earlier run)", value) for name, value in found[:most])
+
+
+def runs_on_the_same_text(
+    run: Run, best: dict, fits: Callable[[dict], bool] = lambda record: True
+) -> list[tuple[str, float]]:
+    """Other runs here that were measured on the same text as `run`: (name, bits per byte), the best first.
+
+    Args:
+        best: a row of the run's metrics with what was measured.
+        fits: of a run's record, whether it is meant.
+    """
     found = []
     for other in list_runs():
         if other.path.resolve() == run.path.resolve() or not other.recipe_path.is_file():
@@ -126,14 +139,14 @@ def _earlier_runs(recipe: Recipe, run: Run, best: dict, most: int = 3) -> Iterat
         if (
             rows
             and all(rows[0].get(key) == best.get(key) for key in _SAME_TEXT)
-            and _model(other) == recipe.model
+            and fits(read_yaml(other.recipe_path))
         ):
-            found.append((f"{other.name} (an earlier run)", min(row["eval_bits_per_byte"] for row in rows)))
-    yield from sorted(found, key=lambda pair: pair[1])[:most]
+            found.append((other.name, min(row["eval_bits_per_byte"] for row in rows)))
+    return sorted(found, key=lambda pair: pair[1])
 
 
-def _model(run: Run) -> str:
-    return read_yaml(run.recipe_path).get("model", "new_llm")  # whatever version wrote it
+def _kind(record: dict) -> tuple[str, str]:
+    return record.get("task", "train"), record.get("model", "new_llm")  # whatever version wrote it
 
 
 def _advice(recipe: Recipe, run: Run, evaluations: list[dict], best: dict, table: float) -> Iterator[str]:

@@ -13,9 +13,9 @@ _SHOWN = 60  # characters of an answer in the log
 class Samples:
     """Asks the same prompts again and again."""
 
-    def __init__(self, run: Run, data, tokens: int):
-        self.run, self.tokenizer, self.tokens = run, data.tokenizer, tokens
-        self.prompts = evaluation.Prompts(data.validation, data.tokenizer) if tokens else None
+    def __init__(self, run: Run, data, tokenizer, tokens: int):
+        self.run, self.tokenizer, self.tokens = run, tokenizer, tokens
+        self.prompts = evaluation.Prompts(data.validation, tokenizer) if tokens else None
 
     def take(self, model, step: int, epoch: float, bits_per_byte: float) -> None:
         """Answer, write, and log the first answer, with a warning if the answers are degenerate."""

@@ -100,10 +100,10 @@ def check_distributed(recipe: Recipe, device: Device, count: int) -> None:
             f"batch_size {recipe.batch_size} cannot be shared by {count} processes: use a multiple, such as "
             f"--batch_size {near}."
         )
-    if recipe.task == "dpo":
+    if recipe.task != "train":
         raise UsageError(
-            "Preference training runs in one process, which keeps its pairs, their reference figures and the "
-            "answers: leave out --num_gpus."
+            "What trains a --base runs in one process, which keeps its rows, reference figures and answers: "
+            "leave out --num_gpus."
         )
     if recipe.teacher:
         raise UsageError(

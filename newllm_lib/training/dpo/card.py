@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from newllm_lib.checkpoints.location import shown_name
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.dpo.log import verdict
-
-CARD = "card.md"
-_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
+from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
 
 
 def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     """Write `card.md` into the run's folder; returns the file."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
-    how = (
-        f"LoRA adapters of rank {recipe.lora_rank} (alpha {recipe.lora_alpha:g}, dropout "
-        f"{recipe.lora_dropout:g})"
-    )
     lines = [
         f"# {run.name}",
         "",
@@ -32,12 +25,12 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
             if recipe.sft_warm_start
             else ""
         ),
-        f"- trained: {how if recipe.lora_rank else 'all weights'}",
+        f"- trained: {trained(recipe)}",
         f"- data: {result['data']}",
         f"- DPO: {recipe.epochs:g} epochs, {recipe.batch_size} pairs a step, learning rate "
         f"{recipe.learning_rate:g}, beta {recipe.beta:g}, loss {recipe.loss_type}, at most "
         f"{recipe.max_seq_length} tokens, seed {recipe.seed}",
-        f"- versions: {', '.join(f'{name} {metadata.version(name)}' for name in _PACKAGES)}",
+        f"- versions: {versions()}",
         "",
         "![curves](curves.png)",
         "",
@@ -51,7 +44,7 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
         *_figures(before, after),
         "",
     ]
-    lines += _kinds(before, after) + _shortcuts(result) + _answers(result) + _use(run, recipe)
+    lines += _kinds(before, after) + _shortcuts(result) + _answers(result) + use_section(run, recipe)
     path = run.path / CARD
     atomic_write_text(path, "\n".join(lines) + "\n")
     return path
@@ -109,31 +102,7 @@ def _answers(result: dict) -> list[str]:
         result["after"]["answers"],
         result["preferred"],
     )
-    return lines + [f"| {' | '.join(map(_cell, row))} |" for row in zip(*columns, strict=True)] + [""]
-
-
-def _use(run: Run, recipe: Recipe) -> list[str]:
-    if not recipe.lora_rank:
-        body = [
-            'model = AutoModelForCausalLM.from_pretrained("best")',
-            'tokenizer = AutoTokenizer.from_pretrained("best")',
-        ]
-    else:
-        base = "base" if (run.path / "base").is_dir() else recipe.base
-        body = [
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            'tokenizer = AutoTokenizer.from_pretrained("best")',
-            'model = PeftModel.from_pretrained(base, "best")  # .merge_and_unload() adds the adapters to the '
-            "weights",
-        ]
-    ours = (
-        ["import newllm_lib.models  # if the base is one of this library's models"]
-        if (run.path / "base").is_dir()
-        else []
-    )
-    imports = ["from peft import PeftModel"] if recipe.lora_rank else []
-    imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    return ["## Use", "", "In the run's folder:", "", "```python", *ours, *imports, "", *body, "```"]
+    return lines + [f"| {' | '.join(map(cell, row))} |" for row in zip(*columns, strict=True)] + [""]
 
 
 def _accuracy(figures: dict) -> str:
@@ -145,9 +114,3 @@ def _accuracy(figures: dict) -> str:
 
 def _margin(figures: dict) -> str:
     return f"{figures['margin']:+.2f} ({figures['margin_low']:+.2f} to {figures['margin_high']:+.2f})"
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break a Markdown table or become a tag."""
-    text = "".join(f"&#{ord(c)};" if c in "&<>|`*_" else c for c in text)
-    return "<br>".join(text.splitlines()) or "(nothing)"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from dataclasses import fields
 
 from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer
@@ -19,7 +18,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.models.lora import lora_config
 from newllm_lib.recipe import Recipe
 from newllm_lib.training.dpo.preference_task import PreferenceTask
-from newllm_lib.training.trl.arguments import one_gpu
+from newllm_lib.training.trl.arguments import checkpointing, one_gpu
 
 # TRL's and transformers' own use of it
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
@@ -56,23 +55,16 @@ def losses(loss_type: str) -> list[str]:
     return names
 
 
-def dpo_config(recipe: Recipe, arguments: dict) -> DPOConfig:
+def dpo_config(recipe: Recipe, arguments: dict, recompute: bool = False) -> DPOConfig:
     """TRL's arguments: those of every trainer, and what is DPO's own."""
-    recompute = recipe.gradient_checkpointing != "off"  # TRL has it on; at these lengths it only costs time
     own = {
         "beta": recipe.beta,
         "loss_type": losses(recipe.loss_type),
         "max_length": recipe.max_seq_length,
-        _checkpointing(): recompute,
+        **checkpointing(DPOConfig, recompute),
         "disable_dropout": False,  # the base's is off already; TRL would also switch off the adapters'
     }
     return one_gpu(DPOConfig(**arguments | own))
-
-
-def _checkpointing() -> str:
-    """What TRL's arguments call recomputing activations: transformers renames it."""
-    known = {f.name for f in fields(DPOConfig)}
-    return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
 
 class DPOTask(PreferenceTask):
@@ -96,7 +88,7 @@ class DPOTask(PreferenceTask):
             ref_model=None
             if adapters
             else copy.deepcopy(model),  # TRL asks for one; the rows bring what it would say
-            args=dpo_config(recipe, arguments),
+            args=dpo_config(recipe, arguments, self.recompute),
             train_dataset=_stand_in(tokenizer),
             processing_class=tokenizer,
             peft_config=adapters,

@@ -21,7 +21,7 @@ from newllm_lib.runs import Run
 from newllm_lib.training.compile import dtype_of
 from newllm_lib.training.dpo.curves import plot_preferences
 from newllm_lib.training.dpo.log import row_of_evaluation
-from newllm_lib.training.trl.base import PreparedBase
+from newllm_lib.training.trl.base import Base
 from newllm_lib.training.trl.task import TrlTask
 
 _WATCHED = 12  # prompts that are answered at each evaluation
@@ -66,10 +66,10 @@ class PreparedPairs:
 
 
 def prepare_pairs(
-    recipe: Recipe, device: Device, encoded: Sequence[EncodedPairs], base: PreparedBase
+    recipe: Recipe, device: Device, encoded: Sequence[EncodedPairs], base: Base
 ) -> PreparedPairs:
     """What the base prefers and says: the reference that training is measured against."""
-    model = base.model.to(device.torch_device)
+    model = base.model.to(device.torch_device) if recipe.load_in == "full" else base.model
     dtype, pad = dtype_of(recipe, device), base.tokenizer.pad_token_id
     console.say("Before training: what the base prefers")
     started = time.monotonic()
@@ -97,8 +97,12 @@ class PreferenceTask(TrlTask):
     memory_advice = "lower --max_seq_length or --lora_rank, or name a smaller --base"
     logged = ("rewards/", "logps/")
 
-    def __init__(self, recipe: Recipe, data: PreparedPairs):
-        self.recipe, self.data = recipe, data
+    def __init__(self, recipe: Recipe, data: PreparedPairs, recompute: bool = False):
+        """
+        Args:
+            recompute: whether activations are computed again in the backward pass.
+        """
+        self.recipe, self.data, self.recompute = recipe, data, recompute
 
     def initial_figures(self) -> dict:
         return self.data.before["figures"] | ({"kl": 0.0} if self.recipe.lora_rank else {})

@@ -17,7 +17,6 @@ from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.answers import health
 from newllm_lib.evaluation.preferences import clearly_better
-from newllm_lib.generation.stateful import window
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.compile import dtype_of
@@ -25,8 +24,9 @@ from newllm_lib.training.dpo.card import write_card
 from newllm_lib.training.dpo.dpo_task import DPOTask, losses
 from newllm_lib.training.dpo.log import say_result
 from newllm_lib.training.dpo.preference_task import PreparedPairs, prepare_pairs
-from newllm_lib.training.estimate import preference_needs
-from newllm_lib.training.trl.base import PreparedBase, prepare_base
+from newllm_lib.training.dpo.warm_start import warm_start
+from newllm_lib.training.estimate import check_base_memory
+from newllm_lib.training.trl.base import Base, check_window
 from newllm_lib.training.trl.run import begin_run, is_trained, open_run, plan_steps, train_task
 from newllm_lib.training.trl.task import TrlRun
 
@@ -41,11 +41,14 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         NewLLMError: pairs that do not fit, a loss that is not finite, or answers that became empty or repeat
             themselves.
     """
-    _refuse(recipe)
+    losses(recipe.loss_type)
+    if recipe.from_run is not None:
+        raise UsageError("from_run is for task train: name the model with --base.")
+    base = Base(recipe, run, device)
+    check_window(recipe, base)
+    check_base_memory(recipe, device, base.needs)
     pairs = load_preferences(recipe)
     job = open_run(recipe, run, device, pairs.fingerprint, "pairs")
-    base = prepare_base(recipe, run)
-    _check_window(recipe, base.model)
     encoded = [
         encode_pairs(split, base.tokenizer, recipe.max_seq_length)
         for split in (pairs.train, pairs.evaluation)
@@ -61,43 +64,17 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         return
     begin_run(job)
     _announce(job, pairs, encoded, base)
-    base.warm_start(recipe, run, device, encoded[0].rows)
+    warm_start(base, encoded[0].rows)
     data = prepare_pairs(recipe, device, encoded, base)
     if not trained:  # else it ended while it was measured
-        micro = preference_needs(recipe, device, base.model.config, base.parameters)["pairs_at_once"]
-        train_task(job, DPOTask(recipe, data), base, micro)
+        train_task(job, DPOTask(recipe, data, base.needs.checkpointing), base, base.needs.at_once)
     _finish(job, data, pairs.description())
 
 
-def _refuse(recipe: Recipe) -> None:
-    """Raise UsageError for a key or a loss that preference training does not know."""
-    losses(recipe.loss_type)
-    for key, default in (
-        ("from_run", None),
-        ("weights_dtype", "fp32"),
-        ("optimizer_in_backward", False),
-        ("carry_state", False),
-    ):
-        if getattr(recipe, key) != default:
-            instead = "name the model with --base" if key == "from_run" else "leave it out"
-            raise UsageError(f"{key} is not for preference training: {instead}.")
-
-
-def _check_window(recipe: Recipe, model) -> None:
-    size = window(model)
-    if size is not None and recipe.max_seq_length > size:
-        raise UsageError(
-            f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once."
-        )
-
-
-def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: PreparedBase) -> None:
+def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Base) -> None:
     recipe, device = job.recipe, job.device
-    need = preference_needs(recipe, device, base.model.config, base.parameters)
     trained = f"adapters of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights"
-    console.say(
-        f"Run {job.run.path}: DPO on {base.name} ({need['parameters']:,} parameters), training {trained}"
-    )
+    console.say(f"Run {job.run.path}: DPO on {base.describe()}, training {trained}")
     console.say(f"  data: {pairs.description()}")
     for line in pairs.report.lines():
         console.say(f"    {line}")
@@ -108,7 +85,7 @@ def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Prepare
     console.say(
         f"  {job.total_steps:,} steps of {recipe.batch_size} pairs, learning rate "
         f"{recipe.scaled_learning_rate():.1e}, beta {recipe.beta:g}, on {device.name} in "
-        f"{dtype_of(recipe, device)}; about {need['memory_estimate_gib']:.1f} GiB (an estimate)"
+        f"{dtype_of(recipe, device)}; about {base.needs.memory_gib:.1f} GiB (an estimate)"
     )
     if job.checkpoint:
         console.say(f"  Continuing from {job.checkpoint.name}")

@@ -26,6 +26,10 @@ def refuse(recipe: Recipe, device: Device) -> None:
     Raises:
         UsageError: says what to choose instead.
     """
+    if recipe.gradient_checkpointing == "auto" and recipe.task == "train":
+        raise UsageError(
+            "gradient_checkpointing auto is for training with --base: choose off, on or offload."
+        )
     if recipe.weights_dtype != "fp32":
         _refuse_half_weights(recipe, device)
     elif recipe.optimizer_in_backward and (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainingArguments
@@ -43,6 +44,13 @@ def trainer_arguments(
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
+
+
+def checkpointing(kind: type[TrainingArguments], on: bool) -> dict[str, bool]:
+    """What a trainer's arguments call recomputing activations: transformers renames it. TRL has it on."""
+    known = {f.name for f in fields(kind)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: on}
 
 
 def one_gpu(arguments: TrainingArguments) -> TrainingArguments:

@@ -1,154 +1,156 @@
-"""The model that preference training starts from, and its warm start on the preferred answers."""
+"""The base model that TRL's trainers start from: looked at first, loaded when all else is known."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from newllm_lib import console
-from newllm_lib.checkpoints import load_model, locate
+from newllm_lib.checkpoints import load_model, outline
 from newllm_lib.checkpoints.location import BASE
 from newllm_lib.data.preferences.encode import with_template
+from newllm_lib.data.templates import PLAIN_TURNS
 from newllm_lib.device import Device
-from newllm_lib.errors import Interrupted
-from newllm_lib.models import parameters
-from newllm_lib.models.lora import without_dropout
+from newllm_lib.errors import UsageError
+from newllm_lib.generation.stateful import window
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, explained, is_complete, scratch_directory, staged_directory
-from newllm_lib.training.signals import Signals
-from newllm_lib.training.trl.arguments import one_gpu, reporters, trainer_arguments
+from newllm_lib.runs import Run, is_complete, staged_directory
+from newllm_lib.training.compile import dtype_of
+from newllm_lib.training.estimate import BaseNeeds, base_needs
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@dataclass
-class PreparedBase:
-    """The base model, its tokenizer, its name, and whether the run holds it already as it shall be."""
+class Base:
+    """A base model for a run.
 
-    model: torch.nn.Module
-    tokenizer: object
-    name: str
-    ready: bool
+    Made, it has read the base's small files alone; its weights are downloaded and read when `model` is asked
+    for.
+
+    Attributes:
+        outline: its architecture and sizes.
+        tokenizer: its own, with a chat template and a padding token.
+        brought_template: whether it came with a chat template.
+    """
+
+    def __init__(self, recipe: Recipe, run: Run, device: Device):
+        """
+        Raises:
+            UsageError: there is no such base, or the recipe cannot be with one.
+            NewLLMError: it cannot be read or reached.
+        """
+        _refuse(recipe, device)
+        self.recipe, self.run, self.device = recipe, run, device
+        self.outline = outline(str(self._own) if self.is_kept else recipe.base)
+        self.brought_template = self.outline.tokenizer.chat_template not in (None, PLAIN_TURNS)
+        self.tokenizer = with_template(self.outline.tokenizer)
 
     @property
-    def parameters(self) -> int:
-        """All of them; tied ones count once."""
-        return sum(p.numel() for p in self.model.parameters())
+    def _own(self):
+        return self.run.path / BASE
 
-    def warm_start(self, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
-        """Learn preferred answers if the recipe says so; then keep the base, unless the hub has it.
+    @property
+    def is_kept(self) -> bool:
+        """Whether the run holds the base already as it shall be."""
+        return is_complete(self._own)
 
-        Raises:
-            Interrupted: stopped on the way; nothing of it is kept.
+    @property
+    def needs(self) -> BaseNeeds:
+        """What training it will need here."""
+        return base_needs(self.recipe, self.device, self.outline.model.config, self.outline.parameters)
+
+    def describe(self) -> str:
+        """One line: name, parameters, licence, template."""
+        licence = f", licence {self.outline.licence}" if self.outline.licence else ""
+        if self.outline.location.folder is None and not self.outline.licence:
+            licence = ", no licence named on its card"
+        template = "its own chat template" if self.brought_template else "no chat template: plain turns"
+        return f"{self.recipe.base} ({self.outline.parameters:,} parameters{licence}; {template})"
+
+    @cached_property
+    def model(self):
+        """The base with its weights."""
+        return self.load()
+
+    def load(self):
+        """The base with its weights, read anew; quantized if the recipe says so."""
+        if self.outline.adapters:
+            self.keep()
+        place = str(self._own.absolute()) if self.is_kept else self.recipe.base
+        recipe, cuda = self.recipe, self.device.torch_device == "cuda"
+        half = recipe.lora_rank and cuda  # frozen: no small step is lost
+        dtype = _DTYPES[dtype_of(recipe, self.device) if half else "fp32"]
+        device = self.device.torch_device if recipe.load_in != "full" else None
+        model = load_model(place, dtype=dtype, load_in=recipe.load_in, device=device).model
+        return _named(model, place if self.is_kept else recipe.base)
+
+    def forget_model(self) -> None:
+        """Read the weights anew when they are asked for next."""
+        self.__dict__.pop("model", None)
+
+    def keep(self, model=None) -> None:
+        """Let the run hold the base, unless the hub has it: then a mirror's copy is all that is needed.
+        Adapters as a base are added to the weights that they belong to, and the sum is kept.
+
+        Args:
+            model: what the base has become, if it is another now.
         """
-        if self.ready:
+        from_hub = self.outline.location.folder is None and not self.outline.adapters
+        if self.is_kept or (model is None and from_hub):
             return
-        if recipe.sft_warm_start:
-            _learn_answers(self.model, self.tokenizer, recipe, run, device, rows)
-        if recipe.sft_warm_start or locate(recipe.base).folder is not None:
-            with staged_directory(run.path / BASE) as staging:
-                self.model.save_pretrained(staging)
-                self.tokenizer.save_pretrained(staging)
-            _call(self.model, str((run.path / BASE).absolute()))
-        self.ready = True
+        if model is None:
+            # a sum of half precision would be rounded
+            dtype = torch.float32 if self.outline.adapters else "auto"
+            model = load_model(self.recipe.base, dtype=dtype).model
+            if self.outline.adapters:
+                console.say(
+                    f"  {self.recipe.base} is adapters: merged into their base, from which this starts"
+                )
+        with staged_directory(self._own) as staging:
+            model.save_pretrained(staging)
+            self.tokenizer.save_pretrained(staging)
 
 
-def prepare_base(recipe: Recipe, run: Run) -> PreparedBase:
-    """The base as the run keeps it, or as the recipe names it.
-
-    Raises:
-        UsageError: there is no such base.
-        NewLLMError: it cannot be read or reached.
-    """
-    own = run.path / BASE
-    ready = is_complete(own)
-    loaded = load_model(own if ready else recipe.base, dtype=torch.float32)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    if ready:
-        _call(model, str(own.absolute()))
-    return PreparedBase(model, with_template(tokenizer), recipe.base, ready)
+def check_window(recipe: Recipe, base: Base) -> None:
+    """Raise UsageError where rows would be longer than what the base reads at once."""
+    size = window(base.outline.model)
+    if size is not None and recipe.max_seq_length > size:
+        raise UsageError(
+            f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once."
+        )
 
 
-def _call(model, name: str) -> None:
+def _named(model, name: str):
     """Let the model say where it came from: PEFT writes it into the adapters' configuration."""
     model.name_or_path = model.config._name_or_path = name
+    return model
 
 
-def _learn_answers(model, tokenizer, recipe: Recipe, run: Run, device: Device, rows: Sequence[dict]) -> None:
-    set_seed(recipe.seed)
-    steps = max(1, round(recipe.sft_warm_start * len(rows) / recipe.batch_size))
-    console.say(
-        f"Warm start: {steps:,} steps of {recipe.batch_size} preferred answers, all {parameters(model):,} "
-        f"parameters, learning rate {recipe.sft_learning_rate:.1e}"
-    )
-    examples = [
-        {
-            "input_ids": r["prompt_ids"] + r["chosen_ids"],
-            "labels": [-100] * len(r["prompt_ids"]) + r["chosen_ids"],
-        }
-        for r in rows
-    ]
-    with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
-        values = trainer_arguments(recipe, run, device, folder, steps, recipe.batch_size)
-        own = {
-            "learning_rate": recipe.sft_learning_rate,
-            "warmup_steps": steps // 10,
-            "logging_strategy": "steps",
-        }
-        trainer = Trainer(
-            model=without_dropout(model),
-            args=one_gpu(TrainingArguments(**values | own, logging_steps=max(1, steps // 20))),
-            train_dataset=examples,
-            data_collator=lambda batch: _padded(batch, tokenizer.pad_token_id),
-            callbacks=[*reporters(recipe, run), _WarmStartCallback(run, steps, signals)],
+def _refuse(recipe: Recipe, device: Device) -> None:
+    """Raise UsageError for what cannot be with a base."""
+    if recipe.gradient_checkpointing == "offload":
+        raise UsageError(
+            "--gradient_checkpointing offload is for task train: use auto, on or off with a base."
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        trainer.train()
-    if signals.received is not None:
-        raise Interrupted(
-            "Stopped in the warm start, of which nothing is kept: the same command begins it again."
+    if recipe.weights_dtype != "fp32" or recipe.optimizer_in_backward or recipe.carry_state:
+        raise UsageError(
+            "weights_dtype, optimizer_in_backward and carry_state are for task train: leave them out."
         )
-    model.eval()
-
-
-class _WarmStartCallback(TrainerCallback):
-    """Rows of the warm start in `metrics.jsonl` (`sft_step`, `sft_loss`), a line every few seconds; the end
-    where a signal came. Nothing is saved on the way."""
-
-    def __init__(self, run: Run, steps: int, signals: Signals):
-        self.run, self.signals = run, signals
-        self.progress = console.Progress("Warm start", steps, "steps")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            row = {
-                "step": 0,
-                "sft_step": state.global_step,
-                "sft_loss": logs["loss"],
-                "time": round(time.time(), 3),
-            }
-            with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            self.progress.update(state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.signals.received is not None:
-            control.should_training_stop = True
-        return control
-
-
-def _padded(batch: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
-    """Padding on the right: `input_ids`, `attention_mask`, `labels`, all (batch, time)."""
-    width = max(len(example["input_ids"]) for example in batch)
-
-    def rows(name: str, filler: int) -> torch.Tensor:
-        return torch.tensor([example[name] + [filler] * (width - len(example[name])) for example in batch])
-
-    ids, labels = rows("input_ids", pad_id), rows("labels", -100)
-    mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in batch])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if recipe.load_in == "full":
+        return
+    if not recipe.lora_rank:
+        raise UsageError(
+            f"--load_in {recipe.load_in} freezes the base's weights, so adapters are trained beside them: "
+            "give --lora_rank 16."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"--load_in {recipe.load_in} needs bitsandbytes: `pip install bitsandbytes`, or leave it out."
+        )
+    if recipe.sft_warm_start:
+        raise UsageError(
+            f"--sft_warm_start trains all weights, and --load_in {recipe.load_in} freezes them: train the "
+            "base with task sft first, and name that run with --base."
+        )

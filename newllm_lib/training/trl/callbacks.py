@@ -192,6 +192,7 @@ class EvaluationCallback(TrainerCallback):
 
     def _keep(self, figures: dict, state, control) -> None:
         step, progress = state.global_step, self.job.progress
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         self.rows.check_finite(figures["loss"], step)
         best, measured = progress.judge(figures["loss"], step), self.task.as_row(figures)
         self.rows.append({"step": step, "epoch": round(state.epoch or 0.0, 6), **measured, "best": best})
@@ -200,6 +201,7 @@ class EvaluationCallback(TrainerCallback):
             with staged_directory(self.job.run.best) as staging:
                 self.trainer.save_model(str(staging))
                 (staging / _UNREAD).unlink(missing_ok=True)
+        self.task.sample(model, step, state.epoch or 0.0, figures)
         self.task.plot(self.job.run)
         self._stop_if_hopeless(figures, control)
         # To what --report_to names. In training mode TRL would add its own figures.

@@ -42,7 +42,7 @@ from newllm_lib.training.resume import (
 from newllm_lib.training.signals import Signals
 from newllm_lib.training.timetable import timing
 from newllm_lib.training.trl.arguments import reporters, trainer_arguments
-from newllm_lib.training.trl.base import PreparedBase, prepare_base
+from newllm_lib.training.trl.base import Base
 from newllm_lib.training.trl.callbacks import (
     EvaluationCallback,
     FlowCallback,
@@ -112,7 +112,7 @@ def begin_run(job: TrlRun) -> None:
     retire_newer_checkpoints(job.run, job.checkpoint)
 
 
-def train_task(job: TrlRun, task: TrlTask, base: PreparedBase, micro_batch: int) -> None:
+def train_task(job: TrlRun, task: TrlTask, base: Base, micro_batch: int) -> None:
     """Train to the last step; where memory is short, take fewer rows at a time from the last save on.
 
     Raises:
@@ -123,7 +123,8 @@ def train_task(job: TrlRun, task: TrlTask, base: PreparedBase, micro_batch: int)
     def attempt(micro: int, first: bool) -> None:
         if not first:
             _return_to_last_save(job)
-        _fit(job, task, base.model if first else prepare_base(job.recipe, job.run).model, micro)
+            base.forget_model()  # it is the trainer's, changed and on the GPU
+        _fit(job, task, base.model, micro)
 
     with_smaller_micro_batches(micro_batch, job.recipe.batch_size, task.unit, task.memory_advice, attempt)
 

@@ -83,6 +83,10 @@ class TrlTask(ABC):
         """What is wrong with a model of these held-out figures: found twice in a row it ends the training."""
         return None
 
+    def sample(self, model, step: int, epoch: float, figures: dict) -> None:
+        """Let the model say something at an evaluation."""
+        return None
+
     @abstractmethod
     def plot(self, run: Run) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
