@@ -53,6 +53,7 @@ setup(
         "psutil>=5.9",
         "ipywidgets>=7.7",
         "pyyaml>=6.0",
+        "charset-normalizer>=3.4",  # names the encoding that a text may be in
     ],
     extras_require={
         "demo": ["chitchat-dataset==0.9.0"],  # MIT; the main job's dialogues, which need no hub

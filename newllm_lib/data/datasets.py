@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data import readers, schemas
-from newllm_lib.data.readers.base import DatasetInfo, HubName, Source
+from newllm_lib.data.readers.base import DatasetInfo, HubName, Reading, Source
 from newllm_lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,19 +107,28 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
         UsageError: an unknown name, a folder that is not there, or files that are missing or ambiguous.
         NewLLMError: the hub cannot be reached, or a package is not installed.
     """
+    place, reading = Path(recipe.data_dir or recipe.data).expanduser(), reading_of(recipe)
     if recipe.data_dir:
-        return open_with("FolderSource", Path(recipe.data_dir).expanduser())
+        return open_with("FolderSource", place, reading=reading)
     if recipe.data in REGISTRY:
         return REGISTRY[recipe.data].open(cache, commit)
+    if place.is_file() or place.is_dir():
+        paths = {"train": [place]} if place.is_file() else None
+        return open_with("FolderSource", place, paths, reading=reading)
     name = HubName.parse(recipe.data)
     if name is None:
         raise UsageError(
-            f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
-            "owner/name:config, or --data_dir FOLDER."
+            f"Unknown data {recipe.data!r}: there is no such file or folder. Use {', '.join(REGISTRY)}, a "
+            "file or folder of your own, or a hub id such as owner/name or owner/name:config."
         )
     # WikiText in another configuration or revision
     is_wikitext = name.repository == REGISTRY["wikitext"].home.partition(":")[0]
     return open_with("WikiTextSource" if is_wikitext else "HubSource", name, cache, commit=commit)
+
+
+def reading_of(recipe: Recipe) -> Reading:
+    """How the recipe wants files of the user's to be read."""
+    return Reading(getattr(recipe, "encoding", None) or "", getattr(recipe, "documents", "auto"))
 
 
 def open_with(reader: str, *place: object, **how: object) -> Source:

@@ -110,11 +110,13 @@ class Encoder:
                 "of texts with --data_dir)."
             )
         for record in records:
-            starts.append(len(ids))
-            ids.append(self.end_of_text)
+            if not record.continues:
+                starts.append(len(ids))
+                ids.append(self.end_of_text)
             if record.text is not None:
+                begin = len(ids)
                 ids += next(remaining).ids
-                answers.append((starts[-1] + 1, len(ids)))
+                answers.append((begin, len(ids)))
             for i, (role, _) in enumerate(record.messages):
                 ids.append(self._labels[role])
                 if TURNS[self.template][role].lead:

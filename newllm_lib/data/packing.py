@@ -151,7 +151,7 @@ def pack(
             if missing:
                 limits = {"train": max_samples, **dict.fromkeys(HELD_OUT, held_out)}
                 _pack_now(source, tokenizer, {s: entries[s] for s in missing}, limits, answers_only)
-            packed.update({split: open_packed(entries[split][0]) for split in missing})
+            packed.update({split: _known(source, entries[split][0]) for split in missing})
     return packed
 
 
@@ -159,7 +159,12 @@ def _known(source: Source, entry: Path) -> PackedSplit | None:
     """The packed split in a cache entry. What older versions packed of a user's files has no report, and may
     hold one line of them many times: it is made again."""
     packed = open_packed(entry)
-    return None if packed is not None and source.own and not packed.report.source else packed
+    if packed is None or (source.own and not packed.report.source):
+        return None
+    # the same bytes may have been packed under other names
+    files = {source.name_now(name, part): part for name, part in packed.report.files.items()}
+    packed.report = DataReport(source.title, files, source.unused, where_held_out(source))
+    return packed
 
 
 def _key(
@@ -242,8 +247,8 @@ def _no_text(source: Source, split: str, tally: RowStats) -> str:
     if split in source.splits:
         return f"{source.title}: the {split} split holds no text."
     return (
-        f"{source.title}: of the train records none fell to {split} (5 % by hash): add {split}.*, or more "
-        "records."
+        f"{source.title}: there is too little to train on, and of the train records none fell to {split} "
+        f"(5 % by hash): add {split}.* beside it, or more text."
     )
 
 
@@ -265,7 +270,7 @@ class Writer:
         size = sum(map(len, record.texts()))
         self.batch.append(record)
         self.characters += size
-        self.documents += 1
+        self.documents += not record.continues
         if self.characters >= BATCH_CHARACTERS or len(self.batch) >= BATCH_RECORDS:
             self._flush()
         return size

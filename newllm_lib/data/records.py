@@ -47,6 +47,7 @@ class Record(NamedTuple):
     context: str = ""
     muted: tuple[int, ...] = ()  # which messages are not to be learned, though an assistant says them
     notes: tuple[str, ...] = ()  # what was decided when it was read, for the report
+    continues: bool = False  # a text that goes on where the record before it ended: of one document
 
     def texts(self) -> list[str]:
         """Every piece of the author's text in order."""
@@ -96,6 +97,7 @@ class FileReport:
     """What one file (of a hub set: one split) was taken for. Readers, schemas and encoders note in it."""
 
     split: str = ""
+    number: int = 0  # among the split's files
     bytes: int = 0
     records: int = 0
     encoding: str = ""  # empty: UTF-8, or no text file
@@ -199,8 +201,26 @@ class DataReport:
             yield from (f"  {line}" for line in rest)
         if self.unused:
             yield "not used: " + "; ".join(f"{name} ({why})" for name, why in self.unused.items())
-        if self.held_out:
-            yield "held out: " + ", ".join(f"{split} {where}" for split, where in self.held_out.items())
+        for where in dict.fromkeys(self.held_out.values()):
+            splits = " and ".join(split for split, known in self.held_out.items() if known == where)
+            yield f"{splits}: {where}"
+
+    def changes(self, older: DataReport) -> str:
+        """What is otherwise than in an older report of the same data, in words; empty where nothing is."""
+        found = [f"{name} is not there" for name in older.files if name not in self.files]
+        for name, part in self.files.items():
+            before = older.files.get(name)
+            if before is None:
+                found.append(f"{name} is new")
+            elif before.bytes != part.bytes:
+                how = "has grown" if part.bytes > before.bytes else "has shrunk"
+                found.append(f"{name} {how} from {before.bytes:,} to {part.bytes:,} bytes")
+            elif (before.documents, before.encoding) != (part.documents, part.encoding):
+                was = ", ".join(filter(None, (before.encoding, before.documents)))
+                found.append(f"{name} was read as {was or 'rows'}")
+            elif before.plain() != part.plain():
+                found.append(f"{name} holds something else")
+        return "; ".join(found)
 
 
 class RowStats:

@@ -2,17 +2,21 @@
 
 A split that the source lacks is made from its training split: 5 % of the records by hash for validation,
 another 5 % for test. Equal records go to the same split, so nothing leaks, and neither order nor number of
-the records plays a part. Where the source has held-out splits itself, training records that one of them holds
-too are left out (DailyDialog's splits share dialogues). `max_samples` keeps the records with the smallest
-hashes in the same sense; of a set too large to be read for that (`segments`), the first records in its fixed
-random order.
+the records plays a part. Of a user's files a record stands in a held-out split once; and only where they are
+few (`FEW`) and dealt out badly by their hash, those with the smallest hashes are held out, or of a text that
+is hardly more than one document its end (`Plan`). Where the source has held-out splits itself, training
+records that one of them holds too are left out (DailyDialog's splits share dialogues). `max_samples` keeps
+the records with the smallest hashes in the same sense; of a set too large to be read for that (`segments`),
+the first records in its fixed random order.
 """
 
 from __future__ import annotations
 
 import heapq
+import re
 import weakref
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import Record, RowStats
@@ -20,6 +24,11 @@ from newllm_lib.errors import UsageError
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = {"validation": (0.00, 0.05), "test": (0.05, 0.10)}  # shares of the hash's range
+FEW = 200  # of so few different records of a user it is looked whether the hash deals them out well
+_FAIR = (0.02, 0.3)  # shares of the text that a held-out split may have then
+_MOST_OF_ONE = 0.2  # of the text in one record: more is cut
+_LEAST_TEXT = 100  # characters: of less nothing is held out
+_LEAST = 2000  # characters that a held-out split should have, as far as a fifth of the text goes
 
 
 def derived_splits(source: Source) -> set[str]:
@@ -40,18 +49,73 @@ def source_held_out(source: Source) -> frozenset[bytes]:
 def held_out_key(source: Source) -> dict:
     """What the training records depend on beside the training split, for a cache's key."""
     own = sorted(source.splits - {"train"})
-    return {"held_out": [source.fingerprint(split) for split in own]} if own else {}
+    how = plan_of(source).how
+    return ({"held_out": [source.fingerprint(split) for split in own]} if own else {}) | (
+        {} if how == "hash" else {"dealt out by": how}
+    )
 
 
 def where_held_out(source: Source) -> dict[str, str]:
     """Where the text of validation and test comes from, in words."""
-    made = derived_splits(source)
-    return {
-        split: "5 % of the training records, by a hash of their content"
-        if split in made
-        else "the data's own"
-        for split in HELD_OUT
+    made, plan = derived_splits(source), plan_of(source)
+    share = f"{100 * plan.share:.0f} %"
+    words = {
+        "hash": f"{share} of the training records, by a hash of their content, equal ones once",
+        "rank": f"{share} of the few training records (at least one), by a hash of their content",
+        "position": f"{share} of the text, at its end",
     }
+    return {split: words[plan.how] if split in made else "the data's own" for split in HELD_OUT}
+
+
+class Plan(NamedTuple):
+    """How the records of a training split are dealt out to the splits that are made from it."""
+
+    how: str = "hash"  # "hash", "rank" (the smallest hashes), or "position" (the end of the text)
+    share: float = 0.05
+    ranked: dict[bytes, str] = {}  # rank: the split of a record, by its digest; others are to train on
+    begins: tuple[tuple[str, int], ...] = ()  # position: at which character each split begins
+
+
+def plan_of(source: Source) -> Plan:
+    """The plan of a source; of all but a user's few records, by hash."""
+    made = sorted(derived_splits(source), key=list(HELD_OUT).index)
+    if not (source.own and made and "train" in source.splits) or source.in_order:
+        return Plan()
+    if source not in _PLANS:
+        _PLANS[source] = _planned(source, made)
+    return _PLANS[source]
+
+
+def _planned(source: Source, made: list[str]) -> Plan:
+    sizes: dict[bytes, int] = {}  # characters, of all that are equal
+    held, are_texts, digest = source_held_out(source), True, b""
+    for record in source.records("train", RowStats()):
+        if not record.continues:
+            digest = record.digest()
+            if len(sizes) > FEW:
+                return Plan()
+        if digest not in held:
+            sizes[digest] = sizes.get(digest, 0) + sum(map(len, record.texts()))
+            are_texts &= record.text is not None
+    total = sum(sizes.values())
+    shares = {split: 0.0 for split in made}
+    for digest, size in sizes.items():
+        split = split_of(digest, made)
+        if split in shares:
+            shares[split] += size / total
+    if all(_FAIR[0] <= share <= _FAIR[1] for share in shares.values()) or total < _LEAST_TEXT:
+        return Plan()
+    even = len(sizes) >= 10 and max(sizes.values()) <= _MOST_OF_ONE * total
+    if even or not are_texts and len(sizes) > len(made):
+        count, ranked = max(1, round(0.05 * len(sizes))), {}
+        for place, digest in enumerate(sorted(sizes)[: count * len(made)]):
+            ranked[digest] = made[place // count]
+        return Plan("rank", ranked=ranked)
+    if not are_texts:
+        return Plan()
+    share = min(0.2, max(0.05, _LEAST / total))
+    begins = [(split, round(total * (1 - share * (len(made) - i)))) for i, split in enumerate(made)]
+    return Plan("position", share, begins=(("train", 0), *begins))
 
 
 def check_train(source: Source, wanted: set[str]) -> None:
@@ -86,17 +150,15 @@ def read_splits(
     check_train(source, wanted)
     made = derived_splits(source)
     if wanted & (made | {"train"}):
-        held, chosen = source_held_out(source), None
+        chosen, takes = None, True
         if max_samples and "train" in wanted:
-            chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source, made)
-        for record in source.records("train", tally):
-            digest = record.digest() if made or chosen or held else b""
-            if digest in held:
-                tally.held_out += 1
-                continue
-            split = split_of(digest, made)
-            if split in wanted and (split != "train" or chosen is None or chosen.takes(digest)):
-                yield split, record
+            chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source)
+        for split, record, digest in _dealt_out(source, tally, bool(chosen)):
+            if split in wanted:
+                if split == "train" and chosen is not None and not record.continues:
+                    takes = chosen.takes(digest)
+                if split != "train" or takes:
+                    yield split, record
             if isinstance(chosen, _First) and not chosen.room and wanted == {"train"}:
                 return
     for split in sorted(wanted & source.splits - {"train"}):
@@ -104,14 +166,64 @@ def read_splits(
             yield split, record
 
 
-def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
+def _dealt_out(
+    source: Source, tally: RowStats, with_digests: bool = False
+) -> Iterator[tuple[str, Record, bytes]]:
+    """(split, record, its digest) of the training split's records; of a document in pieces, all in one split.
+    Without what the source holds out itself; of a user's files, without repetitions in what is made."""
+    made, held, plan = derived_splits(source), source_held_out(source), plan_of(source)
+    seen: set[bytes] = set()
+    split, digest, at = "", b"", 0
+    for record in source.records("train", tally):
+        if not record.continues:
+            digest = record.digest() if made or with_digests or held else b""
+            split = "" if digest in held else plan.ranked.get(digest, "train")
+            tally.held_out += not split
+            if split and plan.how == "hash":
+                split = split_of(digest, made)
+            if source.own and split in made:
+                repeated = digest in seen
+                seen.add(digest)
+                if repeated:
+                    tally.file.notes["a repetition in validation or test, where equal ones count once"] += 1
+                    split = ""
+        if split and plan.how == "position":
+            for name, piece in _cut(plan, at, record):
+                yield name, piece, digest
+            at += len(record.text)
+        elif split:
+            yield split, record, digest
+
+
+def _cut(plan: Plan, at: int, record: Record) -> Iterator[tuple[str, Record]]:
+    """A record whose text begins at character `at`, cut where a split begins."""
+    text, begin = record.text, 0
+    ends = [*(place for _, place in plan.begins[1:]), at + len(text)]
+    for (split, place), end in zip(plan.begins, ends, strict=True):
+        if begin < len(text) and end > at:
+            cut = len(text) if end >= at + len(text) else _good_place(text, end - at)
+            piece = text[begin:cut]
+            if piece.strip():
+                yield split, Record(piece, continues=record.continues and not begin and at > place)
+            begin = max(begin, cut)
+
+
+def _good_place(text: str, place: int) -> int:
+    """Where to cut near `place`: after a line, a sentence or a word, if one ends soon."""
+    for pattern in (r"\n\s*", r"[.!?。！？]+\s*", r"\s+"):
+        match = re.compile(pattern).search(text, place, place + 500)
+        if match:
+            return match.end()
+    return place
+
+
+def _smallest(count: int, source: Source) -> _Smallest:
     """Samples `count` records of the training split in one pass; `count` numbers are held."""
-    known, held = _BORDERS.setdefault(source, {}), source_held_out(source)
+    known = _BORDERS.setdefault(source, {})
     if count not in known:
         heap: list[int] = []  # negated: the largest of the smallest is on top
-        for record in source.records("train", RowStats()):
-            digest = record.digest()
-            if digest in held or split_of(digest, made) != "train":
+        for split, record, digest in _dealt_out(source, RowStats(), True):
+            if split != "train" or record.continues:
                 continue
             order = -_order(digest)
             if len(heap) < count:
@@ -125,6 +237,7 @@ def _smallest(count: int, source: Source, made: set[str]) -> _Smallest:
 
 _BORDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: {count: (largest, room)}
 _HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: own_held_out
+_PLANS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: its plan
 
 
 class _First:

@@ -152,6 +152,9 @@ def _assembled(
     for key in ("data_dir", "mirror_dir"):  # the record must be true from any folder
         if getattr(recipe, key):
             setattr(recipe, key, str(Path(getattr(recipe, key)).expanduser().absolute()))
+    own = Path(recipe.data).expanduser()
+    if recipe.task == "train" and recipe.data not in shipped_recipes() and own.exists():
+        recipe.data = str(own.absolute())
     return recipe
 
 

@@ -113,11 +113,27 @@ class Recipe:
 
     # --- What is read, and how it becomes tokens ----------------------------------------------------------
 
-    data: str = _data("demo", "a source by name (demo, wikitext), or a Hugging Face data set id")
+    data: str = _data(
+        "demo",
+        "a source by name (demo, wikitext), a file or folder of your own, or a Hugging Face data set id",
+    )
     data_dir: str | None = _data(  # no identity: a folder may move; what it holds is compared by content
         None,
-        "folder with train.*, validation.*, test.* (.txt .jsonl .json .parquet) to use instead",
+        "folder with train.*, validation.*, test.* (.txt .jsonl .json .csv .parquet) to use instead",
         identity=False,
+    )
+    encoding: str | None = _data(
+        None,
+        "of files of your own that are not UTF-8 (cp932, euc-jp, gb18030, cp1252, utf-16 …)",
+        identity=False,
+    )
+    documents: str = _data(
+        "auto",
+        "what of a text file of your own is one document: auto (markers such as <|endoftext|>, form feeds, "
+        "blank lines or lines, as it is found and said), lines, paragraphs, file, or separator",
+        choices=("auto", "lines", "paragraphs", "file", "separator"),
+        identity=False,
+        tasks=_TRAIN,
     )
     max_samples: int | None = _data(None, "use only this many documents of the training split", minimum=1)
     streaming: str = _data(

@@ -23,7 +23,7 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     if recipe.data_dir:
         parts.append(Path(recipe.data_dir).resolve().name)
     elif recipe.data != base.data:
-        parts.append(Path(recipe.data).name)
+        parts.append(Path(recipe.data).name.partition(".")[0] if _is_path(recipe) else Path(recipe.data).name)
     if base.from_run and not recipe.from_run:
         parts.append("scratch")
     if recipe.from_run and base.from_run not in (recipe.from_run, start := short_name(recipe.from_run)):
@@ -40,6 +40,10 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     )
 
 
+def _is_path(recipe: Recipe) -> bool:
+    return recipe.task == "train" and Path(recipe.data).is_absolute()
+
+
 _NAMED_KEYS = {
     "num_layers": "layers",
     "hidden_size": "hidden",
@@ -51,6 +55,7 @@ _NAMED_KEYS = {
     "template": "",
     "seed": "seed",
     "loss_on": "loss-on-",
+    "documents": "documents-",
     "beta": "beta",
     "loss_type": "",
     "lora_rank": "lora",

@@ -7,6 +7,7 @@ train (`loop`), with less memory at a time if there is too little; report.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -283,13 +284,24 @@ def _record(context: RunContext) -> None:
     run, progress, fingerprint = context.run, context.progress, context.data.fingerprint
     if progress.data_fingerprint not in ("", fingerprint):
         raise UsageError(
-            f"The training data is not what {run.path} was started with: bring that back, or start a new run "
-            f"with --output_dir {free_name(run)}."
+            f"The training data is not what {run.path} was started with{_changes(context)}: bring that back, "
+            f"or start a new run with --output_dir {free_name(run)} (and --from {run.name}, to begin with "
+            "what it has learned)."
         )
     progress.data_fingerprint = fingerprint
     if process_group.is_main_process():
         atomic_write_text(run.recipe_path, context.recipe.to_yaml())
         atomic_write_text(run.path / DataReport.FILE, context.data.report.to_json())
+
+
+def _changes(context: RunContext) -> str:
+    """What the data's report says otherwise than the run's, in brackets."""
+    try:
+        older = (context.run.path / DataReport.FILE).read_text(encoding="utf-8")
+        changes = context.data.report.changes(DataReport.of(json.loads(older)))
+    except (OSError, ValueError, KeyError, TypeError):  # a run of an older version has none
+        return ""
+    return f" ({changes})" if changes else ""
 
 
 def steps(recipe: Recipe, data: PreparedData) -> tuple[int, int]:

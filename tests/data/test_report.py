@@ -23,7 +23,7 @@ def test_a_report_is_the_same_when_it_is_read_again():
         "train.jsonl: 3 records, 2 x Alpaca and 1 x ShareGPT",
         "  not read: id, url (in 1 rows)",
         "not used: notes.md (no ending that is read)",
-        "held out: test its own",
+        "test: its own",
     ]
 
 

@@ -2,6 +2,9 @@
 
 import random
 
+import pytest
+
+from newllm_lib.data.readers.base import Reading
 from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.data.splits import read_splits, split_of
@@ -111,3 +114,74 @@ def test_dialogues_that_differ_in_a_role_alone_are_different_records():
     joined = Record(None, (Message("user", "xy"),))
     assert len({a.digest(), b.digest(), joined.digest(), Record("xy").digest()}) == 4
     assert len({Record(None, tuple(Message(**m) for m in d)).digest() for d in dialogues(100)}) == 100
+
+
+def text_splits(tmp_path, text: str) -> dict[str, list[str]]:
+    (tmp_path / "train.txt").write_text(text, encoding="utf-8")
+    return split_texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Title\n\n" + "".join(f"A sentence with the number {i} in it.\n" for i in range(150)),
+        "".join(f"A sentence with the number {i} in it.\r\n" for i in range(40)) + "\r\n\r\n",
+        "word " * 2000,
+        "文字" * 3000,
+        "x" * 5000,
+        "A block of text.\nOf two lines, and\n\nanother block\nthat goes on\nfor long\n" * 30 + "and\n\nends",
+        "A sentence.\n" * 500,
+    ],
+)
+def test_enough_text_trains_whatever_its_shape(tmp_path, text):
+    splits = text_splits(tmp_path, text)
+    whole = sum(len(part) for parts in splits.values() for part in parts)
+    assert all(splits.values()) and whole <= len(text)
+    for split in ("validation", "test"):
+        assert 0.01 < len("".join(splits[split])) / whole < 0.31 or len(set(text.splitlines())) < 9
+
+
+def test_a_text_that_is_one_document_is_cut_at_its_end_and_loses_nothing(tmp_path):
+    sentences = "".join(f"Sentence number {i} of a long text. " for i in range(800))
+    splits = text_splits(tmp_path, sentences)
+    train, validation, test = ("".join(splits[s]) for s in ("train", "validation", "test"))
+    assert train + validation + test == sentences
+    assert all(part.startswith("Sentence") for part in (train, validation, test))
+    assert 0.03 < len(test) / len(sentences) < 0.12 and 0.03 < len(validation) / len(sentences) < 0.12
+
+
+def test_pieces_of_one_document_stay_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("newllm_lib.data.readers.textfiles.LONGEST", 100)
+    for i in range(12):
+        (tmp_path / f"book_{i}.txt").write_text(f"book {i}\n" + f"line of {i}\n" * 40)
+    source = FolderSource(tmp_path, reading=Reading(documents="file"))
+    found = {}
+    for split, record in read_splits(source, ALL, None, RowStats()):
+        found.setdefault(split, []).append(record)
+    assert set(found) == ALL
+    for records in found.values():
+        whole = "".join(r.text for r in records)
+        starts = [r for r in records if not r.continues]
+        assert all(r.text.startswith("book") for r in starts) and len(starts) == whole.count("book")
+        assert all(whole.count(f"line of {r.text.split()[1]}\n") == 40 for r in starts)
+
+
+def test_what_is_repeated_is_held_out_once_and_said(tmp_path):
+    texts = [line for text in paragraphs(300) for line in (text, "###\n")]
+    tally, found = RowStats(), []
+    write_jsonl(tmp_path / "train.jsonl", [{"text": t} for t in texts])
+    for split, record in read_splits(FolderSource(tmp_path), ALL, None, tally):
+        found.append((split, record.text))
+    assert found.count(("test", "###\n")) == 1 and ("train", "###\n") not in found
+    assert list(tally.file.notes.values()) == [299]
+
+
+def test_few_dialogues_are_dealt_out_too(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"messages": talk} for talk in dialogues(8)])
+    found = [split for split, _ in read_splits(FolderSource(tmp_path), ALL, None, RowStats())]
+    assert sorted(found) == ["test"] + ["train"] * 6 + ["validation"]
+
+
+def test_a_sample_of_few_records_is_taken_from_what_is_trained_on(tmp_path):
+    splits = split_texts(source(tmp_path, paragraphs(30)), max_samples=5)
+    assert len(splits["train"]) == 5 and splits["validation"] and splits["test"]

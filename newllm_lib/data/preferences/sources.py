@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data.cache import cache_root, key_hash
-from newllm_lib.data.datasets import REGISTRY, open_with
+from newllm_lib.data.datasets import REGISTRY, open_with, reading_of
 from newllm_lib.data.preferences.generate import generate
 from newllm_lib.data.preferences.pairs import PAIRS, Judged, Pair, columns_of_pairs, parse_pair
-from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, HubName, Source, kind_of
+from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, PACKINGS, ROWS, HubName, Source, kind_of
 from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.schemas import parse_rows
 from newllm_lib.errors import NewLLMError, UsageError
@@ -88,14 +88,14 @@ def load_preferences(recipe: Recipe) -> Preferences:
 def _open(recipe: Recipe) -> Source:
     """The source that a recipe's pairs are read from."""
     if recipe.data_dir is not None:
-        return open_with("FolderSource", Path(recipe.data_dir).expanduser())
+        return open_with("FolderSource", Path(recipe.data_dir).expanduser(), reading=reading_of(recipe))
     path = Path(recipe.data).expanduser()
     if path.is_file():
-        if kind_of(path) not in KINDS[1:]:
-            raise UsageError(f"{path}: preference pairs are read from {', '.join(KINDS[1:])}.")
-        return open_with("FolderSource", path, {"train": [path]})
+        if kind_of(path) not in ROWS:
+            raise UsageError(f"{path}: preference pairs are read from {', '.join(ROWS)}.")
+        return open_with("FolderSource", path, {"train": [path]}, reading=reading_of(recipe))
     name = HubName.parse(_HOMES.get(recipe.data, recipe.data))
-    is_file = recipe.data.lower().endswith(KINDS)
+    is_file = recipe.data.lower().endswith((*KINDS, *PACKINGS))
     if name is None or is_file:
         what = "is no file" if is_file else "are no preference pairs"
         raise UsageError(

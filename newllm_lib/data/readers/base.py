@@ -7,6 +7,7 @@ A new kind of source is a class beside this one; a new data set of a kind that i
 from __future__ import annotations
 
 import abc
+import json
 import re
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
@@ -14,19 +15,49 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from newllm_lib.data import readers
-from newllm_lib.data.records import Record, RowStats
+from newllm_lib.data.records import FileReport, Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, Schema, parse_row, parse_rows
 
 # what files and data sets call their splits
 SPLIT_NAMES = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
+    "testing": "test",
 }
-KINDS = (".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")  # files that are read
+TEXT = (".txt", ".text")
+KINDS = (*TEXT, ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # files that are read
+ROWS = KINDS[len(TEXT) :]
+PACKINGS = (".gz", ".bz2", ".xz", ".zst")  # of any of them but parquet
+
+
+LARGEST = 64 << 20  # characters in one value: more is no record, and must not fill the memory
+
+
+class Reading(NamedTuple):
+    """How a user's files are read, as far as they do not say it themselves."""
+
+    encoding: str = ""  # Python's name; empty: UTF-8
+    documents: str = "auto"  # of plain text: auto, lines, paragraphs, file or separator
+
+
+PLAIN = Reading()
+
+
+def packing_of(path: Path) -> str:
+    """`.gz`, say; empty where the file is not packed."""
+    return path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a data file's name, one of `KINDS`, whether it is packed or not."""
+    return (Path(path.stem) if packing_of(path) else path).suffix.lower()
 
 
 # what the hub's sets call their splits: also the supervised halves of ultrachat_200k and its like
@@ -50,9 +81,12 @@ class HubName(NamedTuple):
         return self.repository + (f":{self.config}" if self.config else "")
 
 
-def kind_of(path: Path) -> str:
-    """The ending of a data file's name, one of `KINDS`."""
-    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+def parse_json(text: str) -> object:
+    """The value of a line, or a `ValueError` that says it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return ValueError("not valid JSON")
 
 
 class DataFile(NamedTuple):
@@ -126,6 +160,10 @@ class Source(abc.ABC):
     def unused(self) -> dict[str, str]:
         """Files beside the source's that hold something and are not read: why, and what to do."""
         return {}
+
+    def name_now(self, name: str, part: FileReport) -> str:
+        """What the file is called now that a report calls `name`, which may be older."""
+        return name
 
     @classmethod
     def of(cls, info: DatasetInfo, cache: Path, commit: str) -> Source:

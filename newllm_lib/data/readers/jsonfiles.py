@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
-import gzip
 import json
-import zlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from newllm_lib.data.readers.base import LARGEST, parse_json
 from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
+from newllm_lib.data.schemas import COLUMNS
 from newllm_lib.errors import NewLLMError
 
-LARGEST = 64 << 20  # characters in one value: more is no record, and must not fill the memory
 
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each line of a .jsonl or .jsonl.gz file; `ValueError` as value of a bad line.
+def read_json_lines(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
+    """(where, value) of each line of a .jsonl file; `ValueError` as value of a bad line.
 
     Raises:
         NewLLMError: a line is not UTF-8, or longer than 64 MiB; the file is not the gzip that its name says.
     """
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
-    with _unpacked(path) as file:
+    with open_data(path, encoding) as file:
         number = 0
         while line := file.readline(LARGEST):
             number += 1
@@ -42,48 +39,98 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, object]]:
         decode_piece(decoder, b"", position, path)
 
 
-@contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
-    with open_data(path) as file:
-        if path.suffix.lower() != ".gz":
-            yield file
-            return
-        try:
-            with gzip.open(file) as unpacked:
-                yield unpacked
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise NewLLMError(f"{path} cannot be unpacked ({error}): is it whole?") from error
-
-
-def parse_json(text: str) -> object:
-    """The value of a line, or a `ValueError` that says it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return ValueError("not valid JSON")
-
-
-def read_json_values(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, value) of each element of a .json file's array, or of values in turn (JSON Lines).
+def read_json_values(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
+    """(where, value) of each element of a .json file's array, or of values in turn (JSON Lines). Of a file
+    that is one object, the rows in it: `{"data": [...]}`, a list for each column, or a row under each key.
 
     Raises:
         NewLLMError: the file is not JSON (names about where) or not UTF-8.
     """
-    reader = _JsonReader(path)
-    in_array = reader.take("[")
-    number = 0
-    while not reader.at_end():
-        if in_array and reader.take("]"):
-            break
-        if in_array and number:
-            reader.expect(",")
-        number += 1
-        yield f"{path}, record {number}", reader.value()
+    reader = _JsonReader(path, encoding)
+    if reader.take("["):
+        values = map(_as_row, _elements(reader))
+    elif reader.skip(_BEFORE_ROWS):
+        values = _elements(reader, in_object=True)
     else:
-        if in_array:
+        values = _values(reader)
+    for number, value in enumerate(values, 1):
+        yield f"{path}, record {number}", value
+
+
+def _elements(reader: _JsonReader, in_object: bool = False) -> Iterator[object]:
+    """What is left of a list whose bracket is open, and of the object around it."""
+    first = True
+    while not reader.take("]"):
+        if reader.at_end():
             reader.fail("the list is not closed: the file is cut off")
+        if not first:
+            reader.expect(",")
+        first = False
+        yield reader.value()
+    if in_object:
+        while not reader.take("}"):
+            reader.expect(",")
+            reader.value()
+            reader.expect(":")
+            reader.value()
     if not reader.at_end():
         reader.fail("there is more after the end of the list")
+
+
+def _values(reader: _JsonReader) -> Iterator[object]:
+    if reader.at_end():
+        return
+    value = reader.value()
+    if isinstance(value, dict) and reader.at_end():
+        yield from _rows_in(value)
+        return
+    yield value
+    while not reader.at_end():
+        yield reader.value()
+
+
+_WRAPPERS = (
+    "data",
+    "rows",
+    "train",
+    "records",
+    "examples",
+    "items",
+    "dataset",
+    "instances",
+    "documents",
+    "texts",
+)
+# `{"version": "1.0", "data": [{`: rows that can be read one at a time
+_BEFORE_ROWS = re.compile(
+    r'\{\s*(?:"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[-+.\deE]+|null|true|false)\s*,\s*)*'
+    rf'"(?:{"|".join(_WRAPPERS)})"\s*:\s*\[\s*(?=\{{)'
+)
+
+
+def _rows_in(value: dict) -> Iterator[object]:
+    """The rows of a file that is one object; the object itself where it is a row."""
+    lists = {key: part for key, part in value.items() if isinstance(part, list) and part}
+    known = {key: part for key, part in value.items() if key in COLUMNS and key not in _WRAPPERS}
+    named = next((lists[key] for key in _WRAPPERS if key in lists), None)
+    if named is not None and not known:
+        return map(_as_row, named)
+    if known and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1:
+        if not any(isinstance(element, dict) for part in known.values() for element in part):
+            return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
+    inner = [part for part in value.values() if isinstance(part, dict)]
+    if len(inner) == len(value) > 0:
+        if known:  # pandas: {"text": {"0": "…", "1": "…"}}
+            return ({key: part.get(number) for key, part in value.items()} for number in inner[0])
+        return iter(inner)
+    if len(lists) == 1 and not known:
+        return map(_as_row, *lists.values())
+    return iter([value])
+
+
+def _as_row(value: object) -> object:
+    """A text alone is a row of text."""
+    return {"text": value} if isinstance(value, str) else value
 
 
 def read_json_members(path: Path) -> Iterator[tuple[str, object]]:
@@ -107,8 +154,8 @@ def read_json_members(path: Path) -> Iterator[tuple[str, object]]:
 class _JsonReader:
     """Reads a file's JSON values in order, holding one at a time."""
 
-    def __init__(self, path: Path):
-        self.path, self.file = path, open_data(path)
+    def __init__(self, path: Path, encoding: str = ""):
+        self.path, self.file = path, open_data(path, encoding)
         self.utf8, self.json = codecs.getincrementaldecoder("utf-8")("strict"), json.JSONDecoder()
         self.buffer, self.at, self.position, self.ended = "", 0, 0, False
         self._more()
@@ -140,6 +187,12 @@ class _JsonReader:
             return False
         self.at += 1
         return True
+
+    def skip(self, pattern: re.Pattern[str]) -> bool:
+        """Step over what `pattern` finds next, if it does."""
+        match = None if self.at_end() else pattern.match(self.buffer, self.at)
+        self.at = match.end() if match else self.at
+        return match is not None
 
     def expect(self, character: str) -> None:
         if not self.take(character):

@@ -51,7 +51,8 @@ def columns_beside(path: Path, columns: frozenset[str]) -> dict[str, int]:
             name = part.path_in_schema.split(".")[0]
             empty = part.statistics.null_count if part.statistics is not None else 0
             filled[name] = filled[name] + part.num_values - (empty or 0)
-        return {name: count for name, count in filled.items() if wanted and name not in wanted and count}
+        beside = {field.name for field in file.schema_arrow if str(field.type) != "null"} - set(wanted or ())
+        return {name: count for name, count in filled.items() if wanted and name in beside and count}
 
 
 def uncompressed_size(path: Path, columns: frozenset[str]) -> int:

@@ -1,37 +1,182 @@
-"""A plain text file as a stream of documents. Concatenated, they are the file, byte for byte.
+"""A plain text file as a stream of documents, and how its documents are parted.
 
-The documents are WikiText's articles where the file has ` = Title = ` headings, else blocks between blank
-lines where there are blank lines, else lines. Which of them is decided by the first mebibyte. Nothing longer
-than `LONGEST` is held in memory: a longer document is cut (a file of several gigabytes without a line break
-is read in bounded memory).
+By itself (`documents: auto`) they are what stands between markers such as `<|endoftext|>` or form feeds,
+where there are some; else WikiText's articles where the file has ` = Title = ` headings, else blocks between
+blank lines where there are enough of them, else lines. The first mebibyte decides. Markers are no text; but
+for them the documents, put together, are the file byte for byte. Nothing longer than `LONGEST` is held in
+memory: of a longer document the pieces continue each other, or (articles, blocks, lines) become documents.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
 import hashlib
+import io
+import itertools
+import lzma
 import re
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from newllm_lib.errors import NewLLMError
+from newllm_lib.data.readers import encodings
+from newllm_lib.data.readers.base import PLAIN, Reading, packing_of
+from newllm_lib.data.records import Record
+from newllm_lib.errors import NewLLMError, UsageError
 
 PIECE = 1 << 20  # bytes read at a time
 LONGEST = 1 << 20  # characters in one document
 
 _HEADING = re.compile(r" ?= (?![ =])[^\n]*(?<![ =]) = ?\r?\n?")
+# Never text: what trainers and tokenizers write between documents.
+_MARKER = re.compile(
+    r"<\|(?:(?:end|start|begin|beginning)_?of_?(?:text|document|doc|story|sentence|sequence)|[be]os|"
+    r"endofdoc|document|doc_?sep|sep)\|>[ \t]*(?:\r?\n)?",
+    re.IGNORECASE,
+)
+# The same where they stand alone on a line, or a sentence's around it.
+_ALONE = re.compile(
+    r"^[ \t]*(?:</?s>|<(?:[be]os|sep|eod|eot|/?doc)>|\[(?:[be]os|sep|cls|eod)\])[ \t]*\r?\n?$"
+    r"|</s>[ \t]*\r?\n?$|^<s>[ \t]*",
+    re.IGNORECASE,
+)
+_FORM_FEED = re.compile(r"[ \t]*\f(?:[ \t]*\r?\n)?")
+_LONGEST_MARKER = 40  # characters
+_ENDS_SENTENCE = re.compile(r"[.!?:;。！？…」』）)\]\"'”’»*]\s*$")
+_FEW_BLOCKS = 20
+
+
+class Parting(NamedTuple):
+    """How the documents of a file are parted."""
+
+    kind: str  # "articles", "blocks", "lines", "file" or "separator"
+    words: str  # for the user
+    separator: re.Pattern[str] | None = None
+    as_ever: bool = True  # a version that knew no markers parted the file like that, too
+
+
+_WORDS = {
+    "articles": "a document an article",
+    "blocks": "a document a block between blank lines (--documents file: the whole file is one)",
+    "lines": "a document a line (--documents file: the whole file is one)",
+    "file": "the whole file is one document",
+}
+_ASKED = {"lines": "lines", "paragraphs": "blocks", "file": "file"}
+
+
+def parting_of(path: Path, reading: Reading = PLAIN) -> Parting:
+    """How the documents of a file are parted, by what is asked for and by its beginning.
+
+    Raises:
+        UsageError: separators are asked for, and there are none.
+        NewLLMError: the file cannot be read.
+    """
+    with open_data(path, reading.encoding) as file:
+        data = file.read(PIECE)
+    head = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    as_ever = document_kind(head) if not data.startswith(codecs.BOM_UTF8) else ""
+    marker = _first_marker(path, head, reading, whole=len(data) < PIECE)
+    if marker and reading.documents in ("auto", "separator", "file"):
+        return Parting("separator", f"a document between two {marker}", _MARKER, False)
+    if reading.documents in _ASKED:
+        kind = _ASKED[reading.documents]
+        return Parting(kind, _WORDS[kind], as_ever=kind == as_ever)
+    found = _separators(head)
+    if found is None and reading.documents == "separator":
+        found = _repeated_line(path, head)
+    kind = document_kind(head)
+    if kind == "blocks" and _is_a_list(head):
+        kind = "lines"
+    return found or Parting(kind, _WORDS[kind], as_ever=kind == as_ever)
+
+
+def _separators(head: str) -> Parting | None:
+    """Separators that could be text elsewhere: alone on a line, or form feeds."""
+    lines = re.findall(r"[^\n]*\n|[^\n]+", head)
+    alone = Counter(match[0].strip() for line in lines for match in _ALONE.finditer(line))
+    if alone.total() > 1:
+        return Parting("separator", f"a document between two {alone.most_common(1)[0][0]}", _ALONE, False)
+    if all(part.strip() for part in head.partition("\f")[::2]):
+        return Parting("separator", "a document between two form feeds", _FORM_FEED, False)
+    return None
+
+
+def _first_marker(path: Path, head: str, reading: Reading, whole: bool) -> str:
+    """The first marker in the file, as it is spelled; empty: there is none."""
+    pieces = [head] if whole else read_lines(path, reading.encoding)
+    return next((match[0].strip() for piece in pieces if (match := _MARKER.search(piece))), "")
+
+
+def _repeated_line(path: Path, head: str) -> Parting:
+    """The line without letters that is repeated most, as `###` or `* * *`."""
+    lines = Counter(line.strip() for line in head.splitlines())
+    found = [line for line, n in lines.most_common() if n > 1 and line and not re.search(r"\w", line)]
+    if not found:
+        raise UsageError(
+            f"--documents separator: {path} has no separator in its first mebibyte (<|endoftext|>, a form "
+            "feed, a line such as ### that is repeated): use lines, paragraphs or file."
+        )
+    pattern = re.compile(rf"^[ \t]*{re.escape(found[0])}[ \t]*\r?\n?$")
+    return Parting("separator", f"a document between two lines {found[0]}", pattern, False)
+
+
+def _is_a_list(head: str) -> bool:
+    """Whether a text of few blocks is a list of sentences, with a title above them, say: a document each."""
+    lines = [line for line in head.splitlines() if line.strip()]
+    blocks = len(re.findall(r"\n[ \t\r]*\n+(?=[^\n]*\S)", head.strip())) + 1
+    ending = sum(bool(_ENDS_SENTENCE.search(line)) for line in lines)
+    return blocks < _FEW_BLOCKS and len(lines) >= 3 * blocks and ending >= 0.6 * len(lines)
+
+
+def read_text(path: Path, reading: Reading, parting: Parting) -> Iterator[Record]:
+    """The documents of a text file, in order, without those that hold no text.
+
+    Raises:
+        NewLLMError: the file is not in its encoding (names the byte, and what to do) or cannot be read.
+    """
+    lines = read_lines(path, reading.encoding)
+    if parting.kind == "separator":
+        yield from _in_pieces(_between(lines, parting.separator))
+    elif parting.kind == "file":
+        yield from _in_pieces(lines)
+    else:
+        yield from map(Record, group_lines(lines, parting.kind))
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a text file, in order.
+    """The documents of a text file as `auto` parts them."""
+    return (record.text for record in read_text(path, PLAIN, parting_of(path)))
 
-    Raises:
-        NewLLMError: the file is not UTF-8 (names the byte and how to convert it) or cannot be read.
-    """
-    with open_data(path) as file:
-        head = file.read(PIECE)
-    return group_lines(read_lines(path), document_kind(head.decode("utf-8", errors="replace")))
+
+def _between(lines: Iterable[str], separator: re.Pattern[str]) -> Iterator[str | None]:
+    """The text between separators, None where one stands."""
+    held = ""
+    for line, following in _with_following(lines):
+        line, held = held + line, ""
+        if not line.endswith("\n") and following is not None:  # a piece of a very long line
+            line, held = line[:-_LONGEST_MARKER], line[-_LONGEST_MARKER:]
+        first, *rest = separator.split(line)
+        yield first
+        for part in rest:
+            yield None
+            yield part
+
+
+def _in_pieces(parts: Iterable[str | None]) -> Iterator[Record]:
+    """Documents, one ending at each None: a piece of at most `LONGEST` characters, and what continues it."""
+    held, size, continues = [], 0, False
+    for part in itertools.chain(parts, [None]):
+        if part is None or size + len(part) > LONGEST:
+            if _has_text(held):
+                yield Record("".join(held), continues=continues)
+            held, size, continues = [], 0, part is not None
+        if part:
+            held.append(part)
+            size += len(part)
 
 
 def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
@@ -82,7 +227,7 @@ def document_kind(head: str) -> str:
     """What the documents of a file are, judged by its beginning: "articles", "blocks" or "lines"."""
     previous_blank = True
     blank_between = False
-    for line, following in _with_following(head.strip("\n").split("\n")):
+    for line, following in _with_following(head.strip("\r\n").split("\n")):
         if _article_starts(previous_blank, line, following):
             return "articles"
         previous_blank = not line.strip()
@@ -100,13 +245,22 @@ def _with_following(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         yield held, None
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def split_at_markers(text: str) -> list[str]:
+    """The documents in the text of a row that has markers, or the text itself."""
+    if "<|" not in text or not _MARKER.search(text):
+        return [text]
+    return [part for part in _MARKER.split(text) if part.strip()]
+
+
+def read_lines(path: Path, encoding: str = "") -> Iterator[str]:
     """The file's lines with their breaks (only LF); one of over a mebibyte comes in pieces."""
     decoder, position = codecs.getincrementaldecoder("utf-8")("strict"), 0
-    with open_data(path) as file:
+    with open_data(path, encoding) as file:
         while True:
             piece = file.readline(PIECE)
             text = decode_piece(decoder, piece, position, path)
+            if not position:
+                text = text.removeprefix("\ufeff")
             position += len(piece)
             if text:
                 yield text
@@ -118,7 +272,7 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
     """The next characters of a file; `position`: where `piece` begins; an empty piece ends the file.
 
     Raises:
-        NewLLMError: naming the file, the offset of the first byte that is not UTF-8, and how to convert the
+        NewLLMError: naming the file, the offset of the first byte that is not UTF-8, and how to read the
         file.
     """
     held = len(decoder.getstate()[0])
@@ -126,33 +280,111 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
         return decoder.decode(piece, final=not piece)
     except UnicodeDecodeError as error:
         offset = position - held + error.start
-        encoding = "UTF-16" if _starts_as_utf16(path) else "CP1252"
-        raise NewLLMError(
-            f"{path} is not UTF-8: byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read. If it "
-            f"is {encoding} text, convert it: iconv -f {encoding} -t UTF-8 '{path.name}' > "
-            f"converted{path.suffix}"
-        ) from None
+        problem = f"byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read"
+        with open_data(path) as file:
+            file.read(max(0, offset - encodings.HEAD // 2))
+            raise encodings.wrong_encoding(path, problem, file.read(encodings.HEAD)) from None
 
 
-def open_data(path: Path) -> BinaryIO:
-    """Open a data file for reading bytes; a failure is one line for the user."""
+def check_encoding(path: Path, encoding: str) -> str:
+    """The encoding to read a text file in: the one that was named, or UTF-8 ("") where the file is that.
+
+    Raises:
+        NewLLMError: none was named, and the file is in another.
+    """
+    with open_data(path) as file:
+        head = file.read(encodings.HEAD)
+    problem = encodings.not_as_it_seems(head)
+    if encoding:
+        plainly = not problem and not head.isascii() and encodings.is_utf8(head)
+        return "" if plainly else encoding
+    if problem:
+        raise encodings.wrong_encoding(path, problem, head)
+    return ""
+
+
+def open_data(path: Path, encoding: str = "") -> BinaryIO:
+    """Open a data file for reading bytes, unpacked, and in UTF-8 whatever its encoding. Failures, when it is
+    opened or read, are one line for the user.
+
+    Args:
+        encoding: of the file; empty: its bytes as they are.
+    """
     try:
-        return open(path, "rb")
+        raw = open(path, "rb")
     except OSError as error:
         raise NewLLMError(f"{path} cannot be read: {error.strerror}.") from error
+    if not encoding and not packing_of(path):
+        return raw
+    return io.BufferedReader(_Unpacked(raw, path, encoding), PIECE)
+
+
+class _Unpacked(io.RawIOBase):
+    """A file's text in UTF-8, or its bytes, unpacked on the way."""
+
+    def __init__(self, raw: BinaryIO, path: Path, encoding: str):
+        self.raw, self.path, self.encoding = raw, path, encoding
+        self.file = _OPENERS[packing_of(path)](raw)
+        self.decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
+        self.rest, self.position, self.ended = b"", 0, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self.rest and not self.ended:
+            piece = self._piece()
+            self.ended = not piece
+            self.rest = self._in_utf8(piece) if self.decoder else piece
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+    def _piece(self) -> bytes:
+        try:
+            return self.file.read(1 << 16)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise NewLLMError(f"{self.path} cannot be unpacked ({error}): is it whole?") from error
+
+    def _in_utf8(self, piece: bytes) -> bytes:
+        held = len(self.decoder.getstate()[0])
+        try:
+            text = self.decoder.decode(piece, final=not piece)
+            self.position += len(piece)
+            return text.encode("utf-8")
+        except UnicodeError as error:
+            offset = self.position - held + getattr(error, "start", 0)
+            raise NewLLMError(
+                f"{self.path} is not {encodings.in_words(self.encoding)}: byte {offset:,} cannot be read. "
+                "Name another --encoding."
+            ) from error
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def _zstd(raw: BinaryIO) -> BinaryIO:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+
+
+_OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+    "": lambda raw: raw,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
 
 
 def content_hash(paths: list[Path]) -> str:
     """A hash of the files' bytes (not of their names or times)."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        with open_data(path) as file:
+        with open(path, "rb") as file:
             while piece := file.read(PIECE):
                 digest.update(piece)
         digest.update(path.stat().st_size.to_bytes(8, "little"))
     return digest.hexdigest()
-
-
-def _starts_as_utf16(path: Path) -> bool:
-    with open_data(path) as file:
-        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

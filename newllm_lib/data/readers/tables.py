@@ -1,0 +1,102 @@
+"""CSV and TSV: a row at a time, whatever the size; values are text as it stands there."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from newllm_lib.data.readers.base import LARGEST, kind_of
+from newllm_lib.data.readers.textfiles import open_data, read_lines
+from newllm_lib.data.schemas import COLUMNS
+from newllm_lib.errors import NewLLMError
+
+_DELIMITERS = ",;\t|"
+_JUDGED = 200  # lines that tell how values are quoted
+# columns of turns, which a table writes as text
+_LISTS = frozenset(("messages", "conversations", "conversation", "history", "dialog", "dialogue", "turns"))
+_LISTS |= {"utterances", "data", "prompt", "completion", "chosen", "rejected"}
+
+
+def read_csv(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
+    """(where, row) of each line below the header; a line with other columns than it comes as a `ValueError`.
+
+    Columns are parted by what parts the header into most that are known, else by commas (.tsv: tabs). Where
+    a value of a column of turns is a list written as JSON or as Python, it is that list.
+
+    Raises:
+        NewLLMError: the file is not in its encoding, or a quotation mark in it stands where none can be.
+    """
+    csv.field_size_limit(LARGEST)
+    number = 1
+    try:
+        with io.TextIOWrapper(open_data(path, encoding), encoding="utf-8-sig", newline="") as file:
+            reader = _reader(path, file)
+            names = [name.strip() for name in next(reader, [])]
+            for values in reader:
+                where, number = f"{path}, line {number + 1}", reader.line_num
+                if len(values) == len(names):
+                    pairs = zip(names, values, strict=True)
+                    yield where, {name: _value(name, text) for name, text in pairs}
+                elif any(values):
+                    problem = f"{len(values)} values below a header of {len(names)} columns"
+                    yield where, ValueError(problem)
+    except UnicodeDecodeError:
+        for _ in read_lines(path, encoding):  # which raises the line for the user
+            pass
+    except csv.Error as error:
+        raise NewLLMError(
+            f"{path} cannot be read as a table after line {number:,} ({error}): a value with a quotation "
+            'mark in it stands in quotation marks itself, and the mark is doubled ("").'
+        ) from error
+
+
+def _reader(path: Path, file: io.TextIOWrapper) -> Iterator[list[str]]:
+    """The table's lines from the header on."""
+    first = file.readline()
+    delimiter = _delimiter(path, first)
+    if first.lower().startswith("sep="):  # Excel's
+        first = file.readline()
+    head = [first, *itertools.islice(file, _JUDGED)]
+    how = {"delimiter": delimiter, "strict": True}
+    if kind_of(path) == ".tsv" and not _is_quoted(head, how):
+        how["quoting"] = csv.QUOTE_NONE
+    return csv.reader(itertools.chain(head, file), **how)
+
+
+def _delimiter(path: Path, first: str) -> str:
+    if first.lower().startswith("sep="):
+        return first.strip("\r\n")[4:5] or ","
+    usual = "\t" if kind_of(path) == ".tsv" else ","
+
+    def known(delimiter: str) -> int:
+        return len(COLUMNS.intersection(part.strip(' "\r\n') for part in first.split(delimiter)))
+
+    return max((usual, *_DELIMITERS), key=known)
+
+
+def _is_quoted(lines: list[str], how: dict) -> bool:
+    """Whether quotation marks around values are none of the text."""
+    try:
+        for _ in csv.reader(lines, **how):
+            pass
+    except csv.Error as error:
+        return "unexpected end of data" in str(error) and len(lines) > _JUDGED
+    return True
+
+
+def _value(name: str, text: str) -> object:
+    """Text, or in a column of turns the list that it spells."""
+    if name not in _LISTS or not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list) else text
+    return text
