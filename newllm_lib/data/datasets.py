@@ -118,8 +118,8 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
     name = HubName.parse(recipe.data)
     if name is None:
         raise UsageError(
-            f"Unknown data {recipe.data!r}: there is no such file or folder. Use {', '.join(REGISTRY)}, a "
-            "file or folder of your own, or a hub id such as owner/name or owner/name:config."
+            f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "
+            "owner/name:config, or a file or folder of your own (there is none of this name)."
         )
     # WikiText in another configuration or revision
     is_wikitext = name.repository == REGISTRY["wikitext"].home.partition(":")[0]
