@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newllm_lib import runs
-from newllm_lib.colab import drive
-from newllm_lib.colab.environment import on_colab
+from newllm_lib.colab import buttons, drive
+from newllm_lib.colab.environment import on_colab, shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.colab.live import watch
 from newllm_lib.console import say
@@ -24,8 +24,14 @@ class Started:
     pid: int | None = None
 
 
+_started: dict[Path, Started] = {}  # what this kernel has started, by the run's folder
+
+
 def train(settings: Settings, every: float = 2.0, **more) -> Run:
-    """Train what the form chose and show it until it ends; run the cell again to continue a stopped run.
+    """Train what the form chose and show it; run the cell again to look again, or to continue a stopped run.
+
+    In a notebook the cell ends at once and the picture goes on (`wait` waits); elsewhere it returns when
+    training has ended.
 
     Args:
         every: seconds between two looks.
@@ -35,12 +41,39 @@ def train(settings: Settings, every: float = 2.0, **more) -> Run:
     """
     started = start(settings, **more)
     status = watch(started.run, every=every)[0]
+    if shell():
+        return started.run
     if status["state"] == "running":  # only the view was closed
         raise Interrupted(
             f"{started.run.name} is still training: run this cell again to see it, then the cells below."
         )
     check(started)
     return started.run
+
+
+def wait(*waited: Run, every: float = 0.3) -> None:
+    """Wait until these runs are trained, so that the cells below find them finished. ■ ends the waiting
+    alone.
+
+    Raises:
+        NewLLMError: a training failed; says why. Interrupted: it was stopped after saving, or the waiting
+        was.
+    """
+    for run in waited:
+        if runs.read_status(run)["state"] == "running":
+            say(
+                f"Waiting for {run.name}. Training goes on without this tab. ■ ends the waiting only: "
+                "then you can "
+                "run the training cell again to see it, or chat with the best model so far."
+            )
+        try:
+            while runs.read_status(run)["state"] == "running":
+                buttons.wait(every)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"{run.name} is still training: run its training cell again to see it, then this cell."
+            ) from None
+        check(_started.get(run.path.absolute(), Started(run)))
 
 
 def start(settings: Settings, **more) -> Started:
@@ -59,7 +92,8 @@ def start(settings: Settings, **more) -> Started:
         say(f"{run.name} is already training: shown as it goes.")
         return Started(run)
     say(f"{run.name}: training in the background (pid {pid}), log {run.log}")
-    return Started(run, pid)
+    _started[run.path.absolute()] = Started(run, pid)
+    return _started[run.path.absolute()]
 
 
 def _second_place(settings: Settings) -> dict:

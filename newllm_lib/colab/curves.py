@@ -1,53 +1,54 @@
-"""Runs as a picture: training loss, and validation bits per byte with the best evaluation marked."""
+"""Runs as a picture: training loss, and validation bits per byte with the best evaluation marked.
+
+It is right from the first second: the x axis is as long as the run will be, and the y axes hold what a model
+that knows nothing would score, and later what counting does."""
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Sequence
 
+from newllm_lib.colab import pictures
 from newllm_lib.colab.history import History
+from newllm_lib.evaluation.palette import GREY, Style, styles
 
-# Blue, orange, green, purple of Okabe and Ito's palette: distinct in every common colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499")
-GREY = "#6b7280"
-LN2 = math.log(2)
+LEAST_LOSS, LEAST_BITS = (
+    0.2,
+    0.1,
+)  # what a difference is worth: axes never show less, in nats and bits per byte
 
 
-def draw(histories: Sequence[History], baselines: dict[str, float] | None = None):
+def draw(
+    histories: Sequence[History],
+    baselines: dict[str, float] | None = None,
+    total_steps: int | None = None,
+    guessing: float | None = None,
+):
     """A matplotlib Figure of one run or several overlaid.
 
     Args:
         baselines: name to bits per byte, drawn as dashed lines ("bigram": 2.31).
+        total_steps: of the longest run; the x axis ends there.
+        guessing: the loss in nats of a model that knows nothing.
     """
-    from matplotlib.figure import Figure  # not pyplot: no global state, so a thread may draw
-
-    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
+    figure = pictures.new_figure()
     loss, bits = figure.subplots(1, 2, sharex=True)
-    for history, colour in zip(histories, _colours(), strict=False):
-        _draw_loss(loss, history, colour, _short(history.label) if len(histories) > 1 else "")
-        _draw_bits(bits, history, colour)
-    for name, value in (baselines or {}).items():
-        bits.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        bits.annotate(
-            f"{name} {value:.3f}",
-            (0.01, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            color=GREY,
-            fontsize=8,
-        )
-    _finish(loss, "Loss (nats per token)", legend=True)
-    _finish(bits, "Bits per byte on the validation text (✓ best)", legend=False)
+    several = len(histories) > 1
+    given = styles([history.label for history in histories])
+    for history, style in zip(histories, given, strict=True):
+        _draw_loss(loss, history, style, f"{short(history.label)} " if several else "")
+        _draw_bits(bits, history, style)
+    end = total_steps or max([h.step for h in histories], default=0) or 1
+    loss.set_xlim(0, end)
+    pictures.plain_axes(loss, "Loss, nats a token", "optimizer step")
+    pictures.plain_axes(bits, "Bits per byte, validation text (✓ best)", "optimizer step")
+    _loss_axis(loss, histories, guessing)
+    _bits_axis(bits, histories, baselines or {}, given)
     return figure
 
 
-def png(figure) -> bytes:
-    """The figure as PNG bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+def short(label: str, most: int = 24) -> str:
+    """A run's name as a legend has room for it; the ends tell runs apart."""
+    return label if len(label) <= most else label[: most // 2] + "…" + label[-most // 2 :]
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -61,66 +62,96 @@ def smooth(values: list[float]) -> list[float]:
     return smoothed
 
 
-def _colours():
-    while True:
-        yield from COLOURS
-
-
-def _short(label: str, most: int = 24) -> str:
-    """A run's name as a legend has room for it; the ends tell runs apart."""
-    return f"{label if len(label) <= most else label[: most // 2] + '…' + label[-most // 2 :]} "
-
-
-def _draw_loss(axes, history: History, colour: str, name: str) -> None:
+def _draw_loss(axes, history: History, style: Style, name: str) -> None:
     x, y = history.series("loss")
     if y:
-        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
-        axes.plot(x, smooth(y), color=colour, linewidth=1.8, label=f"{name}training")
+        axes.plot(x, y, color=style.colour, linewidth=0.8, alpha=0.3)
+        # one point is no line
+        marker = style.marker if len(y) == 1 else ""
+        axes.plot(x, smooth(y), marker + "-", color=style.colour, linewidth=1.8, label=f"{name}training")
     x, y = history.series("eval_loss")
     if y:
         axes.plot(
-            x, y, _markers(y) + "--", color=colour, linewidth=1, markersize=3.5, label=f"{name}validation"
+            x,
+            y,
+            _markers(y, style) + "--",
+            color=style.colour,
+            linewidth=1,
+            markersize=4,
+            label=f"{name}validation",
+            clip_on=False,
         )
 
 
-def _draw_bits(axes, history: History, colour: str) -> None:
+def _draw_bits(axes, history: History, style: Style) -> None:
     x, y = history.series("eval_bits_per_byte")
     if not y:
         return
-    axes.plot(x, y, _markers(y) + "-", color=colour, linewidth=1.8, markersize=3.5)
+    axes.plot(
+        x, y, _markers(y, style) + "-", color=style.colour, linewidth=1.8, markersize=4.5, clip_on=False
+    )
+    if place := _best(history):
+        axes.plot(*place, style.marker, color=style.colour, markersize=8, clip_on=False)
+
+
+def _best(history: History) -> tuple[int, float] | None:
     best = history.best
-    if best is not None and best.get("eval_bits_per_byte") is not None:
-        place = (best.get("epoch", best["step"]), best["eval_bits_per_byte"])
-        axes.plot(*place, "o", color=colour, markersize=7)
-        axes.annotate(
-            f"✓ {place[1]:.3f}",
-            place,
-            xytext=(6, 9),
-            textcoords="offset points",
-            ha="right",
-            color=colour,
-            fontsize=10,
-            fontweight="bold",
-        )
+    if best is None or best.get("eval_bits_per_byte") is None:
+        return None
+    return best["step"], best["eval_bits_per_byte"]
 
 
-def _markers(values: list[float]) -> str:
-    """Dots where there are few evaluations; a hundred would only thicken the line."""
-    return "o" if len(values) <= 30 else ""
+def _markers(values: list[float], style: Style) -> str:
+    """The model's shape where there are few evaluations; a hundred would only thicken the line."""
+    return style.marker if len(values) <= 30 else ""
 
 
-def _finish(axes, title: str, legend: bool) -> None:
-    axes.set_title(title, fontsize=10.5, loc="left")
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_lines():
-        axes.margins(y=0.14)
-        if legend:
-            axes.legend(fontsize=8, frameon=False)
+def _loss_axis(axes, histories: Sequence[History], guessing: float | None) -> None:
+    values = [v for h in histories for key in ("loss", "eval_loss") for v in h.series(key)[1]]
+    if len(values) < 3 and guessing:
+        axes.axhline(guessing, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        pictures.beside(axes, [(guessing, "knows nothing", GREY)])
+        values = [*values, 0.0, guessing]
+    if values:
+        pictures.least_span(axes, LEAST_LOSS, values)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=10, frameon=False, labelcolor=pictures.TEXT, loc="upper right")
+    if not values or not any(h.step for h in histories):
+        _waiting(axes)
+
+
+def _bits_axis(
+    axes, histories: Sequence[History], baselines: dict[str, float], given: Sequence[Style]
+) -> None:
+    labels = [
+        (place[1], f"✓ {place[1]:.3f}", style.colour)
+        for history, style in zip(histories, given, strict=True)
+        if (place := _best(history))
+    ]
+    values = [v for h in histories for v in h.series("eval_bits_per_byte")[1]]
+    for name, value in baselines.items():
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        labels.append((value, f"{name} {value:.3f}", GREY))
+    if values:
+        pictures.least_span(axes, LEAST_BITS, values, baselines.values())
     else:
+        axes.set_ylim(0, 8.4)
+        labels.append((8.0, "knows nothing", GREY))
+        axes.axhline(8.0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(
-            0.5, 0.5, "waiting for the first figures …", transform=axes.transAxes, ha="center", color=GREY
+            0.5,
+            0.5,
+            "after the first evaluation",
+            transform=axes.transAxes,
+            ha="center",
+            color=GREY,
+            fontsize=11,
         )
+    pictures.beside(axes, labels)
+
+
+def _waiting(axes) -> None:
+    axes.set_ylim(*((0, 1) if axes.get_ylim() == (0.0, 1.0) else axes.get_ylim()))
+    axes.text(
+        0.5, 0.5, "after the first steps", transform=axes.transAxes, ha="center", color=GREY, fontsize=11
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
+from newllm_lib import console
 from newllm_lib.device import stale_packages
 from newllm_lib.errors import NewLLMError
 
@@ -46,6 +48,7 @@ def ready(clone: Path | None = None) -> None:
         NewLLMError: a package is missing in the Python that runs this notebook.
     """
     one_line_errors()
+    quiet()
     missing = [
         name
         for name in ("torch", "transformers", "datasets", "matplotlib")
@@ -60,18 +63,65 @@ def ready(clone: Path | None = None) -> None:
     if root is not None:
         os.chdir(root)
     for line in stale_packages():
-        print(f"⚠ {line}")
+        print(f"⚠ {in_words_of_place(line)}")
     print(f"New-LLM is ready: Python {sys.version.split()[0]}, runs go to {Path.cwd() / 'checkpoints'}")
 
 
+def quiet() -> None:
+    """No warnings for programmers and no bars of libraries: they are red, and none of a reader's business."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    libraries = r"(newllm_lib|torch|transformers|trl|peft|datasets|accelerate|huggingface_hub|google)(\.|$)"
+    for kind in (UserWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=kind, module=libraries)
+    if "transformers" in sys.modules:  # it has looked at the variables already
+        console.quiet_libraries()
+
+
+def in_words_of_place(line: str) -> str:
+    """A line as this place calls things: only Colab has a menu *Runtime*."""
+    if on_colab():
+        return line
+    return line.replace(
+        "restart the session (Runtime → Restart session)", "restart the kernel (Kernel → Restart Kernel)"
+    )
+
+
 def one_line_errors() -> None:
-    """In a notebook, show `NewLLMError` as one line (cause and remedy); others keep their traceback."""
+    """In a notebook, what a reader can do something about is one line: our errors in the form's words, ■, and
+    a name that a cell above would have made. Others keep their traceback."""
     instance = shell()
     if instance is not None:
-        instance.set_custom_exc((NewLLMError,), _show)
+        instance.set_custom_exc((NewLLMError, KeyboardInterrupt, NameError), _show)
+
+
+# What cells make or import and later cells use: tests/notebooks/test_build.py compares.
+MADE_BY_CELLS = (
+    "settings run new_llm tiny_gpt2 comparison conversation chosen mixture pairs rate text experiments "
+    "train wait chat compare read measure keep watch plan look report answer sweep "
+    "show_gates show_recall show_surprise"
+).split()
 
 
 def _show(instance, kind, error, traceback, tb_offset=None):
-    line = f"✗ {error}"
+    name = getattr(error, "name", None)
+    if issubclass(kind, NameError) and name not in MADE_BY_CELLS:
+        instance.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+        return None
+    line = f"✗ {_in_one_line(kind, error)}"
     print(line, file=sys.stderr, flush=True)
     return [line]
+
+
+def _in_one_line(kind: type, error: BaseException) -> str:
+    if issubclass(kind, NameError):
+        menu = "Runtime → Run before" if on_colab() else "Run → Run All Above Selected Cell"
+        return f"{error.name} does not exist yet: a cell above makes it. Run the cells in order ({menu})."
+    if issubclass(kind, KeyboardInterrupt):
+        return "Stopped (■). What trains in the background goes on; the cells below did not run."
+    from newllm_lib.colab.forms import in_form_words
+
+    said = in_words_of_place(in_form_words(str(error))).rstrip()
+    return f"{said}{'' if said.endswith('.') else '.'} The cells below did not run."

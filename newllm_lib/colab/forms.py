@@ -1,7 +1,7 @@
 """A recipe as a notebook form, and back: the `#@param` cell is rendered, its values become overrides.
 
-The cell's defaults are the recipe's own values, so a field that was left as it is overrides nothing and the
-recipe still adapts to the machine (fewer sequences at a time on a CPU, for example).
+A field of a recipe key is empty until someone types into it: then the recipe's value for this machine counts,
+and the cell prints it. What is typed is what is trained, also where it is what the recipe says anyway.
 `NEWLLM_NOTEBOOK_OVERRIDES`, a JSON object of fields and recipe keys, wins over the form: testers run a whole
 notebook on a tiny model with it, without editing a cell.
 """
@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
+from newllm_lib.colab import form_checks
 from newllm_lib.console import say
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, value_types
+from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
 from newllm_lib.recipe.init_from import decided_by_start
+from newllm_lib.recipe.values import checked
 from newllm_lib.runs import command_of
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
-FORM_DEVICE = "t4"  # the defaults shown are those of Colab's free GPU
+FORM_DEVICE = "t4"  # keys that a recipe has are looked up as Colab's free GPU has them
 LINE = 120
 
 
 @dataclass(frozen=True)
 class Field:
-    """One line of a form. A recipe key takes default, type and choices from the recipe."""
+    """One line of a form. A recipe key takes type and choices from the recipe."""
 
     name: str
     english: str
@@ -35,15 +38,26 @@ class Field:
     default: object = None
     choices: tuple[str, ...] = ()
     free: bool = False  # the choices are proposals: anything else may be typed
+    minimum: float | None = None  # of a number that is no recipe key
+
+    @property
+    def title(self) -> str:
+        """What the field is called where people are told about it: `Epochs`."""
+        return re.split(r"[:(,]", self.english)[0].strip()
 
     @property
     def is_recipe_key(self) -> bool:
         return self.name in _KEYS
 
+    @property
+    def is_empty_at_first(self) -> bool:
+        return self.is_recipe_key and not self.options()
+
     def default_in(self, recipe: Recipe):
-        """The value the form shows: the recipe's, or the field's own where it is no recipe key."""
-        value = getattr(recipe, self.name) if self.is_recipe_key else self.default
-        return "" if value is None and self._kind() == "string" else value
+        """What the form shows: of a recipe key nothing, or the recipe's choice; else the field's own."""
+        if not self.is_recipe_key:
+            return self.default
+        return "" if self.is_empty_at_first else getattr(recipe, self.name)
 
     def options(self) -> tuple[str, ...]:
         return self.choices or (_KEYS[self.name].metadata["choices"] if self.is_recipe_key else ())
@@ -52,15 +66,29 @@ class Field:
         """Colab's annotation: a drop-down list for choices, else an input of the field's type."""
         if self.options():
             return json.dumps(list(self.options())) + (" {allow-input: true}" if self.free else "")
+        if self.is_recipe_key:
+            return '{type:"string", placeholder:"as the recipe says"}'
         return f'{{type:"{self._kind()}"}}'
 
     def _kind(self) -> str:
-        types = value_types(_KEYS[self.name]) if self.is_recipe_key else (type(self.default),)
-        if str in types:
-            return "string"
-        if len(types) > 1:
-            return "raw"  # a number or None
-        return {bool: "boolean", int: "integer", float: "number"}[types[0]]
+        return {bool: "boolean", int: "integer", float: "number"}.get(type(self.default), "string")
+
+    def read(self, value):
+        """A typed value as the field's type.
+
+        Raises:
+            UsageError: it is none; in the form's words.
+        """
+        if self.is_recipe_key:
+            try:
+                return checked(_KEYS[self.name], value)
+            except UsageError as error:
+                raise UsageError(f"*{self.title}*{str(error).removeprefix(self.name)}") from None
+        if self.choices and not self.free and value not in self.choices:
+            raise UsageError(f"*{self.title}* must be one of {', '.join(self.choices)}, not {value!r}.")
+        if type(self.default) in (int, float):
+            return form_checks.number(self.title, value, type(self.default), self.minimum)
+        return value
 
 
 @dataclass(frozen=True)
@@ -104,13 +132,14 @@ class Form:
         return [f"from newllm_lib.colab.settings import {self.name}", "", head, *lines, line, ")"]
 
     def read(self, **values) -> Settings:
-        """The cell's values as settings; says what will be trained.
+        """The cell's values as settings; says what will be trained, and what the fields left alone mean.
 
         Raises:
-            UsageError: a value the recipe does not accept, or `NEWLLM_NOTEBOOK_OVERRIDES` is not a JSON
-            object.
+            UsageError: a value that cannot be, in the form's words; or `NEWLLM_NOTEBOOK_OVERRIDES` is not a
+            JSON object.
         """
-        defaults = self.defaults()
+        global _form
+        _form, defaults = self, self.defaults()
         unknown = set(values) - set(defaults)
         if unknown:
             raise UsageError(
@@ -118,30 +147,55 @@ class Form:
             )
         forced = _forced()
         values = {**defaults, **values, **{k: v for k, v in forced.items() if k in defaults}}
-        name = values.pop("recipe", self.recipe)
+        typed = {f.name: f.read(values[f.name]) for f in self.fields if values[f.name] not in ("", None)}
+        extra = {
+            f.name: typed.pop(f.name, f.default)
+            for f in self.fields
+            if not f.is_recipe_key and f.name not in _SPECIAL
+        }
+        name = typed.pop("recipe", self.recipe)
         if name == "auto" and self.choose:
-            name = self.choose(values)
-        preset = _chosen(self.gpus, "gpu", values.pop("gpu", None)) | _chosen(
-            self.presets, "size", values.pop("size", None)
-        )
-        own, extra = {}, {}
-        for f in self.fields:
-            if f.name not in values:
-                continue
-            if not f.is_recipe_key:
-                extra[f.name] = values[f.name]
-            elif values[f.name] != defaults[f.name]:
-                own[f.name] = values[f.name]
-        own.update({k: v for k, v in forced.items() if k not in extra and k not in ("recipe", "size", "gpu")})
+            name = self.choose(extra)
+        preset = self._sizes(typed.pop("gpu", None), typed.pop("size", None))
+        own = typed | {k: v for k, v in forced.items() if k not in defaults}
         chosen = load_recipe(name, own, FORM_DEVICE, resolve_start=False)
         refuse_without_effect(chosen.origin[1], chosen, replace(chosen, model="tiny_gpt2"), spelling="{}")
         if chosen.from_run:  # then the start's sizes count
             preset = {
                 k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))
             }
+        plain = load_recipe(name, None, FORM_DEVICE, resolve_start=False)
+        for f in self.fields:  # a choice that is shown, and is what the recipe says, changes nothing
+            if f.is_recipe_key and f.options() and own.get(f.name) == getattr(plain, f.name):
+                del own[f.name]
         settings = Settings(name, preset | own, extra)
-        say(settings.describe())
+        form_checks.check(settings.recipe(), extra, {f.name: f.title for f in self.fields})
+        say(self.describe(settings, own, preset))
         return settings
+
+    def _sizes(self, gpu: str | None, size: str | None) -> dict:
+        """The overrides that *GPU* and *Size* stand for; a GPU that is named is meant, whatever runs here."""
+        found = _chosen(self.presets, "size", size)
+        if gpu:
+            found = {"sized_for": gpu.lower()} | _chosen(self.gpus, "gpu", gpu) | found
+        return found
+
+    def describe(self, settings: Settings, own: dict, preset: dict) -> str:
+        """What is trained, field by field, and where each value comes from."""
+        recipe, lines = settings.recipe(), [settings.describe()]
+        asked = [f for f in self.fields if f.is_recipe_key and recipe.depends_on(f.name)]
+        rest = [f for f in asked if f.name not in own | preset and getattr(recipe, f.name) not in (None, "")]
+        if recipe.max_steps:
+            rest = [f for f in rest if f.name != "epochs"]
+        for what, some in (
+            ("typed", [f for f in asked if f.name in own]),
+            ("by *Size* and *GPU*", [f for f in asked if f.name in preset and f.name not in own]),
+            (f"left alone, so as {settings.name} says for {recipe.sized_for}", rest),
+        ):
+            if some:
+                values = " · ".join(f"{f.title} {_shown(getattr(recipe, f.name))}" for f in some)
+                lines.append(f"  {what}: {values}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -198,11 +252,46 @@ class Settings:
 
 
 _KEYS = {f.name: f for f in fields(Recipe) if f.name != "recipe"}
+_SPECIAL = ("recipe", "gpu", "size")
 _HELP = (
-    "#@markdown Fields left as they are follow the recipe of the data, which adapts to this machine. "
-    "Run the cell after a change (▶).",
-    "#@markdown<br>変更しない項目はレシピの値になります。変更したらセルを実行してください（▶）。",
+    "#@markdown An empty field follows the recipe of the data, which adapts to this machine; the cell prints "
+    "its value. What is typed is what is trained. Run the cell after a change (▶).",
+    "#@markdown<br>空欄はレシピの値（この機械に合わせたもの）になり、下に表示されます。入力した値はそのまま使われます。"
+    "変更したらセルを実行してください（▶）。",
 )
+_form: Form | None = None  # the one that this notebook has read
+
+
+def in_form_words(text: str) -> str:
+    """An error or advice with the form's fields where it names flags: `*Epochs* 12` for `--epochs 12`.
+
+    A flag that the form does not have becomes an argument of the training cell, `dropout=0.3`.
+    """
+    titles, arguments = {f.name: f.title for f in _form.fields} if _form else {}, []
+
+    def said(match: re.Match) -> str:
+        flag, value = match["flag"].replace("-", "_"), match["value"] or ""
+        key = next((k for k, f in _KEYS.items() if flag in (k, f.metadata["flag"])), None)
+        if key in titles:
+            return f"*{titles[key]}*{' ' + value if value else ''}"
+        if key is None:
+            return match[0]
+        arguments.append(f"{key}={value}" if value else key)
+        return f"`{arguments[-1]}`"
+
+    found = _FLAG.sub(said, text)
+    where = (
+        f" In the training cell: train(settings, {arguments[0].partition('=')[0]}=…)." if arguments else ""
+    )
+    return f"{found.rstrip()}{where}" if where else found
+
+
+# `--epochs 12`, `--lr`, but not the `--` of a word, and no full stop or bracket of the sentence around it
+_FLAG = re.compile(r"(?<![\w-])--(?P<flag>[a-z][\w-]*)(?:[ =](?P<value>[\d][\w.+-]*[\w]|\d))?")
+
+
+def _shown(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _chosen(presets: dict[str, dict], kind: str, name: str | None) -> dict:

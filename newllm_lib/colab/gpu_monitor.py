@@ -50,4 +50,5 @@ def _host(pid: int | None) -> str:
     except OSError:
         return ""
     kib = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
-    return f"{kib / 2**20:.1f} GiB of host memory"
+    # a process that has just begun has read nothing yet
+    return f"{kib / 2**20:.1f} GiB of host memory" if kib > 2**20 / 20 else ""

@@ -60,14 +60,10 @@ class History:
                     del later[step]
         rows[row["step"]] = row
 
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Epochs (steps where no epoch was logged) and values of `key`, in order of steps."""
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of `key`, in order of steps."""
         rows = self.evaluations if key.startswith("eval_") else self.steps
-        found = [
-            (row.get("epoch", step), row[key])
-            for step, row in sorted(rows.items())
-            if row.get(key) is not None
-        ]
+        found = [(step, row[key]) for step, row in sorted(rows.items()) if row.get(key) is not None]
         return [x for x, _ in found], [y for _, y in found]
 
     @property
@@ -93,18 +89,72 @@ class History:
         ]
         return statistics.median(values[-RECENT:]) if values else None
 
-    def seconds_left(self, total_steps: int | None) -> float | None:
-        """Time to `total_steps` at the recent pace (a median: evaluations and pauses hardly move it)."""
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """From the newest row: its step by its epoch."""
+        row = {**self.steps, **self.evaluations}.get(self.step, {})
+        return self.step / row["epoch"] if row.get("epoch") else None
+
+    def seconds_left(
+        self, total_steps: int | None, evals_per_epoch: int = 0, guess: float = 0.0
+    ) -> float | None:
+        """Time from the newest row to the run's end: the steps left at the recent pace, and the evaluations
+        left with the saves that follow them, at what they took so far.
+
+        Args:
+            evals_per_epoch: as the recipe has it; one more comes at the end.
+            guess: seconds of an evaluation, until one has been seen.
+        """
         rows = [
             (step, row["time"]) for step, row in sorted(self.steps.items()) if row.get("time") is not None
         ]
-        rows = rows[-RECENT - 1 :]
-        paces = [
-            (t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in zip(rows, rows[1:], strict=False) if t2 >= t1
+        between = [
+            (s1, s2, t2 - t1, sum(s1 <= e < s2 for e in self.evaluations))
+            for (s1, t1), (s2, t2) in zip(rows, rows[1:], strict=False)
+            if t2 >= t1
         ]
-        if not paces or not total_steps:
+        plain = [(seconds, s2 - s1) for s1, s2, seconds, evaluations in between if not evaluations]
+        if not total_steps or not between:
             return None
-        return max(0.0, (total_steps - self.step) * statistics.median(paces))
+        pace = _pace(plain[-RECENT:] or [(seconds, s2 - s1) for s1, s2, seconds, _ in between])
+        costs = [
+            (seconds - pace * (s2 - s1)) / evaluations
+            for s1, s2, seconds, evaluations in between
+            if evaluations
+        ]
+        costs += self._newest_evaluation(rows[-1], pace)
+        cost = max(0.0, statistics.median(costs[-5:])) if costs else guess
+        left = (total_steps - self.step) * pace + cost * self._evaluations_left(total_steps, evals_per_epoch)
+        return max(0.0, left)
+
+    def _newest_evaluation(self, row: tuple[int, float], pace: float) -> list[float]:
+        """Seconds of an evaluation behind the newest logged step."""
+        step, at = row
+        newest = self.evaluations.get(max(self.evaluations, default=0), {})
+        if newest.get("step", 0) < step or newest.get("time") is None or newest["time"] < at:
+            return []
+        return [newest["time"] - at - pace * (newest["step"] - step)]
+
+    def _evaluations_left(self, total_steps: int, per_epoch: int) -> int:
+        """As `training.timetable` counts them."""
+        epoch = self.steps_per_epoch
+        if not per_epoch:
+            return 0
+        if not epoch:
+            return 1
+        ends = lambda step: int(step * per_epoch / epoch + 1e-6)  # noqa: E731
+        extra = ends(total_steps) == ends(total_steps - 1) and total_steps not in self.evaluations
+        due = ends(total_steps) - ends(self.step)
+        # the newest step's own evaluation may be under way
+        running = self.step not in self.evaluations and self.step and ends(self.step) > ends(self.step - 1)
+        return due + int(extra) + int(bool(running))
+
+
+def _pace(intervals: list[tuple[float, int]]) -> float:
+    """Seconds a step, saves included; an interval in which the machine slept is left out."""
+    usual = statistics.median(seconds / steps for seconds, steps in intervals)
+    kept = [(seconds, steps) for seconds, steps in intervals if seconds <= 5 * usual * steps] or intervals
+    return sum(seconds for seconds, _ in kept) / sum(steps for _, steps in kept)
 
 
 def samples(path: Path) -> list[dict]:

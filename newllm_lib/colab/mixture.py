@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from newllm_lib.colab.environment import widgets_render
-from newllm_lib.colab.forms import Settings
+from newllm_lib.colab.forms import Settings, in_form_words
 from newllm_lib.console import say
 from newllm_lib.data import mixture
 from newllm_lib.errors import NewLLMError, UsageError
@@ -155,13 +155,18 @@ class MixtureWindow:
 
     def _make(self) -> None:
         self._say("Reading …")
-        try:
-            with self.log:
+        folder, problem = None, None
+        with self.log:  # it would swallow an error, and show it as a traceback
+            try:
                 folder = self.mixture.make()
-        except NewLLMError as error:  # one line, not a traceback in the kernel's log
-            self._say(f"✗ {error}")
-            return
-        self._say(f"✓ {folder}: {self.mixture.describe()}" if folder else self.mixture.describe())
+            except NewLLMError as error:
+                problem = str(error)
+            except Exception as error:  # a click has nobody else to tell
+                problem = f"{type(error).__name__}: {error}"
+        if problem:
+            self._say(f"✗ {' '.join(in_form_words(problem).split())}")
+        else:
+            self._say(f"✓ {folder}: {self.mixture.describe()}" if folder else self.mixture.describe())
 
     def _say(self, text: str) -> None:
         self.state.value = html.escape(text)

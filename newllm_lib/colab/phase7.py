@@ -100,7 +100,8 @@ def plan(settings: Settings) -> Outlook:
     found, chosen = outlooks(device), outlook(recipe, device, settings.name)
     _show(_by_gpu(), "Which preset fits which GPU, and how many tokens it reads there in an hour")
     _show(_here(found, hours), f"{device.name}, {device.memory_gib:.1f} GiB")
-    say(f"{settings.name}, as in the form: {chosen.parameters:,} parameters. {reach(chosen, hours)}")
+    size = f"{settings.name} as sized for {recipe.sized_for}: {chosen.parameters:,} parameters"
+    say(f"{size}. {reach(chosen, hours)}")
     if not chosen.fits:
         say(
             f"It needs {chosen.gib:.1f} GiB even with one sequence at a time: choose "
@@ -118,7 +119,7 @@ def reach(chosen: Outlook, hours: float) -> str:
     """What so many hours of training will do, and what they will not."""
     tokens = chosen.tokens(hours)
     share = tokens / chosen.parameters
-    seen = f"{hours:g} h read {count(tokens)} tokens, {share:.2g} for each parameter"
+    seen = f"{hours:g} h read {count(tokens)} tokens, {plain(share)} for each parameter"
     if share >= ENOUGH:
         return f"{seen}: as much as this size puts to good use; more data or a larger preset comes next."
     if share >= 1:
@@ -133,6 +134,11 @@ def reach(chosen: Outlook, hours: float) -> str:
         f"{seen}: the loss falls and everything can be tried, but a smaller preset learns more in this "
         "time. Sense: no."
     )
+
+
+def plain(number: float) -> str:
+    """A number as people write it: `0.0031`, `2.4`, `370`, `12,000`."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}" if number >= 1e-4 else f"{number:.5f}"
 
 
 def _by_gpu() -> list[str]:
@@ -156,13 +162,14 @@ def _speed(o: Outlook) -> str:
 def _here(found: list[Outlook], hours: float) -> list[str]:
     marked = best(found, hours)
     head = (
-        f"| preset | needs | tokens an hour | in {hours:g} h | tokens a parameter | hours to {ENOUGH} a "
-        "parameter | |"
+        f"| preset, as sized here | parameters | needs | tokens an hour | in {hours:g} h | tokens a "
+        "parameter | "
+        f"hours to {ENOUGH} a parameter | |"
     )
-    return [head, "|---|---:|---:|---:|---:|---:|---|"] + [
-        f"| {o.preset} | {o.gib:.1f} GiB{'' if o.fits else ', too much'} | {_speed(o)} | "
-        f"{count(o.tokens(hours))} | {o.tokens(hours) / o.parameters:.2g} | {o.hours_for_enough():,.0f} | "
-        + (f"makes the most of {hours:g} h |" if o is marked else "|")
+    return [head, "|---|---:|---:|---:|---:|---:|---:|---|"] + [
+        f"| {o.preset} | {o.parameters:,} | {o.gib:.1f} GiB{'' if o.fits else ', too much'} | {_speed(o)} | "
+        f"{count(o.tokens(hours))} | {plain(o.tokens(hours) / o.parameters)} | "
+        f"{plain(o.hours_for_enough())} | " + (f"makes the most of {hours:g} h |" if o is marked else "|")
         for o in found
     ]
 

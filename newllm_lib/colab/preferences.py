@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from newllm_lib.colab import background
+import numpy as np
+
+from newllm_lib.colab import background, pictures
 from newllm_lib.colab.environment import shell
-from newllm_lib.colab.forms import Settings
+from newllm_lib.colab.forms import Settings, in_form_words
 from newllm_lib.console import say
 from newllm_lib.device import stale_packages
 from newllm_lib.errors import Interrupted, NewLLMError
+from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run, atomic_write_text, check_file
 
+ENGLISH_BASE = "microsoft/DialoGPT-small"
 _PACKAGES = ("torch", "numpy", "transformers", "datasets", "accelerate", "peft", "trl")
 
 
@@ -37,6 +41,14 @@ def look(settings: Settings, shown: int = 4):
 
     pairs = load_preferences(settings.recipe())
     say(pairs.description())
+    if settings.recipe().base == ENGLISH_BASE and any(
+        "\u3040" <= c <= "\u30ff" for c in pairs.train[0].chosen
+    ):
+        say(
+            f"⚠ {ENGLISH_BASE} was trained on English and hardly writes Japanese, and these pairs are "
+            "Japanese: "
+            "it can learn to rank them, not to write such answers. Choose a Japanese model in *Base model*."
+        )
     for pair in pairs.train[:: max(1, len(pairs.train) // shown)][:shown]:
         say(
             f"\n  {pair.question()}\n    + {pair.chosen}\n    - {pair.rejected}"
@@ -52,14 +64,82 @@ def look(settings: Settings, shown: int = 4):
 
 
 def report(run: Run) -> None:
-    """The run's card: figures before and after, by kind, and answers side by side."""
-    text = (run.path / "card.md").read_text(encoding="utf-8").replace("![curves](curves.png)\n\n", "")
-    if shell():
-        from IPython.display import Markdown, display
+    """A preference run's result: the verdict, each held-out pair's shift as a picture, then the card's
+    tables."""
+    text = in_form_words((run.path / "card.md").read_text(encoding="utf-8"))
+    lines = text.replace("![curves](curves.png)\n\n", "").splitlines()[2:]
+    # a heading would enter the notebook's table of contents
+    lines = [f"**{line.lstrip('# ')}**" if line.startswith("#") else line for line in lines]
+    if not shell():
+        say("\n".join(lines))
+        return
+    from IPython.display import Markdown, display
 
-        display(Markdown(text))
-    else:
-        say(text)
+    display(Markdown(lines[0]))
+    pictures.show(
+        shifts_figure(margin_shifts(run)), "each held-out pair's margin before and after, as an arrow"
+    )
+    display(Markdown("\n".join(lines[1:])))
+
+
+def margin_shifts(run: Run) -> np.ndarray:
+    """(pairs, 2): the margin log p(better) - log p(worse) of each held-out pair in nats, before and after.
+
+    Raises:
+        NewLLMError: the model, its base or the pairs cannot be read.
+    """
+    from newllm_lib.checkpoints import load_model
+    from newllm_lib.data.preferences import encode_pairs, load_preferences
+    from newllm_lib.device import probe
+    from newllm_lib.evaluation.preferences import pair_log_probs
+
+    found, device = load_model(run, device=probe().torch_device), probe().torch_device
+    pairs = load_preferences(found.recipe).evaluation
+    encoded = encode_pairs(pairs, found.tokenizer, found.recipe.max_seq_length)
+
+    def margins(model) -> np.ndarray:
+        log_probs = pair_log_probs(model, encoded.rows, found.tokenizer.pad_token_id)
+        return (log_probs[:, 0] - log_probs[:, 1]).numpy()
+
+    after = margins(found.model)
+    if hasattr(found.model, "disable_adapter"):
+        with found.model.disable_adapter():
+            return np.stack([margins(found.model), after], 1)
+    base = run.path / "base" if (run.path / "base").is_dir() else found.recipe.base
+    return np.stack([margins(load_model(base, device=device).model), after], 1)
+
+
+def shifts_figure(shifts: np.ndarray, most: int = 80):
+    """A figure: an arrow for each held-out pair, from its margin before to after; right of the zero line the
+    better answer is the likelier one.
+
+    Args:
+        shifts: (pairs, 2) as from `margin_shifts`.
+        most: so many pairs are drawn, evenly over those ordered by their margin before.
+    """
+    order = shifts[:, 0].argsort()
+    order = order[np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]
+    figure = pictures.new_figure(10.0, 4.6)
+    axes = figure.subplots()
+    for place, (before, after) in enumerate(shifts[order]):
+        arrow = {"arrowstyle": "-|>", "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+        arrow["color"] = "#009E73" if after >= before else "#D55E00"
+        axes.annotate("", (after, place), (before, place), arrowprops=arrow)
+    axes.axvline(0.0, color=pictures.TEXT, linewidth=1.2)
+    low, high = min(0.0, float(shifts.min())), max(0.0, float(shifts.max()))
+    missing = max(0.0, 2.0 - (high - low)) / 2  # two nats at least: what is less hardly changes an answer
+    margin = 0.04 * (high - low + 2 * missing)
+    axes.set_xlim(low - missing - margin, high + missing + margin)
+    axes.set_ylim(-1, len(order))
+    axes.set_yticks([])
+    risen, right = (shifts[:, 1] > shifts[:, 0]).mean(), [(shifts[:, i] > 0).mean() for i in (0, 1)]
+    pictures.plain_axes(
+        axes,
+        f"Each held-out pair, before → after: {100 * risen:.0f} % rose; better answer likelier "
+        f"{100 * right[0]:.0f} → {100 * right[1]:.0f} %",
+        "margin in nats: right of 0 the better answer is the likelier one",
+    )
+    return figure
 
 
 def answer(run: Run | str, *questions: str, **settings) -> list[str]:
@@ -90,7 +170,7 @@ def sweep(settings: Settings, betas: Sequence[float], learning_rates: Sequence[f
             background.watch(started.run)
             problem = ""
             try:
-                background.check(started)
+                background.wait(started.run)
             except Interrupted:
                 raise
             except NewLLMError as error:
@@ -133,30 +213,31 @@ def show_sweep(rows: Sequence[dict], folder: str | Path = "checkpoints") -> None
     if not shell():
         say("\n".join(lines))
         return
-    from IPython.display import Image, Markdown, display
-
-    from newllm_lib.colab import curves
+    from IPython.display import Markdown, display
 
     display(Markdown("\n".join(lines)))
-    display(Image(data=curves.png(sweep_figure(rows)), format="png"))
+    pictures.show(sweep_figure(rows), "accuracy over the learning rate, a line for each beta")
 
 
 def sweep_figure(rows: Sequence[dict]):
     """Held-out accuracy (with its interval) over the learning rate, a line for each beta."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = pictures.new_figure(7.0, 3.8)
     axes = figure.subplots()
+    given = iter(styles([str(row["beta"]) for row in rows]))
     for beta in dict.fromkeys(row["beta"] for row in rows):
         here = [row for row in rows if row["beta"] == beta]
         rates, values = [row["learning_rate"] for row in here], [row["accuracy"] for row in here]
         below = [row["accuracy"] - row["accuracy_low"] for row in here]
         errors = [below, [row["accuracy_high"] - row["accuracy"] for row in here]]
-        axes.errorbar(rates, values, yerr=errors, marker="o", capsize=3, label=f"beta {beta:g}")
-    axes.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy on held-out pairs")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
+        colour, marker = next(given)
+        axes.errorbar(
+            rates, values, yerr=errors, marker=marker, color=colour, capsize=3, label=f"beta {beta:g}"
+        )
+    axes.axhline(0.5, color="#6b7280", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1)
+    pictures.plain_axes(
+        axes, "Held-out pairs whose better answer is the likelier one", "learning rate", "share"
+    )
+    axes.legend(frameon=False, labelcolor=pictures.TEXT)
     return figure

@@ -15,14 +15,17 @@ LABELS = {
         "バッチサイズ（学習率も連動）",
     ),
     "max_seq_length": ("Tokens in a sequence", "系列長（トークン数）"),
-    "max_samples": ("Use only this many documents (None: all)", "使う文書数の上限（None で全部）"),
+    "max_samples": (
+        "Use only this many documents (empty: as the recipe says; None: all)",
+        "使う文書数の上限（None で全部）",
+    ),
     "data_dir": (
         "Your own text: a folder with train.txt (empty: none)",
         "自分のデータのフォルダー（空ならなし）",
     ),
     "protocol": (
-        "seed: the original's 1,000-word vocabulary and metric",
-        "seed は旧版の 1,000 語の語彙と指標",
+        "Protocol (seed: the original's 1,000-word vocabulary and metric)",
+        "プロトコル（seed は旧版の 1,000 語の語彙と指標）",
     ),
     "seed": ("Random seed", "乱数シード"),
     "num_layers": ("Layers (only where nothing is started from)", "層の数（最初から学習する場合のみ）"),
@@ -34,21 +37,21 @@ LABELS = {
         "Start from this run (empty: as the recipe says; none: from scratch)",
         "続きから学習する実行の名前",
     ),
-    "max_steps": ("Stop after this many steps (None: all epochs)", "ステップ数の上限（None で全エポック）"),
+    "max_steps": ("Stop after this many steps (empty: all epochs)", "ステップ数の上限（空欄なら全エポック）"),
     "lora_rank": (
         "Rank of LoRA adapters (0: train all weights; needs a start)",
         "LoRA のランク（0 なら全重みを学習）",
     ),
 }
 
-# The same text for every notebook: a run must not change its sizes because Colab hands out another GPU today,
-# so the form names one, and the T4's are the recipe's own.
+# The same text for every notebook. A run must not change its sizes because Colab hands out another GPU today:
+# left alone they are the recipe's own on every GPU.
 GPU = Field(
     "gpu",
-    "Sizes for this GPU (T4: the recipe's own; larger ones: more, in about the same time)",
-    "この GPU に合う大きさ（T4 はレシピのまま）",
-    "T4",
-    ("T4", "L4", "A100", "H100"),
+    "Sizes for this GPU (empty: the recipe's own, smaller on a CPU; larger GPUs: more in the same time)",
+    "この GPU に合う大きさ（空欄ならレシピのまま。CPU では小さくなります）",
+    "",
+    ("", "T4", "L4", "A100", "H100"),
 )
 
 SAVE_TO_DRIVE = Field(
@@ -203,7 +206,7 @@ ULTRACHAT = Form(
         Field("size", "Dialogues", "対話の数", "100k", ("10k", "100k", "all")),
         Field(
             "recipe",
-            "The whole set, or its filtered part",
+            "Data: the whole set, or its filtered part",
             "全体か、選別された 20 万件か",
             "ultrachat",
             ("ultrachat", "ultrachat_200k"),
@@ -240,7 +243,9 @@ PHASE7 = Form(
             "auto",
             ("auto", "phase7_1.5b", "phase7_0.7b", "phase7_100m", "phase7_small", "phase8_small"),
         ),
-        Field("hours", "Hours that you have, for the estimate", "使える時間（見積もり用）", 3.0),
+        Field(
+            "hours", "Hours that you have, for the estimate", "使える時間（見積もり用）", 3.0, minimum=0.01
+        ),
         Field(
             "weights",
             "Data recipe, such as ultrachat_200k=2,dolly=1 (empty: the preset's own data, or the sliders "
@@ -248,7 +253,7 @@ PHASE7 = Form(
             "データの配合（空ならプリセットのデータか下のスライダー）",
             "",
         ),
-        Field("documents", "Documents in that mix", "配合する文書数", 20_000),
+        Field("documents", "Documents in that mix", "配合する文書数", 20_000, minimum=20),
         *_fields("max_steps", "max_samples", "data_dir", "seed"),
         SAVE_TO_DRIVE,
     ),

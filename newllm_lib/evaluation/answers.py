@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from newllm_lib.data.preferences import Pair
 from newllm_lib.data.preferences.encode import encode_prompt
-from newllm_lib.evaluation.preferences import pair_log_probs
+from newllm_lib.evaluation.preferences import interval, pair_log_probs
 from newllm_lib.generation.generate import complete, continue_ids, fit_window
 from newllm_lib.generation.sampling import Settings, stop_tokens
 
@@ -66,13 +64,17 @@ def collapsed(now: dict, before: dict) -> str | None:
 
 def kl_from_base(
     model, tokenizer, pairs: Sequence[Pair], max_new_tokens: int, seed: int = 0, dtype=None
-) -> float | None:
+) -> dict:
     """Estimate of KL(model || base) in nats an answer: mean log p - log p_base over the model's samples.
 
-    None where the base is not at hand (the model has no adapters to switch off).
+    It is above 0 by definition, so an estimate that chance puts below counts as 0.
+
+    Returns:
+        kl, kl_low and kl_high (95 %, over the prompts); nothing where the base is not at hand (the model has
+        no adapters to switch off).
     """
     if not hasattr(model, "disable_adapter"):
-        return None
+        return {}
     # prompts as the model will see them: what does not fit into its window is cut before it answers
     prompts, room = fit_window(
         model, [encode_prompt(tokenizer, pair.prompt) for pair in pairs], max_new_tokens
@@ -90,4 +92,6 @@ def kl_from_base(
     ours = pair_log_probs(model, rows, pad, dtype)[:, 0]
     with model.disable_adapter():
         base = pair_log_probs(model, rows, pad, dtype)[:, 0]
-    return float(torch.mean(ours - base))
+    found = (ours - base).numpy()
+    low, high = interval(found, [str(i) for i in range(len(found))])
+    return {"kl": max(0.0, float(found.mean())), "kl_low": max(0.0, low), "kl_high": max(0.0, high)}

@@ -103,22 +103,23 @@ def preference_metrics(
     """Figures of log-probabilities (pairs, 2) beside the base model's.
 
     Returns:
-        pairs, accuracy, margin, each with `_low` and `_high`; reward_accuracy, reward_margin; loss (of plain
-        DPO), chosen and rejected (mean log-probabilities); and `kinds`: pairs, accuracy and margin with their
-        intervals for each kind.
+        pairs, accuracy, margin, reward_accuracy, reward_margin, loss (of plain DPO), chosen and rejected
+        (mean log-probabilities), each with `_low` and `_high`; and `kinds`: pairs, accuracy and margin with
+        their intervals for each kind.
     """
     margins = (log_probs[:, 0] - log_probs[:, 1]).numpy()
     rewards = beta * (log_probs - reference)
     reward_margins = rewards[:, 0] - rewards[:, 1]
     groups = [pair.group or str(i) for i, pair in enumerate(pairs)]
     result: dict[str, Any] = {"pairs": len(pairs), **_intervals(margins, groups)}
-    result |= {
-        "reward_accuracy": float(_right(reward_margins.numpy()).mean()),
-        "reward_margin": float(reward_margins.mean()),
-        "loss": float(-torch.nn.functional.logsigmoid(reward_margins).mean()),
-        "chosen": float(log_probs[:, 0].mean()),
-        "rejected": float(log_probs[:, 1].mean()),
-    }
+    for name, values in (
+        ("reward_accuracy", _right(reward_margins.numpy())),
+        ("reward_margin", reward_margins.numpy()),
+        ("loss", -torch.nn.functional.logsigmoid(reward_margins).numpy()),
+        ("chosen", log_probs[:, 0].numpy()),
+        ("rejected", log_probs[:, 1].numpy()),
+    ):
+        result |= _with_interval(name, values, groups)
     kinds = sorted({pair.kind for pair in pairs} - {""}) if per_kind else []
     if kinds:
         result["kinds"] = {}
@@ -133,11 +134,12 @@ def _right(margins: np.ndarray) -> np.ndarray:
 
 
 def _intervals(margins: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    result: dict[str, float] = {}
-    for name, values in (("accuracy", _right(margins)), ("margin", margins)):
-        low, high = interval(values, groups)
-        result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    return result
+    return _with_interval("accuracy", _right(margins), groups) | _with_interval("margin", margins, groups)
+
+
+def _with_interval(name: str, values: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    low, high = interval(values, groups)
+    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def interval(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # New-LLM 1 · Pretraining on WikiText-2, and the comparison with attention
+# # New-LLM 1 · Pretraining, and the comparison with attention
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/01_wikitext_pretraining.ipynb)
 #
@@ -42,10 +42,19 @@
 # %% [markdown]
 # ## 2 · Settings
 #
-# `wikitext` is the guide's job: Wikipedia articles, up to 100 epochs, stopped when the validation text stops improving.
-# `demo` is smaller: 7,168 human conversations and few epochs, a good first look, above all without a GPU.
+# | *Data* | what it is |
+# |---|---|
+# | `tinystories` | short stories in a small child's words: a small model learns to write whole sentences from them |
+# | `demo` | 7,168 human conversations, from a package: needs no network beyond pip's, minutes without a GPU |
+# | `wikitext` | Wikipedia articles: the guide's job, up to 100 epochs, stopped when it stops improving |
+# | *Your own text* | a folder with `train.txt`; it replaces the data above |
 #
-# *日本語: `wikitext` が本番、`demo` は短いお試しです。*
+# What to expect of `tinystories`: with 10 to 25 million parameters, models wrote consistent stories of several
+# paragraphs after days of training ([Eldan and Li, 2023](https://arxiv.org/abs/2305.07759)); the recipe here is sized for
+# twenty minutes on a T4, not measured on one yet, so expect whole sentences and stories that wander.
+#
+# *日本語: 小さなモデルでも文が書けるようになる `tinystories`、ネットワークの要らない `demo`、旧ガイドの `wikitext`、
+# または自分の文章（`train.txt` の入ったフォルダー）を選べます。空欄はレシピの値になり、下に表示されます。*
 
 # %%
 #@build form PRETRAINING
@@ -64,19 +73,43 @@ from newllm_lib.colab.report import machine
 machine(settings);
 
 # %% [markdown]
-# ## 4 · Train New-LLM
+# ### See the model
 #
-# Training runs in a process of its own: it goes on if you close this tab. **Stop** saves first, **Save** writes a
-# checkpoint and trains on. Run the cell again to look again, or to continue a run that was stopped. Left is the loss of
-# each step, right the bits per byte on the validation text; ✓ marks the best evaluation, whose model is kept. Below
-# stands what the model makes of the same few words, evaluation after evaluation.
+# Nothing is hidden: these lines make a New-LLM of a toy's size and take one step of training by hand. Each block holds
+# a *context vector* (`context`) and an MLP for each token; the picture shows where the parameters are. **Exercise**: set
+# `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
+# context_dim=16)`): what happens to bits per byte?
 #
-# *日本語: 学習はタブを閉じても続きます。停止ボタンは保存してから止まり、セルを再実行すると続きから再開します。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。練習: `context_dim` を 16 にして、パラメータ数と
+# bits per byte がどう変わるか確かめてください。*
 
 # %%
-from newllm_lib.colab.background import train
+#@build cell model
+
+# %% [markdown]
+# ## 4 · Train New-LLM
+#
+# Training runs in a process of its own: it goes on if you close this tab. The cell ends at once, and its picture goes
+# on by itself: left the loss of each step, right the bits per byte on the validation text; ✓ marks the best evaluation,
+# whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
+# again (after the tab was closed, say), or to continue a run that was stopped.
+#
+# *日本語: 学習はタブを閉じても続きます。停止ボタンは保存してから止まり、セルを再実行すると表示し直すか、続きから
+# 再開します。*
+
+# %%
+from newllm_lib.colab.background import train, wait
 
 new_llm = train(settings)
+
+# %% [markdown]
+# The next model is trained when this one is done. ■ ends the waiting, not the training: then section 7 talks with the
+# best model so far.
+#
+# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
+
+# %%
+wait(new_llm)
 
 # %% [markdown]
 # ## 5 · Train TinyGPT2
@@ -87,10 +120,22 @@ new_llm = train(settings)
 # *日本語: 同じパラメータ数の GPT-2 を同じデータで学習します。*
 
 # %%
+from newllm_lib.colab.background import train, wait
+
 tiny_gpt2 = train(settings, model="tiny_gpt2")
 
 # %% [markdown]
+# And again:
+#
+# *日本語: こちらも終わるまで待ちます。*
+
+# %%
+wait(tiny_gpt2)
+
+# %% [markdown]
 # Both runs in one picture:
+#
+# *日本語: 二つの学習を 1 枚の図で比べます。*
 
 # %%
 from newllm_lib.colab.live import watch
@@ -98,20 +143,25 @@ from newllm_lib.colab.live import watch
 watch(new_llm, tiny_gpt2);
 
 # %% [markdown]
-# ## 6 · Compare
+# ## 6 · Read the result
 #
-# On the **test** split, which neither training nor the choice of the best model has seen: prediction, samples of both
-# on the same beginnings, speed and memory. The difference is New-LLM's, in % of TinyGPT2's.
+# What New-LLM's figures mean, what to change, and what it made of the same beginnings as it learned:
+#
+# *日本語: 結果の読み方と、学習の途中で書いた文です。*
+
+# %%
+from newllm_lib.colab.results import compare, read
+
+read(new_llm)
+
+# %% [markdown]
+# Now both on the **test** split, which neither training nor the choice of the best model has seen: prediction, speed and
+# memory, and the same beginnings continued. The difference is New-LLM's, in % of TinyGPT2's.
 #
 # *日本語: 学習に使っていないテスト用の文章で比べます。*
 
 # %%
-from IPython.display import Image, display
-
-from newllm_lib.evaluation.compare.compare import compare
-
-comparison = compare(new_llm, tiny_gpt2, output_dir=new_llm.path)
-display(Image(comparison["files"][1]))
+comparison = compare(new_llm, tiny_gpt2)
 
 # %% [markdown]
 # **How to read it.** Below the unigram table: the model has learnt which words are frequent. Below the bigram table: it
@@ -119,13 +169,48 @@ display(Image(comparison["files"][1]))
 # longer (*Epochs*) or larger (*Size*); if validation rises while training falls, it learns by heart: more text helps.
 
 # %% [markdown]
+# ### See what they do
+#
+# A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. Their sum, divided by
+# the text's bytes, *is* bits per byte. Point at a token to see its bits; try a text of your own.
+#
+# *日本語: 予測しにくいトークンほど濃い色です。合計を文章のバイト数で割ったものが bits per byte です。*
+
+# %%
+from newllm_lib.colab.explain import show_gates, show_recall, show_surprise
+
+text = "Hi! How are you today? I work as a teacher in a small town, and I love my dogs. What about you?"
+show_surprise(text, new_llm, tiny_gpt2);
+
+# %% [markdown]
+# New-LLM's **context vector** while it reads: at each token, gates decide how much of each channel is replaced by
+# something new. The channels at the top are kept for hundreds of tokens, those at the bottom for one.
+#
+# *日本語: 文脈ベクトルのゲートです。上のチャンネルほど長く覚えています。*
+
+# %%
+show_gates(text, new_llm);
+
+# %% [markdown]
+# **What is remembered**: a name is given, other things are said, then the name is asked for. TinyGPT2 sees nothing
+# beyond its window; New-LLM's state has no end, but what it keeps there it must have learned to keep. At 1 the name is
+# forgotten: small models trained for minutes forget soon, and that is shown as it is.
+#
+# *日本語: 名前を伝えてから n トークン後に尋ね、覚えているかを調べます。1 なら忘れています。*
+
+# %%
+show_recall(new_llm, tiny_gpt2);
+
+# %% [markdown]
 # ## 7 · Talk with it
 #
 # What was said is kept in the context vector, so no token is read twice, however long the conversation becomes. A model
 # trained on Wikipedia continues your text; one trained on `demo` answers in turns. Small models babble: it is the
-# figures above that say what was learnt.
+# figures above that say what was learnt. Open *The next token's probabilities* under the chat and move *temperature*
+# and *top-p*: you see what the next token is drawn from.
 #
-# *日本語: 会話の内容は文脈ベクトルに保たれます。*
+# *日本語: 会話の内容は文脈ベクトルに保たれます。下の「次のトークンの確率」を開き、temperature と top-p を動かしてみて
+# ください。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat
@@ -134,28 +219,17 @@ first = "Hello! How are you today?" if settings.name == "demo" else "The city wa
 conversation = chat(new_llm, first=first)
 
 # %% [markdown]
-# ## 8 · Keep it
+# ## 8 · Keep it, give it away, go on
 #
-# If the form says so, both runs were copied to Google Drive (`MyDrive/new-llm`) while they trained; this brings the copies
-# up to date, pictures of the comparison included. Outside Colab the runs simply stay in `checkpoints/`.
+# To Google Drive, if the form says so, with all that is needed to continue; one file to download, whose folder `best`
+# loads with `AutoModelForCausalLM.from_pretrained` after `import newllm_lib.models`; and how to give the model away.
 #
-# *日本語: 学習中の複製を最新の状態にします。*
+# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
 
 # %%
-from newllm_lib.colab import drive, environment
+from newllm_lib.colab.results import keep
 
-for run in (new_llm, tiny_gpt2):
-    if settings.extra["save_to_drive"] and environment.on_colab():
-        drive.save(run)
-
-# %% [markdown]
-# One file to download: New-LLM's best model, tokenizer, curves, log and the comparison. Its folder `best` loads with
-# `AutoModelForCausalLM.from_pretrained` after `import newllm_lib.models`.
-
-# %%
-from newllm_lib.colab.download import download
-
-download(new_llm, extra=comparison["files"]);
+keep(settings, new_llm, tiny_gpt2)
 
 # %% [markdown]
 # ## Next

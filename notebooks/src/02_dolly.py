@@ -30,6 +30,10 @@
 
 # %% [markdown]
 # ## 1 · Install
+#
+# Gets the project and adds what this machine lacks; torch and numpy stay as they are.
+#
+# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
 
 # %%
 #@build install
@@ -48,32 +52,52 @@
 
 # %% [markdown]
 # ## 3 · This machine
+#
+# What this machine is, what will be used on it and why, and an estimate of memory and time.
+#
+# *日本語: この機械で使うものとその理由、必要なメモリと時間の見積もりです。*
 
 # %%
 #@build cell machine
 
 # %% [markdown]
-# ## 4 · Start
+# ### See the model
 #
-# One line, in the background: this cell ends at once, and training goes on if you close the tab. Run it again to
-# continue a run that was stopped.
+# Nothing is hidden: these lines make a New-LLM of a toy's size and take one step of training by hand. Each block holds
+# a *context vector* (`context`) and an MLP for each token; the picture shows where the parameters are. **Exercise**: set
+# `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
+# context_dim=16)`): what happens to bits per byte?
 #
-# *日本語: 学習はバックグラウンドで始まります。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。練習: `context_dim` を 16 にして、パラメータ数と
+# bits per byte がどう変わるか確かめてください。*
+
+# %%
+#@build cell model
+
+# %% [markdown]
+# ## 4 · Train
+#
+# Training runs in a process of its own: it goes on if you close this tab. This cell ends at once, and its picture goes
+# on by itself: left the loss of each step, right the bits per byte of the held-out answers; ✓ is the best evaluation,
+# whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
+# again (after the tab was closed, say) or to continue a run that was stopped.
+#
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。停止ボタンは保存してから止まります。セルを再実行すると、
+# 表示し直すか、続きから再開します。*
 
 # %%
 #@build cell start
 
 # %% [markdown]
-# ## 5 · Watch
+# ## 5 · Wait
 #
-# The log and the curves while it trains. Interrupting (■) closes the view only; the **Stop** button saves and stops.
-# ✓ marks the best evaluation so far, by bits per byte of the held-out answers. Below each evaluation stands what the
-# model says to a fixed question.
+# The cells below need the trained model, so this one waits for it. Pressing ■ ends the waiting, not the training: then
+# you can talk with the best model so far (section 7) while it trains on.
 #
-# *日本語: 学習の様子です。■ で表示だけを閉じられます。停止ボタンは保存してから止めます。*
+# *日本語: 学習が終わるまで待つセルです。■ を押すと待つのをやめるだけで、学習は続きます。途中のモデルとも会話できます。*
 
 # %%
-#@build cell watch
+#@build cell wait
 
 # %% [markdown]
 # ## 6 · Read the result
@@ -92,25 +116,44 @@
 
 # %% [markdown]
 # On the **test** split, which neither training nor the choice of the best model has seen:
+#
+# *日本語: 学習に使っていないテスト用の文章での結果です。*
 
 # %%
 #@build cell test
 
 # %% [markdown]
+# ### See what it does
+#
+# A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. Their sum, divided by
+# the text's bytes, *is* bits per byte. Then the **context vector** while it reads the same text: at each token, gates
+# decide how much of each channel is replaced. The channels at the top remember longest. Try a text of your own.
+#
+# *日本語: 予測しにくいトークンほど濃い色です（合計 ÷ バイト数が bits per byte）。下の図は文脈ベクトルのゲートで、
+# 上ほど長く覚えているチャンネルです。自分の文章でも試してください。*
+
+# %%
+#@build cell see
+
+# %% [markdown]
 # ## 7 · Talk with it
 #
 # Answers appear as they are formed and end where the model ends its turn; what was said stays in the context vector.
-# With a few million parameters it babbles; the figures above say what was learnt.
+# With a few million parameters it babbles; the figures above say what was learnt. Open *The next token's
+# probabilities* and move *temperature* and *top-p*: you see what the next token is drawn from.
+#
+# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開くと、次の言葉の候補が見られます。*
 
 # %%
 #@build cell chat
 
 # %% [markdown]
-# ## 8 · Keep it
+# ## 8 · Keep it, give it away, go on
 #
-# To Google Drive, if the form says so, with all that is needed to continue; and one file to download.
+# To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
+# model away and what comes next.
 #
-# *日本語: ドライブへの保存とダウンロードです。*
+# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
 
 # %%
 #@build cell keep

@@ -39,6 +39,8 @@
 
 # %% [markdown]
 # What is loaded must be what is installed; if not, the next cell says what to do.
+#
+# *日本語: 読み込んだライブラリの版を確かめます。*
 
 # %%
 from newllm_lib.colab.preferences import answer, look, packages, report, sweep
@@ -59,6 +61,19 @@ packages();
 #@build form DPO
 
 # %% [markdown]
+# ### See the model
+#
+# LoRA on a model of a toy's size: the weights stay as they are, and beside each chosen matrix two thin ones are trained
+# (`lora_A`, `lora_B`). **Exercise**: set `r` to 1 and to 32: how many parameters are trained, and what happens to the
+# margin if you type that as *Rank of the LoRA adapters*?
+#
+# *日本語: 小さなモデルに LoRA を付けます。元の重みは固定し、細い行列（`lora_A` と `lora_B`）だけを学習します。練習: `r` を
+# 1 と 32 にして、学習するパラメータ数を比べてください。*
+
+# %%
+#@build cell model_lora
+
+# %% [markdown]
 # ## 3 · The pairs
 #
 # Made from 101 facts on AI, programming and data science and 21 question forms; rejected answers are vague, off topic,
@@ -74,19 +89,30 @@ pairs = look(settings)
 # ## 4 · Train
 #
 # In a process of its own: it goes on if you close this tab, the **Stop** button saves first, and running the cell again
-# continues. Blue is training, orange the held-out pairs with their intervals.
+# continues. Blue is training, orange the held-out pairs with their 95 % intervals. The axes never show less than a
+# difference is worth: a flat line means that nothing was learned.
 #
-# *日本語: タブを閉じても続きます。停止ボタンは保存してから止まります。*
+# *日本語: タブを閉じても続きます。停止ボタンは保存してから止まります。線が平らなら、何も学習されていません。*
 
 # %%
-from newllm_lib.colab.background import train
+#@build cell start
 
-run = train(settings)
+# %% [markdown]
+# The cells below need the trained model. ■ ends the waiting, not the training.
+#
+# *日本語: 学習が終わるまで待ちます。■ を押しても学習は続きます。*
+
+# %%
+#@build cell wait
 
 # %% [markdown]
 # ## 5 · Result
 #
-# *日本語: 学習前後の比較です。区間が重ならなければ、学習の効果があったといえます。*
+# Each arrow is a held-out pair: from its margin before training to the one after. Right of the zero line the better
+# answer is the likelier one. Preference learning moves arrows to the right.
+#
+# *日本語: 矢印は、学習に使っていないペアの差（マージン）の学習前 → 学習後です。ゼロの線より右なら、良い答えのほうが
+# 出やすいという意味です。区間が重ならなければ、学習の効果があったといえます。*
 
 # %%
 report(run)
@@ -95,12 +121,16 @@ report(run)
 # ## 6 · Use it
 #
 # Ask it:
+#
+# *日本語: 質問してみます。*
 
 # %%
 answer(run, "機械学習とは何ですか。", "Pythonの関数の利点は？");
 
 # %% [markdown]
 # Or as a conversation:
+#
+# *日本語: 会話もできます。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat
@@ -110,6 +140,8 @@ conversation = chat(run, first="データサイエンスを学ぶと何の役に
 # %% [markdown]
 # The folder `best` holds the adapter as PEFT saves it. This is all it takes elsewhere (`import newllm_lib.models` only
 # if the base is one of this library's models):
+#
+# *日本語: アダプターは PEFT の形式です。ほかの環境でも次のコードで使えます。*
 
 # %%
 import newllm_lib.models  # noqa: F401
@@ -126,6 +158,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_spec
 
 # %% [markdown]
 # One ordinary model with the adapter merged in, as safetensors, with a card:
+#
+# *日本語: アダプターを組み込んだ、普通のモデルとして書き出します。*
 
 # %%
 from newllm_lib.export.folder import export
@@ -133,21 +167,28 @@ from newllm_lib.export.folder import export
 merged = export(run)
 
 # %% [markdown]
-# ## 7 · Keep it
+# ## 7 · Keep it, give it away, go on
 #
-# *日本語: Google ドライブに保存し、zip をダウンロードします。*
+# To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
+# model away and what comes next.
+#
+# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
 
 # %%
-from newllm_lib.colab import drive, environment
-from newllm_lib.colab.download import download
-
-if settings.extra["save_to_drive"] and environment.on_colab():
-    drive.save(run)
-download(run, extra=[run.path / "card.md", run.path / "preferences.json"]);
+#@build cell keep
 
 # %% [markdown]
 # ## 8 · Experiments
 #
+# *Run all* passes over these: each trains for about as long as section 4. Set `experiments = True` and run the cells
+# that you want.
+#
+# *日本語: 「すべてのセルを実行」では飛ばします。`experiments = True` にして、試したいセルだけ実行してください。*
+
+# %%
+experiments = False
+
+# %% [markdown]
 # ### Beta and learning rate
 #
 # *Beta* is how dear it is to move away from the base: small means far, and perhaps into nonsense. Each pair of values is a
@@ -157,7 +198,8 @@ download(run, extra=[run.path / "card.md", run.path / "preferences.json"]);
 
 # %%
 rate = settings.recipe().learning_rate
-rows = sweep(settings, betas=(0.05, 0.3), learning_rates=(10 * rate,), eval_pairs=100)
+if experiments:
+    rows = sweep(settings, betas=(0.05, 0.3), learning_rates=(10 * rate,), eval_pairs=100)
 
 # %% [markdown]
 # ### Your own pairs
@@ -173,8 +215,11 @@ from pathlib import Path
 
 mine = [{"prompt": f"{n}と{n}の和は？", "chosen": f"{2 * n}です。", "rejected": "数えてみてください。"} for n in range(60)]
 lines = [json.dumps(row, ensure_ascii=False) for row in [*mine, mine[0], {**mine[1], "rejected": mine[1]["chosen"]}]]
-Path("my_pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-own = train(settings, data="my_pairs.jsonl")
+file = Path("data/my_pairs.jsonl")
+file.parent.mkdir(exist_ok=True)
+file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+if experiments:
+    wait(train(settings, data=str(file)))
 
 # %% [markdown]
 # ### Short of memory
@@ -202,5 +247,7 @@ for more in ({}, less, {**less, "gradient_checkpointing": "on"}, {**less, "max_s
 # *日本語: 学習が進まないときは学習率を上げるか、先に良い答えを学ばせます。*
 
 # %%
-taught = train(settings, sft_warm_start=1, learning_rate=10 * rate)
-report(taught)
+if experiments:
+    taught = train(settings, sft_warm_start=1, learning_rate=10 * rate)
+    wait(taught)
+    report(taught)

@@ -35,6 +35,19 @@
 #@build form PHASE7
 
 # %% [markdown]
+# ### See the model
+#
+# A Phase 7 of a toy's size, and one step of training by hand. Look for the hyperbolic attention, the state-space branch
+# and the tensor-train cores. **Exercise**: set `attention_window` to 1 and to 64: which numbers of parameters change, and
+# which do not? Why?
+#
+# *日本語: 小さな Phase 7 を作り、1 ステップだけ手で学習します。練習: `attention_window` を 1 と 64 にして、パラメータ数が
+# 変わるかどうかを確かめてください。*
+
+# %%
+#@build cell model_phase7
+
+# %% [markdown]
 # ## 3 · Check
 #
 # What this machine is, what will be used on it and why. On a GPU each kernel is run once and compared with plain torch in
@@ -65,9 +78,12 @@ chosen = plan(settings)
 # ## 5 · The data recipe
 #
 # Move the sliders to mix sources; `demo` needs no network. With all at 0, the preset's own data is used (UltraChat,
-# ChitChat for the small one). *Mix* makes it at once; the next cell does it otherwise.
+# ChitChat for the small one). *Mix* makes it at once; the next cell does it otherwise. *Run all* comes by here before
+# a hand can move anything: the next cell says what it took. To mix by sliders, move them and run the cells below again,
+# or write the shares into the form (*Data recipe*).
 #
-# *日本語: スライダーでデータの配合を決めます。全部 0 ならプリセットのデータを使います。*
+# *日本語: スライダーでデータの配合を決めます。全部 0 ならプリセットのデータを使います。「すべてのセルを実行」では
+# 動かす前に通り過ぎるので、動かしたあとで下のセルを実行し直すか、フォームに配合を書いてください。*
 
 # %%
 from newllm_lib.colab.mixture import mix
@@ -91,42 +107,44 @@ settings = mixture.settings()
 # *日本語: 長い学習の前に、小さな 10 ステップで全体を試します。*
 
 # %%
-from newllm_lib.colab.background import train
+from newllm_lib.colab.background import train, wait
 from newllm_lib.colab.forms import Settings
 from newllm_lib.runs import tail
 
 test = train(Settings("phase7_test", {"seed": settings.recipe().seed}))
+wait(test)
 print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 
 # %% [markdown]
 # ## 7 · Train
 #
-# In the background: it goes on if you close this tab. The copy on Drive is kept while it trains, if the form says so.
+# In the background: it goes on if you close this tab. The cell ends at once, its picture goes on. **Stop** saves first,
+# **Save** writes a checkpoint and trains on. Left the loss of each step, right bits per byte on the validation text; ✓
+# marks the best, whose model is kept. The copy on Drive is kept while it trains, if the form says so.
 #
-# *日本語: バックグラウンドで学習します。タブを閉じても続きます。*
+# *日本語: バックグラウンドで学習します。タブを閉じても続きます。停止ボタンは保存してから止まります。*
 
 # %%
 #@build cell start
 
 # %% [markdown]
-# ## 8 · Watch
+# ## 8 · Wait
 #
-# **Stop** saves first, **Save** writes a checkpoint and trains on. Left the loss of each step, right bits per byte on the
-# validation text; ✓ marks the best, whose model is kept. Closing the view (■) leaves the training alone.
+# The cells below need the trained model. ■ ends the waiting, not the training: then section 11 talks with the best
+# model so far.
 #
-# *日本語: 停止ボタンは保存してから止まります。表示を閉じても学習は続きます。*
+# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
 
 # %%
-#@build cell watch
+#@build cell wait
 
 # %% [markdown]
 # ## 9 · Resume
 #
-# After Stop, a crash or a new session this continues the run at its last save, with the same data order and the same
-# curve (from Drive, if the machine is new). A finished run is only shown. From the command line: the line under the form
-# again, or `make train-phase7-1.5b-resume CHECKPOINT=…`.
+# After Stop, a crash or a new session the cell of section 7 continues the run at its last save, with the same data order
+# and the same curve (from Drive, if the machine is new). A finished run is only shown, as here:
 #
-# *日本語: 停止・切断のあとは、このセルで最後の保存から続きます。*
+# *日本語: 停止・切断のあとは、7 のセルで最後の保存から続きます。終わった学習は表示されるだけです。*
 
 # %%
 run = train(settings)
@@ -144,6 +162,8 @@ run = train(settings)
 
 # %% [markdown]
 # What that means, and what the model made of the same beginnings as it learned:
+#
+# *日本語: 結果の読み方と、学習の途中で書いた文です。*
 
 # %%
 #@build cell read
@@ -162,9 +182,12 @@ from newllm_lib.colab.chat_widget import chat
 conversation = chat(run, first="Hello! How are you today?")
 
 # %% [markdown]
-# ## 12 · Keep it
+# ## 12 · Keep it, give it away, go on
 #
-# *日本語: 最良のモデル、曲線、ログを 1 つのファイルにします。*
+# To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
+# model away and what comes next.
+#
+# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
 
 # %%
 #@build cell keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 
 import pytest
 
@@ -134,6 +135,52 @@ def test_closing_the_view_stops_the_cells_below_but_not_the_training(settings, m
     monkeypatch.undo()
     for text in runs.follow(Run("checkpoints/new_llm_demo"), interval=0.05):
         assert "Traceback" not in text
+
+
+def test_waiting_ends_with_the_training_and_says_how_it_went(settings, monkeypatch, capsys, tmp_path):
+    hold = tmp_path / "hold"
+    hold.touch()
+    run = background.start(settings).run
+    looks = []
+
+    def look(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            hold.unlink()
+
+    monkeypatch.setattr(background.buttons, "wait", lambda seconds: look(seconds) or time.sleep(0.02))
+    background.wait(run)
+    assert is_finished(run) and capsys.readouterr().out.count("Waiting for new_llm_demo") == 1
+    background.wait(run)  # finished: nothing is said
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wait_that_is_broken_off_leaves_the_training_alone(settings, monkeypatch, tmp_path):
+    (tmp_path / "hold").touch()
+    run = background.start(settings).run
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(background.buttons, "wait", interrupted)
+    with pytest.raises(Interrupted, match="new_llm_demo is still training: run its training cell again"):
+        background.wait(run)
+    assert runs.read_status(run)["state"] == "running"
+    monkeypatch.undo()
+    (tmp_path / "hold").unlink()
+    for text in runs.follow(run, interval=0.05):
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "ending, said",
+    [("failed", "the reason why"), ("refused", "did not start"), ("killed", "ended without a word")],
+)
+def test_waiting_for_what_fails_says_why_once(settings, monkeypatch, ending, said):
+    ends(monkeypatch, ending)
+    run = background.start(settings).run
+    with pytest.raises(NewLLMError, match=said):
+        background.wait(run, every=0.05)
 
 
 def test_on_colab_the_run_is_copied_to_drive_and_brought_back(settings, tmp_path, monkeypatch, colab):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -61,8 +62,44 @@ def test_our_errors_are_one_line_in_a_cell_and_others_keep_their_traceback(monke
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         ours = interactive.run_cell("from newllm_lib.errors import UsageError\nraise UsageError('mend this')")
-    assert not ours.success and (out.getvalue() + err.getvalue()).strip() == "✗ mend this"
+    assert not ours.success and (out.getvalue() + err.getvalue()).strip() == (
+        "✗ mend this. The cells below did not run."
+    )
+    for code, said in (  # two ■ in a row, a cell out of order: one clear line each
+        ("raise KeyboardInterrupt", "Stopped (■)"),
+        ("train(settings)", "train does not exist yet: a cell above makes it. Run the cells in order"),
+        ("print(new_llm)", "new_llm does not exist yet"),
+    ):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            assert not interactive.run_cell(code).success
+        shown = (out.getvalue() + err.getvalue()).strip()
+        assert shown.startswith(f"✗ {said}") and "\n" not in shown, shown
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert not interactive.run_cell("a_name_of_mine").success
+    assert "Traceback" in out.getvalue()  # no cell makes it: the reader's own slip
     out = io.StringIO()
     with redirect_stdout(out):
         other = interactive.run_cell("1 / 0")
     assert not other.success and "ZeroDivisionError" in out.getvalue()
+
+
+def test_libraries_are_quiet_and_the_readers_own_warnings_are_not(monkeypatch):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        environment.quiet()
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module="transformers.models")
+        warnings.warn_explicit("hint", UserWarning, "x.py", 1, module="torch.nn")
+        warnings.warn_explicit("mine", UserWarning, "x.py", 1, module="__main__")
+    assert [str(w.message) for w in seen] == ["mine"]
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] and os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+def test_only_colab_has_a_menu_runtime(monkeypatch):
+    line = "torch 1 is loaded, but 2 is installed: restart the session (Runtime → Restart session) and run."
+    assert "Runtime" not in environment.in_words_of_place(line) and "kernel" in environment.in_words_of_place(
+        line
+    )
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    assert environment.in_words_of_place(line) == line

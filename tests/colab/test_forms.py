@@ -6,11 +6,15 @@ from __future__ import annotations
 
 import ast
 import re
+import types
+from pathlib import Path
 
 import pytest
 
 from newllm_lib.cli.parser import parse
-from newllm_lib.colab.forms import FORM_DEVICE, OVERRIDES_VARIABLE, Field, Form
+from newllm_lib.colab import form_checks
+from newllm_lib.colab import forms as forms_module
+from newllm_lib.colab.forms import OVERRIDES_VARIABLE, Field, Form
 from newllm_lib.colab.settings import DIALOGUE, FORMS, LABELS, PRETRAINING
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
@@ -26,6 +30,7 @@ forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def _no_overrides(monkeypatch):
     monkeypatch.delenv(OVERRIDES_VARIABLE, raising=False)
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    monkeypatch.setattr(form_checks, "hub_answers", lambda: False)
 
 
 def assigned(text: str) -> dict:
@@ -38,23 +43,44 @@ def assigned(text: str) -> dict:
 
 
 @forms
-def test_the_defaults_shown_are_the_recipes(form):
-    recipe = load_recipe(form.recipe, device_kind=FORM_DEVICE)
+def test_a_field_of_the_recipe_is_empty_until_someone_types(form):
+    """What is shown is what is trained: a choice is the recipe's own on every machine, all else is empty."""
     shown = assigned(form.render())
-    keys = [f.name for f in form.fields if f.is_recipe_key]
+    keys = [f for f in form.fields if f.is_recipe_key]
     assert keys
-    for key in keys:
-        assert (shown[key] or None) == (getattr(recipe, key) or None), key
+    for f in keys:
+        same = {getattr(load_recipe(form.recipe, device_kind=kind), f.name) for kind in ("cpu", "t4", "h100")}
+        assert shown[f.name] == "" or same == {shown[f.name]}, f.name
+        assert (shown[f.name] == "") == (not f.options()), f.name
+
+
+@forms
+def test_what_is_typed_is_what_is_trained_also_where_the_recipe_says_the_same(form, capsys):
+    """Each recipe key, with the value of another machine's preset: typed on a CPU it counts there."""
+    t4 = load_recipe(form.recipe, device_kind="t4", resolve_start=False)
+    for f in form.fields:
+        value = getattr(t4, f.name, None)
+        if not f.is_recipe_key or f.options() or value in (None, ""):
+            continue
+        settings = form.read(**{f.name: str(value)})
+        assert getattr(settings.recipe(), f.name) == value and settings.overrides[f.name] == value, f.name
+        assert f"typed: {f.title} " in capsys.readouterr().out
 
 
 @forms
 def test_the_cell_is_python_and_reads_every_field(form, capsys):
     names = {"settings": None}
     exec(compile(form.render(), "form", "exec"), names)
+    settings = names["settings"]
     preset = form.presets.get(form.defaults().get("size"), {})  # the size that is recommended
-    assert names["settings"].overrides == preset and names["settings"].name == form.recipe
-    assert load_recipe(form.recipe, preset).differences(names["settings"].recipe()) == []
-    assert "newllm train" in capsys.readouterr().out
+    assert settings.overrides == preset and settings.name == form.recipe
+    assert load_recipe(form.recipe, preset).differences(settings.recipe()) == []
+    shown = capsys.readouterr().out
+    assert "newllm train" in shown
+    recipe = settings.recipe()  # beside each field left alone, the value that it stands for here
+    for f in form.fields:
+        if f.name in ("batch_size", "max_seq_length", "learning_rate"):
+            assert f"{f.title} {getattr(recipe, f.name):g}" in shown, f.name
 
 
 @forms
@@ -68,9 +94,10 @@ def test_every_field_is_labelled_in_english_and_japanese(form):
 def test_lines_are_as_colab_reads_them(form):
     for line in form.render().splitlines():
         if "#@param" in line:
-            kinds = "string|raw|boolean|integer|number"
+            kinds = '"(string|boolean|integer|number)"(, placeholder:".+")?'
             assert re.fullmatch(
-                rf'\w+ = .+  #@param (\[.+\]( \{{allow-input: true\}})?|\{{type:"({kinds})"\}})', line
+                rf"\w+ = .+  #@param (\[.+\]( \{{allow-input: true\}})?|\{{type:{kinds}\}})",
+                line,
             ), line
 
 
@@ -88,7 +115,7 @@ def test_every_preset_is_a_valid_recipe(form):
 def test_every_gpu_has_sizes_that_fit_it_and_a_session(form, monkeypatch):
     """By name, or (Phase 7) chosen on that GPU."""
     if not form.choose:
-        assert tuple(form.gpus) == GPUS and form.gpus["T4"] == {} and form.defaults()["gpu"] == "T4"
+        assert tuple(form.gpus) == GPUS and form.gpus["T4"] == {} and form.defaults()["gpu"] == ""
     for gpu in GPUS:
         monkeypatch.setenv("NEWLLM_DEVICE", gpu.lower())
         device, settings = probe(), form.read(**({} if form.choose else {"gpu": gpu}))
@@ -106,8 +133,13 @@ def test_what_the_user_chooses_counts_more_than_the_gpus_sizes():
     assert PRETRAINING.read(gpu="H100").recipe().hidden_size == 512
     assert PRETRAINING.read(gpu="H100", size="small").recipe().hidden_size == 128
     assert DIALOGUE.read(gpu="A100", num_layers=2).recipe().num_layers == 2
-    with pytest.raises(UsageError, match="no gpu 'T5'"):
+    with pytest.raises(UsageError, match="Sizes for this GPU.*not 'T5'"):
         PRETRAINING.read(gpu="T5")
+
+
+def test_a_gpu_that_is_named_is_meant_whatever_runs_here():
+    assert PRETRAINING.read(gpu="T4").recipe().batch_size == 128  # though this is a CPU
+    assert PRETRAINING.read(gpu="T4").recipe().sized_for == "t4"
 
 
 def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
@@ -123,9 +155,9 @@ def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
 
 
 def test_a_field_left_alone_follows_the_device():
-    untouched = PRETRAINING.read(batch_size=128)  # what the form shows
+    untouched = PRETRAINING.read(batch_size="")
     assert untouched.recipe().batch_size == load_recipe("wikitext", device_kind="cpu").batch_size != 128
-    assert PRETRAINING.read(batch_size=256).recipe().batch_size == 256
+    assert PRETRAINING.read(batch_size="128").recipe().batch_size == 128
 
 
 def test_values_become_overrides():
@@ -143,7 +175,10 @@ def test_values_become_overrides():
     )
 
 
-def test_the_command_means_the_same_recipe():
+def test_the_command_means_the_same_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my text").mkdir()
+    Path("my text/train.txt").write_text("A text of my own.\n")
     settings = PRETRAINING.read(size="small", epochs=2.5, max_samples=None, seed=7, data_dir="my text")
     arguments = parse(settings.arguments(model="tiny_gpt2", deterministic=True, max_steps=None))
     again = load_recipe(arguments.name, flag_overrides(arguments))
@@ -166,13 +201,69 @@ def test_overrides_that_are_no_object_are_refused(monkeypatch, text):
         PRETRAINING.read()
 
 
-@pytest.mark.parametrize(
-    "values", [{"size": "huge"}, {"epochs": -1}, {"epochs": "many"}, {"recipe": "wikitexd"}, {"epoch": 3}]
-)
-def test_a_bad_value_is_one_line(values):
+WRONG = [  # what a hand may type, and what the form's own cell says to it
+    ("PRETRAINING", {"size": "huge"}, "*Size of both models* must be one of standard, small, large"),
+    ("PRETRAINING", {"epochs": "-1"}, "*Epochs* must be at least"),
+    ("PRETRAINING", {"epochs": "many"}, "*Epochs* must be number, not 'many'"),
+    ("PRETRAINING", {"batch_size": "1.5"}, "*Sequences a step* must be int"),
+    ("PRETRAINING", {"recipe": "wikitexd"}, "*Data* must be one of"),
+    ("PRETRAINING", {"epoch": 3}, "no field 'epoch'"),
+    ("PRETRAINING", {"data_dir": "nowhere"}, "*Your own text*: "),
+    ("PRETRAINING", {"data_dir": "."}, "*Your own text*: No data files"),
+    ("DIALOGUE", {"from_run": "nobody"}, "No run 'nobody'"),
+    ("DIALOGUE", {"patience": "long"}, "*Stop after so many evaluations"),
+    ("DPO", {"data": "mine.jsonl"}, "*Pairs*: there is no file mine.jsonl"),
+    ("DPO", {"base": "nobody"}, "*Base model*: No run 'nobody'"),
+    ("DPO", {"beta": "low"}, "*Beta* must be number"),
+    ("PHASE7", {"hours": "three"}, "*Hours that you have* must be a number, not 'three'"),
+    ("PHASE7", {"hours": -3}, "*Hours that you have* must be at least"),
+    ("PHASE7", {"documents": "all"}, "*Documents in that mix* must be a whole number"),
+    ("PHASE7", {"weights": "nope=1"}, "*Data recipe*: Unknown data 'nope'"),
+    ("PHASE7", {"weights": "demo"}, "*Data recipe*: demo: write it as"),
+    ("PHASE7", {"max_steps": "0"}, "*Stop after this many steps* must be at least"),
+]
+
+
+@pytest.mark.parametrize("form, values, said", WRONG, ids=[f"{f}-{next(iter(v))}" for f, v, _ in WRONG])
+def test_a_bad_value_is_one_line_in_the_forms_words(form, values, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as error:
-        PRETRAINING.read(**values)
-    assert "\n" not in str(error.value)
+        FORMS[form].read(**{"recipe": "phase7_small"} | values if form == "PHASE7" else values)
+    assert said in str(error.value) and "\n" not in str(error.value) and "--" not in str(error.value)
+
+
+def test_what_is_not_on_the_hub_is_said_by_the_forms_cell(monkeypatch):
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def unknown(self, name, timeout):
+        raise RepositoryNotFoundError("none", response=types.SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(form_checks, "hub_answers", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unknown)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
+    with pytest.raises(UsageError, match=r"\*Pairs\*: the Hugging Face hub has no data set no/body"):
+        FORMS["DPO"].read(data="no/body")
+    with pytest.raises(UsageError, match=r"\*Base model\*: the Hugging Face hub has no model no/body"):
+        FORMS["DPO"].read(base="no/body")
+
+
+def test_without_a_network_the_form_names_what_needs_none(capsys):
+    PRETRAINING.read(recipe="demo")
+    assert "does not answer" not in capsys.readouterr().out
+    PRETRAINING.read()
+    assert "without a network choose demo in *Data*" in capsys.readouterr().out
+    FORMS["DPO"].read(data="hh_rlhf")
+    assert "choose preferences_ja in *Pairs*" in capsys.readouterr().out
+
+
+def test_advice_and_errors_speak_of_fields():
+    PRETRAINING.read(recipe="demo")
+    text = "Train longer (--epochs 12), on more (--max_samples 5000), or --dropout 0.3."
+    assert forms_module.in_form_words(text) == (
+        "Train longer (*Epochs* 12), on more (*Use only this many documents* 5000), or `dropout=0.3`. In the "
+        "training cell: train(settings, dropout=…)."
+    )
+    assert forms_module.in_form_words("a -- b, --unknown 3, x--y") == "a -- b, --unknown 3, x--y"
 
 
 def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
@@ -182,16 +273,11 @@ def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
 
 
 def test_parameters_follow_the_types():
-    keys = {
-        "seed": "integer",
-        "epochs": "number",
-        "carry_state": "boolean",
-        "max_samples": "raw",
-        "data_dir": "string",
-        "micro_batch_size": "string",
-    }
-    for name, kind in keys.items():
-        assert Field(name, "x", "あ").parameter() == f'{{type:"{kind}"}}'
+    text = '{type:"string", placeholder:"as the recipe says"}'  # so that it can be empty
+    for name in ("seed", "epochs", "carry_state", "max_samples", "data_dir", "micro_batch_size"):
+        assert Field(name, "x", "あ").parameter() == text
+    for default, kind in ((3.0, "number"), (3, "integer"), (True, "boolean"), ("", "string")):
+        assert Field("hours", "x", "あ", default).parameter() == f'{{type:"{kind}"}}'
     assert Field("schedule", "x", "あ").parameter() == '["cosine", "linear", "wsd", "constant"]'
 
 
@@ -201,6 +287,4 @@ def test_labels_name_recipe_keys():
 
 def test_a_form_of_another_notebook_renders_alone(capsys):
     form = Form("OTHER", "demo", (Field("learning_rate", "Peak learning rate", "学習率"),))
-    assert assigned(form.render()) == {
-        "learning_rate": load_recipe("demo", device_kind=FORM_DEVICE).learning_rate
-    }
+    assert assigned(form.render()) == {"learning_rate": ""}

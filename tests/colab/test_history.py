@@ -92,11 +92,47 @@ def test_a_pause_between_two_lives_does_not_count_as_slow(run):
     assert history.seconds_left(400) == pytest.approx(100 * 0.05)
 
 
+LIVES = {  # evaluations an epoch, seconds of an evaluation, seconds a step, steps between two rows
+    "demo": (4, 6.0, 0.16, 50),
+    "wikitext": (1, 40.0, 0.05, 50),
+    "phase7": (20, 90.0, 1.2, 10),
+}
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_time_left_counts_evaluations_and_saves(run, name):
+    """From a fifth of the run on it is within 25 % of the truth, before the first evaluation too."""
+    per_epoch, cost, pace, every = LIVES[name]
+    epoch, total, clock = 1000, 2000, 1e9
+    ends = lambda step: step * per_epoch // epoch  # noqa: E731
+    written, truth = [], {}
+    for step in range(1, total + 1):
+        clock += pace * (1 + 0.3 * (step % 7 == 0)) + (
+            5.0 if step % 400 == 399 else 0.0
+        )  # a save by the clock
+        if step % every == 0 or step == total:
+            written.append({"step": step, "epoch": step / epoch, "loss": 3.0, "time": clock})
+            truth[step] = clock
+        if ends(step) > ends(step - 1) or step == total:
+            clock += cost
+            row = {"step": step, "epoch": step / epoch, "eval_loss": 3.0, "time": clock - 0.3 * cost}
+            written.append(row)
+    for step, at in truth.items():
+        if not 0.2 * total <= step < 0.97 * total:
+            continue
+        run.metrics_path.unlink(missing_ok=True)
+        append(run, [row for row in written if row["step"] <= step and row["time"] <= at])
+        history = History(run.metrics_path)
+        history.update()
+        left = history.seconds_left(total, per_epoch, guess=cost)
+        assert abs(left - (clock - at)) < 0.25 * (clock - at), (step, left, clock - at)
+
+
 def test_series_and_best(tmp_path):
     run = finished(tmp_path / "run")
     history = History(run.metrics_path)
     history.update()
     x, y = history.series("eval_bits_per_byte")
-    assert x == [1.0, 2.0, 3.0] and y == sorted(y, reverse=True)
+    assert x == [100, 200, 300] and y == sorted(y, reverse=True)
     assert history.best["step"] == 300
     assert len(history.series("loss")[0]) == 15 and history.series("nothing") == ([], [])

@@ -13,9 +13,10 @@ import threading
 import pytest
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, curves, live
+from newllm_lib.colab import buttons, curves, live, pictures
 from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
+from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run, write_status
 from tests.colab.fake_run import append, finished, rows
 
@@ -87,21 +88,62 @@ def test_before_the_first_step_the_line_tells_what_is_prepared(tmp_path):
     view = live.View([run])
     view.statuses[0]["state"] = "running"
     assert view.lines() == ["run: running | packing 45% | 1.2M tokens | 8 s left"]
+    assert view.looks()[0].fraction == 0.45  # of the packing: the bar moves from the first second on
 
 
-def test_without_figures_there_is_still_a_picture(tmp_path):
-    view = live.View([Run(tmp_path / "nothing")])
-    assert not view.update() and view.png().startswith(PNG)
+def running(run: Run, log: str = "", **status) -> live.View:
+    """A view of a run that (it is told) trains now."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.log.write_text(log)
+    view = live.View([run])
+    view.update()
+    view.statuses[0] |= {"state": "running", "total_steps": 300, **status}
+    return view
+
+
+def test_an_evaluation_is_said_with_the_logs_percentage(tmp_path):
+    run = finished(tmp_path / "run")
+    look = running(run, "  evaluating 61% | 120k tokens | 3 s left\n").looks()[0]
+    assert look.doing == "evaluating 61% | 120k tokens | 3 s left" and look.fraction == 1.0
+    append(run, [{"step": 320, "epoch": 3.2, "loss": 1.0, "time": 1e9 + 50}])
+    assert running(run, "  Training...  5% | step 320/600\n").looks()[0].doing == ""
+
+
+def test_a_run_that_continues_says_from_where_and_shows_no_old_figures(tmp_path):
+    run = finished(tmp_path / "run")
+    look = running(run, "  packing 12%\n", started=2e9).looks()[0]
+    assert look.doing == "continuing from step 300: packing 12%"
+    assert look.facts[0].startswith("step 300 of 300") and not any("tokens/s" in fact for fact in look.facts)
+    assert not any("left" in fact for fact in look.facts)
+    assert GpuMonitor().describe(None) == "" or "0.0 GiB" not in GpuMonitor().describe(None)
+
+
+def test_without_figures_there_is_a_picture_while_it_trains_and_none_of_what_failed(tmp_path):
+    view = running(Run(tmp_path / "run"))
+    loss, bits = view.figure().axes
+    assert view.has_picture and view.png().startswith(PNG)
+    assert loss.get_xlim() == bits.get_xlim() == (0, 300)  # the whole run, from the first second on
+    assert bits.get_ylim()[1] > 8  # what knowing nothing scores
+    view.statuses[0]["state"] = "failed"
+    assert not view.has_picture
+
+
+def history_of(run: Run, name: str) -> History:
+    history = History(run.metrics_path, name)
+    history.update()
+    return history
 
 
 def test_the_picture_holds_each_run_the_best_and_the_baseline(tmp_path):
-    histories = []
-    for name, level in (("new_llm", 3.0), ("tinygpt2", 3.3)):
-        history = History(finished(tmp_path / name, level=level).metrics_path, name)
-        history.update()
-        histories.append(history)
+    histories = [
+        history_of(finished(tmp_path / name, level=level), name)
+        for name, level in (("new_llm", 3.0), ("tinygpt2", 3.3))
+    ]
     loss, bits = curves.draw(histories, {"bigram": 2.0}).axes
-    assert {line.get_color() for line in loss.get_lines()} == set(curves.COLOURS[:2])
+    assert {line.get_color() for line in loss.get_lines()} == {
+        style.colour for style in styles(["new_llm", "tinygpt2"])
+    }
+    assert {line.get_marker() for line in bits.get_lines()} >= {"o", "s"}  # for who sees no colours
     assert [t.get_text() for t in loss.get_legend().get_texts()] == [
         "new_llm training",
         "new_llm validation",
@@ -110,12 +152,65 @@ def test_the_picture_holds_each_run_the_best_and_the_baseline(tmp_path):
     ]
     alone = curves.draw(histories[:1]).axes[0].get_legend().get_texts()
     assert [t.get_text() for t in alone] == ["training", "validation"]  # its name stands above the picture
+    assert bits.get_xlabel() == "optimizer step" and bits.get_xlim() == (0, 300)
+    notes = {text.get_text(): text for text in bits.texts}
+    assert sum(note.startswith("✓ ") for note in notes) == 2 and "bigram 2.000" in notes
+    assert f"✓ {histories[0].best['eval_bits_per_byte']:.3f}" in notes
+    assert all(note.xyann[0] > 1 for note in notes.values())  # beside the curves, not on them
+    heights = sorted(note.xyann[1] for note in notes.values())
+    low, high = bits.get_ylim()
+    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.07 * (
+        high - low
+    )  # and not on each other
     histories[0].label = "new_llm_ultrachat_layers4_hidden512_context512_100k"
     long = curves.draw(histories).axes[0].get_legend().get_texts()[0].get_text()
     assert long.startswith("new_llm_ultr") and long.endswith("100k training") and len(long) < 40
-    notes = [text.get_text() for text in bits.texts]
-    assert sum(note.startswith("✓ ") for note in notes) == 2 and "bigram 2.000" in notes
-    assert f"✓ {histories[0].best['eval_bits_per_byte']:.3f}" in notes
+
+
+def test_axes_never_show_less_than_a_difference_is_worth(tmp_path):
+    run = Run(tmp_path / "run")
+    append(run, [{"step": n, "loss": 3.0 + n * 1e-5, "time": 1e9 + n} for n in range(1, 5)])
+    append(run, [{"step": n, "eval_loss": 3.0, "eval_bits_per_byte": 2.0 + n * 1e-5} for n in range(1, 5)])
+    loss, bits = curves.draw([history_of(run, "run")]).axes
+    assert loss.get_ylim()[1] - loss.get_ylim()[0] >= curves.LEAST_LOSS
+    assert bits.get_ylim()[1] - bits.get_ylim()[0] >= curves.LEAST_BITS
+
+
+def test_one_logged_step_is_seen(tmp_path):
+    run = Run(tmp_path / "run")
+    append(run, [{"step": 1, "loss": 7.6, "time": 1e9}])
+    loss = curves.draw([history_of(run, "new_llm")], total_steps=100, guessing=7.62).axes[0]
+    assert any(line.get_marker() == "o" for line in loss.get_lines())
+    assert loss.get_ylim()[0] <= 0 and "knows nothing" in [text.get_text() for text in loss.texts]
+
+
+def test_a_picture_follows_the_theme_and_the_width(tmp_path):
+    drawn = pictures.svg(curves.draw([history_of(finished(tmp_path / "run"), "new_llm")]), 'a "run"')
+    assert 'aria-label="a &quot;run&quot;"' in drawn and 'width="' not in drawn[: drawn.index(">")]
+    assert "var(--nl-0072b2,#0072b2)" in drawn and "#0072b2;" not in drawn.replace(
+        "var(--nl-0072b2,#0072b2)", ""
+    )
+    page = pictures.page(drawn)
+    assert (
+        "prefers-color-scheme:dark" in page and "html[theme=dark]" in page and "data-jp-theme-light" in page
+    )
+
+
+def test_a_name_of_42_characters_breaks_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("ipywidgets")
+    name = "new_llm_ultrachat_layers4_hidden512_100k_x"
+    assert len(name) == 42
+    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
+    panel = live.StopButtons([Run(tmp_path / name), Run(tmp_path / f"{name}_2")])
+    assert all(len(button.description) < 30 for button in panel.by_run.values())
+    assert all(name in button.tooltip for button in panel.by_run.values())
+
+
+def test_colours_belong_to_models_everywhere():
+    for names in (["new_llm_demo", "tinygpt2_demo"], ["new_llm", "tiny_gpt2"], ["New-LLM", "TinyGPT2"]):
+        assert [style.colour for style in styles(names)] == ["#0072B2", "#D55E00"]
+    assert styles(["tinygpt2_demo"])[0] == styles(["new_llm", "tinygpt2"])[1]
+    assert len(set(styles(["new_llm_demo", "new_llm_demo_2", "mine", "phase7_small"]))) == 4
 
 
 def test_smoothing_keeps_the_level():
@@ -170,8 +265,7 @@ def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
     live.watch(run)
     assert "run: Hello <b> … I am 49" in capsys.readouterr().out
     assert live.View([Run(tmp_path / "other")]).samples() == []
-    pytest.importorskip("IPython")
-    shown = live._samples(live.View([run]).samples()).data
+    shown = live._samples(live.View([run]).samples())
     assert (
         shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
     )

@@ -78,7 +78,7 @@ def test_two_answers_to_one_question_are_refused():
 
 @pytest.mark.parametrize("weights", ["one", "one=x", "one=0", "one=1,one=2"])
 def test_weights_that_are_none_are_one_line(weights):
-    with pytest.raises(UsageError, match="--weights"):
+    with pytest.raises(UsageError, match=r"\*Data recipe\*"):
         of(weights)
 
 

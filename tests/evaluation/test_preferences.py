@@ -179,7 +179,8 @@ def test_a_prompt_longer_than_the_window_is_cut_before_the_distance_is_measured(
     )
     adapted = get_peft_model(model, lora_config(model, 2, 4.0, 0.0)).eval()
     long = Pair((Message("user", "問いと答え" * 9),), "a", "b")
-    assert kl_from_base(adapted, tokenizer, [long, *pairs("x")], 12) == pytest.approx(0, abs=1e-4)
+    found = kl_from_base(adapted, tokenizer, [long, *pairs("x")], 12)
+    assert found["kl"] == pytest.approx(0, abs=1e-4) and 0 <= found["kl_low"] <= found["kl_high"] < 1e-3
 
 
 def test_watched_prompts_are_different_and_spread():

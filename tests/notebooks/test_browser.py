@@ -150,7 +150,7 @@ class Tab:
     def stop_button(self):
         """Of a training that is meant to be stopped (notebook 5's ten steps are not)."""
         return self.page.locator(
-            "button.jupyter-button:enabled", has_text="Stop ", has_not_text="phase7_test"
+            "button.jupyter-button:enabled[title^='Saves ']:not([title*='phase7_test'])", has_text="Stop"
         )
 
     def picture(self, what: str, selector: str) -> None:
@@ -213,7 +213,7 @@ def test_it_runs_stops_saves_goes_on_and_answers(tab):
     tab.wait_until_idle()
     assert tab.errors() == [] and is_finished(stopped)
     assert "Continuing from checkpoint-" in stopped.log.read_text(encoding="utf-8")
-    assert tab.page.locator(".jp-OutputArea img").count() >= 1
+    assert tab.page.locator(".jp-OutputArea .nl svg").count() >= 1
     if tab.page.locator(".jp-OutputArea table").count():
         tab.picture("result", "table")
 
@@ -235,9 +235,9 @@ def stop_the_first_training(tab) -> Run:
     """Press Stop after the first evaluation; the run, saved and stopped before its end."""
     button = tab.stop_button().first
     button.wait_for()
-    run = find_run(button.inner_text().split()[1])  # "Stop NAME · 停止"
+    run = find_run(button.get_attribute("title").split()[1])  # "Saves NAME first; …"
     until(lambda: any("eval_loss" in row and row["step"] for row in run.metrics()), 600, "no evaluation came")
-    tab.page.locator(".jp-OutputArea img").first.wait_for()
+    tab.page.locator(".jp-OutputArea .nl svg").first.wait_for()
     time.sleep(6)  # the picture is drawn again every few seconds
     assert tab.page.locator("button.jupyter-button", has_text="Save").count() >= 1
     tab.picture("live", "button.jupyter-button")

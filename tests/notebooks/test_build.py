@@ -4,13 +4,16 @@ defaults.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from newllm_lib.colab import environment
 from newllm_lib.colab.settings import FORMS
 
 pytest.importorskip("jupytext")
@@ -113,3 +116,49 @@ def test_cells_are_short_and_explained(path):
             assert len(lines) - fields <= MOST_LINES, cell.source
             assert before.cell_type == "markdown", f"nothing explains {cell.source[:60]!r}"
             compile(cell.source, path.name, "exec")
+
+
+@built
+def test_names_that_cells_use_and_others_make_are_known(path):
+    """A cell out of order says in one line that another makes what it needs: each such name has to be
+    known."""
+    made: set[str] = set()
+    for cell in code(path):
+        tree = ast.parse(cell.source)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for name in (used & made) - {"Path", "json", "torch"}:
+            assert name in environment.MADE_BY_CELLS, (path.name, name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                made.add(node.id)
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                made |= {alias.asname or alias.name for alias in node.names}
+
+
+@built
+def test_japanese_is_whole(path):
+    """Each section and each paragraph between two cells says it in Japanese too."""
+    cells = nbformat.read(path, as_version=4).cells
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if cell.cell_type == "code":
+            assert re.search(r"[\u3040-\u30ff]", before.source), before.source
+
+
+@built
+def test_each_shows_its_model_and_ends_in_the_same_cell(path):
+    sources = [cell.source for cell in code(path)]
+    assert any("print(network)" in source and "optimizer.step()" in source for source in sources)
+    assert any(source.startswith("from newllm_lib.colab.results import keep") for source in sources)
+    assert any("**Exercise**" in cell.source for cell in nbformat.read(path, as_version=4).cells)
+
+
+def test_run_all_passes_over_the_experiments():
+    sources = "\n".join(cell.source for cell in code(NOTEBOOKS / "04_dpo_lora.ipynb"))
+    assert "experiments = False" in sources
+    after = sources.partition("experiments = False")[2]
+    assert all(
+        line.startswith("    ")
+        for line in after.splitlines()
+        if re.search(r"\b(train|sweep|report|wait)\(", line)
+    )
+    assert 'Path("data/' in after  # a reader's own pairs do not lie about in the clone's top folder

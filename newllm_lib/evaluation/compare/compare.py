@@ -187,9 +187,18 @@ def prompts(split, tokenizer, documents: list[int], words: int = 12) -> list[lis
         if document < len(split.document_starts):
             start = int(split.document_starts[document])
             ids = split.ids[start : start + 64].astype(int).tolist()
-            length = ids.index(answer) + 1 if answer in ids else words + 1
+            length = ids.index(answer) + 1 if answer in ids else _to_the_words_end(tokenizer, ids, words + 1)
             found.append(ids[:length])
     return found
+
+
+def _to_the_words_end(tokenizer, ids: list[int], length: int, most: int = 8) -> int:
+    """The first length from `length` on at which no word is cut; `length` where none is near (Japanese)."""
+    for end in range(length, min(length + most, len(ids))):
+        following = tokenizer.decode([ids[end]])
+        if not following[:1].isalnum():
+            return end
+    return length
 
 
 def readable(tokenizer, ids: list[int]) -> str:

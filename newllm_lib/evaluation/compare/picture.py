@@ -7,12 +7,10 @@ import math
 import textwrap
 from pathlib import Path
 
+from newllm_lib.evaluation.palette import Style, styles
 from newllm_lib.runs import atomic_write_bytes
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and as two greys in print.
-COLOURS = ("#0072B2", "#E69F00")
-BASELINE_COLOURS = {"unigram": "#555555", "bigram": "#009E73"}
-_MARKERS = ("o", "s")
+BASELINE_COLOURS = {"unigram": "#555555", "bigram": "#6b7280"}  # greys: colours are the models'
 _SPEEDS = (
     ("trained_tokens_per_second", "training\n(as logged)"),
     ("tokens_per_second", "forward"),
@@ -61,11 +59,15 @@ def _labels(result: dict) -> list[str]:
     return [textwrap.fill(m["name"], 20) for m in models]
 
 
+def _styles(result: dict) -> list[Style]:
+    return styles([m["kind"] if m["label"] != "Phase 8" else "phase8" for m in result["models"]])
+
+
 def _bits_per_byte(axes, result: dict) -> None:
     """Bars from 0, so that their lengths may be compared; baselines as lines."""
     models = result["models"]
     values = [m["bits_per_byte"] for m in models]
-    bars = axes.bar(_labels(result), values, color=COLOURS, width=0.6)
+    bars = axes.bar(_labels(result), values, color=[s.colour for s in _styles(result)], width=0.6)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     axes.bar_label(
         bars, [f"{v:.3f}" for v in values], padding=3, fontsize=12, fontweight="bold", bbox=box, zorder=4
@@ -93,8 +95,8 @@ def _bits_per_byte(axes, result: dict) -> None:
 
 
 def _curves(axes, result: dict) -> None:
-    for model, label, colour, marker in zip(
-        result["models"], _labels(result), COLOURS, _MARKERS, strict=True
+    for model, label, (colour, marker) in zip(
+        result["models"], _labels(result), _styles(result), strict=True
     ):
         if model["curve"]:
             epochs, values = zip(*model["curve"], strict=True)
@@ -108,11 +110,11 @@ def _curves(axes, result: dict) -> None:
 def _speed(axes, result: dict) -> None:
     """Grouped bars on a log scale: training and decoding differ by orders of magnitude."""
     shown = [(key, label) for key, label in _SPEEDS if all(m.get(key) for m in result["models"])]
-    for index, (model, label) in enumerate(zip(result["models"], _labels(result), strict=True)):
+    for index, (model, label, style) in enumerate(
+        zip(result["models"], _labels(result), _styles(result), strict=True)
+    ):
         places = [i + (index - 0.5) * 0.38 for i in range(len(shown))]
-        bars = axes.bar(
-            places, [model[key] for key, _ in shown], width=0.36, color=COLOURS[index], label=label
-        )
+        bars = axes.bar(places, [model[key] for key, _ in shown], width=0.36, color=style.colour, label=label)
         axes.bar_label(bars, [_short(model[key]) for key, _ in shown], padding=2, fontsize=10)
     values = [m[key] for m in result["models"] for key, _ in shown]
     axes.set_yscale("log")

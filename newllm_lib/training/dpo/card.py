@@ -10,6 +10,8 @@ from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.dpo.log import verdict
 from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
 
+_FEW = 5  # pairs
+
 
 def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     """Write `card.md` into the run's folder; returns the file."""
@@ -106,6 +108,9 @@ def _answers(result: dict) -> list[str]:
 
 
 def _accuracy(figures: dict) -> str:
+    """An interval of very few pairs would only pretend to be one."""
+    if figures["pairs"] < _FEW:
+        return f"{figures['accuracy'] * figures['pairs']:g} of {figures['pairs']}"
     return (
         f"{100 * figures['accuracy']:.1f} % "
         f"({100 * figures['accuracy_low']:.1f}–{100 * figures['accuracy_high']:.1f})"
@@ -113,4 +118,6 @@ def _accuracy(figures: dict) -> str:
 
 
 def _margin(figures: dict) -> str:
+    if figures["pairs"] < _FEW:
+        return f"{figures['margin']:+.2f}"
     return f"{figures['margin']:+.2f} ({figures['margin_low']:+.2f} to {figures['margin_high']:+.2f})"

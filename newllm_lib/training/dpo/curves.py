@@ -8,12 +8,20 @@ from pathlib import Path
 
 from newllm_lib.runs import Run, atomic_write_bytes
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6b7280"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
-# title, unit, training series, held-out series (each with colour and label), a line to compare with
+# title, unit, training series, held-out series (each with colour and label), a line to compare with, and the
+# least span of the axis: what learned nothing must not look dramatic
 _PANELS = (
-    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, math.log(2)),
-    ("reward margin", "beta x nats", {"rewards/margins": _TRAINED}, {"eval_reward_margin": _HELD_OUT}, 0.0),
+    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, math.log(2), 0.2),
+    (
+        "reward margin",
+        "beta x nats",
+        {"rewards/margins": _TRAINED},
+        {"eval_reward_margin": _HELD_OUT},
+        0.0,
+        0.4,
+    ),
     # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is
     # the likelier one
     (
@@ -25,6 +33,7 @@ _PANELS = (
             "eval_reward_accuracy": (_GREY, "held out, by reward"),
         },
         0.5,
+        1.0,
     ),
     (
         "log-probability of the answers",
@@ -32,10 +41,12 @@ _PANELS = (
         {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (_GREY, "rejected")},
         {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (_GREY, "rejected, held out")},
         None,
+        4.0,
     ),
-    ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0),
-    ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, None),
+    ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0, 1.0),
+    ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, 0.0, 1.0),
 )
+_NEVER_BELOW_0 = ("GPU memory", "distance from the base (KL)")
 
 
 def preference_figure(run: Run):
@@ -52,14 +63,17 @@ def preference_figure(run: Run):
     figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat)
-    for place, (title, unit, training, held_out, line) in zip(axes, panels, strict=False):
+    for place, (title, unit, training, held_out, line, least) in zip(axes, panels, strict=False):
         _draw(place, rows, training, held_out)
         if line is not None:
             place.axhline(line, color=_GREY, linewidth=0.8, linestyle=":")
+        low, high = place.get_ylim()
+        missing = max(0.0, least - (high - low)) / 2
+        place.set_ylim(low - missing, high + missing)
+        if title in _NEVER_BELOW_0:
+            place.set_ylim(0.0, max(least, high))
         place.set(title=title, xlabel="optimizer step", ylabel=unit)
-        if title == "GPU memory":
-            place.set_ylim(bottom=0.0)
-        place.grid(alpha=0.25)
+        place.grid(color="#e5e7eb")
         place.spines[["top", "right"]].set_visible(False)
         if place.get_legend_handles_labels()[0]:
             place.legend(frameon=False, fontsize=8)

@@ -55,10 +55,9 @@ class PreparedPairs:
     def watch(self, model) -> dict:
         """The health of a model's answers and its distance from the base."""
         said = self.answers(model)
-        kl = kl_from_base(
+        return health(said) | kl_from_base(
             model, self.tokenizer, self.watched(), self.before["answer_tokens"], dtype=self.dtype
         )
-        return health(said) | ({} if kl is None else {"kl": kl})
 
     def problem(self, found: dict) -> str | None:
         """What has gone wrong with the answers since training began."""
@@ -105,7 +104,9 @@ class PreferenceTask(TrlTask):
         self.recipe, self.data, self.recompute = recipe, data, recompute
 
     def initial_figures(self) -> dict:
-        return self.data.before["figures"] | ({"kl": 0.0} if self.recipe.lora_rank else {})
+        return self.data.before["figures"] | (
+            dict.fromkeys(("kl", "kl_low", "kl_high"), 0.0) if self.recipe.lora_rank else {}
+        )
 
     def measure(self, model) -> dict:
         return self.data.figures(model) | self.data.watch(model)

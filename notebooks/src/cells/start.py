@@ -1,4 +1,3 @@
-from newllm_lib.colab.background import start
+from newllm_lib.colab.background import train
 
-started = start(settings)
-run = started.run
+run = train(settings)

@@ -1,3 +1,3 @@
-from newllm_lib.evaluation.evaluate_run import evaluate_run
+from newllm_lib.colab.results import measure
 
-figures = evaluate_run(run, baselines=True)
+figures = measure(run)

@@ -1,0 +1,205 @@
+"""Pictures that explain a model: what surprises it, what its context vector keeps, what it remembers, where
+its parameters are."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from newllm_lib.colab import pictures
+from newllm_lib.console import count, say
+from newllm_lib.errors import UsageError
+from newllm_lib.evaluation.inside import Gates, Recall, Surprise, gates, recall, surprise
+from newllm_lib.evaluation.palette import GREY, styles
+from newllm_lib.runs import Run
+
+DISTANCES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_MOST_BITS = 10.0  # a token of so many bits or more has the deepest colour
+_TOKENS = 70  # of a picture with a column for each
+
+
+def _loaded(run: Run | str):
+    from newllm_lib.checkpoints import load_model
+    from newllm_lib.device import probe
+
+    found = load_model(run, device=probe().torch_device)
+    return found.model, found.tokenizer
+
+
+def _name(run: Run | str) -> str:
+    return run.name if isinstance(run, Run) else str(run)
+
+
+def show_surprise(text: str, *runs: Run | str) -> list[Surprise]:
+    """The text coloured by the bits that each token costs, for each run, and their sum by the text's bytes.
+
+    Raises:
+        UsageError, NewLLMError: a model cannot be loaded, or there is no text.
+    """
+    found = [surprise(*_loaded(run), text) for run in runs]
+    for run, one in zip(runs, found, strict=True):
+        say(
+            f"{_name(run)}: {sum(one.bits):,.0f} bits for {one.size:,} bytes = {one.bits_per_byte:.3f} "
+            "bits per byte"
+        )
+    pictures.show_html(surprise_html([_name(run) for run in runs], found))
+    return found
+
+
+def surprise_html(names: Sequence[str], found: Sequence[Surprise]) -> str:
+    """HTML: a column for each model; the deeper a token's colour, the more bits it cost."""
+    columns = ""
+    for name, style, one in zip(names, styles(names), found, strict=True):
+        spans = "".join(
+            f"<span title='{bits:.1f} bits' "
+            f"style='background:rgba(213,94,0,{min(1.0, bits / _MOST_BITS) * 0.75:.2f});"
+            f"border-radius:2px'>{html.escape(piece) or '·'}</span>"
+            for piece, bits in zip(one.pieces, one.bits, strict=True)
+        )
+        total = (
+            f"{sum(one.bits):,.0f} bits / {one.size:,} bytes = <b>{one.bits_per_byte:.3f} bits per byte</b>"
+        )
+        columns += (
+            "<div style='flex:1 1 320px;min-width:0'>"
+            f"<b style='color:{pictures.themed(style.colour)}'>{html.escape(name)}</b>"
+            "<div style='white-space:pre-wrap;line-height:1.9;margin:4px "
+            f"0'>{spans}</div><div>{total}</div></div>"
+        )
+    steps = "".join(
+        f"<span style='background:rgba(213,94,0,{min(1.0, b / _MOST_BITS) * 0.75:.2f});padding:1px "
+        f"7px'>{b}</span>"
+        for b in (0, 1, 2, 4, 6, 8, 10)
+    )
+    legend = f"<div style='margin-bottom:6px'>bits a token: {steps}+ · 濃いほど予測しにくいトークン</div>"
+    return f"{legend}<div style='display:flex;flex-wrap:wrap;gap:24px'>{columns}</div>"
+
+
+def show_gates(text: str, run: Run | str, layer: int = -1) -> Gates:
+    """The context vector over a text: which channels are opened at which token.
+
+    Raises:
+        UsageError: the model has no such gates. NewLLMError: it cannot be loaded.
+    """
+    found = gates(*_loaded(run), text, layer)
+    openings = (1 - found.kept).mean(1)
+    widest = openings[1:].topk(min(3, len(openings) - 1)).indices + 1
+    said = ", ".join(f"“{found.pieces[i]}” ({100 * float(openings[i]):.0f} %)" for i in widest.tolist())
+    say(
+        f"Opened widest at {said}: there old memory makes room for new. Longest memory: "
+        f"{count(float(found.memory().max()))} tokens."
+    )
+    pictures.show(gates_figure(found), "how far each channel of the context vector opens at each token")
+    return found
+
+
+def gates_figure(found: Gates):
+    """A figure: above, how far the gates open at each token on average; below, each channel, the longest
+    memory on top, the deeper the colour the more of it is replaced."""
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    shown = min(_TOKENS, len(found.pieces))
+    opened = (1 - found.kept[:shown, found.order()]).numpy()
+    figure = pictures.new_figure(11.0, 5.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3.2))
+    above.bar(range(shown), 100 * opened.mean(1), color=styles(["new_llm"])[0].colour, width=0.85)
+    pictures.plain_axes(above, "How far the gates open at each token", ylabel="% replaced")
+    picture = np.zeros((opened.shape[1], shown, 4), dtype=np.float32)
+    picture[..., :3] = to_rgb(styles(["tinygpt2"])[0].colour)
+    picture[..., 3] = opened.T
+    below.imshow(picture, aspect="auto", origin="lower", interpolation="nearest")
+    pictures.plain_axes(below, "Each channel of the context vector: deep colour = opened, pale = kept")
+    below.grid(visible=False)
+    memory = found.memory()[found.order()]
+    places = [round(i * (len(memory) - 1) / 4) for i in range(5)]
+    below.set_yticks(places, [f"{float(memory[place]):.0f}" for place in places])
+    below.set_ylabel("remembers, tokens", fontsize=10.5, color=pictures.TEXT)
+    labels = [piece.replace("\n", "⏎").replace("$", r"\$").strip() or "␣" for piece in found.pieces[:shown]]
+    below.set_xticks(range(shown), labels, rotation=90, fontsize=9)
+    return figure
+
+
+def show_recall(*runs: Run | str, distances: Sequence[int] = DISTANCES) -> list[Recall]:
+    """A name given, and asked for so many tokens later: its probability for each run.
+
+    Raises:
+        UsageError, NewLLMError: a model cannot be loaded.
+    """
+    found = [recall(*_loaded(run), distances) for run in runs]
+    for run, one in zip(runs, found, strict=True):
+        sees = "any distance" if one.window is None else f"{one.window} tokens at most"
+        say(
+            f"{_name(run)} sees {sees}; after {one.distances[0]} tokens the name that was given is "
+            f"{one.ratio[0]:.2f} times as likely as another ({100 * one.known[0]:.2g} %), after "
+            f"{one.distances[-1]} {one.ratio[-1]:.2f} times"
+        )
+    pictures.show(recall_figure([_name(run) for run in runs], found), "probability of a name over distance")
+    return found
+
+
+def recall_figure(names: Sequence[str], found: Sequence[Recall]):
+    """A figure: how many times likelier the name that was given is than one that was not; at 1 it is
+    forgotten. A line where a window ends."""
+    figure = pictures.new_figure(10.0, 3.8)
+    axes = figure.subplots()
+    pictures.plain_axes(
+        axes,
+        "Asked for the name: how many times likelier it is than a name that was not given",
+        "tokens since the name was given",
+        "times",
+    )
+    axes.axhline(1.0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    for name, style, one in zip(names, styles(names), found, strict=True):
+        axes.plot(one.distances, one.ratio, style.marker + "-", color=style.colour, markersize=5, label=name)
+        if one.window is not None and one.window <= max(one.distances):
+            axes.axvline(one.window, color=style.colour, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"{name}'s window ends ({one.window})",
+                (one.window, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=10,
+                color=style.colour,
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(found[0].distances, [str(d) for d in found[0].distances])
+    axes.minorticks_off()
+    pictures.least_span(axes, 1.0, [r for one in found for r in one.ratio], (1.0,))
+    axes.legend(fontsize=10.5, frameon=False, labelcolor=pictures.TEXT, loc="upper right")
+    pictures.beside(axes, [(1.0, "forgotten", GREY)])
+    return figure
+
+
+def show_model(model) -> None:
+    """Where a model's parameters are: its parts in the order in which a token goes through them."""
+    pictures.show_html(model_html(model))
+
+
+def model_html(model) -> str:
+    """HTML: a box for each part with its share of the parameters."""
+    parts, seen = [], set()
+    body = getattr(model, "base_model", model)
+    for name, child in body.named_children():
+        blocks = (
+            list(child.children()) if len(list(child.children())) > 1 and name in ("layers", "h") else [child]
+        )
+        for number, block in enumerate(blocks, 1):
+            own = [p for p in block.parameters() if id(p) not in seen]
+            seen.update(map(id, own))
+            inner = ", ".join(part for part, _ in block.named_children()) if len(blocks) > 1 else ""
+            label = f"{name} {number}" if len(blocks) > 1 else name
+            parts.append((label, inner, sum(p.numel() for p in own)))
+    total = sum(p.numel() for p in model.parameters())
+    if not parts or not total:
+        raise UsageError("This model has no parts to show.")
+    grey, blue = pictures.themed(GREY), pictures.themed("#0072b2")
+    rows = "".join(
+        f"<div style='border:1px solid {grey};border-radius:6px;padding:4px 10px;margin:3px 0'>"
+        f"<b>{html.escape(label)}</b> <span style='color:{grey}'>{html.escape(inner)}</span> "
+        f"<span style='float:right'>{number:,}</span>"
+        f"<div style='height:5px;width:{100 * number / total:.1f}%;background:{blue}'></div></div>"
+        for label, inner, number in parts
+        if number
+    )
+    return f"<div>{total:,} parameters; a token goes through from top to bottom</div>{rows}"

@@ -1,0 +1,137 @@
+"""What a form's cell can find out in a second, said there and in its words, not three cells further down."""
+
+from __future__ import annotations
+
+import math
+import socket
+import urllib.parse
+from pathlib import Path
+
+from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe
+
+SECONDS = 1.0  # a hub that has not answered by then is called absent, which is only a warning
+
+
+def number(title: str, value, kind: type, minimum: float | None):
+    """A typed number as `kind` (int or float).
+
+    Raises:
+        UsageError: it is none, or below `minimum`.
+    """
+    try:
+        found = float(str(value).replace(",", ""))
+    except ValueError:
+        found = math.nan
+    if isinstance(value, bool) or not math.isfinite(found) or (kind is int and not found.is_integer()):
+        raise UsageError(f"*{title}* must be a {'whole ' if kind is int else ''}number, not {value!r}.")
+    if minimum is not None and found < minimum:
+        raise UsageError(f"*{title}* must be at least {minimum:g}, not {value}.")
+    return kind(found)
+
+
+def check(recipe: Recipe, extra: dict, titles: dict[str, str]) -> None:
+    """Refuse data, a base or weights that are not there.
+
+    Args:
+        extra: the form's fields that are no recipe keys.
+        titles: what the form calls each field.
+    Raises:
+        UsageError: in the form's words.
+    """
+    if recipe.data_dir:
+        _check_folder(Path(recipe.data_dir).expanduser(), titles.get("data_dir", "data_dir"))
+    elif extra.get("weights"):
+        _check_weights(extra["weights"], titles["weights"])
+    else:
+        _check_data(recipe, titles.get("data", titles.get("recipe", "Data")))
+    if recipe.task == "dpo":
+        _check_base(recipe.base, titles.get("base", "base"))
+
+
+def _check_folder(folder: Path, title: str) -> None:
+    from newllm_lib.data.readers.folder import find_files
+
+    try:
+        found = find_files(folder)
+    except UsageError as error:
+        raise UsageError(f"*{title}*: {str(error).removeprefix('--data_dir ')}") from None
+    if "train" not in found:
+        raise UsageError(f"*{title}*: {folder} has no train.txt (or .jsonl .json .parquet).")
+
+
+def _check_weights(weights: str, title: str) -> None:
+    from newllm_lib.data import mixture
+    from newllm_lib.data.cache import cache_root
+    from newllm_lib.data.datasets import open_source
+
+    try:
+        for name in mixture.parse_weights(weights):
+            folder = Path(name).expanduser().is_dir()
+            open_source(Recipe(data_dir=name) if folder else Recipe(data=name), cache_root(None))
+    except NewLLMError as error:
+        said = str(error).replace("--weights ", "").replace(", or --data_dir FOLDER", ", or a folder")
+        raise UsageError(f"*{title}*: {said}") from None
+
+
+def _check_data(recipe: Recipe, title: str) -> None:
+    data = recipe.data
+    if data == "demo" or data == "preferences_ja":
+        return
+    if data.endswith((".jsonl", ".json")):
+        if not Path(data).expanduser().is_file():
+            raise UsageError(f"*{title}*: there is no file {data} in {Path.cwd()}.")
+        return
+    if not hub_answers():
+        say(
+            f"⚠ The Hugging Face hub does not answer, and {data} comes from there unless it was read before: "
+            f"without a network choose {'preferences_ja' if recipe.task == 'dpo' else 'demo'} in *{title}*."
+        )
+    elif "/" in data:
+        _check_on_hub(data.partition(":")[0], "dataset", title)
+
+
+def _check_base(base: str, title: str) -> None:
+    from newllm_lib.runs import find_run
+
+    if Path(base).expanduser().is_dir() or "/" not in base:
+        if not Path(base).expanduser().is_dir():
+            try:
+                find_run(base)
+            except UsageError as error:
+                raise UsageError(f"*{title}*: {error}") from None
+    elif hub_answers():
+        _check_on_hub(base, "model", title)
+
+
+def hub_answers() -> bool:
+    """Whether anything answers where the hub should be, within a second."""
+    from huggingface_hub import constants
+
+    url = urllib.parse.urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        socket.create_connection(
+            (url.hostname, url.port or (443 if url.scheme == "https" else 80)), SECONDS
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
+def _check_on_hub(name: str, kind: str, title: str) -> None:
+    """Refuse a name that the hub does not know; whatever else the hub says comes when it is read."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        (HfApi().dataset_info if kind == "dataset" else HfApi().model_info)(name, timeout=2 * SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        what = "data set" if kind == "dataset" else "model"
+        raise UsageError(
+            f"*{title}*: the Hugging Face hub has no {what} {name} (or it needs a token: HF_TOKEN)."
+        ) from None
+    except Exception:  # slow, busy, gated: reading it says what and why
+        return

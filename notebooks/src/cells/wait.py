@@ -1,0 +1,3 @@
+from newllm_lib.colab.background import wait
+
+wait(run)
