@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run, atomic_write_text, check_file
 
+_KANA = re.compile("[\u3040-\u30ff]")
 ENGLISH_BASE = "microsoft/DialoGPT-small"
 _PACKAGES = ("torch", "numpy", "transformers", "datasets", "accelerate", "peft", "trl")
 
@@ -41,9 +43,7 @@ def look(settings: Settings, shown: int = 4):
 
     pairs = load_preferences(settings.recipe())
     say(pairs.description())
-    if settings.recipe().base == ENGLISH_BASE and any(
-        "\u3040" <= c <= "\u30ff" for c in pairs.train[0].chosen
-    ):
+    if settings.recipe().base == ENGLISH_BASE and _KANA.search(pairs.train[0].chosen):
         say(
             f"⚠ {ENGLISH_BASE} was trained on English and hardly writes Japanese, and these pairs are "
             "Japanese: "
@@ -76,10 +76,29 @@ def report(run: Run) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(lines[0]))
+    say(language(json.loads((run.path / "preferences.json").read_text(encoding="utf-8"))))
     pictures.show(
         shifts_figure(margin_shifts(run)), "each held-out pair's margin before and after, as an arrow"
     )
     display(Markdown("\n".join(lines[1:])))
+
+
+def language(result: dict) -> str:
+    """A line where the base does not write the pairs' language; empty where it does.
+
+    Args:
+        result: what a run's `preferences.json` holds.
+    """
+    written = [bool(_KANA.search(text)) for text in result["before"]["answers"]]
+    if not any(_KANA.search(text) for text in result["preferred"]) or 2 * sum(written) >= len(written):
+        return ""
+    return (
+        f"⚠ The base hardly writes Japanese ({sum(written)} of {len(written)} answers before training), "
+        "and the "
+        "pairs are Japanese: preferences rank what a model can say, they do not teach it the language. "
+        "Choose a "
+        "Japanese model in *Base model*, or let it first learn the preferred answers."
+    )
 
 
 def margin_shifts(run: Run) -> np.ndarray:

@@ -3,6 +3,7 @@ remembered."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,7 +183,8 @@ def recall(model, tokenizer, distances: Sequence[int], names: Sequence[str] = NA
 
 def _probability(decoder: IncrementalDecoder, asked: Sequence[int], answer: Sequence[int]) -> float:
     """Of `answer` after `asked`, from where the decoder is; it stays there."""
-    branch = decoder.branch()
+    branch = IncrementalDecoder(decoder.model)
+    branch._carried, branch._recent = copy.deepcopy(decoder._carried), list(decoder._recent)
     total, logits = 0.0, branch.read(asked)
     for token in answer:
         total += float(logits.float().log_softmax(-1)[token])

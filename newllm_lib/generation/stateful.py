@@ -8,7 +8,6 @@ which of the two it is.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -92,12 +91,6 @@ class IncrementalDecoder:
         """Forget everything read so far."""
         self._carried: Any = None
         self._recent: list[int] = []  # attention only: the tokens in the cache
-
-    def branch(self) -> IncrementalDecoder:
-        """Another decoder that goes on from here by itself; this one stays where it is."""
-        other = IncrementalDecoder(self.model)
-        other._carried, other._recent = copy.deepcopy(self._carried), list(self._recent)
-        return other
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> torch.Tensor:

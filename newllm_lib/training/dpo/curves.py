@@ -46,7 +46,6 @@ _PANELS = (
     ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0, 1.0),
     ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, 0.0, 1.0),
 )
-_NEVER_BELOW_0 = ("GPU memory", "distance from the base (KL)")
 
 
 def preference_figure(run: Run):
@@ -69,9 +68,8 @@ def preference_figure(run: Run):
             place.axhline(line, color=_GREY, linewidth=0.8, linestyle=":")
         low, high = place.get_ylim()
         missing = max(0.0, least - (high - low)) / 2
-        place.set_ylim(low - missing, high + missing)
-        if title in _NEVER_BELOW_0:
-            place.set_ylim(0.0, max(least, high))
+        never_below_0 = title in ("GPU memory", "distance from the base (KL)")
+        place.set_ylim(*((0.0, max(least, high)) if never_below_0 else (low - missing, high + missing)))
         place.set(title=title, xlabel="optimizer step", ylabel=unit)
         place.grid(color="#e5e7eb")
         place.spines[["top", "right"]].set_visible(False)
