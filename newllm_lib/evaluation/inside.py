@@ -123,7 +123,7 @@ def gates(model, tokenizer, text: str, layer: int = -1) -> Gates:
     """
     blocks = getattr(getattr(unwrapped(model), "model", None), "layers", None)
     context = getattr(blocks[layer], "context", None) if blocks else None
-    if not hasattr(context, "forget_bias"):
+    if context is None or not hasattr(context, "forget_bias"):
         raise UsageError("Only a New-LLM with the parallel recurrence has a context vector to look at.")
     ids, seen = [*_first(tokenizer), *encode_text(tokenizer, text)], []
     hook = context.project.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
