@@ -230,6 +230,8 @@ def _load(
     quantization: object = None,
 ) -> LoadedModel:
     """`within`: the folders of adapters that this model is the base of."""
+    if location.folder is not None and any(location.folder.glob("pytorch_model*.bin")):
+        _config(location.folder, location.name)  # what kind of model it is matters before how it is saved
     folder = whole_model_folder(location)
     if folder in within:
         raise NewLLMError(f"{folder} holds adapters that name themselves as their base: copy it again.")

@@ -178,7 +178,7 @@ def _check_whole(folder: Path) -> None:
     if not missing:
         return
     pickles = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
-    if pickles and not part_of_a_run:
+    if pickles:  # none is ever saved here
         raise NewLLMError(only_pickles(str(folder), pickles[0]))
     what = (
         "was never finished (it has no MANIFEST.json)"
@@ -216,5 +216,6 @@ def only_pickles(name: str, file: str) -> str:
     """The line for a model whose weights are in no format that is read here."""
     return (
         f"{name} has its weights only as a pickle ({file}), which can run any program when it is read: "
-        "refused. Name a model with model.safetensors."
+        "refused. Name a model with model.safetensors, or convert this one where you trust it: "
+        f"AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)."
     )

@@ -206,13 +206,21 @@ def encode_conversation(
     return ids + tokenizer(text[done:], add_special_tokens=False)["input_ids"]
 
 
+class TemplateRefused(NewLLMError):
+    """A chat template raised an error on a conversation; `cause`: what it said."""
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(message)
+        self.cause = cause
+
+
 def render_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict], add_generation_prompt: bool = True
 ) -> str:
     """A conversation as the tokenizer's chat template writes it.
 
     Raises:
-        NewLLMError: the template raises an error, or takes longer than `RENDER_SECONDS`.
+        TemplateRefused: the template raises an error, or takes longer than `RENDER_SECONDS`.
     """
     rows = [{"role": m["role"], "content": m["content"]} for m in messages]
     try:
@@ -223,9 +231,10 @@ def render_conversation(
     except Exception as error:  # whatever a program from elsewhere comes to
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         roles = ", ".join(dict.fromkeys(m["role"] for m in rows))
-        raise NewLLMError(
+        raise TemplateRefused(
+            cause,
             f"The chat template of {tokenizer.name_or_path or 'this model'} cannot write this conversation "
-            f"of {roles} ({cause}): leave out a system message if there is one, or take another model."
+            f"of {roles} ({cause}): leave out a system message if there is one, or take another model.",
         ) from error
 
 

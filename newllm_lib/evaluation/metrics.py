@@ -27,6 +27,8 @@ from newllm_lib.generation.stateful import (
 )
 
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
+# UTF-8 bytes a word, above which spaces do not part words (English: 6, Finnish 8, Japanese lines 50 and more)
+_LONGEST_WORDS = 24
 # of them, how many are turned into probabilities at once: what fits a CPU's cache, or keeps a GPU busy
 _SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
@@ -69,7 +71,8 @@ def evaluate(
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
             health.py).
     Returns:
-        loss (nats a token), bits_per_byte, perplexity, word_perplexity, accuracy, vocab_size, unk_share,
+        loss (nats a token), bits_per_byte, perplexity, word_perplexity (but where spaces part no words, as
+        in Japanese), accuracy, vocab_size, unk_share,
         tokens (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
     Raises:
         NewLLMError: the split has no token to predict.
@@ -192,7 +195,7 @@ def figures(split, tokenizer, *, nll: float, correct: int, tokens: int, unknown:
         "loss": _ratio(nll, tokens),
         "bits_per_byte": _ratio(nll_with_spelling / math.log(2), split.bytes),
         "perplexity": _exp(_ratio(nll, tokens)),
-        "word_perplexity": _exp(_ratio(nll_with_spelling, split.words)),
+        **_word_perplexity(nll_with_spelling, split),
         "accuracy": _ratio(correct, tokens),
         "vocab_size": len(tokenizer),
         "unk_share": _ratio(unknown, tokens),
@@ -203,6 +206,13 @@ def figures(split, tokenizer, *, nll: float, correct: int, tokens: int, unknown:
         "documents": int(split.documents),
         "lower_cased": bool(split.lower_cased),
     }
+
+
+def _word_perplexity(nll: float, split) -> dict[str, float]:
+    """None where the text has hardly any spaces: there it would be a figure of hundreds of digits."""
+    if split.bytes > _LONGEST_WORDS * split.words:
+        return {}
+    return {"word_perplexity": _exp(_ratio(nll, split.words))}
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -220,7 +230,7 @@ def describe(metrics: dict) -> str:
         f"{metrics['bits_per_byte']:.4f} bits per byte of the {text}",
         f"perplexity {metrics['perplexity']:.2f} (vocabulary {metrics['vocab_size']:,}, "
         f"<unk> {metrics['unk_share']:.1%} of the tokens)",
-        f"word perplexity {metrics['word_perplexity']:.1f}",
+        *([f"word perplexity {metrics['word_perplexity']:.1f}"] if "word_perplexity" in metrics else []),
         f"accuracy {metrics['accuracy']:.1%}",
         f"{metrics['tokens']:,} tokens, {metrics['bytes']:,} bytes",
     ]

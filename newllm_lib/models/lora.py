@@ -14,6 +14,8 @@ def lora_config(model, rank: int, alpha: float, dropout: float):
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="all-linear",
+        # Mamba's kernels read these weights themselves, past any adapter: PEFT refuses them
+        exclude_modules=["out_proj", "conv1d"] if "mamba" in model.config.model_type else None,
         task_type="CAUSAL_LM",
         fan_in_fan_out=transposed,
     )

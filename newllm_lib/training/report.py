@@ -18,6 +18,7 @@ from newllm_lib.evaluation.baselines import bigram
 from newllm_lib.recipe import Recipe
 from newllm_lib.recipe.files import read_yaml
 from newllm_lib.runs import Run, atomic_write_text, list_runs
+from newllm_lib.training.resume import free_name
 from newllm_lib.training.samples import rows_of
 
 FILE = "report.json"
@@ -67,9 +68,11 @@ def report(recipe: Recipe, run: Run, data) -> dict:
         "beside": [
             {"name": n, "bits_per_byte": v, "difference_percent": 100 * (ours - v) / v} for n, v in beside
         ],
-        "advice": list(_advice(recipe, run, evaluations, best, table)),
+        "advice": list(_advice(recipe, run, evaluations, best, table, data.train.documents)),
         "next": _next(recipe, run),
     }
+    if found["advice"]:
+        found["advice"].append(f"Another option makes another run: add --output_dir {free_name(run)}.")
     atomic_write_text(run.path / FILE, json.dumps(found, indent=1, ensure_ascii=False))
     for line in lines(found):
         say(line)
@@ -149,40 +152,69 @@ def _kind(record: dict) -> tuple[str, str]:
     return record.get("task", "train"), record.get("model", "new_llm")  # whatever version wrote it
 
 
-def _advice(recipe: Recipe, run: Run, evaluations: list[dict], best: dict, table: float) -> Iterator[str]:
-    """What the figures ask for, each with the option to change."""
+def _advice(
+    recipe: Recipe,
+    run: Run,
+    evaluations: list[dict],
+    best: dict,
+    table: float,
+    documents: float = float("inf"),
+) -> Iterator[str]:
+    """What the figures ask for, each with the option to change: one that would change this run.
+
+    Args:
+        documents: how many there were to train on.
+    """
     scores = [row["eval_bits_per_byte"] for row in evaluations]
     place, rate = evaluations.index(best), recipe.scaled_learning_rate()
     last = place == len(scores) - 1
     falling = last and place and (scores[-2] - scores[-1]) / scores[-2] > _STILL_FALLING
+    # it stopped because it no longer improved: then more steps are not taken
+    stopped = recipe.patience is not None and len(scores) - 1 - place >= recipe.patience
+    longer = _longer(recipe, evaluations[-1])
     if best["eval_bits_per_byte"] > table:
-        other = "" if falling else f", or change --learning_rate (now {rate:.1e}), or --num_layers"
+        other = "" if falling else f"hange --learning_rate (now {rate:.1e}), or --num_layers"
+        more = f"Train longer ({longer})" + (f", or c{other}" if other else "")
         yield (
-            "Not below the bigram table: it uses little more than the last token. Train longer "
-            f"(--epochs {2 * recipe.epochs:g}){other}."
+            "Not below the bigram table: it uses little more than the last token. "
+            f"{f'C{other}' if stopped else more}."
         )
     elif falling:
-        yield f"Still improving when it ended: --epochs {2 * recipe.epochs:g} would go further (a new run)."
+        yield f"Still improving when it ended: {longer} would go further."
     if not place and len(scores) > 1:
         yield f"Not improving: the first evaluation stayed the best. Lower --learning_rate (now {rate:.1e})."
     elif len(scores) - 1 - place >= 2:
         yield (
             f"Not improving after epoch {best['epoch']:.3g}, where the best model was kept: it learns by "
-            f"heart. More text ({_more_text(recipe)}), or --dropout {min(0.5, recipe.dropout + 0.1):.1f}."
+            f"heart. More text ({_more_text(recipe, documents)})"
+            + (f", or --dropout {recipe.dropout + 0.1:.1f}." if recipe.dropout <= 0.4 else ".")
         )
     samples = rows_of(run)
     if samples and samples[-1]["warning"]:
-        yield f"{samples[-1]['warning']} (samples.md): train longer (--epochs), or on more text."
+        how = "on more text" if stopped else f"longer ({longer}), or on more text"
+        yield f"{samples[-1]['warning']} (samples.md): train {how}."
     seconds = _seconds(recipe, run)
     if seconds > _LONG:
         yield (
-            f"Slow: {duration(seconds)} of training. Quicker with fewer documents (--max_samples), shorter "
+            f"Slow: {duration(seconds)} of training. Quicker with "
+            f"{'fewer --max_steps' if recipe.max_steps else 'fewer documents (--max_samples)'}, shorter "
             "blocks (--max_seq_length), fewer --num_layers, or on a faster GPU."
         )
 
 
-def _more_text(recipe: Recipe) -> str:
-    if recipe.max_samples:
+def _longer(recipe: Recipe, last: dict) -> str:
+    """The option that trains about twice as long as this run, by what ended it: max_steps, or the epochs."""
+    steps, epochs = recipe.max_steps, f"--epochs {2 * recipe.epochs:g}"
+    if not steps or last["step"] < steps or not last["epoch"]:
+        return epochs
+    all_epochs = round(recipe.epochs * last["step"] / last["epoch"])
+    if 2 * steps <= all_epochs:
+        return f"--max_steps {2 * steps}"
+    return "--max_steps none" if all_epochs > 1.5 * steps else f"--max_steps none {epochs}"
+
+
+def _more_text(recipe: Recipe, documents: float) -> str:
+    if recipe.max_samples and documents >= recipe.max_samples:
         return f"--max_samples {5 * recipe.max_samples}"
     return "a larger set" if recipe.from_run else "a larger set, or --from a run that was trained on one"
 

@@ -1,6 +1,7 @@
 """The reported figures equal what one computes by hand, whatever the batch and block sizes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,3 +171,15 @@ def test_gpt2s_end_of_text_is_not_counted_as_unknown(bpe):
         unk_token_id = bos_token_id = eos_token_id = 50256
 
     assert metrics.unknown_id(GPT2Like()) == -1 and metrics.unknown_id(bpe) == -1
+
+
+def test_text_without_spaces_has_no_word_perplexity():
+    split = SimpleNamespace(bytes=3000, words=20, lost_bytes=0, documents=20, lower_cased=False, unk_tokens=0)
+    found = metrics.figures(split, [0] * 9, nll=4000.0, correct=1, tokens=1000, unknown=0)
+    assert "word_perplexity" not in found and found["bits_per_byte"] > 0
+    assert "word perplexity" not in metrics.describe(found)
+    split.words = 500
+    found = metrics.figures(split, [0] * 9, nll=4000.0, correct=1, tokens=1000, unknown=0)
+    assert found["word_perplexity"] == pytest.approx(math.exp(8.0)) and "word perplexity" in metrics.describe(
+        found
+    )

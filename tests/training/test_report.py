@@ -3,6 +3,7 @@ next command.
 """
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,51 @@ def test_advice_names_the_option(scores, table, words, tmp_path):
     recipe = load_recipe("ultrachat", {"max_samples": 100}, "h100")
     said = " ".join(_advice(recipe, Run(tmp_path), rows, best, table))
     assert all(word in said for word in words) and bool(said) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "last_step", "longer"),
+    [
+        ({"max_steps": 30}, 30, "--max_steps 60"),  # 50 epochs of 10 steps: max_steps ended it
+        ({"max_steps": 30, "epochs": 5}, 30, "--max_steps none"),
+        ({"max_steps": 30, "epochs": 4}, 30, "--max_steps none --epochs 8"),
+        ({"max_steps": 300, "epochs": 3}, 30, "--epochs 6"),  # the epochs were shorter
+        ({"epochs": 3}, 30, "--epochs 6"),
+        ({"patience": 2}, 30, None),  # it stopped by itself: a longer limit changes nothing
+    ],
+)
+def test_the_way_to_train_longer_is_what_ended_the_run(changes, last_step, longer, tmp_path):
+    rows = evaluations(*((2.4, 2.5, 2.6) if "patience" in changes else (3.0, 2.5, 2.4)))
+    best = min(rows, key=lambda row: row["eval_bits_per_byte"])
+    recipe = load_recipe("ultrachat", {"max_samples": 100, **changes}, "h100")
+    said = " ".join(_advice(recipe, Run(tmp_path), rows, best, 2.0))
+    assert rows[-1]["step"] == last_step
+    if longer:
+        assert f"Train longer ({longer})" in said
+    else:
+        assert "longer" not in said and "--learning_rate" in said
+
+
+def test_more_text_is_proposed_where_there_is_more(tmp_path):
+    rows = evaluations(1.9, 1.7, 1.8, 1.9)
+    recipe = load_recipe("ultrachat", {"max_samples": 100, "dropout": 0.5}, "h100")
+    said = [" ".join(_advice(recipe, Run(tmp_path), rows, rows[1], 2.0, count)) for count in (100, 60)]
+    assert "--max_samples 500" in said[0] and "--max_samples" not in said[1]
+    assert not any("--dropout" in words for words in said)  # it is as high as it goes
+
+
+def test_following_the_advice_changes_what_a_run_says(folder):  # noqa: F811
+    def advised(**changes):
+        run = train(tuned(folder, **{"max_samples": "30", "evals_per_epoch": "1", **changes}))
+        last = [row for row in run.metrics() if "eval_loss" in row][-1]["step"]
+        *ways, where = read_report(run)["advice"]
+        options = re.findall(r"\((--[^)]*)\)", " ".join(ways))
+        return last, options, re.findall(r"--output_dir (\S+)\.$", where)[0]
+
+    steps, ways, another = advised(max_steps="2")
+    assert steps == 2 and set(ways) == {"--max_steps 4"}
+    more, others, _ = advised(max_steps="4", output_dir=another)
+    assert more == 4 and set(others) == {"--max_steps 8"}
 
 
 def test_a_slow_run_is_told_how_to_be_quicker(tmp_path):

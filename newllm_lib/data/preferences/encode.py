@@ -16,6 +16,7 @@ from newllm_lib.data.records import Message
 from newllm_lib.data.templates import (
     END_OF_TURN,
     PLAIN_TURNS,
+    TemplateRefused,
     encode_conversation,
     encode_text,
     has_own_turns,
@@ -76,15 +77,13 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
     Raises:
         NewLLMError: no pair fits.
     """
-    from jinja2 import TemplateError
-
     encoded = EncodedPairs()
     for pair in pairs:
         try:
             prompt = encode_prompt(tokenizer, pair.prompt)
             answers = [encode_answer(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
-        except TemplateError as error:  # many want user and assistant in turn, or no system message
-            encoded.refused[str(error)[:100] or type(error).__name__] += 1
+        except TemplateRefused as error:  # many want user and assistant in turn, or no system message
+            encoded.refused[error.cause[:100]] += 1
             continue
         room = max_length - len(prompt)
         if room < 1:
