@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "api": ["Model", "Run", "compare", "evaluate", "list_runs", "load", "train"],
+        "api": ["Model", "Run", "compare", "evaluate", "list_runs", "load", "sft", "train"],
         "errors": ["Interrupted", "NewLLMError", "UsageError"],
     },
 )

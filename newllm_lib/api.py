@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from newllm_lib import runs
 from newllm_lib.errors import NewLLMError
-from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
+from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect, shipped_recipes
 from newllm_lib.runs import resolve_path
 
 if TYPE_CHECKING:
@@ -179,6 +179,25 @@ def train(recipe: str = "demo", **keys: Any) -> Run:
     wanted = load_recipe(recipe, keys)
     refuse_without_effect(wanted.origin[1], wanted)
     return Run(run_training(wanted).path)
+
+
+@_in_python_words
+def sft(base: str | Path | runs.Run, data: str | Path = "dolly", **keys: Any) -> Run:
+    """Teach any causal language model to answer, by TRL's `SFTTrainer`, in a run folder like any other.
+
+    Args:
+        base: a hub id, a folder, or a run. Its own tokenizer and chat template are used.
+        data: a recipe with dialogues ("dolly", "dailydialog", …), a data set of the hub, or a folder or file
+            of your own.
+        keys: the recipe's keys, as for `train`: `lora_rank=16` (0: all weights), `load_in="4bit"`.
+    Returns:
+        the run. Raises: as `train`.
+    """
+    named = base.path if isinstance(base, runs.Run) else base
+    if data in shipped_recipes():
+        return train(str(data), base=str(named), **keys)
+    place = "data_dir" if Path(data).is_dir() else "data"
+    return train("sft", base=str(named), **{place: str(data)}, **keys)
 
 
 @_in_python_words

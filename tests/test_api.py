@@ -9,6 +9,8 @@ import pytest
 
 import newllm_lib as newllm
 from newllm_lib.recipe import load_recipe
+from tests.data.conftest import dialogues, write_jsonl
+from tests.helpers.chat_bases import chat_base
 
 TINY = {
     "max_steps": 4,
@@ -56,6 +58,16 @@ def test_an_export_is_a_model_too(run, tmp_path):
     assert newllm.load(folder).generate("I", temperature=0, max_new_tokens=3) == run.generate(
         "I", temperature=0, max_new_tokens=3
     )
+
+
+def test_a_base_of_others_is_taught_by_own_dialogues(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_jsonl(data / "train.jsonl", [{"messages": m} for m in dialogues(40)])
+    tiny = {"max_seq_length": 96, "batch_size": 4, "max_steps": 2, "lora_rank": 2, "sample_tokens": 2}
+    base = chat_base(tmp_path / "base", "qwen2")
+    run = newllm.sft(base, data, output_dir=str(tmp_path / "run"), sized_for="cpu", **tiny)
+    assert run.status["state"] == "done" and isinstance(run.chat("Hello!", max_new_tokens=3), str)
 
 
 def test_runs_are_listed(run):
