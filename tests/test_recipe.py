@@ -389,6 +389,8 @@ ELSEWHERE = {
     "resume",  # names and places: tests of names above, of runs in training/
     "data",
     "data_dir",
+    "encoding",
+    "documents",
     "max_samples",
     "streaming",
     "template",
@@ -435,3 +437,20 @@ ELSEWHERE = {
 
 def test_no_key_is_without_a_test_of_its_effect():
     assert {f.name for f in fields(Recipe)} == ELSEWHERE | set(MODEL_KEYS) | set(OPTIMISER_KEYS)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "t4", "h100"])
+def test_the_recipe_for_a_text_of_ones_own_goes_by_its_size(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("x" * 5000)
+    (tmp_path / "shelf").mkdir()
+    for number in range(3):
+        (tmp_path / "shelf" / f"{number}.txt").write_text("x" * 400_000)
+    with open(tmp_path / "dump.txt", "wb") as file:
+        file.truncate(30_000_000)
+    small, medium, large = (load_recipe("text", {"data": d}, kind) for d in ("book.txt", "shelf", "dump.txt"))
+    assert small.vocab_size < medium.vocab_size < large.vocab_size
+    assert small.epochs > medium.epochs > large.epochs
+    assert small.data == str(tmp_path / "book.txt") and small.run_name == "new_llm_text_book"
+    assert small.documents == "file" and small.carry_state
+    assert kind == "cpu" or small.hidden_size < medium.hidden_size < large.hidden_size

@@ -1,17 +1,83 @@
-"""`newllm data`: sets that are made here."""
+"""`newllm data`: what is read, and sets that are made here."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
 from newllm_lib.runs import atomic_write_text, check_file
+
+
+def show(arguments: argparse.Namespace) -> dict | int:
+    """Records as training will read them, token by token."""
+    from newllm_lib.data.show import look
+
+    recipe = _recipe(arguments)
+    say(f"Reading {arguments.source} as training will")
+    if recipe.task == "dpo":
+        return _show_pairs(arguments, recipe)
+    sample = look(recipe, arguments.count)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not arguments.json
+    for line in sample.lines(coloured):
+        print(line, flush=True) if coloured else say(line)
+    if arguments.picture:
+        sample.picture(arguments.picture)
+        say(f"{arguments.picture}: a histogram of the lengths")
+    return sample.plain() if arguments.json else 0
+
+
+def _show_pairs(arguments: argparse.Namespace, recipe: Recipe) -> dict | int:
+    from newllm_lib.data.preferences import load_preferences
+
+    found = load_preferences(recipe)
+    say(found.description())
+    pairs = found.train[: arguments.count]
+    for number, pair in enumerate(pairs, 1):
+        say(f"\npair {number}")
+        for role, content in (*pair.prompt, ("chosen", pair.chosen), ("rejected", pair.rejected)):
+            say(f"  {role}: {content}")
+    return {"pairs": [json.loads(pair.to_json()) for pair in pairs]} if arguments.json else 0
+
+
+def check(arguments: argparse.Namespace) -> dict | int:
+    """All of the data, read once: exit code 0 where they can be trained on, else 1."""
+    from newllm_lib.data.show import check as read_all
+
+    recipe = _recipe(arguments)
+    say(f"Reading all of {arguments.source}")
+    found = read_all(recipe)
+    for line in found.report.lines():
+        say(f"  {line}")
+    for split, count in found.records.items():
+        say(f"  {split}: {count:,} records, {found.characters[split]:,} characters")
+    if found.problem:
+        raise NewLLMError(found.problem)
+    say(f"It can be trained on. Next: {command('data', 'show', arguments.source)}")
+    parts = {"records": found.records, "characters": found.characters, "report": found.report.plain()}
+    return parts if arguments.json else 0
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that a word names, or the demo's with these data.
+
+    Raises:
+        UsageError: there is none, and no such file, folder or data set.
+    """
+    asked, word = overrides(arguments), arguments.source
+    is_recipe = word in shipped_recipes() or word.endswith((".yaml", ".yml"))
+    if not is_recipe and not (Path(word) / "recipe.yaml").is_file():
+        word, asked = "demo", {**asked, "data": word}
+    recipe = load_recipe(word, asked)
+    refuse_without_effect(asked, recipe)
+    return recipe
 
 
 def preferences(arguments: argparse.Namespace) -> dict | int:

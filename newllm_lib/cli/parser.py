@@ -225,8 +225,31 @@ def _run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_commands(commands: _Commands) -> None:
-    sets = commands.add_parser("data", help="make data", description="Make data.")
-    actions = sets.add_subparsers(dest="action", metavar="preferences | get | mix", required=True)
+    about = "see data as training will read them, or make some"
+    sets = commands.add_parser("data", help=about, description=f"{about[:1].upper()}{about[1:]}.")
+    actions = sets.add_subparsers(
+        dest="action", metavar="show | check | get | mix | preferences", required=True
+    )
+    shown = _command(
+        actions,
+        "show",
+        data.show,
+        "show records as training will read them, and what of them the loss counts",
+    )
+    checked = _command(
+        actions,
+        "check",
+        data.check,
+        "read all of it once and say what it is taken for; fails if it cannot train",
+    )
+    for parser in (shown, checked):
+        parser.add_argument(
+            "source", metavar="RECIPE|FOLDER|FILE", help="a recipe, files of your own, or a data set's hub id"
+        )
+        _recipe_flags(parser, ("recipe", "data"), hidden=True)
+        parser.epilog = "Flags of `newllm train` say how it is read: --documents, --encoding, --loss_on …"
+    _flag(shown, "count", type=_positive, default=3, help="how many records (default: 3)")
+    _flag(shown, "picture", metavar="FILE", help="also a histogram of the records' lengths, as an image")
     made = _command(
         actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`"
     )

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "hub": ["Asked"],
         "records": ["DataReport"],
         "blocks": ["training_blocks"],
+        "show": ["DataSample", "look"],
         "prepared": ["PreparedData", "load_split", "prepare", "prepare_dialogues"],
     },
 )

@@ -72,7 +72,7 @@ def prepare(
         NewLLMError: one line that says what is wrong with the data and how to mend it.
     """
     cache = cache_root(cache_dir)
-    source = _open(recipe, cache, (saved or {}).get("commit", ""))
+    source = open_for_training(recipe, cache, (saved or {}).get("commit", ""))
     check_train(source, set(SPLITS))
     tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
     if source.in_segments:
@@ -133,7 +133,7 @@ def prepare_dialogues(
         NewLLMError: they cannot be read, or hold no answers.
     """
     cache = cache_root(cache_dir)
-    source = _open(recipe, cache)
+    source = open_for_training(recipe, cache)
     check_train(source, {"train", "validation"})
     first = next(iter(source.records("train", RowStats())), None)
     if first is not None and first.text is not None:
@@ -215,7 +215,7 @@ def _joined_report(train: DataReport, *others: DataReport) -> DataReport:
     return report
 
 
-def _open(recipe: Recipe, cache: Path, commit: str = "") -> Source:
+def open_for_training(recipe: Recipe, cache: Path, commit: str = "") -> Source:
     """The recipe's source; a `LargeSource` where it is to be prepared while training.
 
     Raises:
@@ -244,7 +244,7 @@ def load_split(
     if split not in SPLITS:
         raise UsageError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     cache = cache_root(cache_dir)
-    source = _open(recipe, cache)
+    source = open_for_training(recipe, cache)
     check_train(source, {split})
     if split == "train" and source.in_segments:
         console.say(

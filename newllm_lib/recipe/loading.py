@@ -20,6 +20,8 @@ from newllm_lib.runs import check_plain_name
 
 _PART = "max_samples"  # the condition that only a part of the data is used
 _WHOLE = "all_weights"  # the condition that no adapters are trained in their place
+# conditions of files of the user's, by their bytes
+_SIZES = {"large_text": 20_000_000, "medium_text": 1_000_000, "small_text": 1}
 _OF_THE_DATA = ("recipe", "data", "data_dir", "max_samples", "loss_on")
 _KNOWN = [f.name for f in fields(Recipe)]
 
@@ -128,10 +130,11 @@ def _assembled(
         conditions.add(_PART)
     if not Recipe(lora_rank=chosen.get("lora_rank", 0)).lora_rank:
         conditions.add(_WHOLE)
+    conditions.add(_size_of_text(chosen.get("data_dir") or chosen.get("data")))
     for condition, part in sections.items():
         _check_condition(condition, path)
         check_keys(part, f"{path}, when: {condition}", _KNOWN)
-        if condition in conditions:
+        if conditions.issuperset(condition.split(", ")):
             values.update(part)
     base = Recipe(**{**values, "sized_for": kind})
     if "learning_rate" in overrides or "batch_size" in overrides:
@@ -146,15 +149,18 @@ def _assembled(
             recipe, **{"tokenizer": "words", "vocab_size": 1000} | _only(overrides, ("vocab_size",))
         )
         base = replace(base, tokenizer="words", vocab_size=1000)
+    if (
+        recipe.task != "dpo"
+        and recipe.data not in shipped_recipes()
+        and Path(recipe.data).expanduser().exists()
+    ):
+        recipe.data = str(Path(recipe.data).expanduser().absolute())
     if recipe.run_name == "auto":
         recipe.run_name = run_name(base, recipe)
     check_plain_name(recipe.run_name, "--run_name")
     for key in ("data_dir", "mirror_dir"):  # the record must be true from any folder
         if getattr(recipe, key):
             setattr(recipe, key, str(Path(getattr(recipe, key)).expanduser().absolute()))
-    own = Path(recipe.data).expanduser()
-    if recipe.task == "train" and recipe.data not in shipped_recipes() and own.exists():
-        recipe.data = str(own.absolute())
     return recipe
 
 
@@ -182,10 +188,18 @@ def _find(name_or_path: str) -> Path:
     raise UsageError(f"No recipe or YAML file named {name_or_path!r}: {hint} (`newllm recipes` lists them)")
 
 
+def _size_of_text(data: object) -> str:
+    """Which of `_SIZES` files of the user's are; empty where the data are none."""
+    place = Path(str(data or "")).expanduser()
+    files = [place] if place.is_file() else [*place.glob("*.*"), *place.glob("*/*.*")] if data else []
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return next((name for name, least in _SIZES.items() if size >= least), "")
+
+
 def _check_condition(condition: str, path: Path) -> None:
     named = [f for f in fields(Recipe) if f.name in ("model", "protocol", "recurrence")]
-    known = [*KINDS, _PART, _WHOLE, *(choice for f in named for choice in f.metadata["choices"])]
-    if condition not in known:
+    known = [*KINDS, _PART, _WHOLE, *_SIZES, *(choice for f in named for choice in f.metadata["choices"])]
+    if not set(condition.split(", ")) <= set(known):
         raise UsageError(
             f"Unknown condition {condition!r} under `when:` in {path}: use one of {', '.join(known)}."
         )
