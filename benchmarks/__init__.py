@@ -10,6 +10,7 @@ BENCHMARKS = {
     "variants": "what Phase 7's parts and the low-memory optimizers are worth, at equal sizes and tokens",
     "scaling": "the same training by one GPU and by several: tokens/s and losses",
     "scaling_model": "what a training would take on more GPUs than were measured: a model on paper",
+    "t4_roofline": "what a step asks of a T4 (operations, bytes, launches), and the time it takes at least",
     "dpo": "preference training: time and memory beside plain TRL, and whether it works",
     "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
     "first_step": "the wait from `newllm train` to its first logged loss",
