@@ -336,15 +336,16 @@ class NotebookView:
 
     def __init__(self, view: View, every: float):
         self.view, self.every = view, every
+        self.key = view.runs[0].path.absolute()
         self.last_draw = -REDRAW_EVERY
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
 
     def show(self) -> None:
         """The first picture, at once; then the thread takes over, if there is more to come."""
-        key = self.view.runs[0].path.absolute()
-        if before := _open_views.pop(key, None):
-            before.close()
+        for run in self.view.runs:
+            if before := _open_views.pop(run.path.absolute(), None):
+                before.close()
         self.view.update()
         live = widgets_render() and self.view.running and not pictures.as_png()
         self.head, self.buttons = _place(live), None
@@ -353,8 +354,8 @@ class NotebookView:
         self.picture, self.said = _place(live), _place(live)
         self.draw()
         if self.view.running:
-            _open_views[key] = self
-            self.thread = threading.Thread(target=self._follow, name=f"view of {key.name}", daemon=True)
+            _open_views[self.key] = self
+            self.thread = threading.Thread(target=self._follow, name=f"view of {self.key.name}", daemon=True)
             self.thread.start()
 
     def draw(self, picture: bool = True) -> None:
@@ -383,7 +384,8 @@ class NotebookView:
                 )
                 self.head.put(pictures.page(html.escape(said)))
                 return
-            if over:
+            if over:  # what it shows is final, and stays when another cell shows the run again
+                _open_views.pop(self.key, None)
                 break
         if self.buttons and not self.ended.is_set():
             self.buttons.close()

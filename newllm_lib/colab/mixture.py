@@ -26,7 +26,7 @@ class Mixture:
     """Shares of sources. `weights`: name, hub id or folder -> weight; empty: what the preset reads."""
 
     def __init__(self, settings: Settings):
-        self.chosen, self.documents = settings, settings.extra["documents"]
+        self.chosen, self.documents = settings, settings.extra["mix_documents"]
         self.weights: dict[str, float] = {}
         self.window: MixtureWindow | None = None
         if settings.extra["weights"]:

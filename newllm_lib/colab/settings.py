@@ -75,14 +75,14 @@ _LAYERS = {
 
 PRETRAINING = Form(
     name="PRETRAINING",
-    recipe="wikitext",
+    recipe="tinystories",
     fields=(
         Field(
             "recipe",
-            "Data: WikiText-2, or demo (human chats, smaller and quicker)",
+            "Data: tinystories, demo (human chats, needs no hub) or wikitext (the guide's job)",
             "学習データ",
-            "wikitext",
-            ("wikitext", "demo"),
+            "tinystories",
+            ("tinystories", "demo", "wikitext"),
         ),
         GPU,
         Field(
@@ -253,7 +253,7 @@ PHASE7 = Form(
             "データの配合（空ならプリセットのデータか下のスライダー）",
             "",
         ),
-        Field("documents", "Documents in that mix", "配合する文書数", 20_000, minimum=20),
+        Field("mix_documents", "Documents in that mix", "配合する文書数", 20_000, minimum=20),
         *_fields("max_steps", "max_samples", "data_dir", "seed"),
         SAVE_TO_DRIVE,
     ),

@@ -30,6 +30,13 @@ REGISTRY = {
         licence="CC BY-SA 3.0 and GFDL",
         reader="WikiTextSource",
     ),
+    "tinystories": DatasetInfo(
+        title="TinyStories",
+        home="roneneldan/TinyStories",
+        revision="main",
+        licence="CDLA-Sharing-1.0",
+        reader="HubSource",
+    ),
     "dolly": DatasetInfo(
         title="Dolly-15k",
         home="databricks/databricks-dolly-15k",

@@ -12,7 +12,13 @@ import torch
 
 from newllm_lib.data.templates import encode_text
 from newllm_lib.errors import UsageError
-from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
+from newllm_lib.generation.stateful import (
+    IncrementalDecoder,
+    eval_mode,
+    model_device,
+    resets_at_documents,
+    unwrapped,
+)
 
 _AT_ONCE = 512  # tokens read in one piece
 # said by people who then say other things; the filler has no names
@@ -108,7 +114,10 @@ class Gates:
     def memory(self) -> torch.Tensor:
         """(channels,) tokens after which 1/e of a channel is left, at the mean of its gates over this
         text."""
-        return -1 / self.kept.double().clamp(1e-6, 1 - 1e-6).log().mean(0)
+        kept = self.kept[
+            self.kept.amax(1) > 0
+        ]  # a document's start clears all, which says nothing of channels
+        return -1 / kept.double().clamp(1e-6, 1 - 1e-6).log().mean(0)
 
     def order(self) -> torch.Tensor:
         """Channels from the shortest to the longest memory."""
@@ -135,6 +144,8 @@ def gates(model, tokenizer, text: str, layer: int = -1) -> Gates:
     projected = torch.cat([part.reshape(-1, part.shape[-1]) for part in seen]).float().cpu()
     given, forget, _ = projected.chunk(3, -1)
     kept = torch.sigmoid(forget + context.forget_bias.detach().float().cpu())
+    if _first(tokenizer) and resets_at_documents(model):
+        kept[0] = 0.0  # a document knows nothing of the text before
     pieces = _pieces(tokenizer, ids[len(_first(tokenizer)) :])
     return Gates(["start"] * len(_first(tokenizer)) + pieces, kept, torch.nn.functional.silu(given))
 

@@ -215,7 +215,7 @@ show_recall(new_llm, tiny_gpt2);
 # %%
 from newllm_lib.colab.chat_widget import chat
 
-first = "Hello! How are you today?" if settings.name == "demo" else "The city was founded in"
+first = {"demo": "Hello! How are you today?", "tinystories": "Once upon a time"}.get(settings.name, "The city was")
 conversation = chat(new_llm, first=first)
 
 # %% [markdown]

@@ -138,7 +138,7 @@ def test_what_the_user_chooses_counts_more_than_the_gpus_sizes():
 
 
 def test_a_gpu_that_is_named_is_meant_whatever_runs_here():
-    assert PRETRAINING.read(gpu="T4").recipe().batch_size == 128  # though this is a CPU
+    assert PRETRAINING.read(gpu="T4").recipe().batch_size == 64  # though this is a CPU
     assert PRETRAINING.read(gpu="T4").recipe().sized_for == "t4"
 
 
@@ -156,7 +156,7 @@ def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
 
 def test_a_field_left_alone_follows_the_device():
     untouched = PRETRAINING.read(batch_size="")
-    assert untouched.recipe().batch_size == load_recipe("wikitext", device_kind="cpu").batch_size != 128
+    assert untouched.recipe().batch_size == load_recipe("tinystories", device_kind="cpu").batch_size == 32
     assert PRETRAINING.read(batch_size="128").recipe().batch_size == 128
 
 
@@ -217,7 +217,7 @@ WRONG = [  # what a hand may type, and what the form's own cell says to it
     ("DPO", {"beta": "low"}, "*Beta* must be number"),
     ("PHASE7", {"hours": "three"}, "*Hours that you have* must be a number, not 'three'"),
     ("PHASE7", {"hours": -3}, "*Hours that you have* must be at least"),
-    ("PHASE7", {"documents": "all"}, "*Documents in that mix* must be a whole number"),
+    ("PHASE7", {"mix_documents": "all"}, "*Documents in that mix* must be a whole number"),
     ("PHASE7", {"weights": "nope=1"}, "*Data recipe*: Unknown data 'nope'"),
     ("PHASE7", {"weights": "demo"}, "*Data recipe*: demo: write it as"),
     ("PHASE7", {"max_steps": "0"}, "*Stop after this many steps* must be at least"),

@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def of(weights: str = "", documents: int = 40, **more) -> Mixture:
-    return Mixture(PHASE7.read(weights=weights, documents=documents, **more))
+    return Mixture(PHASE7.read(weights=weights, mix_documents=documents, **more))
 
 
 def test_its_answer_is_what_training_reads(folder):
@@ -83,7 +83,7 @@ def test_weights_that_are_none_are_one_line(weights):
 
 
 def test_in_text_it_says_how_to_choose(capsys):
-    chosen = mix(PHASE7.read(weights="one=1", documents=40))
+    chosen = mix(PHASE7.read(weights="one=1", mix_documents=40))
     assert "one 100 % of 40 documents" in capsys.readouterr().out and chosen.window is None
     chosen.choose("other=1")
     assert chosen.text() == "other=1"
