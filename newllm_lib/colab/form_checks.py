@@ -31,12 +31,13 @@ def number(title: str, value, kind: type, minimum: float | None):
     return kind(found)
 
 
-def check(recipe: Recipe, extra: dict, titles: dict[str, str]) -> None:
+def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[str, ...] = ()) -> None:
     """Refuse data, a base or weights that are not there.
 
     Args:
         extra: the form's fields that are no recipe keys.
         titles: what the form calls each field.
+        choices: the data that the form offers.
     Raises:
         UsageError: in the form's words.
     """
@@ -45,7 +46,13 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str]) -> None:
     elif extra.get("weights"):
         _check_weights(extra["weights"], titles["weights"])
     else:
-        _check_data(recipe, titles.get("data", titles.get("recipe", "Data")))
+        title = titles.get("data", titles.get("recipe", "Data"))
+        instead = f"choose {'preferences_ja' if recipe.task == 'dpo' else 'demo'} in *{title}*"
+        if "weights" in titles:
+            instead = f"write demo=1 into *{titles['weights']}*"
+        elif recipe.task != "dpo" and "demo" not in choices:
+            instead = "read a folder of your own (*Your own text*)"
+        _check_data(recipe, title, instead)
     if recipe.task == "dpo":
         _check_base(recipe.base, titles.get("base", "base"))
 
@@ -75,7 +82,7 @@ def _check_weights(weights: str, title: str) -> None:
         raise UsageError(f"*{title}*: {said}") from None
 
 
-def _check_data(recipe: Recipe, title: str) -> None:
+def _check_data(recipe: Recipe, title: str, instead: str) -> None:
     data = recipe.data
     if data == "demo" or data == "preferences_ja":
         return
@@ -86,7 +93,7 @@ def _check_data(recipe: Recipe, title: str) -> None:
     if not hub_answers():
         say(
             f"⚠ The Hugging Face hub does not answer, and {data} comes from there unless it was read before: "
-            f"without a network choose {'preferences_ja' if recipe.task == 'dpo' else 'demo'} in *{title}*."
+            f"without a network {instead}."
         )
     elif "/" in data:
         _check_on_hub(data.partition(":")[0], "dataset", title)

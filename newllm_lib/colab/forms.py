@@ -169,7 +169,8 @@ class Form:
             if f.is_recipe_key and f.options() and own.get(f.name) == getattr(plain, f.name):
                 del own[f.name]
         settings = Settings(name, preset | own, extra)
-        form_checks.check(settings.recipe(), extra, {f.name: f.title for f in self.fields})
+        offered = tuple(choice for f in self.fields if f.name == "recipe" for choice in f.choices)
+        form_checks.check(settings.recipe(), extra, {f.name: f.title for f in self.fields}, offered)
         say(self.describe(settings, own, preset))
         return settings
 

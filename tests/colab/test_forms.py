@@ -254,6 +254,10 @@ def test_without_a_network_the_form_names_what_needs_none(capsys):
     assert "without a network choose demo in *Data*" in capsys.readouterr().out
     FORMS["DPO"].read(data="hh_rlhf")
     assert "choose preferences_ja in *Pairs*" in capsys.readouterr().out
+    FORMS["PHASE7"].read(recipe="phase7_1.5b")
+    assert "write demo=1 into *Data recipe*" in capsys.readouterr().out
+    FORMS["DIALOGUE"].read()
+    assert "read a folder of your own" in capsys.readouterr().out
 
 
 def test_advice_and_errors_speak_of_fields():

@@ -121,7 +121,7 @@ def test_the_plan_says_what_hours_reach_and_what_they_do_not(monkeypatch, capsys
 
 def test_the_plan_refuses_nothing_but_says_what_would_fit(monkeypatch, capsys):
     monkeypatch.setenv("NEWLLM_DEVICE", "t4")
-    monkeypatch.setitem(KNOWN_GPUS, "t4", ((7, 5), 6.0))
+    monkeypatch.setitem(KNOWN_GPUS, "t4", ((7, 5), 4.0))
     phase7.plan(PHASE7.read(recipe="phase7_1.5b"))
     assert re.search(r"even with one sequence at a time: choose phase7_\S+\.", capsys.readouterr().out)
 
