@@ -101,7 +101,9 @@ class Steps:
         torch.cuda.current_stream().wait_stream(stream)
         self.index.zero_()
         self.graph = torch.cuda.CUDAGraph()
-        with eval_mode(self.model), torch.cuda.graph(self.graph):
+        # other threads may save a checkpoint meanwhile: what they ask of the device is not this recording's
+        recording = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
+        with eval_mode(self.model), recording:
             self._step()
 
 
