@@ -244,6 +244,7 @@ def _load(
     _check_tokenizer(name, model, tokenizer)
     if not tokenizer.chat_template and "conversational" in (_tasks(model.config) or ()):
         tokenizer.chat_template = PLAIN_TURNS  # DialoGPT and its kin, who were trained on turns of this form
+    vars(model.config).pop("auto_map", None)  # no program came with it, and what is saved of it names none
     # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
     model.eval()
@@ -274,6 +275,7 @@ def _pretrained(
                 check_weights(folder, AutoModelForCausalLM.from_config(config, trust_remote_code=False))
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -311,7 +313,7 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
     """The configuration in a folder, if it is that of a causal language model which is known here."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    import newllm_lib.models  # noqa: F401  registers our models with transformers
+    from newllm_lib.models import TinyGPT2Config  # which also registers our models with transformers
 
     with _one_line(name):
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -320,7 +322,11 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
                 f"{name} needs a program of its own (auto_map in its config.json), and none is run from "
                 "a model's folder: name a model that transformers knows."
             )
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if written.get("model_type") == "gpt2" and "separate_documents" in written:  # an export of TinyGPT2
+            ours = {"model_type": "tiny_gpt2", "architectures": ["TinyGPT2ForCausalLM"]}
+            config = TinyGPT2Config.from_dict(written | ours)
+        else:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
     known = {kind.__name__ for kind in (causal if isinstance(causal, tuple) else (causal,))}
     made_as = list(config.architectures or ())

@@ -1,7 +1,12 @@
-"""A run as a folder for others, and on the hub: safetensors, tokenizer, recipe and a filled card."""
+"""A run as a folder for others, and on the hub: safetensors, tokenizer, recipe, a filled card, and a program.
+
+It loads anywhere. A model of ours brings its program in plain torch (`export.modeling`), which transformers
+runs where it is told to trust it; TinyGPT2 is a GPT-2 to everybody; a model of the hub stays what it is.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +17,7 @@ from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
+from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory
 
@@ -63,10 +69,24 @@ def _write_model(source: Path, folder: Path) -> None:
         loaded = load_model(source)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        return
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
-            shutil.copyfile(file, folder / file.name)
+    else:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name not in _TRAINING_ONLY and file.suffix not in (".pt", ".pth"):
+                shutil.copyfile(file, folder / file.name)
+    _make_portable(folder)
+
+
+def _make_portable(folder: Path) -> None:
+    """Let transformers load it where this library is not."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kind = config.get("model_type")
+    if kind in KINDS:
+        (folder / f"modeling_{kind}.py").write_text(modeling_file(kind), encoding="utf-8")
+        config["auto_map"] = auto_map(kind)
+    elif kind == "tiny_gpt2":  # `separate_documents` stays, by which it is known for one here
+        config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _without_this_machine(recipe: Recipe) -> Recipe:

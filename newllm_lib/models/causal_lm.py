@@ -16,9 +16,16 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def wanted(config, name: str, said: bool | None) -> bool:
+    """`output_hidden_states` or `return_dict`: as the caller says it, or else the configuration."""
+    return bool(getattr(config, name, name == "return_dict") if said is None else said)
+
+
 @dataclass
 class CausalLMOutput(ModelOutput):
-    """`loss` in nats a token; `logits` (batch, time, vocab); `state` (batch, layers, state_size) float32."""
+    """`loss` in nats a token; `logits` (batch, time, vocab); `state` (batch, layers, state_size) float32;
+    `hidden_states`, each (batch, time, dim): the embeddings, then what each layer leaves, the last normed.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -67,7 +74,7 @@ class CausalLMWithState:
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutput | tuple:
         """
         Args:
             labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted.
@@ -75,11 +82,21 @@ class CausalLMWithState:
             logits_to_keep: return logits of the last this many positions (0: all). In training with labels,
                 none are returned: the loss is computed without forming them.
             num_items_in_batch: divide the summed loss by this (gradient accumulation over several calls).
+            kwargs: `output_hidden_states`, and `return_dict=False` for a tuple, as in all of transformers.
 
         In training with labels the state comes without gradients: they stop where the block ends
         (`training.stateful_batches`).
         """
-        outputs = self.model(input_ids, attention_mask, inputs_embeds, state, use_cache)
+        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            state,
+            use_cache,
+            output_hidden_states=shown,
+            return_dict=True,
+        )
         loss = None
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
@@ -92,7 +109,8 @@ class CausalLMWithState:
         state = outputs.state
         if self.training and loss is not None and state is not None:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise
-        return CausalLMOutput(loss, logits, state)
+        output = CausalLMOutput(loss, logits, state, outputs.hidden_states)
+        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
 
     def loss_of(
         self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
 from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.models.causal_lm import CausalLMWithState
+from newllm_lib.models.causal_lm import CausalLMWithState, wanted
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 from newllm_lib.ops.embedding import token_embedding
@@ -95,10 +95,12 @@ class NewLLMConfig(PreTrainedConfig):
 
 @dataclass
 class NewLLMOutput(ModelOutput):
-    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32."""
+    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32;
+    `hidden_states` as in `causal_lm.CausalLMOutput`."""
 
     last_hidden_state: Tensor | None = None
     state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -163,7 +165,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         state: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> NewLLMOutput:
+    ) -> NewLLMOutput | tuple:
         """
         Args:
             input_ids: (batch, time).
@@ -171,6 +173,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             inputs_embeds: (batch, time, hidden_size) in place of input_ids; it shows no document starts.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
+            kwargs: `output_hidden_states` and `return_dict`, as everywhere in transformers.
         Raises:
             ValueError: both input_ids and inputs_embeds, or neither.
         """
@@ -186,9 +189,12 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             # The residual stream: in float32 it is most of a step's traffic.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        x, new_state = self._run_layers(self.dropout(x), state, doc_starts, mask)
+        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
+        seen = [x] if shown else None
+        x, new_state = self._run_layers(self.dropout(x), state, doc_starts, mask, seen)
         keep = use_cache if use_cache is not None else not self.training
-        return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None)
+        output = NewLLMOutput(x, torch.stack(new_state, 1) if keep else None, tuple(seen) if shown else None)
+        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """(batch, time, hidden_size); straight in autocast's dtype where nothing else hangs on the table."""
@@ -199,13 +205,23 @@ class NewLLMModel(NewLLMPreTrainedModel):
         return table(input_ids)
 
     def _run_layers(
-        self, x: Tensor, state: Tensor, doc_starts: Tensor | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        state: Tensor,
+        doc_starts: Tensor | None,
+        mask: Tensor | None,
+        seen: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """x (batch, time, hidden_size) through the layers and the last norm; each layer's new state."""
+        """x (batch, time, hidden_size) through the layers and the last norm; each layer's new state.
+
+        `seen`: a list that gets what each layer leaves, the last one normed.
+        """
         saves = self.gradient_checkpointing and self.training
         run = self._gradient_checkpointing_func if saves else lambda layer, *arguments: layer(*arguments)
         if self.config.recurrence == "sequential":
             x, layer_state = run(self.layers[0].__call__, x, state[:, 0], doc_starts, mask)
+            if seen is not None:
+                seen.append(x)
             return x, [layer_state]
         residual, new_state = None, []
         for index, layer in enumerate(self.layers):
@@ -213,7 +229,12 @@ class NewLLMModel(NewLLMPreTrainedModel):
             new_state.append(layer_state)
             if saves:
                 x, residual = x + residual, None  # one tensor to keep for the next layer, not two
-        return add_norm(x, residual, self.norm.weight, self.norm.eps)[1], new_state
+            if seen is not None and index < len(self.layers) - 1:
+                seen.append(x if residual is None else x + residual)
+        x = add_norm(x, residual, self.norm.weight, self.norm.eps)[1]
+        if seen is not None:
+            seen.append(x)
+        return x, new_state
 
 
 class NewLLMForCausalLM(CausalLMWithState, NewLLMPreTrainedModel, GenerationMixin):

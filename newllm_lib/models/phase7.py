@@ -24,7 +24,7 @@ from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextVector
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.rotary import rotation
-from newllm_lib.models.causal_lm import CausalLMWithState
+from newllm_lib.models.causal_lm import CausalLMWithState, wanted
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 
@@ -89,10 +89,12 @@ class Phase7Config(PreTrainedConfig):
 
 @dataclass
 class Phase7Output(ModelOutput):
-    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32."""
+    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32;
+    `hidden_states` as in `causal_lm.CausalLMOutput`."""
 
     last_hidden_state: torch.Tensor | None = None
     state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class Phase7PreTrainedModel(PreTrainedModel):
@@ -187,7 +189,7 @@ class Phase7Model(Phase7PreTrainedModel):
         state: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> Phase7Output:
+    ) -> Phase7Output | tuple:
         """
         Args:
             input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
@@ -196,6 +198,7 @@ class Phase7Model(Phase7PreTrainedModel):
                 not there.
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
+            kwargs: `output_hidden_states` and `return_dict`, as everywhere in transformers.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, one of the two.")
@@ -209,12 +212,17 @@ class Phase7Model(Phase7PreTrainedModel):
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
         output_final_state = use_cache if use_cache is not None else not self.training
-        x, state = self._blocks(self.dropout(x), state, doc_starts, moved.lengths, output_final_state)
+        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
+        seen = [x] if shown else None
+        x, state = self._blocks(self.dropout(x), state, doc_starts, moved.lengths, output_final_state, seen)
         x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
-        return Phase7Output(moved.back(x), state)
+        hidden_states = tuple(moved.back(layer) for layer in (*seen[:-1], x)) if shown else None
+        output = Phase7Output(moved.back(x), state, hidden_states)
+        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
 
-    def _blocks(self, x, state, doc_starts, lengths, output_final_state: bool):
-        """All blocks: the new x and the new state (None without `output_final_state`)."""
+    def _blocks(self, x, state, doc_starts, lengths, output_final_state: bool, seen: list | None = None):
+        """All blocks: the new x and the new state (None without `output_final_state`); `seen` gets what each
+        block leaves."""
         config = self.config
         turn = None
         if config.attention != "linear":
@@ -236,6 +244,8 @@ class Phase7Model(Phase7PreTrainedModel):
             else:
                 x, layer_state = layer(*arguments)
             states.append(layer_state)
+            if seen is not None:
+                seen.append(x)
         return x, torch.stack(states, 1) if output_final_state else None
 
 

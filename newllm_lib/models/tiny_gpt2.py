@@ -6,10 +6,11 @@ import warnings
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from newllm_lib.layers.document import document_starts, positions_in_document
+from newllm_lib.models.causal_lm import wanted
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -22,6 +23,12 @@ class TinyGPT2Config(GPT2Config):
     def __init__(self, separate_documents: bool = True, **kwargs):
         self.separate_documents = separate_documents
         super().__init__(**kwargs)
+
+
+class TinyGPT2Model(GPT2Model):
+    """TinyGPT2 without its head, for `AutoModel`: GPT-2's."""
+
+    config_class = TinyGPT2Config
 
 
 class WindowFull(StoppingCriteria):
@@ -88,8 +95,9 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithCrossAttentions:
+    ) -> CausalLMOutputWithCrossAttentions | tuple:
         """As `NewLLMForCausalLM.forward`, with `past_key_values` instead of a state."""
         packed = (
             past_key_values is None
@@ -113,6 +121,7 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -125,9 +134,11 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
-        return CausalLMOutputWithCrossAttentions(
+        output = CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+        return output if wanted(self.config, "return_dict", return_dict) else output.to_tuple()

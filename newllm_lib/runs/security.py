@@ -30,6 +30,10 @@ _PICKLES = (
     ".msgpack",
 )
 _CODE = (".py", ".pyc", ".so", ".sh")
+# What an export brings for those who have no newllm_lib (`export.modeling`), and how it begins. Nothing here
+# runs it, whoever wrote it: our models are loaded by their own classes.
+EXPORTED_CODE = ("modeling_new_llm.py", "modeling_phase7.py")
+EXPORTED_MARK = "# Written by `newllm export`"
 # Training's state beside the weights; it is read as plain tensors and numbers.
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "optimizer.bin")
 _LARGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
@@ -88,8 +92,16 @@ def check_name(path: Path | PurePosixPath) -> None:
             f"{path} is a pickle, which can run any program when it is read: refused. Use weights in "
             "safetensors (model.safetensors) and delete this file."
         )
-    if suffix in _CODE:
+    if suffix in _CODE and not _of_an_export(path):
         raise NewLLMError(f"{path} is a program, and none is run from a checkpoint: refused. Delete it.")
+
+
+def _of_an_export(path: Path | PurePosixPath) -> bool:
+    """Whether it is called as an export's modelling file is, and (if it is there already) begins as one."""
+    if path.name not in EXPORTED_CODE or not isinstance(path, Path):
+        return path.name in EXPORTED_CODE
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(len(EXPORTED_MARK)) == EXPORTED_MARK
 
 
 def check_member(name: str) -> PurePosixPath:

@@ -77,8 +77,9 @@ def add_norm_conv(
     Returns:
         r and u (batch, time, dim) in x's dtype, and the new conv_state (batch, width - 1, dim) float32.
     """
-    implementation = _norm_conv(x, residual, weight, conv_weight, conv_state)
-    r, u = implementation.add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
+    r, u = _norm_conv(x, residual, weight, conv_weight, conv_state).add_norm_conv(
+        x, residual, weight, conv_weight, doc_starts, conv_state, eps
+    )
     width = conv_weight.shape[1]  # the state's few rows are normalised once more
     last = _last_rows(r, conv_weight).last_rows(r, weight, width, doc_starts, conv_state, eps)
     return r, u, last

@@ -47,8 +47,9 @@ def gated_scan(
         the final state (batch, dim) in float32 (float64 for float64). The gradient of the projection comes
         back as one tensor of its shape.
     """
-    chosen = _implementation(projection, forget_bias, norm_weight, initial_state)
-    return chosen.gated_scan(projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps)
+    return _implementation(projection, forget_bias, norm_weight, initial_state).gated_scan(
+        projection, forget_bias, norm_weight, doc_starts, mask, initial_state, eps
+    )
 
 
 def gated_scan_step(
@@ -72,5 +73,6 @@ def gated_scan_step(
     Returns:
         y (batch, dim) in the projection's dtype.
     """
-    chosen = _implementation(projection, forget_bias, norm_weight)
-    return chosen.gated_scan_step(projection, forget_bias, norm_weight, start, state, new_state, eps)
+    return _implementation(projection, forget_bias, norm_weight).gated_scan_step(
+        projection, forget_bias, norm_weight, start, state, new_state, eps
+    )

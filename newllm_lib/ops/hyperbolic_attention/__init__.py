@@ -44,9 +44,9 @@ def hyperbolic_attention(
     """
     _check(q, k, v, beta, curvature, window, doc_starts, backend)
     arguments = q.to(v.dtype), k.to(v.dtype), v, beta, curvature, window, doc_starts
-    if backend == "reference":
-        return reference.hyperbolic_attention(*arguments)
-    return operator.hyperbolic_attention(*arguments, backend)
+    if backend != "reference":
+        return operator.hyperbolic_attention(*arguments, backend)
+    return reference.hyperbolic_attention(*arguments)
 
 
 def _check(q, k, v, beta, curvature, window, doc_starts, backend) -> None:
