@@ -70,8 +70,13 @@ setup(
             "nbclient",
             "nbformat",
             "ipykernel",
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "openai>=1.60",  # the server's client
+            "httpx>=0.27",
         ],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],  # `newllm serve`
         "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one
         "lowmem": ["torchao", "bitsandbytes"],
     },

@@ -26,7 +26,7 @@ FLOORS = (
     ("checkpoints",),
     ("generation",),
     ("evaluation",),
-    ("export",),
+    ("export", "serve"),
     ("training",),
     ("api",),
     ("colab", "cli"),
@@ -41,6 +41,7 @@ DOORS = {  # who may know these packages
     "trl": ("training/dpo/dpo_task.py", "training/sft/sft_task.py"),
     "google.colab": ("colab/",),
     "IPython": ("colab/",),
+    "fastapi": ("serve/",),
     "ipywidgets": ("colab/",),
     "benchmarks": (),  # which are not installed: `newllm bench` opens their folder by its path
 }

@@ -209,6 +209,13 @@ def _result_commands(commands: _Commands) -> None:
     for name in results.SETTINGS:
         _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
 
+    serve = _command(
+        commands, "serve", results.serve, "answer other programs over HTTP, as OpenAI's clients expect"
+    )
+    _run_argument(serve)
+    _flag(serve, "host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
+    _flag(serve, "port", type=_port, default=8000, help="its port (default: 8000; 0: any that is free)")
+
 
 def _expand_command(commands: _Commands) -> None:
     parser = _command(
@@ -354,6 +361,13 @@ def _positive(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    """A port's number."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port's number, from 0 to 65535, not {text!r}")
     return int(text)
 
 

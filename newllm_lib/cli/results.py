@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 
 
 def evaluate(arguments: argparse.Namespace) -> dict | int:
@@ -86,6 +88,25 @@ def chat(arguments: argparse.Namespace) -> dict | int:
         if value is not None:
             settings = settings.changed(name, value)
     run_terminal(open_session(run_of(arguments.run), settings, arguments.checkpoint, system=arguments.system))
+    return {} if arguments.json else 0
+
+
+def serve(arguments: argparse.Namespace) -> dict | int:
+    """Answer other programs over HTTP, until Ctrl-C."""
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise NewLLMError(f"The server needs packages: {sys.executable} -m pip install {' '.join(missing)}")
+    from newllm_lib.serve.app import listen
+    from newllm_lib.serve.app import serve as serve_engine
+
+    bound = listen(arguments.host, arguments.port)
+    say(f"Loading {arguments.run} ({arguments.checkpoint})")
+    from newllm_lib.checkpoints import load_model
+    from newllm_lib.device import probe
+    from newllm_lib.serve.engine import Engine
+
+    loaded = load_model(run_of(arguments.run), arguments.checkpoint, device=probe().torch_device)
+    serve_engine(Engine(loaded), bound)
     return {} if arguments.json else 0
 
 

@@ -118,8 +118,7 @@ class ChatSession:
         self.turns += 1
         if not self._text.unread:
             return
-        _, beginning = render_turn(template_of(self.tokenizer), "assistant", "")
-        pieces = Pieces(self.tokenizer, beginning if self.dialogue and self._own else "")
+        pieces = Pieces(self.tokenizer, answer_beginning(self.tokenizer) if self.dialogue else "")
         tokens = self._text.write(self.settings.max_new_tokens)
         try:
             for token in tokens:
@@ -211,6 +210,11 @@ def speaks_in_turns(model, tokenizer, at_least: float = 0.05) -> bool:
 
 def _whole(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()  # a terminal may give lone surrogates
+
+
+def answer_beginning(tokenizer) -> str:
+    """What a template of ours writes before an answer's first word, and is no part of the answer."""
+    return render_turn(template_of(tokenizer), "assistant", "")[1] if has_own_turns(tokenizer) else ""
 
 
 class Pieces:
