@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_MADE_FOR = "task_specific_params"  # in configurations of 2020
 _PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt|h5|msgpack|ot)")
 
 
@@ -242,7 +243,7 @@ def _load(
         placed = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
         model, tokenizer = _pretrained(folder, name, dtype, **placed)
     _check_tokenizer(name, model, tokenizer)
-    if not tokenizer.chat_template and "conversational" in (_tasks(model.config) or ()):
+    if not tokenizer.chat_template and "conversational" in str(getattr(model.config, _MADE_FOR, "")):
         tokenizer.chat_template = PLAIN_TURNS  # DialoGPT and its kin, who were trained on turns of this form
     vars(model.config).pop("auto_map", None)  # no program came with it, and what is saved of it names none
     # What is saved with it, such as adapters that are trained on it, names the hub's model, not this cache.
@@ -366,11 +367,6 @@ def _check_tokenizer(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) 
             f"{name}: its tokenizer has {len(tokenizer):,} tokens, its model only {model.config.vocab_size:,}"
             ": they do not belong together. Copy the folder again from where it was trained."
         )
-
-
-def _tasks(config: PreTrainedConfig) -> dict | None:
-    """What the model was made for, as configurations of 2020 say it."""
-    return getattr(config, "task_specific_params", None)
 
 
 def _fetched(name: str) -> Path:

@@ -230,11 +230,10 @@ def render_conversation(
             )
     except Exception as error:  # whatever a program from elsewhere comes to
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        roles = ", ".join(dict.fromkeys(m["role"] for m in rows))
         raise TemplateRefused(
             cause,
             f"The chat template of {tokenizer.name_or_path or 'this model'} cannot write this conversation "
-            f"of {roles} ({cause}): leave out a system message if there is one, or take another model.",
+            f"({cause}): leave out a system message if there is one, or take another model.",
         ) from error
 
 
@@ -249,7 +248,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if not has_turns(tokenizer):
         return None
     answered = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-    _, _, after = render_conversation(tokenizer, answered, add_generation_prompt=False).rpartition(_PROBE)
+    after = render_conversation(tokenizer, answered, add_generation_prompt=False).rpartition(_PROBE)[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     return next((i for i in ids if i in tokenizer.added_tokens_decoder), None)
 
@@ -263,15 +262,12 @@ def _time_limit_for_templates(seconds: float) -> Iterator[None]:
     """
     end, before = time.monotonic() + seconds, sys.gettrace()
 
-    def lines(frame, event, argument):
+    def trace(frame, event, argument):
         if time.monotonic() > end:
             raise TimeoutError(f"it was not done after {seconds:g} s")
-        return lines
+        return trace if frame.f_code.co_filename == "<template>" else None  # its lines, not others'
 
-    def calls(frame, event, argument):
-        return lines if frame.f_code.co_filename == "<template>" else None
-
-    sys.settrace(calls)
+    sys.settrace(trace)
     try:
         yield
     finally:

@@ -173,10 +173,10 @@ class _Assembly:
             found = getattr(importlib.import_module(module), name)
             return self.home(found.__module__, name)
         if ".ops." in module and not _is_plain(here):
-            reference = f"{here.package}.reference"
-            if importlib.util.find_spec(reference) is None or name not in self.module(reference).defined:
-                raise _LeadsToKernel(f"{module}.{name}")
-            return reference, name
+            for plain in (f"{here.package}.reference", f"{here.package}.plain"):
+                if importlib.util.find_spec(plain) is not None and name in self.module(plain).defined:
+                    return plain, name
+            raise _LeadsToKernel(f"{module}.{name}")
         return module, name
 
     def as_module(self, module: _Module, name: str) -> str | None:
@@ -200,7 +200,7 @@ def _is_plain(module: _Module) -> bool:
         or bool(module.operations)
         and last != "operator"
         or shared
-        or (last in ("reference", "chunked") and not _knows_kernels(module))
+        or (last in ("reference", "plain", "chunked") and not _knows_kernels(module))
     )
 
 

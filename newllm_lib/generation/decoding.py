@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from newllm_lib.generation.sampling import Sampler, Settings
+from newllm_lib.generation.sampling import Sampler, Settings, until_stop
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
 
 # steps between two looks of the host: on a GPU each look lets it wait for a moment
@@ -220,7 +220,7 @@ def continue_texts(
         for row, tokens in zip(said, steps.run(size), strict=True):
             row += tokens
         left -= size
-    return [_until(row, set(stop)) for row in said]
+    return [until_stop(row, set(stop)) for row in said]
 
 
 def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,7 +238,3 @@ def read_prompts(model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor,
             )
             state = output.state
     return state, output.logits[:, -1]
-
-
-def _until(ids: list[int], stop: set[int]) -> list[int]:
-    return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from newllm_lib.data.templates import encode_text
-from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens
+from newllm_lib.generation.sampling import Settings, reserved_tokens, stop_tokens, until_stop
 
 
 def complete(
@@ -36,8 +36,8 @@ def complete(
     single = isinstance(prompts, str)
     several: Sequence[Any] = [prompts] if single else prompts
     ids = [_prompt_ids(tokenizer, p) for p in several]
-    stop = set(stop_tokens(tokenizer, model))
-    answers = [_until_stop(tokenizer, row, stop) for row in continue_ids(model, tokenizer, ids, settings)]
+    said, stop = continue_ids(model, tokenizer, ids, settings), set(stop_tokens(tokenizer, model))
+    answers = [tokenizer.decode(until_stop(row, stop), skip_special_tokens=True) for row in said]
     return answers[0] if single else answers
 
 
@@ -120,8 +120,3 @@ def _generation_config(model, tokenizer, settings: Settings):
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0],
         suppress_tokens=reserved_tokens(tokenizer, model.config.vocab_size, model) or None,
     )
-
-
-def _until_stop(tokenizer, ids: list[int], stop: set[int]) -> str:
-    end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
-    return tokenizer.decode(ids[:end], skip_special_tokens=True)

@@ -150,9 +150,14 @@ def stop_tokens(tokenizer, model=None) -> list[int]:
         model: also what its generation config says ends an answer.
     """
     said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    said = said if isinstance(said, (list, tuple)) else [said]
-    found = [tokenizer.eos_token_id, tokenizer.bos_token_id, end_of_turn(tokenizer), *said]
+    found = [tokenizer.eos_token_id, tokenizer.bos_token_id, end_of_turn(tokenizer)]
+    found += said if isinstance(said, list) else [said]
     return sorted({i for i in found if i is not None})
+
+
+def until_stop(ids: list[int], stop: set[int]) -> list[int]:
+    """Token ids before the first that ends them."""
+    return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
 
 
 def reserved_tokens(tokenizer, vocab_size: int, model=None) -> list[int]:

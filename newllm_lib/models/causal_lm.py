@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -14,11 +14,6 @@ from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 def parameters(model: nn.Module) -> int:
     """Stored, trainable parameters; tied ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def wanted(config, name: str, said: bool | None) -> bool:
-    """`output_hidden_states` or `return_dict`: as the caller says it, or else the configuration."""
-    return bool(getattr(config, name, name == "return_dict") if said is None else said)
 
 
 @dataclass
@@ -62,6 +57,7 @@ class CausalLMWithState:
             return {**inputs, "inputs_embeds": inputs_embeds}
         return {**inputs, "input_ids": input_ids}
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -74,7 +70,7 @@ class CausalLMWithState:
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> CausalLMOutput | tuple:
+    ) -> CausalLMOutput:
         """
         Args:
             labels: (batch, time), shifted inside (labels = input_ids); or shift_labels, already shifted.
@@ -87,15 +83,8 @@ class CausalLMWithState:
         In training with labels the state comes without gradients: they stop where the block ends
         (`training.stateful_batches`).
         """
-        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
         outputs = self.model(
-            input_ids,
-            attention_mask,
-            inputs_embeds,
-            state,
-            use_cache,
-            output_hidden_states=shown,
-            return_dict=True,
+            input_ids, attention_mask, inputs_embeds, state, use_cache, return_dict=True, **kwargs
         )
         loss = None
         if labels is not None and shift_labels is None:
@@ -109,8 +98,7 @@ class CausalLMWithState:
         state = outputs.state
         if self.training and loss is not None and state is not None:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise
-        output = CausalLMOutput(loss, logits, state, outputs.hidden_states)
-        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
+        return CausalLMOutput(loss, logits, state, outputs.hidden_states)
 
     def loss_of(
         self, outputs: ModelOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
 from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.models.causal_lm import CausalLMWithState, wanted
+from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 from newllm_lib.ops.embedding import token_embedding
@@ -157,6 +157,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         device = self.embed_tokens.weight.device
         return torch.zeros(batch, len(self.layers), self.state_size, device=device, dtype=torch.float32)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -165,7 +166,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         state: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> NewLLMOutput | tuple:
+    ) -> NewLLMOutput:
         """
         Args:
             input_ids: (batch, time).
@@ -189,12 +190,12 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             # The residual stream: in float32 it is most of a step's traffic.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
+        asked = kwargs.get("output_hidden_states")
+        shown = self.config.output_hidden_states if asked is None else asked
         seen = [x] if shown else None
         x, new_state = self._run_layers(self.dropout(x), state, doc_starts, mask, seen)
         keep = use_cache if use_cache is not None else not self.training
-        output = NewLLMOutput(x, torch.stack(new_state, 1) if keep else None, tuple(seen) if shown else None)
-        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
+        return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None, tuple(seen) if shown else None)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """(batch, time, hidden_size); straight in autocast's dtype where nothing else hangs on the table."""

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextVector
 from newllm_lib.layers.document import document_starts, padding
 from newllm_lib.layers.rotary import rotation
-from newllm_lib.models.causal_lm import CausalLMWithState, wanted
+from newllm_lib.models.causal_lm import CausalLMWithState
 from newllm_lib.models.initialization import init_context_vector
 from newllm_lib.ops.add_norm import add_norm
 
@@ -181,6 +181,7 @@ class Phase7Model(Phase7PreTrainedModel):
             batch, len(self.layers), self.state_size, device=self.norm.weight.device, dtype=torch.float32
         )
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -189,7 +190,7 @@ class Phase7Model(Phase7PreTrainedModel):
         state: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> Phase7Output | tuple:
+    ) -> Phase7Output:
         """
         Args:
             input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
@@ -212,13 +213,13 @@ class Phase7Model(Phase7PreTrainedModel):
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
         output_final_state = use_cache if use_cache is not None else not self.training
-        shown = wanted(self.config, "output_hidden_states", kwargs.get("output_hidden_states"))
+        asked = kwargs.get("output_hidden_states")
+        shown = self.config.output_hidden_states if asked is None else asked
         seen = [x] if shown else None
         x, state = self._blocks(self.dropout(x), state, doc_starts, moved.lengths, output_final_state, seen)
         x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
         hidden_states = tuple(moved.back(layer) for layer in (*seen[:-1], x)) if shown else None
-        output = Phase7Output(moved.back(x), state, hidden_states)
-        return output if wanted(self.config, "return_dict", kwargs.get("return_dict")) else output.to_tuple()
+        return Phase7Output(moved.back(x), state, hidden_states)
 
     def _blocks(self, x, state, doc_starts, lengths, output_final_state: bool, seen: list | None = None):
         """All blocks: the new x and the new state (None without `output_final_state`); `seen` gets what each

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils import can_return_tuple
 
 from newllm_lib.layers.document import document_starts, positions_in_document
-from newllm_lib.models.causal_lm import wanted
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -83,6 +83,7 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         blocks = self.transformer.h.named_parameters("transformer.h")
         return [name for name, p in blocks if name.split(".")[-2] in products and p.requires_grad]
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -95,9 +96,8 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithCrossAttentions | tuple:
+    ) -> CausalLMOutputWithCrossAttentions:
         """As `NewLLMForCausalLM.forward`, with `past_key_values` instead of a state."""
         packed = (
             past_key_values is None
@@ -134,11 +134,10 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
         if not (self.training and loss is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
-        output = CausalLMOutputWithCrossAttentions(
+        return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if wanted(self.config, "return_dict", return_dict) else output.to_tuple()

@@ -98,10 +98,9 @@ def check_name(path: Path | PurePosixPath) -> None:
 
 def _of_an_export(path: Path | PurePosixPath) -> bool:
     """Whether it is called as an export's modelling file is, and (if it is there already) begins as one."""
-    if path.name not in EXPORTED_CODE or not isinstance(path, Path):
-        return path.name in EXPORTED_CODE
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read(len(EXPORTED_MARK)) == EXPORTED_MARK
+    return path.name in EXPORTED_CODE and (
+        not isinstance(path, Path) or path.read_bytes().startswith(EXPORTED_MARK.encode())
+    )
 
 
 def check_member(name: str) -> PurePosixPath:

@@ -4,7 +4,7 @@
 tell their better side without understanding it, `encode_pairs` gives token ids.
 """
 
-from newllm_lib.data.preferences.encode import EncodedPairs, encode_pairs, prompt_text
+from newllm_lib.data.preferences.encode import EncodedPairs, encode_pairs
 from newllm_lib.data.preferences.generate import generate, most_pairs
 from newllm_lib.data.preferences.pairs import Pair
 from newllm_lib.data.preferences.shortcuts import shortcuts
@@ -19,6 +19,5 @@ __all__ = [
     "generate",
     "load_preferences",
     "most_pairs",
-    "prompt_text",
     "shortcuts",
 ]

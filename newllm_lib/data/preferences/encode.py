@@ -118,20 +118,11 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     """Token ids of what the assistant says then, with the token that ends its turn."""
     if has_own_turns(tokenizer):
         return [*encode_text(tokenizer, answer), tokenizer.convert_tokens_to_ids(END_OF_TURN)]
-    prompt = prompt_text(tokenizer, messages)
-    whole = _rendered(tokenizer, [*messages, Message("assistant", answer)], add_generation_prompt=False)
-    end = tokenizer.eos_token
+    asked, end = [message._asdict() for message in messages], tokenizer.eos_token
+    prompt = render_conversation(tokenizer, asked)
+    whole = render_conversation(tokenizer, [*asked, {"role": "assistant", "content": answer}], False)
     text = (
         whole[len(prompt) :] if whole.startswith(prompt) and answer in whole[len(prompt) :] else answer + end
     )
     text = text.rstrip("\n") if text.rstrip("\n").endswith(end) else text
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """The conversation as the tokenizer's chat template writes it, ready for the assistant."""
-    return _rendered(tokenizer, messages, add_generation_prompt=True)
-
-
-def _rendered(tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    return render_conversation(tokenizer, [m._asdict() for m in messages], add_generation_prompt)

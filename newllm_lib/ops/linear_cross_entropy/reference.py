@@ -1,23 +1,11 @@
-"""The loss of a head by its logits, gradients by autograd; that of a chunk by hand; what versions share."""
+"""A chunk's loss and the gradient by its logits in plain torch, and what every version of the loss shares."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # label of a position that is not predicted
-
-
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, tokens: Tensor | int | None = None
-) -> Tensor:
-    """As `chunked.linear_cross_entropy`; computed in float32 (float64 for float64)."""
-    logits = F.linear(hidden, weight).flatten(0, -2)
-    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.reshape(-1)
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    count = (labels != IGNORE).sum() if tokens is None else torch.as_tensor(tokens, device=total.device)
-    return total / count.clamp_min(1)
 
 
 def by_torch(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.linear_cross_entropy.reference import linear_cross_entropy
-
 
 def factors(vocabulary: int, dim: int) -> tuple[int, int, int, int]:
     """V1, V2, d1, d2 as near to square as they come: V1 * V2 >= vocabulary, d1 * d2 = dim, d1 <= d2."""
@@ -21,30 +19,6 @@ def matrix(first: Tensor, second: Tensor, vocabulary: int) -> Tensor:
     """The matrix (vocabulary, d1 * d2) of the cores first (V1, d1, rank) and second (V2, rank, d2)."""
     whole = torch.einsum("ajr,brk->abjk", first, second)
     return whole.reshape(first.shape[0] * second.shape[0], -1)[:vocabulary]
-
-
-def tensor_train_rows(ids: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """As `rows.tensor_train_rows`."""
-    digits = ids.reshape(-1) // len(second), ids.reshape(-1) % len(second)
-    return torch.bmm(first[digits[0]], second[digits[1]]).reshape(*ids.shape, -1)
-
-
-def tensor_train_logits(hidden: Tensor, first: Tensor, second: Tensor, vocabulary: int) -> Tensor:
-    """As `logits.tensor_train_logits`."""
-    return torch.nn.functional.linear(hidden, matrix(first, second, vocabulary))
-
-
-def tensor_train_cross_entropy(
-    hidden: Tensor,
-    first: Tensor,
-    second: Tensor,
-    labels: Tensor,
-    vocabulary: int,
-    tokens: Tensor | int | None = None,
-    block_elements: int | None = None,
-) -> Tensor:
-    """As `cross_entropy.tensor_train_cross_entropy`; all logits exist, whatever `block_elements` says."""
-    return linear_cross_entropy(hidden, matrix(first, second, vocabulary), labels, tokens)
 
 
 def holographic(
