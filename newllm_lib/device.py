@@ -149,7 +149,9 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
     if triton and not ampere:
         reasons["kernels"] += f", without tensor-core dot: Triton has none below sm80 ({sm})"
     reasons["compile"] = (
-        "on: torch.compile fuses the parts between the kernels" if triton else "off: it needs triton"
+        "on: torch.compile, where it finds something to fuse (other models' steps are recorded)"
+        if triton
+        else "off: it needs triton"
     )
     return Device(
         kind,

@@ -72,9 +72,9 @@ class CapturedStep:
             for place, rate in zip(self.rates, self.schedule.get_last_lr(), strict=True):
                 place.fill_(rate)
         where = [0 if p.grad is None else p.grad.data_ptr() for p in self.parameters]
-        if self.recorded is None or self.recorded[0] != where:
+        if self.recorded is None or self.recorded[0] != where or not self.recorder.on_gpu:
             self.recorded = where, None
-            self._run()  # makes states, compiles kernels
+            self._run()  # makes states, compiles kernels; a CPU has no recording
             return self.norm
         if self.recorded[1] is None:
             self.recorder.warm.add("step")
