@@ -1,15 +1,15 @@
-"""Build notebooks/*.ipynb from notebooks/src/*.py (jupytext percent), without outputs; `--check` only
-compares.
+"""Build notebooks/*.ipynb from notebooks/src/*.py (jupytext percent); `--check` only compares.
 
 A code cell that holds a single line `#@build …` is filled in here, so that what all notebooks share is
 written once:
 
-    #@build install        the cell in src/cells/install.py, folded #@build cell NAME      the cell in
-    src/cells/NAME.py #@build form NAME      the settings cell of the form NAME in
-    newllm_lib/colab/settings.py, rendered from its recipe
+    #@build install        the cell in src/cells/install.py, folded
+    #@build cell NAME      the cell in src/cells/NAME.py
+    #@build form NAME      the settings cell of the form NAME in newllm_lib/colab/settings.py, from its recipe
 
-The same source gives the same bytes: cell ids come from the cells' content.
-"""
+The same source gives the same bytes: cell ids come from the cells' content. Outputs, which `execute.py`
+makes, stay with the cells that did not change; `--check-outputs` says where the source is newer than they
+are."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+HEAD = "made-by-execute"  # the cell that says of what the outputs are
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "src"
 sys.path.insert(0, str(HERE.parent))  # the clone's package, installed or not
@@ -78,22 +79,70 @@ def _metadata(source: Path) -> dict:
     }
 
 
+def digest(text: str) -> str:
+    """Of a notebook without outputs: what its outputs were made from."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def without_outputs(text: str) -> str:
+    """A built notebook's text as it was before `execute.py`."""
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata.pop("executed", None)
+    notebook.cells = [cell for cell in notebook.cells if cell.id != HEAD]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(notebook) + "\n"
+
+
+def with_outputs_of(text: str, before: str) -> str:
+    """`text` with the outputs that `before` has for the cells of the same id, and its note on them."""
+    old, new = (nbformat.reads(t, as_version=4) for t in (before, text))
+    if "executed" not in old.metadata:
+        return text
+    known = {cell.id: cell for cell in old.cells}
+    for cell in new.cells:
+        if cell.cell_type == "code" and cell.id in known:
+            cell.outputs, cell.execution_count = known[cell.id].outputs, known[cell.id].execution_count
+    new.metadata["executed"] = old.metadata["executed"]
+    new.cells.insert(1, known[HEAD])
+    return nbformat.writes(new) + "\n"
+
+
+def _is_current(path: Path, text: str) -> bool:
+    try:
+        found = path.read_text(encoding="utf-8")
+        return found in (text, with_outputs_of(text, found)) and without_outputs(found) == text
+    except (OSError, ValueError):
+        return False
+
+
+def _outputs_are_older(path: Path, text: str) -> bool:
+    made = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4).metadata.get("executed")
+    return made is not None and made["source"] != digest(text)
+
+
 def main(arguments: list[str]) -> int:
-    """Write every notebook, or with `--check` name those that differ from their source (exit code 1)."""
-    sources, stale = sorted(SOURCES.glob("*.py")), []
-    orphans = [p.name for p in HERE.glob("*.ipynb") if p.stem not in {s.stem for s in sources}]
+    """Write every notebook; with `--check` name those that differ from their source, with `--check-outputs`
+    also those whose outputs are older than it (exit code 1)."""
+    sources, complaints = sorted(SOURCES.glob("*.py")), []
     for source in sources:
         text, path = build(source), built_path(source)
-        if "--check" not in arguments:
+        if not {"--check", "--check-outputs"} & set(arguments):
+            if path.is_file():
+                text = with_outputs_of(text, path.read_text(encoding="utf-8"))
             path.write_text(text, encoding="utf-8")
             print(f"built {path.name}")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale.append(path.name)
-    for name in stale:
-        print(f"{name} differs from its source: run `make notebooks`", file=sys.stderr)
-    for name in orphans:
-        print(f"{name} has no source in notebooks/src", file=sys.stderr)
-    return 1 if stale or orphans else 0
+        elif not _is_current(path, text):
+            complaints.append(f"{path.name} differs from its source: run `make notebooks`")
+        elif "--check-outputs" in arguments and _outputs_are_older(path, text):
+            complaints.append(f"{path.name}: its outputs are older than its source: run notebooks/execute.py")
+    for path in HERE.glob("*.ipynb"):
+        if path.stem not in {s.stem for s in sources}:
+            complaints.append(f"{path.name} has no source in notebooks/src")
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints else 0
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ machine(settings);
 # 再開します。*
 
 # %%
-from newllm_lib.colab.background import train, wait
+from newllm_lib.colab.background import train
 
 new_llm = train(settings)
 
@@ -109,6 +109,8 @@ new_llm = train(settings)
 # *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
 
 # %%
+from newllm_lib.colab.background import wait
+
 wait(new_llm)
 
 # %% [markdown]
@@ -120,7 +122,7 @@ wait(new_llm)
 # *日本語: 同じパラメータ数の GPT-2 を同じデータで学習します。*
 
 # %%
-from newllm_lib.colab.background import train, wait
+from newllm_lib.colab.background import train
 
 tiny_gpt2 = train(settings, model="tiny_gpt2")
 
@@ -130,6 +132,8 @@ tiny_gpt2 = train(settings, model="tiny_gpt2")
 # *日本語: こちらも終わるまで待ちます。*
 
 # %%
+from newllm_lib.colab.background import wait
+
 wait(tiny_gpt2)
 
 # %% [markdown]
@@ -150,7 +154,7 @@ watch(new_llm, tiny_gpt2);
 # *日本語: 結果の読み方と、学習の途中で書いた文です。*
 
 # %%
-from newllm_lib.colab.results import compare, read
+from newllm_lib.colab.results import read
 
 read(new_llm)
 
@@ -161,6 +165,8 @@ read(new_llm)
 # *日本語: 学習に使っていないテスト用の文章で比べます。*
 
 # %%
+from newllm_lib.colab.results import compare
+
 comparison = compare(new_llm, tiny_gpt2)
 
 # %% [markdown]
@@ -177,7 +183,7 @@ comparison = compare(new_llm, tiny_gpt2)
 # *日本語: 予測しにくいトークンほど濃い色です。合計を文章のバイト数で割ったものが bits per byte です。*
 
 # %%
-from newllm_lib.colab.explain import show_gates, show_recall, show_surprise
+from newllm_lib.colab.explain import show_surprise
 
 text = "Hi! How are you today? I work as a teacher in a small town, and I love my dogs. What about you?"
 show_surprise(text, new_llm, tiny_gpt2);
@@ -189,6 +195,8 @@ show_surprise(text, new_llm, tiny_gpt2);
 # *日本語: 文脈ベクトルのゲートです。上のチャンネルほど長く覚えています。*
 
 # %%
+from newllm_lib.colab.explain import show_gates
+
 show_gates(text, new_llm);
 
 # %% [markdown]
@@ -199,6 +207,8 @@ show_gates(text, new_llm);
 # *日本語: 名前を伝えてから n トークン後に尋ね、覚えているかを調べます。1 なら忘れています。*
 
 # %%
+from newllm_lib.colab.explain import show_recall
+
 show_recall(new_llm, tiny_gpt2);
 
 # %% [markdown]

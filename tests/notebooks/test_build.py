@@ -58,6 +58,44 @@ def test_check_passes_and_sees_a_difference(builder, tmp_path, monkeypatch, caps
     assert first.name in complaints and "99_of_nowhere.ipynb has no source" in complaints
 
 
+def test_outputs_stay_with_cells_that_did_not_change_and_are_told_to_be_old(
+    builder, tmp_path, monkeypatch, capsys
+):
+    source = tmp_path / "01_x.py"
+    source.write_text("# %% [markdown]\n# # X\n\n# %%\nprint(1)\n\n# %%\nprint(2)\n")
+    monkeypatch.setattr(builder, "HERE", tmp_path)
+    monkeypatch.setattr(builder, "SOURCES", tmp_path)
+    assert builder.main([]) == 0
+    path = tmp_path / "01_x.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for number, cell in enumerate(notebook.cells[1:], 1):
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"{number}")]
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("of demo, on a GPU, today", id=builder.HEAD))
+    notebook.metadata["executed"] = {"source": builder.digest(builder.build(source))}
+    path.write_text(nbformat.writes(notebook) + "\n")
+    assert builder.main(["--check"]) == 0 and builder.main(["--check-outputs"]) == 0
+    source.write_text(source.read_text().replace("print(2)", "print(3)"))
+    assert builder.main(["--check"]) == 1 and builder.main([]) == 0 and builder.main(["--check"]) == 0
+    kept = [cell.outputs for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [len(outputs) for outputs in kept] == [1, 0]
+    assert builder.main(["--check-outputs"]) == 1 and "older than its source" in capsys.readouterr().err
+
+
+def test_an_executed_notebook_is_small_says_where_and_has_no_widgets(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(NOTEBOOKS))
+    import execute
+
+    source = tmp_path / "01_x.py"
+    source.write_text("# %% [markdown]\n# # X\n\n# %%\nimport os\nprint(os.environ['NEWLLM_PICTURES'])\n")
+    made = execute.execute(source, tmp_path, seconds=120)
+    assert made.cells[2].outputs[0].text == "png\n" and "widgets" not in made.metadata
+    assert "`demo`" in made.cells[1].source and made.metadata["executed"]["source"]
+    monkeypatch.setattr(execute, "LARGEST", 10)
+    with pytest.raises(SystemExit, match="at most"):
+        execute.execute(source, tmp_path, seconds=120)
+    assert set(execute.FORMS) == {path.stem[:2] for path in NOTEBOOKS.glob("src/*.py")}
+
+
 def test_an_unknown_build_line_is_refused(builder, tmp_path):
     source = tmp_path / "x.py"
     source.write_text("# %%\n#@build nothing\n")
@@ -73,12 +111,13 @@ def test_the_command_line_tells_by_its_exit_code():
 
 
 @built
-def test_no_outputs_and_no_widget_state(path):
+def test_no_widget_state_and_outputs_only_of_execute(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert "widgets" not in notebook.metadata
-    for cell in code(path):
-        assert cell.outputs == [] and cell.execution_count is None
+    if "executed" not in notebook.metadata:
+        for cell in code(path):
+            assert cell.outputs == [] and cell.execution_count is None
 
 
 @built

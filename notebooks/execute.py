@@ -1,0 +1,94 @@
+"""Execute the notebooks for what a visitor sees: pictures, tables, answers, and on which machine they were
+made.
+
+    .venv/bin/python notebooks/execute.py            all five, on this machine's GPU
+    .venv/bin/python notebooks/execute.py 01 04      some of them
+
+Only `demo` and the generated pairs are trained on, with the form set so: nothing stands under another set's
+name, and no text of a set that may not be passed on is stored. Notebook 5 is a short run, and its head says
+so. Pictures are PNG (GitHub shows no HTML of ours), there is no widget state, and a notebook of more than 2
+MB is refused. `notebooks/build.py --check-outputs` says when the sources are newer than the outputs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from build import HEAD, HERE, SOURCES, build, built_path, digest
+
+LARGEST = 2_000_000  # bytes of a notebook
+CELL_SECONDS = 3600
+# What the form is told: data that may be passed on; what is left alone is the recipe's own.
+FORMS: dict[str, tuple[dict, str]] = {
+    "01": ({"recipe": "demo"}, "*Data* `demo`"),
+    "02": ({"data": "demo", "loss_on": "answers"}, "the demo's conversations in place of Dolly's"),
+    "03": (
+        {"data": "demo", "size": "10k", "max_samples": None},
+        "the demo's conversations in place of UltraChat's",
+    ),
+    "04": ({"data": "preferences_ja"}, "the generated Japanese pairs"),
+    "05": (
+        {"recipe": "phase7_small", "max_steps": 300},
+        "`phase7_small` on `demo`, **a short run** of 300 steps",
+    ),
+}
+
+
+def execute(source: Path, folder: Path, seconds: int = CELL_SECONDS) -> nbformat.NotebookNode:
+    """The notebook after *Run all* in `folder`, without widgets; its head says data, machine and date.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+        SystemExit: it became larger than `LARGEST`.
+    """
+    import nbclient
+
+    from newllm_lib.device import probe
+
+    text = build(source)
+    notebook = nbformat.reads(text, as_version=4)
+    overrides, data = FORMS[source.stem[:2]]
+    told = {
+        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(overrides),
+        "NEWLLM_WIDGETS": "0",
+        "NEWLLM_PICTURES": "png",
+    }
+    client = nbclient.NotebookClient(
+        notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute(env={**os.environ, **told})
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    today = datetime.date.today().isoformat()
+    note = f"*The outputs below are of {data}, on {probe().name}, {today}. Yours replace them.*"
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id=HEAD))
+    notebook.metadata["executed"] = {"source": digest(text), "machine": probe().name, "date": today}
+    size = len(nbformat.writes(notebook).encode())
+    if size > LARGEST:
+        raise SystemExit(
+            f"{source.stem} would be {size / 1e6:.1f} MB with its outputs: at most {LARGEST / 1e6:g}."
+        )
+    return notebook
+
+
+def main(numbers: list[str]) -> int:
+    for source in sorted(SOURCES.glob("*.py")):
+        if numbers and source.stem[:2] not in numbers:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = execute(source, Path(folder))
+        built_path(source).write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        print(f"executed {built_path(source).relative_to(HERE.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
