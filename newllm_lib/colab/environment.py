@@ -101,7 +101,7 @@ def one_line_errors() -> None:
 MADE_BY_CELLS = (
     "settings run new_llm tiny_gpt2 comparison conversation chosen mixture pairs rate text experiments "
     "train wait chat compare read measure keep watch plan look report answer sweep "
-    "show_gates show_recall show_surprise"
+    "show_data show_gates show_recall show_surprise"
 ).split()
 
 

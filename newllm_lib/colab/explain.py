@@ -7,7 +7,9 @@ import html
 from collections.abc import Sequence
 
 from newllm_lib.colab import pictures
+from newllm_lib.colab.forms import Settings
 from newllm_lib.console import count, say
+from newllm_lib.data.show import DataSample, look
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.inside import Gates, Recall, Surprise, gates, recall, surprise
 from newllm_lib.evaluation.palette import GREY, styles
@@ -28,6 +30,58 @@ def _loaded(run: Run | str):
 
 def _name(run: Run | str) -> str:
     return run.name if isinstance(run, Run) else str(run)
+
+
+def show_data(settings: Settings) -> DataSample:
+    """The chosen data as training reads it: three records with what the loss counts marked, and lengths.
+
+    Raises:
+        UsageError, NewLLMError: the data cannot be read.
+    """
+    found = look(settings.recipe())
+    counted = "the assistant's answers" if found.loss_on == "answers" else "everything"
+    words = (
+        ""
+        if found.tokens_per_word != found.tokens_per_word
+        else f", {found.tokens_per_word:.2f} tokens a word"
+    )
+    say(
+        f"The loss counts {counted} (marked). Vocabulary {found.vocabulary:,}{words}; a training block holds "
+        f"{found.window} tokens."
+    )
+    pictures.show_html(data_html(found))
+    pictures.show(lengths_figure(found), "lengths of the documents beside a training block")
+    return found
+
+
+def data_html(found: DataSample) -> str:
+    """HTML: some records as they are packed, in the template; what the loss counts is marked."""
+    parts = []
+    for number, record in enumerate(found.records, 1):
+        text = "".join(
+            f"<span style='background:rgba(0,158,115,0.25)'>{html.escape(piece.text)}</span>"
+            if piece.counts
+            else html.escape(piece.text)
+            for piece in record.pieces
+        )
+        head = f"record {number}: {record.tokens:,} tokens, the loss counts {record.counted:,}"
+        parts.append(f"<b>{head}</b><div style='white-space:pre-wrap;margin:2px 0 10px'>{text}</div>")
+    return "".join(parts)
+
+
+def lengths_figure(found: DataSample):
+    """A figure: how many of the first documents have which length in tokens, and where a training block
+    ends."""
+    figure = pictures.new_figure(10.0, 2.6)
+    axes = figure.subplots()
+    axes.hist(found.lengths, bins=40, color="#009E73")
+    axes.axvline(found.window, color=pictures.TEXT, linewidth=1.2)
+    axes.set_xlim(left=0)
+    title = (
+        f"Lengths of {len(found.lengths):,} documents, tokens (the line: a training block, {found.window})"
+    )
+    pictures.plain_axes(axes, title)
+    return figure
 
 
 def show_surprise(text: str, *runs: Run | str) -> list[Surprise]:
@@ -74,13 +128,17 @@ def surprise_html(names: Sequence[str], found: Sequence[Surprise]) -> str:
     return f"{legend}<div style='display:flex;flex-wrap:wrap;gap:24px'>{columns}</div>"
 
 
-def show_gates(text: str, run: Run | str, layer: int = -1) -> Gates:
-    """The context vector over a text: which channels are opened at which token.
+def show_gates(text: str, run: Run | str, layer: int = -1) -> Gates | None:
+    """The context vector over a text: which channels are opened at which token; None of a model without one.
 
     Raises:
-        UsageError: the model has no such gates. NewLLMError: it cannot be loaded.
+        NewLLMError: the model cannot be loaded.
     """
-    found = gates(*_loaded(run), text, layer)
+    try:
+        found = gates(*_loaded(run), text, layer)
+    except UsageError as error:  # a hub base in a notebook's Run all: the cells below are meant for it too
+        say(str(error))
+        return None
     openings = (1 - found.kept).mean(1)
     widest = openings[1:].topk(min(3, len(openings) - 1)).indices + 1
     said = ", ".join(f"“{found.pieces[i]}” ({100 * float(openings[i]):.0f} %)" for i in widest.tolist())

@@ -53,8 +53,8 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
         elif recipe.task != "dpo" and "demo" not in choices:
             instead = "read a folder of your own (*Your own text*)"
         _check_data(recipe, title, instead)
-    if recipe.task == "dpo":
-        _check_base(recipe.base, titles.get("base", "base"))
+    if recipe.task in ("dpo", "sft"):
+        _check_base(recipe.base, titles.get("base", titles.get("from_run", "base")))
 
 
 def _check_folder(folder: Path, title: str) -> None:

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from newllm_lib.colab import form_checks
 from newllm_lib.console import say
@@ -153,6 +154,8 @@ class Form:
             for f in self.fields
             if not f.is_recipe_key and f.name not in _SPECIAL
         }
+        if "/" in (start := str(typed.get("from_run") or "")) and not Path(start).expanduser().is_dir():
+            typed["base"] = typed.pop("from_run")  # a model of the hub is taught, not continued
         name = typed.pop("recipe", self.recipe)
         if name == "auto" and self.choose:
             name = self.choose(extra)
@@ -160,7 +163,7 @@ class Form:
         own = typed | {k: v for k, v in forced.items() if k not in defaults}
         chosen = load_recipe(name, own, FORM_DEVICE, resolve_start=False)
         refuse_without_effect(chosen.origin[1], chosen, replace(chosen, model="tiny_gpt2"), spelling="{}")
-        if chosen.from_run:  # then the start's sizes count
+        if chosen.from_run or "base" in own:  # then the start's sizes count
             preset = {
                 k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))
             }

@@ -36,8 +36,15 @@ def read(run: Run) -> None:
     Raises:
         UsageError: it has no report yet.
     """
+    from newllm_lib.training.report import FILE as REPORT
     from newllm_lib.training.report import lines, read_report
 
+    card = run.path / "card.md"
+    if not (run.path / REPORT).is_file() and card.is_file():  # of a hub base that was taught
+        page = card.read_text(encoding="utf-8").replace("![curves](curves.png)\n\n", "")
+        # a heading would enter the notebook's table of contents
+        say(in_form_words("\n".join(line.lstrip("# ") for line in page.splitlines())))
+        return
     say("\n".join(in_form_words(line) for line in lines(read_report(run))))
     rows = samples(run.samples_path)
     if rows and shell():

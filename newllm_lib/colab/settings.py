@@ -34,8 +34,8 @@ LABELS = {
         "改善がない評価が何回続いたら止めるか",
     ),
     "from_run": (
-        "Start from this run (empty: as the recipe says; none: from scratch)",
-        "続きから学習する実行の名前",
+        "Start from this run, or a model of the hub such as owner/name (empty: as the recipe says)",
+        "続きから学習する run の名前、またはハブのモデル（owner/name）",
     ),
     "max_steps": ("Stop after this many steps (empty: all epochs)", "ステップ数の上限（空欄なら全エポック）"),
     "lora_rank": (

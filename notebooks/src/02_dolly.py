@@ -61,6 +61,17 @@
 #@build cell machine
 
 # %% [markdown]
+# ### See the data
+#
+# Three records as the model will read them, with its tokens for turns and ends; what the loss counts is marked. Below,
+# how long the documents are beside a training block. The first time, this reads the data: what training would do anyway.
+#
+# *日本語: モデルが読む形のデータです。色の部分が学習（損失の計算）に使われます。下は文書の長さです。*
+
+# %%
+#@build cell data
+
+# %% [markdown]
 # ### See the model
 #
 # Nothing is hidden: these lines make a New-LLM of a toy's size and take one step of training by hand. Each block holds

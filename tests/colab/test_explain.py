@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from newllm_lib.colab import explain, preferences, results
+from newllm_lib.colab.forms import Settings
 from newllm_lib.data.templates import encode_text
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.inside import gates, recall, surprise
@@ -96,6 +99,22 @@ def test_channels_are_sorted_by_how_long_they_remember(new_llm, tokenizer):
     assert heights == pytest.approx((100 * (1 - found.kept).mean(1)).tolist()[: len(heights)], abs=1e-3)
     shown = below.images[0].get_array()[..., 3]
     assert np.allclose(shown, (1 - found.kept[:, found.order()]).T[:, : shown.shape[1]], atol=1e-5)
+
+
+def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch):
+    """Turns marked where the loss counts them; all lengths; the window."""
+    rows = [{"instruction": f"Ask {i}?", "response": f"Answer {i}."} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
+    settings = Settings("dolly", {"data_dir": str(tmp_path), "vocab_size": 400, "max_samples": None})
+    found = explain.show_data(settings)
+    shown = explain.data_html(found)
+    counted = re.findall(r"<span[^>]*>([^<]*)</span>", shown)
+    assert counted and all("Answer" in text and "Ask" not in text for text in counted) and "Ask" in shown
+    axes = explain.lengths_figure(found).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == len(found.lengths)
+    assert axes.lines[0].get_xdata()[0] == found.window
 
 
 def test_only_a_new_llm_has_gates(tiny_gpt2, tokenizer):
