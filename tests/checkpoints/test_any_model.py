@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,9 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training.model_config import build_model
 from tests.helpers.foreign_models import make_adapter, make_model
+from tests.helpers.newllm_process import newllm_process
 from tests.hub_server import HubServer
 
-WORKER = Path(__file__).parents[1] / "cli" / "newllm_worker.py"
 SENTENCES = ["Ada likes tea and red apples.", "Bob likes the sea.", "Eve likes old films and rain."]
 SIZES = {
     "sized_for": "cpu",
@@ -94,32 +92,8 @@ def _spoil(hub: Path) -> None:
 @pytest.fixture(scope="module")
 def newllm(place, tmp_path_factory):
     """newllm(*words, said="") in one process that knows the hub; gives code, out, err; `.hub`: the server."""
-    with HubServer(place / "hub") as hub:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        environment |= {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path_factory.mktemp("hf")),
-            "NEWLLM_DEVICE": "cpu",
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=place,
-            env=environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        )
-
-        def ask(*words: str, said: str = "") -> dict:
-            process.stdin.write(json.dumps({"argv": words, "said": said}) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        ask.hub = hub
+    with HubServer(place / "hub") as hub, newllm_process(hub, place, tmp_path_factory.mktemp("hf")) as ask:
         yield ask
-        process.stdin.close()
-        process.wait()
     assert not (place / "ran").exists()  # no pickle and no program was run
 
 

@@ -146,6 +146,30 @@ def test_models_of_ours_are_bases_too(model, place, tmp_path):
     assert "newllm_lib.models" in (run.path / "card.md").read_text() and len(evaluations(run)) >= 2
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantized_base_learns_by_adapters(bits, place, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    wide = {"hidden_size": 128, "intermediate_size": 128, "num_key_value_heads": 2}  # as its kernels want
+    monkeypatch.setitem(KINDS, "llama", (KINDS["llama"][0], KINDS["llama"][1] | wide))
+    base = chat_base(tmp_path / "base", "llama")
+    run = train(recipe(place, base, tmp_path, load_in=bits, max_steps=4))
+    first, *_, last = evaluations(run)
+    assert last["eval_bits_per_byte"] < first["eval_bits_per_byte"]
+    assert f"a base in {bits}" in run.log.read_text(encoding="utf-8")
+    assert load_model(run).model.dtype == torch.float32  # merged into the whole one
+
+
+def test_bits_that_cannot_be_computed_with_are_one_line():
+    from newllm_lib.training.trl.base import _check_quantized
+
+    def broken(**inputs):
+        raise AssertionError
+
+    broken.device = "cpu"
+    with pytest.raises(NewLLMError, match="--load_in 4bit: bitsandbytes cannot compute with some/model here"):
+        _check_quantized(broken, load_recipe("dolly", {"base": "some/model", "load_in": "4bit"}, "cpu"))
+
+
 # --- rows
 
 

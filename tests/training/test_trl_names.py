@@ -44,6 +44,9 @@ def test_every_name_is_there():
         ("METHODS", "get_batch_samples_of_old"),
         ("LORA", "rank"),
         ("COLLATED", "labels"),
+        ("SFT_CONFIG", "max_seq_length"),
+        ("SFT_TRAINER", "tokenizer"),
+        ("PACKED", "attention_mask"),
         ("ATTRIBUTES", "reference"),
     ],
 )
@@ -86,8 +89,9 @@ def test_the_oldest_versions_that_are_admitted_have_them_too_and_train(tmp_path)
     assert "trl 0.29" in names.stdout
     tests = [
         str(ROOT / "tests/training/test_dpo.py"),
+        str(ROOT / "tests/training/test_sft.py"),
         "-k",
-        "log_two or alone_and_merged or without_adapters",
+        "log_two or alone_and_merged or without_adapters or (each_kind and qwen2) or preferences_go_on",
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

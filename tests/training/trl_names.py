@@ -44,6 +44,18 @@ CONFIG = {
     "warmup_steps",
     "logging_steps",
 }
+# of trl.SFTConfig, beside what both take: what `training/sft/sft_task.py` gives it
+SFT_CONFIG = {"neftune_noise_alpha", "max_length", "dataset_kwargs"}
+SFT_TRAINER = {
+    "model",
+    "args",
+    "data_collator",
+    "train_dataset",
+    "processing_class",
+    "callbacks",
+    "peft_config",
+}
+PACKED = {"input_ids", "position_ids", "labels"}  # what its collator makes of several dialogues in a row
 EITHER_OF_CONFIG = {("gradient_checkpointing", "activation_checkpointing")}
 TRAINER = {  # arguments of trl.DPOTrainer
     "model",
@@ -103,7 +115,24 @@ def missing() -> list[str]:
         "ref_rejected_logps": -2.0,
     }
     batch = DataCollatorForPreference(pad_token_id=0)([row])
+    found += _missing_of_sft()
     return found + [f"trl's collated {name}" for name in sorted(COLLATED - set(batch))]
+
+
+def _missing_of_sft() -> list[str]:
+    import trl
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    known, ours = {f.name for f in fields(trl.SFTConfig)}, {"beta", "loss_type", "precompute_ref_log_probs"}
+    common = CONFIG & {f.name for f in fields(trl.DPOConfig)}  # else it is said already
+    wanted = SFT_CONFIG | (common - ours - {"disable_dropout"})
+    found = [f"trl.SFTConfig.{name}" for name in sorted(wanted - known)]
+    found += _lacking("trl.SFTTrainer(…)", trl.SFTTrainer.__init__, SFT_TRAINER)
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4], "seq_lengths": [2, 2]}
+    batch = DataCollatorForLanguageModeling(0, padding_free=True)([row])
+    found += [f"trl's packed {name}" for name in sorted(PACKED - set(batch))]
+    apart = "position_ids" in batch and batch["position_ids"].tolist() == [[0, 1, 0, 1]]
+    return found + ([] if apart else ["trl's packed positions from 0 on"])
 
 
 def _assigned(kind: type) -> set[str]:

@@ -13,7 +13,7 @@ from newllm_lib.checkpoints.location import BASE
 from newllm_lib.data.preferences.encode import with_template
 from newllm_lib.data.templates import PLAIN_TURNS
 from newllm_lib.device import Device
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.generation.stateful import window
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, is_complete, staged_directory
@@ -84,6 +84,8 @@ class Base:
         dtype = _DTYPES[dtype_of(recipe, self.device) if half else "fp32"]
         device = self.device.torch_device if recipe.load_in != "full" else None
         model = load_model(place, dtype=dtype, load_in=recipe.load_in, device=device).model
+        if recipe.load_in != "full":
+            _check_quantized(model, recipe)
         return _named(model, place if self.is_kept else recipe.base)
 
     def forget_model(self) -> None:
@@ -126,6 +128,19 @@ def _named(model, name: str):
     """Let the model say where it came from: PEFT writes it into the adapters' configuration."""
     model.name_or_path = model.config._name_or_path = name
     return model
+
+
+@torch.no_grad()
+def _check_quantized(model, recipe: Recipe) -> None:
+    """Raise NewLLMError where bitsandbytes cannot compute with these weights on this device."""
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    except Exception as error:  # a device without kernels, or shapes that they do not take
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NewLLMError(
+            f"--load_in {recipe.load_in}: bitsandbytes cannot compute with {recipe.base} here ({cause}): "
+            "leave it out."
+        ) from error
 
 
 def _refuse(recipe: Recipe, device: Device) -> None:
