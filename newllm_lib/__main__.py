@@ -8,18 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def run(*words: str) -> None:
     """Run `words` (default: the command line) and leave with its exit code (see `cli`)."""
     began = time.monotonic() - _age()
+    from newllm_lib import console
     from newllm_lib.cli import main
 
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     code = main(list(words) or sys.argv[1:], began)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # whoever read our output has left, or it is full
+            console.silence(stream)
     sys.exit(code)
 
 
@@ -34,7 +40,7 @@ def _age() -> float:
 
 
 def _terminate(number, frame):
-    # SIGTERM ends a command as Ctrl-C does; training puts its own handler in place, which saves first.
+    # SIGTERM, or the terminal's going, ends a command as Ctrl-C does; training's own handler saves first.
     raise KeyboardInterrupt
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 # Characters that turn the direction of writing: what is read is then not what stands there.
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _to_stderr = False
 _log_path: Path | None = None
 _muted = False
+_needs_reader = True
+_unwritten = ""  # of the log
+_LONGEST_WAITING = 2**20  # characters
 
 
 def use_stderr(enabled: bool = True) -> None:
@@ -22,8 +29,8 @@ def use_stderr(enabled: bool = True) -> None:
 
 def also_to(path: Path | None) -> None:
     """Append every following message to `path` too (a run's `train.log`); None stops that."""
-    global _log_path
-    _log_path = path
+    global _log_path, _unwritten
+    _log_path, _unwritten = path, ""
 
 
 def mute(enabled: bool = True) -> None:
@@ -46,24 +53,58 @@ def _is_obeyed(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
+def go_on_without_reader() -> None:
+    """From now on nothing ends because a pipe's reader, or the terminal, has left."""
+    global _needs_reader
+    _needs_reader = False
+
+
 def say(text: str = "") -> None:
-    """Print one message (to the terminal and to the log file, if one is set), as `printable` makes it."""
+    """Print one message (to the terminal and to the log file, if one is set), as `printable` makes it.
+
+    Raises:
+        BrokenPipeError: its reader has left, and nothing else is to be done here (`go_on_without_reader`).
+    """
     if _muted:
         return
     text = printable(text)
-    stream = sys.stderr if _to_stderr else sys.stdout
-    print(text, file=stream, flush=True)
+    _show(text, sys.stderr if _to_stderr else sys.stdout)
     if _log_path is not None:
-        try:
-            with open(_log_path, "a", encoding="utf-8") as log:
-                log.write(text + "\n")
-        except OSError as error:  # a full disk must not end a run for a line of its log
-            path = _log_path
-            also_to(None)
-            print(
-                f"{path} cannot be written ({error.strerror}): the log goes on here only.",
-                file=sys.stderr,
-                flush=True,
+        _append(text + "\n")
+
+
+def _show(text: str, stream: TextIO | None) -> None:
+    """Print to a stream that may be closed, full, or have nobody at its other end."""
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _needs_reader:
+            raise
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):  # its buffer is written when there is room again
+            return
+        silence(stream)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Nothing more comes from a standard stream, whoever writes to it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+def _append(text: str) -> None:
+    """To the log file; what a full disk does not take is written with a later message."""
+    global _unwritten
+    first, _unwritten = not _unwritten, (_unwritten + text)[-_LONGEST_WAITING:]
+    try:
+        with open(_log_path, "a", encoding="utf-8") as log:  # type: ignore[arg-type]
+            log.write(_unwritten)
+        _unwritten = ""
+    except OSError as error:
+        if first:
+            _show(
+                f"{_log_path} cannot be written ({error.strerror}): it waits, and is caught up with.",
+                sys.stderr,
             )
 
 

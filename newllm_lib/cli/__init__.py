@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -29,6 +30,7 @@ def main(argv: list[str], began: float | None = None) -> int:
     """
     began = time.monotonic() if began is None else began
     debug = "--debug" in argv
+    _prepare_streams()
     console.mute(_RANK != "0")
     try:
         arguments = parse(_from_the_users_folder(argv))
@@ -45,6 +47,16 @@ def main(argv: list[str], began: float | None = None) -> int:
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         return _failed(f"{type(error).__name__}: {line} (--debug shows where; please report it)", 1, debug)
+
+
+def _prepare_streams() -> None:
+    """What a terminal cannot show is written as `\\u2713`; no file takes the place of a closed stream."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _from_the_users_folder(argv: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from newllm_lib import runs
+from newllm_lib import console, runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
@@ -22,6 +22,7 @@ from newllm_lib.runs import Run
 
 def train(arguments: argparse.Namespace) -> dict | int:
     """Train a recipe, continuing its run if it was stopped before."""
+    console.go_on_without_reader()
     compiling = _begin_at_once(arguments, arguments.name)
     recipe = _recipe(arguments, arguments.name)
     refuse_without_effect(recipe.origin[1], recipe)
@@ -42,6 +43,7 @@ BASELINE = {"model": "tiny_gpt2", "carry_state": False}
 
 def demo(arguments: argparse.Namespace) -> dict | int:
     """The main job: New-LLM and TinyGPT2 on the same data, then their comparison."""
+    console.go_on_without_reader()
     compiling = _begin_at_once(arguments, "demo")
     ours = _recipe(arguments, "demo")
     baseline = _recipe(arguments, "demo", **BASELINE)

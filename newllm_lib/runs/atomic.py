@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.ownership import (
     LEFTOVER,
@@ -48,6 +49,18 @@ def atomic_write_bytes(path: Path, data: bytes, durable: bool = True, parents: b
     """Replace `path` by `data` in one step; see `staged_file`."""
     with staged_file(path, durable, parents) as staging, open(staging, "wb") as file:
         file.write(data)
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Append lines to `path`, all or none of them."""
+    with open(path, "ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode("utf-8"))
+            file.flush()
+        except OSError:
+            os.truncate(path, before)
+            raise
 
 
 @contextmanager
@@ -279,6 +292,27 @@ def explained(path: Path) -> Iterator[None]:
         raise NewLLMError(cause) from error
 
 
+_waiting: set[Path] = set()
+
+
+@contextmanager
+def may_wait(path: Path) -> Iterator[None]:
+    """What is written in the block is not worth ending a run for: where the disk does not take it, this is
+    said once, and whoever writes it tries again."""
+    try:
+        with explained(path):
+            yield
+    except (NewLLMError, OSError) as error:
+        if path not in _waiting:
+            cause = getattr(error.__cause__ or error, "strerror", None) or error
+            say(f"  {path} could not be written ({cause}): it waits, and the run goes on")
+        _waiting.add(path)
+    else:
+        if path in _waiting:
+            say(f"  {path} is written again")
+        _waiting.discard(path)
+
+
 def _cause(error: Exception, path: Path) -> str | None:
     """The disk's trouble behind `error`, or None if it is something else."""
     number = error.errno if isinstance(error, OSError) else None
@@ -289,9 +323,9 @@ def _cause(error: Exception, path: Path) -> str | None:
     torch_failed = "inline_container" in foreign or "PytorchStreamWriter" in foreign
     if number in _FULL or says_full or (torch_failed and _free(place) < _ALMOST_NOTHING):
         return (
-            f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); the last "
-            "save is intact. Free space (old runs in checkpoints/, ~/.cache/newllm, ~/.cache/huggingface) "
-            "and run it again."
+            f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); "
+            f"{_saved_beside(path)}. Free space (old runs in checkpoints/, ~/.cache/newllm, "
+            "~/.cache/huggingface) and run it again."
         )
     if number == errno.EROFS:
         return f"{path} could not be written: the disk is read-only. Choose another place with --output_dir."
@@ -306,6 +340,13 @@ def _cause(error: Exception, path: Path) -> str | None:
             "--output_dir."
         )
     return None
+
+
+def _saved_beside(path: Path) -> str:
+    """What of the run that `path` belongs to is whole, for a message."""
+    places = [*path.parent.glob("checkpoint-*"), path.parent / "last", path.parent / "best"]
+    saved = sorted((p for p in places if is_complete(p)), key=lambda p: p.stat().st_mtime)
+    return f"the last save is intact ({saved[-1].name})" if saved else "nothing was saved yet"
 
 
 def _beside(path: Path, kind: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_lib.console import duration
-from newllm_lib.runs.atomic import atomic_write_text
+from newllm_lib.runs.atomic import atomic_write_text, may_wait
 from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.ownership import read_json
 from newllm_lib.runs.run import Run
@@ -27,10 +27,14 @@ STATES = ("running", "done", "failed", "interrupted")
 _EMPTY = {"state": "new", "message": ""} | dict.fromkeys(("pid", "started", "updated", "step", "total_steps"))
 
 
+_unwritten: dict[Path, dict] = {}
+
+
 def write_status(run: Run, **changes) -> None:
     """Change some fields of status.json: `state` (one of `STATES`), `step`, `total_steps`, `message`.
 
-    `pid`, `started` (when the state becomes "running") and `updated` (seconds since 1970) are filled in.
+    `pid`, `started` (when the state becomes "running") and `updated` (seconds since 1970) are filled in. A
+    disk that does not take it now gets it with the next change.
 
     Raises:
         ValueError: an unknown field or state.
@@ -40,10 +44,14 @@ def write_status(run: Run, **changes) -> None:
     if changes.get("state", "running") not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}, not {changes['state']!r}")
     now = time.time()
-    status = {**_read(run), "pid": os.getpid(), "updated": now}
     if changes.get("state") == "running" and "started" not in changes:
         changes["started"] = now
-    atomic_write_text(run.status_path, json.dumps(status | changes, indent=1), durable="state" in changes)
+    changes = _unwritten.pop(run.status_path, {}) | changes
+    status = {**_read(run), "pid": os.getpid(), "updated": now} | changes
+    _unwritten[run.status_path] = changes
+    with may_wait(run.status_path):
+        atomic_write_text(run.status_path, json.dumps(status, indent=1), durable="state" in changes)
+        del _unwritten[run.status_path]
 
 
 def read_status(run: Run) -> dict:
@@ -144,14 +152,13 @@ def rotate_log(log: Path, limit: int = LARGEST_LOG) -> bool:
 
     The file itself stays and is emptied: processes that append to it go on.
     """
-    try:
-        if log.stat().st_size <= limit:
-            return False
+    if not log.is_file() or log.stat().st_size <= limit:
+        return False
+    with may_wait(log):
         shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def link_log(run: Run, folder: Path = Path("/content")) -> Path | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import numpy as np
 import torch
 
 from newllm_lib import console
-from newllm_lib.runs import checkpoint_step, link_model, remove_directory, staged_directory
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs import checkpoint_step, link_model, may_wait, remove_directory, staged_directory
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.curves import write_training_log
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.mirror_callbacks import plain_unpickling_errors
 from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import Autograd
+
+RETRY_AFTER = (1.0, 4.0, 10.0)  # seconds after which a save that failed is tried again
 
 
 class Checkpoints:
@@ -37,6 +41,26 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Write `checkpoint-<step>`, then remove what is older than the recipe keeps."""
         final = self.run.path / f"checkpoint-{step}"
+        self._patiently(lambda: self._write(final, step))
+        if process_group.is_main_process():
+            with may_wait(self.run.last):
+                link_model(final, self.run.last)
+                for old in self.run.checkpoints()[: -self.context.recipe.keep_checkpoints]:
+                    remove_directory(old)
+            write_training_log(self.run)
+            console.say("  [Checkpoint saved]")
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """A disk may be full for a moment: only what fails again and again ends the run."""
+        for seconds in () if process_group.is_distributed() else RETRY_AFTER:
+            try:
+                return write()
+            except NewLLMError as error:
+                console.say(f"  {error} Trying again in {seconds:g} s")
+                time.sleep(seconds)
+        write()
+
+    def _write(self, final: Path, step: int) -> None:
         with self._staged(final) as folder:
             self.strategy.save_weights(folder)
             self.strategy.save_state(folder)
@@ -46,15 +70,12 @@ class Checkpoints:
             if process_group.is_main_process():
                 self._save_progress(folder, step)
                 self.context.data.tokenizer.save_pretrained(folder)
-        if process_group.is_main_process():
-            link_model(final, self.run.last)
-            for old in self.run.checkpoints()[: -self.context.recipe.keep_checkpoints]:
-                remove_directory(old)
-            write_training_log(self.run)
-            console.say("  [Checkpoint saved]")
 
     def save_best(self) -> None:
         """Model and tokenizer, all that `from_pretrained` needs."""
+        self._patiently(self._write_best)
+
+    def _write_best(self) -> None:
         with self._staged(self.run.best) as folder:
             self.strategy.save_weights(folder)
             if process_group.is_main_process():

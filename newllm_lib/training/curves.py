@@ -6,7 +6,7 @@ import io
 import json
 from pathlib import Path
 
-from newllm_lib.runs import atomic_write_bytes
+from newllm_lib.runs import atomic_write_bytes, may_wait
 
 
 def plot_curves(run) -> Path | None:
@@ -45,11 +45,13 @@ def plot_curves(run) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
+    with may_wait(run.curves):
+        atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
     return run.curves
 
 
 def write_training_log(run) -> None:
     """`training_log.json`, the Phase 7 guide's name for the rows of `metrics.jsonl` as one list."""
     rows = ",\n".join(json.dumps(row) for row in run.metrics())
-    atomic_write_bytes(run.path / "training_log.json", f"[\n{rows}\n]\n".encode(), durable=False)
+    with may_wait(path := run.path / "training_log.json"):
+        atomic_write_bytes(path, f"[\n{rows}\n]\n".encode(), durable=False)

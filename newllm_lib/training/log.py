@@ -15,7 +15,7 @@ import torch
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, checkpoint_step, explained, rotate_log, write_status
+from newllm_lib.runs import Run, append_whole, checkpoint_step, may_wait, rotate_log, write_status
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.mirror_callbacks import MirrorLog
@@ -51,6 +51,7 @@ class TrainingLog:
         self._since = time.monotonic()
         self._paused = 0.0  # seconds of evaluating and saving, which are not training time
         self._waiting: _Row | None = None
+        self._unwritten = ""  # rows that the disk did not take
 
     def add(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's part of its step's loss."""
@@ -179,9 +180,12 @@ class TrainingLog:
         self._paused += time.monotonic() - started
 
     def _append(self, row: dict) -> None:
-        if process_group.is_main_process():
-            with explained(self.run.metrics_path), open(self.run.metrics_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if not process_group.is_main_process():
+            return
+        self._unwritten += json.dumps(row) + "\n"
+        with may_wait(self.run.metrics_path):
+            append_whole(self.run.metrics_path, self._unwritten)
+            self._unwritten = ""
 
     def _report(self, figures: dict, step: int) -> None:
         if self.track is not None:  # named as transformers' integrations name them

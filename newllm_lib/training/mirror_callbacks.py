@@ -42,11 +42,11 @@ def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
     if copy is None:
         return False
     try:
-        if others := mirror.Mirror(run, copy.path.parent).claim():
+        if others := mirror.claim_copy(run, copy.path.parent):
             console.say(f"{copy.path} was written by a session on {others}: it stops, and this one goes on")
     except UsageError:
         raise
-    except NewLLMError:
+    except (NewLLMError, OSError):
         pass  # as soon as the place can be written, the process that copies claims it, and says so
     if recipe.resume != "auto" or not mirror.is_ahead(copy, run):
         return False

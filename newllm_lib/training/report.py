@@ -17,7 +17,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.baselines import bigram
 from newllm_lib.recipe import Recipe
 from newllm_lib.recipe.files import read_yaml
-from newllm_lib.runs import Run, atomic_write_text, list_runs
+from newllm_lib.runs import Run, atomic_write_text, list_runs, may_wait
 from newllm_lib.training.resume import free_name
 from newllm_lib.training.samples import rows_of
 
@@ -52,6 +52,8 @@ def report(recipe: Recipe, run: Run, data) -> dict:
         command).
     """
     evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row]
+    if not evaluations:  # the disk took no row
+        return {}
     best = min(evaluations, key=lambda row: row["eval_bits_per_byte"])
     ours = best["eval_bits_per_byte"]
     table = _bigram(recipe, data)
@@ -73,7 +75,8 @@ def report(recipe: Recipe, run: Run, data) -> dict:
     }
     if found["advice"]:
         found["advice"].append(f"Another option makes another run: add --output_dir {free_name(run)}.")
-    atomic_write_text(run.path / FILE, json.dumps(found, indent=1, ensure_ascii=False))
+    with may_wait(run.path / FILE):
+        atomic_write_text(run.path / FILE, json.dumps(found, indent=1, ensure_ascii=False))
     for line in lines(found):
         say(line)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from newllm_lib import console, evaluation
-from newllm_lib.runs import Run, atomic_write_text, read_rows
+from newllm_lib.runs import Run, atomic_write_text, may_wait, read_rows
 
 _SHOWN = 60  # characters of an answer in the log
 
@@ -24,14 +24,11 @@ class Samples:
         row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}
         row |= evaluation.answer(model, self.tokenizer, self.prompts, self.tokens)
         rows = [*rows_of(self.run), row]
-        atomic_write_text(
-            self.run.samples_path,
-            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows),
-            durable=False,
-        )
-        atomic_write_text(
-            self.run.path / "samples.md", evaluation.as_markdown(rows, self.run.name), durable=False
-        )
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        with may_wait(self.run.samples_path):
+            atomic_write_text(self.run.samples_path, lines, durable=False)
+            page = evaluation.as_markdown(rows, self.run.name)
+            atomic_write_text(self.run.path / "samples.md", page, durable=False)
         first = " ".join(row["answers"][0].split()) or "(nothing)"
         console.say(f'  "{self.prompts.texts[0]}" → {first[:_SHOWN]}{"…" if len(first) > _SHOWN else ""}')
         if row["warning"] and step:

@@ -10,9 +10,12 @@ from newllm_lib import console
 from newllm_lib.runs import Run
 from newllm_lib.training.timetable import Decision, Timetable
 
+# Ctrl-C, `newllm runs stop`, and the terminal's going (Windows has no such signal)
+NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Signals:
-    """SIGINT and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once, a SIGTERM not.
+    """SIGINT, SIGTERM, SIGHUP: finish the step, save, stop. A second Ctrl-C stops at once, the others not.
 
     `with Signals() as signals:` has the handlers in place; `signals.received` is the first signal's number.
     """
@@ -23,8 +26,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+            for number in NUMBERS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.runs import Run, atomic_write_text, may_wait
 
 
 @dataclass
@@ -114,7 +114,8 @@ class Timing:
     def write(self, run: Run) -> dict:
         """`timing.json` in the run's folder: of this training, from its command to now."""
         found = self.figures()
-        atomic_write_text(run.timing_path, json.dumps(found, indent=1), durable=False)
+        with may_wait(run.timing_path):
+            atomic_write_text(run.timing_path, json.dumps(found, indent=1), durable=False)
         return found
 
 

@@ -30,6 +30,7 @@ from newllm_lib.runs import (
     remove_directory,
     staged_directory,
     start_mirror,
+    wait_for_mirror,
     write_status,
 )
 from newllm_lib.runs.mirror import daemon
@@ -197,7 +198,7 @@ def main() -> None:
     pid = start(run, drive, training)  # nobody disturbs this one
     assert os.waitpid(pid, 0)[1] == 0, (folder / "out").read_text()[-2000:]
     if training is fake_training:  # the real one waits by itself
-        daemon.wait_for_mirror(run, lambda line: None, float((folder / "since").read_text()))
+        wait_for_mirror(run, lambda line: None, float((folder / "since").read_text()))
     lives = (
         [json.loads(line) for line in (folder / "lives").read_text().splitlines()]
         if (folder / "lives").exists()

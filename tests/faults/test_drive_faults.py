@@ -206,7 +206,7 @@ def test_a_mirror_that_is_killed_says_so_and_the_next_start_goes_on(world):
 
 
 def test_a_first_copy_that_takes_longer_than_a_start_may_is_no_death(world, monkeypatch):
-    monkeypatch.setattr("newllm_lib.runs.mirror.daemon.STARTS_WITHIN", 0.0)
+    monkeypatch.setattr("newllm_lib.runs.mirror.start.STARTS_WITHIN", 0.0)
     with RunLock(world.run):
         write_status(world.run, state="running")
         world.train()

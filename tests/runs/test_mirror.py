@@ -27,7 +27,7 @@ from newllm_lib.runs import (
 )
 from newllm_lib.runs.mirror import copy as copying
 from newllm_lib.runs.mirror import sync
-from newllm_lib.runs.mirror.owner import Superseded
+from newllm_lib.runs.mirror.owner import Superseded, claim_copy
 from tests.colab.fake_run import append, finished, rows
 
 
@@ -300,8 +300,8 @@ def test_what_is_replaced_while_it_is_copied_comes_with_the_next_copy(run, backu
 def test_a_copy_that_is_further_is_set_aside_when_an_older_checkpoint_is_continued(run, backup):
     Mirror(run, backup).copy()
     (run.path / "checkpoint-200").rename(run.path / "superseded-checkpoint-200")
+    assert claim_copy(run, backup) == ""  # it is this run's own
     mirror = Mirror(run, backup)
-    assert mirror.claim() == ""  # it is this run's own
     mirror.copy()
     assert names(backup) == ["new_llm_demo", "new_llm_demo_2"]
     assert [p.name for p in mirror.target.checkpoints()] == ["checkpoint-100"]
@@ -320,14 +320,14 @@ def test_a_session_that_slept_stops_and_says_who_writes_now(run, backup, tmp_pat
     there = restore("new_llm_demo", backup, tmp_path / "second")
     add(there, "checkpoint-900")
     newer = Mirror(there, backup)
-    assert "(since 20" in newer.claim()
+    assert "(since 20" in claim_copy(there, backup)
     newer.copy()
     with pytest.raises(Superseded, match="another session now, on second since 20"):
         older.copy()
     assert newer.newest_step() == 900
     monkeypatch.undo()
     again = Mirror(run, backup)  # it is started again, and is behind: what it has replaces nothing
-    assert "second (since 20" in again.claim() and again.newest_step() == 900
+    assert "second (since 20" in claim_copy(run, backup) and again.newest_step() == 900
     again.copy()
     assert Run(backup / "new_llm_demo_2").latest_checkpoint().name == "checkpoint-900"
 

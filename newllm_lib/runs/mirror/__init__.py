@@ -1,6 +1,7 @@
 """A run's second copy, on Drive or in any other folder.
 
-`sync` keeps it up to date, and `daemon` is the process that does so beside a training; `copy` copies a folder
+`sync` keeps it up to date, `daemon` is the process that does so beside a training, which `start` starts, and
+`owner` says whose copy it is; `copy` copies a folder
 and reads it back; `restore` brings a run from there, `archive` also as a command and from a zip.
 """
 
@@ -9,8 +10,8 @@ from newllm_lib.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "daemon": ["mirror_status", "start_mirror", "wait_for_mirror"],
-        "sync": ["Mirror"],
+        "owner": ["claim_copy"],
+        "start": ["mirror_status", "start_mirror", "wait_for_mirror"],
         "restore": ["bring_back", "is_ahead"],
     },
 )

@@ -7,132 +7,19 @@ killed still gets its last save copied. What it does stands in `mirror.json` in 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import subprocess
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.atomic import atomic_write_bytes
-from newllm_lib.runs.lock import INHERITED, is_held, is_locked
+from newllm_lib.runs.lock import is_locked
 from newllm_lib.runs.mirror.owner import Superseded
-from newllm_lib.runs.mirror.sync import LOCK, START, STATUS, Mirror
-from newllm_lib.runs.ownership import read_json
-from newllm_lib.runs.processes import command_of, environment_of
+from newllm_lib.runs.mirror.start import GIVE_UP_AFTER, LOCK, START, note, read_mirror_json
+from newllm_lib.runs.mirror.sync import Mirror
 from newllm_lib.runs.run import Run
 
 SMALL_FILES_EVERY = 30.0  # seconds: log and metrics grow all the time
 FIRST_WAIT, LONGEST_WAIT = 2.0, 120.0  # seconds between two tries at a place that fails, doubled each time
 LONGEST_WAIT_AT_END = 10.0
-_MODULE = "newllm_lib.runs.mirror.daemon"
-STARTS_WITHIN = 60.0  # seconds; a mirror that said nothing by then never started
-GIVE_UP_AFTER = 600.0  # seconds of trying when training has ended
-
-
-_NUMBER = (int, float)
-_FIELDS: dict[str, tuple] = {  # of mirror.json: kinds, and what stands for anything else
-    "folder": (str, ""),
-    "state": (str, ""),
-    "message": (str, ""),
-    "pid": (int, None),
-    "step": (int, None),
-    "began": (_NUMBER, -1.0),
-    "ended": (_NUMBER, 0.0),
-    "updated": (_NUMBER, 0.0),
-}
-
-
-def start_mirror(run: Run, folder: Path | str) -> float:
-    """Start the process that copies `run` to `folder` until training ends; at most one works at a time.
-
-    Call it with the run's lock held; returns what `wait_for_mirror` wants to know of this start.
-    """
-    since = time.monotonic()  # one clock for all processes, and none that can be set
-    atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
-    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, began=since)
-    environment = environment_of()
-    environment.pop(INHERITED, None)
-    subprocess.Popen(
-        command_of(_MODULE, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=environment,
-    )
-    return since
-
-
-def mirror_status(run: Run) -> dict | None:
-    """`folder`, `state` (starting, current, trouble, done or failed), `message`, `step` (what is there to
-    continue from), `updated`; None for a run that is not mirrored. A mirror that died without a word has the
-    state "dead"."""
-    status = _read(run)
-    if status is None:
-        return None
-    age = time.monotonic() - status["began"]  # negative: of before the machine was started
-    starts = status["pid"] is None and 0 <= age < STARTS_WITHIN
-    if (
-        status.get("state") in ("starting", "current", "trouble")
-        and not starts
-        and not is_held(run.path / LOCK)
-    ):
-        return {
-            **status,
-            "state": "dead",
-            "message": "the copying process was killed; it is started again with the run",
-        }
-    return status
-
-
-def wait_for_mirror(
-    run: Run, tell: Callable[[str], None], since: float = 0.0, timeout: float = GIVE_UP_AFTER + 60
-) -> dict | None:
-    """Wait, when training has ended, until the mirror has all; `tell` gets lines for the user.
-
-    Args:
-        since: what `start_mirror` returned. The mirror of a life that was killed may end only now: what it
-            found when the run's lock was free is not what this life has written.
-    """
-    end, told, again = time.monotonic() + timeout, None, True
-    while (status := mirror_status(run)) is not None and time.monotonic() < end:
-        if status["state"] == "dead" and again:
-            again, since = False, start_mirror(run, status["folder"])
-            continue
-        if status["state"] == "dead" or (status["state"] in ("done", "failed") and status["ended"] > since):
-            break
-        if status["message"] != told and status["state"] == "trouble":
-            told = status["message"]
-            tell(told)
-        time.sleep(0.2)
-    if status is not None and status["state"] == "done":
-        tell(
-            f"{run.name} is copied to {status['folder']}"
-            + (f" (step {status['step']})" if status["step"] else "")
-        )
-    elif status is not None:
-        tell(f"Not all of {run.name} is in {status['folder']}: {status['message'] or 'still copying'}")
-    return status
-
-
-def note(run: Run, **changes) -> None:
-    """Change fields of mirror.json."""
-    text = json.dumps({**(_read(run) or {"step": None}), **changes, "updated": time.time()})
-    # a deleted run stays deleted
-    atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)
-
-
-def _read(run: Run) -> dict | None:
-    """mirror.json, with values of the right kinds; None where there is none, or something else."""
-    status = read_json(run.path / STATUS)
-    if not isinstance(status, dict):
-        return None
-    return {
-        key: status[key] if isinstance(status.get(key), kind) else empty
-        for key, (kind, empty) in _FIELDS.items()
-    }
 
 
 def main(path: str, folder: str, since: str) -> int:
@@ -210,7 +97,7 @@ class _Keeper:
         return True
 
     def _wanted_folder(self) -> str | None:
-        return (_read(self.run) or {}).get("folder")
+        return (read_mirror_json(self.run) or {}).get("folder")
 
 
 def _newest_start(run: Run) -> str | None:

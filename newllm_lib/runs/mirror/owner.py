@@ -17,9 +17,9 @@ from pathlib import Path
 
 from newllm_lib.console import duration
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs.atomic import atomic_write_bytes
+from newllm_lib.runs.atomic import atomic_write_bytes, explained, mark_folder
 from newllm_lib.runs.mirror.copy import recorded_sums
-from newllm_lib.runs.ownership import LEFTOVER, MARK, mark_text, read_mark
+from newllm_lib.runs.ownership import LEFTOVER, MARK, check_shared, mark_text, read_mark
 from newllm_lib.runs.processes import is_alive
 from newllm_lib.runs.run import Run, checkpoint_step
 
@@ -44,6 +44,13 @@ class CopyOwner:
         """Whether what is in the copy is an earlier state of this run: else it is another session's."""
         record = self._record()
         return record is not None and record["continues"]
+
+    def take_place(self) -> None:
+        """Make the copy's folder and mark it; what is not ours there is refused before any write."""
+        if read_mark(self.copy.path) is None:
+            check_shared(self.copy.path, "mirror", "--mirror_dir")
+            self.copy.path.mkdir(exist_ok=True)
+            mark_folder(self.copy.path, "mirror", self.run.name)
 
     def postpone(self) -> None:
         """The copy is to be claimed, as soon as it can be written."""
@@ -124,6 +131,20 @@ class CopyOwner:
             "run", self.run.name, since, copies=records | {str(self.copy.path.absolute()): record}
         )
         atomic_write_bytes(self.run.path / MARK, text.encode(), parents=False)
+
+
+def claim_copy(run: Run, folder: Path) -> str:
+    """Make the copy in `folder` this run's to write; whose it was, in words, if another session's.
+
+    Raises:
+        NewLLMError: it cannot be written now; it is claimed as soon as it can.
+        UsageError: what lies there is no copy of a run.
+    """
+    owner = CopyOwner(run, Run(folder / run.name))
+    owner.postpone()
+    with explained(owner.copy.path):
+        owner.take_place()
+        return owner.claim()
 
 
 def _owner(copy: Path) -> dict:

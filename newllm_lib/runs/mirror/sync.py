@@ -17,19 +17,15 @@ from newllm_lib.runs.atomic import (
     atomic_write_bytes,
     clean_leftovers,
     is_complete,
-    mark_folder,
     put_beside,
     remove_directory,
     scratch_directory,
 )
 from newllm_lib.runs.mirror.copy import Replaced, copy_folder, copy_plain, recorded_sums, signature, sums_of
 from newllm_lib.runs.mirror.owner import CopyOwner, Superseded
-from newllm_lib.runs.ownership import LOCAL_FILES, MARK, RUN_FILES, check_shared, free_name, is_part
+from newllm_lib.runs.ownership import LOCAL_FILES, MARK, RUN_FILES, free_name, is_part
 from newllm_lib.runs.run import Run, checkpoint_step
 
-STATUS = "mirror.json"  # in the run's folder: see mirroring.py
-LOCK = "mirror.lock"  # likewise: held by the process that copies
-START = "mirror.start"  # which start of a mirror was the last one
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GONE = (errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT)
 _RESERVE = 2**20  # bytes left free for the small files
@@ -44,7 +40,6 @@ class Mirror:
         self.owner = CopyOwner(run, self.target)
         self._copied: dict[str, tuple | None] = {}  # name -> signature of what was copied
         self._elsewhere = self._is_another_disk()
-        self._is_marked = False
 
     def copy(self) -> None:
         """Bring the copy up to date.
@@ -56,7 +51,7 @@ class Mirror:
         """
         try:
             self._check_place()
-            self._take_place()
+            self.owner.take_place()
             if not self.owner.is_known:
                 self.owner.claim()
             self.owner.check()
@@ -68,20 +63,6 @@ class Mirror:
         except (UsageError, Superseded):
             raise
         except (OSError, NewLLMError) as error:
-            raise NewLLMError(self._explain(error)) from error
-
-    def claim(self) -> str:
-        """Make the copy this session's to write; whose it was, in words, where that was another's.
-
-        Raises:
-            NewLLMError: the place cannot be written. UsageError: as for `copy`.
-        """
-        self.owner.postpone()
-        try:
-            self._check_place()
-            self._take_place()
-            return self.owner.claim()
-        except OSError as error:
             raise NewLLMError(self._explain(error)) from error
 
     def _bring_up_to_date(self) -> None:
@@ -127,14 +108,6 @@ class Mirror:
         """Never make the folder: below an unmounted Drive it would come to lie on this machine's own disk."""
         if not self.folder.is_dir() or (self._elsewhere and not self._is_another_disk()):
             raise FileNotFoundError(errno.ENOTCONN, "not there")
-
-    def _take_place(self) -> None:
-        """Make the copy's folder and mark it, once; what is not ours there is refused before any write."""
-        if not (self._is_marked and self.target.path.is_dir()):
-            check_shared(self.target.path, "mirror", "--mirror_dir")
-            self.target.path.mkdir(exist_ok=True)
-            mark_folder(self.target.path, "mirror", self.run.name)
-            self._is_marked = True
 
     def _is_another_disk(self) -> bool:
         try:

@@ -26,6 +26,7 @@ from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.distributed.process_group import LAUNCHED, LostPeer
+from newllm_lib.training.signals import NUMBERS
 
 _PROGRAM = "newllm_lib.training.distributed.worker"
 _GRACE = "20"  # seconds that the others get to end by themselves when one has failed
@@ -104,7 +105,7 @@ def _environment(device: Device, count: int):
 
 @contextmanager
 def _signals_passed_on():
-    """SIGINT and SIGTERM go to the processes, which save and stop; before there are any, they end this."""
+    """What ends a run goes to the processes, which save and stop; before there are any, it ends this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,7 +120,7 @@ def _signals_passed_on():
             except psutil.NoSuchProcess:
                 continue
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in NUMBERS}
     try:
         yield
     finally:

@@ -1,0 +1,182 @@
+"""What is small never ends a run: who reads its output, where that goes, a disk that is full for a while."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from newllm_lib import console
+from newllm_lib.cli import main
+from newllm_lib.errors import NewLLMError
+from newllm_lib.runs import Run, atomic, is_finished, read_status
+from newllm_lib.training import checkpointing, signals
+from tests.faults.test_bad_input import TINY, one_line
+from tests.training.small_runs import write_text
+
+TRAIN = ["train", "demo", "--data_dir", "text", "--output_dir", "run", *TINY]
+SHORT = ["--max_steps", "3"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    monkeypatch.setattr(console, "_needs_reader", True)
+    return tmp_path
+
+
+class Broken(io.StringIO):
+    """A stream that fails as a pipe, a terminal or a disk does, after a few lines."""
+
+    def __init__(self, error: Exception, lines: int = 3):
+        super().__init__()
+        self.error, self.left = error, lines
+
+    def write(self, text: str) -> int:
+        self.left -= text.count("\n")
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+    def fileno(self) -> int:
+        raise OSError(errno.EBADF, "no descriptor")
+
+
+STREAMS = {
+    "the pipe's reader left": Broken(BrokenPipeError(errno.EPIPE, "Broken pipe")),
+    "the terminal is gone": Broken(OSError(errno.EIO, "Input/output error")),
+    "full": Broken(OSError(errno.ENOSPC, "No space left on device")),
+    "closed": Broken(ValueError("I/O operation on closed file")),
+    "none": None,
+    "ascii": io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True),
+}
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_a_run_ends_whoever_reads_it(here, monkeypatch, how):
+    monkeypatch.setattr(sys, "stdout", STREAMS[how])
+    assert main([*TRAIN, *SHORT]) == 0
+    run = Run("run")
+    log = run.log.read_text(encoding="utf-8")
+    assert is_finished(run) and "Finished. Best validation" in log and " ✓" in log
+    if how == "ascii":
+        shown = STREAMS[how].buffer.getvalue().decode("ascii")
+        assert "\\u2713" in shown and "Finished" in shown
+
+
+def test_a_command_that_only_shows_ends_when_its_reader_leaves(here, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert main(["recipes"]) == 0
+
+
+def test_a_pipe_and_closed_streams_in_a_process_of_its_own(here):
+    words = " ".join([sys.executable, "-m", "newllm_lib", *TRAIN])
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    script = f"{words} | head -n 1; echo ${{PIPESTATUS[0]}}; {words} >&- 2>&- <&-; echo $?; {words} > /dev/full; echo $?"
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[1:] == ["0", "0", "0"], done
+    assert is_finished(Run("run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_goes_saves_and_stops(here, monkeypatch, capsys, number):
+    real, steps = signals.Flags.heed, itertools.count(1)
+
+    def heed(self, decision):
+        if next(steps) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, decision)
+
+    monkeypatch.setattr(signals.Flags, "heed", heed)
+    assert main(TRAIN) == 130
+    one_line(capsys.readouterr().err, "saved: the same command continues")
+    run = Run("run")
+    assert run.latest_checkpoint().name == "checkpoint-3" and read_status(run)["state"] == "interrupted"
+    if number == signal.SIGHUP:  # under nohup
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        steps = itertools.count(1)
+        try:
+            assert main(TRAIN) == 0 and is_finished(run)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+class Disk:
+    """What is written below `run` finds no room between two steps."""
+
+    def __init__(self, monkeypatch, begin: int, end: int):
+        self.begin, self.end, self.step, self.failed = begin, end, 0, set()
+        real_open, real_heed = builtins.open, signals.Flags.heed
+
+        def opened(path, mode="r", *words, **more):
+            if self.is_full() and set("wa") & set(mode) and "run" in Path(path).parts:
+                self.failed.add(Path(path).name)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real_open(path, mode, *words, **more)
+
+        def heed(flags, decision):
+            self.step += 1
+            return real_heed(flags, decision)
+
+        monkeypatch.setattr(builtins, "open", opened)
+        monkeypatch.setattr(signals.Flags, "heed", heed)
+
+    def is_full(self) -> bool:
+        return self.begin <= self.step < self.end
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(here, monkeypatch, capsys):
+    monkeypatch.setattr(checkpointing, "RETRY_AFTER", (0.0,))
+    disk = Disk(monkeypatch, 2, 9)
+    assert main([*TRAIN, "--logging_steps", "1", "--save_minutes", "1000", "--evals_per_epoch", "1"]) in (
+        0,
+        1,
+    )
+    run = Run("run")
+    assert {"train.log"} < disk.failed
+    said = capsys.readouterr().out
+    assert said.count("metrics.jsonl could not be written") == 1 and "metrics.jsonl is written again" in said
+    steps = [row["step"] for row in run.metrics() if "loss" in row]
+    assert steps == list(range(1, len(steps) + 1)) and is_finished(run)
+    assert "Finished" in run.log.read_text()
+
+
+def test_a_save_is_tried_again(here, monkeypatch, capsys):
+    monkeypatch.setattr(checkpointing, "RETRY_AFTER", (0.0, 0.0))
+    real, times = checkpointing.Checkpoints._save_progress, itertools.count(1)
+
+    def full_twice(self, folder, step):
+        if next(times) in (1, 2):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, folder, step)
+
+    monkeypatch.setattr(checkpointing.Checkpoints, "_save_progress", full_twice)
+    assert main(TRAIN) == 0 and is_finished(Run("run"))
+    said = capsys.readouterr().out
+    assert (
+        said.count("Trying again in 0 s") == 2 and "nothing was saved yet" in said and "is intact" not in said
+    )
+
+
+def test_only_what_is_there_is_called_intact(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(NewLLMError, match="nothing was saved yet"), atomic.explained(run / "checkpoint-1"):
+        raise OSError(errno.ENOSPC, "full")
+    with atomic.staged_directory(run / "checkpoint-1"):
+        pass
+    with (
+        pytest.raises(Exception, match=r"the last save is intact \(checkpoint-1\)"),
+        atomic.explained(run / "best"),
+    ):
+        raise OSError(errno.ENOSPC, "full")
