@@ -19,6 +19,8 @@ NEWLLM_DIR names another place, NEWLLM_REPO_URL another repository, NEWLLM_PYTHO
 USAGE
 }
 
+address_of() { printf '%s' "$1" | sed -E 's#://[^/@]*@#://#g'; } # an address without its user and token
+
 tell() { printf '%s\n' "$*"; }
 
 die() { printf 'colab_bootstrap: %s\n' "$*" >&2; exit 1; }
@@ -65,9 +67,10 @@ bring_clone() {
   elif [ -e "$clone" ] && [ -n "$(ls -A "$clone")" ]; then
     die "$clone exists and is no clone of New-LLM: move it away, or name another place with NEWLLM_DIR."
   else
-    tell "Cloning $url into $clone"
-    git clone --quiet "$url" "$partial" </dev/null || die "$url could not be cloned: look at the network, or set NEWLLM_REPO_URL."
-    is_clone "$partial" || die "$url holds no New-LLM (it lies in $partial): look at NEWLLM_REPO_URL."
+    tell "Cloning $(address_of "$url") into $clone"
+    git clone --quiet "$url" "$partial" </dev/null 2> >(sed -E 's#://[^/@]*@#://#g' >&2) ||
+      die "$(address_of "$url") could not be cloned: look at the network, or set NEWLLM_REPO_URL."
+    is_clone "$partial" || die "$(address_of "$url") holds no New-LLM (it lies in $partial): look at NEWLLM_REPO_URL."
     if [ -e "$clone" ]; then rmdir "$clone"; fi # an empty folder; mv would put the clone inside it
     mv "$partial" "$clone"
   fi
@@ -94,7 +97,11 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
   if [ "$place" = .venv ]; then python=$clone/.venv/bin/python; fi
   stamp="$(cat setup.py constraints.txt | cksum) $clone"
   if [ "$(sed -n 1p "$place/.newllm-setup" 2>/dev/null)" = "$stamp" ]; then have=$(sed -n 2p "$place/.newllm-setup"); fi
-  case ",$have," in *",$extras,"*) release_lock; return ;; esac
+  case ",$have," in *",$extras,"*)
+    if "$python" -m newllm_lib.pip_report whole "$place" "${NEWLLM_PYTHON:+$base}" 2>/dev/null; then release_lock; return; fi
+    tell "$clone/$place is not whole any more (its Python or a package is gone): mending it."
+    have= ;;
+  esac
   if [ "$place" = .venv ] && ! "$python" -m pip --version >/dev/null 2>&1; then new_venv "$base"; fi
   "$python" -m newllm_lib.pip_report keep "$place" >"$place/.newllm-setup-constraints"
   tell "Installing what is missing (minutes the first time; output: $clone/$place/.newllm-setup-log)"
@@ -130,6 +137,7 @@ main() {
   ensure_environment demo
   if [ "$1" = demo ]; then command=demo; shift; fi
   export NEWLLM_STARTED_IN=$started_in # so that the commands shown to the user begin with the right `cd`
+  export PYTHONSAFEPATH=1 # nothing is imported from the current folder first (Python 3.11 and newer)
   exec "$python" -m newllm_lib "$command" --background "$@" </dev/null # --foreground, if given, comes later and wins
 }
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from newllm_lib.errors import without_secrets
+
 # Characters that turn the direction of writing: what is read is then not what stands there.
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _to_stderr = False
@@ -41,11 +43,12 @@ def mute(enabled: bool = True) -> None:
 
 def printable(text: str, keep: str = "\n\t") -> str:
     """`text` with what a terminal would obey (control characters, other directions of writing) made visible,
-    as in `\\u001b[2J`: it may come from another's run. JSON stays JSON. Where lines are kept, a carriage
-    return ends one.
+    as in `\\u001b[2J`: it may come from another's run. Secrets are left out. JSON stays JSON. Where lines are
+    kept, a carriage return ends one.
     """
     if "\n" in keep:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = without_secrets(text)
     return "".join(c if c in keep or not _is_obeyed(c) else f"\\u{ord(c):04x}" for c in text)
 
 
@@ -68,12 +71,12 @@ def say(text: str = "") -> None:
     if _muted:
         return
     text = printable(text)
-    _show(text, sys.stderr if _to_stderr else sys.stdout)
+    show(text, sys.stderr if _to_stderr else sys.stdout)
     if _log_path is not None:
         _append(text + "\n")
 
 
-def _show(text: str, stream: TextIO | None) -> None:
+def show(text: str, stream: TextIO | None) -> None:
     """Print to a stream that may be closed, full, or have nobody at its other end."""
     try:
         print(text, file=stream, flush=True)
@@ -102,7 +105,7 @@ def _append(text: str) -> None:
         _unwritten = ""
     except OSError as error:
         if first:
-            _show(
+            show(
                 f"{_log_path} cannot be written ({error.strerror}): it waits, and is caught up with.",
                 sys.stderr,
             )

@@ -4,6 +4,8 @@
         pip's constraints: what must stay as it is, else the tested versions
     python -m newllm_lib.pip_report report PLACE SECONDS
         what pip did, in two or three lines
+    python -m newllm_lib.pip_report whole PLACE [PYTHON]
+        exit code 1 where this Python does not find what a training imports; a line where PYTHON is another
 
 PLACE is where the packages go: `.venv`, or `.` for the Python that runs this (Colab's), of which no package
 may be moved.
@@ -11,7 +13,9 @@ may be moved.
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +24,7 @@ NOTES = ".newllm-setup"  # the beginning of all file names that an installation 
 # left alone where a .venv stands on a system's torch
 _WITH_TORCH = r"torch|torchvision|torchaudio|triton|numpy|nvidia-.*"
 _SHOWN = ("torch", "numpy", "transformers", "datasets", "peft", "accelerate")
+_NEEDED = ("torch", "transformers", "datasets", "accelerate", "safetensors", "tokenizers", "numpy", "yaml")
 _MOST = 6  # packages named in a line
 
 
@@ -40,6 +45,23 @@ def keep(place: str) -> list[str]:
         f"{name}=={version}" for name, version in there.items() if colab or re.fullmatch(_WITH_TORCH, name)
     ]
     return [line for line in tested if normal(line.split("==")[0]) not in there] + kept
+
+
+def whole(place: str, asked: str = "") -> list[str]:
+    """Whether packages that were installed here are still there, without importing the large ones."""
+    gone = [name for name in _NEEDED if getattr(importlib.util.find_spec(name), "origin", None) is None]
+    if gone:
+        sys.exit(f"{place}: {', '.join(gone)}")
+    if place == "." or not asked:
+        return []
+    print_it = "import sys; print(*sys.version_info[:3], sep='.')"
+    other = subprocess.run([asked, "-c", print_it], capture_output=True, text=True).stdout.strip()
+    ours = ".".join(map(str, sys.version_info[:3]))
+    if other in ("", ours):
+        return []
+    return [
+        f"{place} has Python {ours}, and keeps it: for {asked} ({other}) move {place} away and start again."
+    ]
 
 
 def report(place: str, seconds: str) -> list[str]:
@@ -80,4 +102,5 @@ def _some(packages: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    print(*{"keep": keep, "report": report}[sys.argv[1]](*sys.argv[2:]), sep="\n")
+    for line in {"keep": keep, "report": report, "whole": whole}[sys.argv[1]](*sys.argv[2:]):
+        print(line)

@@ -17,7 +17,7 @@ import traceback
 
 from newllm_lib import console
 from newllm_lib.cli.parser import parse
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import NewLLMError, in_plain_words, without_secrets
 
 _RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun started this is: the first speaks
 
@@ -45,6 +45,8 @@ def main(argv: list[str], began: float | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         return 0
     except Exception as error:
+        if (line := in_plain_words(error)) is not None:
+            return _failed(line, 1, debug)
         line = " ".join(str(error).split())[:300]
         return _failed(f"{type(error).__name__}: {line} (--debug shows where; please report it)", 1, debug)
 
@@ -67,16 +69,20 @@ def _from_the_users_folder(argv: list[str]) -> list[str]:
     words, previous = [], ""
     for word in argv:
         flag, equals, value = word.partition("=")
-        if equals and flag.replace("-", "_") in _PATH_FLAGS:
-            word = f"{flag}={os.path.join(started_in, value)}"
-        elif previous.replace("-", "_") in _PATH_FLAGS or word.endswith((".yaml", ".yml")):
-            word = os.path.join(started_in, word)
+        named = flag if equals else previous
+        path = os.path.join(started_in, value if equals else word)
+        is_path = named.replace("-", "_") in _PATH_FLAGS or (not equals and word.endswith((".yaml", ".yml")))
+        if named.replace("-", "_") in _NAME_OR_PATH_FLAGS:  # a name has no dot before it, and lies nowhere
+            is_path = bool(set("./") & set(value if equals else word)) and os.path.exists(path)
+        if is_path and (equals or not word.startswith("--")):
+            word = f"{flag}={path}" if equals else path
         words.append(word)
         previous = flag if not equals else ""
     return words
 
 
 _PATH_FLAGS = ("__data_dir", "__output_dir", "__mirror_dir")  # as `--data_dir` and `--data-dir`
+_NAME_OR_PATH_FLAGS = ("__data", "__tokenizer", "__base", "__from", "__from_run", "__teacher", "__resume")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -106,7 +112,7 @@ def _plain(value: object) -> object:
 
 def _failed(line: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        console.show(without_secrets(traceback.format_exc()), sys.stderr)
     who = "newllm" if _RANK == "0" else f"newllm, process {_RANK}"
-    print(f"{who}: {console.printable(' '.join(line.splitlines()))}", file=sys.stderr, flush=True)
+    console.show(f"{who}: {console.printable(' '.join(line.splitlines()))}", sys.stderr)
     return code

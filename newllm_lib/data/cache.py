@@ -34,7 +34,12 @@ META = "meta.json"
 
 def cache_root(folder: str | os.PathLike | None = None) -> Path:
     """Where prepared data is kept: `folder`, else $NEWLLM_CACHE, else ~/.cache/newllm."""
-    return Path(folder or os.environ.get("NEWLLM_CACHE") or Path.home() / ".cache" / "newllm").expanduser()
+    if place := folder or os.environ.get("NEWLLM_CACHE"):
+        return Path(place).expanduser()
+    try:
+        return Path.home() / ".cache" / "newllm"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"newllm-{os.getuid()}" / "cache"
 
 
 def key_hash(parts: dict) -> str:

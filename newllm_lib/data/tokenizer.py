@@ -8,8 +8,9 @@ padding; saved with `save_pretrained`, `AutoTokenizer` loads it.
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,8 +158,27 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
         special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    backend.train_from_iterator(batches, trainer)
+    _interruptibly(lambda: backend.train_from_iterator(batches, trainer))
     return backend
+
+
+def _interruptibly(work: Callable[[], object]) -> None:
+    """Do it in another thread: Rust that works on one long line would keep signals from the main one, which
+    they would not end for minutes."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="tokenizer")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failed:
+        raise failed[0]
 
 
 def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:

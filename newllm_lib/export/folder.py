@@ -15,7 +15,7 @@ from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_mode
 from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
-from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.errors import NewLLMError, UsageError, in_plain_words
 from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
@@ -149,7 +149,9 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
         raise NewLLMError(
             f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights."
         ) from None
-    except OSError as error:
+    except Exception as error:
+        if in_plain_words(error) is None:
+            raise
         raise NewLLMError(
             f"The hub cannot be reached ({_first_line(error, token)}): try again later."
         ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_lib.console import duration
+from newllm_lib.errors import without_secrets
 from newllm_lib.runs.atomic import atomic_write_text, may_wait
 from newllm_lib.runs.lock import is_locked, lock_holder
 from newllm_lib.runs.ownership import read_json
@@ -46,6 +47,8 @@ def write_status(run: Run, **changes) -> None:
     now = time.time()
     if changes.get("state") == "running" and "started" not in changes:
         changes["started"] = now
+    if "message" in changes:
+        changes["message"] = without_secrets(changes["message"])
     changes = _unwritten.pop(run.status_path, {}) | changes
     status = {**_read(run), "pid": os.getpid(), "updated": now} | changes
     _unwritten[run.status_path] = changes

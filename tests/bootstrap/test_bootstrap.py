@@ -325,3 +325,30 @@ def test_two_starts_at_once_make_one_clone_and_one_installation(world):
     assert len(world.calls("pip")) == 1 and len(world.calls("newllm_lib")) == 2
     assert [p.name for p in world.home.iterdir()] == ["new-llm"]
     assert any(b"waiting for it" in out for out, _ in outputs)
+
+
+def test_a_token_in_the_repositorys_address_is_said_nowhere(world):
+    for address in ("https://me:s3cret@example.invalid/x", "https://s3cret@example.invalid/x"):
+        done = world.piped("demo", NEWLLM_REPO_URL=address)
+        assert done.returncode == 1 and b"https://example.invalid/x could not be cloned" in done.stderr
+        assert b"s3cret" not in done.stdout + done.stderr
+
+
+def test_an_environment_that_broke_is_mended_and_not_believed(world):
+    world.piped("demo")
+    assert world.piped("demo").returncode == 0 and len(world.calls("pip")) == 1
+    python = world.clone / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/bash\nexit 127\n")  # the system's Python was removed
+    done = world.piped("demo")
+    assert done.returncode == 0 and b"is not whole any more" in done.stdout and len(world.calls("pip")) == 2
+
+
+def test_another_python_than_the_environments_is_said(world):
+    world.piped("demo")
+    other = world.programs / "other"
+    said = '*"sep="*) echo 3.99.0 ;; *"(sys.executable)"*) echo "$0" ;; *) exec "${0%other}python3" "$@"'
+    other.write_text(f'#!/bin/bash\ncase "$2" in {said} ;; esac\n')
+    other.chmod(0o755)
+    said = world.piped("demo", NEWLLM_PYTHON=str(other)).stdout
+    assert b".venv has Python 3.1" in said and b"move .venv away" in said
+    assert b"has Python" not in world.piped("demo").stdout

@@ -7,6 +7,7 @@ import sysconfig
 
 import pytest
 
+from newllm_lib.cli import _from_the_users_folder
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.runs import Run, write_status
 
@@ -54,3 +55,27 @@ def test_a_run_is_called_by_its_name_if_that_is_enough(tmp_path, monkeypatch):
         write_status(Run(folder), state="done")
     assert word_for(Run("checkpoints/one")) == "one"
     assert word_for(Run("elsewhere/two")) == "elsewhere/two"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data", "pairs.jsonl"], ["--data", "{here}/pairs.jsonl"]),
+        (["--data", "wikitext"], ["--data", "wikitext"]),
+        (["--data=pairs.jsonl"], ["--data={here}/pairs.jsonl"]),
+        (["--tokenizer", "./x"], ["--tokenizer", "{here}/./x"]),
+        (["--tokenizer", "words"], ["--tokenizer", "words"]),
+        (["--base", "x/y"], ["--base", "{here}/x/y"]),
+        (["--base", "gpt2/medium"], ["--base", "gpt2/medium"]),
+        (["--from", "x/y", "--teacher=x/y"], ["--from", "{here}/x/y", "--teacher={here}/x/y"]),
+        (["--resume", "checkpoint-3"], ["--resume", "checkpoint-3"]),
+        (["--data-dir", "new", "--output_dir=new"], ["--data-dir", "{here}/new", "--output_dir={here}/new"]),
+        (["mine.yaml", "--mirror_dir", "/abs"], ["{here}/mine.yaml", "--mirror_dir", "/abs"]),
+    ],
+)
+def test_paths_are_those_of_the_folder_of_the_bootstraps_start(tmp_path, monkeypatch, words, expected):
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path))
+    assert _from_the_users_folder(words) == [word.format(here=tmp_path) for word in expected]

@@ -2,12 +2,17 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from newllm_lib.data import tokenizer
 from newllm_lib.data.templates import CHAT_TEMPLATE, CONTROL_TOKENS, encode_messages, encode_text
 from newllm_lib.data.tokenizer import named_tokenizer, tokenizer_hash, train_bpe, train_words, wrap
 from newllm_lib.errors import NewLLMError, UsageError
@@ -184,3 +189,22 @@ def test_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(NewLLMError, match="cannot be loaded") as error:
         named_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_signal_comes_through_while_a_tokenizer_is_trained_on_one_long_line():
+    chance = random.Random(0)
+    line = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6_000_000))  # one word
+    began, timer = time.monotonic(), threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer._interruptibly(lambda: (train_bpe(iter([[line]]), 8000), time.sleep(60)))
+    assert time.monotonic() - began < 20
+
+
+def test_what_fails_while_a_tokenizer_is_trained_is_said():
+    def fails():
+        yield ["text"]
+        raise NewLLMError("the disk is gone")
+
+    with pytest.raises(NewLLMError, match="the disk is gone"):
+        train_bpe(fails(), 400)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from newllm_lib.errors import without_secrets
 from newllm_lib.runs.atomic import atomic_write_bytes, may_wait
 from newllm_lib.runs.lock import INHERITED, is_held
 from newllm_lib.runs.ownership import read_json
@@ -109,7 +110,8 @@ def wait_for_mirror(
 
 def note(run: Run, **changes) -> None:
     """Change fields of mirror.json."""
-    text = json.dumps({**(read_mirror_json(run) or {"step": None}), **changes, "updated": time.time()})
+    found = read_mirror_json(run) or {"step": None}
+    text = without_secrets(json.dumps({**found, **changes, "updated": time.time()}))
     with may_wait(run.path / STATUS):  # a deleted run stays deleted
         atomic_write_bytes(run.path / STATUS, text.encode(), durable=False, parents=False)
 
