@@ -17,7 +17,8 @@ import traceback
 
 from newllm_lib import console
 from newllm_lib.cli.parser import parse
-from newllm_lib.errors import NewLLMError, in_plain_words, without_secrets
+from newllm_lib.cli.plain_errors import in_plain_words
+from newllm_lib.errors import NewLLMError, without_secrets
 
 _RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun started this is: the first speaks
 

@@ -15,7 +15,7 @@ from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_mode
 from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
-from newllm_lib.errors import NewLLMError, UsageError, in_plain_words
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
@@ -150,7 +150,8 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
             f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights."
         ) from None
     except Exception as error:
-        if in_plain_words(error) is None:
+        # the hub's library passes on those of httpx, whatever that is called there
+        if not isinstance(error, OSError) and "HTTPError" not in [k.__name__ for k in type(error).__mro__]:
             raise
         raise NewLLMError(
             f"The hub cannot be reached ({_first_line(error, token)}): try again later."

@@ -7,7 +7,6 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "aliases": ["resolve_path"],
         "atomic": [
-            "add_to_mark",
             "append_whole",
             "atomic_write_bytes",
             "atomic_write_text",
@@ -18,7 +17,6 @@ __getattr__, __dir__, __all__ = attach(
             "mark_in",
             "may_wait",
             "missing_files",
-            "owned_directory",
             "remove_directory",
             "replace_directory",
             "scratch_directory",
@@ -31,16 +29,15 @@ __getattr__, __dir__, __all__ = attach(
         "mirror.archive": ["restore", "saved"],
         "mirror.restore": ["bring_back", "is_ahead"],
         "mirror.sync": ["Mirror"],
+        "outputs": ["add_to_mark", "check_file", "owned_directory", "replaceable"],
         "ownership": [
             "MANIFEST",
             "MANIFESTS",
             "MARK",
-            "check_file",
             "check_plain_name",
             "check_shared",
             "manifest_path",
             "read_json",
-            "replaceable",
         ],
         "processes": ["command_of"],
         "run": [

@@ -31,7 +31,6 @@ from newllm_lib.runs.ownership import (
     mark_text,
     read_json,
     read_mark,
-    replaceable,
 )
 from newllm_lib.runs.processes import identity, is_alive
 
@@ -131,41 +130,10 @@ def staged_directory(
             _drop(old, final, what)
 
 
-@contextmanager
-def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
-    """`staged_directory` for a user's folder: refused where others' files lie, marked as ours.
-
-    Args:
-        what: "export" or "mixture".
-        flag: how the user named the folder.
-        run: what it was made of.
-    Raises:
-        UsageError: see `ownership.replaceable`.
-        NewLLMError: as for `staged_directory`.
-    """
-    final = replaceable(folder, what, flag)
-    before = read_mark(final)
-    with staged_directory(final, what=what) as staging:
-        yield staging
-        files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
-        text = mark_text(what, run, before.get("since") if before else None, files)
-        (staging / MARK).write_text(text, encoding="utf-8")
-        replaceable(folder, what, flag)  # while it was filled, something may have been put there
-
-
 def mark_folder(folder: Path, what: str, run: str) -> None:
     """Mark a run's folder ("run"), or its copy's ("mirror"), unless it is; see `ownership.check_shared`."""
     if read_mark(folder) is None:
         atomic_write_text(Path(folder) / MARK, mark_text(what, run))
-
-
-def add_to_mark(folder: Path, *names: str) -> None:
-    """Say in the mark of an export or a mixture, if it has one, that these files in it are ours, too."""
-    mark = read_mark(folder)
-    if mark is None:
-        return
-    files = sorted({*mark["files"], *names})
-    atomic_write_text(folder / MARK, mark_text(mark["what"], mark["run"], mark["since"], files))
 
 
 @contextmanager

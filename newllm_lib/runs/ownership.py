@@ -118,33 +118,6 @@ def foreign_in(folder: Path, what: str | None = None) -> Iterator[str]:
             yield name
 
 
-def replaceable(folder: Path, what: str, flag: str) -> Path:
-    """The place of a folder that is to be written whole: `folder`, or what it is a link to.
-
-    Args:
-        what: "export" or "mixture".
-        flag: how the user named the folder.
-    Raises:
-        UsageError: something lies there that is not ours (names it, and a free name); or it is the current
-            folder, a file or a link to nothing.
-    """
-    path = _real(folder, flag)
-    if not path.is_dir():
-        return path
-    first = next(foreign_in(path, what), None)
-    if first is not None:
-        raise UsageError(
-            f"{folder} holds {_top(first)}, which no {_kind(what)} of ours wrote: nothing was changed. Give "
-            f"another {flag}, e.g. {free_name(folder)}."
-        )
-    if path == Path.cwd() or path in Path.cwd().parents:
-        raise UsageError(
-            f"{folder} is the folder you are in, and would be replaced: give {flag} a folder in it, e.g. "
-            f"{what}."
-        )
-    return path
-
-
 def check_shared(folder: Path, what: str, flag: str) -> None:
     """Refuse a run's folder, or a copy's, where something of another lies under a name that we would write.
 
@@ -154,7 +127,7 @@ def check_shared(folder: Path, what: str, flag: str) -> None:
     Raises:
         UsageError: names what is in the way, and a free name.
     """
-    path = _real(folder, flag)
+    path = real_folder(folder, flag)
     if not path.is_dir():
         return
     instead = f"nothing was changed. Give another {flag}"
@@ -170,29 +143,7 @@ def check_shared(folder: Path, what: str, flag: str) -> None:
             continue  # another process takes the run this instant
         if _is_of_runs(entry.name) and not (ours and _is_as_we_write_it(entry)):
             name = f"{entry.name}/" if entry.is_dir() else entry.name
-            raise UsageError(f"{folder} holds {name}, which no {_kind(what)} of ours wrote: {instead}")
-
-
-def check_file(path: Path, flag: str, is_ours: Callable[[str], bool]) -> None:
-    """Refuse a file that stands where one of ours shall be written, unless it looks like ours.
-
-    Args:
-        is_ours: tells it from the beginning of the file's text.
-    Raises:
-        UsageError: names a free name.
-    """
-    if not os.path.lexists(path):
-        return
-    try:
-        with open(path, encoding="utf-8") as file:
-            if is_ours(file.read(2**16)):
-                return
-    except (OSError, ValueError):  # a folder, a link to nothing, no text
-        pass
-    raise UsageError(
-        f"{path} is there and is not what would be written: it stays. Give another {flag}, e.g. "
-        f"{free_name(path)}."
-    )
+            raise UsageError(f"{folder} holds {name}, which no {kind_of(what)} of ours wrote: {instead}")
 
 
 def check_plain_name(name: str, flag: str) -> None:
@@ -224,7 +175,7 @@ def is_part(folder: Path) -> bool:
     return RUN_PART.fullmatch(folder.name) is not None
 
 
-def _kind(what: str) -> str:
+def kind_of(what: str) -> str:
     return _TITLES[what].partition(" ")[2]
 
 
@@ -315,7 +266,7 @@ def _leaves(folder: Path) -> Iterator[str]:
             yield inner.as_posix()
 
 
-def _real(folder: Path, flag: str) -> Path:
+def real_folder(folder: Path, flag: str) -> Path:
     """What `folder` is, links followed; it may not be there yet."""
     path = Path(os.path.realpath(folder))
     if Path(folder).is_symlink() and not path.exists():
@@ -329,7 +280,7 @@ def _real(folder: Path, flag: str) -> Path:
     return path
 
 
-def _top(name: str) -> str:
+def top_of(name: str) -> str:
     """The entry of the folder that a relative name lies in."""
     first, slash, _ = name.partition("/")
     return first + slash

@@ -103,18 +103,6 @@ def _of_an_export(path: Path | PurePosixPath) -> bool:
     )
 
 
-def check_member(name: str) -> PurePosixPath:
-    """The name of a file in an archive or a list, if it stays inside the folder it belongs to.
-
-    Raises:
-        NewLLMError: it is absolute or climbs out.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
-        raise NewLLMError(f"{name!r} would be written outside its folder: the archive is refused.")
-    return path
-
-
 def safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name to (dtype, shape) of a safetensors file, from its header alone.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import MANIFEST, check_checkpoint_dir, safetensors_header
-from newllm_lib.runs.security import check_member
+from newllm_lib.runs.mirror.archive import check_member
 from tests.faults.test_bad_input import TINY, one_line
 from tests.training.small_runs import write_text
 

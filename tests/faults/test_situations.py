@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.cli import main
-from newllm_lib.errors import NewLLMError, UsageError, in_plain_words, without_secrets
+from newllm_lib.cli.plain_errors import in_plain_words
+from newllm_lib.errors import NewLLMError, UsageError, without_secrets
 from newllm_lib.runs import Mirror, Run
 from tests.faults.test_bad_input import TINY
 from tests.faults.test_odd_files import ODD

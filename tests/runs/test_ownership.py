@@ -26,13 +26,13 @@ from newllm_lib.runs import (
     restore,
     staged_directory,
 )
+from newllm_lib.runs.outputs import replaceable
 from newllm_lib.runs.ownership import (
     check_plain_name,
     check_shared,
     foreign_in,
     free_name,
     read_mark,
-    replaceable,
 )
 from tests.old_folders import put
 from tests.runs.test_files import dead, fill

@@ -7,7 +7,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
@@ -23,7 +23,7 @@ from newllm_lib.runs.atomic import (
 from newllm_lib.runs.mirror.restore import bring_back
 from newllm_lib.runs.ownership import check_plain_name, check_shared
 from newllm_lib.runs.run import Run
-from newllm_lib.runs.security import check_checkpoint_dir, check_member, check_name
+from newllm_lib.runs.security import check_checkpoint_dir, check_name
 
 _LARGEST = 64 * 2**30  # bytes unpacked from a zip
 _MOST = 10_000  # files in it
@@ -129,6 +129,18 @@ def _check_size(archive: Path, target: Run, members: dict) -> None:
             f"{archive} would unpack to {size / 2**20:,.0f} MiB in {len(members):,} files, and {place} has "
             f"{free / 2**20:,.0f} MiB free (at most {_LARGEST >> 30} GiB in {_MOST:,} files are): refused."
         )
+
+
+def check_member(name: str) -> PurePosixPath:
+    """The name of a file in an archive or a list, if it stays inside the folder it belongs to.
+
+    Raises:
+        NewLLMError: it is absolute or climbs out.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
+        raise NewLLMError(f"{name!r} would be written outside its folder: the archive is refused.")
+    return path
 
 
 def _inside(member: zipfile.ZipInfo) -> Path:
