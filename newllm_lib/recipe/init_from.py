@@ -110,8 +110,13 @@ def from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict
             f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm "
             "train`."
         )
-    name = word_for_start(start)
-    return assemble(keys_of_start(Recipe.from_yaml(start.recipe_path), name, asked), name)
+    name, recorded = word_for_start(start), Recipe.from_yaml(start.recipe_path)
+    if recorded.task != "train":  # the record says nothing of its base's sizes
+        raise UsageError(
+            f"{name} was trained from {recorded.base} by task {recorded.task}: go on from it with --base "
+            "instead of --from."
+        )
+    return assemble(keys_of_start(recorded, name, asked), name)
 
 
 def _record_of_what_came_from(

@@ -283,6 +283,14 @@ def test_a_base_and_a_start_are_refused():
         load_recipe("dolly", {"base": "some/model", "from_run": "new_llm_wikitext"}, "cpu")
 
 
+def test_a_run_from_a_base_is_no_start_of_ours(tmp_path):
+    taught = load_recipe("dolly", {"base": "some/model", "output_dir": str(tmp_path / "run")}, "cpu")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(taught.to_yaml())
+    with pytest.raises(UsageError, match="from some/model by task sft: go on from it with --base"):
+        load_recipe("dolly", {"from_run": str(tmp_path / "run")}, "cpu")
+
+
 def test_gradient_checkpointing_auto_is_for_a_base(tmp_path):
     with pytest.raises(UsageError, match="auto is for training with --base"):
         train(
