@@ -1,0 +1,201 @@
+"""Generated folders (kinds of rows, encodings, names, packings, columns, separators, nulls): the text and the
+roles that come out of the packed stream are those that went in, or the command names what it left out, or
+refuses with what to do. There is no third outcome.
+
+NEWLLM_SEED repeats the folders of a run that failed; each prints its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.cli import main
+from newllm_lib.data import prepare
+from newllm_lib.data.splits import SPLITS
+from newllm_lib.data.tokenizer import train_bpe, wrap
+from newllm_lib.recipe import load_recipe
+from tests.cases.reading import turns
+
+WORDS = {
+    "latin": "river lamp house stone green ship window north bread wheel cloud paper".split(),
+    "western": "été forêt niño über déjà garçon maison façade jardín straße château señal".split(),
+    "japanese": "港 船 窓 海 雨 石 橋 月 机 本 駅 道".split(),
+}
+ENCODINGS = {
+    "latin": ["utf-8", "utf-8-sig", "utf-16-le", "utf-16", "utf-32-be"],
+    "western": ["utf-8", "utf-8-sig", "cp1252", "utf-16-le"],
+    "japanese": ["utf-8", "utf-8-sig", "cp932", "euc-jp", "iso2022_jp", "utf-16"],
+}
+TEXTS = ("lines", "blocks", "marked", "fed", "repeated")  # how a .txt is written
+ROWS = ("text", "messages", "sharegpt", "alpaca", "completion", "question")
+FLAGS = ["--sized_for", "cpu", "--max_seq_length", "2"]
+
+
+class Folder:
+    """One generated folder: what was written, and what must be found."""
+
+    def __init__(self, place: Path, seed: int):
+        self.place, self.rng = place, random.Random(seed)
+        pick = self.rng.choice
+        self.script = pick(list(WORDS))
+        self.encoding, self.count = pick(ENCODINGS[self.script]), self.rng.randint(40, 230)
+        self.ending = pick([".txt", ".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+        self.kind = pick(TEXTS if self.ending == ".txt" else ROWS)
+        if self.ending in (".csv", ".tsv") and self.kind == "sharegpt":
+            self.kind = "messages"
+        self.nulls = self.ending != ".txt" and self.kind == "text" and self.rng.random() < 0.5
+        self.extra = self.ending != ".txt" and self.rng.random() < 0.5
+        self.packed = self.ending != ".parquet" and self.rng.random() < 0.2
+        self.name = pick(["train", "train", "train-00000-of-00001-00ff00ff00ff00ff", "train_0", "my train"])
+        self.beside = pick(["", "", "notes.pdf", "old.zip", *["train_more.txt"] * (self.name != "my train")])
+        self.expected: list[tuple] = []  # (role, text) of each turn of each document
+        self.write()
+
+    def sentence(self, i: int) -> str:
+        words = self.rng.choices(WORDS[self.script], k=self.rng.randint(3, 9))
+        return f"{' '.join(words)} {i}."
+
+    def write(self) -> None:
+        self.place.mkdir(parents=True)
+        if self.ending == ".txt":
+            content = self._text()
+        else:
+            rows = [self._row(i) for i in range(self.count)]
+            content = {".json": self._json, ".jsonl": self._lines, ".parquet": self._parquet}.get(
+                self.ending, self._table
+            )(rows)
+        data = content if isinstance(content, bytes) else content.encode(self.encoding)
+        name = self.name + self.ending
+        if self.packed:
+            data, name = gzip.compress(data), name + ".gz"
+        (self.place / name).write_bytes(data)
+        if self.beside:
+            (self.place / self.beside).write_bytes(b"x")
+
+    def _text(self) -> str:
+        texts = [self.sentence(i) for i in range(self.count)]
+        if self.kind == "repeated":
+            texts = [part for text in texts for part in (text, "---")]
+        self.expected = [(("text", text),) for text in texts]
+        end = self.rng.choice(["\n", "\r\n"])
+        between = {"lines": end, "repeated": end, "blocks": end * 2, "fed": f"{end}\f{end}"}
+        marked = self.rng.choice(["<|endoftext|>", f"{end}<|endoftext|>{end}", f"{end}</s>{end}"])
+        return between.get(self.kind, marked).join(texts) + end * self.rng.randint(0, 3)
+
+    def _row(self, i: int) -> dict:
+        asked, answered = self.sentence(i), self.sentence(i)
+        turns = (("user", asked), ("assistant", answered))
+        if self.kind == "text":
+            missing = self.nulls and i % 7 == 3
+            self.expected += [] if missing else [(("text", asked),)]
+            row = {"text": self.rng.choice([None, ""]) if missing else asked}
+        else:
+            self.expected.append(turns)
+            said = [{"role": role, "content": text} for role, text in turns]
+            shared = [
+                {"from": who, "value": text} for who, (_, text) in zip(("human", "gpt"), turns, strict=True)
+            ]
+            row = {
+                "messages": {"messages": said},
+                "sharegpt": {"conversations": shared},
+                "alpaca": {"instruction": asked, "input": "", "output": answered},
+                "completion": {"prompt": asked, "completion": answered},
+                "question": {"question": asked, "answer": answered},
+            }[self.kind]
+        return row | ({"topic": "weather"} if self.extra else {})
+
+    def _lines(self, rows: list[dict]) -> str:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _json(self, rows: list[dict]) -> str:
+        return json.dumps(
+            self.rng.choice([rows, {"data": rows}, {"rows": [{"row": r} for r in rows]}]), ensure_ascii=False
+        )
+
+    def _parquet(self, rows: list[dict]) -> bytes:
+        import pyarrow
+        from pyarrow import parquet
+
+        self.encoding = "utf-8"
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        return file.getvalue()
+
+    def _table(self, rows: list[dict]) -> str:
+        file = io.StringIO(newline="")
+        delimiter = "\t" if self.ending == ".tsv" else self.rng.choice([",", ";"])
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            if "messages" in row:
+                row = {**row, "messages": json.dumps(row["messages"], ensure_ascii=False)}
+            writer.writerow(row)
+        return file.getvalue()
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.kind} in {self.encoding}, {sorted(p.name for p in self.place.iterdir())}"
+
+
+def check(folder: Folder, capsys) -> None:
+    """That there is no third outcome."""
+    capsys.readouterr()
+    words = ["data", "check", str(folder.place), *FLAGS, "--json"]
+    code, flags = main(words), []
+    said = capsys.readouterr()
+    if code != 0:
+        assert code in (1, 2) and said.err.splitlines()[-1].startswith("newllm: "), folder
+        assert folder.encoding not in ("utf-8", "utf-8-sig") and "--encoding " in said.err, (said.err, folder)
+        flags = ["--encoding", folder.encoding]
+        code = main([*words, *flags])
+        said = capsys.readouterr()
+    assert code == 0, (said.err, folder)
+    report = json.loads(said.out)["report"]
+    (part,) = report["files"].values()
+    if folder.beside:
+        assert folder.beside in report["unused"], folder
+    if folder.extra:
+        assert part["unread"].get("topic") == len(folder.expected) + (folder.count - len(folder.expected)) * (
+            folder.ending == ".parquet"
+        ), (part, folder)
+    choices = {"data": str(folder.place), "max_seq_length": 2, "tokenizer": "tokenizer"}
+    data = prepare(load_recipe("demo", choices | ({"encoding": flags[1]} if flags else {}), "cpu"))
+    found = [
+        tuple((role, text.strip()) for role, text, _ in document)
+        for split in SPLITS
+        for document in turns(getattr(data, split), data.tokenizer)
+    ]
+    if folder.kind == "repeated":  # equal lines count once where they are held out, and that is said
+        assert set(found) == set(folder.expected), folder
+        assert sum(part["notes"].values()) == len(folder.expected) - len(found), (part, folder)
+    else:
+        assert sorted(found) == sorted(folder.expected), folder
+
+
+def run(folders: int, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("newllm_lib.data.cache._sync", lambda path: None)
+    wrap(train_bpe(iter([["a b"]]), 300)).save_pretrained("tokenizer")  # of bytes: one for all
+    first = int(os.environ.get("NEWLLM_SEED", 0)) or random.randrange(10**9)
+    with capsys.disabled():
+        print(f"\n  NEWLLM_SEED={first}: {folders} folders")
+    for seed in range(first, first + folders):
+        check(Folder(tmp_path / str(seed) / "mine", seed), capsys)
+
+
+def test_a_hundred_folders(tmp_path, monkeypatch, capsys):
+    run(100, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_thousand_folders(tmp_path, monkeypatch, capsys):
+    run(2000, tmp_path, monkeypatch, capsys)
