@@ -56,7 +56,7 @@ def check(arguments: argparse.Namespace) -> dict | int:
     found = read_all(recipe)
     for line in found.report.lines():
         say(f"  {line}")
-    for split, count in found.records.items():
+    for split, count in found.records.items() if any(found.records.values()) else ():
         say(f"  {split}: {count:,} records, {found.characters[split]:,} characters")
     if found.problem:
         raise NewLLMError(found.problem)

@@ -29,7 +29,7 @@ COMMON = {
         "lora_rank": "rank of LoRA adapters (0: train all weights)",
     },
     "Data": {
-        "data": "a source by name, or a hub id",
+        "data": "a source by name, your file or folder, or a hub id",
         "data_dir": "folder with your own train.* files instead",
         "max_samples": "use only so many documents",
         "max_seq_length": "tokens in a training block",
