@@ -256,6 +256,7 @@ def load_split(
         source, tokenizer, [split], cache, max_samples=recipe.max_samples, answers_only=answers_only
     )[split]
     check_answers(packed)
-    for line in packed.report.lines() if source.own else ():
+    # said once: of a training split that is counted beside it, the same would be said again
+    for line in packed.report.lines() if source.own and split != "train" else ():
         console.say(f"  {line}")
     return packed
