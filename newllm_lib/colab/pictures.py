@@ -10,6 +10,7 @@ import html as html_module
 import io
 import os
 import re
+import threading
 
 from newllm_lib.colab.environment import shell
 
@@ -100,6 +101,12 @@ def new_figure(width: float = 10.0, height: float = 3.6):
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def warm_up() -> None:
+    """In a notebook, let a thread load matplotlib, so that the first picture does not wait for it."""
+    if shell() is not None:
+        threading.Thread(target=lambda: svg(new_figure()), name="matplotlib", daemon=True).start()
 
 
 def plain_axes(axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
