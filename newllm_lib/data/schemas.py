@@ -124,7 +124,7 @@ def parse_rows(
         describe: what rows with these columns are taken for, and which of the columns `parse` reads; default:
             as the schema that reads them says.
     """
-    file, kinds = tally.file, Counter()
+    file, kinds, roles = tally.file, Counter(), Counter()
     try:
         for where, row in rows:
             if isinstance(row, ValueError):
@@ -137,14 +137,18 @@ def parse_rows(
                 continue
             if record is not None:
                 tally.accept()
-                file.notes.update(record.notes)
+                if record.notes:
+                    file.notes.update(record.notes)
                 if isinstance(record, Record):
-                    file.roles.update([role for role, _ in record.messages])
+                    roles[tuple([role for role, _ in record.messages])] += 1
                 columns = filled(row) if isinstance(row, dict) else ("messages",)
                 if columns in kinds or len(kinds) < _MOST_KINDS:
                     kinds[columns] += 1
                 yield record
     finally:
+        for speakers, count in roles.items():
+            for role in speakers:
+                file.roles[role] += count
         for columns, count in kinds.items():
             name, read = describe(columns) if describe else _described(parse, columns)
             file.formats[name] += count
@@ -333,7 +337,7 @@ def exchange(prompt: object, answer: object, asked: str, answered: str, notes: l
     ):
         return dialogue_turns(answer, answered, notes)
     if isinstance(answer, str) and isinstance(prompt, str):
-        return _text_exchange(prompt, answer, asked, answered, notes)
+        return _text_exchange(prompt, answer, notes)
     before = [Turn("user", prompt)] if isinstance(prompt, str) else _list_of_turns(prompt, asked, notes)
     if isinstance(answer, str):
         _checked_turn(answer, answered)
@@ -353,14 +357,12 @@ def _list_of_turns(value: object, name: str, notes: list[str]) -> list[Turn]:
     return turns_of(value, name, notes)
 
 
-def _text_exchange(prompt: str, answer: str, asked: str, answered: str, notes: list[str]) -> list[Turn]:
-    _checked_turn(prompt, asked)
+def _text_exchange(prompt: str, answer: str, notes: list[str]) -> list[Turn]:
     if repeats(prompt, answer):
         answer = answer[len(prompt) :].lstrip()
         notes.append("a prompt repeated in its answer: cut off there")
     written = written_turns(prompt)
     if not written:
-        _checked_turn(answer, answered)
         return [Turn("user", prompt), Turn("assistant", answer)]
     if ROLE_NAMES.get(written[1][-1][0].lower()) != "assistant":  # the answer's own label may be missing
         turns, more = _as_turns(written)
@@ -411,7 +413,7 @@ def _as_turns(written: tuple[str, list[tuple[str, str]]]) -> tuple[list[Turn], l
 def with_context(row: dict, asked: str) -> tuple[object, str]:
     """What is asked, with the context below it that the row holds beside it; and that context."""
     prompt = row[asked]
-    name = next((c for c in CONTEXTS if c != asked and not is_empty(row.get(c))), None)
+    name = first_filled(row, CONTEXTS if asked != "input" else CONTEXTS[:1])
     if name is None or not isinstance(prompt, str):
         return prompt, ""
     below = _checked_text(row[name], name).strip()
@@ -440,7 +442,10 @@ def _is_blank(content: object) -> bool:
 
 def first_filled(row: dict, columns: Iterable[str]) -> str | None:
     """The first of these columns that holds something."""
-    return next((column for column in columns if not is_empty(row.get(column))), None)
+    for column in columns:
+        if column in row and not is_empty(row[column]):
+            return column
+    return None
 
 
 def _framed(row: dict, turns: list[Turn], notes: list[str]) -> Record | None:
@@ -466,7 +471,7 @@ def verdict(column: str, value: object) -> bool | None:
 def _check_verdict(row: dict, notes: list[str]) -> None:
     """Raise NotToLearn where a row says so of itself (KTO's `label: false`, a weight of 0)."""
     for column in VERDICTS:
-        if is_empty(value := row.get(column)):
+        if column not in row or is_empty(value := row[column]):
             continue
         said = verdict(column, value)
         if said is None:

@@ -302,8 +302,12 @@ _WRITTEN = {
     )
     for kinds in (_MARKS, _LABELS)
 }
-_START = re.compile(r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*)?")
-_LABELLED = re.compile(r"(?:### ?)?(?:Human|User|HUMAN|USER|Assistant|ASSISTANT|System|SYSTEM):")
+_LABEL = r"(?:### ?)?(?:Human|User|HUMAN|USER|Assistant|ASSISTANT|System|SYSTEM):"
+_LABELLED = re.compile(_LABEL)
+# what may stand before the first turn; no match: no dialogue begins here
+_BEGINNING = re.compile(
+    rf"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*)?(?=<\||<start_of_turn>|\[INST\]|{_LABEL})"
+)
 _SYSTEM_LABEL = re.compile(r"(?:### ?)?(?:System|SYSTEM):")
 _INSTRUCTED = re.compile(r"\[INST\]|\[/INST\]")  # Llama 2 and Mistral: user and assistant in turn
 _INSTRUCTIONS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>(.*)\Z", re.DOTALL)
@@ -319,7 +323,10 @@ def written_turns(text: str) -> tuple[str, list[tuple[str, str]]] | None:
         how it is written, in words, and (speaker's name, what is said) of each turn; the last one is empty
         where the text ends as the assistant begins. None: it is no such text.
     """
-    body = text[_START.match(text).end() :]
+    start = _BEGINNING.match(text)
+    if start is None:
+        return None
+    body = text[start.end() :]
     if body.startswith("[INST]"):
         return "[INST] marks", _instructed(body)
     kinds = _MARKS if body.startswith("<") else _LABELS if _LABELLED.match(body) else ()
