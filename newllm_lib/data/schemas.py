@@ -147,8 +147,7 @@ def parse_rows(
                 yield record
     finally:
         for speakers, count in roles.items():
-            for role in speakers:
-                file.roles[role] += count
+            file.roles.update({role: count * speakers.count(role) for role in speakers})
         for columns, count in kinds.items():
             name, read = describe(columns) if describe else _described(parse, columns)
             file.formats[name] += count
@@ -396,9 +395,8 @@ def dialogue_turns(value: object, name: str, notes: list[str]) -> list[Turn]:
 
 def is_dialogue(value: object) -> bool:
     """Whether a preference pair's answer is a whole dialogue."""
-    if isinstance(value, str):
-        return _HH_TURN.match(value) is not None or written_turns(value) is not None
-    return isinstance(value, list | tuple) and len(value) > 1
+    is_text = isinstance(value, str) and (_HH_TURN.match(value) or written_turns(value))
+    return bool(is_text) or isinstance(value, list | tuple) and len(value) > 1
 
 
 def _as_turns(written: tuple[str, list[tuple[str, str]]]) -> tuple[list[Turn], list[str]]:
@@ -442,10 +440,7 @@ def _is_blank(content: object) -> bool:
 
 def first_filled(row: dict, columns: Iterable[str]) -> str | None:
     """The first of these columns that holds something."""
-    for column in columns:
-        if column in row and not is_empty(row[column]):
-            return column
-    return None
+    return next((column for column in columns if column in row and not is_empty(row[column])), None)
 
 
 def _framed(row: dict, turns: list[Turn], notes: list[str]) -> Record | None:
@@ -456,9 +451,9 @@ def _framed(row: dict, turns: list[Turn], notes: list[str]) -> Record | None:
 def _check_rivals(row: dict, answered: str) -> None:
     """Raise BadRecord where two columns hold answers that differ."""
     for other in ANSWERED:
-        if other != answered and other in row and answered in ANSWERED and not is_empty(row[other]):
-            if row[other] != row[answered]:
-                raise BadRecord(f"{answered} and {other} hold different answers: keep the one that is meant")
+        differs = answered in ANSWERED and other in row and row[other] != row[answered]
+        if differs and not is_empty(row[other]):
+            raise BadRecord(f"{answered} and {other} hold different answers: keep the one that is meant")
 
 
 def verdict(column: str, value: object) -> bool | None:
@@ -517,8 +512,7 @@ def _named_by_key(message: dict) -> Iterator[Turn]:
     roles = {key: ROLE_NAMES.get(str(key).lower()) for key, value in message.items() if not is_empty(value)}
     if not roles or None in roles.values():
         raise BadRecord("a message without role and content")
-    for key, role in roles.items():
-        yield Turn(role, message[key])
+    yield from (Turn(role, message[key]) for key, role in roles.items())
 
 
 def _role(name: object) -> str:

@@ -150,7 +150,8 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
     for side in sides:
         _check_answer(row[side] if side else row.get(asked or ""))
         if asked is None or not side:
-            _check_prompt(row, side)
+            if side and any(name in row for name in _PROMPTS) and not is_dialogue(row[side]):
+                raise BadRecord("an empty prompt")
             turns = dialogue_turns(row[side or asked], side or asked, notes)
         else:
             turns = exchange(_prompt(row, asked), row[side], asked, side, notes)
@@ -170,16 +171,7 @@ def _prompt(row: dict, asked: str) -> object:
     prompt = with_context(row, asked)[0]
     if not isinstance(prompt, str | list | tuple | dict):
         raise BadRecord(f"{asked} is of type {type(prompt).__name__}, not text or a list of messages")
-    if isinstance(prompt, str) and not prompt.strip():
-        raise BadRecord("an empty prompt")
     return prompt
-
-
-def _check_prompt(row: dict, side: str) -> None:
-    """Raise BadRecord where the column for what is asked is empty, and the answers are no dialogues."""
-    empty = next((name for name in _PROMPTS if name in row), None)
-    if empty and side and not is_dialogue(row[side]):
-        raise BadRecord("an empty prompt")
 
 
 def _check_answer(side: object) -> None:

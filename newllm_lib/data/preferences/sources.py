@@ -133,8 +133,8 @@ def _paired(judged: list[Judged], tally: RowStats) -> list[Pair]:
         if good.chosen != bad.chosen
     ]
     tally.good -= len(judged) - len(pairs)
-    alone = len(judged) - 2 * len(pairs)
-    tally.reject("a single answer, with no other to its prompt that is judged otherwise", count=alone)
+    why = "a single answer, with no other to its prompt that is judged otherwise"
+    tally.reject(why, count=len(judged) - 2 * len(pairs))
     return pairs
 
 
