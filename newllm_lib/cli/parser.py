@@ -202,7 +202,12 @@ def _result_commands(commands: _Commands) -> None:
         action="store_true",
         help="the uploaded repository is for everyone (default: private)",
     )
-    _flag(export, "gguf", action="store_true", help="also write a GGUF file for llama.cpp (TinyGPT2 only)")
+    _flag(
+        export,
+        "gguf",
+        action="store_true",
+        help="also write a GGUF file and a Modelfile, for llama.cpp and Ollama",
+    )
     chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
     _run_argument(chat)
     _flag(chat, "system", metavar="TEXT", help="instructions that the model reads before the first turn")

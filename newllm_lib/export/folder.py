@@ -16,7 +16,7 @@ from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.export.model_card import best_row, foreign_card, model_card, training_command
+from newllm_lib.export.model_card import best_row, foreign_card, licence_of, model_card, training_command
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory
@@ -53,7 +53,9 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         if recipe is not None:
             recipe = _without_this_machine(recipe)
             (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (staging / "README.md").write_text(_card(location, recipe, staging), encoding="utf-8")
+        (staging / "README.md").write_text(
+            _card(location, recipe, staging, licence_of(source)), encoding="utf-8"
+        )
     (folder / MANIFEST).unlink()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(
@@ -97,9 +99,9 @@ def _without_this_machine(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _card(location: ModelLocation, recipe: Recipe | None, folder: Path) -> str:
+def _card(location: ModelLocation, recipe: Recipe | None, folder: Path, licence: str | None) -> str:
     if recipe is None:
-        return foreign_card(location.title(), folder, from_hub=location.folder is None)
+        return foreign_card(location.title(), folder, location.folder is None, licence)
     best = best_row(location.run) if location.run else None
     card = model_card(location.title(), best, recipe, folder, training_command(recipe))
     own = location.run.path / "card.md" if location.run else None  # a preference run's, with what it measured

@@ -31,22 +31,42 @@ _DEFINITIONS = """\
 - **accuracy**: how often the most probable token was the right one."""
 
 
-def foreign_card(name: str, folder: Path, from_hub: bool) -> str:
+def foreign_card(name: str, folder: Path, from_hub: bool, licence: str | None = None) -> str:
     """The text of README.md of a model that has no record of its training here.
 
     Args:
         name: what it is called.
         folder: the model's folder.
         from_hub: whether the name is its id on the hub.
+        licence: as its own card says it.
     """
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=licence,
+        base_model=name if from_hub else None,
+    )
+    origin = "Exported from a folder that does not say on what it was trained, nor under which licence."
     if from_hub:
-        lines.append(f"base_model: {name}")
         origin = f"A copy of [{name}](https://huggingface.co/{name}); its licence and its card are there."
-    else:
-        origin = "Exported from a folder that does not say on what it was trained, nor under which licence."
-    front = "\n".join([*lines, "---"])
+    front = f"---\n{data.to_yaml()}\n---"
     return f"{front}\n\n# {name}\n\n{origin} {_size(folder)}.\n\n## Use\n\n{_use(folder)}\n"
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model's own README.md names; None: it has none, or says nothing."""
+    from huggingface_hub import ModelCard
+
+    if not (folder / "README.md").is_file():
+        return None
+    try:
+        return ModelCard(
+            (folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True
+        ).data.license
+    except ValueError:  # a card that is no card
+        return None
 
 
 def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, command: str) -> str:
@@ -61,7 +81,7 @@ def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, comma
     title, home, licence = _data(recipe)
     kind = "phase8" if recipe.model == "phase7" and recipe.attention == "linear" else recipe.model
     parts = [
-        _front_matter(recipe, home, licence),
+        _front_matter(recipe, home, licence, name, best),
         f"# {name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
         f"## Use\n\n{_use(folder)}",
         f"## Training\n\n```bash\n{command}\n```\n\n{_settings(recipe)}",
@@ -100,18 +120,35 @@ def training_command(recipe: Recipe, changed: dict | None = None) -> str:
     return " ".join([*words, *(["--data_dir FOLDER"] if recipe.data_dir else [])])
 
 
-def _front_matter(recipe: Recipe, home: str, licence: str) -> str:
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [new-llm, newllm_lib]",
+def _front_matter(recipe: Recipe, home: str, licence: str, name: str, best: dict | None) -> str:
+    """What the hub reads, by its own library: licence, data sets, the base, and the figures."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    hub_set = home.partition(",")[0].partition(":")[0] if "/" in home and not recipe.data_dir else None
+    figures = {"bits per byte": "eval_bits_per_byte", "perplexity": "eval_perplexity"}
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_set or "own",
+            dataset_name=f"{home}, validation split",
+            metric_type=what.replace(" ", "_"),
+            metric_value=round(float(best[key]), 4),
+        )
+        for what, key in figures.items()
+        if best and best.get(key) is not None
     ]
-    if licence in _HUB_LICENCES:
-        lines.append(f"license: {_HUB_LICENCES[licence]}")
-    if "/" in home and not recipe.data_dir:
-        lines.append(f"datasets: [{home.partition(':')[0]}]")
-    return "\n".join([*lines, "---"])
+    base = recipe.base if recipe.task != "train" and "/" in str(recipe.base) else None
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["new-llm", "newllm_lib"],
+        license=_HUB_LICENCES.get(licence),
+        base_model=base,
+        datasets=[hub_set] if hub_set else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _data(recipe: Recipe) -> tuple[str, str, str]:
@@ -148,17 +185,35 @@ def _size(folder: Path) -> str:
 
 
 def _use(folder: Path) -> str:
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    ours = (
-        f"```bash\npip install git+{HOME}\n```\n\n```python\nimport newllm_lib.models  # makes its models "
-        "known\n"
+    """How the folder is loaded and asked: the truth for its kind, run by the tests."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours = bool(config.get("auto_map"))
+    trusted = ", trust_remote_code=True" if ours else ""
+    asks_in_turns = (folder / "chat_template.jinja").is_file()
+    asked = (
+        'turn = [{"role": "user", "content": "Hello!"}]\n'
+        "prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)\n"
+        if asks_in_turns
+        else 'prompt = (tokenizer.bos_token or "") + "Once upon a time"\n'
     )
-    return (
-        (ours if kind in _KINDS else "```python\n")
-        + "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER_OR_REPOSITORY)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER_OR_REPOSITORY)\n```"
+    python = (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'place = "FOLDER_OR_REPOSITORY"\n'
+        f"model = AutoModelForCausalLM.from_pretrained(place{trusted})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained(place{trusted})\n"
+        f"{asked}"
+        'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]\n'
+        "answer = model.generate(ids, max_new_tokens=20)[0, ids.shape[1] :]\n"
+        "print(tokenizer.decode(answer, skip_special_tokens=True))\n```"
     )
+    faster = (
+        f"\n\nIts program, plain torch, is in `{config['auto_map']['AutoModelForCausalLM'].partition('.')[0]}"
+        f".py`. After `pip install git+{HOME}` its kernels are used instead, and "
+        "`import newllm_lib.models` makes `trust_remote_code` needless."
+        if ours
+        else ""
+    )
+    return f"{python}{faster}\n\nOr `newllm chat PLACE`, and `newllm serve PLACE` for OpenAI's clients."
 
 
 def _settings(recipe: Recipe) -> str:

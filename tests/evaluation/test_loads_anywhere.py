@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,15 @@ def test_with_newllm_lib_the_fast_classes_are_used(exported, tmp_path):
     said = _alone(tmp_path, "-c", code, str(exported[0]["parallel"]), path=str(Path(__file__).parents[2]))
     assert said.startswith("transformers_modules") and "newllm_lib.models.new_llm" in said.split()
     assert (tmp_path / "again" / "modeling_new_llm.py").is_file()  # trained further, it still loads anywhere
+
+
+@pytest.mark.parametrize("name", ["parallel", "phase8", "tiny_gpt2"])
+def test_the_cards_use_is_true(name, exported, monkeypatch):
+    text = (exported[0][name] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(exported[0][name].parent / "modules_here"))
+    exec(code.replace("FOLDER_OR_REPOSITORY", str(exported[0][name])), {})
+    assert ("trust_remote_code" in code) == (name != "tiny_gpt2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
