@@ -176,7 +176,7 @@ def test_unreadable_utf8_leaves_the_cache_usable(folder, recipe, cache):
 
 
 def test_unknown_data_names_the_choices(recipe, cache):
-    with pytest.raises(UsageError, match="use demo, wikitext, dolly, .*alpaca_ja, a hub id"):
+    with pytest.raises(UsageError, match="use demo, wikitext, tinystories, dolly, .*alpaca_ja, a hub id"):
         prepare(recipe(data="wikitxt"), cache)
 
 
