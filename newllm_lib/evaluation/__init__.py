@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "baselines": ["bigram", "unigram"],
-        "health": ["context_health"],
         "metrics": ["describe", "evaluate"],
         "samples": ["Prompts", "answer", "as_markdown"],
         "speed": ["measure_speed"],

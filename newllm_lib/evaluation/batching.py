@@ -15,6 +15,8 @@ import numpy as np
 
 from newllm_lib.errors import NewLLMError
 
+_WIDTH = 16
+
 
 class Row:
     """Pieces of the stream, read in turn: piece i has `lengths[i]` inputs from offset `starts[i]` on."""
@@ -97,7 +99,10 @@ def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.nda
     """
     for begin in range(0, lanes[0].length, block_length):
         rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes
-        width = min(block_length, lanes[0].length - begin)
+        left = lanes[0].length - begin
+        if shrink:  # no window ends there, and kernels are compiled for few widths
+            left = -(-left // _WIDTH) * _WIDTH
+        width = min(block_length, left)
         offsets = np.full((len(rows), width), -1, dtype=np.int64)
         for row, lane in zip(offsets, rows, strict=True):
             found = lane.offsets(begin, begin + width)

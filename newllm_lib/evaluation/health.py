@@ -7,36 +7,69 @@ compared with each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import torch
-
-from newllm_lib.generation.stateful import autocast, eval_mode, model_device
+from torch import Tensor
 
 _COLLAPSED_SPREAD = 0.01  # less than this share of what is carried differs between tokens
 _COLLAPSED_RANK = 2.0  # what differs lies on about one line
 _DEAD = 0.01  # a dimension that moves by less than this share of its layer's size
+_NARROW = 256  # channels up to which the rank is that of 1,024 vectors, beyond that of 256
 
 
-def context_health(model, split, tokenizer, *, places: int = 64, tokens: int = 64, dtype=None) -> dict:
-    """Read `tokens` tokens from `places` evenly spaced places of the split; compare context vectors.
+class ContextWatch:
+    """`with ContextWatch(...) as seen:` picks context vectors out of forward passes that happen anyway.
 
-    The vectors right after <|endoftext|> are left out: they are the same by design.
+    The same tokens whatever the batches are: those at every n-th place of the text. The vectors right after
+    <|endoftext|> are left out: they are the same by design.
 
-    Returns:
-        the keys of `vector_health`, for the worst layer.
+    Args:
+        model: where it carries no context vector, nothing is picked.
+        bos: id of <|endoftext|>.
+        tokens: of the text.
     """
-    device = model_device(model)
-    length = min(tokens, len(split.ids))
-    starts = np.unique(np.linspace(0, len(split.ids) - length, places).astype(np.int64))
-    ids = split.ids[starts[:, None] + np.arange(length)].astype(np.int64)
-    inputs = torch.from_numpy(ids).to(device)
-    state, seen = None, []
-    with eval_mode(model), autocast(device, dtype):
-        for t in range(length):
-            state = model(input_ids=inputs[:, t : t + 1], state=state, use_cache=True).state
-            kept = inputs[:, t] != tokenizer.bos_token_id
-            seen.append(state[kept, :, : model.config.context_dim].float().cpu())
-    return vector_health(torch.cat(seen))
+
+    def __init__(self, model, bos: int | None, tokens: int):
+        self.dim = getattr(model.config, "context_dim", 0)
+        self.layers = [m for m in model.modules() if hasattr(m, "watch")] if self.dim else []
+        self.bos, self.every = bos, max(1, tokens // (1024 if self.dim <= _NARROW else 256))
+        self.picked: list[list[Tensor]] = [[] for _ in self.layers]
+        self.place: Tensor | None = None  # of the vectors to pick in the next pass
+
+    def __enter__(self) -> ContextWatch:
+        for layer, picked in zip(self.layers, self.picked, strict=True):
+            layer.watch = partial(self._pick, picked)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for layer in self.layers:
+            layer.watch = None
+
+    def expect(self, ids: np.ndarray, offsets: np.ndarray) -> None:
+        """The next pass reads these ids (rows, time), from there (-1: padding)."""
+        if self.layers:
+            kept = (offsets >= 0) & (ids != self.bos) & (offsets % self.every == 0)
+            self.place = torch.from_numpy(np.flatnonzero(kept))
+
+    def _pick(self, picked: list[Tensor], contexts: Tensor) -> None:
+        self.place = self.place.to(contexts.device)
+        picked.append(contexts.reshape(-1, self.dim).index_select(0, self.place))
+
+    def begin(self) -> Callable[[], dict]:
+        """Begin to compare what was picked; the function that is returned waits for `vector_health` of it."""
+        if not self.layers:
+            return dict
+        if not self.picked[0]:
+            return partial(vector_health, torch.zeros(0, len(self.layers), self.dim))
+        vectors = torch.stack([torch.cat(picked) for picked in self.picked], 1)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="context health")
+        found = pool.submit(vector_health, vectors)  # LAPACK leaves Python's lock alone
+        pool.shutdown(wait=False)
+        return found.result
 
 
 def vector_health(vectors: torch.Tensor) -> dict:
@@ -55,31 +88,32 @@ def vector_health(vectors: torch.Tensor) -> dict:
     if samples < 2 or not bool(torch.isfinite(vectors).all()):
         names = ("variance", "spread", "effective_rank", "dead_share")
         return {f"context_{n}": float("nan") for n in names} | {"context_dim": dim, "context_warning": None}
-    layers = [_layer_health(v.double()) for v in vectors.unbind(1)]
+    vectors = vectors.transpose(0, 1)  # layers, samples, dim
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    square = vectors.square().mean((1, 2))
+    centred = vectors - vectors.mean(1, keepdim=True)
+    variance = centred.square().mean(1)
+    spread = torch.where(square > 0, variance.mean(1) / square, 0.0)
+    dead = (variance.sqrt() <= _DEAD * square.sqrt().unsqueeze(1)).float().mean(1)
+    worst = torch.stack([variance.mean(1).min(), spread.min(), dead.max()]).tolist()
     result = {
-        "context_variance": min(h["variance"] for h in layers),
-        "context_spread": min(h["spread"] for h in layers),
-        "context_effective_rank": min(h["effective_rank"] for h in layers),
-        "context_dead_share": max(h["dead_share"] for h in layers),
+        "context_variance": worst[0],
+        "context_spread": worst[1],
+        "context_effective_rank": min(_effective_ranks(centred)),
+        "context_dead_share": worst[2],
         "context_dim": dim,
     }
     return result | {"context_warning": _warning(result, samples)}
 
 
-def _layer_health(vectors: torch.Tensor) -> dict:
-    """The figures of one layer; vectors (samples, dim), float64."""
-    variance = vectors.var(0, correction=0)
-    square = float(vectors.square().mean())
-    eigenvalues = torch.linalg.eigvalsh(
-        torch.cov(vectors.T, correction=0).reshape(len(variance), -1)
-    ).clamp_min(0)
-    share = eigenvalues / eigenvalues.sum().clamp_min(1e-300)
-    return {
-        "variance": float(variance.mean()),
-        "spread": float(variance.mean()) / square if square else 0.0,
-        "effective_rank": float(torch.special.entr(share).sum().exp()) if eigenvalues.sum() > 0 else 0.0,
-        "dead_share": float((variance.sqrt() <= _DEAD * square**0.5).double().mean()),
-    }
+def _effective_ranks(centred: Tensor) -> list[float]:
+    """Of each layer of centred (layers, samples, dim), from the smaller of the two matrices of products."""
+    wide = centred.shape[2] > centred.shape[1]
+    products = centred @ centred.mT if wide else centred.mT @ centred
+    eigenvalues = torch.linalg.eigvalsh(products.cpu()).clamp_min(0)
+    total = eigenvalues.sum(-1, keepdim=True)
+    share = eigenvalues / total.clamp_min(1e-30)
+    return torch.where(total[:, 0] > 0, torch.special.entr(share).sum(-1).exp(), 0.0).tolist()
 
 
 def _warning(health: dict, samples: int) -> str | None:

@@ -8,12 +8,14 @@ never shown without vocabulary and <unk> share.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from newllm_lib.console import Progress
 from newllm_lib.evaluation import batching as plan
@@ -23,14 +25,18 @@ from newllm_lib.generation.stateful import (
     is_recurrent,
     model_device,
     resets_at_documents,
+    unwrapped,
     window,
 )
 
-LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once
 # UTF-8 bytes a word, above which spaces do not part words (English: 6, Finnish 8, Japanese lines 50 and more)
 _LONGEST_WORDS = 24
-# of them, how many are turned into probabilities at once: what fits a CPU's cache, or keeps a GPU busy
-_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once, where a model gives all of them
+# the same where the head reads some hidden states at a time: what fits a CPU's cache, or keeps a GPU busy
+_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+_BLOCK = 128  # tokens of a row in one forward pass, at least
+_TOKENS = {"cpu": 16 * _BLOCK, "cuda": 512 * _BLOCK}  # in one forward pass, at most
+_CHANNELS = 2**24  # and of a GPU's passes: tokens times hidden channels, so that training needs more memory
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ def evaluate(
     Args:
         split: a `PackedSplit`; where it has a loss mask, only the tokens it marks are counted.
         batch_size: rows in one forward pass (default: what suits the device).
-        block_length: tokens a row in one forward pass; both are lowered where the logits would need more than
-            256 MiB.
+        block_length: tokens of a row in one forward pass. No model of ours ever has whole logits; with
+            another's both are lowered where they would need more than 256 MiB.
         dtype: of matrix products (see `generation.stateful.autocast`); default: as the weights are.
         share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
@@ -77,87 +83,162 @@ def evaluate(
     Raises:
         NewLLMError: the split has no token to predict.
     """
-    device = model_device(model)
-    batch_size = batch_size or (16 if device.type == "cpu" else 128)
-    counts = _Counts(split, tokenizer, device)
+    result, context_health = measure(
+        model,
+        split,
+        tokenizer,
+        batch_size=batch_size,
+        block_length=block_length,
+        dtype=dtype,
+        share=share,
+    )
+    return result | context_health() if health else result
+
+
+def measure(model, split, tokenizer, *, share: Share = Share(), **how) -> tuple[dict, Callable[[], dict]]:
+    """As `evaluate`: its figures, and a function that waits for those of the context vectors.
+
+    Args:
+        how: `batch_size`, `block_length` and `dtype` of `evaluate`.
+    """
+    device, dtype = model_device(model), how.get("dtype")
+    passes = _Passes(model, split, how.get("batch_size"), how.get("block_length"), share)
+    counts = _Counts(split, tokenizer, model, passes.head)
     progress = Progress("evaluating", total=len(split.ids) - 1, unit="tokens")
-    with eval_mode(model), autocast(device, dtype):
+    with eval_mode(model), autocast(device, dtype), _watch(model, split, tokenizer) as seen:
         done = 0
-        for logits, offsets in _predictions(model, split, batch_size, block_length, device, share):
-            counts.add(logits, offsets)
+        for offsets, output in passes.run(seen):
+            counts.add(output, offsets)
             done += int((offsets >= 0).sum())
             progress.update(done * share.parts)
     result = figures(split, tokenizer, **share.total(counts.totals()))
-    if health and getattr(model.config, "context_dim", None):
-        from newllm_lib.evaluation.health import context_health
-
-        result |= context_health(model, split, tokenizer, dtype=dtype)
-    return result
+    return result, seen.begin()
 
 
-def _predictions(
-    model, split, batch_size, block_length, device, share: Share
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Logits (rows, time, vocab) and the offsets (rows, time) of their inputs, block after block."""
-    starts, lengths = plan.document_pieces(split)
-    size, has_state = window(model), is_recurrent(model)
-    if size is not None:
-        starts, lengths = plan.cut_to_windows(starts, lengths, size)
-    if share.parts > 1:
-        starts, lengths = plan.dealt_out(starts, lengths, share.part, share.parts)
-        if not len(starts):
+def _watch(model, split, tokenizer):
+    from newllm_lib.evaluation.health import ContextWatch
+
+    return ContextWatch(model, tokenizer.bos_token_id, len(split.ids) - 1)
+
+
+class _Passes:
+    """The forward passes in which a model reads its share of a split.
+
+    Attributes:
+        head: what turns hidden states into logits, of a model of ours; None: the passes give logits.
+    """
+
+    def __init__(self, model, split, batch_size: int | None, block_length: int | None, share: Share):
+        self.model, self.split, self.device = model, split, model_device(model)
+        self.has_state, self.head = is_recurrent(model), _own_head(model)
+        starts, lengths = plan.document_pieces(split)
+        size = window(model)
+        if size is not None:
+            starts, lengths = plan.cut_to_windows(starts, lengths, size)
+        if share.parts > 1:
+            starts, lengths = plan.dealt_out(starts, lengths, share.part, share.parts)
+        self.starts, self.lengths = starts, lengths
+        self.rows, self.time = self._sizes(batch_size, block_length, size) if len(starts) else (1, 1)
+
+    def _sizes(self, batch_size: int | None, block_length: int | None, size: int | None) -> tuple[int, int]:
+        """Rows and tokens of a row in one pass: as much as the device likes, whatever the vocabulary."""
+        positions = _TOKENS.get(self.device.type, _TOKENS["cpu"])
+        if self.device.type != "cpu":
+            positions = min(positions, max(8 * _BLOCK, _CHANNELS // _channels(self.model)))
+        if self.head is None:
+            positions = min(positions, max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size)))
+        longest = int(self.lengths.max()) if not self.has_state else int(self.lengths.sum())
+        least = min(block_length or size or _BLOCK, longest, positions)
+        rows = max(1, min(batch_size or positions, positions // least, len(self.starts)))
+        if block_length or not self.has_state:
+            return rows, least
+        # of few documents a row has more at a time, where nothing grows with the square of that
+        most = positions if self.model.config.model_type == "new_llm" else 4 * _BLOCK
+        return rows, max(least, min(most, positions // rows, -(-longest // rows)))
+
+    def run(self, seen) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Pass after pass: the inputs' offsets (rows, time), and the hidden states (or logits) there."""
+        if not len(self.starts):
             return
-    longest = int(lengths.max()) if not has_state else int(lengths.sum())
-    positions = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
-    time = min(block_length or size or 128, longest, positions)
-    rows = max(1, min(batch_size, positions // time))
-    groups: Iterable[list[plan.Row]]
-    if has_state and resets_at_documents(model):
-        groups = [plan.balanced_rows(starts, lengths, rows)]
-    else:
-        groups = plan.grouped_by_length(starts, lengths, rows)
-    name = "state" if has_state else "past_key_values"
-    for lanes in groups:
-        carried = None
-        one_block = lanes[0].length <= time
-        for offsets in plan.blocks(lanes, time, shrink=has_state):
-            if has_state and carried is not None:
-                carried = carried[: len(offsets)]
-            output = model(
-                input_ids=_tokens(split, offsets, device), use_cache=not one_block, **{name: carried}
-            )
-            carried = None if one_block else getattr(output, name)
-            yield output.logits, offsets
+        if self.has_state and resets_at_documents(self.model):
+            groups = [plan.balanced_rows(self.starts, self.lengths, self.rows)]
+        else:
+            groups = plan.grouped_by_length(self.starts, self.lengths, self.rows)
+        name = "state" if self.has_state else "past_key_values"
+        for lanes in groups:
+            carried = None
+            one_block = lanes[0].length <= self.time
+            for offsets in plan.blocks(lanes, self.time, shrink=self.has_state):
+                if self.has_state and carried is not None:
+                    carried = carried[: len(offsets)]
+                ids = _tokens(self.split, offsets)
+                seen.expect(ids, offsets)
+                with _headless(self.head):
+                    output = self.model(
+                        input_ids=torch.from_numpy(ids).to(self.device),
+                        use_cache=not one_block,
+                        **{name: carried},
+                    )
+                carried = None if one_block else getattr(output, name)
+                yield offsets, output.logits
 
 
-def _tokens(split, offsets: np.ndarray, device) -> torch.Tensor:
+def _own_head(model):
+    """The head of a model of ours, whose logits are its product with the hidden states and nothing more."""
+    own = unwrapped(model)
+    return own.lm_head if getattr(own.config, "model_type", "") in _OURS else None
+
+
+_OURS = ("new_llm", "phase7", "tiny_gpt2")
+
+
+def _channels(model) -> int:
+    return getattr(model.config, "hidden_size", 1024)
+
+
+@contextlib.contextmanager
+def _headless(head) -> Iterator[None]:
+    """Within it the model gives the hidden states that its head would read as its logits."""
+    if head is None:
+        yield
+        return
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _tokens(split, offsets: np.ndarray) -> np.ndarray:
     """Token ids (rows, time) at `offsets`; after a row's end padding, whose predictions do not count."""
-    ids = np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0])
-    return torch.from_numpy(ids.astype(np.int64)).to(device)
+    return np.where(offsets >= 0, split.ids[np.maximum(offsets, 0)], split.ids[0]).astype(np.int64)
 
 
 class _Counts:
     """Sums over the counted predictions, on the device until the end so that nothing synchronises."""
 
-    def __init__(self, split, tokenizer, device):
-        self.split, self.device, self.unk = split, device, unknown_id(tokenizer)
+    def __init__(self, split, tokenizer, model, head):
+        self.split, self.head, self.unk = split, head, unknown_id(tokenizer)
+        self.device = device = model_device(model)
+        self.vocabulary = model.config.vocab_size
         self.nll = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.long, device=device)
         self.tokens = self.unknown = 0
 
-    def add(self, logits: torch.Tensor, offsets: np.ndarray) -> None:
+    def add(self, output: torch.Tensor, offsets: np.ndarray) -> None:
+        """Hidden states, or logits, (rows, time, …) of the inputs at `offsets`."""
         place, targets = counted_targets(self.split, offsets.ravel())
         self.tokens += len(targets)
         self.unknown += int((targets == self.unk).sum())
-        places = torch.from_numpy(place).to(self.device)
-        wanted_ids = torch.from_numpy(targets).to(self.device)
-        logits = logits.reshape(-1, logits.shape[-1])
-        rows = max(1, _SCORE_BYTES.get(self.device.type, 4 * 2**20) // (4 * logits.shape[-1]))
-        for some, wanted in zip(places.split(rows), wanted_ids.split(rows), strict=True):
-            scores = logits[some].float()
-            log_probability = scores.gather(1, wanted[:, None]).squeeze(1) - scores.logsumexp(1)
-            self.nll -= log_probability.sum(dtype=torch.float64)
-            self.correct += (scores.argmax(1) == wanted).sum()
+        place = torch.from_numpy(place).to(self.device)
+        targets = torch.from_numpy(targets).to(self.device)
+        output = output.reshape(-1, output.shape[-1])
+        rows = max(1, _SCORE_BYTES.get(self.device.type, _SCORE_BYTES["cpu"]) // (4 * self.vocabulary))
+        for some, wanted in zip(place.split(rows), targets.split(rows), strict=True):
+            logits = output[some] if self.head is None else self.head(output[some])
+            self.correct += (logits.argmax(1) == wanted).sum()
+            losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+            self.nll += losses.sum(dtype=torch.float64)
 
     def totals(self) -> dict:
         return {

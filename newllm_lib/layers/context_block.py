@@ -14,6 +14,8 @@ of HGRN (Qin et al., 2023, arXiv 2311.04823); the gated read-out and the short c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,8 +30,11 @@ class ContextVector(nn.Module):
     """The token mixer: (batch, time, hidden_size) -> same, by a context vector of `context_dim` channels.
 
     Its state (batch, state_size), float32, is the context vector after the last token, then what the
-    convolution reads of the last `conv_width - 1` tokens.
+    convolution reads of the last `conv_width - 1` tokens. `watch`, where it is set, is shown the context
+    vectors (batch, time, context_dim) of each pass (`evaluation.health`).
     """
+
+    watch: Callable[[Tensor], None] | None = None
 
     def __init__(self, hidden_size: int, context_dim: int, conv_width: int, eps: float = 1e-6):
         super().__init__()
@@ -121,9 +126,11 @@ class ContextVector(nn.Module):
         self, u: Tensor, context: Tensor | None, doc_starts: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """y (batch, time, context_dim), and the context after the last token (batch, context_dim)."""
-        y, _, context = gated_scan(
+        y, contexts, context = gated_scan(
             self.project(u), self.forget_bias, self.norm, doc_starts, mask, context, self.eps
         )
+        if self.watch is not None:
+            self.watch(contexts)
         return y, context
 
     def _step(self, x: Tensor, state: Tensor, doc_starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

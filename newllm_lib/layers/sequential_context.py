@@ -8,13 +8,20 @@ It is kept for comparison, in plain torch on every device; `layers.context_block
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
 class SequentialContext(nn.Module):
-    """e (batch, time, embedding) -> h (batch, time, hidden), carrying c (batch, context_dim) through time."""
+    """e (batch, time, embedding) -> h (batch, time, hidden), carrying c (batch, context_dim) through time.
+
+    `watch`, where it is set, is shown c (batch, time, context_dim) of each pass (`evaluation.health`).
+    """
+
+    watch: Callable[[torch.Tensor], None] | None = None
 
     def __init__(self, embedding_size: int, context_dim: int, hidden_size: int, num_layers: int):
         super().__init__()
@@ -50,13 +57,17 @@ class SequentialContext(nn.Module):
         context = state.to(torch.promote_types(x.dtype, torch.float32))
         if mask is not None and doc_starts is not None:
             doc_starts = doc_starts & mask
-        outputs = []
+        outputs, contexts = [], []
         for t, token in enumerate(x.unbind(1)):
             if doc_starts is not None:
                 context = context.masked_fill(doc_starts[:, t, None], 0.0)
             h, new = self._step(token, context)
             context = new if mask is None else torch.where(mask[:, t, None], new, context)
             outputs.append(h)
+            if self.watch is not None:
+                contexts.append(context)
+        if self.watch is not None:
+            self.watch(torch.stack(contexts, 1))
         return torch.stack(outputs, 1), context
 
     def _step(self, token: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from newllm_lib.evaluation.health import context_health, vector_health
+from newllm_lib.evaluation import evaluate
+from newllm_lib.evaluation.health import vector_health
 
 
 def test_figures_of_known_vectors():
@@ -50,17 +51,17 @@ def test_too_few_samples_are_no_measurement():
 def test_models_are_measured_on_the_context_alone(recurrence, bpe, make_model, tools):
     split = tools.pack(bpe, tools.sentences(20))
     model = make_model(bpe, recurrence=recurrence)
-    alive = context_health(model, split, bpe, places=10, tokens=20)
+    alive = evaluate(model, split, bpe)
     assert alive["context_dim"] == model.config.context_dim
     assert alive["context_warning"] is None and alive["context_effective_rank"] > 3
     with torch.no_grad():  # a gate that always forgets everything and an input that never writes
         for name, parameter in model.named_parameters():
             if "project" in name or "gates" in name:
                 parameter.zero_()
-    dead = context_health(model, split, bpe, places=10, tokens=20)
+    dead = evaluate(model, split, bpe)
     assert "has collapsed" in dead["context_warning"]
 
 
 def test_a_split_shorter_than_the_sample_is_enough(bpe, make_model, tools):
     split = tools.pack(bpe, ["Ada likes tea."])
-    assert context_health(make_model(bpe), split, bpe)["context_variance"] > 0
+    assert evaluate(make_model(bpe), split, bpe)["context_variance"] > 0

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation import metrics
@@ -89,10 +90,33 @@ def test_logits_never_exceed_the_limit(kind, bpe, make_model, tools, monkeypatch
     expected = metrics.evaluate(model, split, bpe, health=False)
     for positions in (3, 100):
         seen = []
+        handles = [
+            model.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.logits)),
+            model.lm_head.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o)),
+        ]
+        monkeypatch.setattr(metrics, "_SCORE_BYTES", {"cpu": 4 * len(bpe) * positions})
+        result = metrics.evaluate(model, split, bpe, health=False)
+        for handle in handles:
+            handle.remove()
+        seen = [tensor for tensor in seen if tensor.shape[-1] == len(bpe)]
+        assert seen and max(tensor.numel() for tensor in seen) <= positions * len(bpe)
+        assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_another_models_logits_never_exceed_the_limit(bpe, tools, monkeypatch):
+    """One whose head may be followed by anything: its logits are asked for, few positions at a time."""
+    config = GPT2Config(
+        vocab_size=len(bpe), n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=bpe.bos_token_id
+    )
+    torch.manual_seed(0)
+    model, split = GPT2LMHeadModel(config).eval(), tools.pack(bpe, tools.sentences(6, seed=7))
+    expected = metrics.evaluate(model, split, bpe)
+    for positions in (3, 100):
+        seen = []
         handle = model.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.logits.numel()))
         monkeypatch.setattr(metrics, "LOGIT_BYTES", 4 * len(bpe) * positions)
         monkeypatch.setattr(metrics, "_SCORE_BYTES", {"cpu": 4 * len(bpe) * 3})
-        result = metrics.evaluate(model, split, bpe, health=False)
+        result = metrics.evaluate(model, split, bpe)
         handle.remove()
         assert max(seen) <= positions * len(bpe)
         assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
