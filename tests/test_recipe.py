@@ -368,6 +368,35 @@ def test_the_timetable_keys_decide_when_to_log_evaluate_and_save():
     assert [i + 1 for i, (_, _, s) in enumerate(days(save_steps=80)) if s] == [80, 100, 160, 200]
 
 
+def test_how_often_is_evaluated_follows_from_recipe_and_data_alone():
+    from newllm_lib.training.progress import Progress
+    from newllm_lib.training.timetable import Timetable
+
+    def evaluations(per_epoch, total, evaluated, **changes):
+        table = Timetable(recipe(evals_per_epoch="auto", **changes), per_epoch, total, evaluated)
+        return table, [step for step in range(1, total + 1) if table.evaluates_at(step)]
+
+    on_cpu = {"sized_for": "cpu", "batch_size": 32, "max_seq_length": 64}  # 2,048 tokens a step
+    # a twentieth as much text as is trained on: 20 x 20,480 tokens are 200 steps
+    assert evaluations(1000, 1000, 20_480, **on_cpu)[1] == [200, 400, 600, 800, 1000]
+    assert evaluations(150, 600, 20_480, **on_cpu)[1] == [300, 600]  # every second epoch
+    # never more often than a machine needs for samples and saves, nor than 20 times in an epoch
+    assert evaluations(100, 400, 300, **on_cpu)[1] == [200, 400]
+    assert len(evaluations(100_000, 100_000, 300, **on_cpu)[1]) == 20
+    on_gpu = {"sized_for": "h100", "batch_size": 64, "max_seq_length": 512}  # 32,768 tokens a step
+    table, steps = evaluations(25, 999, 40_000, **on_gpu, patience=10)  # a text of one megabyte
+    assert steps == [150, 300, 450, 600, 750, 900, 999]
+    progress = Progress()
+    for step, score in ((150, 2.0), (300, 1.9), (450, 1.95)):
+        progress.judge(score, step)
+    assert table.hopeless(progress, 525) is None  # nine epochs after the best, in epochs
+    assert table.hopeless(progress, 550) == "10 epochs"
+    often, _ = evaluations(1000, 1000, 20_480, **on_cpu, patience=2)
+    progress.judge(1.96, 600)
+    assert often.hopeless(progress, 600) == "2 evaluations"
+    assert evaluations(10, 30, None)[1] == [10, 20, 30]
+
+
 ELSEWHERE = {
     "task",
     "base",
@@ -402,6 +431,7 @@ ELSEWHERE = {
     "max_steps",
     "patience",
     "evals_per_epoch",
+    "eval_tokens",
     "keep_checkpoints",
     "logging_steps",
     "save_minutes",  # tests/training

@@ -27,8 +27,20 @@ def record(folder: Path, **changes) -> Path:
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_a_record_of_the_first_version_is_read_key_by_key(path):
     written, found = yaml.safe_load(path.read_text()), Recipe.from_yaml(path)
+    written |= {"eval_tokens": None}  # it came later
     assert {f.name: getattr(found, f.name) for f in fields(found)}.items() <= written.items()
-    assert load_recipe(written["recipe"], {"model": found.model}, found.sized_for).differences(found) == []
+    today = load_recipe(written["recipe"], {"model": found.model}, found.sized_for)
+    today.keep(found)
+    assert today.differences(found) == []
+
+
+def test_a_run_goes_on_measuring_as_it_did_but_for_what_is_typed(tmp_path):
+    ran = load_recipe("demo", {"evals_per_epoch": "3", "eval_tokens": "4096"}, "cpu")
+    for typed, expected in (({}, (3, 4096)), ({"eval_tokens": "8192"}, (3, 8192))):
+        today = load_recipe("demo", typed, "cpu")
+        today.keep(ran)
+        assert (today.evals_per_epoch, today.eval_tokens) == expected
+        assert bool(today.differences(ran)) == bool(typed)
 
 
 def test_a_record_names_the_version_that_wrote_it(tmp_path):

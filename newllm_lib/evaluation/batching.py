@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
 
 import numpy as np
 
@@ -50,6 +52,40 @@ def document_pieces(split) -> tuple[np.ndarray, np.ndarray]:
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([np.zeros(1, np.int64), starts])
     return starts, np.diff(np.append(starts, last))
+
+
+def subset(split, tokens: int):
+    """Some documents of a split, the same ones for the same text, that predict `tokens` tokens in all.
+
+    They are chosen by hash; the last one is cut. Bytes and words are not counted again: a token that counts
+    is taken to stand for as many as it does in the whole text.
+
+    Returns:
+        the `PackedSplit`; `split` itself where it has no more than that.
+    """
+    starts, lengths = document_pieces(split)
+    if lengths.sum() <= tokens:
+        return split
+    keys = [blake2b(split.ids[s : s + n].tobytes()).digest() for s, n in zip(starts, lengths, strict=True)]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    count = int(np.searchsorted(np.cumsum(lengths[order]), tokens)) + 1
+    starts, lengths = starts[order[:count]], lengths[order[:count]].copy()
+    lengths[-1] -= lengths.sum() - tokens
+    taken = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+    taken = np.append(taken, starts[-1] + lengths[-1])  # what the last one predicts
+    mask = None if split.loss_mask is None else split.loss_mask[taken]
+    share = tokens / (split.tokens - 1)
+    if mask is not None:
+        share = float(mask[1:].sum()) / max(1, int((split.loss_mask[1:] != 0).sum()))
+    counts = {name: round(share * getattr(split, name)) for name in ("bytes", "lost_bytes", "words")}
+    return replace(
+        split,
+        ids=split.ids[taken],
+        document_starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+        loss_mask=mask,
+        documents=count,
+        **counts,
+    )
 
 
 def cut_to_windows(starts: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

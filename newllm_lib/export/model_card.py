@@ -96,8 +96,7 @@ def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, comma
 
 def best_row(run: Run) -> dict | None:
     """The row of metrics of the best evaluation on the validation split; None before the first."""
-    rows = [row for row in run.metrics() if "eval_bits_per_byte" in row]
-    return min(rows, key=lambda row: row["eval_bits_per_byte"], default=None)
+    return run.best_evaluation()
 
 
 def training_command(recipe: Recipe, changed: dict | None = None) -> str:

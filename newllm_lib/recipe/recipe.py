@@ -19,7 +19,9 @@ _LEARNS_TEXT = ("train", "sft")
 _FROM_BASE = ("sft", "dpo")
 # A TinyGPT2 is matched to the parameters that the other's sizes give.
 _SIZES_NEW_LLM, _SIZES_PHASE7 = ("new_llm", "tiny_gpt2"), ("phase7", "tiny_gpt2")
-_ABOUT = dict(choices=(), identity=True, minimum=None, maximum=None, flag=None, tasks=(), models=())
+_ABOUT = dict(
+    choices=(), identity=True, kept=False, minimum=None, maximum=None, flag=None, tasks=(), models=()
+)
 
 
 def key(default: object, help: str, section: str, **about: object) -> Any:
@@ -28,6 +30,7 @@ def key(default: object, help: str, section: str, **about: object) -> Any:
     Args:
         about: `choices`, `minimum`, `maximum` of its values; and
             identity: two runs that differ in it are different runs (resume refuses to mix them).
+            kept: where it is not typed, a run goes on with its own, whatever the recipe's file says by now.
             flag: another name of its flag, where the key's own would be clumsy or is no Python name
             (`--from`). tasks, models: where it does anything (empty: everywhere); typed elsewhere it is
             refused.
@@ -285,7 +288,21 @@ class Recipe:
         models=("new_llm", "phase7"),
         tasks=_TRAIN,
     )
-    evals_per_epoch: int = _training(1, "evaluations on the validation split in each epoch", minimum=1)
+    evals_per_epoch: int | str = _training(
+        "auto",
+        "evaluations on the validation split in each epoch, or auto: so many, or one in so many epochs, that "
+        "a twentieth as much text is evaluated as is trained on",
+        kept=True,
+        minimum=1,
+    )
+    eval_tokens: int | None = _training(
+        None,
+        "evaluate this much of the validation split, always the same documents (none: all); the figures at "
+        "the end are of all",
+        kept=True,
+        minimum=256,
+        tasks=_TRAIN,
+    )
     dtype: str = _training("auto", "dtype of matrix products", choices=("auto", "fp32", "fp16", "bf16"))
     gradient_checkpointing: str = _training(
         "off",
@@ -394,6 +411,13 @@ class Recipe:
             and self.depends_on(f.name)
             and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+    def keep(self, recorded: Recipe) -> None:
+        """Take what is `kept` from a run's record, but for what was typed."""
+        typed = self.origin[1] if self.origin else ()
+        for f in fields(self):
+            if f.metadata["kept"] and f.name not in typed:
+                setattr(self, f.name, getattr(recorded, f.name))
 
     def depends_on(self, name: str) -> bool:
         """Whether the key does anything in this run."""

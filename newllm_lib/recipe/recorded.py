@@ -11,7 +11,7 @@ _FIRST = "0.1.0"  # it wrote every key, and no version
 _WRITTEN_BY_FIRST = {"recipe", "run_name", "resume", "output_dir"}
 # Where a default changes, or a key comes whose default is not what was before it: the version that brings
 # this, and the values before it, the oldest version first.
-_DEFAULTS_BEFORE: dict[str, dict] = {}
+_DEFAULTS_BEFORE: dict[str, dict] = {"0.2.1": {"evals_per_epoch": 1, "eval_tokens": None}}
 
 
 def is_record(values: dict) -> bool:

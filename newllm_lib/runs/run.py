@@ -86,6 +86,12 @@ def read_rows(path: Path) -> Iterator[dict]:
                 if isinstance(row.get("step"), int):
                     yield row
 
+    def best_evaluation(self) -> dict | None:
+        """The row of the best evaluation: the one on all of the text, where others were on some of it."""
+        rows = [row for row in self.metrics() if "eval_bits_per_byte" in row]
+        final = [row for row in rows if row.get("final")]
+        return min(final[-1:] or rows, key=lambda row: row["eval_bits_per_byte"], default=None)
+
 
 def checkpoint_step(path: Path) -> int:
     """The optimizer step of a `checkpoint-N` folder."""

@@ -129,16 +129,16 @@ class TrainingLog:
             "time": round(time.time(), 3),
         }
 
-    def evaluated(self, step: int, metrics: dict, best: bool) -> dict:
-        """Write an evaluation's row; returns it."""
+    def evaluated(self, step: int, metrics: dict, best: bool, final: bool = False) -> None:
+        """Write an evaluation's row; `final`: of the best model, on all of the validation text."""
         row = {"step": step, "epoch": round(self.context.epoch_at(step), 6)}
         found = {
             f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None
         }
-        self._append({**row, **found, "best": best, "time": round(time.time(), 3)})
+        told = {"best": best} | ({"final": True} if final else {})
+        self._append({**row, **found, **told, "time": round(time.time(), 3)})
         self._report({k: v for k, v in found.items() if isinstance(v, float)}, step)
         self.mirror.look()
-        return row | found
 
     def keep_interval(self, step: int) -> None:
         """Put the loss since the last row into `progress`, for a checkpoint of this step. All call it.
@@ -290,6 +290,13 @@ class Heartbeat:
             every_seconds,
             time.monotonic(),
         )
+        self.drawn: float | None = None
+
+    def may_draw(self) -> bool:
+        """Whether the last picture is three beats old: for who draws it then."""
+        due = self.drawn is None or time.monotonic() - self.drawn > 3 * self.every_seconds
+        self.drawn = time.monotonic() if due else self.drawn
+        return due
 
     def beat(self, step: int) -> bool:
         """Whether it was time for one."""

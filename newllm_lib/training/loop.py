@@ -8,13 +8,17 @@ agree first: `distributed.flag_sync`). What is written is in `log` and `checkpoi
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import set_seed
 
 from newllm_lib import console, training
 from newllm_lib.errors import Interrupted
-from newllm_lib.evaluation.metrics import Share, evaluate
+from newllm_lib.evaluation.batching import subset
+from newllm_lib.evaluation.metrics import Share, measure
 from newllm_lib.models import parameters
 from newllm_lib.runs import checkpoint_step, write_status
 from newllm_lib.training import distributed
@@ -57,7 +61,10 @@ class TrainingLoop:
         self.curvature = CurvatureSchedule(recipe) if has_curvature_schedule(recipe) else None
         self.log = TrainingLog(context, self.accelerator.log if recipe.report_to != "none" else None)
         self.heartbeat = Heartbeat(context.run, context.total_steps)
-        self.timetable = Timetable(recipe, context.steps_per_epoch, context.total_steps)
+        self.validation = subset(context.data.validation, recipe.eval_tokens or sys.maxsize)
+        self.timetable = Timetable(
+            recipe, context.steps_per_epoch, context.total_steps, self.validation.tokens - 1
+        )
         self.signals = Signals()
         flags = distributed.flag_sync.FlagSync if process_group.is_distributed() else Flags
         self.flags = flags(self.signals, self.timetable, SaveRequests(context.run))
@@ -96,6 +103,8 @@ class TrainingLoop:
                     self.train_epoch()
                 self.flags.end()
                 self.log.flush()
+                if not self.flags.stopped:
+                    self.evaluate_whole()
         finally:
             if process_group.is_main_process():
                 write_training_log(context.run)
@@ -160,34 +169,51 @@ class TrainingLoop:
         """Measure on the validation text, in training's dtype, and keep the best model in `best/`."""
         context, progress = self.context, self.context.progress
         with self.log.paused(), timing().within("evaluation"):
-            # Not compiled: its shapes are unlike training's.
-            with self.strategy.summon_full_params(), torch.compiler.set_stance("force_eager"):
-                metrics = evaluate(
-                    self.model,
-                    context.data.validation,
-                    context.data.tokenizer,
-                    dtype=context.dtype,
-                    share=Share(
-                        process_group.rank(), process_group.world_size(), process_group.all_reduce_sum
-                    ),
-                )
-                timing().tokens["evaluation"] += metrics["tokens"]
+            with self._evaluating():
+                metrics, context_health = self._measure(self.validation)
                 self.log.check_finite(metrics["loss"], self.step)
                 best = progress.judge(metrics["bits_per_byte"], self.step)
-                row = self.log.evaluated(self.step, metrics, best)
                 if process_group.is_main_process():
                     self.log.lines.validation_line(metrics, best)
                     with timing().within("samples"):
-                        self.samples.take(self.model, self.step, row["epoch"], metrics["bits_per_byte"])
+                        epoch = round(context.epoch_at(self.step), 6)
+                        self.samples.take(self.model, self.step, epoch, metrics["bits_per_byte"])
+            self.log.evaluated(self.step, metrics | context_health(), best)
             with timing().within("saving"):
                 if best:
                     self.checkpoints.save_best()
-                if process_group.is_main_process():
+                if process_group.is_main_process() and self.heartbeat.may_draw():
                     plot_curves(context.run)
-        patience = context.recipe.patience
-        if patience is not None and progress.evaluations_without_improvement >= patience:
+        if passed := self.timetable.hopeless(progress, self.step):
             self.stopping = True
-            console.say(f"  No better validation in {patience} evaluations: stopping early")
+            console.say(f"  No better validation in {passed}: stopping early")
+
+    def evaluate_whole(self) -> None:
+        """The best model's figures on all of the validation text, where only some of it was measured."""
+        context, best_step = self.context, self.context.progress.best_step
+        if self.validation is context.data.validation:
+            return
+        with timing().within("evaluation"):
+            if best_step != self.step:
+                self.strategy.load_weights(context.run.best)
+            with self._evaluating():
+                metrics, context_health = self._measure(context.data.validation)
+            self.log.evaluated(best_step, metrics | context_health(), best=True, final=True)
+            if process_group.is_main_process():
+                console.say(f"Step {best_step}, the best, on all of the validation text:")
+                self.log.lines.validation_line(metrics, best=True)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Whole weights; not compiled, because an evaluation's shapes are unlike training's."""
+        with self.strategy.summon_full_params(), torch.compiler.set_stance("force_eager"):
+            yield
+
+    def _measure(self, split) -> tuple[dict, Callable[[], dict]]:
+        share = Share(process_group.rank(), process_group.world_size(), process_group.all_reduce_sum)
+        found = measure(self.model, split, self.context.data.tokenizer, dtype=self.context.dtype, share=share)
+        timing().tokens["evaluation"] += found[0]["tokens"]
+        return found
 
     def save(self) -> None:
         """A checkpoint of this moment, from which the next step is what it would have been."""

@@ -51,10 +51,10 @@ def report(recipe: Recipe, run: Run, data) -> dict:
         bits_per_byte, beside (a list of name, bits_per_byte, difference_percent), advice (sentences), next (a
         command).
     """
-    evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row]
-    if not evaluations:  # the disk took no row
+    best = run.best_evaluation()
+    if best is None:  # the disk took no row
         return {}
-    best = min(evaluations, key=lambda row: row["eval_bits_per_byte"])
+    evaluations = [row for row in run.metrics() if "eval_bits_per_byte" in row and not row.get("final")]
     ours = best["eval_bits_per_byte"]
     table = _bigram(recipe, data)
     beside = [("the bigram table (which token follows which)", table)]
@@ -141,13 +141,10 @@ def runs_on_the_same_text(
     for other in list_runs():
         if other.path.resolve() == run.path.resolve() or not other.recipe_path.is_file():
             continue
-        rows = [row for row in other.metrics() if "eval_bits_per_byte" in row]
-        if (
-            rows
-            and all(rows[0].get(key) == best.get(key) for key in _SAME_TEXT)
-            and fits(read_yaml(other.recipe_path))
-        ):
-            found.append((other.name, min(row["eval_bits_per_byte"] for row in rows)))
+        row = other.best_evaluation()
+        same = row and all(row.get(key) == best.get(key) for key in _SAME_TEXT)
+        if same and fits(read_yaml(other.recipe_path)):
+            found.append((other.name, row["eval_bits_per_byte"]))
     return sorted(found, key=lambda pair: pair[1])
 
 
@@ -169,7 +166,8 @@ def _advice(
         documents: how many there were to train on.
     """
     scores = [row["eval_bits_per_byte"] for row in evaluations]
-    place, rate = evaluations.index(best), recipe.scaled_learning_rate()
+    place = min(range(len(scores)), key=scores.__getitem__)
+    rate = recipe.scaled_learning_rate()
     last = place == len(scores) - 1
     falling = last and place and (scores[-2] - scores[-1]) / scores[-2] > _STILL_FALLING
     # it stopped because it no longer improved: then more steps are not taken

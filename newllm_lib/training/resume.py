@@ -32,6 +32,7 @@ def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
     recorded = Recipe.from_yaml(run.recipe_path)
     if recorded.sized_for != recipe.sized_for and recipe.origin and "sized_for" not in recipe.origin[1]:
         recipe = load_recipe(*recipe.origin, device_kind=recorded.sized_for)
+    recipe.keep(recorded)
     different = recipe.differences(recorded)
     if different:
         raise UsageError(

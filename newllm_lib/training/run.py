@@ -381,11 +381,7 @@ def _from_last_save(context: RunContext, micro: int) -> RunContext:
 
 
 def _say_finished(run: Run) -> None:
-    best = min(
-        (r for r in run.metrics() if "eval_bits_per_byte" in r),
-        key=lambda r: r["eval_bits_per_byte"],
-        default=None,
-    )
+    best = run.best_evaluation()
     if best:
         score = f"{best['eval_bits_per_byte']:.4f} bits per byte at step {best['step']}"
         console.say(f"Finished. Best validation: {score} ({run.best})")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text, may_wait
+from newllm_lib.training.progress import Progress
 
 
 @dataclass
@@ -22,13 +23,35 @@ class Decision:
     stop: bool = False
 
 
+_MOST = 20  # evaluations in an epoch, with evals_per_epoch auto
+_RARE = 20  # tokens that are trained on, for each that is evaluated
+# and at least so many: about what some seconds of a small model are; samples and saves cost as much as ever
+_LEAST = {"cpu": 1 << 18, "gpu": 1 << 22}
+
+
 class Timetable:
     """Log every `logging_steps`; evaluate `evals_per_epoch` times an epoch, and at the end; save with every
-    evaluation, every `save_steps`, and at least every `save_minutes`."""
+    evaluation, every `save_steps`, and at least every `save_minutes`.
 
-    def __init__(self, recipe: Recipe, steps_per_epoch: int, total_steps: int):
+    Args:
+        evaluated: tokens of an evaluation, which "auto" goes by; None: once an epoch.
+    """
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int, total_steps: int, evaluated: int | None = None):
         self.recipe, self.steps_per_epoch, self.total_steps = recipe, steps_per_epoch, total_steps
+        self.evals_per_epoch, self.epochs_per_eval = recipe.evals_per_epoch, 1
+        if self.evals_per_epoch == "auto":
+            self.evals_per_epoch, self.epochs_per_eval = self._automatic(evaluated)
         self.last_save = time.monotonic()
+
+    def _automatic(self, evaluated: int | None) -> tuple[int, int]:
+        """Evaluations in an epoch, and epochs for each: by the recipe and the data alone, never by speed."""
+        if evaluated is None:
+            return 1, 1
+        recipe, per = self.recipe, self.steps_per_epoch
+        tokens = max(_RARE * evaluated, _LEAST["cpu" if recipe.sized_for == "cpu" else "gpu"])
+        steps = -(-tokens // (recipe.batch_size * recipe.max_seq_length))
+        return max(1, min(_MOST, per // steps)), max(1, -(-steps // per))
 
     def after(self, step: int) -> Decision:
         """What the step's number alone decides; `is_due` goes by the clock, which processes agree on."""
@@ -43,8 +66,20 @@ class Timetable:
         )
 
     def evaluates_at(self, step: int) -> bool:
-        times, per = self.recipe.evals_per_epoch, self.steps_per_epoch
+        times, per = self.evals_per_epoch, self.steps_per_epoch * self.epochs_per_eval
         return step == self.total_steps or step * times // per > (step - 1) * times // per
+
+    def hopeless(self, progress: Progress, step: int) -> str | None:
+        """For how long nothing has become better, in words, where that is as long as `patience` says.
+
+        It counts evaluations; epochs, where there are fewer of the former.
+        """
+        patience = self.recipe.patience
+        if self.epochs_per_eval == 1:
+            passed, unit = progress.evaluations_without_improvement, "evaluations"
+        else:
+            passed, unit = (step - progress.best_step) // self.steps_per_epoch, "epochs"
+        return f"{patience} {unit}" if patience is not None and passed >= patience else None
 
     def is_due(self) -> bool:
         """Whether the last save was long enough ago."""

@@ -88,9 +88,9 @@ def spent(monkeypatch):
     monkeypatch.setattr(
         TrainingLoop, "train_step", lambda self, batches: (_spend(clock, 2.0), step(self, batches))[1]
     )
-    real_evaluate, real_take = loop.evaluate, samples.Samples.take
+    real_measure, real_take = loop.measure, samples.Samples.take
     real_save = checkpointing.Checkpoints.save
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: (_spend(clock, 0.5), real_evaluate(*a, **k))[1])
+    monkeypatch.setattr(loop, "measure", lambda *a, **k: (_spend(clock, 0.5), real_measure(*a, **k))[1])
     monkeypatch.setattr(samples.Samples, "take", lambda *a: (_spend(clock, 0.125), real_take(*a))[1])
     monkeypatch.setattr(checkpointing.Checkpoints, "save", lambda *a: (_spend(clock, 0.25), real_save(*a))[1])
 

@@ -13,7 +13,8 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import loop, losses, resume, train
 from tests.helpers.loading import load_run
-from tests.training.small_runs import recipe, rows, stopped_after
+from tests.training.small_runs import losses as learned
+from tests.training.small_runs import recipe, rows, stopped_after, write_text
 
 
 def evaluations(run):
@@ -301,7 +302,9 @@ def test_a_run_that_patience_ended_stays_ended_and_a_refused_command_changes_not
 
 def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
     monkeypatch.setattr(
-        loop, "evaluate", lambda *a, **k: {"loss": float("nan"), "bits_per_byte": float("nan")}
+        loop,
+        "measure",
+        lambda *a, **k: ({"loss": float("nan"), "bits_per_byte": float("nan"), "tokens": 1}, dict),
     )
     with pytest.raises(NewLLMError, match="loss became nan"):
         train(recipe(folder))
@@ -338,3 +341,32 @@ def test_resuming_an_older_checkpoint_sets_the_newer_ones_aside(folder):
         for text in (rows_before, run.metrics_path.read_text())
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_part_of_the_validation_text_is_measured_and_all_of_it_at_the_end(tmp_path, monkeypatch, capsys):
+    """The part is the same each time; the best by it is measured whole, and that is what is said."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path
+    write_text(folder, documents=400)
+    # its learning rate rises until nothing can be learned
+    choices = {
+        "epochs": 0.5,
+        "evals_per_epoch": 8,
+        "learning_rate": 2.0,
+        "warmup_steps": 60,
+        "sample_tokens": 0,
+    }
+    choices |= {"schedule": "constant", "dropout": 0.0, "max_steps": 37}
+    whole = train(recipe(folder, **choices, output_dir=str(folder / "whole")))
+    part = train(recipe(folder, **choices, eval_tokens=256))
+    assert learned(part) == learned(whole)  # how much is measured changes nothing that is learned
+    *measured, final = evaluations(part)
+    assert {row["eval_tokens"] for row in measured} == {256} and not any("final" in row for row in measured)
+    assert final["final"] and final["eval_tokens"] > 256
+    best = min(measured, key=lambda row: row["eval_bits_per_byte"])
+    assert final["step"] == best["step"] < measured[-1]["step"]  # not the last model, which learned too fast
+    same = [row for row in evaluations(whole) if row["step"] == best["step"]]
+    assert same[0]["eval_loss"] == pytest.approx(final["eval_loss"], rel=1e-6)
+    assert f"Best validation: {final['eval_bits_per_byte']:.4f}" in capsys.readouterr().out
+    assert part.best_evaluation() == final
+    assert json.loads((part.path / "report.json").read_text())["bits_per_byte"] == final["eval_bits_per_byte"]

@@ -211,7 +211,8 @@ def readable(tokenizer, ids: list[int]) -> str:
 
 def validation_curve(run: Run) -> list[tuple[float, float]]:
     """(epoch, bits per byte on the validation split) of each evaluation in the run's metrics.jsonl."""
-    return [(r["epoch"], r["eval_bits_per_byte"]) for r in run.metrics() if "eval_bits_per_byte" in r]
+    rows = (row for row in run.metrics() if "eval_bits_per_byte" in row and not row.get("final"))
+    return [(row["epoch"], row["eval_bits_per_byte"]) for row in rows]
 
 
 def trained_speed(run: Run) -> float | None:

@@ -209,10 +209,10 @@ class EvaluationCallback(TrainerCallback):
             self.trainer.log({name: value for name, value in measured.items() if isinstance(value, float)})
 
     def _stop_if_hopeless(self, figures: dict, control) -> None:
-        patience = self.job.recipe.patience
-        if patience is not None and self.job.progress.evaluations_without_improvement >= patience:
+        passed = self.flow.timetable.hopeless(self.job.progress, self.job.progress.best_step)
+        if passed:
             control.should_training_stop = True
-            console.say(f"  No better held-out loss in {patience} evaluations: stopping early")
+            console.say(f"  No better held-out loss in {passed}: stopping early")
         problem = self.task.problem(figures)
         if problem is not None:
             console.say(f"  Flagged: {problem}")
