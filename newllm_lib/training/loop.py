@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from newllm_lib import console, training
 from newllm_lib.errors import Interrupted
