@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.console import Progress
+from newllm_lib.device import probe
 from newllm_lib.evaluation import batching as plan
 from newllm_lib.generation.stateful import (
     autocast,
@@ -28,6 +29,7 @@ from newllm_lib.generation.stateful import (
     unwrapped,
     window,
 )
+from newllm_lib.ops.common.dispatch import runs_triton
 
 # UTF-8 bytes a word, above which spaces do not part words (English: 6, Finnish 8, Japanese lines 50 and more)
 _LONGEST_WORDS = 24
@@ -147,14 +149,15 @@ class _Passes:
             positions = min(positions, max(8 * _BLOCK, _CHANNELS // _channels(self.model)))
         if self.head is None:
             positions = min(positions, max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size)))
-        longest = int(self.lengths.max()) if not self.has_state else int(self.lengths.sum())
-        least = min(block_length or size or _BLOCK, longest, positions)
+        longest, total = int(self.lengths.max()), int(self.lengths.sum())
+        least = min(block_length or size or _BLOCK, total if self.has_state else longest, positions)
         rows = max(1, min(batch_size or positions, positions // least, len(self.starts)))
         if block_length or not self.has_state:
             return rows, least
-        # of few documents a row has more at a time, where nothing grows with the square of that
-        most = positions if self.model.config.model_type == "new_llm" else 4 * _BLOCK
-        return rows, max(least, min(most, positions // rows, -(-longest // rows)))
+        # No more rows than are as long as the longest document: the last passes would be of that one alone.
+        rows = min(rows, max(1, total // longest))
+        most = positions if _takes_long_blocks(self.model) else 4 * _BLOCK
+        return rows, max(least, min(most, positions // rows, -(-total // rows)))
 
     def run(self, seen) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Pass after pass: the inputs' offsets (rows, time), and the hidden states (or logits) there."""
@@ -190,6 +193,14 @@ def _own_head(model):
 
 
 _OURS = ("new_llm", "phase7", "tiny_gpt2")
+
+
+def _takes_long_blocks(model) -> bool:
+    """Whether nothing in it grows with the square of a block's length here."""
+    if model.config.model_type == "new_llm":
+        return True
+    flash = getattr(model.config, "flash_attention", False) and probe().tensor_core_dot
+    return bool(flash and runs_triton(next(model.parameters())))
 
 
 def _channels(model) -> int:
