@@ -35,7 +35,7 @@ from newllm_lib.ops.common.dispatch import runs_triton
 _LONGEST_WORDS = 24
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once, where a model gives all of them
 # the same where the head reads some hidden states at a time: what fits a CPU's cache, or keeps a GPU busy
-_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 _BLOCK = 128  # tokens of a row in one forward pass, at least
 _TOKENS = {"cpu": 16 * _BLOCK, "cuda": 512 * _BLOCK}  # in one forward pass, at most
 _CHANNELS = 2**24  # and of a GPU's passes: tokens times hidden channels, so that training needs more memory

@@ -8,10 +8,13 @@ imports.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +23,14 @@ from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.compile import needs_no_compiler
 
 NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
-_DEVICES = Path("/dev")
+_DEVICES, _GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
+_PACKAGE = Path(__file__).parents[1]
 
 
 def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None:
-    """Start to compile for that recipe with these keys; None where there is no GPU. Imports nothing."""
-    if not _has_gpu():
+    """Start to compile for that recipe with these keys; None where there is no GPU, or where it was done
+    before: a second process would only take time from the imports. Imports nothing."""
+    if not _has_gpu() or done_before(name, keys).is_file():
         return None
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(
@@ -33,6 +38,24 @@ def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None
         env=environment_of(),
         **quiet,
     )
+
+
+def done_before(name: str, keys: dict[str, str]) -> Path:
+    """The file in Triton's cache that says so: for this recipe, these sources and libraries, and this GPU.
+
+    Where the kernels are gone from the cache all the same, they are compiled as without this process.
+    """
+    home = Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    sources = [f for room in ("ops", "layers") for f in (_PACKAGE / room).rglob("*.py")]
+    sources += (_PACKAGE / "recipes").glob("*.yaml")
+    newest = max(f.stat().st_mtime_ns for f in [*sources, *filter(Path.is_file, [Path(name)])])
+    gpus = [f.read_text(errors="replace") for f in sorted(_GPUS.glob("*/information"))]
+    about = [name, sorted(keys.items()), newest, gpus, os.environ.get("NEWLLM_DEVICE")]
+    about += [
+        metadata.version(package) for package in ("torch", "triton") if importlib.util.find_spec(package)
+    ]
+    number = hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:20]
+    return Path(os.environ.get("TRITON_CACHE_DIR", home)) / f"newllm-{number}"
 
 
 def is_known_ahead(recipe: Recipe) -> bool:
@@ -113,7 +136,11 @@ def _trunk(recipe: Recipe, dtype=None):
 
 def main(name: str, keys: str) -> int:
     """What the other process does; its exit code."""
-    return 0 if compile_for(load_recipe(name, json.loads(keys))) else NOTHING_DONE
+    given = json.loads(keys)
+    if not compile_for(load_recipe(name, given)):
+        return NOTHING_DONE
+    done_before(name, given).touch()
+    return 0
 
 
 if __name__ == "__main__":

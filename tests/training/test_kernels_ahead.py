@@ -50,6 +50,24 @@ def test_begins_where_one_gpu_is_seen(gpus, environment, expected, monkeypatch, 
     assert len(started) == expected
 
 
+def test_what_was_compiled_before_needs_no_process(monkeypatch, tmp_path):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(precompile_process, "_DEVICES", tmp_path)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name in ("CUDA_VISIBLE_DEVICES", "NEWLLM_DEVICE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    started = []
+    monkeypatch.setattr(precompile_process.subprocess, "Popen", lambda words, **_: started.append(words))
+    keys = {"vocab_size": "300"}
+    precompile_process.done_before("demo", keys).touch()
+    precompile_process.start_process("demo", keys)
+    assert not started
+    precompile_process.start_process("demo", {"vocab_size": "400"})  # other kernels
+    monkeypatch.setattr(precompile_process.metadata, "version", lambda package: "another")
+    precompile_process.start_process("demo", keys)
+    assert len(started) == 2
+
+
 def test_suits_what_is_made_of_our_kernels():
     assert precompile_process.is_known_ahead(recipe())
     assert precompile_process.is_known_ahead(recipe(hidden_size=512))
