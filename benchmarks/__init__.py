@@ -15,6 +15,7 @@ BENCHMARKS = {
     "sft": "instruction training of a base: time and memory beside plain TRL",
     "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
     "first_step": "the wait from `newllm train` to its first logged loss",
+    "whole_run": "a whole `newllm train`: wall-clock, where it went, memory",
     "table": "no measurement: the tables of docs/results from results.csv",
 }
 ALIASES = {"scale": "scaling"}
