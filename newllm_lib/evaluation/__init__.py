@@ -10,7 +10,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "baselines": ["bigram", "unigram"],
-        "metrics": ["describe", "evaluate"],
+        "batching": ["subset"],
+        "metrics": ["Share", "describe", "evaluate", "measure"],
         "samples": ["Prompts", "answer", "as_markdown"],
         "speed": ["measure_speed"],
     },

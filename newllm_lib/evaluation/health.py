@@ -38,7 +38,7 @@ class ContextWatch:
         self.layers = [m for m in model.modules() if hasattr(m, "watch")] if self.dim else []
         self.bos, self.every = bos, max(1, tokens // (1024 if self.dim <= _NARROW else 256))
         self.picked: list[list[Tensor]] = [[] for _ in self.layers]
-        self.place: Tensor | None = None  # of the vectors to pick in the next pass
+        self.place = torch.zeros(0, dtype=torch.long)  # of the vectors to pick in the next pass
 
     def __enter__(self) -> ContextWatch:
         for layer, picked in zip(self.layers, self.picked, strict=True):

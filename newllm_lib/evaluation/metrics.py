@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +163,7 @@ class _Passes:
         """Pass after pass: the inputs' offsets (rows, time), and the hidden states (or logits) there."""
         if not len(self.starts):
             return
+        groups: Iterable[list[plan.Row]]
         if self.has_state and resets_at_documents(self.model):
             groups = [plan.balanced_rows(self.starts, self.lengths, self.rows)]
         else:
@@ -241,11 +242,11 @@ class _Counts:
         place, targets = counted_targets(self.split, offsets.ravel())
         self.tokens += len(targets)
         self.unknown += int((targets == self.unk).sum())
-        place = torch.from_numpy(place).to(self.device)
-        targets = torch.from_numpy(targets).to(self.device)
+        places = torch.from_numpy(place).to(self.device)
+        following = torch.from_numpy(targets).to(self.device)
         output = output.reshape(-1, output.shape[-1])
         rows = max(1, _SCORE_BYTES.get(self.device.type, _SCORE_BYTES["cpu"]) // (4 * self.vocabulary))
-        for some, wanted in zip(place.split(rows), targets.split(rows), strict=True):
+        for some, wanted in zip(places.split(rows), following.split(rows), strict=True):
             logits = output[some] if self.head is None else self.head(output[some])
             self.correct += (logits.argmax(1) == wanted).sum()
             losses = F.cross_entropy(logits.float(), wanted, reduction="none")

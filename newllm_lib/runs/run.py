@@ -58,6 +58,12 @@ class Run:
         """Rows of metrics.jsonl, oldest first."""
         return read_rows(self.metrics_path)
 
+    def best_evaluation(self) -> dict | None:
+        """The row of the best evaluation: the one on all of the text, where others were on some of it."""
+        rows = [row for row in self.metrics() if "eval_bits_per_byte" in row]
+        final = [row for row in rows if row.get("final")]
+        return min(final[-1:] or rows, key=lambda row: row["eval_bits_per_byte"], default=None)
+
 
 _NUMBER = (int, float)
 _NUMBERS = (
@@ -85,12 +91,6 @@ def read_rows(path: Path) -> Iterator[dict]:
             if isinstance(row, dict) and all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS):
                 if isinstance(row.get("step"), int):
                     yield row
-
-    def best_evaluation(self) -> dict | None:
-        """The row of the best evaluation: the one on all of the text, where others were on some of it."""
-        rows = [row for row in self.metrics() if "eval_bits_per_byte" in row]
-        final = [row for row in rows if row.get("final")]
-        return min(final[-1:] or rows, key=lambda row: row["eval_bits_per_byte"], default=None)
 
 
 def checkpoint_step(path: Path) -> int:

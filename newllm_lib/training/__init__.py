@@ -10,19 +10,5 @@ from newllm_lib.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=["adapters", "cuda_graphs", "distill", "model_config", "report"],
+    submod_attrs={"tasks": ["train"]},
 )
-
-
-def train(recipe, was_finished: bool | None = None):
-    """Train what the recipe describes, continuing an unfinished run; returns the `Run`."""
-    from newllm_lib.training.run import train as run_training
-
-    if recipe.task == "dpo":
-        from newllm_lib.training.dpo.run import train_preferences
-
-        return run_training(recipe, train_preferences, was_finished)
-    if recipe.task == "sft":
-        from newllm_lib.training.sft.run import train_answers
-
-        return run_training(recipe, train_answers, was_finished)
-    return run_training(recipe, was_finished=was_finished)

@@ -15,10 +15,8 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import set_seed
 
-from newllm_lib import console, training
+from newllm_lib import console, evaluation, training
 from newllm_lib.errors import Interrupted
-from newllm_lib.evaluation.batching import subset
-from newllm_lib.evaluation.metrics import Share, measure
 from newllm_lib.models import parameters
 from newllm_lib.runs import checkpoint_step, write_status
 from newllm_lib.training import distributed
@@ -61,7 +59,7 @@ class TrainingLoop:
         self.curvature = CurvatureSchedule(recipe) if has_curvature_schedule(recipe) else None
         self.log = TrainingLog(context, self.accelerator.log if recipe.report_to != "none" else None)
         self.heartbeat = Heartbeat(context.run, context.total_steps)
-        self.validation = subset(context.data.validation, recipe.eval_tokens or sys.maxsize)
+        self.validation = evaluation.subset(context.data.validation, recipe.eval_tokens or sys.maxsize)
         self.timetable = Timetable(
             recipe, context.steps_per_epoch, context.total_steps, self.validation.tokens - 1
         )
@@ -210,8 +208,13 @@ class TrainingLoop:
             yield
 
     def _measure(self, split) -> tuple[dict, Callable[[], dict]]:
-        share = Share(process_group.rank(), process_group.world_size(), process_group.all_reduce_sum)
-        found = measure(self.model, split, self.context.data.tokenizer, dtype=self.context.dtype, share=share)
+        context = self.context
+        share = evaluation.Share(
+            process_group.rank(), process_group.world_size(), process_group.all_reduce_sum
+        )
+        found = evaluation.measure(
+            self.model, split, context.data.tokenizer, dtype=context.dtype, share=share
+        )
         timing().tokens["evaluation"] += found[0]["tokens"]
         return found
 

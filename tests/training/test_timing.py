@@ -6,7 +6,8 @@ import pytest
 
 from newllm_lib import runs
 from newllm_lib.cli import main
-from newllm_lib.training import checkpointing, loop, samples, train
+from newllm_lib.evaluation import metrics
+from newllm_lib.training import checkpointing, samples, train
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.timetable import Timing
 from tests.training.small_runs import recipe, stopped_after
@@ -88,9 +89,9 @@ def spent(monkeypatch):
     monkeypatch.setattr(
         TrainingLoop, "train_step", lambda self, batches: (_spend(clock, 2.0), step(self, batches))[1]
     )
-    real_measure, real_take = loop.measure, samples.Samples.take
+    real_measure, real_take = metrics.measure, samples.Samples.take
     real_save = checkpointing.Checkpoints.save
-    monkeypatch.setattr(loop, "measure", lambda *a, **k: (_spend(clock, 0.5), real_measure(*a, **k))[1])
+    monkeypatch.setattr(metrics, "measure", lambda *a, **k: (_spend(clock, 0.5), real_measure(*a, **k))[1])
     monkeypatch.setattr(samples.Samples, "take", lambda *a: (_spend(clock, 0.125), real_take(*a))[1])
     monkeypatch.setattr(checkpointing.Checkpoints, "save", lambda *a: (_spend(clock, 0.25), real_save(*a))[1])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.evaluation import metrics
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, read_status
 from newllm_lib.training import loop, losses, resume, train
@@ -303,7 +304,7 @@ def test_a_run_that_patience_ended_stays_ended_and_a_refused_command_changes_not
 
 def test_a_validation_that_is_no_number_is_never_the_best(folder, monkeypatch):
     monkeypatch.setattr(
-        loop,
+        metrics,
         "measure",
         lambda *a, **k: ({"loss": float("nan"), "bits_per_byte": float("nan"), "tokens": 1}, dict),
     )
