@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from newllm_lib import console, evaluation, training
 from newllm_lib.errors import Interrupted
 from newllm_lib.models import parameters
-from newllm_lib.runs import checkpoint_step, write_status
+from newllm_lib.runs import checkpoint_step, is_complete, write_status
 from newllm_lib.training import distributed
 from newllm_lib.training.batches import Batches, count_labels
 from newllm_lib.training.build_model import build
@@ -189,7 +189,7 @@ class TrainingLoop:
     def evaluate_whole(self) -> None:
         """The best model's figures on all of the validation text, where only some of it was measured."""
         context, best_step = self.context, self.context.progress.best_step
-        if self.validation is context.data.validation:
+        if self.validation is context.data.validation or not is_complete(context.run.best):
             return
         with timing().within("evaluation"):
             if best_step != self.step:
