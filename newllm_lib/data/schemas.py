@@ -150,6 +150,8 @@ def parse_rows(
             file.roles.update({role: count * speakers.count(role) for role in speakers})
         for columns, count in kinds.items():
             name, read = describe(columns) if describe else _described(parse, columns)
+            if not name:
+                break  # a reader of its own knows its set, and leaves out what is none of the text
             file.formats[name] += count
             file.read.update(dict.fromkeys(read, count))
             file.unread.update({column: count for column in columns if column not in read})
@@ -176,8 +178,8 @@ def schema_of(columns: tuple[str, ...]) -> Schema | None:
 def _described(parse: Callable, columns: tuple[str, ...]) -> tuple[str, list[str]]:
     owner = getattr(parse, "__self__", None)
     schema = owner if isinstance(owner, Schema) else schema_of(columns) if parse is parse_row else None
-    if schema is None:  # a reader of its own, which says itself what it reads
-        return getattr(parse, "__name__", "rows"), list(columns)
+    if schema is None:
+        return "", []
     known = schema.needs + schema.takes
     return str(schema), [column for column in columns if column in known]
 

@@ -380,3 +380,10 @@ def test_the_command_refuses_in_one_line(tmp_path, cache, monkeypatch, capsys):
     write_jsonl(tmp_path / "train.jsonl", [{"messages": [said("narrator", "Once.")]}] * ROWS)
     assert train(tmp_path) == 1
     assert "narrator" in capsys.readouterr().err
+
+
+def test_a_reader_of_its_own_set_names_no_columns(tmp_path, recipe, cache):
+    from newllm_lib.data import prepare
+
+    (part,) = prepare(recipe(max_samples=60), cache).report.files.values()
+    assert not part.read and not part.unread and part.roles["user"]
