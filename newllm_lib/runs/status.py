@@ -52,9 +52,12 @@ def write_status(run: Run, **changes) -> None:
     changes = _unwritten.pop(run.status_path, {}) | changes
     status = {**_read(run), "pid": os.getpid(), "updated": now} | changes
     _unwritten[run.status_path] = changes
-    with may_wait(run.status_path):
-        atomic_write_text(run.status_path, json.dumps(status, indent=1), durable="state" in changes)
-        del _unwritten[run.status_path]
+    for seconds in (0.2, 1.0, 4.0, 0.0) if "state" in changes else (0.0,):  # a state is worth waiting for
+        with may_wait(run.status_path):
+            atomic_write_text(run.status_path, json.dumps(status, indent=1), durable="state" in changes)
+            del _unwritten[run.status_path]
+            return
+        time.sleep(seconds)
 
 
 def read_status(run: Run) -> dict:
