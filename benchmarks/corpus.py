@@ -25,6 +25,7 @@ def open_corpus(name: str, folder: Path, text: Path | None = None) -> dict[str, 
 
     Args:
         text: for wikitext2, the folder that holds files named `*wikitext*` with its text.
+
     Raises:
         UsageError: a name that is none, or no text.
         NewLLMError: ChitChat's package is not installed.

@@ -49,7 +49,7 @@ _ALL = {  # of the recipe, for everyone
 _RATES = {"4M": 1.0, "10M": 0.7, "25M": 0.5}  # AdamW's rate falls with the width; Muon's does not
 _DECAY = {"dropout": 0.0, "weight_decay": 0.2}
 _LIGHT, _DROPOUT = {"dropout": 0.05}, {"dropout": 0.1}
-# The more parameters for the same text, the more of it; docs/LOG.md has what else was tried.
+# The more parameters for the same text, the more of it; docs/log/2026-11.md has what else was tried.
 _REGULARISATIONS = {
     "4M": (_DECAY, _LIGHT, _DROPOUT),
     "10M": (_DECAY, _DECAY | _LIGHT, _DECAY | _DROPOUT),
@@ -242,6 +242,7 @@ def train_missing(
         words: flags for the processes that train.
         at_once: trainings side by side: one alone would leave most of a GPU idle.
         what: `smoke` and `settled` of `missing`.
+
     Raises:
         NewLLMError: some failed; the others are in the journal.
     """
@@ -369,7 +370,7 @@ def report(
         best = tried[0] if settled else chosen(journal, corpus, model, size, smoke)
         keys = {trial.key() for trial in _seeds(best)}
         results = [result for trial, result in read(journal) if trial.key() in keys]
-        choice = "settings as docs/LOG.md found" if settled else f"best of {len(tried)} settings"
+        choice = "settings as docs/log/2026-11.md found" if settled else f"best of {len(tried)} settings"
         note = (
             f"{results[0]['parameters']:,} parameters; {len(results)} seeds; {choice}: {_in_words(best.keys)}"
         )

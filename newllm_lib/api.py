@@ -84,8 +84,10 @@ class Model:
             prompts: the beginning of a document, or a list of them.
             settings: of `newllm_lib.generation.Settings`: temperature, top_k, top_p, repetition_penalty,
                 max_new_tokens, seed.
+
         Returns:
             the continuation without its prompt; a list of them for a list.
+
         Raises:
             UsageError: a setting out of its range.
         """
@@ -167,8 +169,10 @@ def train(recipe: str = "demo", **keys: Any) -> Run:
         recipe: a recipe's name ("demo", "text", "dolly", …) or a YAML file.
         keys: the recipe's keys that are to be other than it says: `epochs=2`, `data_dir="my_texts"`,
             `num_layers=4`, `base="Qwen/Qwen2.5-0.5B"`.
+
     Returns:
         the run. Ctrl-C, and a notebook's stop button, save before they end the call.
+
     Raises:
         UsageError: no such recipe or key, or a value that it does not take.
         Interrupted: it was stopped, after saving.
@@ -190,6 +194,7 @@ def sft(base: str | Path | runs.Run, data: str | Path = "dolly", **keys: Any) ->
         data: a recipe with dialogues ("dolly", "dailydialog", …), a data set of the hub, or a folder or file
             of your own.
         keys: the recipe's keys, as for `train`: `lora_rank=16` (0: all weights), `load_in="4bit"`.
+
     Returns:
         the run. Raises: as `train`.
     """
@@ -209,6 +214,7 @@ def load(model: str | Path | runs.Run, which: str = "best", *, device: str | Non
             id.
         which: of a run "best", "last" or "checkpoint-N".
         device: "cpu" or "cuda" (default: the GPU where there is one).
+
     Raises:
         UsageError: there is none. NewLLMError: it is damaged.
     """
@@ -228,6 +234,7 @@ def evaluate(model: str | Path | runs.Run, split: str = "test", **options: Any) 
         split: "test", "validation" or "train" of the data.
         options: `data=` (a recipe's name or a hub id), `data_dir=`, `loss_on=`: on other text than it was
             trained on; `baselines=True`: count unigram and bigram tables of the same text too.
+
     Returns:
         bits_per_byte, perplexity, accuracy, tokens and more: see `newllm_lib.evaluation.metrics.evaluate`.
     """

@@ -52,6 +52,7 @@ def without_removed(
         options: those that may be among them.
         where: what holds the values, for the error.
         error: its class.
+
     Raises:
         NewLLMError: an option that is gone did something.
     """

@@ -23,11 +23,7 @@ JAPANESE = ROOT / "README.ja.md"
 PAGES = [
     ROOT / "README.md",
     *([JAPANESE] if JAPANESE.exists() else []),
-    *(
-        page
-        for page in sorted((ROOT / "docs").rglob("*.md"))
-        if "LOG" not in page.name and page.parent.name != "log"
-    ),
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "log"),
 ]
 TINY = {
     "hidden_size": 16,

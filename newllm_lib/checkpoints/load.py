@@ -159,6 +159,7 @@ def load_model(
         merge: add adapters to the weights of their base (an ordinary model), or keep them apart (a
             `PeftModel`).
         load_in: hold the weights in "full", "8bit" or "4bit" (bitsandbytes; not of adapters).
+
     Raises:
         UsageError: there is no such model here, nor on the hub.
         NewLLMError: it is not whole, is no causal language model, is gated, needs a program of its own, has

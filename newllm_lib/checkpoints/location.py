@@ -56,6 +56,7 @@ def locate(model: str | Path | Run, which: str = "best") -> ModelLocation:
     Args:
         model: a run (its name or folder), a folder that holds a model or adapters, or a hub id.
         which: of a run "best", "last" or "checkpoint-N".
+
     Raises:
         UsageError: there is no such run, checkpoint or folder, and it cannot be a hub id either.
     """

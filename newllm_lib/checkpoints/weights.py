@@ -17,6 +17,7 @@ def check_weights(folder: Path, model) -> None:
 
     Args:
         model: a built model; one on the meta device is enough.
+
     Raises:
         NewLLMError: names the tensor, what it is and what it should be.
     """

@@ -36,6 +36,7 @@ def train(settings: Settings, every: float = 2.0, **more) -> Run:
     Args:
         every: seconds between two looks.
         more: recipe keys on top of the form (`model="tiny_gpt2"`).
+
     Raises:
         NewLLMError: training failed; says why. Interrupted: it was stopped, after saving.
     """

@@ -27,6 +27,7 @@ def chat(run, first: str | None = None, settings=None, system: str | None = None
         run: as for `checkpoints.load_model`.
         settings: `evaluation.Settings`.
         system: instructions that the model reads before the first turn.
+
     Raises:
         UsageError, NewLLMError: the model cannot be loaded.
     """

@@ -20,6 +20,7 @@ def download(run: Run, extra: Sequence[str | Path] = ()) -> Path:
 
     Args:
         extra: further files to put in, such as a comparison's.
+
     Raises:
         NewLLMError: the run has no whole model yet, or the disk is full.
         UsageError: a file of another stands there.

@@ -44,6 +44,7 @@ def ready(clone: Path | None = None) -> None:
     Args:
         clone: the clone that the install cell found or made (default: the one around the current folder, if
             any).
+
     Raises:
         NewLLMError: a package is missing in the Python that runs this notebook.
     """

@@ -38,6 +38,7 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
         extra: the form's fields that are no recipe keys.
         titles: what the form calls each field.
         choices: the data that the form offers.
+
     Raises:
         UsageError: in the form's words.
     """

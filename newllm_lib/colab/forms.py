@@ -215,6 +215,7 @@ class Settings:
 
         Args:
             device_kind: whose preset to use (default: this machine's).
+
         Raises:
             UsageError: unknown key or a value of the wrong type or range.
         """

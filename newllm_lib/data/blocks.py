@@ -33,6 +33,7 @@ class Blocks(Dataset):
         length: tokens in a block.
         device: keep the whole split on this device (a GPU, for small splits); default: in the memory map.
         may_be_short: a split shorter than a block is no error, as a window of a stream is none.
+
     Raises:
         NewLLMError: the split is shorter than one block.
     """

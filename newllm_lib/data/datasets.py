@@ -110,6 +110,7 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
 
     Args:
         commit: of the hub, to use instead of the newest: what a run was started with.
+
     Raises:
         UsageError: an unknown name, a folder that is not there, or files that are missing or ambiguous.
         NewLLMError: the hub cannot be reached, or a package is not installed.

@@ -54,6 +54,7 @@ def mix(weights: dict[str, float], documents: int, folder: Path) -> dict[str, di
     Args:
         weights: each source's share of the documents. Of a source its first records are taken, each at most
             once; where there are fewer than its share all are, and it is said.
+
     Raises:
         UsageError: an unknown source, or the folder holds what is no mixture of ours.
         NewLLMError: it cannot be read.

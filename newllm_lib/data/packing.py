@@ -127,6 +127,7 @@ def pack(
     Args:
         held_out: of validation and test only the first so many documents.
         answers_only: only what assistants say counts as a target; the counts are then of their text alone.
+
     Raises:
         NewLLMError: the data cannot be read, a split has no text, or the disk is full. Nothing unfinished is
         ever used.

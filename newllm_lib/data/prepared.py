@@ -68,6 +68,7 @@ def prepare(
         tokenizer: another run's, to use instead of the recipe's.
         saved: `PreparedData.state` of a checkpoint to go on from.
         leads: False where another process on this machine prepares the same data for the same training.
+
     Raises:
         NewLLMError: one line that says what is wrong with the data and how to mend it.
     """

@@ -130,6 +130,7 @@ def look(recipe: Recipe, count: int = 3, cache_dir: str | Path | None = None) ->
         recipe: as for `prepare`.
         count: so many records are shown.
         cache_dir: where prepared data is kept; default: $NEWLLM_CACHE, else ~/.cache/newllm.
+
     Raises:
         NewLLMError: as `prepare`.
     """

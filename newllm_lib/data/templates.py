@@ -187,6 +187,7 @@ def encode_conversation(
         tokenizer: one for which `has_turns` is true.
         messages: roles and contents in order.
         add_generation_prompt: end where the assistant begins to speak.
+
     Raises:
         NewLLMError: the tokenizer's template cannot write it.
     """

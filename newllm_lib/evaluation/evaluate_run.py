@@ -49,6 +49,7 @@ class EvaluationData:
         Args:
             own: the record of the model's training, if it has one.
             name: the model's, for the error.
+
         Raises:
             UsageError: there is no record, and no data was named.
         """
@@ -92,9 +93,11 @@ def evaluate_run(
             same data (of the run's own data where `data.data_dir` has none).
         device: "cpu" or "cuda" (default: what `probe()` finds).
         how: `batch_size`, `block_length` and `dtype` of `metrics.evaluate`.
+
     Returns:
         the figures of `metrics.evaluate`, with run, split and protocol; of a preference run on its own pairs
         those of `evaluate_pairs`.
+
     Raises:
         UsageError: no such model.
         NewLLMError: it is damaged, or its data cannot be read.

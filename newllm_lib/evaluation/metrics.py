@@ -78,10 +78,12 @@ def evaluate(
         share: what this process predicts of it (default: all).
         health: for a model with a state, also report how alive its context vectors are (`context_*`, see
             health.py).
+
     Returns:
         loss (nats a token), bits_per_byte, perplexity, word_perplexity (but where spaces part no words, as
         in Japanese), accuracy, vocab_size, unk_share,
         tokens (counted), bytes, lost_bytes, words, documents, lower_cased, and the `context_*` keys.
+
     Raises:
         NewLLMError: the split has no token to predict.
     """

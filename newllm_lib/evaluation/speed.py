@@ -34,6 +34,7 @@ def measure_speed(
         length: tokens in a sequence (lowered to the window of a model that has one).
         decode_tokens: tokens generated one by one, batch 1, for the decoding speed.
         training: also time forward and backward together (no optimizer step).
+
     Returns:
         batch_size, length, ms_per_batch and tokens_per_second (forward pass), training_ms_per_batch and
         training_tokens_per_second (None without `training`), decode_tokens_per_second, decode_memory_bytes

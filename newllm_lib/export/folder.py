@@ -33,6 +33,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         output_dir: default: `export/` in the run's folder; of a model without a run, `<its name>_export` in
             the current one.
         which: of a run "best", "last" or "checkpoint-N".
+
     Raises:
         UsageError: no such model, or the folder is in the way.
         NewLLMError: the model is damaged, or the disk is full.
@@ -122,6 +123,7 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
 
     Args:
         token: default: HF_TOKEN, or what `hf auth login` stored.
+
     Raises:
         UsageError: no token, or a name that is none.
         NewLLMError: the hub refused, or cannot be reached.

@@ -49,6 +49,7 @@ class ChatSession:
             model continues plain text. None: in turns if it has a template, or, of a model of ours, if it
             expects a speaker after <|endoftext|>.
         system: instructions before the first turn (dialogue only).
+
     Raises:
         UsageError: turns or a system message are asked of a model that can only continue text.
         NewLLMError: the template cannot write a conversation, or none with a system message.

@@ -54,6 +54,7 @@ class Steps:
 
         Args:
             seen: for each row the ids that a repetition penalty looks at so far.
+
         Returns:
             the first token of each row.
         """

@@ -27,8 +27,10 @@ def complete(
     Args:
         prompts: one text, or a list of texts or of lists of token ids.
         changes: settings by name, e.g. `temperature=0, max_new_tokens=50`.
+
     Returns:
         the continuation, or one for each prompt.
+
     Raises:
         UsageError: a setting out of its range.
     """

@@ -71,6 +71,7 @@ class ContextVector(nn.Module):
             state: (batch, state_size) float32.
             doc_starts: (batch, time) bool: a document starts there.
             mask: (batch, time) bool, False at padding.
+
         Returns:
             x + residual; what this layer adds to it, of the same shape; the new state.
         """
@@ -101,6 +102,7 @@ class ContextVector(nn.Module):
             doc_starts: as in `forward`.
             mask: as in `forward`.
             output_final_state: also return the new state (else None).
+
         Returns:
             u (batch, time, hidden_size), y (batch, time, context_dim), and the new state.
         """
@@ -202,6 +204,7 @@ class ContextBlock(nn.Module):
             state: (batch, state_size) float32.
             doc_starts: (batch, time) bool: a document starts there.
             mask: (batch, time) bool, False at padding.
+
         Returns:
             x and residual, of the same shapes, and the new state.
         """

@@ -75,6 +75,7 @@ class LocalAttention(nn.Module):
             lengths: (batch,) tokens that are not padding, which stands at the end; or None.
             curvature_factor: scalar on the learned curvatures.
             output_final_state: also return the new state.
+
         Returns:
             (batch, time, hidden), and the new state or None.
         """

@@ -74,6 +74,7 @@ class Phase7Block(nn.Module):
             output_final_state: also return the new state.
             doc_starts: (batch, time) bool or None.
             lengths: (batch,) tokens that are not padding (which stands at the end), or None.
+
         Returns:
             x, and the new state or None.
         """

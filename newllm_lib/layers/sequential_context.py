@@ -50,6 +50,7 @@ class SequentialContext(nn.Module):
             doc_starts: (batch, time) bool: there the context before the token is taken as 0.
             mask: (batch, time) bool: False is padding, which leaves the context as it was whatever
                 `doc_starts` says; h means nothing there.
+
         Returns:
             h (batch, time, hidden) in the dtype of the matrix products, and the context after the last token
             (batch, context_dim) in float32 (float64 for float64 x).

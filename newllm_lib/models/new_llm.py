@@ -46,6 +46,7 @@ class NewLLMConfig(PreTrainedConfig):
         reset_at_bos: a `bos_token_id` in the input begins a document, which knows nothing of the text before.
         bos_token_id: the token that begins a document; None: the input is one document.
         tie_word_embeddings: the head is the embedding (never with the sequential recurrence).
+
     Raises:
         NewLLMError: the model was trained with an option that is gone.
     """
@@ -175,6 +176,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             state: (batch, layers, state_size) from an earlier call: the text goes on from there.
             use_cache: return the new state (on by default outside training).
             kwargs: `output_hidden_states` and `return_dict`, as everywhere in transformers.
+
         Raises:
             ValueError: both input_ids and inputs_embeds, or neither.
         """

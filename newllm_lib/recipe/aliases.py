@@ -39,6 +39,7 @@ def resolve_keys(values: dict, where: str, at_a_time: int | str | None = None) -
         where: what holds them, for errors.
         at_a_time: the micro-batch that `gradient_accumulation_steps` counts where no batch_size stands beside
             it.
+
     Raises:
         UsageError: no `key: value` lines, a key under both names, a switch that is neither true nor false, or
             a key that is gone and did something.

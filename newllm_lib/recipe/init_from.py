@@ -71,6 +71,7 @@ def keys_of_start(start: Recipe, name: str, asked: dict) -> dict:
     Args:
         start: its record.
         asked: what the command line or a form asks for.
+
     Raises:
         UsageError: something else is asked for; names the keys.
     """

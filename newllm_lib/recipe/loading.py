@@ -39,6 +39,7 @@ def load_recipe(
             finds.
         resolve_start: take the sizes and the tokenizer of the run that `from_run` names (else the name is
             left as it stands).
+
     Raises:
         UsageError: unknown recipe, unknown key (with the nearest one), a value of the wrong type or range, a
             start that is not there, or one that does not fit what is asked for.

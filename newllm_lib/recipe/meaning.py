@@ -19,6 +19,7 @@ def refuse_without_effect(keys: Iterable[str], *recipes: Recipe, spelling: str =
         keys: that a person typed.
         recipes: of all that the command trains.
         spelling: how the person spelled a key.
+
     Raises:
         UsageError: a key does nothing in any of them; names what it belongs to.
     """

@@ -24,6 +24,7 @@ def as_of_today(values: dict, path: Path, known: list[str]) -> dict:
 
     Args:
         known: today's keys. One that the record does not have takes the default of the version that wrote it.
+
     Raises:
         UsageError: a key that is gone and did something, or one that no version knows.
     """

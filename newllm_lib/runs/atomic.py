@@ -70,6 +70,7 @@ def staged_file(path: Path, durable: bool = True, parents: bool = True) -> Itera
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie
             beneath it).
+
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched, as after any error in
             the block.

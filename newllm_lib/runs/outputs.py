@@ -27,6 +27,7 @@ def replaceable(folder: Path, what: str, flag: str) -> Path:
     Args:
         what: "export" or "mixture".
         flag: how the user named the folder.
+
     Raises:
         UsageError: something lies there that is not ours (names it, and a free name); or it is the current
             folder, a file or a link to nothing.
@@ -53,6 +54,7 @@ def check_file(path: Path, flag: str, is_ours: Callable[[str], bool]) -> None:
 
     Args:
         is_ours: tells it from the beginning of the file's text.
+
     Raises:
         UsageError: names a free name.
     """
@@ -78,6 +80,7 @@ def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) 
         what: "export" or "mixture".
         flag: how the user named the folder.
         run: what it was made of.
+
     Raises:
         UsageError: see `replaceable`.
         NewLLMError: as for `staged_directory`.

@@ -124,6 +124,7 @@ def check_shared(folder: Path, what: str, flag: str) -> None:
     Args:
         what: "run" or "mirror".
         flag: how the user named the folder.
+
     Raises:
         UsageError: names what is in the way, and a free name.
     """

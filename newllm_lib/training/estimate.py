@@ -68,6 +68,7 @@ def check_memory(recipe: Recipe, device: Device, parts: int = 1) -> None:
 
     Args:
         parts: into how many the weights, gradients and optimizer state are cut, each on a device of its own.
+
     Raises:
         NewLLMError: even one sequence at a time needs more than the device has; says how much, and which keys
         to turn.

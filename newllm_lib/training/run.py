@@ -71,6 +71,7 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
         job: prepares and trains; called with the recipe, the run (locked), the device and whether the run was
             finished before. Default: learn to predict the next token.
         was_finished: that, where a launcher of ours knows it and holds the run.
+
     Raises:
         UsageError: the folder holds another run (names the keys that differ), or the device asked for is not
             there.

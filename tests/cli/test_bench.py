@@ -79,7 +79,10 @@ def test_figures_are_appended_drawn_and_given_as_json(here, monkeypatch, capsys)
         "ways": ["new_llm"],
     }
     assert main(words) == 0
-    assert len(read(here / "benchmarks" / "results.csv")) == 2 and (here / "docs" / "images" / "decode.png").is_file()
+    assert (
+        len(read(here / "benchmarks" / "results.csv")) == 2
+        and (here / "docs" / "images" / "decode.png").is_file()
+    )
 
 
 def test_speed_asks_for_the_setting_that_was_given(here, monkeypatch, capsys):

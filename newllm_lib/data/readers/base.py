@@ -139,6 +139,7 @@ class DatasetInfo:
         Args:
             cache: where prepared data is kept.
             commit: of the hub, to use instead of `revision`.
+
         Raises:
             NewLLMError: it cannot be reached, or is not installed.
         """

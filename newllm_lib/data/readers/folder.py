@@ -276,6 +276,7 @@ class FolderSource(Source):
     Args:
         paths: the files of each split; default: as `find_files` finds them.
         reading: how they are read.
+
     Raises:
         UsageError: as `find_files`; a part of several is missing; no such encoding.
     """
@@ -377,6 +378,7 @@ def read_file(
 
     Args:
         parting: of plain text; default: as `parting_of` finds it.
+
     Raises:
         NewLLMError: the file cannot be read at all.
     """
@@ -412,6 +414,7 @@ def read_table(
         columns: those that are needed, where the file keeps its columns apart; default: all.
         encoding: of the file; default: UTF-8.
         notes: where it is counted how many rows lay one level down.
+
     Raises:
         NewLLMError: the file cannot be read, or is plain text.
     """

@@ -46,6 +46,7 @@ class HubSource(Source):
         commit: take this one, whatever the revision means by now.
         split_names: what the set may call its splits, and what they are; of two names for one split the first
             here counts.
+
     Raises:
         NewLLMError: the hub cannot be reached, or has no such data set.
     """

@@ -53,10 +53,12 @@ def compare(
         samples: how many beginnings of held-out documents both continue, with `settings`.
         speed: measure times and memory too.
         device: "cpu" or "cuda" (default: what `probe()` finds).
+
     Returns:
         models (a list of two: name, label, parameters, the figures of `metrics.evaluate` and
         `speed.measure_speed`, samples, curve), baselines, prompts, difference_percent, verdict, notes, split,
         files.
+
     Raises:
         UsageError, NewLLMError: a model cannot be loaded, or its data cannot be read.
     """

@@ -49,6 +49,7 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e
         residual: (..., dim), what is added to it; None: r is x.
         weight: (dim,), of the norm.
         eps: of the norm.
+
     Returns:
         r and n (..., dim), in x's dtype.
     """
@@ -74,6 +75,7 @@ def add_norm_conv(
         doc_starts: (batch, time) bool: a document starts there.
         conv_state: (batch, width - 1, dim), what was normalised before x, oldest first; None: zeros.
         eps: of the norm.
+
     Returns:
         r and u (batch, time, dim) in x's dtype, and the new conv_state (batch, width - 1, dim) float32.
     """

@@ -100,6 +100,7 @@ def linear_scan(
     Args:
         a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
         initial_state: (batch, dim) before the first step; zeros by default.
+
     Returns:
         c (batch, time, dim) in b's dtype and the final state (batch, dim) in float32 (float64 for float64
         inputs).

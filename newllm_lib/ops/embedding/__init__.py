@@ -29,6 +29,7 @@ def token_embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype)
     Args:
         ids: (...) int64.
         weight: (vocabulary, dim).
+
     Returns:
         (..., dim).
     """

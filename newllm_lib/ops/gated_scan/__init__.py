@@ -42,6 +42,7 @@ def gated_scan(
         mask: (batch, time) bool, False at padding: there c_t = c_{t-1}, whatever `doc_starts` says.
         initial_state: (batch, dim), the context before the first token; zeros by default.
         eps: of the norm.
+
     Returns:
         y (batch, time, dim), what the tokens read, and c (batch, time, dim), both in the projection's dtype;
         the final state (batch, dim) in float32 (float64 for float64). The gradient of the projection comes
@@ -70,6 +71,7 @@ def gated_scan_step(
         state: (batch, dim) float32, rows may lie apart.
         new_state: the same size, overwritten; not the memory of `state`.
         eps: of the norm.
+
     Returns:
         y (batch, dim) in the projection's dtype.
     """

@@ -42,6 +42,7 @@ def clip(
         loss_scale: a scalar by which the gradient was multiplied: it is divided out, also of `square`. A
             gradient that overflowed then leaves known[place] as it is.
         skipped: with `loss_scale`, (tensors,) float32: skipped[place] becomes 1 for such a gradient, else 0.
+
     Returns:
         (1,) float32: min(1, max_norm / norm of all), or NaN where that norm, or this gradient, is not finite.
     """
@@ -66,6 +67,7 @@ def second_moment(
         weight: of the new squares in the averages.
         unbias: what the averages' weights sum to.
         numbers: `stochastic_rounding.step_numbers` on the device, to take it from instead.
+
     Returns:
         (rows,), (columns,) by which the gradient's rows and columns are to be multiplied.
     """

@@ -37,8 +37,10 @@ def hyperbolic_attention(
         backend: "triton" (tiles of scores in registers), "chunked" (plain torch, a chunk of the queries at a
             time), "reference" (plain torch, all scores at once), or "auto": triton where Triton has a
             tensor-core dot, else chunked.
+
     Returns:
         (batch, heads, queries, dim) in v's dtype. Gradients for q, k, v, beta and curvature.
+
     Raises:
         ValueError: the sizes do not fit.
     """

@@ -309,6 +309,7 @@ def packed_attention_(
         rotation: cos and sin (time, dim / 2), float32.
         scale: of the rotated queries and keys.
         beta, curvature, window, starts: as for `hyperbolic_attention`.
+
     Returns:
         (batch, time, heads dim).
     """

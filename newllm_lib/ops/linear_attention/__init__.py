@@ -54,10 +54,12 @@ def linear_attention(
         backend: "triton" (a chunk's weights in registers), "chunked" (plain torch, time x chunk numbers),
             "reference" (plain torch, time x time), or "auto": triton where Triton has a tensor-core dot and
             the sizes fit the GPU, else chunked.
+
     Returns:
         out (batch, heads, time, dim) in v's dtype, and the new state in float32. A token with k 0 and
         log_decay 0 leaves the state as it was, so padding can be made invisible. Gradients for q, k, v,
         log_decay and state.
+
     Raises:
         ValueError: the sizes do not fit.
     """

@@ -51,6 +51,7 @@ def horosphere_features(
         sharpness, curvature: (heads,), above 0: s and c.
         backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot and
             the sizes fit the GPU, else plain torch.
+
     Returns:
         (batch, heads, time, features), above 0, summing to 1: by triton in u's dtype, else in float32
         (float64 for float64).

@@ -140,6 +140,7 @@ def softmax_factors(
         head: (words, dim) bfloat16.
         labels: (rows,), `ignore`: not predicted.
         losses, factors: (rows,) float32, both filled.
+
     Returns:
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.
     """

@@ -47,6 +47,7 @@ def relu2_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Te
         x: (..., dim).
         up: (inner, dim).
         down: (dim, inner).
+
     Returns:
         (..., dim), in the dtype of the products.
     """

@@ -39,6 +39,7 @@ def short_conv(
             the convolution passes over it, and u there means nothing.
         conv_state: (batch, width - 1, dim), the tokens before x, oldest first; zeros by default.
         output_final_state: also return the new conv_state (else None).
+
     Returns:
         u (batch, time, dim) in x's dtype; the new conv_state (batch, width - 1, dim) in x's dtype, zero where
         a document start lies between it and the next token.
@@ -69,6 +70,7 @@ def short_conv_step(
             state, rows apart.
         new_conv_state: the same size, overwritten by what the next token needs; not the memory of
             `conv_state`.
+
     Returns:
         u (batch, dim) in x's dtype.
     """

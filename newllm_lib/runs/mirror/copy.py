@@ -36,6 +36,7 @@ def copy_folder(
         check: SHA-256 that the source's files must have (for bringing a copy back). Without it the copy gets
             a `SUMS.json` with those of its files.
         ready: called just before the copy gets its name; what it raises leaves what stood there.
+
     Raises:
         Replaced: training put another folder in its place meanwhile. DamagedCopy: read back, it has other
         bytes.

@@ -81,6 +81,7 @@ def init_process_group(device: str) -> None:
 
     Args:
         device: "cpu" or "cuda".
+
     Raises:
         NewLLMError: this host has fewer GPUs than processes.
     """

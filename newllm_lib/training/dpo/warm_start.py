@@ -24,6 +24,7 @@ def warm_start(base: Base, rows: Sequence[dict]) -> None:
 
     Args:
         rows: prompt_ids and chosen_ids.
+
     Raises:
         Interrupted: stopped on the way; nothing of it is kept.
     """

@@ -26,6 +26,7 @@ def with_smaller_micro_batches(
     Args:
         unit: what a batch holds ("sequences", "pairs").
         advice: what to lower when even one at a time does not fit.
+
     Raises:
         NewLLMError: even one at a time does not fit.
     """

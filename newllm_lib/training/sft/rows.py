@@ -22,6 +22,7 @@ class DialogueRows(Sequence):
         split: packed; its loss mask says where the assistant speaks.
         length: tokens in a row at most. A dialogue that is longer is cut at its end.
         packed: fill each row with as many dialogues as fit.
+
     Raises:
         NewLLMError: no dialogue has an answer within that length.
     """

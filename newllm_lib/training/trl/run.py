@@ -62,6 +62,7 @@ def open_run(recipe: Recipe, run: Run, device: Device, fingerprint: str, rows: s
     Args:
         fingerprint: of the training data.
         rows: what they are called ("pairs").
+
     Raises:
         UsageError: it was started with other data, or `--resume` names no checkpoint.
         NewLLMError: the checkpoint is damaged.
