@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -46,10 +46,11 @@ class Blocks(Dataset):
         may_be_short: bool = False,
     ):
         if not may_be_short:
-            check_length(split, length)
+            check_length(cast("PackedSplit", split), length)
         self.split, self.length = split, length
         self.device = torch.device(device) if device is not None else None
-        self._ids = self._mask = None
+        self._ids: Any = None
+        self._mask: torch.Tensor | None = None
         if self.device is not None:
             self._ids = torch.from_numpy(split.ids.astype(np.int32)).to(self.device)
             if split.loss_mask is not None:
@@ -71,7 +72,7 @@ class Blocks(Dataset):
         labels are
         -100.
         """
-        return self._on_device(starts) if self.device is not None else self._from_map(starts)
+        return self._from_map(starts) if self.device is None else self._on_device(starts, self.device)
 
     def _from_map(self, starts: list[int]) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
@@ -85,10 +86,10 @@ class Blocks(Dataset):
         labels[ignored] = IGNORED
         return {"input_ids": torch.from_numpy(tokens[:, :-1].copy()), "labels": torch.from_numpy(labels)}
 
-    def _on_device(self, starts: list[int]) -> dict[str, torch.Tensor]:
+    def _on_device(self, starts: list[int], device: torch.device) -> dict[str, torch.Tensor]:
         last = self.split.tokens - 1
         # from pinned memory: the CPU does not wait for the GPU, which is busy with the last step
-        at = torch.tensor(starts, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+        at = torch.tensor(starts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         positions = at[:, None] + self._steps
         edge = min(starts) < 0 or max(starts) + self.length > last  # each kernel costs, and this is rare
         inside = positions.clamp(0, last) if edge else positions

@@ -26,7 +26,7 @@ from newllm_lib.errors import NewLLMError
 try:
     import fcntl
 except ImportError:  # not on Windows: there the temporary names alone keep processes apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 META = "meta.json"

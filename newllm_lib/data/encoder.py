@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,8 @@ class Encoder:
         self.foreign = TemplateEncoder(tokenizer, self.loss == "none", answers_only) if foreign else None
         self.template = template_of(tokenizer)
         self._end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        self._word_bytes = _bytes_of_words(self.backend, self.unk_id) if self.loss == "words" else None
+        by_word = self.loss == "words"
+        self._word_bytes: Any = _bytes_of_words(self.backend, self.unk_id) if by_word else None
 
     def encode(self, records: list[Record]) -> Encoded:
         """The records' documents in order. All texts of all records are tokenized in one call."""
@@ -97,7 +98,7 @@ class Encoder:
                 "or take that key out of the data."
             )
         if self.foreign is not None and any(record.messages for record in records):
-            return self._encode_by_template(records)
+            return self._encode_by_template(self.foreign, records)
         pieces = [piece for record in records for piece in self._pieces(record)]
         encodings = self.backend.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
         remaining = iter(encodings)
@@ -140,9 +141,9 @@ class Encoder:
             mask[begin:end] = 1
         return stream, mask
 
-    def _encode_by_template(self, records: list[Record]) -> Encoded:
+    def _encode_by_template(self, foreign: TemplateEncoder, records: list[Record]) -> Encoded:
         """The same of dialogues for a tokenizer that writes them by a chat template of its own."""
-        dialogues = iter(self.foreign.encode([record for record in records if record.messages]))
+        dialogues = iter(foreign.encode([record for record in records if record.messages]))
         texts = [Record(record.text) for record in records if not record.messages]
         plain, number = self.encode(texts) if texts else None, 0
         ends = np.append(plain.starts, len(plain.ids)) if plain else None
@@ -153,6 +154,7 @@ class Encoder:
             if record.messages:
                 documents = next(dialogues)
             else:
+                assert plain is not None and ends is not None
                 own = plain.ids[ends[number] : ends[number + 1]].tolist()
                 documents, number = [Document(own, [(1, len(own))], 0, 0, 0)], number + 1
             for document in documents:
@@ -185,6 +187,7 @@ class Encoder:
         if self.answers_only:
             encodings = [encoding for encoding, piece in zip(encodings, pieces, strict=True) if piece.answer]
             pieces = [piece for piece in pieces if piece.answer]
+            assert mask is not None
             stream = stream[mask.astype(bool)]
         texts = [piece.counted for piece in pieces]
         words = sum(len(text.split()) for text in texts)

@@ -108,7 +108,7 @@ def _copy(source: Source, wanted: dict[str, int], files: dict) -> dict[str, int]
 def _row(record: Record) -> dict:
     if record.text is not None:
         return {"text": record.text}
-    messages = [{"role": m.role, "content": m.content} for m in record.messages]
+    messages: list[dict] = [{"role": m.role, "content": m.content} for m in record.messages]
     for i in record.muted:
         messages[i]["weight"] = 0
     if not record.context:

@@ -153,7 +153,7 @@ def pack(
                 limits = {"train": max_samples, **dict.fromkeys(HELD_OUT, held_out)}
                 _pack_now(source, tokenizer, {s: entries[s] for s in missing}, limits, answers_only)
             packed.update({split: _known(source, entries[split][0]) for split in missing})
-    return packed
+    return {split: found for split, found in packed.items() if found is not None}
 
 
 def _known(source: Source, entry: Path) -> PackedSplit | None:
@@ -207,7 +207,8 @@ def _pack_now(
         for split, (entry, _) in entries.items():
             writers[split] = Writer(entry, encoder)
         for split, record in read_splits(source, set(entries), limits["train"], tally):
-            if split != "train" and limits[split] and writers[split].documents >= limits[split]:
+            most = limits[split] if split != "train" else None
+            if most and writers[split].documents >= most:
                 continue
             done += writers[split].add(record)
             progress.update(done)
@@ -235,7 +236,7 @@ def _text_size(source: Source, splits: set[str]) -> int | None:
     if splits & derived_splits(source):
         splits = splits | {"train"}
     sizes = [source.size(split) for split in splits & source.splits]
-    return sum(sizes) if all(sizes) else None
+    return sum(size for size in sizes if size) if all(sizes) else None
 
 
 def _no_text(source: Source, split: str, tally: RowStats) -> str:

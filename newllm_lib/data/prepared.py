@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from newllm_lib import console
 from newllm_lib.data import streaming
@@ -77,7 +77,9 @@ def prepare(
     check_train(source, set(SPLITS))
     tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
     if source.in_segments:
-        return _prepare_stream(recipe, source, tokenizer, cache, (saved or {}).get("stream"), leads)
+        return _prepare_stream(
+            recipe, cast("LargeSource", source), tokenizer, cache, (saved or {}).get("stream"), leads
+        )
     answers_only = recipe.loss_on == "answers"
     packed = pack(
         source, tokenizer, list(SPLITS), cache, max_samples=recipe.max_samples, answers_only=answers_only
@@ -94,7 +96,7 @@ def prepare(
         + (", text lower-cased" if train.lower_cased else "")
         + (
             f", loss on the answers ({100 * train.loss_mask.mean():.0f} % of the tokens)"
-            if answers_only
+            if train.loss_mask is not None
             else ""
         )
     )
@@ -154,7 +156,11 @@ def prepare_dialogues(
     for split in packed.values():
         check_answers(split)
     train, validation = packed["train"], packed["validation"]
-    sample = f" (the first {source.size('train') / 1e6:.0f} MB of a large set)" if source.in_segments else ""
+    sample = (
+        f" (the first {(source.size('train') or 0) / 1e6:.0f} MB of a large set)"
+        if source.in_segments
+        else ""
+    )
     held_out = f"{validation.documents:,} held out"
     description = f"{source.title}{sample}: {train.documents:,} dialogues to train on, {held_out}"
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
@@ -249,7 +255,7 @@ def load_split(
     check_train(source, {split})
     if split == "train" and source.in_segments:
         console.say(
-            f"  {source.title} is large: the first {source.size('train') / 1e6:.0f} MB stand for its "
+            f"  {source.title} is large: the first {(source.size('train') or 0) / 1e6:.0f} MB stand for its "
             "training split"
         )
     answers_only = recipe.loss_on == "answers"

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from newllm_lib.errors import NewLLMError
 
@@ -243,7 +243,7 @@ class RowStats:
         self.files: dict[str, FileReport] = {}
         self.file = FileReport()  # of what is being read: notes go here
 
-    def begin(self, name: str, split: str, **about: object) -> FileReport:
+    def begin(self, name: str, split: str, **about: Any) -> FileReport:
         """From now on this file is read (of a set without files: this split).
 
         Args:
@@ -328,8 +328,8 @@ class RowStats:
             first = f"; the first at {self.first_at}" if self.first_at else ""
             said.append(f"{self.bad:,} {self.kind.left_out} ({', '.join(reasons)}{first})")
         if self.unwanted:
-            reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.unwanted.most_common(SHOWN))
-            said.append(f"{self.unwanted.total():,} rows not trained on ({reasons})")
+            why = ", ".join(f"{count:,} × {reason}" for reason, count in self.unwanted.most_common(SHOWN))
+            said.append(f"{self.unwanted.total():,} rows not trained on ({why})")
         if self.held_out:
             said.append(
                 f"{self.held_out:,} records not trained on, because validation or test holds the same"

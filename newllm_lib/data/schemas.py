@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from itertools import cycle
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from newllm_lib.data.records import (
     ROLE_NAMES,
@@ -115,16 +115,18 @@ def parse_row(row: object) -> Record | None:
 def parse_rows(
     rows: Iterable[tuple[str, object]],
     tally: RowStats,
-    parse: Callable[[object], T | None] = parse_row,
+    parse: Callable[[Any], Any] = parse_row,
     describe: Callable[[tuple[str, ...]], tuple[str, list[str]]] | None = None,
-) -> Iterator[T]:
+) -> Iterator[Any]:
     """What `parse` makes of (where, row) pairs; bad rows go to `tally`, rows without text are passed over.
 
     Args:
         describe: what rows with these columns are taken for, and which of the columns `parse` reads; default:
             as the schema that reads them says.
     """
-    file, kinds, roles = tally.file, Counter(), Counter()
+    file = tally.file
+    kinds: Counter[Any] = Counter()
+    roles: Counter[tuple[str, ...]] = Counter()
     try:
         for where, row in rows:
             if isinstance(row, ValueError):
@@ -239,7 +241,8 @@ def _exchange(row: dict, asked: str, answered: str) -> Record | None:
     if reasoning := first_filled(row, REASONING):
         *turns, last = turns
         turns.append(last._replace(content=_thought(row[reasoning], last.content, reasoning)))
-    return _framed(row, turns, notes)._replace(context=context)
+    record = _framed(row, turns, notes)
+    return record and record._replace(context=context)
 
 
 def _exchanges() -> Iterator[Schema]:
@@ -497,7 +500,7 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
         raise BadRecord("a message without role and content")
     content = _joined_parts(message.get(said), said or "content")
     if calls:
-        content = "\n".join(filter(None, (content, *calls)))
+        content = "\n".join(str(part) for part in (content, *calls) if part)
         notes.append("tool calls: read as <tool_call> in the assistant's turn")
     if reasoning := first_filled(message, REASONING):
         content = _thought(message[reasoning], content, reasoning)
@@ -514,7 +517,7 @@ def _named_by_key(message: dict) -> Iterator[Turn]:
     roles = {key: ROLE_NAMES.get(str(key).lower()) for key, value in message.items() if not is_empty(value)}
     if not roles or None in roles.values():
         raise BadRecord("a message without role and content")
-    yield from (Turn(role, message[key]) for key, role in roles.items())
+    yield from (Turn(str(role), message[key]) for key, role in roles.items())
 
 
 def _role(name: object) -> str:

@@ -75,11 +75,9 @@ class DataSample:
 
     def plain(self) -> dict:
         """All of it as JSON knows it."""
-        records = [
-            record._replace(pieces=[piece._asdict() for piece in record.pieces]) for record in self.records
-        ]
+        records = [{**r._asdict(), "pieces": [piece._asdict() for piece in r.pieces]} for r in self.records]
         figures = {"tokens_per_word": self.tokens_per_word, "longer_than_window": self.longer}
-        more = {"report": self.report.plain(), "records": [record._asdict() for record in records]}
+        more = {"report": self.report.plain(), "records": records}
         return {**vars(self), **more, **figures}
 
     def lines(self, colour: bool = False) -> Iterator[str]:

@@ -190,14 +190,14 @@ def _dealt_out(
         if split and plan.how == "position":
             for name, piece in _cut(plan, at, record):
                 yield name, piece, digest
-            at += len(record.text)
+            at += len(record.text or "")
         elif split:
             yield split, record, digest
 
 
 def _cut(plan: Plan, at: int, record: Record) -> Iterator[tuple[str, Record]]:
     """A record whose text begins at character `at`, cut where a split begins."""
-    text, begin = record.text, 0
+    text, begin = record.text or "", 0
     ends = [*(place for _, place in plan.begins[1:]), at + len(text)]
     for (split, place), end in zip(plan.begins, ends, strict=True):
         if begin < len(text) and end > at:

@@ -152,7 +152,8 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
         if asked is None or not side:
             if side and any(name in row for name in _PROMPTS) and not is_dialogue(row[side]):
                 raise BadRecord("an empty prompt")
-            turns = dialogue_turns(row[side or asked], side or asked, notes)
+            column = side or str(asked)
+            turns = dialogue_turns(row[column], column, notes)
         else:
             turns = exchange(_prompt(row, asked), row[side], asked, side, notes)
         record = dialogue_of(framed(row, turns, notes))

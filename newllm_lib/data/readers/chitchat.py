@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.data.readers.base import DatasetInfo, Source
 from newllm_lib.data.readers.jsonfiles import read_json_members
@@ -14,7 +15,7 @@ from newllm_lib.data.records import BadRecord, Message, Record
 from newllm_lib.errors import NewLLMError
 
 
-def conversation(row: object) -> Record | None:
+def conversation(row: Any) -> Record | None:
     """A conversation is a list of turns, a turn a list of messages by one sender.
 
     Whoever speaks first is the user, the other the assistant; what one says before the other does is joined
@@ -41,8 +42,8 @@ class ChitChatSource(Source):
     def __init__(self, title: str, package: str):
         spec = importlib.util.find_spec(package.replace("-", "_"))
         folders = list(spec.submodule_search_locations or []) if spec else []
-        self.path = Path(folders[0]) / "dataset.json" if folders else None
-        if self.path is None or not self.path.is_file():
+        self.path = Path(folders[0] if folders else package) / "dataset.json"
+        if not self.path.is_file():
             raise NewLLMError(
                 f"The PyPI package {package} (the demo data) is not installed: pip install {package}"
             )

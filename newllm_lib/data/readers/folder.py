@@ -220,7 +220,7 @@ def _without_names(
     if len(kinds) > 1:
         raise UsageError(
             f"{folder} holds files of several kinds, and no name says which is the train split: "
-            f"{', '.join(path.name for path in files[:6])}. Call it train{max(kinds, key=kinds.get)}."
+            f"{', '.join(path.name for path in files[:6])}. Call it train{kinds.most_common(1)[0][0]}."
         )
     if files:
         return {"train": _in_order(files)}, {}
@@ -386,6 +386,7 @@ def read_file(
         rows = read_table(path, COLUMNS, reading.encoding, tally.file.notes)
         if kind_of(path) == ".parquet":
             tally.file.unread.update(columns_beside(path, COLUMNS))
+        record: Record
         for record in parse_rows(rows, tally):
             texts = [record.text] if record.text is None else split_at_markers(record.text)
             if texts != [record.text]:
@@ -426,7 +427,7 @@ def read_table(
         inner = _inner(row)
         if inner and notes is not None:
             notes[f"rows lie one level down, in {inner}"] += 1
-        yield where, row[inner] if inner else row
+        yield where, row[inner] if inner and isinstance(row, dict) else row
 
 
 _ROWS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ class HubSource(Source):
         # a commit may be gone where the set was copied to; a branch is not the newest commit
         or_newest = re.fullmatch("[0-9a-f]{40}", info.revision) is not None
         name = HubName.parse(f"{info.home}@{info.revision}")
+        assert name is not None  # our own table names sets of the hub
         return cls(name, cache, info.schema.record if info.schema else parse_row, or_newest, commit)
 
     def fingerprint(self, split: str) -> str:
@@ -237,6 +239,5 @@ class HubReader:
 
         groups = hub.patiently(lambda: groups_in(opened(), segment), self.asked, self.delays)
         for group in groups:
-            yield hub.patiently(
-                lambda group=group: read_group(opened(), group, columns), self.asked, self.delays
-            )
+            read = partial(lambda group: read_group(opened(), group, columns), group)
+            yield hub.patiently(read, self.asked, self.delays)

@@ -47,6 +47,7 @@ def read_json_values(path: Path, encoding: str = "") -> Iterator[tuple[str, obje
         NewLLMError: the file is not JSON (names about where) or not UTF-8.
     """
     reader = _JsonReader(path, encoding)
+    values: Iterator[object]
     if reader.take("["):
         values = map(_as_row, _elements(reader))
     elif reader.skip(_BEFORE_ROWS):

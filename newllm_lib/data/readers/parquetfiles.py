@@ -45,7 +45,8 @@ def columns_beside(path: Path, columns: frozenset[str]) -> dict[str, int]:
     known: then all are read.
     """
     with open_parquet(path) as file:
-        wanted, filled = _wanted(file, columns), Counter()
+        wanted = _wanted(file, columns)
+        filled: Counter[str] = Counter()
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         for part in (group.column(i) for group in groups for i in range(group.num_columns)):
             name = part.path_in_schema.split(".")[0]

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.data.readers.base import LARGEST, kind_of
 from newllm_lib.data.readers.textfiles import open_data, read_lines
@@ -55,14 +56,14 @@ def read_csv(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
         ) from error
 
 
-def _reader(path: Path, file: io.TextIOWrapper) -> Iterator[list[str]]:
-    """The table's lines from the header on."""
+def _reader(path: Path, file: io.TextIOWrapper) -> Any:
+    """The table's lines from the header on, by a `csv.reader`."""
     first = file.readline()
     delimiter = _delimiter(path, first)
     if first.lower().startswith("sep="):  # Excel's
         first = file.readline()
     head = [first, *itertools.islice(file, _JUDGED)]
-    how = {"delimiter": delimiter, "strict": True}
+    how: dict[str, Any] = {"delimiter": delimiter, "strict": True}
     if kind_of(path) == ".tsv" and not _is_quoted(head, how):
         how["quoting"] = csv.QUOTE_NONE
     return csv.reader(itertools.chain(head, file), **how)

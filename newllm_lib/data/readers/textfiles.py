@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from newllm_lib.data.readers import encodings
 from newllm_lib.data.readers.base import PLAIN, Reading, packing_of
@@ -139,7 +139,7 @@ def read_text(path: Path, reading: Reading, parting: Parting) -> Iterator[Record
         NewLLMError: the file is not in its encoding (names the byte, and what to do) or cannot be read.
     """
     lines = read_lines(path, reading.encoding)
-    if parting.kind == "separator":
+    if parting.separator is not None:
         yield from _in_pieces(_between(lines, parting.separator))
     elif parting.kind == "file":
         yield from _in_pieces(lines)
@@ -149,7 +149,7 @@ def read_text(path: Path, reading: Reading, parting: Parting) -> Iterator[Record
 
 def read_documents(path: Path) -> Iterator[str]:
     """The documents of a text file as `auto` parts them."""
-    return (record.text for record in read_text(path, PLAIN, parting_of(path)))
+    return (record.text or "" for record in read_text(path, PLAIN, parting_of(path)))
 
 
 def _between(lines: Iterable[str], separator: re.Pattern[str]) -> Iterator[str | None]:
@@ -168,7 +168,8 @@ def _between(lines: Iterable[str], separator: re.Pattern[str]) -> Iterator[str |
 
 def _in_pieces(parts: Iterable[str | None]) -> Iterator[Record]:
     """Documents, one ending at each None: a piece of at most `LONGEST` characters, and what continues it."""
-    held, size, continues = [], 0, False
+    held: list[str] = []
+    size, continues = 0, False
     for part in itertools.chain(parts, [None]):
         if part is None or size + len(part) > LONGEST:
             if _has_text(held):
@@ -182,7 +183,8 @@ def _in_pieces(parts: Iterable[str | None]) -> Iterator[Record]:
 def group_lines(lines: Iterable[str], kind: str) -> Iterator[str]:
     """Join lines to documents: "articles", "blocks" or "lines". Blank lines end the one they follow."""
     starts = _STARTS[kind]
-    document, size, previous_blank = [], 0, True
+    document: list[str] = []
+    size, previous_blank = 0, True
     for line, following in _with_following(lines):
         # False: this is the rest of a very long line
         whole_line = not document or document[-1].endswith("\n")
@@ -325,13 +327,13 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, raw: BinaryIO, path: Path, encoding: str):
         self.raw, self.path, self.encoding = raw, path, encoding
         self.file = _OPENERS[packing_of(path)](raw)
-        self.decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
+        self.decoder: Any = codecs.getincrementaldecoder(encoding)() if encoding else None
         self.rest, self.position, self.ended = b"", 0, False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self.rest and not self.ended:
             piece = self._piece()
             self.ended = not piece
@@ -370,7 +372,7 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
 
 
-_OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+_OPENERS: dict[str, Callable[..., Any]] = {
     "": lambda raw: raw,
     ".gz": gzip.open,
     ".bz2": bz2.open,

@@ -29,7 +29,7 @@ class WikiTextSource(HubSource):
     def _lines(self, split: str) -> Iterator[str]:
         """The files' lines. Blank ones, which hold a space there, are empty rows on the hub."""
         for _, row in self.rows(split):
-            if not isinstance(row.get("text"), str):
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise UsageError(f"Data set {self.name} has no text in a column text: name another id.")
             text = row["text"] or " "
             yield text if text.endswith("\n") else text + "\n"

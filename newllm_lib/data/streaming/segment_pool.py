@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 from newllm_lib import console
 from newllm_lib.data.streaming.segment_worker import MARK, Job
@@ -130,12 +131,11 @@ class SegmentPool:
                         return number
                 now = time.monotonic()
                 if now >= self._not_before:
-                    number = next(
-                        (n for n in self._plan if n not in self._told and not self._is_there(n)), None
-                    )
-                    if number is not None:
-                        self._told.add(number)
-                        return number
+                    waiting = (n for n in self._plan if n not in self._told and not self._is_there(n))
+                    following = next(waiting, None)
+                    if following is not None:
+                        self._told.add(following)
+                        return following
                     if now >= until:
                         return None
                 if not wait:
@@ -151,15 +151,17 @@ class SegmentPool:
         process = self._spawn()
         told: deque[int] = deque([number])
         try:
-            with process.stdin, process.stdout:
-                process.stdin.write(pickle.dumps(self.job))
+            tell, answers = process.stdin, process.stdout
+            assert tell is not None and answers is not None
+            with tell, answers:
+                tell.write(pickle.dumps(self.job))
                 while told:
                     while number is not None:
-                        process.stdin.write(f"{number}\n".encode())
-                        process.stdin.flush()
+                        tell.write(f"{number}\n".encode())
+                        tell.flush()
                         number = self._next(wait=False) if len(told) < AHEAD else None
                         told.extend([] if number is None else [number])
-                    self._take(self._answer(process))
+                    self._take(self._answer(answers))
                     told.popleft()
                     number = self._next(wait=not told, linger=LINGER)
                     told.extend([] if number is None else [number])
@@ -185,8 +187,8 @@ class SegmentPool:
                 process.kill()
         return process
 
-    def _answer(self, process: subprocess.Popen) -> dict:
-        while line := process.stdout.readline().decode("utf-8", "replace"):
+    def _answer(self, answers: IO[bytes]) -> dict:
+        while line := answers.readline().decode("utf-8", "replace"):
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
             console.say(line.rstrip("\n"))

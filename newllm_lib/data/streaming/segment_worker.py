@@ -65,6 +65,7 @@ def make(job: Job, number: int, fetched: bytes | None = None) -> dict:
                 sweep(entry)
             _pack(job, number, fetched)
             meta = read_meta(entry)
+    assert meta is not None  # `_pack` wrote it, or raised
     return meta
 
 

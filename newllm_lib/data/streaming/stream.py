@@ -227,7 +227,8 @@ class StreamedSplit:
             ids = _joined([ids[:-1] for ids, _ in parts] + [parts[-1][0][-1:]])
             mask = None
             if parts[0][1] is not None:
-                mask = _joined([mask[:-1] for _, mask in parts] + [np.zeros(1, dtype=np.uint8)])
+                masks = [mask[:-1] for _, mask in parts if mask is not None]
+                mask = _joined([*masks, np.zeros(1, dtype=np.uint8)])
             self._windows[epoch, number] = Window(self.path, ids, mask)
         return self._windows[epoch, number]
 
@@ -254,7 +255,7 @@ class StreamedSplit:
 
     def _order(self, epoch: int) -> list[int]:
         """The segments of a later pass."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.last).tolist()
+        return np.random.default_rng([self.seed, epoch]).permutation(self.last or 0).tolist()
 
     # --- segments
     # ---------------------------------------------------------------------------------------------------
