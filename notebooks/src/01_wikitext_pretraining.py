@@ -12,8 +12,9 @@
 # tokens, and then asks which one predicts unseen text better. Choose *Runtime → Change runtime type → GPU* (a free T4
 # is enough), then *Runtime → Run all*.
 #
-# *日本語: 注意機構を持たない New-LLM と、同じ大きさの TinyGPT2 を同じデータで学習し、比べるノートブックです。
-# ランタイムのタイプを GPU にして「すべてのセルを実行」してください。*
+# *日本語: 注意機構を持たない New-LLM と、パラメータ数が同じ TinyGPT2 を同じデータで学習し、比べるノートブックです。New-LLM は、
+# 過去のトークンを見返す代わりに、大きさの決まった「文脈ベクトル」を持ち運びます。「ランタイム」→「ランタイムのタイプを変更」で
+# GPU を選び（無料の T4 で十分です）、「すべてのセルを実行」してください。*
 
 # %% [markdown]
 # ## Bits per byte, the figure to watch
@@ -27,6 +28,10 @@
 # boast a perplexity of 20 by calling every third word `<unk>`. Bits per byte cannot be fooled: letters that were lost
 # are paid for at full price. As a yardstick we also print two models that only count: **unigram** (how frequent is each
 # token) and **bigram** (which token follows which).
+#
+# *日本語: 見るべき数値は bits per byte です。文章の 1 バイトを言い当てるのに何ビット必要かを表し、小さいほど良い値です（8 は何も
+# 学習していない状態、gzip は英語で約 3）。パープレキシティと違って語彙によらず、`<unk>` でごまかせません。基準として、トークンの
+# 頻度だけを使う unigram と、直前のトークンだけを使う bigram の値も表示します。*
 
 # %% [markdown]
 # ## 1 · Install
@@ -34,7 +39,7 @@
 # Gets the project and adds what this machine lacks; torch and numpy stay as they are. Inside an installed clone there
 # is nothing to do.
 #
-# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+# *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
 # %%
 #@build install
@@ -53,8 +58,9 @@
 # paragraphs after days of training ([Eldan and Li, 2023](https://arxiv.org/abs/2305.07759)); the recipe here is sized for
 # twenty minutes on a T4, not measured on one yet, so expect whole sentences and stories that wander.
 #
-# *日本語: 小さなモデルでも文が書けるようになる `tinystories`、ネットワークの要らない `demo`、旧ガイドの `wikitext`、
-# または自分の文章（`train.txt` の入ったフォルダー）を選べます。空欄はレシピの値になり、下に表示されます。*
+# *日本語: 小さなモデルでも文が書けるようになる `tinystories`、Hugging Face Hub につながらなくても使える `demo`、旧ガイドの
+# `wikitext`、または自分の文章（`train.txt` の入ったフォルダー）を選べます。空欄はレシピの値になり、下に表示されます。`tinystories`
+# は T4 で 20 分ほどの設定です（T4 での実測はまだありません）。文にはなりますが、話の筋はそれることがあります。*
 
 # %%
 #@build form PRETRAINING
@@ -65,7 +71,7 @@
 # One probe decides number format, kernels and compilation, and says why; then an estimate of memory and time for these
 # settings.
 #
-# *日本語: この機械で使うものとその理由、必要なメモリと時間の見積もりです。*
+# *日本語: このマシンで使うものとその理由、必要なメモリと時間の見積もりです。*
 
 # %%
 from newllm_lib.colab.report import machine
@@ -78,7 +84,8 @@ machine(settings);
 # Three records as the model will read them, with its tokens for turns and ends; what the loss counts is marked. Below,
 # how long the documents are beside a training block. The first time, this reads the data: what training would do anyway.
 #
-# *日本語: モデルが読む形のデータです。色の部分が学習（損失の計算）に使われます。下は文書の長さです。*
+# *日本語: モデルが読む形のデータを 3 件示します。色の付いた部分が損失の計算に使われます。下の図は文書の長さと学習ブロックの
+# 長さです。最初はデータを読み込むので、時間がかかることがあります。*
 
 # %%
 #@build cell data
@@ -91,8 +98,9 @@ machine(settings);
 # `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
 # context_dim=16)`): what happens to bits per byte?
 #
-# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。練習: `context_dim` を 16 にして、パラメータ数と
-# bits per byte がどう変わるか確かめてください。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。図はパラメータの内訳です。練習: `context_dim` を 16 に
+# して、パラメータ数がどう変わるかを見てください。次に `train(settings, context_dim=16)` で学習すると、bits per byte は
+# どうなるでしょうか。*
 
 # %%
 #@build cell model
@@ -105,8 +113,9 @@ machine(settings);
 # whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
 # again (after the tab was closed, say), or to continue a run that was stopped.
 #
-# *日本語: 学習はタブを閉じても続きます。停止ボタンは保存してから止まり、セルを再実行すると表示し直すか、続きから
-# 再開します。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は学習の損失、右は
+# 検証用の文章での bits per byte で、✓ が最良の評価です。停止ボタンは保存してから止め、保存ボタンは保存して学習を続けます。
+# セルを再実行すると、表示し直すか、続きから再開します。*
 
 # %%
 from newllm_lib.colab.background import train
@@ -117,7 +126,7 @@ new_llm = train(settings)
 # The next model is trained when this one is done. ■ ends the waiting, not the training: then section 7 talks with the
 # best model so far.
 #
-# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
+# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 7 で会話できます。*
 
 # %%
 from newllm_lib.colab.background import wait
@@ -130,7 +139,7 @@ wait(new_llm)
 # GPT-2's architecture, as wide as it takes to have New-LLM's number of parameters (within 2 %); the same tokenizer, the
 # same blocks of text in the same order.
 #
-# *日本語: 同じパラメータ数の GPT-2 を同じデータで学習します。*
+# *日本語: パラメータ数が同じ（差は 2 % 以内の）GPT-2 を、同じトークナイザー、同じデータ、同じ順序で学習します。*
 
 # %%
 from newllm_lib.colab.background import train
@@ -162,7 +171,7 @@ watch(new_llm, tiny_gpt2);
 #
 # What New-LLM's figures mean, what to change, and what it made of the same beginnings as it learned:
 #
-# *日本語: 結果の読み方と、学習の途中で書いた文です。*
+# *日本語: 数値の意味、変えるとよい設定、学習中に同じ書き出しから書いた文です。*
 
 # %%
 from newllm_lib.colab.results import read
@@ -173,7 +182,8 @@ read(new_llm)
 # Now both on the **test** split, which neither training nor the choice of the best model has seen: prediction, speed and
 # memory, and the same beginnings continued. The difference is New-LLM's, in % of TinyGPT2's.
 #
-# *日本語: 学習に使っていないテスト用の文章で比べます。*
+# *日本語: 学習にも最良のモデルの選択にも使っていないテスト用の文章で、予測、速度、メモリを比べます。差は TinyGPT2 に対する
+# New-LLM の割合（%）です。*
 
 # %%
 from newllm_lib.colab.results import compare
@@ -184,6 +194,10 @@ comparison = compare(new_llm, tiny_gpt2)
 # **How to read it.** Below the unigram table: the model has learnt which words are frequent. Below the bigram table: it
 # uses more than the last token, which is where language begins. If a model is still above the bigram table, train
 # longer (*Epochs*) or larger (*Size*); if validation rises while training falls, it learns by heart: more text helps.
+#
+# *日本語: unigram より小さければ、どのトークンがよく出るかを学習しています。bigram より小さければ、直前のトークンより前も使って
+# います。まだ bigram より大きいなら、エポック数を増やすか、モデルを大きくしてください。学習の損失が下がるのに検証の値が上がるのは
+# 過学習で、データを増やすと改善します。*
 
 # %% [markdown]
 # ### See what they do
@@ -191,7 +205,8 @@ comparison = compare(new_llm, tiny_gpt2)
 # A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. Their sum, divided by
 # the text's bytes, *is* bits per byte. Point at a token to see its bits; try a text of your own.
 #
-# *日本語: 予測しにくいトークンほど濃い色です。合計を文章のバイト数で割ったものが bits per byte です。*
+# *日本語: 予測しにくいトークンほど濃い色です。合計を文章のバイト数で割ったものが bits per byte です。トークンを指すとビット数が
+# 出ます。自分の文章でも試してください。*
 
 # %%
 from newllm_lib.colab.explain import show_surprise
@@ -203,7 +218,8 @@ show_surprise(text, new_llm, tiny_gpt2);
 # New-LLM's **context vector** while it reads: at each token, gates decide how much of each channel is replaced by
 # something new. The channels at the top are kept for hundreds of tokens, those at the bottom for one.
 #
-# *日本語: 文脈ベクトルのゲートです。上のチャンネルほど長く覚えています。*
+# *日本語: 文章を読むときの文脈ベクトルです。ゲートは、各チャンネルをどれだけ新しい内容に置き換えるかを決めます。上のチャンネルほど
+# 長く覚えています。*
 
 # %%
 from newllm_lib.colab.explain import show_gates
@@ -215,7 +231,8 @@ show_gates(text, new_llm);
 # beyond its window; New-LLM's state has no end, but what it keeps there it must have learned to keep. At 1 the name is
 # forgotten: small models trained for minutes forget soon, and that is shown as it is.
 #
-# *日本語: 名前を伝えてから n トークン後に尋ね、覚えているかを調べます。1 なら忘れています。*
+# *日本語: 名前を伝え、別の話をしてから名前を尋ねて、覚えているかを調べます。1 なら忘れています。数分の学習では、小さなモデルは
+# すぐに忘れます。*
 
 # %%
 from newllm_lib.colab.explain import show_recall
@@ -230,8 +247,8 @@ show_recall(new_llm, tiny_gpt2);
 # figures above that say what was learnt. Open *The next token's probabilities* under the chat and move *temperature*
 # and *top-p*: you see what the next token is drawn from.
 #
-# *日本語: 会話の内容は文脈ベクトルに保たれます。下の「次のトークンの確率」を開き、temperature と top-p を動かしてみて
-# ください。*
+# *日本語: 会話の内容は文脈ベクトルに保たれるので、どれだけ長く話しても同じトークンを読み直しません。チャットの下の「次のトークンの
+# 確率」を開き、temperature と top-p を動かすと、次のトークンがどの候補から選ばれるかが見えます。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat
@@ -245,7 +262,8 @@ conversation = chat(new_llm, first=first)
 # To Google Drive, if the form says so, with all that is needed to continue; one file to download, whose folder `best`
 # loads with `AutoModelForCausalLM.from_pretrained` after `import newllm_lib.models`; and how to give the model away.
 #
-# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
+# 公開のしかた、次のステップを表示します。*
 
 # %%
 from newllm_lib.colab.results import keep
@@ -261,6 +279,11 @@ keep(settings, new_llm, tiny_gpt2)
 #   of its own.
 # - **The old figures**: `protocol = seed` trains with the original's 1,000 words and its metric; the table then shows
 #   what a perplexity of 20 meant in bits per byte.
-# - **Your own text**: put `train.txt` into a folder and name it in the form.
+# - **Your own text**: put `train.txt` into a folder and name it in the form; `newllm data check FOLDER` says what it is taken for.
 # - **The command line** does the same: the line under the form, `newllm compare`, `newllm chat`. See
 #   [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).
+#
+# *日本語: 新しいセッションでは、すべてのセルをもう一度実行してください。ドライブにある run は、最後の保存から同じ曲線で続きます。
+# 大きさやエポック数を変えると、別の run になります。`protocol` を `seed` にすると、旧版の 1,000 語の語彙と指標で学習します。自分の
+# 文章は `train.txt` としてフォルダーに入れ、フォームで指定します。コマンドでも同じことができます：
+# [README_COLAB.ja.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.ja.md)。*

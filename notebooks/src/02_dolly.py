@@ -9,7 +9,8 @@
 #
 # Choose *Runtime → Change runtime type → GPU* (a free T4 is enough), then *Runtime → Run all*.
 #
-# *日本語: 指示と応答のデータで対話を学習します。ランタイムを GPU にして「すべてのセルを実行」してください。*
+# *日本語: 人が書いた指示と応答（Dolly）や、その周りのデータで、質問に答えることを学習します。損失は応答の部分だけで計算します。
+# 「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」してください。*
 
 # %% [markdown]
 # ## The ladder
@@ -24,16 +25,18 @@
 # | | `dolly_ja`, `alpaca_ja` | instructions in Japanese |
 #
 # A step may start where the last one ended: put that run's name into *Start from*. Fine-tuning keeps the run's
-# tokenizer and sizes; a model from scratch gets its own.
+# tokenizer and sizes; a model from scratch gets its own. A model of the Hugging Face hub (`owner/name`) is a start, too:
+# it is taught these dialogues by LoRA adapters.
 #
-# *日本語: 易しい順の段階です。前の段階の名前を Start from に入れると、その続きから学習します。*
+# *日本語: 易しい順に並べたデータです。前の段階の run の名前を「Start from」に入れると、その続きから学習します。Hugging Face Hub の
+# モデル（`owner/name`）を入れると、LoRA で追加学習します。*
 
 # %% [markdown]
 # ## 1 · Install
 #
 # Gets the project and adds what this machine lacks; torch and numpy stay as they are.
 #
-# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+# *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
 # %%
 #@build install
@@ -45,7 +48,8 @@
 # epochs, stopped after 20 without a better one. What does not fit the GPU at once is accumulated: the batch stays the
 # same. *Rank of LoRA adapters* trains small matrices beside a start's weights instead of the weights.
 #
-# *日本語: そのままなら旧ガイドと同じ設定です。*
+# *日本語: 空欄のままなら、Dolly は旧ガイドと同じ設定です（1 層、128 トークン、1 ステップ 2,048 系列）。GPU に一度に入らない分は
+# 分けて計算し、バッチサイズは変わりません。「LoRA のランク」を入れると、元の重みの代わりに小さな行列だけを学習します。*
 
 # %%
 #@build form DIALOGUE
@@ -55,7 +59,7 @@
 #
 # What this machine is, what will be used on it and why, and an estimate of memory and time.
 #
-# *日本語: この機械で使うものとその理由、必要なメモリと時間の見積もりです。*
+# *日本語: このマシンで使うものとその理由、必要なメモリと時間の見積もりです。*
 
 # %%
 #@build cell machine
@@ -66,7 +70,8 @@
 # Three records as the model will read them, with its tokens for turns and ends; what the loss counts is marked. Below,
 # how long the documents are beside a training block. The first time, this reads the data: what training would do anyway.
 #
-# *日本語: モデルが読む形のデータです。色の部分が学習（損失の計算）に使われます。下は文書の長さです。*
+# *日本語: モデルが読む形のデータを 3 件示します。色の付いた部分が損失の計算に使われます。下の図は文書の長さと学習ブロックの
+# 長さです。最初はデータを読み込むので、時間がかかることがあります。*
 
 # %%
 #@build cell data
@@ -79,8 +84,9 @@
 # `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
 # context_dim=16)`): what happens to bits per byte?
 #
-# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。練習: `context_dim` を 16 にして、パラメータ数と
-# bits per byte がどう変わるか確かめてください。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。図はパラメータの内訳です。練習: `context_dim` を 16 に
+# して、パラメータ数がどう変わるかを見てください。次に `train(settings, context_dim=16)` で学習すると、bits per byte は
+# どうなるでしょうか。*
 
 # %%
 #@build cell model
@@ -93,8 +99,9 @@
 # whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
 # again (after the tab was closed, say) or to continue a run that was stopped.
 #
-# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。停止ボタンは保存してから止まります。セルを再実行すると、
-# 表示し直すか、続きから再開します。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は学習の損失、右は
+# 検証用の応答での bits per byte で、✓ が最良の評価です。停止ボタンは保存してから止め、保存ボタンは保存して学習を続けます。
+# セルを再実行すると、表示し直すか、続きから再開します。*
 
 # %%
 #@build cell start
@@ -105,7 +112,7 @@
 # The cells below need the trained model, so this one waits for it. Pressing ■ ends the waiting, not the training: then
 # you can talk with the best model so far (section 7) while it trains on.
 #
-# *日本語: 学習が終わるまで待つセルです。■ を押すと待つのをやめるだけで、学習は続きます。途中のモデルとも会話できます。*
+# *日本語: 学習が終わるまで待つセルです。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 7 で会話できます。*
 
 # %%
 #@build cell wait
@@ -120,7 +127,8 @@
 # The table shows the same questions answered at each evaluation, so that you see whether the answers become better or
 # only the figure does. Answers that are empty or repeat themselves are counted.
 #
-# *日本語: 応答部分の bits per byte を、単純な表や前回の実行と比べます。*
+# *日本語: 検証用の応答での bits per byte を、bigram 表、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次の
+# コマンドを示します。表は、評価のたびに同じ質問へどう答えたかです。*
 
 # %%
 #@build cell read
@@ -128,7 +136,7 @@
 # %% [markdown]
 # On the **test** split, which neither training nor the choice of the best model has seen:
 #
-# *日本語: 学習に使っていないテスト用の文章での結果です。*
+# *日本語: 学習にも最良のモデルの選択にも使っていない、テスト用の文章での結果です。*
 
 # %%
 #@build cell test
@@ -153,7 +161,8 @@
 # With a few million parameters it babbles; the figures above say what was learnt. Open *The next token's
 # probabilities* and move *temperature* and *top-p*: you see what the next token is drawn from.
 #
-# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開くと、次の言葉の候補が見られます。*
+# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開いて temperature と top-p を動かすと、次のトークンがどの候補から
+# 選ばれるかが見えます。*
 
 # %%
 #@build cell chat
@@ -164,7 +173,8 @@
 # To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
 # model away and what comes next.
 #
-# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
+# 公開のしかた、次のステップを表示します。*
 
 # %%
 #@build cell keep
@@ -177,6 +187,11 @@
 #   that was trained on more.
 # - **It is slow**: fewer documents, shorter sequences, one layer.
 # - **Your own dialogues**: a folder with `train.jsonl`, a record a line: `messages`, or `prompt` and `completion`, or
-#   `instruction`, `context` and `response`.
+#   `instruction`, `context` and `response`, and more: `newllm data check FOLDER` says what it is taken for.
 # - **The command line** does the same: see
 #   [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).
+#
+# *日本語: 次の段階に進むには、データを変え、この run の名前を「Start from」に入れて、すべてのセルを実行します。過学習（学習の損失は
+# 下がるのに検証の値が上がる）には、データを増やすか、より多くのデータで学習した run から始めます。遅いときは、文書数、系列長、層を
+# 減らします。自分の対話は `train.jsonl` に 1 行 1 件で書き、フォルダーを指定します。コマンドでも同じことができます：
+# [README_COLAB.ja.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.ja.md)。*

@@ -9,7 +9,8 @@
 #
 # Choose *Runtime → Change runtime type → GPU* (a free T4 is enough), then *Runtime → Run all*.
 #
-# *日本語: 150 万件の複数ターン対話で学習します。まず 100k（10 万件）で試してください。*
+# *日本語: 150 万件の複数ターンの対話で学習します。全件を使う場合は、学習しながら準備するので、最初の損失は 1〜2 分で出ます。
+# 「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」してください。まずは `100k`（10 万件）がおすすめです。*
 
 # %% [markdown]
 # ## How much of it
@@ -22,14 +23,15 @@
 #
 # The guide's fifty passes read the first 128 words of each dialogue; four over whole dialogues are about as many tokens.
 #
-# *日本語: 10k は動作確認、100k が推奨、all は全件を一周します。*
+# *日本語: `10k` は動作確認用、`100k` が最初のおすすめ（4 周）、`all` は全件を 1 周します。かかる時間は「This machine」のセルが
+# 見積もります。*
 
 # %% [markdown]
 # ## 1 · Install
 #
 # Gets the project and adds what this machine lacks; torch and numpy stay as they are.
 #
-# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+# *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
 # %%
 #@build install
@@ -38,9 +40,10 @@
 # ## 2 · Settings
 #
 # `ultrachat_200k` is a filtered part of the set. *Start from* takes a run of notebook 1 or 2 with its tokenizer and
-# sizes; empty, the model starts from scratch.
+# sizes, or a model of the Hugging Face hub (`owner/name`); empty, the model starts from scratch.
 #
-# *日本語: `ultrachat_200k` は選別された一部です。前のノートブックの run の名前を Start from に入れると、続きから学習します。*
+# *日本語: `ultrachat_200k` は選別された一部です。「Start from」にノートブック 1 か 2 の run の名前を入れると、その続きから学習します。
+# Hugging Face Hub のモデル（`owner/name`）も使えます。空欄なら最初から学習します。*
 
 # %%
 #@build form ULTRACHAT
@@ -50,7 +53,7 @@
 #
 # What this machine is, what will be used on it and why, and an estimate of memory and time.
 #
-# *日本語: この機械で使うものとその理由、必要なメモリと時間の見積もりです。*
+# *日本語: このマシンで使うものとその理由、必要なメモリと時間の見積もりです。*
 
 # %%
 #@build cell machine
@@ -61,7 +64,8 @@
 # Three records as the model will read them, with its tokens for turns and ends; what the loss counts is marked. Below,
 # how long the documents are beside a training block. The first time, this reads the data: what training would do anyway.
 #
-# *日本語: モデルが読む形のデータです。色の部分が学習（損失の計算）に使われます。下は文書の長さです。*
+# *日本語: モデルが読む形のデータを 3 件示します。色の付いた部分が損失の計算に使われます。下の図は文書の長さと学習ブロックの
+# 長さです。最初はデータを読み込むので、時間がかかることがあります。*
 
 # %%
 #@build cell data
@@ -74,8 +78,9 @@
 # `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
 # context_dim=16)`): what happens to bits per byte?
 #
-# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。練習: `context_dim` を 16 にして、パラメータ数と
-# bits per byte がどう変わるか確かめてください。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。図はパラメータの内訳です。練習: `context_dim` を 16 に
+# して、パラメータ数がどう変わるかを見てください。次に `train(settings, context_dim=16)` で学習すると、bits per byte は
+# どうなるでしょうか。*
 
 # %%
 #@build cell model
@@ -88,8 +93,9 @@
 # whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
 # again (after the tab was closed, say) or to continue a run that was stopped.
 #
-# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。停止ボタンは保存してから止まります。セルを再実行すると、
-# 表示し直すか、続きから再開します。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は学習の損失、右は
+# 検証用の応答での bits per byte で、✓ が最良の評価です。停止ボタンは保存してから止め、保存ボタンは保存して学習を続けます。
+# セルを再実行すると、表示し直すか、続きから再開します。*
 
 # %%
 #@build cell start
@@ -100,7 +106,7 @@
 # The cells below need the trained model, so this one waits for it. Pressing ■ ends the waiting, not the training: then
 # you can talk with the best model so far (section 7) while it trains on.
 #
-# *日本語: 学習が終わるまで待つセルです。■ を押すと待つのをやめるだけで、学習は続きます。途中のモデルとも会話できます。*
+# *日本語: 学習が終わるまで待つセルです。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 7 で会話できます。*
 
 # %%
 #@build cell wait
@@ -112,7 +118,8 @@
 # start before training, and your earlier runs on the same text; then what to change, and the next command. The table
 # shows the same questions answered at each evaluation.
 #
-# *日本語: 応答部分の bits per byte を、単純な表や前回の実行と比べます。*
+# *日本語: 検証用の応答での bits per byte を、bigram 表、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次の
+# コマンドを示します。表は、評価のたびに同じ質問へどう答えたかです。*
 
 # %%
 #@build cell read
@@ -120,7 +127,7 @@
 # %% [markdown]
 # On the **test** split, which neither training nor the choice of the best model has seen:
 #
-# *日本語: 学習に使っていないテスト用の文章での結果です。*
+# *日本語: 学習にも最良のモデルの選択にも使っていない、テスト用の文章での結果です。*
 
 # %%
 #@build cell test
@@ -144,7 +151,8 @@
 # Answers appear as they are formed; what was said stays in the context vector, however long you talk. Open *The next
 # token's probabilities* and move *temperature* and *top-p*: you see what the next token is drawn from.
 #
-# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開くと、次の言葉の候補が見られます。*
+# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開いて temperature と top-p を動かすと、次のトークンがどの候補から
+# 選ばれるかが見えます。*
 
 # %%
 #@build cell chat
@@ -155,7 +163,8 @@
 # To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
 # model away and what comes next.
 #
-# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
+# 公開のしかた、次のステップを表示します。*
 
 # %%
 #@build cell keep
@@ -169,3 +178,8 @@
 # - **Slow**: `10k`, one layer, shorter sequences. **Out of memory**: handled by itself, the batch stays the same.
 # - **One line** does the same without a notebook: `colab_bootstrap.sh ultrachat --num_layers 4 --max_samples 100000`;
 #   see [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).
+#
+# *日本語: もっと良くするには、`100k` を `all` にするか、4 層にします。どれも別の run になり、これまでの run と並べて示されます。
+# コードを学習するには、ノートブック 2 でデータに `code_alpaca` を選び、この run の名前を「Start from」に入れます。遅いときは `10k`、
+# 1 層、短い系列で試してください。メモリ不足は自動で調整されます。ノートブックなしでも 1 行でできます：
+# [README_COLAB.ja.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.ja.md)。*

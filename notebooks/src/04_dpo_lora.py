@@ -11,7 +11,9 @@
 # Sections 1 to 7 are the quick path: run them from the top (*Runtime → Change runtime type → T4 GPU*, then *Run all*).
 # Section 8 is the experiment path: a sweep, your own data, what to do when something goes wrong.
 #
-# *日本語: 1〜7 は上から実行するだけの短いコース、8 は実験コースです。ランタイムのタイプを GPU にして実行してください。*
+# *日本語: 選好学習（DPO）のノートブックです。同じプロンプトへの良い応答と悪い応答のペアを示し、良い応答の確率を相対的に上げます。
+# LoRA は元の重みを固定し、横に置いた小さな行列だけを学習します。1〜7 は上から実行するだけの短いコース、8 は実験コースです。
+# 「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、「すべてのセルを実行」してください。*
 
 # %% [markdown]
 # ## What counts as success
@@ -25,14 +27,16 @@
 # - **KL**: how far the answers have moved from the base's. A run whose answers become empty or repeat themselves is
 #   stopped and not called a success, whatever its accuracy.
 #
-# *日本語: 学習に使っていない事実についてのペアで、学習の前後を比べます。*
+# *日本語: 学習に一度も出てこない事実についてのペアで、学習の前後を比べます。正解率は、良い応答のほうが確率の高いペアの割合、
+# マージンはその差（nat）です。前後の 95 % 信頼区間が重ならなければ、学習の効果があったといえます。損失は 0.693（まだ好みがない状態）
+# から始まります。KL は元のモデルからの距離です。応答が空になったり繰り返したりする run は止められ、成功とは見なされません。*
 
 # %% [markdown]
 # ## 1 · Install
 #
 # Gets the project and adds what this machine lacks (`trl` on Colab); torch and numpy stay as they are.
 #
-# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+# *日本語: プロジェクトを取得し、足りないもの（Colab では `trl`）だけを入れます（torch と numpy は変えません）。*
 
 # %%
 #@build install
@@ -40,7 +44,7 @@
 # %% [markdown]
 # What is loaded must be what is installed; if not, the next cell says what to do.
 #
-# *日本語: 読み込んだライブラリの版を確かめます。*
+# *日本語: 読み込まれたライブラリが、インストールされた版と同じか確かめます。違えば、どうすればよいかを表示します。*
 
 # %%
 from newllm_lib.colab.preferences import answer, look, packages, report, sweep
@@ -55,7 +59,9 @@ packages();
 # the better choice; a base that knows no Japanese cannot be preferred into knowing it, but *epochs of learning the
 # preferred answers first* can teach it some. One of your own runs (`new_llm_demo`) is a base like any other.
 #
-# *日本語: DialoGPT は英語のモデルです。日本語のペアには日本語のモデルを選ぶか、先に良い答えを学ばせてください。*
+# *日本語: 空欄のままなら旧ガイドの設定です。DialoGPT は英語のモデルなので、日本語のペアには日本語のモデル（rinna、open-calm、
+# sarashina）を選んでください。日本語を知らないモデルは、選好学習では日本語を覚えません。「先に良い答えを学ぶエポック数」で少し
+# 教えることはできます。自分の run（`new_llm_demo` など）も使えます。*
 
 # %%
 #@build form DPO
@@ -68,7 +74,7 @@ packages();
 # margin if you type that as *Rank of the LoRA adapters*?
 #
 # *日本語: 小さなモデルに LoRA を付けます。元の重みは固定し、細い行列（`lora_A` と `lora_B`）だけを学習します。練習: `r` を
-# 1 と 32 にして、学習するパラメータ数を比べてください。*
+# 1 と 32 にして、学習するパラメータ数を比べてください。その値をフォームの「LoRA のランク」に入れると、マージンはどうなるでしょうか。*
 
 # %%
 #@build cell model_lora
@@ -80,7 +86,9 @@ packages();
 # wrong, curt or repetitive, and of the same length. Could they be told apart without understanding? Length and first
 # words should give about 50 %; single words tell vague and curt answers, but not a fact about another term.
 #
-# *日本語: 良い答えと悪い答えの例と、長さや最初の語だけで見分けられないことの確認です。*
+# *日本語: AI、プログラミング、データサイエンスの 101 の事実と 21 の質問の形から作ったペアです。悪い応答は、あいまい、話題違い、誤り、
+# そっけない、繰り返しのどれかで、長さは良い応答と同じです。内容を理解せずに見分けられないことも確かめます（長さや最初の語だけなら
+# 約 50 %）。*
 
 # %%
 pairs = look(settings)
@@ -92,7 +100,8 @@ pairs = look(settings)
 # continues. Blue is training, orange the held-out pairs with their 95 % intervals. The axes never show less than a
 # difference is worth: a flat line means that nothing was learned.
 #
-# *日本語: タブを閉じても続きます。停止ボタンは保存してから止まります。線が平らなら、何も学習されていません。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。停止ボタンは保存してから止め、セルを再実行すると続きから再開します。
+# 青が学習、オレンジが検証用のペア（95 % 信頼区間つき）です。線が平らなら、何も学習されていません。*
 
 # %%
 #@build cell start
@@ -100,7 +109,7 @@ pairs = look(settings)
 # %% [markdown]
 # The cells below need the trained model. ■ ends the waiting, not the training.
 #
-# *日本語: 学習が終わるまで待ちます。■ を押しても学習は続きます。*
+# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
 
 # %%
 #@build cell wait
@@ -111,8 +120,8 @@ pairs = look(settings)
 # Each arrow is a held-out pair: from its margin before training to the one after. Right of the zero line the better
 # answer is the likelier one. Preference learning moves arrows to the right.
 #
-# *日本語: 矢印は、学習に使っていないペアの差（マージン）の学習前 → 学習後です。ゼロの線より右なら、良い答えのほうが
-# 出やすいという意味です。区間が重ならなければ、学習の効果があったといえます。*
+# *日本語: 矢印は、学習に使っていないペアのマージンの、学習前 → 学習後です。ゼロの線より右なら、良い応答のほうが出やすいという意味
+# です。選好学習は矢印を右へ動かします。*
 
 # %%
 report(run)
@@ -141,7 +150,8 @@ conversation = chat(run, first="データサイエンスを学ぶと何の役に
 # The folder `best` holds the adapter as PEFT saves it. This is all it takes elsewhere (`import newllm_lib.models` only
 # if the base is one of this library's models):
 #
-# *日本語: アダプターは PEFT の形式です。ほかの環境でも次のコードで使えます。*
+# *日本語: フォルダー `best` は PEFT 形式のアダプターです。ほかの環境でも次のコードで使えます（`import newllm_lib.models` が要るのは、
+# 元のモデルがこのライブラリのモデルの場合だけです）。*
 
 # %%
 import newllm_lib.models  # noqa: F401
@@ -159,7 +169,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_spec
 # %% [markdown]
 # One ordinary model with the adapter merged in, as safetensors, with a card:
 #
-# *日本語: アダプターを組み込んだ、普通のモデルとして書き出します。*
+# *日本語: アダプターを統合した普通のモデルを、モデルカード付きの safetensors で書き出します。*
 
 # %%
 from newllm_lib.export.folder import export
@@ -172,7 +182,8 @@ merged = export(run)
 # To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
 # model away and what comes next.
 #
-# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
+# 公開のしかた、次のステップを表示します。*
 
 # %%
 #@build cell keep
@@ -183,7 +194,8 @@ merged = export(run)
 # *Run all* passes over these: each trains for about as long as section 4. Set `experiments = True` and run the cells
 # that you want.
 #
-# *日本語: 「すべてのセルを実行」では飛ばします。`experiments = True` にして、試したいセルだけ実行してください。*
+# *日本語: 「すべてのセルを実行」では飛ばされます。どれも 4 と同じくらい時間がかかります。`experiments = True` にして、試したいセルだけ
+# 実行してください。*
 
 # %%
 experiments = False
@@ -194,7 +206,8 @@ experiments = False
 # *Beta* is how dear it is to move away from the base: small means far, and perhaps into nonsense. Each pair of values is a
 # run of its own, kept and not repeated. Raise the numbers of values when you have the time.
 #
-# *日本語: beta と学習率を変えて比べます。*
+# *日本語: beta と学習率を変えて比べます。beta が小さいほど元のモデルから離れられますが、応答が崩れることもあります。値の組ごとに
+# 1 つの run になり、終わった run は学習し直しません。*
 
 # %%
 rate = settings.recipe().learning_rate
@@ -207,7 +220,8 @@ if experiments:
 # A line each: `prompt`, `chosen`, `rejected` (texts, or lists of messages). Equal or empty answers are left out and counted,
 # and so is what does not fit; prompts are never in both splits. Here a file is written and read; use yours instead.
 #
-# *日本語: 自分のペアは 1 行に 1 つの JSON で書きます。*
+# *日本語: 自分のペアは、1 行に 1 つの JSON（`prompt`、`chosen`、`rejected`）で書きます。同じ応答、空の応答、長すぎるペアは除かれ、
+# 件数が表示されます。ここでは例のファイルを書いて読みます。自分のファイルに置き換えてください。*
 
 # %%
 import json
@@ -227,7 +241,8 @@ if experiments:
 # Nothing to do: where memory runs out, fewer pairs are taken at a time, the batch stays. If even one pair does not fit:
 # recomputed activations and shorter sequences (fewer accumulated steps would save nothing). About how much each needs here:
 #
-# *日本語: メモリ不足は自動で調整されます。それでも足りなければ系列長を短くします。*
+# *日本語: メモリが足りなくなると、一度に処理するペアを自動で減らします（バッチサイズは変わりません）。1 ペアも入らなければ、活性値の
+# 再計算（gradient checkpointing）や短い系列を使います。それぞれに必要なメモリのおおよその量を表示します。*
 
 # %%
 from newllm_lib.device import probe
@@ -244,7 +259,8 @@ for more in ({}, less, {**less, "gradient_checkpointing": "on"}, {**less, "max_s
 # A margin that stays where it was: the learning rate is too low (1e-5 is *more* than 5e-6) or there are too few steps.
 # Answers that fall apart: too high, or beta too low. And a base without the language: teach it first.
 #
-# *日本語: 学習が進まないときは学習率を上げるか、先に良い答えを学ばせます。*
+# *日本語: マージンが変わらないのは、学習率が低すぎるか（1e-5 は 5e-6 より大きい値です）、ステップが少なすぎるからです。応答が崩れる
+# のは、学習率が高すぎるか、beta が小さすぎるからです。元のモデルがその言語を知らなければ、先に良い応答を学習させます。*
 
 # %%
 if experiments:

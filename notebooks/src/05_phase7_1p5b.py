@@ -12,14 +12,16 @@
 # Choose *Runtime → Change runtime type → GPU*, then *Runtime → Run all*. With *auto* in the form, the preset is the one
 # that learns most on your GPU in the time you have, so on a free T4 this is a matter of minutes; for 1.5B choose it by name.
 #
-# *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。auto のままなら、この GPU と時間に合う大きさが選ばれます。*
+# *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。直近の 128 トークンは双曲空間での距離で見て、それより前は大きさの
+# 決まった状態空間の枝で運びます。`auto` のままなら、この GPU と使える時間で最もよく学習できる大きさが選ばれます。15 億は名前で選んで
+# ください。「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」します。*
 
 # %% [markdown]
 # ## 1 · Install
 #
 # Gets the project and adds what this machine lacks; torch and numpy stay as they are.
 #
-# *日本語: 足りないものだけを入れます（torch と numpy には触れません）。*
+# *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
 # %%
 #@build install
@@ -29,7 +31,7 @@
 #
 # To continue a run in another session, on another GPU perhaps, choose its preset by name.
 #
-# *日本語: 別のセッションで続けるときは、プリセットを名前で選んでください。*
+# *日本語: 別のセッション（別の GPU かもしれません）で続けるときは、プリセットを名前で選んでください。*
 
 # %%
 #@build form PHASE7
@@ -41,8 +43,8 @@
 # and the tensor-train cores. **Exercise**: set `attention_window` to 1 and to 64: which numbers of parameters change, and
 # which do not? Why?
 #
-# *日本語: 小さな Phase 7 を作り、1 ステップだけ手で学習します。練習: `attention_window` を 1 と 64 にして、パラメータ数が
-# 変わるかどうかを確かめてください。*
+# *日本語: 小さな Phase 7 を作り、学習を 1 ステップだけ手で行います。双曲アテンション、状態空間の枝、テンソルトレインのコアを探して
+# みてください。練習: `attention_window` を 1 と 64 にすると、どのパラメータ数が変わり、どれが変わらないでしょうか。なぜでしょうか。*
 
 # %%
 #@build cell model_phase7
@@ -53,7 +55,7 @@
 # What this machine is, what will be used on it and why. On a GPU each kernel is run once and compared with plain torch in
 # double precision, with all gradients: a driver that computes nonsense is found here and not after a night.
 #
-# *日本語: この機械の確認です。GPU ではカーネルを 1 回ずつ動かし、正しい値と比べます。*
+# *日本語: このマシンで使うものとその理由です。GPU では各カーネルを 1 回ずつ動かし、倍精度の torch の値と勾配まで比べます。*
 
 # %%
 from newllm_lib.colab.phase7 import check, plan
@@ -69,7 +71,9 @@ check()
 # learns more in the same time. 1.5B parameters want 30 billion tokens, weeks on one H100: what a session buys is its
 # beginning.
 #
-# *日本語: どの大きさがどの GPU に入り、何時間で何が得られるかの見積もりです。15 億では 1 セッションは学習の始まりにすぎません。*
+# *日本語: どの大きさがどの GPU に入り、何時間でどこまで進むかの見積もりです（computed は計算値で、2 倍ほどずれることがあります）。
+# パラメータあたり約 20 トークンが目安で、それよりずっと少ないなら、小さいモデルのほうが同じ時間でよく学習します。15 億パラメータには
+# 300 億トークンが必要で、1 セッションは学習の始まりにすぎません。*
 
 # %%
 chosen = plan(settings)
@@ -82,8 +86,8 @@ chosen = plan(settings)
 # a hand can move anything: the next cell says what it took. To mix by sliders, move them and run the cells below again,
 # or write the shares into the form (*Data recipe*).
 #
-# *日本語: スライダーでデータの配合を決めます。全部 0 ならプリセットのデータを使います。「すべてのセルを実行」では
-# 動かす前に通り過ぎるので、動かしたあとで下のセルを実行し直すか、フォームに配合を書いてください。*
+# *日本語: スライダーでデータの配合を決めます。すべて 0 なら、プリセットのデータを使います。「すべてのセルを実行」では、スライダーを
+# 動かす前に次のセルへ進みます。動かしたあとで下のセルを実行し直すか、フォームの「データの配合」に書いてください。*
 
 # %%
 from newllm_lib.colab.mixture import mix
@@ -93,7 +97,7 @@ mixture = mix(settings)
 # %% [markdown]
 # What stands there now is what training reads (and `make train-phase7-1.5b` too):
 #
-# *日本語: いまの配合が学習に使われます。*
+# *日本語: 今の配合が学習に使われます（`make train-phase7-1.5b` でも同じです）。*
 
 # %%
 settings = mixture.settings()
@@ -104,7 +108,7 @@ settings = mixture.settings()
 # Ten steps at a size for any machine, the memory-saving way where the GPU can: training, evaluation, saving and loading are
 # tried before anything long begins. The log has the guide's line for each step.
 #
-# *日本語: 長い学習の前に、小さな 10 ステップで全体を試します。*
+# *日本語: 長い学習の前に、どのマシンでも動く大きさで 10 ステップだけ学習し、評価、保存、読み込みまで試します。*
 
 # %%
 from newllm_lib.colab.background import train, wait
@@ -122,7 +126,8 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # **Save** writes a checkpoint and trains on. Left the loss of each step, right bits per byte on the validation text; ✓
 # marks the best, whose model is kept. The copy on Drive is kept while it trains, if the form says so.
 #
-# *日本語: バックグラウンドで学習します。タブを閉じても続きます。停止ボタンは保存してから止まります。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。停止ボタンは保存してから
+# 止め、保存ボタンは保存して学習を続けます。フォームで選んであれば、学習中に Google ドライブへコピーします。*
 
 # %%
 #@build cell start
@@ -133,7 +138,7 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # The cells below need the trained model. ■ ends the waiting, not the training: then section 11 talks with the best
 # model so far.
 #
-# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。*
+# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 11 で会話できます。*
 
 # %%
 #@build cell wait
@@ -144,7 +149,8 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # After Stop, a crash or a new session the cell of section 7 continues the run at its last save, with the same data order
 # and the same curve (from Drive, if the machine is new). A finished run is only shown, as here:
 #
-# *日本語: 停止・切断のあとは、7 のセルで最後の保存から続きます。終わった学習は表示されるだけです。*
+# *日本語: 停止、異常終了、切断のあとは、7 のセルを実行すると、最後の保存から同じデータ順で続きます（新しいランタイムではドライブの
+# コピーから）。終わった run は、ここのように表示されるだけです。*
 
 # %%
 run = train(settings)
@@ -155,7 +161,7 @@ run = train(settings)
 # Bits per byte on the **test** text, beside tables that only count words: below *bigram*, the model uses more than the
 # last token.
 #
-# *日本語: 学習に使っていない文章での結果です。*
+# *日本語: テスト用の文章での bits per byte を、数えるだけの表と比べます。bigram より小さければ、直前のトークンより前も使っています。*
 
 # %%
 #@build cell test
@@ -163,7 +169,7 @@ run = train(settings)
 # %% [markdown]
 # What that means, and what the model made of the same beginnings as it learned:
 #
-# *日本語: 結果の読み方と、学習の途中で書いた文です。*
+# *日本語: 数値の意味と、学習中に同じ書き出しから書いた文です。*
 
 # %%
 #@build cell read
@@ -174,7 +180,7 @@ run = train(settings)
 # The past is kept in the state and in a window of 128 tokens, so memory stays the same however long you talk. Small models
 # babble: the figures above say what was learnt.
 #
-# *日本語: 学習したモデルと会話します。*
+# *日本語: 学習したモデルと会話します。過去は状態と 128 トークンの窓に保たれるので、どれだけ長く話してもメモリは増えません。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat
@@ -187,7 +193,8 @@ conversation = chat(run, first="Hello! How are you today?")
 # To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
 # model away and what comes next.
 #
-# *日本語: ドライブへの保存、ダウンロード、公開のしかた、次のステップです。*
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
+# 公開のしかた、次のステップを表示します。*
 
 # %%
 #@build cell keep
@@ -201,3 +208,8 @@ conversation = chat(run, first="Hello! How are you today?")
 #   (`newllm compare phase8_small_triton phase7_small_triton`).
 # - **The guide's commands** do the same: `make check-phase7-env`, `make recipe`, `make train-phase7-1.5b`, … See
 #   [README_COLAB.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.md).
+#
+# *日本語: 15 億パラメータには `phase7_1.5b` を選び、使える時間に合わせて `max_steps` を入れます（目安は 4 に出ます）。チェックポイントは
+# 約 4 GB なので、先にドライブの空き容量を確かめてください。`phase8_small` は同じ大きさで、過去のすべてに線形アテンションを使います。
+# `newllm compare phase8_small_triton phase7_small_triton` で比べられます。ガイドの `make` コマンドも使えます：
+# [README_COLAB.ja.md](https://github.com/rato-tokyo/new-llm/blob/main/README_COLAB.ja.md)。*
