@@ -2,14 +2,18 @@
 
 ChitChat: the conversations of the PyPI package, shuffled once; 500 to report, 250 others to choose settings
 by, the rest to train. Each conversation stands as lines "A: …" and "B: …". WikiText-2: articles of text files
-in its format, cut 8 : 1 : 1.
+in its format, cut 8 : 1 : 1. And for `time_to_quality` a text cut in two, or the Python sources that are
+installed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
@@ -53,6 +57,88 @@ def _write(parts: dict[str, list[str]], folder: Path) -> None:
     for part, documents in parts.items():
         lines = [json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents]
         (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def cut_text(file: Path, share: float, folder: Path) -> dict[str, str]:
+    """A text of one document, cut in two: "train" and "validation", written to `folder` as a `--data_dir`.
+
+    Args:
+        share: of the characters, to train on.
+
+    Raises:
+        UsageError: the file is not there, or no UTF-8, or too short.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {file}: {error}") from error
+    cut = int(share * len(text))
+    parts = {"train": text[:cut], "validation": text[cut:]}
+    if not all(part.strip() for part in parts.values()):
+        raise UsageError(f"--text {file}: too short for {share:g} of it and a rest.")
+    folder.mkdir(parents=True)
+    # the command wants a test text, which nobody looks at: the end of the validation text
+    for part, words in (parts | {"test": parts["validation"][-max(8000, len(text) // 100) :]}).items():
+        with (folder / f"{part}.txt").open("w", encoding="utf-8", newline="") as opened:
+            opened.write(words)
+    return parts
+
+
+@dataclass
+class Sources:
+    """Python sources on both sides of a split: packages by name, and bytes."""
+
+    packages: dict[str, list[str]]
+    bytes: dict[str, int]
+
+    def in_words(self) -> str:
+        held_out = " ".join(self.packages["validation"])
+        return (
+            f"Python sources of {len(self.packages['train'])} packages, {self.bytes['train']:,} bytes; "
+            f"held out: {held_out}, {self.bytes['validation']:,} bytes"
+        )
+
+
+def python_sources(installed: Path, folder: Path) -> Sources:
+    """The `.py` files of installed packages, one document each, written to `folder` as a `--data_dir`.
+
+    Which side a package is on is decided by a hash of its name, so none is on both: one in ten is held out.
+    Files that one package has copied from another ("vendored") are left out, and held-out files whose very
+    text is trained on.
+
+    Args:
+        installed: a `site-packages` folder.
+
+    Raises:
+        NewLLMError: one side has nothing.
+    """
+    packages: dict[str, list[str]] = {"train": [], "validation": []}
+    documents: dict[str, list[str]] = {"train": [], "validation": []}
+    for package in sorted(entry for entry in installed.iterdir() if entry.is_dir()):
+        texts = list(_python_files(package))
+        if texts:
+            part = "train" if hashlib.sha256(package.name.encode()).digest()[0] % 10 else "validation"
+            packages[part].append(package.name)
+            documents[part] += texts
+    trained = set(documents["train"])
+    documents["validation"] = [text for text in documents["validation"] if text not in trained]
+    if not all(documents.values()):
+        raise NewLLMError(f"{installed} has too few packages with Python sources to hold some out.")
+    _write({**documents, "test": documents["validation"]}, folder)
+    sizes = {part: sum(len(text.encode("utf-8")) for text in texts) for part, texts in documents.items()}
+    return Sources(packages, sizes)
+
+
+def _python_files(package: Path) -> Iterator[str]:
+    for file in sorted(package.rglob("*.py")):
+        if "vendor" not in str(file.relative_to(package.parent)).lower():
+            try:
+                text = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):  # a test's file in another encoding, a dead link
+                continue
+            if text.strip():
+                yield text
 
 
 def _chitchat(text: Path | None) -> dict[str, list[str]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +26,30 @@ from newllm_lib.training.optim.build import build_optimizer, build_scheduler
 LANES = 32  # parts of the test text that a model with a state reads side by side
 
 
-def train_peer(model: nn.Module, recipe: Recipe, data: PreparedData, device: str) -> dict:
+class Step(NamedTuple):
+    """A step that was made, for who watches."""
+
+    number: int
+    per_epoch: int
+    total: int
+    loss: torch.Tensor
+
+
+def train_peer(
+    model: nn.Module,
+    recipe: Recipe,
+    data: PreparedData,
+    device: str,
+    watch: Callable[[Step], None] | None = None,
+    mode: str | None = None,
+) -> dict:
     """Train `model` as the recipe says; returns seconds, steps and parameters.
 
     Args:
         model: with `step(ids, labels, state) -> loss, state`, and `carries` where it has a state, which goes
             on from block to block if the recipe says `carry_state`.
+        watch: called after each step.
+        mode: of torch.compile; "reduce-overhead" captures the step.
     """
     model.to(device).train()
     torch.manual_seed(recipe.seed + 1)  # dropout
@@ -40,7 +59,7 @@ def train_peer(model: nn.Module, recipe: Recipe, data: PreparedData, device: str
     total = min(total, recipe.max_steps or total)
     optimizer = build_optimizer(model, recipe)
     schedule = build_scheduler(optimizer, total, recipe)
-    step = torch.compile(model.step, dynamic=False) if device == "cuda" else model.step
+    step = torch.compile(model.step, dynamic=False, mode=mode) if device == "cuda" else model.step
     began, state = time.monotonic(), None
     for number, batch in zip(range(total), _batches(blocks, sampler, recipe.batch_size), strict=False):
         if model.carries and (state is None or not recipe.carry_state or number % per_epoch == 0):
@@ -53,6 +72,8 @@ def train_peer(model: nn.Module, recipe: Recipe, data: PreparedData, device: str
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if watch is not None:
+            watch(Step(number + 1, per_epoch, total, loss.detach()))
     seconds = time.monotonic() - began
     return {"seconds": seconds, "steps": total, "parameters": sum(p.numel() for p in model.parameters())}
 

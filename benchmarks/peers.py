@@ -152,7 +152,12 @@ class Ours(nn.Module):
         return self.model.model.initial_state(batch)
 
 
-SIZES = {"4M": (4_200_000, 256, 4), "10M": (10_000_000, 384, 5), "25M": (25_000_000, 512, 8)}
+SIZES = {
+    "4M": (4_200_000, 256, 4),
+    "10M": (10_000_000, 384, 5),
+    "25M": (25_000_000, 512, 8),
+    "124M": (124_000_000, 768, 12),
+}
 """A size's name: its parameters, its width and its depth."""
 
 
@@ -168,8 +173,24 @@ def build_peer(name: str, size: str, vocabulary: int, dropout: float, layers: in
         width = round(math.sqrt((vocabulary / 32) ** 2 + target / 16) - vocabulary / 32)
         return Lstm(vocabulary, width, 2, dropout)
     depth = layers or depth
-    inner = round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
+    inner = _inner(target, vocabulary, width, depth)
     return Attention(vocabulary, width, depth, width // 64, inner, dropout, helped=name == "attention_helped")
+
+
+def attention_like(recipe: Recipe, vocabulary: int) -> Attention:
+    """Modern attention in the place of the recipe's New-LLM: its width, depth, dropout and parameters."""
+    target, width, depth = (
+        count_parameters(model_config(recipe, vocabulary)),
+        recipe.hidden_size,
+        recipe.num_layers,
+    )
+    inner = max(8, _inner(target, vocabulary, width, depth))
+    return Attention(vocabulary, width, depth, recipe.num_heads, inner, recipe.dropout)
+
+
+def _inner(target: int, vocabulary: int, width: int, depth: int) -> int:
+    """The MLP's channels with which modern attention has so many parameters."""
+    return round((target - vocabulary * width - depth * 4 * width * width) / (depth * 3 * width) / 8) * 8
 
 
 def sized_recipe(name: str, size: str, vocabulary: int, **keys) -> Recipe:

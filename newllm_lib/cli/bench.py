@@ -34,7 +34,7 @@ def open_benchmark(words: list[str]) -> tuple[str, ModuleType] | None:
             "newllm bench NAME [FLAGS]: measure, append the figures to benchmarks/results.csv. NAME is one of"
         )
         for name, line in package.BENCHMARKS.items():
-            say(f"  {name:<14}{line}")
+            say(f"  {name:<17}{line}")
         say("`newllm bench NAME --help` shows its flags.")
         return None
     name = words[0].replace("-", "_")
