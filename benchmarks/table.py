@@ -11,7 +11,6 @@ from pathlib import Path
 from benchmarks.common import Rows, add_out, picture, read, record
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import check_file
 
 _BEGIN, _END = "<!-- {name}: made by `newllm bench table` -->", "<!-- end of {name} -->"
 _NAMES = {
@@ -65,13 +64,6 @@ def newest(rows: list[dict], benchmark: str, metric: str) -> list[dict]:
 def picture_of(benchmark: str) -> Path:
     """Where its picture lies in the clone."""
     return Path("docs", "images", benchmark.replace(" ", "-") + ".png")
-
-
-def refuse_another(picture: Path) -> None:
-    """Raise UsageError where a file that was not drawn as ours are (by matplotlib) would be replaced."""
-    if picture.is_file() and b"Matplotlib" in picture.read_bytes()[:1000]:
-        return
-    check_file(picture, "--picture", lambda text: False)
 
 
 def write_tables(results: Path, pages: Path) -> list[str]:

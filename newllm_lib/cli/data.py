@@ -13,13 +13,15 @@ from newllm_lib.cli.hints import command
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
-from newllm_lib.runs import atomic_write_text, check_file
+from newllm_lib.runs import atomic_write_text, check_file, check_picture
 
 
 def show(arguments: argparse.Namespace) -> dict | int:
     """Records as training will read them, token by token."""
     from newllm_lib.data.show import look
 
+    if arguments.picture:
+        check_picture(Path(arguments.picture), "--picture")
     recipe = _recipe(arguments)
     say(f"Reading {arguments.source} as training will")
     if recipe.task == "dpo":

@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = attach(
         "mirror.archive": ["restore", "saved"],
         "mirror.restore": ["bring_back", "is_ahead"],
         "mirror.sync": ["Mirror"],
-        "outputs": ["add_to_mark", "check_file", "owned_directory", "replaceable"],
+        "outputs": ["add_to_mark", "check_file", "check_picture", "owned_directory", "replaceable"],
         "ownership": [
             "MANIFEST",
             "MANIFESTS",

@@ -72,6 +72,19 @@ def check_file(path: Path, flag: str, is_ours: Callable[[str], bool]) -> None:
     )
 
 
+def check_picture(path: Path, flag: str) -> None:
+    """Refuse what stands where a picture shall be written, unless matplotlib drew it, as ours are.
+
+    Raises:
+        UsageError: names a free name.
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            if b"Matplotlib" in file.read(1000):
+                return
+    check_file(path, flag, lambda text: False)
+
+
 @contextmanager
 def owned_directory(folder: Path, what: str, flag: str, run: str | None = None) -> Iterator[Path]:
     """`staged_directory` for a user's folder: refused where others' files lie, marked as ours.

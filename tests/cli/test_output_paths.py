@@ -66,6 +66,7 @@ CASES = {
     "runs restore --into": Case(
         ["runs", "restore", "half_done", "--from", "mirror", "--into", TARGET], "half_done", ("clone",)
     ),
+    "data show --picture": Case(["data", "show", "text", "--picture", TARGET]),
     "bench speed --out": Case(["bench", "speed", "--out", TARGET]),
     "bench speed --picture": Case(["bench", "speed", "--out", "figures.csv", "--picture", TARGET]),
 }
@@ -75,7 +76,9 @@ READ = {
     "from",
     "teacher",
     "base",
-}  # flags that speak of a folder and only read it
+    "data",
+    "documents",
+}  # flags that speak of a folder or file and only read it
 
 
 def leaves(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
@@ -105,7 +108,9 @@ def flags_that_write() -> set[str]:
                 r"folder|\bfile\b|picture|CSV|output|^into", f"{action.dest} {action.help}", re.IGNORECASE
             )
             takes_a_word = action.option_strings and action.nargs != 0 and not action.choices
-            if takes_a_word and says and action.option_strings[0][2:] not in READ:
+            # `data show` and `data check` take a recipe's keys, and train nothing
+            nowhere = name in ("data show", "data check") and action.dest != "picture"
+            if takes_a_word and says and action.option_strings[0][2:] not in READ and not nowhere:
                 found.add(f"{name} {action.option_strings[0]}")
     return found
 
