@@ -52,7 +52,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
     return [
         p
         for p in psutil.Process(process.pid).children()
-        if "newllm_lib.training.distributed.worker" in p.cmdline()
+        if "newllm_lib.training.distributed.worker" in " ".join(p.cmdline())
     ]
 
 

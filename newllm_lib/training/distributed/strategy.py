@@ -101,9 +101,10 @@ def check_distributed(recipe: Recipe, device: Device, count: int) -> None:
             f"--batch_size {near}."
         )
     if recipe.task != "train":
+        what = "Preference training" if recipe.task == "dpo" else "Training of a --base"
         raise UsageError(
-            "What trains a --base runs in one process, which keeps its rows, reference figures and answers: "
-            "leave out --num_gpus."
+            f"{what} runs in one process, which keeps its rows, reference figures and answers: leave out "
+            "--num_gpus."
         )
     if recipe.teacher:
         raise UsageError(
