@@ -391,8 +391,16 @@ class NotebookView:
             self.buttons.close()
 
     def close(self) -> None:
-        """Another cell shows the run now."""
+        """Another cell shows the run now. If it has ended meanwhile, this shows its end and stays."""
         self.ended.set()
+        if self.thread:
+            self.thread.join(timeout=10)
+        self.view.update()
+        if not self.view.running:
+            self.draw()
+            if self.buttons:
+                self.buttons.close()
+            return
         for place in (self.picture, self.said):
             place.put("")
         self.head.put(pictures.page("This run is shown again by a cell that was run later."))
