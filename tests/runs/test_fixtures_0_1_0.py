@@ -39,6 +39,8 @@ def check_curve(run: Run) -> None:
     digits).
     """
     found, wanted = figures(run.metrics()), recorded_curve()
+    health = [row["eval_context_variance"] for row in run.metrics() if "eval_loss" in row]
+    assert health and all(value > 0 for value in health)  # measured, though at other places than then
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for row, expected in zip(found, wanted, strict=True):
         assert row == pytest.approx(expected, rel=1e-4), row["step"]
