@@ -22,7 +22,6 @@ USAGE
 address_of() { printf '%s' "$1" | sed -E 's#://[^/@]*@#://#g'; } # an address without its user and token
 
 tell() { printf '%s\n' "$*"; }
-
 die() { printf 'colab_bootstrap: %s\n' "$*" >&2; exit 1; }
 
 choose_python() { # sets python to the full path of an interpreter
@@ -92,9 +91,8 @@ release_lock() { exec 9<&-; }
 
 ensure_environment() { # ensure_environment EXTRAS: with all that is needed in it; python becomes its interpreter
   local extras=$1 base="$python" place=.venv began=$SECONDS stamp have=
-  if on_colab; then place=.; fi
   hold_lock .
-  if [ "$place" = .venv ]; then python=$clone/.venv/bin/python; fi
+  if on_colab; then place=.; else python=$clone/.venv/bin/python; fi
   stamp="$(cat setup.py constraints.txt | cksum) $clone"
   if [ "$(sed -n 1p "$place/.newllm-setup" 2>/dev/null)" = "$stamp" ]; then have=$(sed -n 2p "$place/.newllm-setup"); fi
   case ",$have," in *",$extras,"*)
@@ -105,13 +103,21 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
   if [ "$place" = .venv ] && ! "$python" -m pip --version >/dev/null 2>&1; then new_venv "$base"; fi
   "$python" -m newllm_lib.pip_report keep "$place" >"$place/.newllm-setup-constraints"
   tell "Installing what is missing (minutes the first time; output: $clone/$place/.newllm-setup-log)"
-  "$python" -m pip install --disable-pip-version-check -c "$place/.newllm-setup-constraints" -e ".[$extras]" \
-    </dev/null >"$place/.newllm-setup-log" 2>&1 ||
+  put_in "$place" -c "$place/.newllm-setup-constraints" -e ".[$extras]" ||
     die "installing failed: $(grep -m 1 '^ERROR' "$place/.newllm-setup-log" || tail -n 1 "$place/.newllm-setup-log")." \
       "Mend that (network, free space) and run this again; the whole output is in $clone/$place/.newllm-setup-log"
   "$python" -m newllm_lib.pip_report report "$place" $((SECONDS - began))
   printf '%s\n' "$stamp" "${have:+$have,}$extras" >"$place/.newllm-setup"
   release_lock
+}
+
+put_in() { # put_in PLACE WORDS: pip install WORDS; by uv where it is found, but uv does not see what a .venv shares with its system
+  local log=$1/.newllm-setup-log
+  if command -v uv >/dev/null && ! grep -qs "site-packages = true" "$1/pyvenv.cfg"; then
+    if uv pip install --python "$python" "${@:2}" </dev/null >"$log" 2>&1; then return; fi
+    tell "uv could not install it ($(grep -m 1 -o 'error.*' "$log" || tail -n 1 "$log")): pip tries."
+  fi
+  "$python" -m pip install --disable-pip-version-check "${@:2}" </dev/null >"$log" 2>&1
 }
 
 new_venv() { # new_venv PYTHON: .venv in the clone, on top of that Python's torch if it has one

@@ -3,7 +3,7 @@
     python -m newllm_lib.pip_report keep PLACE
         pip's constraints: what must stay as it is, else the tested versions
     python -m newllm_lib.pip_report report PLACE SECONDS
-        what pip did, in two or three lines
+        what pip or uv did, in two or three lines
     python -m newllm_lib.pip_report whole PLACE [PYTHON]
         exit code 1 where this Python does not find what a training imports; a line where PYTHON is another
 
@@ -68,8 +68,9 @@ def report(place: str, seconds: str) -> list[str]:
     """What was added, what was there before and how it fared, and that nothing has to be restarted."""
     notes = Path(place) / NOTES
     said = notes.with_name(f"{NOTES}-log").read_text(encoding="utf-8", errors="replace")
-    installed = " ".join(re.findall(r"^Successfully installed (.*)$", said, re.MULTILINE)).split()
-    came = {normal(name): version for name, version in (word.rsplit("-", 1) for word in installed)}
+    by_pip = " ".join(re.findall(r"^Successfully installed (.*)$", said, re.MULTILINE)).split()
+    by_uv = re.findall(r"^ \+ ([\w.-]+)==(\S+)", said, re.MULTILINE)
+    came = {normal(name): version for name, version in [*(word.rsplit("-", 1) for word in by_pip), *by_uv]}
     kept = notes.with_name(f"{NOTES}-constraints").read_text(encoding="utf-8")
     before = dict(re.findall(r"^([\w.-]+)==([^\s;#]+)", kept, re.MULTILINE))
     added = {

@@ -13,6 +13,7 @@ case "$1 $2" in
   echo "$*" >>"$CALLS"
   mkdir -p "${*: -1}/bin"
   cp "$0" "${*: -1}/bin/python"
+  case "$*" in *--system-site-packages*) echo "include-system-site-packages = true" >"${*: -1}/pyvenv.cfg" ;; esac
   ;;
 "-m pip")
   [ "$3" = --version ] && exit

@@ -224,6 +224,42 @@ def test_a_torch_that_is_there_is_used(world):
     assert world.calls("venv") == ["-m venv --system-site-packages .venv"]
 
 
+FAKE_UV = """#!/bin/bash
+echo "$0 -m uv $*" >>"$CALLS"
+if [ -n "$UV_FAILS" ]; then printf 'Using Python\n  error: no network\n'; exit 2; fi
+printf 'Resolved 2 packages in 7ms\n + newllm==0.2.0 (from file:///here)\n + not-here==1.2\n'
+"""
+
+
+def with_uv(world) -> None:
+    (world.programs / "uv").write_text(FAKE_UV)
+    (world.programs / "uv").chmod(0o755)
+
+
+def test_uv_installs_where_it_is_found(world):
+    with_uv(world)
+    done = world.piped("demo")
+    (install,) = world.calls("uv")
+    python, constraints = f"{world.clone}/.venv/bin/python", ".venv/.newllm-setup-constraints"
+    assert install.endswith(f"-m uv pip install --python {python} -c {constraints} -e .[demo]")
+    assert not world.calls("pip") and b"\nAdded: not-here 1.2\n" in done.stdout, done
+    assert world.piped("demo").returncode == 0 and len(world.calls("uv")) == 1
+
+
+def test_pip_takes_over_where_uv_fails(world):
+    with_uv(world)
+    done = world.piped("demo", UV_FAILS="1")
+    assert done.returncode == 0 and b"uv could not install it (error: no network): pip tries." in done.stdout
+    assert len(world.calls("pip")) == 1 and b"Added: chitchat-dataset 0.9.0" in done.stdout
+
+
+def test_uv_is_not_asked_where_packages_of_the_system_are_shared(world):
+    """It would install a second torch."""
+    with_uv(world)
+    world.piped("demo", TORCH="1")
+    assert not world.calls("uv") and len(world.calls("pip")) == 1
+
+
 def test_of_two_copies_of_a_package_the_one_that_python_takes_is_kept(tmp_path):
     """A later folder of the path may hold an older copy, as a system's own packages do."""
     for folder, version in (("first", "2.0"), ("second", "1.0")):
