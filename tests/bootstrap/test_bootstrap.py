@@ -227,7 +227,7 @@ def test_a_torch_that_is_there_is_used(world):
 FAKE_UV = """#!/bin/bash
 echo "$0 -m uv $*" >>"$CALLS"
 if [ -n "$UV_FAILS" ]; then printf 'Using Python\n  error: no network\n'; exit 2; fi
-printf 'Resolved 2 packages in 7ms\n + newllm==0.2.0 (from file:///here)\n + not-here==1.2\n'
+printf 'Resolved 2 packages in 7ms\n + newllm==0.2.0 (from file:///here)\n + torch==2.13.0+cpu\n'
 """
 
 
@@ -242,7 +242,8 @@ def test_uv_installs_where_it_is_found(world):
     (install,) = world.calls("uv")
     python, constraints = f"{world.clone}/.venv/bin/python", ".venv/.newllm-setup-constraints"
     assert install.endswith(f"-m uv pip install --python {python} -c {constraints} -e .[demo]")
-    assert not world.calls("pip") and b"\nAdded: not-here 1.2\n" in done.stdout, done
+    assert not world.calls("pip") and b"\nAdded: torch 2.13.0+cpu\n" in done.stdout, done
+    assert b"nothing has to be restarted" in done.stdout
     assert world.piped("demo").returncode == 0 and len(world.calls("uv")) == 1
 
 

