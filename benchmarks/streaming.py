@@ -221,7 +221,7 @@ def measure(
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         server = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(work / "hub"), str(port)],
+            [sys.executable, str(ROOT / "tests" / "helpers" / "hub_server.py"), str(work / "hub"), str(port)],
             stdout=subprocess.PIPE,
         )
         try:

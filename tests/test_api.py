@@ -9,8 +9,8 @@ import pytest
 
 import newllm_lib as newllm
 from newllm_lib.recipe import load_recipe
-from tests.data.conftest import dialogues, write_jsonl
 from tests.helpers.chat_bases import chat_base
+from tests.helpers.texts import dialogues, write_jsonl
 
 TINY = {
     "max_steps": 4,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.cli import main
-from tests.test_imports import FLOORS
+from tests.helpers.rooms import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

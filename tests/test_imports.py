@@ -12,26 +12,9 @@ import pytest
 from tests.helpers import lazy_faces
 from tests.helpers.circles import circles
 from tests.helpers.reading_size import reading_size
+from tests.helpers.rooms import FLOORS
 
 PACKAGE = Path(__file__).parents[1] / "newllm_lib"
-# Each room may use itself and those in the rows above it.
-FLOORS = (
-    ("errors", "lazy", "pip_report", "preload"),
-    ("console", "device", "removed"),
-    ("runs",),
-    ("recipe",),
-    ("ops",),
-    ("layers",),
-    ("models", "data"),
-    ("checkpoints",),
-    ("generation",),
-    ("evaluation",),
-    ("export", "serve"),
-    ("training",),
-    ("api",),
-    ("colab", "cli"),
-    ("__main__",),
-)
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 _UNKNOWN = {  # what these rooms know nothing of, though the floors would let them
     "recipe": ("newllm_lib.runs.", "torch."),
@@ -217,3 +200,17 @@ def test_the_ground_floor_loads_no_torch(module):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_no_test_imports_another_test():
+    """What two of them need moves to tests/helpers."""
+    tests, wrong = Path(__file__).parent, []
+    for path in tests.rglob("*.py"):
+        for module, line in imports(path):
+            name, *below = module.split(".")
+            if name == "tests" and path.relative_to(tests).parts[:2] != ("notebooks", "colab"):
+                place = tests.joinpath(*below)
+                found = any(p.with_suffix(".py").is_file() for p in (place, place.parent))
+                if below[0] != "helpers" or not found:
+                    wrong.append(f"{path.relative_to(tests)}:{line}: {module}")
+    assert not wrong, f"import from tests/helpers instead: {wrong}"

@@ -15,7 +15,7 @@ import pytest
 from newllm_lib import api
 from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from newllm_lib.data import prepare
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import count_parameters, model_config
 from newllm_lib.training.optim.muon import BatchedMuon
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 
 @pytest.fixture

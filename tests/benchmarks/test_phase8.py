@@ -10,7 +10,7 @@ from benchmarks import phase8
 from benchmarks.common import Rows, read
 from newllm_lib.cli import main
 from newllm_lib.training.model_config import count_parameters, model_config
-from tests.training.test_resume import write_text
+from tests.helpers.small_runs import write_text
 
 TINY = {
     "sized_for": "cpu",

@@ -11,7 +11,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.bootstrap.conftest import SCRIPT, git
+from tests.helpers.working_tree import SCRIPT, git
 
 LAST_LINE = b'{ main "$@"; exit; }\n'
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bootstrap.conftest import copy_working_tree, git
+from tests.helpers.working_tree import copy_working_tree, git
 
 TINY = (
     "--sized_for cpu --max_steps 4 --max_samples 200 --vocab_size 400 --num_layers 1 --hidden_size 16 "

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bootstrap.conftest import ROOT, copy_working_tree, git
+from tests.helpers.working_tree import ROOT, copy_working_tree, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = (

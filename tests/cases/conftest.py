@@ -1,3 +1,3 @@
 """The data room's fixtures, for the cases too."""
 
-from tests.data.conftest import cache, recipe  # noqa: F401
+from tests.helpers.data_fixtures import cache, recipe  # noqa: F401

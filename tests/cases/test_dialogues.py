@@ -14,8 +14,8 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.cases.reading import answered, asked, read_folder
-from tests.data.conftest import write_jsonl
+from tests.helpers.cases import answered, asked, read_folder
+from tests.helpers.texts import write_jsonl
 
 ROWS = 120
 RULE = "Speak like a clerk."

@@ -15,8 +15,8 @@ from newllm_lib.cli import main
 from newllm_lib.data import DataReport, prepare
 from newllm_lib.data.splits import SPLITS
 from newllm_lib.recipe import load_recipe
-from tests.cases.reading import answered, asked, turns
-from tests.data.conftest import write_jsonl
+from tests.helpers.cases import answered, asked, turns
+from tests.helpers.texts import write_jsonl
 
 TINY = (
     "--sized_for cpu --vocab_size 400 --max_seq_length 8 --batch_size 2 --hidden_size 8 --context_dim 8 "

@@ -20,8 +20,8 @@ from newllm_lib.data.records import Message
 from newllm_lib.errors import NewLLMError
 from newllm_lib.models.lora import lora_config
 from newllm_lib.recipe import load_recipe
-from tests.cases.reading import answered, asked
-from tests.data.conftest import byte_level_bpe, write_jsonl
+from tests.helpers.cases import answered, asked
+from tests.helpers.texts import byte_level_bpe, write_jsonl
 
 ROWS = 30
 RULE = "Speak like a clerk."

@@ -22,7 +22,7 @@ from newllm_lib.data import prepare
 from newllm_lib.data.splits import SPLITS
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.recipe import load_recipe
-from tests.cases.reading import turns
+from tests.helpers.cases import turns
 
 WORDS = {
     "latin": "river lamp house stone green ship window north bread wheel cloud paper".split(),

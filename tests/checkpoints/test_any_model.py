@@ -16,8 +16,8 @@ from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training.model_config import build_model
 from tests.helpers.foreign_models import make_adapter, make_model
+from tests.helpers.hub_server import HubServer
 from tests.helpers.newllm_process import newllm_process
-from tests.hub_server import HubServer
 
 SENTENCES = ["Ada likes tea and red apples.", "Bob likes the sea.", "Eve likes old films and rain."]
 SIZES = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.runs import Run
-from tests.data.conftest import dialogues, write_jsonl
-from tests.data.readers.test_hub import write_wikitext
-from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
+from tests.helpers.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
+from tests.helpers.texts import dialogues, write_jsonl
+from tests.helpers.wikitext import write_wikitext
 
 TINY = {
     "sized_for": "cpu",

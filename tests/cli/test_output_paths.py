@@ -19,7 +19,7 @@ from newllm_lib.cli.parser import benchmark_parser, build, parse
 from newllm_lib.errors import UsageError
 from newllm_lib.runs import mark_folder
 from newllm_lib.runs.ownership import MARK, read_mark
-from tests.old_folders import FIXTURES, HALF_DONE, put
+from tests.helpers.old_folders import FIXTURES, HALF_DONE, put
 
 TARGETS = ("clone", "home", "file", "link", "run", "export", "dot")
 SIZES = ["1" if word == "12" else word for word in HALF_DONE[2:]]  # one step is enough

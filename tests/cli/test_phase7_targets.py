@@ -19,7 +19,7 @@ from newllm_lib.cli.parser import parse
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, resolve_path
 from newllm_lib.training import train
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (

@@ -185,7 +185,7 @@ def test_the_panel_shows_what_the_answer_was_chosen_from(tmp_path):
 
 
 def tiny_session(folder) -> ChatSession:
-    from tests.training.preference_bases import make_base
+    from tests.helpers.preference_bases import make_base
 
     base = make_base(folder / "base", "new_llm")
     session = open_session(str(base))

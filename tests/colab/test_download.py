@@ -9,7 +9,7 @@ import pytest
 from newllm_lib.colab.download import download
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, staged_directory
-from tests.colab.fake_run import finished
+from tests.helpers.fake_run import finished
 
 
 @pytest.fixture

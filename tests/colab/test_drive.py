@@ -9,7 +9,7 @@ import pytest
 from newllm_lib.colab import drive
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.runs import Run, is_finished, staged_directory
-from tests.colab.fake_run import finished
+from tests.helpers.fake_run import finished
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from newllm_lib.evaluation.inside import gates, recall, surprise
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM, TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.training.dpo.card import _accuracy, _margin
 from newllm_lib.training.dpo.curves import preference_figure
-from tests.colab.fake_run import append
-from tests.training.preference_bases import make_base
+from tests.helpers.fake_run import append
+from tests.helpers.preference_bases import make_base
 
 TEXT = "People learn to write a good answer. The water is red, 日本語 and “seven” houses."
 

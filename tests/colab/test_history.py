@@ -8,7 +8,7 @@ import pytest
 
 from newllm_lib.colab.history import History
 from newllm_lib.runs import Run
-from tests.colab.fake_run import append, finished, rows
+from tests.helpers.fake_run import append, finished, rows
 
 
 @pytest.fixture

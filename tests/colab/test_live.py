@@ -18,7 +18,7 @@ from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
 from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run, write_status
-from tests.colab.fake_run import append, finished, rows
+from tests.helpers.fake_run import append, finished, rows
 
 PNG = b"\x89PNG\r\n"
 CHILD = """

@@ -47,11 +47,11 @@ def replace(path: Path, pattern: str, new: str) -> None:
 
 def test_the_page_leads_to_a_set_whose_every_turn_is_packed(clone):
     assert 5 <= len(re.findall(r"^\d+\. ", PAGE, re.MULTILINE)) <= 10
-    schemas, sets = clone / "newllm_lib/data/schemas.py", clone / "tests/dialogue_sets.py"
+    schemas, sets = clone / "newllm_lib/data/schemas.py", clone / "tests/helpers/dialogue_sets.py"
     insert(clone, "newllm_lib/data/schemas.py", "SCHEMAS = (")
     replace(schemas, r"^(SCHEMAS = .*)\)$", r"\1, TRIVIA)")
     insert(clone, "newllm_lib/data/datasets.py", '    "alpaca_ja": DatasetInfo(')
-    insert(clone, "tests/dialogue_sets.py", "class WithBranches(Handler):")
+    insert(clone, "tests/helpers/dialogue_sets.py", "class WithBranches(Handler):")
     replace(sets, r"^(DIALOGUE_SETS = \([^)]*?),?\s*\)$", r'\1, "trivia")')
     recipe, command = (part.strip() for part in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
     subprocess.run(["bash", "-ec", recipe], cwd=clone, check=True)

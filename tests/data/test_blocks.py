@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from newllm_lib.data import prepare
 from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, ContiguousBatchSampler, collate
 from newllm_lib.errors import NewLLMError
-from tests.data.conftest import dialogues, write_jsonl
+from tests.helpers.texts import dialogues, write_jsonl
 
 
 def stream(tokens: int, mask: np.ndarray | None = None, dtype="uint16") -> SimpleNamespace:

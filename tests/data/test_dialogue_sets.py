@@ -5,8 +5,8 @@ import pytest
 from newllm_lib.data.datasets import REGISTRY
 from newllm_lib.data.schemas import SCHEMAS
 from newllm_lib.recipe import load_recipe, shipped_recipes
-from tests.data.conftest import hub_worker
-from tests.dialogue_sets import DIALOGUE_SETS, dialogue_hub, packed
+from tests.helpers.dialogue_sets import DIALOGUE_SETS, dialogue_hub, packed
+from tests.helpers.hub_process import hub_worker
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.tokenizer import train_words, wrap
-from tests.data.conftest import dialogues, paragraphs
+from tests.helpers.texts import dialogues, paragraphs
 
 
 def lost_by_hand(text: str, vocabulary: set[str]) -> int:

@@ -16,9 +16,10 @@ import pytest
 from newllm_lib.data import prepare
 from newllm_lib.data.blocks import training_blocks
 from newllm_lib.data.preferences import load_preferences
-from tests.data.conftest import dialogues, hub_worker, paragraphs, write_jsonl
-from tests.data.readers.test_hub import write_wikitext
-from tests.dialogue_sets import dialogue_hub
+from tests.helpers.dialogue_sets import dialogue_hub
+from tests.helpers.hub_process import hub_worker
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
+from tests.helpers.wikitext import write_wikitext
 
 PINNED = json.loads(Path(__file__).with_name("fingerprints.json").read_text(encoding="utf-8"))
 ROWS = [{"messages": messages} for messages in dialogues(200)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.streaming import measure
-from tests.data.conftest import dialogues, paragraphs
+from tests.helpers.texts import dialogues, paragraphs
 
 # `peak(action)`: the most MiB of its own (anonymous) memory that the process has while `action` runs.
 WATCHER = """

@@ -21,7 +21,7 @@ from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import read_splits
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 ALL = ["train", "validation", "test"]
 

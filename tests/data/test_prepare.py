@@ -17,7 +17,7 @@ from newllm_lib.data.readers.textfiles import read_documents
 from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.data.conftest import paragraphs, write_jsonl
+from tests.helpers.texts import paragraphs, write_jsonl
 
 
 def wikitext_folder(test_data, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from newllm_lib.data import load_split, prepare
 from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import DataReport, FileReport, RowStats
-from tests.data.conftest import paragraphs, write_jsonl
+from tests.helpers.texts import paragraphs, write_jsonl
 
 
 def test_a_report_is_the_same_when_it_is_read_again():

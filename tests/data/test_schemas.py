@@ -13,7 +13,7 @@ from newllm_lib.data.records import BadRecord, Message, RowStats
 from newllm_lib.data.schemas import LONGEST_TURN, parse_row
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 
 def said(row) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import pytest
 from newllm_lib.cli import main
 from newllm_lib.data import look
 from newllm_lib.recipe import load_recipe
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 
 @pytest.fixture

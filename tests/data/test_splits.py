@@ -8,7 +8,7 @@ from newllm_lib.data.readers.base import Reading
 from newllm_lib.data.readers.folder import FolderSource
 from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.data.splits import read_splits, split_of
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 ALL = {"train", "validation", "test"}
 

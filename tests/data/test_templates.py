@@ -13,7 +13,7 @@ from newllm_lib.data.schemas import parse_row
 from newllm_lib.data.templates import TEMPLATES, encode_messages, template_of
 from newllm_lib.generation import ChatSession
 from newllm_lib.recipe import load_recipe
-from tests.data.conftest import paragraphs, write_jsonl
+from tests.helpers.texts import paragraphs, write_jsonl
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from newllm_lib.data import tokenizer
 from newllm_lib.data.templates import CHAT_TEMPLATE, CONTROL_TOKENS, encode_messages, encode_text
 from newllm_lib.data.tokenizer import named_tokenizer, tokenizer_hash, train_bpe, train_words, wrap
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.data.conftest import byte_level_bpe, dialogues, paragraphs
+from tests.helpers.texts import byte_level_bpe, dialogues, paragraphs
 
 TEXTS = [
     "",
@@ -110,7 +110,7 @@ def test_messages_cannot_forge_turns(bpe):
 def test_bpe_training_is_deterministic(tmp_path):
     """Also between processes, and for any number of threads."""
     script = (
-        "from newllm_lib.data.tokenizer import train_bpe; from tests.data.conftest import paragraphs\n"
+        "from newllm_lib.data.tokenizer import train_bpe; from tests.helpers.texts import paragraphs\n"
         "texts = paragraphs(300); print(train_bpe(iter([texts[:7], texts[7:]]), 500).to_str())"
     )
     made = []

@@ -20,8 +20,8 @@ from newllm_lib.export.folder import export
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, link_model, staged_directory
 from newllm_lib.training.model_config import build_model
+from tests.helpers.hub_server import HubServer
 from tests.helpers.loading import load_run
-from tests.hub_server import HubServer
 
 TOKEN = "hf_averysecrettokenthatmustnotbeseen"
 SMALL = {

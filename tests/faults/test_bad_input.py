@@ -8,41 +8,14 @@ import json
 import pytest
 
 from newllm_lib.cli import main
-from tests.training.small_runs import write_text
-
-TINY = [
-    "--sized_for",
-    "cpu",
-    "--vocab_size",
-    "300",
-    "--max_seq_length",
-    "16",
-    "--batch_size",
-    "8",
-    "--hidden_size",
-    "16",
-    "--context_dim",
-    "16",
-    "--mlp_size",
-    "16",
-    "--num_layers",
-    "1",
-    "--epochs",
-    "2",
-    "--save_minutes",
-    "0",
-]
+from tests.helpers.bad_input import TINY, one_line
+from tests.helpers.small_runs import write_text
 
 
 def newllm(capsys, *words: str) -> tuple[int, str]:
     """Exit code and the lines on standard error."""
     code = main(list(words))
     return code, capsys.readouterr().err
-
-
-def one_line(err: str, *words: str) -> None:
-    assert err.startswith("newllm: ") and err.count("\n") == 1 and "Traceback" not in err, err
-    assert all(word in err for word in words), err
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from newllm_lib.runs import (
     write_status,
 )
 from newllm_lib.runs.mirror.copy import recorded_sums, signature, sums_of
-from tests.colab.fake_run import append
+from tests.helpers.fake_run import append
 
 SAYS = {
     "full": "is full",

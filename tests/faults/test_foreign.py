@@ -19,8 +19,8 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import MANIFEST, check_checkpoint_dir, safetensors_header
 from newllm_lib.runs.mirror.archive import check_member
-from tests.faults.test_bad_input import TINY, one_line
-from tests.training.small_runs import write_text
+from tests.helpers.bad_input import TINY, one_line
+from tests.helpers.small_runs import write_text
 
 
 class Program:

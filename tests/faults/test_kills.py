@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_driver import SAVE_EVERY, STEPS
-from tests.training.small_runs import write_text
-from tests.training.test_resume import killed as killed_without_a_mirror
+from tests.helpers.fault_driver import SAVE_EVERY, STEPS
+from tests.helpers.killed import killed as killed_without_a_mirror
+from tests.helpers.small_runs import write_text
 
-DRIVER = Path(__file__).with_name("kill_driver.py")
+DRIVER = Path(__file__).parents[1] / "helpers" / "fault_driver.py"
 
 
 def killed(folder: Path, kills: int, seed: int, kind: str, timeout: float = 300) -> dict:

@@ -13,27 +13,9 @@ from newllm_lib.cli import main
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, list_runs, mirror_status, read_status, restore
-from tests.colab.fake_run import finished, rows
-from tests.faults.test_bad_input import one_line
+from tests.helpers.bad_input import ODD, one_line
+from tests.helpers.fake_run import finished, rows
 
-ODD = [
-    "",
-    "null",
-    "[]",
-    "3",
-    "{",
-    '{"state": 3}',
-    '{"state": "new", "updated": "yesterday", "step": [1], "pid": {}}',
-    '{"state": "running", "updated": NaN, "step": Infinity, "total_steps": 1e400}',
-    '{"state": "done", "updated": true, "message": {"a": 1}}',
-    '{"pid": Infinity, "start": 0}',
-    '{"folder": 3, "state": "trouble", "message": null, "began": "x"}',
-    '{"step": "one", "loss": "low"}',
-    "[" * 100_000,
-    '{"step": 1, "time": {}}',
-    '{"total_steps": 1, "total_seconds": "x", "seconds": {"imports": "long"}}',
-    "\x00\xff\x1b[2J",
-]
 RECORDS = [f"{name}.json" for name in ("status", "mirror", "timing", ".newllm")]
 RECORDS += ["metrics.jsonl", "samples.jsonl", "run.lock", "train.log"]
 

@@ -19,9 +19,8 @@ from newllm_lib.cli import main
 from newllm_lib.cli.plain_errors import in_plain_words
 from newllm_lib.errors import NewLLMError, UsageError, without_secrets
 from newllm_lib.runs import Mirror, Run
-from tests.faults.test_bad_input import TINY
-from tests.faults.test_odd_files import ODD
-from tests.training.small_runs import write_text
+from tests.helpers.bad_input import ODD, TINY
+from tests.helpers.small_runs import write_text
 
 SEED = int(os.environ.get("NEWLLM_SITUATIONS_SEED", "20261130"))
 

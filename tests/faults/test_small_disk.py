@@ -13,8 +13,8 @@ import pytest
 from newllm_lib.cli import main
 from newllm_lib.runs import Run, is_complete, is_finished
 from newllm_lib.training import checkpointing
-from tests.faults.test_bad_input import TINY
-from tests.training.small_runs import write_text
+from tests.helpers.bad_input import TINY
+from tests.helpers.small_runs import write_text
 
 pytestmark = pytest.mark.slow
 

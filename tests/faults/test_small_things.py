@@ -19,8 +19,8 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic, is_finished, read_status
 from newllm_lib.training import checkpointing, signals
-from tests.faults.test_bad_input import TINY, one_line
-from tests.training.small_runs import write_text
+from tests.helpers.bad_input import TINY, one_line
+from tests.helpers.small_runs import write_text
 
 TRAIN = ["train", "demo", "--data_dir", "text", "--output_dir", "run", *TINY]
 SHORT = ["--max_steps", "3"]

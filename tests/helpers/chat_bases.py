@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from tests.data.conftest import byte_level_bpe
+from tests.helpers.texts import byte_level_bpe
 
 LENGTH = 256
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hub_server import HubServer
+from tests.helpers.hub_server import HubServer
 
 WORKER = Path(__file__).parents[1] / "cli" / "newllm_worker.py"
 

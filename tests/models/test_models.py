@@ -3,7 +3,6 @@ generate.
 """
 
 import warnings
-from importlib import metadata
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import newllm_lib.models as models
 from newllm_lib.models.tiny_gpt2 import TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model, count_parameters, model_config
+from tests.helpers.model_checks import BOS, PAD, VOCAB, first_preference_loss, text
 
 SMALL = {
     "sized_for": "cpu",
@@ -24,7 +24,6 @@ SMALL = {
     "dropout": 0.0,
 }
 KINDS = [("new_llm", "parallel"), ("new_llm", "sequential"), ("tiny_gpt2", "parallel")]
-VOCAB, BOS, PAD = 97, 0, 1
 
 
 def build(model="new_llm", recurrence="parallel", **changes):
@@ -36,14 +35,6 @@ def build(model="new_llm", recurrence="parallel", **changes):
     built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
     built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
     return built
-
-
-def text(batch, time, seed=0, documents=False):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(6, VOCAB, (batch, time), generator=generator)
-    if documents:
-        ids[torch.rand(batch, time, generator=generator) < 0.15] = BOS
-    return ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,50 +207,6 @@ def test_trl_trains_on_preferences(kind, tmp_path):
     """TRL calls the backbone and the head by themselves; a recurrent model must survive that."""
     first = first_preference_loss(build(*kind), tmp_path)
     assert first == pytest.approx(0.6931, abs=1e-3)  # both sides equally likely before any learning
-
-
-def first_preference_loss(model, folder) -> float:
-    """Train two steps with TRL on small pairs of words."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
-
-    words = Tokenizer(
-        WordLevel({"<|endoftext|>": 0, "<|pad|>": 1, "<unk>": 2, "a": 3, "b": 4, "c": 5}, unk_token="<unk>")
-    )
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        unk_token="<unk>",
-    )
-    rows = {"prompt": ["a b", "b a c"] * 4, "chosen": [" c", " c c"] * 4, "rejected": [" a", " a b"] * 4}
-    args = DPOConfig(
-        output_dir=str(folder),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-    )
-    model.save_pretrained(folder / "base")
-    load = lambda: AutoModelForCausalLM.from_pretrained(folder / "base")  # noqa: E731
-    # Before 1.0 TRL makes its own reference only of classes that stand in transformers.
-    reference = {"ref_model": load()} if metadata.version("trl").startswith("0.") else {}
-    trainer = DPOTrainer(
-        load(), args=args, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, **reference
-    )
-    trainer.train()
-    return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
 
 
 @pytest.mark.parametrize(

@@ -14,22 +14,9 @@ from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.layers.tensor_train import TensorTrainEmbedding
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model, count_parameters, model_config
-from tests.models.test_models import BOS, PAD, VOCAB, first_preference_loss, text
+from tests.helpers.model_checks import BOS, PAD, VOCAB, first_preference_loss, text
+from tests.helpers.small_phase7 import SMALL, build
 
-SMALL = {
-    "sized_for": "cpu",
-    "model": "phase7",
-    "hidden_size": 24,
-    "context_dim": 16,
-    "mlp_size": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "dropout": 0.0,
-    "max_seq_length": 64,
-    "attention_window": 6,
-    "ssm_ranks": 4,
-    "htt_rank": 3,
-}
 KINDS = [
     {},
     {"attention": "dot", "embedding": "dense"},
@@ -37,24 +24,6 @@ KINDS = [
     {"attention": "linear", "linear_features": 10},
     {"attention": "linear", "ar_ssm": False},
 ]
-
-
-def build(**changes):
-    """`changes`: of the recipe's keys, or of what only the model's configuration can say."""
-    own = {
-        name: changes.pop(name)
-        for name in ("tie_word_embeddings", "linear_features", "reset_at_bos")
-        if name in changes
-    }
-    config = model_config(load_recipe("demo", {**SMALL, **changes}), VOCAB)
-    for name, value in own.items():
-        setattr(config, name, value)
-    torch.manual_seed(0)
-    built = models.Phase7ForCausalLM(config).eval()
-    built.config.bos_token_id, built.config.eos_token_id, built.config.pad_token_id = BOS, BOS, PAD
-    built.generation_config.eos_token_id, built.generation_config.pad_token_id = BOS, PAD
-    built.model.curvature_factor.fill_(0.6)
-    return built
 
 
 def near(found, expected):

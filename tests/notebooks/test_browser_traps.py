@@ -12,8 +12,8 @@ import time
 import pytest
 
 from newllm_lib.runs import find_run
-from tests.notebooks.test_browser import MINUTES, MISSING, NOTEBOOKS, Tab, chromium, jupyterlab, until
-from tests.notebooks.test_run import TINY
+from tests.helpers.browser import MINUTES, MISSING, Tab, chromium, jupyterlab, until
+from tests.helpers.notebooks import NOTEBOOKS, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAME = "01_wikitext_pretraining"

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.runs import Run, checkpoint_step, is_complete, is_finished
-from tests.bootstrap.conftest import copy_working_tree
-from tests.notebooks.test_run import TINY
+from tests.helpers.notebooks import TINY
+from tests.helpers.working_tree import copy_working_tree
 
 pytest.importorskip("nbclient")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

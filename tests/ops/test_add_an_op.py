@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/guides/add-an-op.md").read_text(encoding="utf-8")
 # Where the page says that a block goes, in the order of its blocks; files that it makes are not here.
 ABOVE = {
-    "tests/ops/kernel_checks.py": ["def run_interpreted("],
-    "tests/ops/compiled_kernels.py": [
+    "tests/helpers/kernel_checks.py": ["def run_interpreted("],
+    "tests/helpers/compiled_kernels.py": [
         "from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum",
         "    doc_starts = torch.zeros(batch, time",
     ],

@@ -5,7 +5,7 @@ import torch
 
 from newllm_lib.ops.gated_scan import reference as scan
 from newllm_lib.ops.short_conv import reference as conv
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 
 @pytest.mark.parametrize(("width", "flags"), [(1, False), (2, True), (4, True), (4, False)])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.ops.gated_scan import gated_scan
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 
 def _by_hand(projection, bias, weight, doc_starts, mask, state, eps):

@@ -72,7 +72,7 @@ FROM_SM80 = {
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.parametrize("capability", [75, 80, 89, 90])
 def test_kernels_compile_without_a_gpu(capability):
-    file = Path(__file__).with_name("compiled_kernels.py")
+    file = Path(__file__).parents[1] / "helpers" / "compiled_kernels.py"
     environment = {**os.environ, "PYTHONPATH": str(file.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(

@@ -12,7 +12,7 @@ from newllm_lib.ops.gated_scan import reference as gated
 from newllm_lib.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
 from newllm_lib.ops.relu2_mlp import reference as mlp
 from newllm_lib.ops.relu2_mlp import relu2_mlp
-from tests.ops.kernel_checks import Draw
+from tests.helpers.kernel_checks import Draw
 
 SIZES = [(1, 2, 1), (2, 9, 5), (3, 23, 7), (2, 16, 4), (1, 128, 6), (2, 67, 3)]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from newllm_lib.ops.short_conv import reference, short_conv
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 
 def test_is_torchs_convolution():

@@ -8,7 +8,7 @@ import torch
 from newllm_lib.layers.context_block import TokenMLP
 from newllm_lib.ops import relu2_mlp as op
 from newllm_lib.ops.relu2_mlp import reference
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 
 def test_gradients_equal_finite_differences():

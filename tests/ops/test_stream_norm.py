@@ -7,7 +7,7 @@ import torch
 
 from newllm_lib.ops.add_norm import add_norm, add_norm_conv
 from newllm_lib.ops.short_conv import short_conv
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 
 def draw(batch=2, time=12, dim=3):

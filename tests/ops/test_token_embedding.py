@@ -6,7 +6,7 @@ import torch
 from newllm_lib.ops import embedding as op
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.model_config import build_model
-from tests.ops import kernel_checks as checks
+from tests.helpers import kernel_checks as checks
 
 SIZES = [(8192, 256, (512, 128)), (1000, 100, (3, 7)), (50, 513, (1, 1)), (5, 1, (64, 63))]
 

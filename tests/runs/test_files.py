@@ -29,17 +29,11 @@ from newllm_lib.runs import (
     remove_directory,
     staged_directory,
 )
+from tests.helpers.staged_files import dead, fill
 
 
 def hidden(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.name.startswith(".") and p.name != MARK]
-
-
-def fill(folder: Path, content: str) -> None:
-    with staged_directory(folder) as staging:
-        (staging / "model").write_text(content)
-        (staging / "deep").mkdir()
-        (staging / "deep" / "state").write_text(content * 3)
 
 
 def test_text_is_replaced_in_one_step_and_its_folder_is_made(tmp_path):
@@ -201,10 +195,6 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     (tmp_path / ".hidden by the user").write_text("")
     clean_leftovers(tmp_path)
     assert sorted(hidden(tmp_path)) == sorted([living.name, ".hidden by the user"])
-
-
-def dead(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}-999999-123-{'01'[kind == 'old']}")
 
 
 def test_a_kill_between_the_two_renames_ends_with_the_new_folder(tmp_path):

@@ -15,7 +15,7 @@ from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.models import NewLLMForCausalLM, Phase7ForCausalLM
 from newllm_lib.runs import Run, is_finished
 from tests.helpers.loading import load_run
-from tests.old_folders import FIXTURES, HALF_DONE, PHASE7, put
+from tests.helpers.old_folders import FIXTURES, HALF_DONE, PHASE7, put
 
 VARYING = ("time", "tokens_per_second")
 

@@ -28,7 +28,7 @@ from newllm_lib.runs import (
 from newllm_lib.runs.mirror import copy as copying
 from newllm_lib.runs.mirror import sync
 from newllm_lib.runs.mirror.owner import Superseded, claim_copy
-from tests.colab.fake_run import append, finished, rows
+from tests.helpers.fake_run import append, finished, rows
 
 
 def add(run: Run, name: str, content: str = "") -> None:

@@ -34,8 +34,8 @@ from newllm_lib.runs.ownership import (
     free_name,
     read_mark,
 )
-from tests.old_folders import put
-from tests.runs.test_files import dead, fill
+from tests.helpers.old_folders import put
+from tests.helpers.staged_files import dead, fill
 
 LITTER = (".DS_Store", "desktop.ini", "Thumbs.db", ".ipynb_checkpoints/card-checkpoint.md")
 

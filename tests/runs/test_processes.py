@@ -13,7 +13,7 @@ import yaml  # noqa: F401  (here, not in the hostile folder)
 from newllm_lib.colab.forms import Settings
 from newllm_lib.runs import Run, RunLock, mirror_status, start_background, start_mirror, wait_for_mirror
 from newllm_lib.runs.processes import command_of, environment_of
-from tests.colab.fake_run import finished
+from tests.helpers.fake_run import finished
 
 NAMES = ("calendar", "random", "runpy", "json", "os", "sitecustomize", "tempfile", "yaml", "torch", "numpy")
 

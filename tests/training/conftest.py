@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def pretrained(tmp_path_factory):
     """A folder in which both models have been trained on WikiText's recipe; to be copied, not changed."""
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training import train
-    from tests.training.test_start import TINY, write_talks
+    from tests.helpers.tuning import TINY, write_talks
 
     folder = tmp_path_factory.mktemp("pretrained")
     write_text(folder)

@@ -11,8 +11,8 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
 from tests.helpers.loading import load_run
-from tests.training.small_runs import curve, rows, stopped_after
-from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixtures
+from tests.helpers.small_runs import curve, rows, stopped_after
+from tests.helpers.tuning import TINY, folder, tuned  # noqa: F401
 
 LORA = {"lora_rank": "2", "learning_rate": "0.05", "dropout": "0.1"}
 

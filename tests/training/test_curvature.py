@@ -4,7 +4,7 @@ import pytest
 
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.curvature import CurvatureSchedule, curvature_factor, has_curvature_schedule
-from tests.models.test_phase7 import build
+from tests.helpers.small_phase7 import build
 
 
 def recipe(**changes):

@@ -13,7 +13,7 @@ from newllm_lib.ops import distillation
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import distill, train
 from newllm_lib.training.model_config import build_model
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 TINY = {
     "hidden_size": 16,

@@ -21,9 +21,9 @@ from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.export.folder import export
 from newllm_lib.runs import MARK, Run, ask_to_save, is_complete, is_finished, read_status
 from newllm_lib.training import train
-from tests.data.conftest import write_jsonl
 from tests.helpers.loading import load_run
-from tests.training.preference_bases import at_step, make_base, recipe, stopped_after
+from tests.helpers.preference_bases import at_step, make_base, recipe, stopped_after
+from tests.helpers.texts import write_jsonl
 
 MODELS = ("tiny_gpt2", "new_llm")
 

@@ -21,9 +21,9 @@ from transformers import (
 
 from newllm_lib.training import train
 from newllm_lib.training.dpo import preference_task
-from tests.data.conftest import byte_level_bpe
 from tests.helpers.loading import load_run
-from tests.training.preference_bases import recipe
+from tests.helpers.preference_bases import recipe
+from tests.helpers.texts import byte_level_bpe
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 LENGTH = 256

@@ -15,7 +15,7 @@ from newllm_lib.export.folder import export
 from newllm_lib.training import train
 from newllm_lib.training.dpo import preference_task
 from tests.helpers.loading import load_run
-from tests.training.preference_bases import make_base, recipe
+from tests.helpers.preference_bases import make_base, recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from newllm_lib.runs import Run
-from tests.data.conftest import byte_level_bpe
-from tests.hub_server import HubServer
+from tests.helpers.hub_server import HubServer
+from tests.helpers.texts import byte_level_bpe
 
 END = "<|endoftext|>"
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import train
 from tests.helpers.loading import load_run
-from tests.training.small_runs import write_text
+from tests.helpers.small_runs import write_text
 
 TINY = {
     "hidden_size": 16,

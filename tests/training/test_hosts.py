@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from newllm_lib.runs import Run
-from tests.training.small_runs import write_text
-from tests.training.test_launch import FLAGS, state, wait_for_step
+from tests.helpers.small_runs import write_text
+from tests.helpers.two_processes import FLAGS, state, wait_for_step
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,14 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.runs import Run
 from newllm_lib.training.distributed.launch import _cause
-from tests.training.small_runs import write_text
-
-FLAGS = (
-    "--num_gpus 2 --data_dir text --output_dir run --vocab_size 300 --max_seq_length 16 --batch_size 8 "
-    "--hidden_size 16 --context_dim 16 --mlp_size 16 --num_layers 1 --logging_steps 1 --sized_for cpu "
-    "--save_steps 2 --evals_per_epoch 1"
-).split()
-
+from tests.helpers.small_runs import write_text
+from tests.helpers.two_processes import FLAGS, state, wait_for_step
 
 STOP = (sys.executable, "-m", "newllm_lib", "runs", "stop", "run")
 
@@ -41,23 +34,12 @@ def start(folder: Path, *more: str, command=(sys.executable, "-m", "newllm_lib")
     )
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    run = Run(folder / "run")
-    while not any("loss" in row and row["step"] >= step for row in run.metrics()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
     return [
         p
         for p in psutil.Process(process.pid).children()
         if "newllm_lib.training.distributed.worker" in " ".join(p.cmdline())
     ]
-
-
-def state(folder: Path) -> dict:
-    return json.loads((folder / "run" / "status.json").read_text())
 
 
 def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_path):

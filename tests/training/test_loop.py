@@ -17,7 +17,8 @@ from newllm_lib.training.context import RunContext
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.progress import Progress
 from newllm_lib.training.run import steps
-from tests.training.small_runs import curve, losses, recipe, rows, stopped_after
+from tests.helpers.loss_scaling import scale_losses
+from tests.helpers.small_runs import curve, losses, recipe, rows, stopped_after
 
 
 def context(folder, micro=8, **changes) -> RunContext:
@@ -72,25 +73,6 @@ def test_each_way_of_running_a_step_is_one_object(folder, changes, how, scaler, 
     made = SimpleNamespace(recipe=recipe(folder, **changes))
     built = BuiltModel(torch.nn.Linear(2, 2), None, how)
     assert strategies.strategy_for(made, built, SimpleNamespace(scaler=scaler)) is expected
-
-
-def scale_losses(monkeypatch, **how) -> None:
-    """Loss scaling as on a GPU with fp16: torch's scaler works on a processor too, for float32's
-    gradients.
-    """
-    real = loop.make_accelerator
-
-    def scaled(*words):
-        accelerator = real(*words)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, **how)
-        accelerator.state._mixed_precision = (
-            "fp16"  # by which it knows that gradients are scaled back before they are clipped
-        )
-        monkeypatch.setattr(accelerator, "prepare_model", lambda model, **_: model)
-        accelerator.native_amp = True
-        return accelerator
-
-    monkeypatch.setattr(loop, "make_accelerator", scaled)
 
 
 def test_a_step_that_overflows_is_left_out_and_the_schedule_waits(folder, monkeypatch):

@@ -21,7 +21,7 @@ from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.optim.build import build_optimizer
 from tests.helpers.loading import load_run
-from tests.training.small_runs import losses, stopped_after, write_text
+from tests.helpers.small_runs import losses, stopped_after, write_text
 
 
 def recipe(folder, name="run", **changes):

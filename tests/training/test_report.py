@@ -14,7 +14,7 @@ from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training import train
 from newllm_lib.training.report import _advice, _next, lines, read_report
-from tests.training.test_start import TINY, folder, tuned  # noqa: F401  fixtures
+from tests.helpers.tuning import TINY, folder, tuned  # noqa: F401
 
 
 def test_a_fine_tuned_run_is_set_beside_counting_its_start_and_earlier_runs(folder, capsys):  # noqa: F811

@@ -6,8 +6,8 @@ import pytest
 
 from newllm_lib.evaluation.samples import BEGINNINGS, QUESTIONS, QUESTIONS_JA, Prompts, as_markdown, variety
 from newllm_lib.training import train
-from tests.training.small_runs import recipe
-from tests.training.test_start import TINY, write_talks
+from tests.helpers.small_runs import recipe
+from tests.helpers.tuning import TINY, write_talks
 
 
 def samples(run):

@@ -20,7 +20,7 @@ from newllm_lib.training.distributed.strategy import (
     distribution,
     num_processes,
 )
-from tests.training.small_runs import write_rows, write_text
+from tests.helpers.small_runs import write_rows, write_text
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
 

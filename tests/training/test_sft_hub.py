@@ -7,10 +7,10 @@ import json
 import pytest
 
 from newllm_lib.runs import Run
-from tests.data.conftest import dialogues, write_jsonl
 from tests.helpers.chat_bases import chat_base
+from tests.helpers.hub_server import HubServer
 from tests.helpers.newllm_process import newllm_process
-from tests.hub_server import HubServer
+from tests.helpers.texts import dialogues, write_jsonl
 
 FEW = "--data_dir data --max_seq_length 96 --batch_size 4 --max_steps 2 --learning_rate 0.01"
 

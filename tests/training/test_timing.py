@@ -10,7 +10,7 @@ from newllm_lib.evaluation import metrics
 from newllm_lib.training import checkpointing, samples, train
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.timetable import Timing
-from tests.training.small_runs import recipe, stopped_after
+from tests.helpers.small_runs import recipe, stopped_after
 
 
 class Clock:

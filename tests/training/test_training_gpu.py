@@ -7,7 +7,7 @@ from newllm_lib.device import probe
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import loop, train
 from newllm_lib.training.model_config import build_model
-from tests.training.small_runs import curve, losses, stopped_after, write_text
+from tests.helpers.small_runs import curve, losses, stopped_after, write_text
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import trl_names
+from tests.helpers import trl_names
 
 ROOT = Path(__file__).parents[2]
 # What those releases want besides, where the installed ones are too new for them.

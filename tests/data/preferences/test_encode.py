@@ -12,7 +12,7 @@ from newllm_lib.data.preferences.encode import PLAIN_TURNS, with_template
 from newllm_lib.data.records import Message
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
-from tests.data.conftest import byte_level_bpe, paragraphs
+from tests.helpers.texts import byte_level_bpe, paragraphs
 
 
 def pair(prompt, chosen="yes, it is", rejected="no"):

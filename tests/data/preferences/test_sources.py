@@ -15,9 +15,9 @@ from newllm_lib.data.preferences.pairs import parse_pair
 from newllm_lib.data.records import BadRecord
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
-from tests.data.conftest import write_jsonl
-from tests.dialogue_sets import write_parquet
-from tests.hub_server import HubServer
+from tests.helpers.dialogue_sets import write_parquet
+from tests.helpers.hub_server import HubServer
+from tests.helpers.texts import write_jsonl
 
 
 def said(role, text):

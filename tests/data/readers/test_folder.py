@@ -8,7 +8,7 @@ from newllm_lib.data import prepare
 from newllm_lib.data.readers.folder import find_files, read_file
 from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 
 def touch(place, *names):

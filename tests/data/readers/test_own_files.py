@@ -12,7 +12,7 @@ from newllm_lib.data.readers.encodings import candidates, checked_name
 from newllm_lib.data.readers.folder import FolderSource, look_into
 from newllm_lib.data.records import RowStats
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.data.conftest import paragraphs, write_jsonl
+from tests.helpers.texts import paragraphs, write_jsonl
 
 TEXTS = {
     "cp932": "雨がやんだあと、{}番目の窓から海が見えた。",

@@ -12,7 +12,7 @@ from newllm_lib.data.schemas import parse_rows
 from newllm_lib.data.splits import read_splits
 from newllm_lib.data.streaming import segments
 from newllm_lib.data.streaming.segments import LargeSource, cut, fetch, read_rows
-from tests.data.conftest import dialogues, paragraphs, write_jsonl
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 
 def in_file_order(files):

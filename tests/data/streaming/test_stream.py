@@ -25,7 +25,7 @@ from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import SPLITS, derived_splits, read_splits
 from newllm_lib.data.streaming import segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.data.conftest import dialogues, write_jsonl
+from tests.helpers.texts import dialogues, write_jsonl
 
 LENGTH = 16
 

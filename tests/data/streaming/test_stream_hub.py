@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from newllm_lib.data.splits import split_of
-from tests.data.conftest import dialogues, hub_worker, paragraphs, write_jsonl
-from tests.hub_server import Handler, HubServer
+from tests.helpers.hub_process import hub_worker
+from tests.helpers.hub_server import Handler, HubServer
+from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 SET, NAME = "datasets/me/talks", "me/talks"
 

@@ -14,7 +14,7 @@ import torch
 
 from newllm_lib.training import train
 from newllm_lib.training.loop import TrainingLoop
-from tests.training.lowmem.test_memory_keys import recipe
+from tests.helpers.memory_recipes import recipe
 
 
 def test_it_holds_while_a_run_trains_and_not_after(folder, monkeypatch):

@@ -14,7 +14,7 @@ from newllm_lib.training.model_config import build_model
 from newllm_lib.training.optim.adafactor import Adafactor
 from newllm_lib.training.optim.build import build_optimizer
 from newllm_lib.training.optim.in_backward import OptimizerInBackward
-from tests.training.lowmem.test_blocks import model
+from tests.helpers.small_models import model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -11,7 +11,7 @@ from newllm_lib.training.memory.blocks import checkpoint_blocks
 from newllm_lib.training.optim import in_backward
 from newllm_lib.training.optim.build import build_optimizer
 from newllm_lib.training.optim.in_backward import OptimizerInBackward
-from tests.training.lowmem.test_blocks import model
+from tests.helpers.small_models import model
 
 IDS = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
 

@@ -13,46 +13,14 @@ from safetensors import safe_open
 
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, UsageError
-from newllm_lib.recipe import load_recipe
 from newllm_lib.training import context, strategies, train
 from newllm_lib.training import run as run_module
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.memory.plan import refuse
 from tests.helpers.loading import load_run
-from tests.training.small_runs import curve, stopped_after
-from tests.training.test_loop import scale_losses
-
-LIGHT = {
-    "weights_dtype": "bf16",
-    "optimizer": "adafactor",
-    "optimizer_in_backward": True,
-    "gradient_checkpointing": "offload",
-    "micro_batch_size": 2,
-}
-
-
-def recipe(folder, name="run", **changes):
-    return load_recipe(
-        "demo",
-        {
-            "sized_for": "cpu",
-            "data_dir": str(folder / "text"),
-            "vocab_size": 300,
-            "max_seq_length": 16,
-            "batch_size": 4,
-            "hidden_size": 128,
-            "context_dim": 128,
-            "mlp_size": 128,
-            "num_layers": 1,
-            "epochs": 1,
-            "max_steps": 12,
-            "logging_steps": 1,
-            "output_dir": str(folder / name),
-            "dropout": 0.1,
-            "carry_state": False,
-            **changes,
-        },
-    )
+from tests.helpers.loss_scaling import scale_losses
+from tests.helpers.memory_recipes import LIGHT, recipe
+from tests.helpers.small_runs import curve, stopped_after
 
 
 def losses(run):

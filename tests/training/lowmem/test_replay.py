@@ -7,8 +7,8 @@ from newllm_lib.errors import UsageError
 from newllm_lib.training import build_model, train
 from newllm_lib.training.compile import compilation
 from newllm_lib.training.memory.plan import refuse
-from tests.training.lowmem.test_memory_keys import LIGHT, recipe
-from tests.training.small_runs import curve, stopped_after
+from tests.helpers.memory_recipes import LIGHT, recipe
+from tests.helpers.small_runs import curve, stopped_after
 
 MANIFEST = {"optimizer": "adafactor", "weights_dtype": "bf16", "micro_batch_size": 2}
 

@@ -4,7 +4,7 @@ says.
 
 import torch
 
-from tests.ops.kernel_checks import (
+from tests.helpers.kernel_checks import (
     TOLERANCE,
     Draw,
     assert_near,

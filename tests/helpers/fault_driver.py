@@ -1,7 +1,7 @@
 """Train with a mirror while training, mirror and restore are killed with SIGKILL and the machine is lost,
 until it is done.
 
-    python kill_driver.py FOLDER KILLS SEED fake|real
+    python fault_driver.py FOLDER KILLS SEED fake|real
 
 `fake` trains no model: it saves, mirrors and restores for real. Prints what happened as JSON.
 """
@@ -90,7 +90,7 @@ def note_a_life(run: Run, step: int) -> None:
 
 def real_training(run: Run, drive: Path) -> None:
     from newllm_lib.training import train
-    from tests.training.kill_driver import recipe
+    from tests.helpers.kill_driver import recipe
 
     settings = recipe(run.path.parent, run.name)
     settings.mirror_dir = str(drive)

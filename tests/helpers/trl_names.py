@@ -1,7 +1,7 @@
 """Every name of TRL, PEFT and the Trainer that preference training relies on. Run as a script it prints what
 is missing.
 
-python tests/training/trl_names.py          (exit code 1 if something is)
+python tests/helpers/trl_names.py          (exit code 1 if something is)
 """
 
 from __future__ import annotations

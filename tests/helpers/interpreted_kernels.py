@@ -10,8 +10,8 @@ import os
 import pytest
 import torch
 
-from tests.ops import kernel_checks as checks
-from tests.ops import phase7_checks
+from tests.helpers import kernel_checks as checks
+from tests.helpers import phase7_checks
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run these through the test files beside them"
 

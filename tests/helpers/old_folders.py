@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-FIXTURES = Path(__file__).parent / "fixtures" / "v0.1.0"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
 _SIZES = (
     "--data_dir text --num_layers 1 --vocab_size 300 --max_seq_length 32 --deterministic true "
     "--keep_checkpoints 1"

@@ -8,7 +8,7 @@ network.
 
 In a repository's folder, a file `.gated` makes it gated, `.private` hides it from whoever has no token, and
 `.commit` holds its commit (else it is made from the files). What a folder `.converted` holds is offered in
-pull request 1 by the hub's converter of weights. By hand: `python tests/hub_server.py ROOT PORT`.
+pull request 1 by the hub's converter of weights. By hand: `python tests/helpers/hub_server.py ROOT PORT`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newllm_lib.data.datasets import REGISTRY
-from tests.data.conftest import paragraphs, write_jsonl
-from tests.hub_server import Handler, HubServer
+from tests.helpers.hub_server import Handler, HubServer
+from tests.helpers.texts import paragraphs, write_jsonl
 
 DIALOGUE_SETS = (
     "dolly",

@@ -1,0 +1,22 @@
+"""The rooms of the package, as they stand on each other."""
+
+from __future__ import annotations
+
+# Each room may use itself and those in the rows above it.
+FLOORS = (
+    ("errors", "lazy", "pip_report", "preload"),
+    ("console", "device", "removed"),
+    ("runs",),
+    ("recipe",),
+    ("ops",),
+    ("layers",),
+    ("models", "data"),
+    ("checkpoints",),
+    ("generation",),
+    ("evaluation",),
+    ("export", "serve"),
+    ("training",),
+    ("api",),
+    ("colab", "cli"),
+    ("__main__",),
+)
