@@ -2,33 +2,40 @@
 
     newllm bench sft --folder F                       a base of Qwen2.5-0.5B's sizes, LoRA of rank 16
     NEWLLM_DEVICE=t4 newllm bench sft --folder F      as a T4 would: fp16, checkpointing where it is needed
+    newllm bench sft --folder F --base 1.5b --ways here --set load_in=4bit micro_batch_size=4 --cap 4
 
 The base has random weights, so no hub is needed, and figures of quality mean nothing. 1,000 dialogues of at
 most 512 tokens, the same batch and adapters. "plain TRL" is a script as a user would write it: `SFTTrainer`
-with TRL's defaults (activations computed twice); "tuned TRL" has what the recipe has chosen here. Each way is
-a process of its own; speed is that of the steps after the first ones, without evaluation and saving.
+with TRL's defaults (activations computed twice), beside "here, computed twice"; "tuned TRL" has what the
+recipe has chosen here. Each way is a process of its own, forked from one that has imported the libraries;
+speed is that of the steps after the first ones, without evaluation and saving.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
+import sys
 import time
 from pathlib import Path
 
 from benchmarks import common
 from benchmarks.common import Rows
 from newllm_lib.console import say
+from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import mark_folder
 
-WAYS = ("here", "tuned TRL", "plain TRL")
+WAYS = ("here", "tuned TRL", "here, computed twice", "plain TRL")
 BATCH, RANK, ALPHA, LENGTH, RECORDS, STEPS = 16, 16, 32, 512, 1000, 50
 WARM = 10  # first steps whose time does not count
-SIZES = dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2)
-SIZES |= dict(intermediate_size=4864, vocab_size=151_936, tie_word_embeddings=True, rope_theta=1e6)
-SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-SMALL |= dict(intermediate_size=128, vocab_size=1000, tie_word_embeddings=True)
+SIZES = {
+    "0.5b": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, intermediate_size=4864),
+    "1.5b": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960),
+    "tiny": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128),
+}  # Qwen2.5's
 _TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -38,38 +45,64 @@ _TEMPLATE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_out(parser)
+    common.add_set(parser)
     parser.add_argument("--folder", type=Path, required=True, help="where base, data and runs go")
     parser.add_argument("--ways", nargs="+", metavar="WAY", help=f"some of {', '.join(WAYS)} (default: all)")
-    parser.add_argument("--small", action="store_true", help="a tiny base, to try the benchmark on a CPU")
+    parser.add_argument("--base", choices=SIZES, default="0.5b", help="whose sizes (default: 0.5b)")
     parser.add_argument("--steps", type=common.positive, default=STEPS, help=f"default: {STEPS}")
-    parser.add_argument("--way", help=argparse.SUPPRESS)  # of one of the processes
+    parser.add_argument("--cap", type=float, metavar="GIB", help="refuse each process more GPU memory")
 
 
 def main(arguments: argparse.Namespace) -> dict | None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # TRL and PEFT would wait for a network that is not there
+    ways = common.choose(arguments.ways, WAYS, "way")
     folder = arguments.folder.absolute()
-    if arguments.way:
-        measure = here if arguments.way == "here" else by_trl
-        print(json.dumps(measure(folder, arguments)))
-        return None
     mark_folder(folder, "benchmark", "sft")
-    make_base(folder / "base", SMALL if arguments.small else SIZES)
+    _import_all()
+    forked(make_base, folder / "base" / arguments.base, SIZES[arguments.base])
     write_dialogues(folder / "data")
+    measured = {way: forked(by_trl if "TRL" in way else here, folder, arguments, way) for way in ways}
     rows = Rows("instruction training", packages=("torch", "transformers", "trl", "peft"))
-    words = [
-        "--folder",
-        str(folder),
-        "--steps",
-        str(arguments.steps),
-        *(["--small"] if arguments.small else []),
-    ]
-    for way in common.choose(arguments.ways, WAYS, "way"):
-        figures = common.result_of(common.command("sft", *words, "--way", way), way)
-        say(f"{way}: {json.dumps(figures)}")
+    sizes = f"Qwen2.5-{arguments.base}'s sizes"
+    for way, figures in measured.items():
         note = f"{figures['note']}; {BATCH} dialogues a step, at most {LENGTH} tokens, LoRA of rank {RANK}"
-        rows.add(way, "training", figures["tokens_per_second"], "tokens/s", note)
-        if figures["gib"]:
-            rows.add(way, "peak allocated", figures["gib"], "GiB", note)
+        rows.add(f"{way}, {sizes}", "training", figures["tokens_per_second"], "tokens/s", note)
+        for peak, gib in figures["memory"].items():
+            rows.add(f"{way}, {sizes}", peak, gib, "GiB", note)
     return common.record(rows, arguments)
+
+
+def _import_all() -> None:
+    """What every way imports; nothing here may touch a GPU, which no forked process could use then."""
+    import peft  # noqa: F401
+    from trl import SFTTrainer  # noqa: F401
+
+    import newllm_lib.training.sft.run  # noqa: F401
+
+
+def forked(function, *arguments):
+    """What a function returns in a process of its own; its output goes to the error stream.
+
+    Raises:
+        NewLLMError: it failed.
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sender.send(function(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        raise NewLLMError(f"{function.__name__} failed, as said above: {arguments[-1]}") from None
+    process.join()
+    if result is not None:
+        say(f"{arguments[-1]}: {json.dumps(result)}")
+    return result
 
 
 def make_base(folder: Path, sizes: dict) -> None:
@@ -91,8 +124,20 @@ def make_base(folder: Path, sizes: dict) -> None:
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=_TEMPLATE
     )
     torch.manual_seed(0)
-    config = Qwen2Config(**sizes, max_position_embeddings=4096, eos_token_id=2, pad_token_id=0)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    vocabulary = 1000 if sizes["hidden_size"] < 100 else 151_936
+    config = Qwen2Config(
+        **sizes,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+        max_position_embeddings=4096,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -115,13 +160,15 @@ def _words(chance: random.Random, count: int) -> list[str]:
     ]
 
 
-def here(folder: Path, arguments: argparse.Namespace) -> dict:
-    """The library's own path, whose choices are noted for the other ways."""
+def here(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
+    """The library's own path; what it chooses by itself is noted for the other ways."""
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training import train
 
+    _set_cap(arguments)
+    twice = {"gradient_checkpointing": "on"} if way != "here" else {}
     chosen = {
-        "base": str(folder / "base"),
+        "base": str(folder / "base" / arguments.base),
         "data_dir": str(folder / "data"),
         "output_dir": str(folder / f"run_{time.time():.0f}"),
         "max_seq_length": LENGTH,
@@ -131,11 +178,10 @@ def here(folder: Path, arguments: argparse.Namespace) -> dict:
         "max_steps": arguments.steps,
         "evals_per_epoch": 1,
         "logging_steps": 5,
+        "sample_tokens": 8,
     }
-    import os
-
     os.environ.setdefault("NEWLLM_CACHE", str(folder / "cache"))
-    recipe = load_recipe("sft", chosen)
+    recipe = load_recipe("sft", chosen | twice | common.changes(arguments.set))
     run = train(recipe)
     rows = [row for row in run.metrics() if "loss" in row and row["step"] > WARM]
     log = run.log.read_text(encoding="utf-8")
@@ -143,11 +189,12 @@ def here(folder: Path, arguments: argparse.Namespace) -> dict:
     speed = len(rows) / sum(1 / row["dialogues_per_second"] for row in rows) * tokens
     micro = int(log.split(" dialogues at a time")[0].rsplit(" ", 1)[1])
     found = {"micro": micro, "recompute": "computed twice" in log, "dtype": _dtype(recipe)}
-    (folder / "chosen.json").write_text(json.dumps(found))
-    return {"tokens_per_second": speed, "gib": _gib(), "loss": rows[-1]["loss"], "note": _note(found)}
+    if not twice:
+        _chosen(folder).write_text(json.dumps(found))
+    return {"tokens_per_second": speed, "memory": _memory(), "loss": rows[-1]["loss"], "note": _note(found)}
 
 
-def by_trl(folder: Path, arguments: argparse.Namespace) -> dict:
+def by_trl(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
     """TRL as its own documentation shows it, on the same dialogues as prompt and completion."""
     from dataclasses import fields
 
@@ -157,8 +204,9 @@ def by_trl(folder: Path, arguments: argparse.Namespace) -> dict:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    chosen = json.loads((folder / "chosen.json").read_text())
-    chosen["recompute"] |= arguments.way == "plain TRL"
+    _set_cap(arguments)
+    chosen = json.loads(_chosen(folder).read_text())
+    chosen["recompute"] |= way == "plain TRL"
     lines = (folder / "data" / "train.jsonl").read_text().splitlines()
     data = [
         {
@@ -169,6 +217,7 @@ def by_trl(folder: Path, arguments: argparse.Namespace) -> dict:
     ]
     known = {f.name for f in fields(SFTConfig)}
     recompute = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
+    base = folder / "base" / arguments.base
     config = SFTConfig(
         output_dir=str(folder / "trl"),
         max_steps=arguments.steps,
@@ -199,10 +248,10 @@ def by_trl(folder: Path, arguments: argparse.Namespace) -> dict:
                 self.at[state.global_step] = time.monotonic()
 
     trainer = SFTTrainer(
-        str(folder / "base"),
+        str(base),
         args=config,
         train_dataset=Dataset.from_list(data),
-        processing_class=AutoTokenizer.from_pretrained(folder / "base"),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[clock := Clock()],
     )
@@ -210,14 +259,26 @@ def by_trl(folder: Path, arguments: argparse.Namespace) -> dict:
     seconds = clock.at[arguments.steps] - clock.at[WARM]
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     speed = (arguments.steps - WARM) * BATCH * _tokens(folder) / seconds
-    return {"tokens_per_second": speed, "gib": _gib(), "loss": losses[-1], "note": _note(chosen)}
+    return {"tokens_per_second": speed, "memory": _memory(), "loss": losses[-1], "note": _note(chosen)}
+
+
+def _chosen(folder: Path) -> Path:
+    return folder / f"chosen_{os.environ.get('NEWLLM_DEVICE', 'here')}.json"
+
+
+def _set_cap(arguments: argparse.Namespace) -> None:
+    import torch
+
+    if arguments.cap:
+        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(arguments.cap / whole)
 
 
 def _tokens(folder: Path) -> float:
     """Tokens of a training dialogue on the average."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(next((folder / "base").iterdir()))
     rows = map(json.loads, (folder / "data" / "train.jsonl").read_text().splitlines())
     lengths = [len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) + 10 for row in rows]
     return sum(min(length, LENGTH) for length in lengths) / len(lengths)
@@ -230,10 +291,14 @@ def _dtype(recipe) -> str:
     return dtype_of(recipe, probe())
 
 
-def _gib() -> float:
+def _memory() -> dict:
+    """GiB at the peak, of a GPU: that tensors filled, and that the process kept for them."""
     import torch
 
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    if not torch.cuda.is_available():
+        return {}
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return {"peak allocated": peaks[0] / 2**30, "peak reserved": peaks[1] / 2**30}
 
 
 def _note(chosen: dict) -> str:
