@@ -133,6 +133,10 @@ def _named(model, name: str):
 @torch.no_grad()
 def _check_quantized(model, recipe: Recipe) -> None:
     """Raise NewLLMError where bitsandbytes cannot compute with these weights on this device."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # an evaluation would pack the weights of some processors anew, for products without a gradient
+            layer.support_avx512bf16_for_cpu = False
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except Exception as error:  # a device without kernels, or shapes that they do not take
