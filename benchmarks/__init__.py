@@ -12,6 +12,7 @@ BENCHMARKS = {
     "scaling_model": "what a training would take on more GPUs than were measured: a model on paper",
     "t4_roofline": "what a step asks of a T4 (operations, bytes, launches), and the time it takes at least",
     "dpo": "preference training: time and memory beside plain TRL, and whether it works",
+    "ladder": "one start, two ways on: --from and --base, with several seeds",
     "sft": "instruction training of a base: time and memory beside plain TRL",
     "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
     "first_step": "the wait from `newllm train` to its first logged loss",
