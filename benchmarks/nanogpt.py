@@ -8,6 +8,7 @@ as it is.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pickle
 import re
@@ -78,15 +79,48 @@ def by_our_tokens(folder: Path, place: Path, train, validation, vocabulary: int,
             f"nanoGPT's files have 16 bits a token: a vocabulary of {vocabulary:,} is too large."
         )
     tokens = {"train": train.ids, "validation": validation.ids}
-    _lay_out(folder, place, {part: ids.astype(np.uint16) for part, ids in tokens.items()}, vocabulary)
+    _lay_out(folder, place, {part: ids.astype(np.uint16) for part, ids in tokens.items()}, padded(vocabulary))
     lost = 8 * validation.lost_bytes / validation.bytes
     return NanoGPT(place, (validation.tokens - 1) / validation.bytes, lost, tuple(flags))
 
 
-def sized(parameters: int, width: int, vocabulary: int) -> list[str]:
-    """Flags of a GPT-2 of about so many parameters: 12 width² in each layer, and the embedding."""
+def sized(parameters: int, width: int, vocabulary: int) -> dict[str, int]:
+    """Sizes of a GPT-2 of about so many parameters: 12 width² in each layer, and the embedding."""
     layers = max(1, round((parameters - vocabulary * width) / (12 * width * width)))
-    return [f"--n_layer={layers}", f"--n_head={width // 64}", f"--n_embd={width}"]
+    return {"n_layer": layers, "n_head": width // 64, "n_embd": width}
+
+
+def padded(vocabulary: int) -> int:
+    """As its `train.py` rounds GPT-2's up, because matrix products like multiples of 64."""
+    return -(-vocabulary // 64) * 64
+
+
+def load(folder: str, size: tuple[int, int, int], vocabulary: int, length: int):
+    """Its model, by its own `model.py`, with the `step` of `peers`.
+
+    Args:
+        size: parameters, width and depth, as `peers.SIZES` has them.
+        length: of its blocks.
+    """
+    from torch import nn
+
+    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sizes = sized(*size[:2], vocabulary) | {"vocab_size": padded(vocabulary), "block_size": length}
+
+    class Stepped(nn.Module):
+        carries = False
+
+        def __init__(self):
+            super().__init__()
+            self.model = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False))
+
+        def step(self, ids, labels, state):
+            return self.model(ids, labels)[1], state
+
+    return Stepped()
 
 
 def check(folder: Path) -> None:

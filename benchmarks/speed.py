@@ -9,6 +9,9 @@ to run a step:
     replay      loss and gradients as they are in one CUDA graph: what New-LLM's training does
     captured    the whole step in one CUDA graph, the optimizer in it
     trainer     `newllm train` on ChitChat, with its clipping, schedule and log
+
+At 4M parameters, or with --size at another of `peers.SIZES`: for New-LLM, TinyGPT2, modern attention, and
+nanoGPT (`nanogpt:compiled`, as its own `train.py` has it) from the folder that --nanogpt names.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-from benchmarks import common, speed_ways
+from benchmarks import common, nanogpt, speed_ways
 from benchmarks.common import Rows
 from newllm_lib.console import say
+from newllm_lib.errors import UsageError
 
 WAYS = (
     "seed:eager",
@@ -43,6 +48,7 @@ WAYS = (
     "new_llm:trainer",
 )
 CPU_WAYS = ("seed_equal:eager", "new_llm:eager")
+NANOGPT = "nanogpt:compiled"
 SETTING = {"batch": 512, "length": 128, "vocabulary": 8192}
 CPU_SETTING = {"batch": 1, "length": 128, "vocabulary": 4096}
 _TITLES = {
@@ -52,6 +58,7 @@ _TITLES = {
     "attention": "modern attention",
     "lstm": "LSTM (cuDNN)",
     "new_llm": "New-LLM",
+    "nanogpt": "nanoGPT",
     "seed_equal": "seed recurrence, New-LLM's parameters",
 }
 
@@ -76,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=common.positive, help=f"of the training step (default: {default})"
         )
+    parser.add_argument(
+        "--size", default="4M", choices=("4M", "10M", "25M", "124M"), help="parameters (default: 4M)"
+    )
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a clone of nanoGPT (only read)")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "SETTING"), help=argparse.SUPPRESS)
 
 
@@ -92,13 +103,27 @@ def main(arguments: argparse.Namespace) -> dict | None:
         return None
     on_a_cpu = probe().torch_device == "cpu"
     ways = arguments.ways or (CPU_WAYS if on_a_cpu else WAYS)
-    ways = common.choose(ways, [*WAYS, *CPU_WAYS], "way")
+    ways = common.choose(ways, [*WAYS, *CPU_WAYS, NANOGPT], "way")
+    _check(ways, arguments)
     setting = CPU_SETTING if on_a_cpu else SETTING
     setting = {name: getattr(arguments, name) or usual for name, usual in setting.items()}
+    setting |= {"size": arguments.size, "clone": arguments.nanogpt and str(arguments.nanogpt)}
     say("Timing training steps, each way in a process of its own: " + ", ".join(ways))
     rows = Rows("speed on a CPU" if on_a_cpu else "speed")
     run(rows, ways, steps=arguments.steps, jobs=arguments.jobs, **setting)
     return record_and_draw(rows, arguments)
+
+
+def _check(ways, arguments: argparse.Namespace) -> None:
+    fixed = [way for way in ways if way.split(":")[0] not in speed_ways.SIZED or way.endswith(":trainer")]
+    if arguments.size != "4M" and fixed:
+        raise UsageError(
+            f"--size is not for {fixed[0]}: choose from {', '.join(speed_ways.SIZED)} with --ways."
+        )
+    if NANOGPT in ways and not arguments.nanogpt:
+        raise UsageError(f"--ways {NANOGPT} needs --nanogpt DIR, the folder of a nanoGPT clone.")
+    if arguments.nanogpt:
+        nanogpt.check(arguments.nanogpt)
 
 
 def run(rows: Rows, ways=WAYS, *, steps: int = 60, jobs: int = 1, **setting) -> None:

@@ -12,15 +12,31 @@ import tempfile
 import time
 from dataclasses import replace
 
-from benchmarks import common
+from benchmarks import common, nanogpt
 from newllm_lib.errors import NewLLMError
 
+SIZED = ("new_llm", "tiny_gpt2", "attention", "nanogpt")  # what there is of other sizes than 4M
 GROUP = 10  # steps between two waits for the GPU: training does not wait for each step either
 
 
-def measure(name: str, how: str, go, *, batch: int, length: int, vocabulary: int, steps: int) -> dict:
+def measure(
+    name: str,
+    how: str,
+    go,
+    *,
+    batch: int,
+    length: int,
+    vocabulary: int,
+    steps: int,
+    size: str = "4M",
+    clone: str | None = None,
+) -> dict:
     """One way in this process: tokens/s of the median group of steps and of a step that is waited for, the
     peak memory (GPU), and seconds to the first step's end. `go()` returns when the timing may begin.
+
+    Args:
+        size: of `peers.SIZES`.
+        clone: the folder of nanoGPT, where that is measured.
     """
     began = time.monotonic()
     if how == "trainer":
@@ -34,7 +50,7 @@ def measure(name: str, how: str, go, *, batch: int, length: int, vocabulary: int
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    model = _model(name, vocabulary, length).to(device)
+    model = _model(name, vocabulary, length, size, clone).to(device)
     tokens = torch.randint(1, vocabulary, (4, batch, length + 1), device=device)
     precompile.trace_and_compile(
         model,
@@ -214,11 +230,18 @@ def _through_the_trainer(name: str, go, batch: int, length: int, vocabulary: int
     raise NewLLMError("The training ended before its log had enough rows.")
 
 
-def _model(name: str, vocabulary: int, length: int):
-    """About 5M parameters at a vocabulary of 8,192: width 256, 4 layers, as GPT-2 has them."""
+def _model(name: str, vocabulary: int, length: int, size: str = "4M", clone: str | None = None):
+    """At 4M about 5M parameters at a vocabulary of 8,192: width 256, 4 layers, as GPT-2 has them."""
     from benchmarks import peers
     from newllm_lib.training.model_config import build_model
 
+    if name == "nanogpt":
+        return nanogpt.load(clone, peers.SIZES[size], vocabulary, length)
+    if size != "4M":
+        if name == "attention":
+            return peers.build_peer(name, size, vocabulary, 0.0)
+        recipe = peers.sized_recipe(name, size, vocabulary, max_seq_length=length, dropout=0.0)
+        return peers.Ours(build_model(recipe, vocabulary))
     if name == "gpt2":
         return _plain_gpt2(vocabulary, length)
     if name == "lstm":

@@ -24,6 +24,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -147,6 +148,14 @@ class Curve:
     def reached(self, target: float) -> float | None:
         """Seconds until an evaluation was at most `target`; None: none was."""
         return next((seconds for seconds, bits in self.evaluations if bits <= target), None)
+
+    def steps_a_second(self) -> float | None:
+        """The median over the stretches between two logged steps; None: there are none."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        speeds = [
+            (last - first) / (ended - began) for (began, first), (ended, last) in pairs if ended > began
+        ]
+        return statistics.median(speeds) if speeds else None
 
     def steps_in(self, limit: float) -> int:
         """How many steps fit `limit` seconds at the speed that was seen, with a margin.
@@ -321,7 +330,8 @@ def _nanogpt_flags(size: str, recipe: Recipe, vocabulary: int) -> list[str]:
     keys |= {"gradient_accumulation_steps": 1, "dropout": 0.0, "warmup_iters": 100, "log_interval": 10}
     keys |= {"learning_rate": rate, "min_lr": rate / 10, "always_save_checkpoint": False}
     keys |= {"eval_iters": max(1, _EVALUATED // tokens), "eval_interval": (1 << 22) // tokens}
-    return [*nanogpt.sized(parameters, width, vocabulary), *(f"--{k}={v}" for k, v in keys.items())]
+    keys |= nanogpt.sized(parameters, width, vocabulary)
+    return [f"--{key}={value}" for key, value in keys.items()]
 
 
 def _add(rows: Rows, model: str, contest: Contest, curve: Curve, target: float) -> None:
@@ -336,6 +346,9 @@ def _add(rows: Rows, model: str, contest: Contest, curve: Curve, target: float) 
     say(f"{what}: {bits:.4f} bits per byte after {seconds:.1f} s; {target:g} {in_time}")
     add("best bits per byte", bits, "bit/byte")
     add("seconds to the best", seconds, "s")
+    speed = curve.steps_a_second() if contest.fitted else None  # then all have as many tokens a step
+    if speed is not None:
+        add("training speed", speed * _TOKENS["batch_size"] * _TOKENS["max_seq_length"], "tokens/s")
     if reached is not None:
         add(f"seconds to {target:g} bits per byte", reached, "s")
     for part in range(1, _MARKS + 1):

@@ -29,7 +29,8 @@ from newllm_lib.generation.stateful import (
     unwrapped,
     window,
 )
-from newllm_lib.ops.common.dispatch import runs_triton
+from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton
+from newllm_lib.ops.linear_cross_entropy.chunked import logits_of, whole_eights
 
 # UTF-8 bytes a word, above which spaces do not part words (English: 6, Finnish 8, Japanese lines 50 and more)
 _LONGEST_WORDS = 24
@@ -235,6 +236,7 @@ class _Counts:
         self.split, self.head, self.unk = split, head, unknown_id(tokenizer)
         self.device = device = model_device(model)
         self.vocabulary = model.config.vocab_size
+        self.words: torch.Tensor | None = None  # the head's rows (vocabulary, dim), formed once
         self.nll = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.long, device=device)
         self.tokens = self.unknown = 0
@@ -249,10 +251,17 @@ class _Counts:
         output = output.reshape(-1, output.shape[-1])
         rows = max(1, _SCORE_BYTES.get(self.device.type, _SCORE_BYTES["cpu"]) // (4 * self.vocabulary))
         for some, wanted in zip(places.split(rows), following.split(rows), strict=True):
-            logits = output[some] if self.head is None else self.head(output[some])
+            logits = output[some] if self.head is None else self._logits(output[some])
             self.correct += (logits.argmax(1) == wanted).sum()
             losses = F.cross_entropy(logits.float(), wanted, reduction="none")
             self.nll += losses.sum(dtype=torch.float64)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head would say, in autocast's dtype; its matrix is made or cast once for all chunks."""
+        if self.words is None:
+            words = self.head.weight.to(autocast_dtype(hidden))
+            self.words = whole_eights(words) if words.is_cuda else words
+        return logits_of(hidden.to(self.words.dtype), self.words)[:, : self.vocabulary]
 
     def totals(self) -> dict:
         return {

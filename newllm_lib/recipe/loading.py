@@ -131,7 +131,7 @@ def _assembled(
         conditions.add(_PART)
     if not Recipe(lora_rank=chosen.get("lora_rank", 0)).lora_rank:
         conditions.add(_WHOLE)
-    conditions.add(_size_of_text(chosen.get("data_dir") or chosen.get("data")))
+    conditions.add(size_of_text(chosen.get("data_dir") or chosen.get("data")))
     for condition, part in sections.items():
         _check_condition(condition, path)
         check_keys(part, f"{path}, when: {condition}", _KNOWN)
@@ -189,7 +189,7 @@ def _find(name_or_path: str) -> Path:
     raise UsageError(f"No recipe or YAML file named {name_or_path!r}: {hint} (`newllm recipes` lists them)")
 
 
-def _size_of_text(data: object) -> str:
+def size_of_text(data: object) -> str:
     """Which of `_SIZES` files of the user's are; empty where the data are none."""
     place = Path(str(data or "")).expanduser()
     files = [place] if place.is_file() else [*place.glob("*.*"), *place.glob("*/*.*")] if data else []

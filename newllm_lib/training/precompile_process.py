@@ -19,12 +19,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from newllm_lib.recipe import Recipe, load_recipe
+from newllm_lib.recipe.loading import size_of_text
 from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.compile import needs_no_compiler
 
 NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
 _DEVICES, _GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
 _PACKAGE = Path(__file__).parents[1]
+_OF_NO_KERNEL = (
+    *("output_dir", "run_name", "mirror_dir", "resume", "force", "seed", "patience", "keep_checkpoints"),
+    *("epochs", "max_steps", "learning_rate", "muon_learning_rate", "warmup_steps", "weight_decay"),
+    *("evals_per_epoch", "eval_tokens", "sample_tokens", "logging_steps", "save_steps", "save_minutes"),
+)
 
 
 def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None:
@@ -50,7 +56,9 @@ def done_before(name: str, keys: dict[str, str]) -> Path:
     sources += (_PACKAGE / "recipes").glob("*.yaml")
     newest = max(f.stat().st_mtime_ns for f in [*sources, *filter(Path.is_file, [Path(name)])])
     gpus = [f.read_text(errors="replace") for f in sorted(_GPUS.glob("*/information"))]
-    about = [name, sorted(keys.items()), newest, gpus, os.environ.get("NEWLLM_DEVICE")]
+    told = {key: value for key, value in keys.items() if key not in _OF_NO_KERNEL}
+    told |= {key: size_of_text(told[key]) for key in ("data", "data_dir") if key in told}
+    about = [name, sorted(told.items()), newest, gpus, os.environ.get("NEWLLM_DEVICE")]
     about += [
         metadata.version(package) for package in ("torch", "triton") if importlib.util.find_spec(package)
     ]

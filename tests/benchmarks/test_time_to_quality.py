@@ -120,6 +120,8 @@ def test_a_schedule_that_fits_the_seconds(clone, tmp_path):
     assert [step for _, step in curve.steps] == [0, 250, 500] and curve.steps[-1][0] < 20
     even = Curve(steps=[(10.0, 1), (15.0, 251), (20.0, 501)])
     assert even.steps_in(50) == 1 + int(0.9 * 40 * 50)
+    slowed = Curve(steps=[*even.steps, (40.0, 751), (45.0, 1001)])  # an evaluation in between
+    assert slowed.steps_a_second() == 50 and Curve().steps_a_second() is None
     with pytest.raises(NewLLMError, match="No speed"):
         Curve(steps=[(1.0, 1)]).steps_in(50)
     assert {"--max_iters=7", "--lr_decay_iters=7"} < set(peer.words(7))
@@ -169,5 +171,5 @@ def test_everyone_has_the_same_size_and_tokens(tmp_path, monkeypatch):
         assert words[words.index("--max_steps") + 1] == "77" and "--carry_state" not in words
         about = json.loads(time_to_quality._command("attention", contest, 77, tmp_path / "run")[-1])
         assert about["keys"]["max_steps"] == 77
-    flags = nanogpt.sized(124_000_000, 768, 50257)
-    assert flags == ["--n_layer=12", "--n_head=12", "--n_embd=768"]  # GPT-2-small
+    sizes = nanogpt.sized(124_000_000, 768, 50257)
+    assert sizes == {"n_layer": 12, "n_head": 12, "n_embd": 768}  # GPT-2-small

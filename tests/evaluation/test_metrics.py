@@ -88,17 +88,21 @@ def test_logits_never_exceed_the_limit(kind, bpe, make_model, tools, monkeypatch
     model = make_model(bpe, **KINDS[kind])
     split = tools.pack(bpe, tools.sentences(6, seed=7))
     expected = metrics.evaluate(model, split, bpe, health=False)
+    logits_of, seen = metrics.logits_of, []
+    monkeypatch.setattr(
+        metrics, "logits_of", lambda *arguments: seen.append(logits_of(*arguments)) or seen[-1]
+    )
     for positions in (3, 100):
-        seen = []
+        seen.clear()
         handles = [
-            model.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.logits)),
-            model.lm_head.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o)),
+            model.register_forward_hook(lambda m, i, o: seen.append(o.logits)),
+            model.lm_head.register_forward_hook(lambda m, i, o: seen.append(o)),
         ]
         monkeypatch.setattr(metrics, "_SCORE_BYTES", {"cpu": 4 * len(bpe) * positions})
         result = metrics.evaluate(model, split, bpe, health=False)
         for handle in handles:
             handle.remove()
-        seen = [tensor for tensor in seen if tensor.shape[-1] == len(bpe)]
+        seen[:] = [tensor for tensor in seen if tensor.shape[-1] == len(bpe)]
         assert seen and max(tensor.numel() for tensor in seen) <= positions * len(bpe)
         assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 

@@ -61,6 +61,7 @@ def test_what_was_compiled_before_needs_no_process(monkeypatch, tmp_path):
     keys = {"vocab_size": "300"}
     precompile_process.done_before("demo", keys).touch()
     precompile_process.start_process("demo", keys)
+    precompile_process.start_process("demo", keys | {"output_dir": "another", "max_steps": "7"})
     assert not started
     precompile_process.start_process("demo", {"vocab_size": "400"})  # other kernels
     monkeypatch.setattr(precompile_process.metadata, "version", lambda package: "another")
