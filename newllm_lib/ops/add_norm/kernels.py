@@ -48,19 +48,19 @@ def norm_forward(
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    dims = tl.arange(0, BLOCK_DIM)[None, :]
-    mask = (row < rows) & (dims < dim)
-    place = row * dim + dims
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    o_r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    o_d = tl.arange(0, BLOCK_DIM)[None, :]
+    m_x = (o_r < rows) & (o_d < dim)
+    o_x = o_r * dim + o_d
+    b_r = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
-        rounded = value.to(r.dtype.element_ty)
-        tl.store(r + place, rounded, mask=mask)
-        value = rounded.to(tl.float32)
-    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / dim + eps)
-    tl.store(n + place, (value * inverse * scale).to(n.dtype.element_ty), mask=mask)
+        b_r += tl.load(residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_rounded = b_r.to(r.dtype.element_ty)
+        tl.store(r + o_x, b_rounded, mask=m_x)
+        b_r = b_rounded.to(tl.float32)
+    b_w = tl.load(weight + o_d, mask=o_d < dim, other=0.0).to(tl.float32)
+    b_inv = tl.rsqrt(tl.sum(b_r * b_r, axis=1, keep_dims=True) / dim + eps)
+    tl.store(n + o_x, (b_r * b_inv * b_w).to(n.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -81,36 +81,36 @@ def norm_backward(
     """dx, the gradient of x and of residual, from those of n and (HAS_DR) of r; dweight (programs, dim)
     float32, what each program adds to the weight's.
     """
-    program = tl.program_id(0)
-    dims = tl.arange(0, BLOCK_DIM)[None, :]
-    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
-    weight_sum = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
-    for block in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row = tl.full((ROWS, 1), block, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        mask = (row < rows) & (dims < dim)
-        place = row * dim + dims
-        value = tl.load(r + place, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dn + place, mask=mask, other=0.0).to(tl.float32)
+    i_p = tl.program_id(0)
+    o_d = tl.arange(0, BLOCK_DIM)[None, :]
+    b_w = tl.load(weight + o_d, mask=o_d < dim, other=0.0).to(tl.float32)
+    b_dw = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
+    for i_block in range(i_p, tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        o_r = tl.full((ROWS, 1), i_block, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        m_x = (o_r < rows) & (o_d < dim)
+        o_x = o_r * dim + o_d
+        b_r = tl.load(r + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_dn = tl.load(dn + o_x, mask=m_x, other=0.0).to(tl.float32)
         if HAS_DR:
-            from_stream = tl.load(dr + place, mask=mask, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / dim + eps)
-        normal = value * inverse
-        weight_sum += grad * normal
-        grad *= scale
-        total = inverse * (grad - normal * tl.sum(grad * normal, axis=1, keep_dims=True) / dim)
+            b_dr = tl.load(dr + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_inv = tl.rsqrt(tl.sum(b_r * b_r, axis=1, keep_dims=True) / dim + eps)
+        b_n = b_r * b_inv
+        b_dw += b_dn * b_n
+        b_dn *= b_w
+        b_dx = b_inv * (b_dn - b_n * tl.sum(b_dn * b_n, axis=1, keep_dims=True) / dim)
         if HAS_DR:
-            total += from_stream
-        tl.store(dx + place, total.to(dx.dtype.element_ty), mask=mask)
-    dims = tl.arange(0, BLOCK_DIM)
-    tl.store(dweight + program * dim + dims, tl.sum(weight_sum, axis=0), mask=dims < dim)
+            b_dx += b_dr
+        tl.store(dx + o_x, b_dx.to(dx.dtype.element_ty), mask=m_x)
+    o_d = tl.arange(0, BLOCK_DIM)
+    tl.store(dweight + i_p * dim + o_d, tl.sum(b_dw, axis=0), mask=o_d < dim)
 
 
 # ---- with the short convolution
 
 
 @triton.jit
-def _inverse(value, dim, eps):
-    return tl.rsqrt(tl.sum(value * value, 0) / dim + eps)
+def _inverse(b_r, dim, eps):
+    return tl.rsqrt(tl.sum(b_r * b_r, 0) / dim + eps)
 
 
 @triton.jit
@@ -119,11 +119,11 @@ def _tokens_before(
     residual,
     doc_starts,
     conv_state,
-    batch,
+    i_b,
     time,
     t,
-    scale,
-    dims,
+    b_w,
+    o_d,
     dim,
     eps,
     HAS_RESIDUAL: tl.constexpr,
@@ -132,71 +132,71 @@ def _tokens_before(
     WIDTH: tl.constexpr,
 ):
     """The window that step t finds: what was normalised before it, newest first."""
-    window = ()
+    b_window = ()
     for _ in tl.static_range(WIDTH - 1):
-        window = window + (tl.zeros(dims.shape, tl.float32),)
+        b_window = b_window + (tl.zeros(o_d.shape, tl.float32),)
     # oldest first: a document start empties what lies behind it
     for back in tl.static_range(WIDTH - 1, 0, -1):
-        stored = stored_where(dims, dim, t >= back)
-        place = (batch * time + t - back) * dim + dims
-        value = tl.load(x + place, mask=stored, other=0.0).to(tl.float32)
+        m_stored = stored_where(o_d, dim, t >= back)
+        o_x = (i_b * time + t - back) * dim + o_d
+        b_r = tl.load(x + o_x, mask=m_stored, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
-            value += tl.load(residual + place, mask=stored, other=0.0).to(tl.float32)
-            value = value.to(x.dtype.element_ty).to(tl.float32)
-        token = value * _inverse(value, dim, eps) * scale
+            b_r += tl.load(residual + o_x, mask=m_stored, other=0.0).to(tl.float32)
+            b_r = b_r.to(x.dtype.element_ty).to(tl.float32)
+        b_token = b_r * _inverse(b_r, dim, eps) * b_w
         if HAS_CONV_STATE:
-            place = (batch * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + dims
-            token += tl.load(conv_state + place, mask=stored_where(dims, dim, t < back), other=0.0).to(
+            o_x = (i_b * (WIDTH - 1) + WIDTH - 1 + t - back) * dim + o_d
+            b_token += tl.load(conv_state + o_x, mask=stored_where(o_d, dim, t < back), other=0.0).to(
                 tl.float32
             )
         if HAS_STARTS:
-            start = tl.load(doc_starts + batch * time + t - back, mask=t >= back, other=0) != 0
-            window = empty_if(start, window, WIDTH - 1)
-        window = push(window, token, WIDTH - 1)
-    return window
+            m_start = tl.load(doc_starts + i_b * time + t - back, mask=t >= back, other=0) != 0
+            b_window = empty_if(m_start, b_window, WIDTH - 1)
+        b_window = push(b_window, b_token, WIDTH - 1)
+    return b_window
 
 
 @triton.jit
 def _forward_steps(
-    window,
-    conv_weight,
-    scale,
+    b_window,
+    b_conv,
+    b_w,
     x,
     residual,
     r,
     u,
     doc_starts,
-    place,
+    o_row,
     dim,
-    dims,
-    in_dim,
+    o_d,
+    m_d,
     eps,
     HAS_RESIDUAL: tl.constexpr,
     HAS_STARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """UNROLL steps from `place`, a row of (batch x time); the window after them."""
-    xs = load_rows(x + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
+    """UNROLL steps from `o_row`, a row of (batch x time); the window after them."""
+    b_x = load_rows(x + o_row * dim, dim, o_d, m_d, UNROLL, 1)
     if HAS_RESIDUAL:
-        residuals = load_rows(residual + place * dim, dim, 1, dims, in_dim, UNROLL, 1)
-    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
+        b_residual = load_rows(residual + o_row * dim, dim, o_d, m_d, UNROLL, 1)
+    m_start = load_flags(doc_starts, o_row, HAS_STARTS, UNROLL, 1)
     for step in tl.static_range(UNROLL):
-        here = (place + step) * dim + dims
-        value = xs[step]
+        o_x = (o_row + step) * dim + o_d
+        b_r = b_x[step]
         if HAS_RESIDUAL:
-            rounded = (value + residuals[step]).to(r.dtype.element_ty)
-            tl.store(r + here, rounded, mask=in_dim)
-            value = rounded.to(tl.float32)
-        token = value * _inverse(value, dim, eps) * scale
+            b_rounded = (b_r + b_residual[step]).to(r.dtype.element_ty)
+            tl.store(r + o_x, b_rounded, mask=m_d)
+            b_r = b_rounded.to(tl.float32)
+        b_token = b_r * _inverse(b_r, dim, eps) * b_w
         if HAS_STARTS:
-            window = empty_if(is_start[step], window, WIDTH - 1)
-        out = token * (1.0 + conv_weight[0])
+            b_window = empty_if(m_start[step], b_window, WIDTH - 1)
+        b_u = b_token * (1.0 + b_conv[0])
         for k in tl.static_range(1, WIDTH):
-            out += window[k - 1] * conv_weight[k]
-        tl.store(u + here, out.to(u.dtype.element_ty), mask=in_dim)
-        window = push(window, token, WIDTH - 1)
-    return window
+            b_u += b_window[k - 1] * b_conv[k]
+        tl.store(u + o_x, b_u.to(u.dtype.element_ty), mask=m_d)
+        b_window = push(b_window, b_token, WIDTH - 1)
+    return b_window
 
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
@@ -220,23 +220,23 @@ def norm_conv_forward(
     UNROLL: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64)
-    dims = tl.arange(0, BLOCK_DIM)
-    in_dim = dims < dim
+    i_b = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
     first = tl.program_id(1) * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    filters = load_conv_weight(conv_weight, dims, dim, WIDTH)
-    scale = tl.load(weight + dims, mask=in_dim, other=0.0).to(tl.float32)
-    window = _tokens_before(
+    b_conv = load_conv_weight(conv_weight, o_d, dim, WIDTH)
+    b_w = tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_window = _tokens_before(
         x,
         residual,
         doc_starts,
         conv_state,
-        batch,
+        i_b,
         time,
         first,
-        scale,
-        dims,
+        b_w,
+        o_d,
         dim,
         eps,
         HAS_RESIDUAL,
@@ -246,19 +246,19 @@ def norm_conv_forward(
     )
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
-        window = _forward_steps(
-            window,
-            filters,
-            scale,
+        b_window = _forward_steps(
+            b_window,
+            b_conv,
+            b_w,
             x,
             residual,
             r,
             u,
             doc_starts,
-            batch * time + t,
+            i_b * time + t,
             dim,
-            dims,
-            in_dim,
+            o_d,
+            m_d,
             eps,
             HAS_RESIDUAL,
             HAS_STARTS,
@@ -266,19 +266,19 @@ def norm_conv_forward(
             UNROLL,
         )
     for t in range(whole, last):
-        window = _forward_steps(
-            window,
-            filters,
-            scale,
+        b_window = _forward_steps(
+            b_window,
+            b_conv,
+            b_w,
             x,
             residual,
             r,
             u,
             doc_starts,
-            batch * time + t,
+            i_b * time + t,
             dim,
-            dims,
-            in_dim,
+            o_d,
+            m_d,
             eps,
             HAS_RESIDUAL,
             HAS_STARTS,
@@ -289,49 +289,49 @@ def norm_conv_forward(
 
 @triton.jit
 def _backward_steps(
-    window,
-    sums,
-    scale_sum,
-    conv_weight,
-    scale,
+    b_window,
+    b_dconv,
+    b_dw,
+    b_conv,
+    b_w,
     r,
     du,
     dr,
     dx,
     doc_starts,
-    place,
+    o_row,
     dim,
-    dims,
-    in_dim,
+    o_d,
+    m_d,
     eps,
     HAS_STARTS: tl.constexpr,
     HAS_DR: tl.constexpr,
     WIDTH: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """UNROLL steps backward from `place`; the window of gradients and the parameters' sums after them."""
-    values = load_rows(r + place * dim, dim, 1, dims, in_dim, UNROLL, -1)
-    dus = load_rows(du + place * dim, dim, 1, dims, in_dim, UNROLL, -1)
+    """UNROLL steps backward from `o_row`; the window of gradients and the parameters' sums after them."""
+    b_r = load_rows(r + o_row * dim, dim, o_d, m_d, UNROLL, -1)
+    b_du = load_rows(du + o_row * dim, dim, o_d, m_d, UNROLL, -1)
     if HAS_DR:
-        from_stream = load_rows(dr + place * dim, dim, 1, dims, in_dim, UNROLL, -1)
-    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
+        b_dr = load_rows(dr + o_row * dim, dim, o_d, m_d, UNROLL, -1)
+    m_start = load_flags(doc_starts, o_row, HAS_STARTS, UNROLL, -1)
     for step in tl.static_range(UNROLL):
-        inverse = _inverse(values[step], dim, eps)
-        normal = values[step] * inverse
-        grad = dus[step] * (1.0 + conv_weight[0])
+        b_inv = _inverse(b_r[step], dim, eps)
+        b_n = b_r[step] * b_inv
+        b_grad = b_du[step] * (1.0 + b_conv[0])
         for k in tl.static_range(1, WIDTH):
-            grad += window[k - 1] * conv_weight[k]
-        sums = add_to_weights(sums, normal * scale, dus[step], window, WIDTH)
-        scale_sum += grad * normal
-        grad *= scale
-        total = inverse * (grad - normal * (tl.sum(grad * normal, 0) / dim))
+            b_grad += b_window[k - 1] * b_conv[k]
+        b_dconv = add_to_weights(b_dconv, b_n * b_w, b_du[step], b_window, WIDTH)
+        b_dw += b_grad * b_n
+        b_grad *= b_w
+        b_dx = b_inv * (b_grad - b_n * (tl.sum(b_grad * b_n, 0) / dim))
         if HAS_DR:
-            total += from_stream[step]
-        tl.store(dx + (place - step) * dim + dims, total.to(dx.dtype.element_ty), mask=in_dim)
-        window = push(window, dus[step], WIDTH - 1)
+            b_dx += b_dr[step]
+        tl.store(dx + (o_row - step) * dim + o_d, b_dx.to(dx.dtype.element_ty), mask=m_d)
+        b_window = push(b_window, b_du[step], WIDTH - 1)
         if HAS_STARTS:
-            window = empty_if(is_start[step], window, WIDTH - 1)
-    return window, sums, scale_sum
+            b_window = empty_if(m_start[step], b_window, WIDTH - 1)
+    return b_window, b_dconv, b_dw
 
 
 @triton.jit(do_not_specialize=["time", "chunk_length"])
@@ -358,37 +358,37 @@ def norm_conv_backward(
     BLOCK_DIM: tl.constexpr,
 ):
     """dx, the gradient of x and of residual, from those of u and (HAS_DR) of r."""
-    batch = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    dims = tl.arange(0, BLOCK_DIM)
-    in_dim = dims < dim
-    first = chunk * chunk_length
+    i_b = tl.program_id(0).to(tl.int64)
+    i_c = tl.program_id(1)
+    o_d = tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
+    first = i_c * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    filters = load_conv_weight(conv_weight, dims, dim, WIDTH)
-    scale = tl.load(weight + dims, mask=in_dim, other=0.0).to(tl.float32)
-    after = du + (batch * time + last) * dim
-    window = gradients_after(after, doc_starts, batch, last, time, dims, dim, dim, 1, HAS_STARTS, WIDTH)
-    sums = ()
+    b_conv = load_conv_weight(conv_weight, o_d, dim, WIDTH)
+    b_w = tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)
+    p_du = du + (i_b * time + last) * dim
+    b_window = gradients_after(p_du, doc_starts, i_b, last, time, o_d, dim, HAS_STARTS, WIDTH)
+    b_dconv = ()
     for _ in tl.static_range(WIDTH):
-        sums = sums + (tl.zeros((BLOCK_DIM,), tl.float32),)
-    scale_sum = tl.zeros((BLOCK_DIM,), tl.float32)
+        b_dconv = b_dconv + (tl.zeros((BLOCK_DIM,), tl.float32),)
+    b_dw = tl.zeros((BLOCK_DIM,), tl.float32)
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
-        window, sums, scale_sum = _backward_steps(
-            window,
-            sums,
-            scale_sum,
-            filters,
-            scale,
+        b_window, b_dconv, b_dw = _backward_steps(
+            b_window,
+            b_dconv,
+            b_dw,
+            b_conv,
+            b_w,
             r,
             du,
             dr,
             dx,
             doc_starts,
-            batch * time + last - 1 - back,
+            i_b * time + last - 1 - back,
             dim,
-            dims,
-            in_dim,
+            o_d,
+            m_d,
             eps,
             HAS_STARTS,
             HAS_DR,
@@ -396,21 +396,21 @@ def norm_conv_backward(
             UNROLL,
         )
     for back in range(whole, last - first):
-        window, sums, scale_sum = _backward_steps(
-            window,
-            sums,
-            scale_sum,
-            filters,
-            scale,
+        b_window, b_dconv, b_dw = _backward_steps(
+            b_window,
+            b_dconv,
+            b_dw,
+            b_conv,
+            b_w,
             r,
             du,
             dr,
             dx,
             doc_starts,
-            batch * time + last - 1 - back,
+            i_b * time + last - 1 - back,
             dim,
-            dims,
-            in_dim,
+            o_d,
+            m_d,
             eps,
             HAS_STARTS,
             HAS_DR,
@@ -418,21 +418,21 @@ def norm_conv_backward(
             1,
         )
     if HAS_CONV_STATE:
-        if chunk == 0:  # which ends at the first step: the window is what the state's tokens find
-            nothing = tl.zeros((BLOCK_DIM,), tl.float32)
+        if i_c == 0:  # which ends at the first step: the window is what the state's tokens find
+            b_zero = tl.zeros((BLOCK_DIM,), tl.float32)
             for before in tl.static_range(1, WIDTH):
-                state_row = (batch * (WIDTH - 1) + WIDTH - 1 - before) * dim + dims
-                token = tl.load(conv_state + state_row, mask=in_dim, other=0.0).to(tl.float32)
-                state_grad = nothing
+                o_state = (i_b * (WIDTH - 1) + WIDTH - 1 - before) * dim + o_d
+                b_token = tl.load(conv_state + o_state, mask=m_d, other=0.0).to(tl.float32)
+                b_dstate = b_zero
                 for k in tl.static_range(1, WIDTH):
-                    state_grad += window[k - 1] * filters[k]
-                tl.store(dconv_state + state_row, state_grad.to(dconv_state.dtype.element_ty), mask=in_dim)
-                sums = add_to_weights(sums, token, nothing, window, WIDTH)
-                window = push(window, nothing, WIDTH - 1)
-    own = partial_sums + (batch * tl.num_programs(1) + chunk) * (WIDTH + 1) * dim
+                    b_dstate += b_window[k - 1] * b_conv[k]
+                tl.store(dconv_state + o_state, b_dstate.to(dconv_state.dtype.element_ty), mask=m_d)
+                b_dconv = add_to_weights(b_dconv, b_token, b_zero, b_window, WIDTH)
+                b_window = push(b_window, b_zero, WIDTH - 1)
+    p_sums = partial_sums + (i_b * tl.num_programs(1) + i_c) * (WIDTH + 1) * dim
     for k in tl.static_range(WIDTH):
-        tl.store(own + dims * WIDTH + k, sums[k], mask=in_dim)
-    tl.store(own + WIDTH * dim + dims, scale_sum, mask=in_dim)
+        tl.store(p_sums + o_d * WIDTH + k, b_dconv[k], mask=m_d)
+    tl.store(p_sums + WIDTH * dim + o_d, b_dw, mask=m_d)
 
 
 @triton.jit
@@ -449,15 +449,15 @@ def norm_last_rows(
     BLOCK_DIM: tl.constexpr,
 ):
     """out (batch, COUNT, dim): the last rows of r, normalised; zeros before the last document start."""
-    batch, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    dims = tl.arange(0, BLOCK_DIM)
-    inside = dims < dim
-    place = time - COUNT + number
-    value = tl.load(r + (batch * time + place) * dim + dims, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / dim + eps) * scale
+    i_b, i_n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_d = tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
+    o_x = time - COUNT + i_n
+    b_r = tl.load(r + (i_b * time + o_x) * dim + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_w = tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_r = b_r * tl.rsqrt(tl.sum(b_r * b_r, 0) / dim + eps) * b_w
     if HAS_STARTS:
         for later in tl.static_range(1, COUNT):
-            if number + later < COUNT:
-                value = tl.where(tl.load(doc_starts + batch * time + place + later) != 0, 0.0, value)
-    tl.store(out + (batch * COUNT + number) * dim + dims, value, mask=inside)
+            if i_n + later < COUNT:
+                b_r = tl.where(tl.load(doc_starts + i_b * time + o_x + later) != 0, 0.0, b_r)
+    tl.store(out + (i_b * COUNT + i_n) * dim + o_d, b_r, mask=m_d)

@@ -13,13 +13,13 @@ _ROWS, _WARPS = 256, 8
 
 @triton.jit
 def sum_partials(partials, out, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    o_c = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    b_sum = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for start in range(0, rows, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
-        inside = (row < rows)[:, None] & (column < columns)[None, :]
-        total += tl.load(partials + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
-    tl.store(out + column, tl.sum(total, 0), mask=column < columns)
+        o_r = start + tl.arange(0, BLOCK_ROWS)
+        m_x = (o_r < rows)[:, None] & (o_c < columns)[None, :]
+        b_sum += tl.load(partials + o_r[:, None] * columns + o_c[None, :], mask=m_x, other=0.0)
+    tl.store(out + o_c, tl.sum(b_sum, 0), mask=o_c < columns)
 
 
 @on_device_of_first_argument

@@ -1,4 +1,8 @@
-"""What several operations' kernels share: fast exponentials, rows in flight, strides, a GPU's size."""
+"""What several operations' kernels share: fast exponentials, rows in flight, a GPU's size.
+
+Names in all kernels are those of flash-linear-attention: a tensor that is passed in keeps its plain name,
+`p_` is a pointer into one, `b_` a block in registers, `o_` offsets, `m_` a mask, `i_` a program's index.
+"""
 
 from __future__ import annotations
 
@@ -38,26 +42,24 @@ def sigmoid_pair(x):
 
 
 @triton.jit
-def load_rows(row, stride_time, stride_dim, dims, mask, UNROLL: tl.constexpr, STEP: tl.constexpr):
+def load_rows(p_row, stride_t, o_d, m_d, UNROLL: tl.constexpr, STEP: tl.constexpr):
     """UNROLL rows from `row` on, forward or backward (STEP 1 or -1), as a tuple of float32 vectors."""
-    rows = ()
+    b_rows = ()
     for u in tl.static_range(UNROLL):
-        rows = rows + (
-            tl.load(row + u * STEP * stride_time + dims * stride_dim, mask=mask, other=0.0).to(tl.float32),
-        )
-    return rows
+        b_rows = b_rows + (tl.load(p_row + u * STEP * stride_t + o_d, mask=m_d, other=0.0).to(tl.float32),)
+    return b_rows
 
 
 @triton.jit
-def load_flags(flags, place, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
+def load_flags(flags, o_flag, STORED: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr):
     """The bytes at `place` and after (or before) it, for UNROLL steps: which are set? None: all."""
-    found = ()
+    m_found = ()
     for u in tl.static_range(UNROLL):
         if STORED:
-            found = found + (tl.load(flags + place + u * STEP) != 0,)
+            m_found = m_found + (tl.load(flags + o_flag + u * STEP) != 0,)
         else:
-            found = found + (True,)
-    return found
+            m_found = m_found + (True,)
+    return m_found
 
 
 @functools.cache
@@ -69,6 +71,11 @@ def flag_bytes(flags: torch.Tensor | None) -> torch.Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
-def strides(x: torch.Tensor) -> tuple[int, int, int]:
-    """Strides of (batch, time, dim), with 1 for a dim of one channel whatever torch calls its stride."""
-    return x.stride(0), x.stride(1), x.stride(2) if x.shape[2] > 1 else 1
+def rows_together(x: torch.Tensor) -> torch.Tensor:
+    """x itself if its last dimension lies without gaps, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def strided_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x itself if it lies in memory as `like` does, else a copy that does."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)

@@ -15,23 +15,23 @@ _TILE = 2048  # elements a program
 @triton.jit
 def gather_rows(ids, weight, out, count, dim, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """out (count, dim) = weight[ids]."""
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    k = tl.arange(0, BLOCK_DIM)
-    word = tl.load(ids + row, mask=row < count, other=0)
-    inside = (row < count)[:, None] & (k < dim)[None, :]
-    x = tl.load(weight + word[:, None] * dim + k[None, :], mask=inside, other=0.0)
-    tl.store(out + row[:, None] * dim + k[None, :], x.to(out.dtype.element_ty), mask=inside)
+    o_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_DIM)
+    b_ids = tl.load(ids + o_r, mask=o_r < count, other=0)
+    m_x = (o_r < count)[:, None] & (o_d < dim)[None, :]
+    b_x = tl.load(weight + b_ids[:, None] * dim + o_d[None, :], mask=m_x, other=0.0)
+    tl.store(out + o_r[:, None] * dim + o_d[None, :], b_x.to(out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def add_rows(ids, rows, total, count, dim, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """total[ids] += rows (count, dim), in float32, in whatever order they come."""
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    k = tl.arange(0, BLOCK_DIM)
-    word = tl.load(ids + row, mask=row < count, other=0)
-    inside = (row < count)[:, None] & (k < dim)[None, :]
-    x = tl.load(rows + row[:, None] * dim + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.atomic_add(total + word[:, None] * dim + k[None, :], x, mask=inside, sem="relaxed")
+    o_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_DIM)
+    b_ids = tl.load(ids + o_r, mask=o_r < count, other=0)
+    m_x = (o_r < count)[:, None] & (o_d < dim)[None, :]
+    b_x = tl.load(rows + o_r[:, None] * dim + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
+    tl.atomic_add(total + b_ids[:, None] * dim + o_d[None, :], b_x, mask=m_x, sem="relaxed")
 
 
 def _tile(count: int, dim: int) -> tuple[tuple[int], dict[str, int]]:

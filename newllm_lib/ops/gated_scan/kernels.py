@@ -16,7 +16,8 @@ strided in memory (thirds of a packed projection). Its backward pass keeps few p
 over many blocks of rows, so that the sum that makes the weight's gradient stays in registers until the end.
 `scan_step` is both for one token, in decoding.
 
-Sizes: x, y, c and their gradients (batch, time, dim) with any strides; bias (dim,); doc_starts, mask (batch,
+Sizes: x, y, c and their gradients (batch, time, dim); x and y are thirds of one projection and share its
+strides, dx and dy share those of its gradient; c and dc are contiguous. bias (dim,); doc_starts, mask (batch,
 time) bytes; initial and final state and their gradients (batch, dim) float32; products, ends and exits
 (batch, chunks, dim) float32.
 """
@@ -30,75 +31,72 @@ from newllm_lib.ops.common.triton_helpers import load_flags, load_rows, sigmoid,
 
 
 @triton.jit
-def _gates(x, bias, start, counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr):
+def _gates(
+    b_x, b_bias, m_start, m_counts, GATED: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_VALID: tl.constexpr
+):
     """(a, share): how much of the state is kept, how much is written; an uncounted step only keeps."""
     if GATED:
-        keep, share = sigmoid_pair(x + bias)
+        b_keep, b_share = sigmoid_pair(b_x + b_bias)
         if HAS_STARTS:
-            keep = tl.where(start, 0.0, keep)
-            share = tl.where(start, 1.0, share)
+            b_keep = tl.where(m_start, 0.0, b_keep)
+            b_share = tl.where(m_start, 1.0, b_share)
     else:
-        keep = x
-        share = tl.full(x.shape, 1.0, tl.float32)
+        b_keep = b_x
+        b_share = tl.full(b_x.shape, 1.0, tl.float32)
     if HAS_VALID:
-        keep = tl.where(counts, keep, 1.0)
-        share = tl.where(counts, share, 0.0)
-    return keep, share
+        b_keep = tl.where(m_counts, b_keep, 1.0)
+        b_share = tl.where(m_counts, b_share, 0.0)
+    return b_keep, b_share
 
 
 @triton.jit
-def _entry_state(outer, exits, batch, dim, dims, in_dim, chunk, neighbour, chunks, HAS_OUTER: tl.constexpr):
+def _entry_state(outer, exits, i_b, dim, o_d, m_d, i_neighbour, chunks, HAS_OUTER: tl.constexpr):
     """What enters a chunk: the neighbouring chunk's exit; at the sequence's edge the outer state or zeros."""
-    state = tl.zeros(dims.shape, tl.float32)
-    if (neighbour >= 0) & (neighbour < chunks):
-        state = tl.load(exits + (batch * chunks + neighbour) * dim + dims, mask=in_dim, other=0.0)
+    b_state = tl.zeros(o_d.shape, tl.float32)
+    if (i_neighbour >= 0) & (i_neighbour < chunks):
+        b_state = tl.load(exits + (i_b * chunks + i_neighbour) * dim + o_d, mask=m_d, other=0.0)
     elif HAS_OUTER:
-        state = tl.load(outer + batch * dim + dims, mask=in_dim, other=0.0)
-    return state
+        b_state = tl.load(outer + i_b * dim + o_d, mask=m_d, other=0.0)
+    return b_state
 
 
 @triton.jit
 def _forward_steps(
-    state,
-    kept,
-    x_row,
-    y_row,
-    c_row,
-    shift,
+    b_state,
+    b_kept,
+    p_x,
+    p_y,
+    p_c,
+    b_bias,
     doc_starts,
     mask,
-    place,
+    o_flag,
     dim,
-    dims,
-    in_dim,
-    x_time,
-    x_dim,
-    y_time,
-    y_dim,
+    o_d,
+    m_d,
+    stride_t,
     GATED: tl.constexpr,
     HAS_STARTS: tl.constexpr,
     HAS_VALID: tl.constexpr,
     SUMMARY: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """UNROLL steps from the rows given, `place` among the flags; the state and the product of a
-    after them.
-    """
-    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, 1)
-    ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, 1)
-    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, 1)
-    counts = load_flags(mask, place, HAS_VALID, UNROLL, 1)
+    """UNROLL steps from the rows given, `o_flag` among the flags; the state and the product of a after."""
+    b_x = load_rows(p_x, stride_t, o_d, m_d, UNROLL, 1)
+    b_y = load_rows(p_y, stride_t, o_d, m_d, UNROLL, 1)
+    m_start = load_flags(doc_starts, o_flag, HAS_STARTS, UNROLL, 1)
+    m_counts = load_flags(mask, o_flag, HAS_VALID, UNROLL, 1)
     for u in tl.static_range(UNROLL):
-        a, share = _gates(xs[u], shift, is_start[u], counts[u], GATED, HAS_STARTS, HAS_VALID)
-        written = ys[u]
+        b_a, b_share = _gates(b_x[u], b_bias, m_start[u], m_counts[u], GATED, HAS_STARTS, HAS_VALID)
+        b_written = b_y[u]
         if GATED:
-            written = written * sigmoid(written)
-        state = a * state + share * written
+            b_written = b_written * sigmoid(b_written)
+        b_state = b_a * b_state + b_share * b_written
         if SUMMARY:
-            kept = kept * a
+            b_kept = b_kept * b_a
         else:
-            tl.store(c_row + u * dim + dims, state.to(c_row.dtype.element_ty), mask=in_dim)
-    return state, kept
+            tl.store(p_c + u * dim + o_d, b_state.to(p_c.dtype.element_ty), mask=m_d)
+    return b_state, b_kept
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -117,12 +115,8 @@ def scan_forward(
     dim,
     chunks,
     chunk_length,
-    x_batch,
-    x_time,
-    x_dim,
-    y_batch,
-    y_time,
-    y_dim,
+    stride_b,
+    stride_t,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr,
@@ -134,118 +128,110 @@ def scan_forward(
 ):
     """Writes c (contiguous) and the final state; with SUMMARY, each chunk's product of a and its end."""
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
-    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
-    chunk = tl.program_id(1)
-    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
-    in_dim = dims < dim
-    first = chunk * chunk_length
+    i_b = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    i_c = tl.program_id(1)
+    o_d = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
+    first = i_c * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    x_row = x + batch * x_batch + first.to(tl.int64) * x_time
-    y_row = y + batch * y_batch + first.to(tl.int64) * y_time
-    c_row = c + (batch * time + first) * dim
-    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    p_x = x + i_b * stride_b + first.to(tl.int64) * stride_t
+    p_y = y + i_b * stride_b + first.to(tl.int64) * stride_t
+    p_c = c + (i_b * time + first) * dim
+    b_bias = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_BIAS:
-        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
-    state = tl.zeros((BLOCK_DIM,), tl.float32)
+        b_bias = tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_state = tl.zeros((BLOCK_DIM,), tl.float32)
     if not SUMMARY:
-        state = _entry_state(initial, exits, batch, dim, dims, in_dim, chunk, chunk - 1, chunks, HAS_INITIAL)
-    kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
+        b_state = _entry_state(initial, exits, i_b, dim, o_d, m_d, i_c - 1, chunks, HAS_INITIAL)
+    b_kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
     whole = last - (last - first) % UNROLL
     for t in range(first, whole, UNROLL):
-        state, kept = _forward_steps(
-            state,
-            kept,
-            x_row,
-            y_row,
-            c_row,
-            shift,
+        b_state, b_kept = _forward_steps(
+            b_state,
+            b_kept,
+            p_x,
+            p_y,
+            p_c,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + t,
+            i_b * time + t,
             dim,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            y_time,
-            y_dim,
+            o_d,
+            m_d,
+            stride_t,
             GATED,
             HAS_STARTS,
             HAS_VALID,
             SUMMARY,
             UNROLL,
         )
-        x_row += UNROLL * x_time
-        y_row += UNROLL * y_time
-        c_row += UNROLL * dim
+        p_x += UNROLL * stride_t
+        p_y += UNROLL * stride_t
+        p_c += UNROLL * dim
     for t in range(whole, last):
-        state, kept = _forward_steps(
-            state,
-            kept,
-            x_row,
-            y_row,
-            c_row,
-            shift,
+        b_state, b_kept = _forward_steps(
+            b_state,
+            b_kept,
+            p_x,
+            p_y,
+            p_c,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + t,
+            i_b * time + t,
             dim,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            y_time,
-            y_dim,
+            o_d,
+            m_d,
+            stride_t,
             GATED,
             HAS_STARTS,
             HAS_VALID,
             SUMMARY,
             1,
         )
-        x_row += x_time
-        y_row += y_time
-        c_row += dim
+        p_x += stride_t
+        p_y += stride_t
+        p_c += dim
     if SUMMARY:
-        tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
-        tl.store(final + (batch * chunks + chunk) * dim + dims, state, mask=in_dim)
-    elif chunk == chunks - 1:
-        tl.store(final + batch * dim + dims, state, mask=in_dim)
+        tl.store(product + (i_b * chunks + i_c) * dim + o_d, b_kept, mask=m_d)
+        tl.store(final + (i_b * chunks + i_c) * dim + o_d, b_state, mask=m_d)
+    elif i_c == chunks - 1:
+        tl.store(final + i_b * dim + o_d, b_state, mask=m_d)
 
 
 @triton.jit
 def _summary_steps(
-    carried,
-    kept,
-    x_row,
-    dc_row,
-    shift,
+    b_carried,
+    b_kept,
+    p_x,
+    p_dc,
+    b_bias,
     doc_starts,
     mask,
-    place,
-    dims,
-    in_dim,
-    x_time,
-    x_dim,
-    dc_time,
-    dc_dim,
+    o_flag,
+    dim,
+    o_d,
+    m_d,
+    stride_t,
     HAS_STARTS: tl.constexpr,
     HAS_VALID: tl.constexpr,
     HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """UNROLL steps backward from the rows given; the gradient carried and the product of a after them."""
-    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
-    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
-    counts = load_flags(mask, place, HAS_VALID, UNROLL, -1)
+    b_x = load_rows(p_x, stride_t, o_d, m_d, UNROLL, -1)
+    m_start = load_flags(doc_starts, o_flag, HAS_STARTS, UNROLL, -1)
+    m_counts = load_flags(mask, o_flag, HAS_VALID, UNROLL, -1)
     if HAS_DC:
-        dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
+        b_dc = load_rows(p_dc, dim, o_d, m_d, UNROLL, -1)
     for u in tl.static_range(UNROLL):
-        a, share = _gates(xs[u], shift, is_start[u], counts[u], True, HAS_STARTS, HAS_VALID)
+        b_a, b_share = _gates(b_x[u], b_bias, m_start[u], m_counts[u], True, HAS_STARTS, HAS_VALID)
         if HAS_DC:
-            carried += dcs[u]
-        carried = a * carried
-        kept = kept * a
-    return carried, kept
+            b_carried += b_dc[u]
+        b_carried = b_a * b_carried
+        b_kept = b_kept * b_a
+    return b_carried, b_kept
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -261,12 +247,8 @@ def scan_backward_summary(
     dim,
     chunks,
     chunk_length,
-    x_batch,
-    x_time,
-    x_dim,
-    dc_batch,
-    dc_time,
-    dc_dim,
+    stride_b,
+    stride_t,
     HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr,
     HAS_VALID: tl.constexpr,
@@ -276,138 +258,126 @@ def scan_backward_summary(
 ):
     """What a chunk does to a gradient that enters it from the later chunks: exit = product * entry + end."""
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
-    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
-    chunk = tl.program_id(1)
-    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
-    in_dim = dims < dim
-    first = chunk * chunk_length
+    i_b = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    i_c = tl.program_id(1)
+    o_d = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
+    first = i_c * chunk_length
     last = tl.minimum(first + chunk_length, time)
-    x_row = x + batch * x_batch + (last - 1).to(tl.int64) * x_time
-    dc_row = dc + batch * dc_batch + (last - 1).to(tl.int64) * dc_time
-    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    p_x = x + i_b * stride_b + (last - 1).to(tl.int64) * stride_t
+    p_dc = dc + (i_b * time + last - 1) * dim
+    b_bias = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_BIAS:
-        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
-    carried = tl.zeros((BLOCK_DIM,), tl.float32)
-    kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
+        b_bias = tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_carried = tl.zeros((BLOCK_DIM,), tl.float32)
+    b_kept = tl.full((BLOCK_DIM,), 1.0, tl.float32)
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
-        carried, kept = _summary_steps(
-            carried,
-            kept,
-            x_row,
-            dc_row,
-            shift,
+        b_carried, b_kept = _summary_steps(
+            b_carried,
+            b_kept,
+            p_x,
+            p_dc,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + last - 1 - back,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            dc_time,
-            dc_dim,
+            i_b * time + last - 1 - back,
+            dim,
+            o_d,
+            m_d,
+            stride_t,
             HAS_STARTS,
             HAS_VALID,
             HAS_DC,
             UNROLL,
         )
-        x_row -= UNROLL * x_time
-        dc_row -= UNROLL * dc_time
+        p_x -= UNROLL * stride_t
+        p_dc -= UNROLL * dim
     for back in range(whole, last - first):
-        carried, kept = _summary_steps(
-            carried,
-            kept,
-            x_row,
-            dc_row,
-            shift,
+        b_carried, b_kept = _summary_steps(
+            b_carried,
+            b_kept,
+            p_x,
+            p_dc,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + last - 1 - back,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            dc_time,
-            dc_dim,
+            i_b * time + last - 1 - back,
+            dim,
+            o_d,
+            m_d,
+            stride_t,
             HAS_STARTS,
             HAS_VALID,
             HAS_DC,
             1,
         )
-        x_row -= x_time
-        dc_row -= dc_time
-    tl.store(product + (batch * chunks + chunk) * dim + dims, kept, mask=in_dim)
-    tl.store(end + (batch * chunks + chunk) * dim + dims, carried, mask=in_dim)
+        p_x -= stride_t
+        p_dc -= dim
+    tl.store(product + (i_b * chunks + i_c) * dim + o_d, b_kept, mask=m_d)
+    tl.store(end + (i_b * chunks + i_c) * dim + o_d, b_carried, mask=m_d)
 
 
 @triton.jit
-def _contexts_before(c_row, at_zero, t, dim, dims, UNROLL: tl.constexpr):
+def _contexts_before(p_c, b_initial, t, dim, o_d, UNROLL: tl.constexpr):
     """c_{t-1}, c_{t-2}, ... in float32 (c_row: the row of c_t); before the first step, the initial state."""
-    rows = ()
+    b_c = ()
     for u in tl.static_range(UNROLL):
         # (The mask in this form because Triton's interpreter can't AND a vector with a scalar bool.)
-        stored = dims < tl.where(t > u, dim, 0)
-        before = tl.load(c_row - (u + 1) * dim + dims, mask=stored, other=at_zero)
-        rows = rows + (before.to(tl.float32),)
-    return rows
+        m_stored = o_d < tl.where(t > u, dim, 0)
+        b_before = tl.load(p_c - (u + 1) * dim + o_d, mask=m_stored, other=b_initial)
+        b_c = b_c + (b_before.to(tl.float32),)
+    return b_c
 
 
 @triton.jit
 def _backward_steps(
-    carried,
-    bias_sum,
-    x_row,
-    y_row,
-    c_row,
-    dc_row,
-    dx_row,
-    dy_row,
-    at_zero,
-    shift,
+    b_carried,
+    b_dbias,
+    p_x,
+    p_y,
+    p_c,
+    p_dc,
+    p_dx,
+    p_dy,
+    b_initial,
+    b_bias,
     doc_starts,
     mask,
-    place,
+    o_flag,
     t,
     dim,
-    dims,
-    in_dim,
-    x_time,
-    x_dim,
-    y_time,
-    y_dim,
-    dc_time,
-    dc_dim,
-    dx_time,
-    dx_dim,
-    dy_time,
-    dy_dim,
+    o_d,
+    m_d,
+    stride_t,
+    dstride_t,
     HAS_STARTS: tl.constexpr,
     HAS_VALID: tl.constexpr,
     HAS_DC: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """Steps t, t - 1, ... (UNROLL of them) from t's rows; the carried gradient and the sum of dx after."""
-    xs = load_rows(x_row, x_time, x_dim, dims, in_dim, UNROLL, -1)
-    before = _contexts_before(c_row, at_zero, t, dim, dims, UNROLL)
-    is_start = load_flags(doc_starts, place, HAS_STARTS, UNROLL, -1)
-    counts = load_flags(mask, place, HAS_VALID, UNROLL, -1)
-    ys = load_rows(y_row, y_time, y_dim, dims, in_dim, UNROLL, -1)
+    b_x = load_rows(p_x, stride_t, o_d, m_d, UNROLL, -1)
+    b_before = _contexts_before(p_c, b_initial, t, dim, o_d, UNROLL)
+    m_start = load_flags(doc_starts, o_flag, HAS_STARTS, UNROLL, -1)
+    m_counts = load_flags(mask, o_flag, HAS_VALID, UNROLL, -1)
+    b_y = load_rows(p_y, stride_t, o_d, m_d, UNROLL, -1)
     if HAS_DC:
-        dcs = load_rows(dc_row, dc_time, dc_dim, dims, in_dim, UNROLL, -1)
+        b_dc = load_rows(p_dc, dim, o_d, m_d, UNROLL, -1)
     for u in tl.static_range(UNROLL):
-        a, share = _gates(xs[u], shift, is_start[u], counts[u], True, HAS_STARTS, HAS_VALID)
+        b_a, b_share = _gates(b_x[u], b_bias, m_start[u], m_counts[u], True, HAS_STARTS, HAS_VALID)
         if HAS_DC:
-            carried += dcs[u]
-        gate = sigmoid(ys[u])
-        silu = ys[u] * gate
+            b_carried += b_dc[u]
+        b_gate = sigmoid(b_y[u])
+        b_silu = b_y[u] * b_gate
         # share = 1 - a. a * share is sigmoid's derivative, 0 at a start and in padding.
-        grad_x = (carried * before[u] - carried * silu) * (a * share)
-        grad_y = share * carried * (gate + silu * (1.0 - gate))
-        bias_sum += grad_x
-        tl.store(dx_row - u * dx_time + dims * dx_dim, grad_x.to(dx_row.dtype.element_ty), mask=in_dim)
-        tl.store(dy_row - u * dy_time + dims * dy_dim, grad_y.to(dy_row.dtype.element_ty), mask=in_dim)
-        carried = a * carried
-    return carried, bias_sum
+        b_dx = (b_carried * b_before[u] - b_carried * b_silu) * (b_a * b_share)
+        b_dy = b_share * b_carried * (b_gate + b_silu * (1.0 - b_gate))
+        b_dbias += b_dx
+        tl.store(p_dx - u * dstride_t + o_d, b_dx.to(p_dx.dtype.element_ty), mask=m_d)
+        tl.store(p_dy - u * dstride_t + o_d, b_dy.to(p_dy.dtype.element_ty), mask=m_d)
+        b_carried = b_a * b_carried
+    return b_carried, b_dbias
 
 
 @triton.jit(do_not_specialize=["time", "chunks", "chunk_length"])
@@ -430,21 +400,10 @@ def scan_backward(
     dim,
     chunks,
     chunk_length,
-    x_batch,
-    x_time,
-    x_dim,
-    y_batch,
-    y_time,
-    y_dim,
-    dc_batch,
-    dc_time,
-    dc_dim,
-    dx_batch,
-    dx_time,
-    dx_dim,
-    dy_batch,
-    dy_time,
-    dy_dim,
+    stride_b,
+    stride_t,
+    dstride_b,
+    dstride_t,
     HAS_BIAS: tl.constexpr,
     HAS_STARTS: tl.constexpr,
     HAS_VALID: tl.constexpr,
@@ -461,128 +420,110 @@ def scan_backward(
     chunk.
     """
     dim_blocks = tl.cdiv(dim, BLOCK_DIM)
-    batch = (tl.program_id(0) // dim_blocks).to(tl.int64)
-    chunk = tl.program_id(1)
-    dims = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
-    in_dim = dims < dim
-    first = chunk * chunk_length
+    i_b = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    i_c = tl.program_id(1)
+    o_d = (tl.program_id(0) % dim_blocks) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    m_d = o_d < dim
+    first = i_c * chunk_length
     last = tl.minimum(first + chunk_length, time)
     end = (last - 1).to(tl.int64)
-    x_row = x + batch * x_batch + end * x_time
-    y_row = y + batch * y_batch + end * y_time
-    c_row = c + (batch * time + end) * dim
-    dc_row = dc + batch * dc_batch + end * dc_time
-    dx_row = dx + batch * dx_batch + end * dx_time
-    dy_row = dy + batch * dy_batch + end * dy_time
-    shift = tl.zeros((BLOCK_DIM,), tl.float32)
+    p_x = x + i_b * stride_b + end * stride_t
+    p_y = y + i_b * stride_b + end * stride_t
+    p_c = c + (i_b * time + end) * dim
+    p_dc = dc + (i_b * time + end) * dim
+    p_dx = dx + i_b * dstride_b + end * dstride_t
+    p_dy = dy + i_b * dstride_b + end * dstride_t
+    b_bias = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_BIAS:
-        shift = tl.load(bias + dims, mask=in_dim, other=0.0).to(tl.float32)
-    at_zero = tl.zeros((BLOCK_DIM,), tl.float32)
+        b_bias = tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_initial = tl.zeros((BLOCK_DIM,), tl.float32)
     if HAS_INITIAL:
-        at_zero = tl.load(initial + batch * dim + dims, mask=in_dim, other=0.0)
-    at_zero = at_zero.to(c.dtype.element_ty)
-    carried = _entry_state(dfinal, exits, batch, dim, dims, in_dim, chunk, chunk + 1, chunks, HAS_DFINAL)
-    bias_sum = tl.zeros((BLOCK_DIM,), tl.float32)
+        b_initial = tl.load(initial + i_b * dim + o_d, mask=m_d, other=0.0)
+    b_initial = b_initial.to(c.dtype.element_ty)
+    b_carried = _entry_state(dfinal, exits, i_b, dim, o_d, m_d, i_c + 1, chunks, HAS_DFINAL)
+    b_dbias = tl.zeros((BLOCK_DIM,), tl.float32)
     whole = (last - first) // UNROLL * UNROLL
     for back in range(0, whole, UNROLL):
-        carried, bias_sum = _backward_steps(
-            carried,
-            bias_sum,
-            x_row,
-            y_row,
-            c_row,
-            dc_row,
-            dx_row,
-            dy_row,
-            at_zero,
-            shift,
+        b_carried, b_dbias = _backward_steps(
+            b_carried,
+            b_dbias,
+            p_x,
+            p_y,
+            p_c,
+            p_dc,
+            p_dx,
+            p_dy,
+            b_initial,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + last - 1 - back,
+            i_b * time + last - 1 - back,
             last - 1 - back,
             dim,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            y_time,
-            y_dim,
-            dc_time,
-            dc_dim,
-            dx_time,
-            dx_dim,
-            dy_time,
-            dy_dim,
+            o_d,
+            m_d,
+            stride_t,
+            dstride_t,
             HAS_STARTS,
             HAS_VALID,
             HAS_DC,
             UNROLL,
         )
-        x_row -= UNROLL * x_time
-        y_row -= UNROLL * y_time
-        c_row -= UNROLL * dim
-        dc_row -= UNROLL * dc_time
-        dx_row -= UNROLL * dx_time
-        dy_row -= UNROLL * dy_time
+        p_x -= UNROLL * stride_t
+        p_y -= UNROLL * stride_t
+        p_c -= UNROLL * dim
+        p_dc -= UNROLL * dim
+        p_dx -= UNROLL * dstride_t
+        p_dy -= UNROLL * dstride_t
     for back in range(whole, last - first):
-        carried, bias_sum = _backward_steps(
-            carried,
-            bias_sum,
-            x_row,
-            y_row,
-            c_row,
-            dc_row,
-            dx_row,
-            dy_row,
-            at_zero,
-            shift,
+        b_carried, b_dbias = _backward_steps(
+            b_carried,
+            b_dbias,
+            p_x,
+            p_y,
+            p_c,
+            p_dc,
+            p_dx,
+            p_dy,
+            b_initial,
+            b_bias,
             doc_starts,
             mask,
-            batch * time + last - 1 - back,
+            i_b * time + last - 1 - back,
             last - 1 - back,
             dim,
-            dims,
-            in_dim,
-            x_time,
-            x_dim,
-            y_time,
-            y_dim,
-            dc_time,
-            dc_dim,
-            dx_time,
-            dx_dim,
-            dy_time,
-            dy_dim,
+            o_d,
+            m_d,
+            stride_t,
+            dstride_t,
             HAS_STARTS,
             HAS_VALID,
             HAS_DC,
             1,
         )
-        x_row -= x_time
-        y_row -= y_time
-        c_row -= dim
-        dc_row -= dc_time
-        dx_row -= dx_time
-        dy_row -= dy_time
+        p_x -= stride_t
+        p_y -= stride_t
+        p_c -= dim
+        p_dc -= dim
+        p_dx -= dstride_t
+        p_dy -= dstride_t
     if HAS_BIAS:
-        tl.store(dbias + (batch * chunks + chunk) * dim + dims, bias_sum, mask=in_dim)
-    if chunk == 0:
-        tl.store(dinitial + batch * dim + dims, carried, mask=in_dim)
+        tl.store(dbias + (i_b * chunks + i_c) * dim + o_d, b_dbias, mask=m_d)
+    if i_c == 0:
+        tl.store(dinitial + i_b * dim + o_d, b_carried, mask=m_d)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def readout_forward(
-    c, z, weight, y, rows, dim, eps, c_row, z_row, z_dim, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    dims = tl.arange(0, BLOCK_DIM)[None, :]
-    mask = (row < rows) & (dims < dim)
-    x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
-    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
-    out = (x * inverse) * scale * (gate * sigmoid(gate))
-    tl.store(y + row * dim + dims, out.to(y.dtype.element_ty), mask=mask)
+def readout_forward(c, z, weight, y, rows, dim, eps, z_row, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    o_r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    o_d = tl.arange(0, BLOCK_DIM)[None, :]
+    m_x = (o_r < rows) & (o_d < dim)
+    b_c = tl.load(c + o_r * dim + o_d, mask=m_x, other=0.0).to(tl.float32)
+    b_z = tl.load(z + o_r * z_row + o_d, mask=m_x, other=0.0).to(tl.float32)
+    b_w = tl.load(weight + o_d, mask=o_d < dim, other=0.0).to(tl.float32)
+    b_inv = tl.rsqrt(tl.sum(b_c * b_c, axis=1, keep_dims=True) / dim + eps)
+    b_y = (b_c * b_inv) * b_w * (b_z * sigmoid(b_z))
+    tl.store(y + o_r * dim + o_d, b_y.to(y.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -597,41 +538,36 @@ def readout_backward(
     rows,
     dim,
     eps,
-    c_row,
     z_row,
-    z_dim,
-    dy_row,
-    dy_dim,
     dz_row,
-    dz_dim,
     ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
     """dweight (programs, dim) float32: each program's share of the weight's gradient."""
-    program = tl.program_id(0)
-    dims = tl.arange(0, BLOCK_DIM)[None, :]
-    scale = tl.load(weight + dims, mask=dims < dim, other=0.0).to(tl.float32)
-    weight_sum = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
-    for block in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row = tl.full((ROWS, 1), block, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        mask = (row < rows) & (dims < dim)
-        x = tl.load(c + row * c_row + dims, mask=mask, other=0.0).to(tl.float32)
-        gate = tl.load(z + row * z_row + dims * z_dim, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dy + row * dy_row + dims * dy_dim, mask=mask, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / dim + eps)
-        normal = x * inverse
-        opened = sigmoid(gate)
-        silu = gate * opened
-        along_normal = grad * normal
-        weight_sum += along_normal * silu
-        grad_gate = along_normal * scale * (opened + silu * (1.0 - opened))
-        grad_normal = grad * scale * silu
-        grad_x = inverse * (grad_normal - normal * tl.sum(grad_normal * normal, axis=1, keep_dims=True) / dim)
-        tl.store(dz + row * dz_row + dims * dz_dim, grad_gate.to(dz.dtype.element_ty), mask=mask)
-        tl.store(dc + row * dim + dims, grad_x.to(dc.dtype.element_ty), mask=mask)
-    total = tl.sum(weight_sum, axis=0)
-    dims = tl.arange(0, BLOCK_DIM)
-    tl.store(dweight + program * dim + dims, total, mask=dims < dim)
+    i_p = tl.program_id(0)
+    o_d = tl.arange(0, BLOCK_DIM)[None, :]
+    b_w = tl.load(weight + o_d, mask=o_d < dim, other=0.0).to(tl.float32)
+    b_dw = tl.zeros((ROWS, BLOCK_DIM), tl.float32)
+    for i_block in range(i_p, tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        o_r = tl.full((ROWS, 1), i_block, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        m_x = (o_r < rows) & (o_d < dim)
+        b_c = tl.load(c + o_r * dim + o_d, mask=m_x, other=0.0).to(tl.float32)
+        b_z = tl.load(z + o_r * z_row + o_d, mask=m_x, other=0.0).to(tl.float32)
+        b_dy = tl.load(dy + o_r * dim + o_d, mask=m_x, other=0.0).to(tl.float32)
+        b_inv = tl.rsqrt(tl.sum(b_c * b_c, axis=1, keep_dims=True) / dim + eps)
+        b_n = b_c * b_inv
+        b_opened = sigmoid(b_z)
+        b_silu = b_z * b_opened
+        b_along = b_dy * b_n
+        b_dw += b_along * b_silu
+        b_dz = b_along * b_w * (b_opened + b_silu * (1.0 - b_opened))
+        b_dn = b_dy * b_w * b_silu
+        b_dc = b_inv * (b_dn - b_n * tl.sum(b_dn * b_n, axis=1, keep_dims=True) / dim)
+        tl.store(dz + o_r * dz_row + o_d, b_dz.to(dz.dtype.element_ty), mask=m_x)
+        tl.store(dc + o_r * dim + o_d, b_dc.to(dc.dtype.element_ty), mask=m_x)
+    b_total = tl.sum(b_dw, axis=0)
+    o_d = tl.arange(0, BLOCK_DIM)
+    tl.store(dweight + i_p * dim + o_d, b_total, mask=o_d < dim)
 
 
 @triton.jit
@@ -651,25 +587,25 @@ def scan_step(
     STARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    dims = tl.arange(0, BLOCK)
-    inside = dims < dim
-    here = projection + row * p_row + dims
-    value = tl.load(here, mask=inside, other=0.0).to(tl.float32)
-    forget = tl.load(here + dim, mask=inside, other=0.0).to(tl.float32)
-    forget += tl.load(bias + dims, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(here + 2 * dim, mask=inside, other=0.0).to(tl.float32)
-    keep, share = sigmoid(forget), sigmoid(-forget)
+    i_b = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK)
+    m_d = o_d < dim
+    p_in = projection + i_b * p_row + o_d
+    b_x = tl.load(p_in, mask=m_d, other=0.0).to(tl.float32)
+    b_f = tl.load(p_in + dim, mask=m_d, other=0.0).to(tl.float32)
+    b_f += tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_z = tl.load(p_in + 2 * dim, mask=m_d, other=0.0).to(tl.float32)
+    b_keep, b_share = sigmoid(b_f), sigmoid(-b_f)
     if STARTS:
-        begins = tl.load(start + row).to(tl.int32) != 0
-        keep, share = tl.where(begins, 0.0, keep), tl.where(begins, 1.0, share)
-    c = keep * tl.load(context + row * c_row + dims, mask=inside, other=0.0) + share * value * sigmoid(value)
-    tl.store(new_context + row * new_row + dims, c, mask=inside)
-    read = c.to(y.dtype.element_ty).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(read * read, 0) / dim + eps)
-    scale = tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
+        m_start = tl.load(start + i_b).to(tl.int32) != 0
+        b_keep, b_share = tl.where(m_start, 0.0, b_keep), tl.where(m_start, 1.0, b_share)
+    b_c = b_keep * tl.load(context + i_b * c_row + o_d, mask=m_d, other=0.0) + b_share * b_x * sigmoid(b_x)
+    tl.store(new_context + i_b * new_row + o_d, b_c, mask=m_d)
+    b_read = b_c.to(y.dtype.element_ty).to(tl.float32)
+    b_inv = tl.rsqrt(tl.sum(b_read * b_read, 0) / dim + eps)
+    b_w = tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     tl.store(
-        y + row * dim + dims,
-        (read * inverse * scale * gate * sigmoid(gate)).to(y.dtype.element_ty),
-        mask=inside,
+        y + i_b * dim + o_d,
+        (b_read * b_inv * b_w * b_z * sigmoid(b_z)).to(y.dtype.element_ty),
+        mask=m_d,
     )

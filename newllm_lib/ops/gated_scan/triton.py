@@ -67,7 +67,7 @@ def _forward(x, y, bias, doc_starts, mask, initial, gated: bool = True):
     doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     c = torch.empty(x.shape, dtype=y.dtype, device=y.device)
     final = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=y.device)
-    arguments = (*plan.sizes, *helpers.strides(x), *helpers.strides(y))
+    arguments = (*plan.sizes, *x.stride()[:2])
     exits = final
     if plan.chunks > 1:
         product = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=y.device)
@@ -121,7 +121,7 @@ def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
     doc_starts, mask = helpers.flag_bytes(doc_starts), helpers.flag_bytes(mask)
     dfinal = None if dfinal is None else dfinal.float().contiguous()
     dinitial = torch.empty(plan.batch, plan.dim, dtype=torch.float32, device=x.device)
-    dc_ = c if dc is None else dc
+    dc_ = c if dc is None else dc.contiguous()
     dbias = None
     if bias is not None:
         dbias = torch.empty(plan.batch, plan.chunks, plan.dim, dtype=torch.float32, device=x.device)
@@ -138,8 +138,7 @@ def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
             product,
             end,
             *plan.sizes,
-            *helpers.strides(x),
-            *helpers.strides(dc_),
+            *x.stride()[:2],
             HAS_DC=dc is not None,
             **plan.constants,
         )
@@ -160,11 +159,8 @@ def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
         dbias,
         dinitial,
         *plan.sizes,
-        *helpers.strides(x),
-        *helpers.strides(y),
-        *helpers.strides(dc_),
-        *helpers.strides(dx),
-        *helpers.strides(dy),
+        *x.stride()[:2],
+        *dx.stride()[:2],
         HAS_INITIAL=initial is not None,
         HAS_DC=dc is not None,
         HAS_DFINAL=dfinal is not None,
@@ -178,19 +174,15 @@ def _tile(dim: int, elements: int) -> dict[str, int]:
     return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int, int]:
-    """x (..., dim) as a matrix with its strides; a copy only if its rows are not evenly spaced."""
-    x = x.reshape(-1, x.shape[-1])
-    return x, x.stride(0), x.stride(1) if x.shape[1] > 1 else 1
-
-
 @on_device_of_first_argument
 def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    (c, c_row, _), (z, z_row, z_dim) = _rows(c.contiguous()), _rows(z)
+    z = z.reshape(-1, z.shape[-1])  # a copy only if its rows are not evenly spaced
     tile = _tile(z.shape[1], _FORWARD_TILE)
     grid = (triton.cdiv(z.shape[0], tile["ROWS"]),)
-    kernels.readout_forward[grid](c, z, weight.contiguous(), y, *z.shape, eps, c_row, z_row, z_dim, **tile)
+    kernels.readout_forward[grid](
+        c.contiguous(), z, weight.contiguous(), y, *z.shape, eps, z.stride(0), **tile
+    )
     return y
 
 
@@ -200,27 +192,22 @@ def _readout_backward(
 ) -> tuple[Tensor, Tensor]:
     """Fills dz (evenly spaced rows); returns d c and d weight."""
     dc = torch.empty(c.shape, dtype=c.dtype, device=c.device)
-    (c, c_row, _), (z, z_row, z_dim), (dy, dy_row, dy_dim) = _rows(c.contiguous()), _rows(z), _rows(dy)
-    dz = dz.flatten(0, -2)
+    z, dz = z.reshape(-1, z.shape[-1]), dz.flatten(0, -2)
     tile = _tile(z.shape[1], _BACKWARD_TILE)
     programs = min(triton.cdiv(z.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(z.device))
     dweight = torch.empty(programs, z.shape[1], dtype=torch.float32, device=z.device)
     kernels.readout_backward[(programs,)](
-        c,
+        c.contiguous(),
         z,
         weight.contiguous(),
-        dy,
+        dy.contiguous(),
         dc,
         dz,
         dweight,
         *z.shape,
         eps,
-        c_row,
-        z_row,
-        z_dim,
-        dy_row,
-        dy_dim,
-        *dz.stride(),
+        z.stride(0),
+        dz.stride(0),
         **tile,
     )
     return dc, sum_rows(dweight, weight)
@@ -311,7 +298,7 @@ def gated_scan(
 ):
     """As `gated_scan.gated_scan`, for float32, bfloat16 and float16."""
     initial = None if initial_state is None else initial_state.float().contiguous()
-    return _scan(projection, forget_bias, norm_weight, doc_starts, mask, initial, eps)
+    return _scan(helpers.rows_together(projection), forget_bias, norm_weight, doc_starts, mask, initial, eps)
 
 
 @on_device_of_first_argument

@@ -21,15 +21,13 @@ _VECTOR = 1024  # elements of a vector that one program holds at a time
 @triton.jit
 def tile_squares(x, by_row, by_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """by_row (tiles across, rows), by_column (tiles down, columns): each tile's share."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    value = tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], mask=inside, other=0.0).to(
-        tl.float32
-    )
-    value = value * value
-    tl.store(by_row + tl.program_id(1) * rows + row, tl.sum(value, 1), mask=row < rows)
-    tl.store(by_column + tl.program_id(0) * columns + column, tl.sum(value, 0), mask=column < columns)
+    o_r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_x = (o_r < rows)[:, None] & (o_c < columns)[None, :]
+    b_x = tl.load(x + o_r.to(tl.int64)[:, None] * columns + o_c[None, :], mask=m_x, other=0.0).to(tl.float32)
+    b_x = b_x * b_x
+    tl.store(by_row + tl.program_id(1) * rows + o_r, tl.sum(b_x, 1), mask=o_r < rows)
+    tl.store(by_column + tl.program_id(0) * columns + o_c, tl.sum(b_x, 0), mask=o_c < columns)
 
 
 @on_device_of_first_argument
@@ -59,24 +57,24 @@ def clip_scale(
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    mine, undo = tl.load(square), 1.0
+    b_mine, undo = tl.load(square), 1.0
     if SCALED:
         undo = 1.0 / tl.load(loss_scale)
-        mine = mine * undo * undo
-        finite = mine < float("inf")  # false for NaN
+        b_mine = b_mine * undo * undo
+        finite = b_mine < float("inf")  # false for NaN
         tl.store(skipped + place, tl.where(finite, 0.0, 1.0))
-        mine = tl.where(finite, mine, tl.load(known + place))
+        b_mine = tl.where(finite, b_mine, tl.load(known + place))
         undo = tl.where(finite, undo, float("nan"))
-    total = tl.zeros((BLOCK,), tl.float32)
+    b_sum = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        value = tl.load(known + index, mask=index < count, other=0.0)
-        total += tl.where(index == place, mine, value)
-    norm = tl.sqrt(tl.sum(total, 0))
+        o_i = start + tl.arange(0, BLOCK)
+        b_known = tl.load(known + o_i, mask=o_i < count, other=0.0)
+        b_sum += tl.where(o_i == place, b_mine, b_known)
+    norm = tl.sqrt(tl.sum(b_sum, 0))
     limit = 1.0
     if CLIPS:
         limit = tl.minimum(max_norm / (norm + 1e-6), 1.0)
-    tl.store(known + place, mine)
+    tl.store(known + place, b_mine)
     tl.store(scale, tl.where(norm < float("inf"), limit * undo, float("nan")))
 
 
@@ -109,13 +107,13 @@ def clip(
 
 
 @triton.jit
-def _averaged(average, sums, place, inside, share, scale, weight, TINY: tl.constexpr):
+def _averaged(average, sums, o_x, m_x, share, scale, weight, TINY: tl.constexpr):
     """The average after its update (not where the scale is no finite number), stored."""
-    old = tl.load(average + place, mask=inside, other=0.0)
-    new = tl.load(sums + place, mask=inside, other=0.0) * (scale * scale * share) + TINY
-    new = tl.where(tl.abs(scale) < float("inf"), old + weight * (new - old), old)
-    tl.store(average + place, new, mask=inside)
-    return new
+    b_old = tl.load(average + o_x, mask=m_x, other=0.0)
+    b_new = tl.load(sums + o_x, mask=m_x, other=0.0) * (scale * scale * share) + TINY
+    b_new = tl.where(tl.abs(scale) < float("inf"), b_old + weight * (b_new - b_old), b_old)
+    tl.store(average + o_x, b_new, mask=m_x)
+    return b_new
 
 
 @triton.jit(do_not_specialize=["weight", "unbias"])
@@ -141,21 +139,21 @@ def moment(
     if STORED:
         unbias = tl.load(numbers + 3)
     if tl.program_id(0) == 0:
-        total = tl.zeros((BLOCK,), tl.float32)
+        b_sum = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, rows, BLOCK):
-            place = start + tl.arange(0, BLOCK)
-            new = _averaged(row, row_sums, place, place < rows, 1.0 / columns, scale, weight, TINY)
-            total += tl.where(place < rows, new, 0.0)
-        mean = tl.maximum(tl.sum(total, 0) / rows / unbias, TINY)
+            o_x = start + tl.arange(0, BLOCK)
+            b_new = _averaged(row, row_sums, o_x, o_x < rows, 1.0 / columns, scale, weight, TINY)
+            b_sum += tl.where(o_x < rows, b_new, 0.0)
+        b_mean = tl.maximum(tl.sum(b_sum, 0) / rows / unbias, TINY)
         tl.debug_barrier()  # what one thread stored above another may load below
         for start in range(0, rows, BLOCK):
-            place = start + tl.arange(0, BLOCK)
-            value = tl.load(row + place, mask=place < rows, other=1.0)
-            tl.store(row_factor + place, tl.rsqrt(value / unbias / mean), mask=place < rows)
+            o_x = start + tl.arange(0, BLOCK)
+            b_x = tl.load(row + o_x, mask=o_x < rows, other=1.0)
+            tl.store(row_factor + o_x, tl.rsqrt(b_x / unbias / b_mean), mask=o_x < rows)
     else:
-        place = (tl.program_id(0) - 1) * BLOCK + tl.arange(0, BLOCK)
-        value = _averaged(column, column_sums, place, place < columns, 1.0 / rows, scale, weight, TINY)
-        tl.store(column_factor + place, tl.rsqrt(value / unbias), mask=place < columns)
+        o_x = (tl.program_id(0) - 1) * BLOCK + tl.arange(0, BLOCK)
+        b_x = _averaged(column, column_sums, o_x, o_x < columns, 1.0 / rows, scale, weight, TINY)
+        tl.store(column_factor + o_x, tl.rsqrt(b_x / unbias), mask=o_x < columns)
 
 
 def second_moment(squares, row, column, scale, weight, unbias, numbers=None):
@@ -185,25 +183,25 @@ def second_moment(squares, row, column, scale, weight, unbias, numbers=None):
 def tile_weighted(
     x, row_factor, column_factor, partial, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row_in, column_in = row < rows, column < columns
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
-    value = tl.load(x + place, mask=row_in[:, None] & column_in[None, :], other=0.0).to(tl.float32)
-    value *= tl.load(column_factor + column, mask=column_in, other=0.0)[None, :]
-    value *= tl.load(row_factor + row, mask=row_in, other=0.0)[:, None]
-    total = tl.sum(tl.sum(value * value, 1), 0)
-    tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), total)
+    o_r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_r, m_c = o_r < rows, o_c < columns
+    o_x = o_r.to(tl.int64)[:, None] * columns + o_c[None, :]
+    b_x = tl.load(x + o_x, mask=m_r[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+    b_x *= tl.load(column_factor + o_c, mask=m_c, other=0.0)[None, :]
+    b_x *= tl.load(row_factor + o_r, mask=m_r, other=0.0)[:, None]
+    b_sum = tl.sum(tl.sum(b_x * b_x, 1), 0)
+    tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), b_sum)
 
 
 @triton.jit
 def limit_scale(partial, scale_at, out, count, numel, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.float32)
+    b_sum = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        total += tl.load(partial + index, mask=index < count, other=0.0)
+        o_i = start + tl.arange(0, BLOCK)
+        b_sum += tl.load(partial + o_i, mask=o_i < count, other=0.0)
     scale = tl.load(scale_at)
-    spread = tl.sqrt(tl.sum(total, 0) / numel) * scale
+    spread = tl.sqrt(tl.sum(b_sum, 0) / numel) * scale
     tl.store(out, tl.where(spread > 1.0, scale / spread, scale))
 
 

@@ -60,8 +60,8 @@ def rsqrt(x):
 
 
 @triton.jit
-def parameter_of(of_heads, head):
-    return tl.load(of_heads + head).to(tl.float32)
+def parameter_of(of_heads, i_h):
+    return tl.load(of_heads + i_h).to(tl.float32)
 
 
 @triton.jit
@@ -77,48 +77,50 @@ def A_of(delta):
 
 
 @triton.jit
-def numbers_of(tile, root):
+def numbers_of(b_u, root):
     """a, 1 - e^-a and E of the rows u of a tile; root is √c."""
-    wide = tile.to(tl.float32)
-    norm = tl.sqrt(tl.sum(wide * wide, 1))
-    a = 2.0 * root * norm
-    delta = tl.maximum(_one_minus_exp(a), 1e-7)  # keeps y above 0 between two points at 0
-    return a, delta, tl.where(norm > 0.0, A_of(delta) / tl.maximum(norm, 1e-30), 0.0)
+    b_wide = b_u.to(tl.float32)
+    b_norm = tl.sqrt(tl.sum(b_wide * b_wide, 1))
+    b_a = 2.0 * root * b_norm
+    b_delta = tl.maximum(_one_minus_exp(b_a), 1e-7)  # keeps y above 0 between two points at 0
+    return b_a, b_delta, tl.where(b_norm > 0.0, A_of(b_delta) / tl.maximum(b_norm, 1e-30), 0.0)
 
 
 @triton.jit
-def scaled_cosh(products, row, column, LEAST: tl.constexpr):
+def scaled_cosh(b_qk, b_row, b_column, LEAST: tl.constexpr):
     """2y, 2h and 2AB(1 - cos θ) of a tile from its rows' and its columns' numbers."""
-    row_A, A = A_of(row[0]), A_of(column[0])
-    angle = A[None, :] - (row[1] / row_A)[:, None] * (products * column[1][None, :])
-    spread = (2.0 * row_A)[:, None] * tl.maximum(angle, (LEAST * A)[None, :])
-    apart = row[0][:, None] - column[0][None, :]
-    four = 4.0 - 4.0 * row[0]
-    return apart * apart + spread, four[:, None] - four[:, None] * column[0][None, :], spread
+    b_row_A, b_A = A_of(b_row[0]), A_of(b_column[0])
+    b_angle = b_A[None, :] - (b_row[1] / b_row_A)[:, None] * (b_qk * b_column[1][None, :])
+    b_spread = (2.0 * b_row_A)[:, None] * tl.maximum(b_angle, (LEAST * b_A)[None, :])
+    b_apart = b_row[0][:, None] - b_column[0][None, :]
+    b_four = 4.0 - 4.0 * b_row[0]
+    return b_apart * b_apart + b_spread, b_four[:, None] - b_four[:, None] * b_column[0][None, :], b_spread
 
 
 @triton.jit
-def load_rows(tile, rows, dims, row_stride, row_end, dim, CLAMP: tl.constexpr, EVEN_D: tl.constexpr):
+def load_rows(p_tile, o_t, o_d, row_stride, row_end, dim, CLAMP: tl.constexpr, EVEN_D: tl.constexpr):
     """Rows (BLOCK, BLOCK_D) of a matrix; with CLAMP, its last row for those behind it."""
     if CLAMP:
-        rows = tl.minimum(rows, row_end - 1)
-    place = tile + rows[:, None].to(tl.int64) * row_stride + dims[None, :]
+        o_t = tl.minimum(o_t, row_end - 1)
+    p_row = p_tile + o_t[:, None].to(tl.int64) * row_stride + o_d[None, :]
     if EVEN_D:
-        return tl.load(place)
+        return tl.load(p_row)
     else:
-        return tl.load(place, mask=dims[None, :] < dim, other=0.0)
+        return tl.load(p_row, mask=o_d[None, :] < dim, other=0.0)
 
 
 @triton.jit
-def store_rows(tile, rows, dims, row_stride, row_end, dim, values):
-    place = tile + rows[:, None].to(tl.int64) * row_stride + dims[None, :]
-    tl.store(place, values.to(tile.dtype.element_ty), mask=(rows[:, None] < row_end) & (dims[None, :] < dim))
+def store_rows(p_tile, o_t, o_d, row_stride, row_end, dim, b_values):
+    p_row = p_tile + o_t[:, None].to(tl.int64) * row_stride + o_d[None, :]
+    tl.store(
+        p_row, b_values.to(p_tile.dtype.element_ty), mask=(o_t[:, None] < row_end) & (o_d[None, :] < dim)
+    )
 
 
 @triton.jit
-def load_numbers(numbers, plane, rows):
+def load_numbers(numbers, plane, o_t):
     """The first two numbers of each row: padded, so that there are some for rows behind the last."""
-    return tl.load(numbers + rows), tl.load(numbers + plane + rows)
+    return tl.load(numbers + o_t), tl.load(numbers + plane + o_t)
 
 
 @triton.jit
@@ -152,35 +154,35 @@ def key_numbers(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    lane = tl.program_id(1).to(tl.int64)
-    head = lane % heads
-    rows, dims = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    tile = load_rows(k + lane // heads * k_batch + head * k_head, rows, dims, k_time, keys, dim, True, EVEN_D)
-    root = tl.sqrt(parameter_of(curvature, head))
-    a, delta, E = numbers_of(tile, root)
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_h = i_bh % heads
+    o_t, o_d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    b_k = load_rows(k + i_bh // heads * k_batch + i_h * k_head, o_t, o_d, k_time, keys, dim, True, EVEN_D)
+    root = tl.sqrt(parameter_of(curvature, i_h))
+    b_a, b_delta, b_E = numbers_of(b_k, root)
     lane_size, plane = sizes_of(keys)
-    place = numbers + lane * lane_size + rows
-    tl.store(place, delta)
-    tl.store(place + plane, E)
-    tl.store(place + 2 * plane, -parameter_of(beta, head) / root * LOG2E * a)
+    p_numbers = numbers + i_bh * lane_size + o_t
+    tl.store(p_numbers, b_delta)
+    tl.store(p_numbers + plane, b_E)
+    tl.store(p_numbers + 2 * plane, -parameter_of(beta, i_h) / root * LOG2E * b_a)
 
 
 @triton.jit
 def _attend(
-    total,
-    highest,
-    weights,
-    tile_q,
-    row,
+    b_acc,
+    b_max,
+    b_sum,
+    b_q,
+    b_row,
     slope,
-    position,
-    first,
+    o_pos,
+    b_first,
     k,
     v,
     numbers,
     plane,
-    dims,
-    n,
+    o_d,
+    i_n,
     k_time,
     v_time,
     keys,
@@ -193,25 +195,25 @@ def _attend(
     BLOCK_N: tl.constexpr,
 ):
     """One tile of keys: the weighted sum of values, the highest score and the sum of weights after it."""
-    columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
-    tile_k = load_rows(k, columns, dims, k_time, keys, dim, MASKED, EVEN_D)
-    products = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
-    column = load_numbers(numbers, plane, columns)
-    y, h, _ = scaled_cosh(products, row, column, LEAST)
-    argument = y + 0.5 * h + sqrt(y * (y + h))
-    scores = slope * log2(argument) + tl.load(numbers + 2 * plane + columns)[None, :]
+    o_c = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_k = load_rows(k, o_c, o_d, k_time, keys, dim, MASKED, EVEN_D)
+    b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_column = load_numbers(numbers, plane, o_c)
+    b_y, b_h, _ = scaled_cosh(b_qk, b_row, b_column, LEAST)
+    b_argument = b_y + 0.5 * b_h + sqrt(b_y * (b_y + b_h))
+    b_s = slope * log2(b_argument) + tl.load(numbers + 2 * plane + o_c)[None, :]
     if MASKED:
-        visible = columns[None, :] <= position[:, None]
+        m_s = o_c[None, :] <= o_pos[:, None]
         if HAS_FIRST:
-            visible = visible & (columns[None, :] >= first[:, None])
-        scores = tl.where(visible, scores, float("-inf"))
-    higher = tl.maximum(highest, tl.max(scores, 1))
-    share = exp2(scores - higher[:, None])
-    fade = exp2(highest - higher)
-    weights = weights * fade + tl.sum(share, 1)
-    tile_v = load_rows(v, columns, dims, v_time, keys, dim, MASKED, EVEN_D)
-    total = tl.dot(share.to(tile_v.dtype), tile_v, total * fade[:, None], input_precision=PRECISION)
-    return total, higher, weights
+            m_s = m_s & (o_c[None, :] >= b_first[:, None])
+        b_s = tl.where(m_s, b_s, float("-inf"))
+    b_higher = tl.maximum(b_max, tl.max(b_s, 1))
+    b_p = exp2(b_s - b_higher[:, None])
+    b_fade = exp2(b_max - b_higher)
+    b_sum = b_sum * b_fade + tl.sum(b_p, 1)
+    b_v = load_rows(v, o_c, o_d, v_time, keys, dim, MASKED, EVEN_D)
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_fade[:, None], input_precision=PRECISION)
+    return b_acc, b_higher, b_sum
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
@@ -250,51 +252,51 @@ def forward(
     BLOCK_D: tl.constexpr,
 ):
     """out and the queries' numbers."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    lane = tl.program_id(1).to(tl.int64)
-    batch, head = lane // heads, lane % heads
-    rows, dims = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    i_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_d = i_tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     offset = keys - queries
-    position = rows + offset
-    root = tl.sqrt(parameter_of(curvature, head))
-    slope = -parameter_of(beta, head) / root
-    tile_q = load_rows(q + batch * q_batch + head * q_head, rows, dims, q_time, queries, dim, True, EVEN_D)
-    _, delta, E = numbers_of(tile_q, root)
-    row = (delta, E)
+    o_pos = o_t + offset
+    root = tl.sqrt(parameter_of(curvature, i_h))
+    slope = -parameter_of(beta, i_h) / root
+    b_q = load_rows(q + i_b * q_batch + i_h * q_head, o_t, o_d, q_time, queries, dim, True, EVEN_D)
+    _, b_delta, b_E = numbers_of(b_q, root)
+    b_row = (b_delta, b_E)
 
-    start = tile * BLOCK_M + offset
+    start = i_tile * BLOCK_M + offset
     end = tl.minimum(start + BLOCK_M, keys)  # behind the last query's position
-    low, low_of_all, row_first = 0, 0, position
+    low, low_of_all, b_first = 0, 0, o_pos
     if HAS_FIRST:
-        row_first = tl.load(first + batch * keys + position, mask=position < keys, other=0)
-        low, low_of_all = tl.load(first + batch * keys + start), tl.load(first + batch * keys + end - 1)
+        b_first = tl.load(first + i_b * keys + o_pos, mask=o_pos < keys, other=0)
+        low, low_of_all = tl.load(first + i_b * keys + start), tl.load(first + i_b * keys + end - 1)
     begin, behind = low // BLOCK_N, tl.cdiv(end, BLOCK_N)  # tiles of keys that any query sees
     whole = tl.cdiv(low_of_all, BLOCK_N)  # from here to whole_end all queries see all keys
     whole_end = tl.maximum((start + 1) // BLOCK_N, whole)
 
-    k += batch * k_batch + head * k_head
-    v += batch * v_batch + head * v_head
+    k += i_b * k_batch + i_h * k_head
+    v += i_b * v_batch + i_h * v_head
     lane_size, plane = sizes_of(keys)
-    k_numbers += lane * lane_size
-    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    highest = tl.full((BLOCK_M,), -1e30, tl.float32)
-    weights = tl.zeros((BLOCK_M,), tl.float32)
-    for n in range(whole, whole_end):
-        total, highest, weights = _attend(
-            total,
-            highest,
-            weights,
-            tile_q,
-            row,
+    k_numbers += i_bh * lane_size
+    b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_max = tl.full((BLOCK_M,), -1e30, tl.float32)
+    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    for i_n in range(whole, whole_end):
+        b_acc, b_max, b_sum = _attend(
+            b_acc,
+            b_max,
+            b_sum,
+            b_q,
+            b_row,
             slope,
-            position,
-            row_first,
+            o_pos,
+            b_first,
             k,
             v,
             k_numbers,
             plane,
-            dims,
-            n,
+            o_d,
+            i_n,
             k_time,
             v_time,
             keys,
@@ -307,22 +309,22 @@ def forward(
             BLOCK_N,
         )
     for step in range(whole - begin + behind - whole_end):
-        n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
-        total, highest, weights = _attend(
-            total,
-            highest,
-            weights,
-            tile_q,
-            row,
+        i_n = tl.where(step < whole - begin, begin + step, step - (whole - begin) + whole_end)
+        b_acc, b_max, b_sum = _attend(
+            b_acc,
+            b_max,
+            b_sum,
+            b_q,
+            b_row,
             slope,
-            position,
-            row_first,
+            o_pos,
+            b_first,
             k,
             v,
             k_numbers,
             plane,
-            dims,
-            n,
+            o_d,
+            i_n,
             k_time,
             v_time,
             keys,
@@ -336,19 +338,19 @@ def forward(
         )
 
     store_rows(
-        out + batch * out_batch + head * out_head,
-        rows,
-        dims,
+        out + i_b * out_batch + i_h * out_head,
+        o_t,
+        o_d,
         out_time,
         queries,
         dim,
-        total / weights[:, None],
+        b_acc / b_sum[:, None],
     )
     q_size, q_plane = sizes_of(queries)
-    place = q_numbers + lane * q_size + rows
-    tl.store(place, delta)
-    tl.store(place + q_plane, E)
-    tl.store(place + 2 * q_plane, highest + tl.log2(weights))
+    p_numbers = q_numbers + i_bh * q_size + o_t
+    tl.store(p_numbers, b_delta)
+    tl.store(p_numbers + q_plane, b_E)
+    tl.store(p_numbers + 2 * q_plane, b_max + tl.log2(b_sum))
 
 
 # ---- which keys a query sees
@@ -362,29 +364,32 @@ def _larger(a, b):
 @triton.jit(do_not_specialize=["time", "window"])
 def find_first(doc_starts, first, time, window, BLOCK: tl.constexpr):
     """One program a row: the last document start so far, carried on, or where the window begins."""
-    row = tl.program_id(0).to(tl.int64) * time
-    carried = 0
+    o_row = tl.program_id(0).to(tl.int64) * time
+    b_carried = 0
     for begin in range(0, time, BLOCK):
-        place = begin + tl.arange(0, BLOCK)
-        starts_here = tl.load(doc_starts + row + place, mask=place < time, other=0) != 0
-        start = tl.associative_scan(tl.where(starts_here, place, 0), 0, _larger)
-        start = tl.maximum(start, carried)
-        carried = tl.max(start, 0)
-        tl.store(first + row + place, tl.maximum(start, place - (window - 1)), mask=place < time)
+        o_t = begin + tl.arange(0, BLOCK)
+        m_start = tl.load(doc_starts + o_row + o_t, mask=o_t < time, other=0) != 0
+        b_first = tl.associative_scan(tl.where(m_start, o_t, 0), 0, _larger)
+        b_first = tl.maximum(b_first, b_carried)
+        b_carried = tl.max(b_first, 0)
+        tl.store(first + o_row + o_t, tl.maximum(b_first, o_t - (window - 1)), mask=o_t < time)
 
 
 @triton.jit(do_not_specialize=["time"])
 def find_last(first, last, time, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """How many positions' first is not behind each position, by bisection (first never falls), less one."""
-    row = tl.program_id(0).to(tl.int64) * time
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    low, high = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + time
+    o_row = tl.program_id(0).to(tl.int64) * time
+    o_t = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    b_low, b_high = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + time
     for _ in range(STEPS):
-        open_ = low < high
-        middle = (low + high) // 2
-        seen = tl.load(first + row + middle, mask=open_, other=0) <= place
-        low, high = tl.where(open_ & seen, middle + 1, low), tl.where(open_ & (seen == 0), middle, high)
-    tl.store(last + row + place, low - 1, mask=place < time)
+        m_open = b_low < b_high
+        b_middle = (b_low + b_high) // 2
+        m_seen = tl.load(first + o_row + b_middle, mask=m_open, other=0) <= o_t
+        b_low, b_high = (
+            tl.where(m_open & m_seen, b_middle + 1, b_low),
+            tl.where(m_open & (m_seen == 0), b_middle, b_high),
+        )
+    tl.store(last + o_row + o_t, b_low - 1, mask=o_t < time)
 
 
 # ---- rotation by position
@@ -404,17 +409,17 @@ def turn(
     BLOCK_HALF: tl.constexpr,
 ):
     """Rotate one token's queries (program 0 of axis 1) or keys (1) in place by SIGN x angles, x `scale`."""
-    row = tl.program_id(0).to(tl.int64)
-    head, i = tl.arange(0, BLOCK_HEADS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
-    inside = (head < HEADS) & (i < HALF)
-    one = qkv + (row * 3 + tl.program_id(1)) * (HEADS * 2 * HALF) + head * (2 * HALF) + i
-    two = one + HALF
-    angle = (row % time) * HALF + i
-    c = tl.load(cos + angle, mask=i < HALF, other=0.0) * scale
-    s = tl.load(sin + angle, mask=i < HALF, other=0.0) * (SIGN * scale)
-    x, y = (
-        tl.load(one, mask=inside, other=0.0).to(tl.float32),
-        tl.load(two, mask=inside, other=0.0).to(tl.float32),
+    i_row = tl.program_id(0).to(tl.int64)
+    o_h, o_d = tl.arange(0, BLOCK_HEADS)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    m_x = (o_h < HEADS) & (o_d < HALF)
+    p_one = qkv + (i_row * 3 + tl.program_id(1)) * (HEADS * 2 * HALF) + o_h * (2 * HALF) + o_d
+    p_two = p_one + HALF
+    o_angle = (i_row % time) * HALF + o_d
+    b_cos = tl.load(cos + o_angle, mask=o_d < HALF, other=0.0) * scale
+    b_sin = tl.load(sin + o_angle, mask=o_d < HALF, other=0.0) * (SIGN * scale)
+    b_x, b_y = (
+        tl.load(p_one, mask=m_x, other=0.0).to(tl.float32),
+        tl.load(p_two, mask=m_x, other=0.0).to(tl.float32),
     )
-    tl.store(one, (x * c - y * s).to(qkv.dtype.element_ty), mask=inside)
-    tl.store(two, (y * c + x * s).to(qkv.dtype.element_ty), mask=inside)
+    tl.store(p_one, (b_x * b_cos - b_y * b_sin).to(qkv.dtype.element_ty), mask=m_x)
+    tl.store(p_two, (b_y * b_cos + b_x * b_sin).to(qkv.dtype.element_ty), mask=m_x)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from newllm_lib.ops.common import triton_helpers as helpers
 from newllm_lib.ops.common.dispatch import on_device_of_first_argument, shared_memory
 from newllm_lib.ops.hyperbolic_attention import backward_kernels, kernels
 from newllm_lib.ops.hyperbolic_attention.reference import first_visible, least_angle, padded
@@ -64,10 +65,6 @@ def _first(k: Tensor, window: int | None, doc_starts: Tensor | None) -> Tensor |
     return first_visible_on_gpu(doc_starts, time if window is None else window)
 
 
-def _rows_together(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -82,7 +79,7 @@ def forward(
 
     `out`: where to write it, dim without gaps; None: a new tensor like q.
     """
-    q, k, v = map(_rows_together, (q, k, v))
+    q, k, v = map(helpers.rows_together, (q, k, v))
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     out = torch.empty_like(q) if out is None else out
     q_numbers, k_numbers = (
@@ -141,7 +138,8 @@ def backward(
     (q, k, v, beta, curvature), (out, q_numbers, k_numbers) = inputs, saved
     dq, dk, dv = into or map(torch.empty_like, (q, k, v))
     dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
-    q, k, v, dout = map(_rows_together, (q, k, v, dout))
+    q, k, v = map(helpers.rows_together, (q, k, v))
+    dout = helpers.strided_like(dout, out)
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     first, tiles = _first(k, window, doc_starts), _tiles(q)
     last = None if first is None else last_seeing_on_gpu(first)
@@ -172,7 +170,7 @@ def backward(
             queries,
             keys,
             dim,
-            *_strides(q, k, v, out, dout, dq),
+            *_strides(q, k, v, out, dq),
             **constants,
             **tiles["queries"],
         )

@@ -18,54 +18,54 @@ import triton.language as tl
 
 
 @triton.jit
-def _load(ptr, strides_b, strides_h, strides_t, batch, head, rows, columns, time, width, dtype: tl.constexpr):
+def _load(ptr, strides_b, strides_h, strides_t, i_b, i_h, o_t, o_c, time, width, dtype: tl.constexpr):
     """A (rows, columns) tile of (batch, heads, time, width), zeros outside."""
-    place = (
+    p_x = (
         ptr
-        + batch.to(tl.int64) * strides_b
-        + head * strides_h
-        + rows[:, None].to(tl.int64) * strides_t
-        + columns[None, :]
+        + i_b.to(tl.int64) * strides_b
+        + i_h * strides_h
+        + o_t[:, None].to(tl.int64) * strides_t
+        + o_c[None, :]
     )
-    return tl.load(place, mask=(rows[:, None] < time) & (columns[None, :] < width), other=0.0).to(dtype)
+    return tl.load(p_x, mask=(o_t[:, None] < time) & (o_c[None, :] < width), other=0.0).to(dtype)
 
 
 @triton.jit
-def _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr):
+def _decays(log_decay, first, i_b, i_bh, i_c, o_t, time, HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr):
     """The chunk's running total of log decays; each token's first visible position; shares of the past that
     reach each token (before), of each token at the chunk's end (leaving), of the past there (kept)."""
-    inside = rows < time
-    g = tl.load(log_decay + row.to(tl.int64) * time + rows, mask=inside, other=0.0)
-    total, end = tl.cumsum(g, 0), tl.sum(g, 0)
-    before, leaving, kept = tl.exp(total), tl.exp(end - total), tl.exp(end)
-    seen = tl.zeros_like(rows)
+    m_t = o_t < time
+    b_g = tl.load(log_decay + i_bh.to(tl.int64) * time + o_t, mask=m_t, other=0.0)
+    b_total, b_end = tl.cumsum(b_g, 0), tl.sum(b_g, 0)
+    b_before, b_leaving, b_kept = tl.exp(b_total), tl.exp(b_end - b_total), tl.exp(b_end)
+    b_first = tl.zeros_like(o_t)
     if HAS_FIRST:
-        begin = chunk * CHUNK
-        seen = tl.load(first + batch.to(tl.int64) * time + rows, mask=inside, other=0)
-        last = tl.load(first + batch.to(tl.int64) * time + tl.minimum(begin + CHUNK, time) - 1)
-        before = tl.where(seen < begin, before, 0.0)
-        leaving = tl.where(rows >= last, leaving, 0.0)
-        kept = tl.where(last < begin, kept, 0.0)
-    return total, seen, before, leaving, kept
+        begin = i_c * CHUNK
+        b_first = tl.load(first + i_b.to(tl.int64) * time + o_t, mask=m_t, other=0)
+        i_last = tl.load(first + i_b.to(tl.int64) * time + tl.minimum(begin + CHUNK, time) - 1)
+        b_before = tl.where(b_first < begin, b_before, 0.0)
+        b_leaving = tl.where(o_t >= i_last, b_leaving, 0.0)
+        b_kept = tl.where(i_last < begin, b_kept, 0.0)
+    return b_total, b_first, b_before, b_leaving, b_kept
 
 
 @triton.jit
-def _weights(total, seen, rows, HAS_FIRST: tl.constexpr):
+def _weights(b_total, b_first, o_t, HAS_FIRST: tl.constexpr):
     """(chunk, chunk): what each token still has of each one before it in its document."""
-    visible = rows[None, :] <= rows[:, None]
+    m_a = o_t[None, :] <= o_t[:, None]
     if HAS_FIRST:
-        visible = visible & (rows[None, :] >= seen[:, None])
-    return tl.where(visible, tl.exp(total[:, None] - total[None, :]), 0.0)
+        m_a = m_a & (o_t[None, :] >= b_first[:, None])
+    return tl.where(m_a, tl.exp(b_total[:, None] - b_total[None, :]), 0.0)
 
 
 @triton.jit
-def _slot(states, row, slot, chunks, dim, features, d, f):
+def _slot(states, i_bh, i_slot, chunks, dim, features, o_d, o_f):
     """Where the (d, f) tile of a slot's sum of v k' lies, its mask, and where the sum of k does."""
-    base = states + (row.to(tl.int64) * (chunks + 1) + slot) * (dim + 1) * features
+    p_slot = states + (i_bh.to(tl.int64) * (chunks + 1) + i_slot) * (dim + 1) * features
     return (
-        base + d[:, None] * features + f[None, :],
-        (d[:, None] < dim) & (f[None, :] < features),
-        base + dim * features + f,
+        p_slot + o_d[:, None] * features + o_f[None, :],
+        (o_d[:, None] < dim) & (o_f[None, :] < features),
+        p_slot + dim * features + o_f,
     )
 
 
@@ -95,40 +95,40 @@ def collect(
     PRECISION: tl.constexpr,
 ):
     """What each chunk adds to the state, into the slot behind it; what is kept of the state, into keeps."""
-    chunk, row = tl.program_id(0), tl.program_id(1)
-    batch, head = row // heads, row % heads
-    rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    i_c, i_bh = tl.program_id(0), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_f, o_d = i_c * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     dtype = v.dtype.element_ty
-    _, _, _, leaving, kept = _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK)
-    keys = _load(k, kb, kh, kt, batch, head, rows, f, time, features, dtype) * leaving[:, None]
-    values = _load(v, vb, vh, vt, batch, head, rows, d, time, dim, dtype)
-    place, mask, line = _slot(states, row, chunk + 1, chunks, dim, features, d, f)
-    tl.store(place, tl.dot(tl.trans(values), keys.to(dtype), input_precision=PRECISION), mask=mask)
-    tl.store(line, tl.sum(keys, 0), mask=f < features)
-    tl.store(keeps + row * chunks + chunk, kept)
+    _, _, _, b_leaving, b_kept = _decays(log_decay, first, i_b, i_bh, i_c, o_t, time, HAS_FIRST, CHUNK)
+    b_k = _load(k, kb, kh, kt, i_b, i_h, o_t, o_f, time, features, dtype) * b_leaving[:, None]
+    b_v = _load(v, vb, vh, vt, i_b, i_h, o_t, o_d, time, dim, dtype)
+    p_s, m_s, p_z = _slot(states, i_bh, i_c + 1, chunks, dim, features, o_d, o_f)
+    tl.store(p_s, tl.dot(tl.trans(b_v), b_k.to(dtype), input_precision=PRECISION), mask=m_s)
+    tl.store(p_z, tl.sum(b_k, 0), mask=o_f < features)
+    tl.store(keeps + i_bh * chunks + i_c, b_kept)
 
 
 @triton.jit
 def walk(states, keeps, chunks, size, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """state <- kept state + added, from the first slot to the last, or from the last to the first."""
-    row = tl.program_id(1)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = place < size
-    base = states + row.to(tl.int64) * (chunks + 1) * size + place
+    i_bh = tl.program_id(1)
+    o_s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_s = o_s < size
+    p_states = states + i_bh.to(tl.int64) * (chunks + 1) * size + o_s
     if REVERSE:
-        state = tl.load(base + chunks * size, mask=mask)
+        b_s = tl.load(p_states + chunks * size, mask=m_s)
     else:
-        state = tl.load(base, mask=mask)
+        b_s = tl.load(p_states, mask=m_s)
     for step in range(chunks):
         if REVERSE:
-            chunk = chunks - 1 - step
-            slot = chunk
+            i_c = chunks - 1 - step
+            i_slot = i_c
         else:
-            chunk = step
-            slot = chunk + 1
-        here = base + slot * size
-        state = tl.load(keeps + row * chunks + chunk) * state + tl.load(here, mask=mask)
-        tl.store(here, state, mask=mask)
+            i_c = step
+            i_slot = i_c + 1
+        p_s = p_states + i_slot * size
+        b_s = tl.load(keeps + i_bh * chunks + i_c) * b_s + tl.load(p_s, mask=m_s)
+        tl.store(p_s, b_s, mask=m_s)
 
 
 @triton.jit
@@ -165,36 +165,34 @@ def read(
     PRECISION: tl.constexpr,
 ):
     """out and the sums of weights, from the chunk itself and the state before it."""
-    chunk, row = tl.program_id(0), tl.program_id(1)
-    batch, head = row // heads, row % heads
-    rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    i_c, i_bh = tl.program_id(0), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_f, o_d = i_c * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     dtype = v.dtype.element_ty
-    total, seen, before, _, _ = _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK)
-    queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
-    keys = _load(k, kb, kh, kt, batch, head, rows, f, time, features, dtype)
-    values = _load(v, vb, vh, vt, batch, head, rows, d, time, dim, dtype)
-    weights = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * _weights(
-        total, seen, rows, HAS_FIRST
-    )
-    place, mask, line = _slot(states, row, chunk, chunks, dim, features, d, f)
-    state, keys_sum = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
-    sums = tl.dot(queries, tl.trans(state).to(dtype), input_precision=PRECISION) * before[:, None]
-    sums = tl.dot(weights.to(dtype), values, sums, input_precision=PRECISION)
-    count = tl.sum(weights, 1) + before * tl.sum(queries.to(tl.float32) * keys_sum[None, :], 1)
-    count = tl.maximum(count, 1e-30)
-    place = out + batch.to(tl.int64) * ob + head * oh + rows[:, None].to(tl.int64) * ot + d[None, :]
-    tl.store(place, (sums / count[:, None]).to(dtype), mask=(rows[:, None] < time) & (d[None, :] < dim))
-    tl.store(counts + row.to(tl.int64) * time + rows, count, mask=rows < time)
+    b_total, b_first, b_before, _, _ = _decays(log_decay, first, i_b, i_bh, i_c, o_t, time, HAS_FIRST, CHUNK)
+    b_q = _load(q, qb, qh, qt, i_b, i_h, o_t, o_f, time, features, dtype)
+    b_k = _load(k, kb, kh, kt, i_b, i_h, o_t, o_f, time, features, dtype)
+    b_v = _load(v, vb, vh, vt, i_b, i_h, o_t, o_d, time, dim, dtype)
+    b_a = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * _weights(b_total, b_first, o_t, HAS_FIRST)
+    p_s, m_s, p_z = _slot(states, i_bh, i_c, chunks, dim, features, o_d, o_f)
+    b_s, b_z = tl.load(p_s, mask=m_s, other=0.0), tl.load(p_z, mask=o_f < features, other=0.0)
+    b_o = tl.dot(b_q, tl.trans(b_s).to(dtype), input_precision=PRECISION) * b_before[:, None]
+    b_o = tl.dot(b_a.to(dtype), b_v, b_o, input_precision=PRECISION)
+    b_count = tl.sum(b_a, 1) + b_before * tl.sum(b_q.to(tl.float32) * b_z[None, :], 1)
+    b_count = tl.maximum(b_count, 1e-30)
+    p_s = out + i_b.to(tl.int64) * ob + i_h * oh + o_t[:, None].to(tl.int64) * ot + o_d[None, :]
+    tl.store(p_s, (b_o / b_count[:, None]).to(dtype), mask=(o_t[:, None] < time) & (o_d[None, :] < dim))
+    tl.store(counts + i_bh.to(tl.int64) * time + o_t, b_count, mask=o_t < time)
 
 
 @triton.jit
-def _upstream(dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim):
+def _upstream(dout, out, counts, ob, oh, ot, i_b, i_h, i_bh, o_t, o_d, time, dim):
     """dN (chunk, dim) and dD (chunk,), float32."""
-    count = tl.load(counts + row.to(tl.int64) * time + rows, mask=rows < time, other=1.0)
-    gradient = _load(dout, dob, doh, dot, batch, head, rows, d, time, dim, tl.float32)
-    found = _load(out, ob, oh, ot, batch, head, rows, d, time, dim, tl.float32)
-    inverse = tl.where(count > 1e-30, 1 / count, 0.0)  # a token that saw nothing learns nothing
-    return gradient * inverse[:, None], -tl.sum(gradient * found, 1) * inverse
+    b_count = tl.load(counts + i_bh.to(tl.int64) * time + o_t, mask=o_t < time, other=1.0)
+    b_do = _load(dout, ob, oh, ot, i_b, i_h, o_t, o_d, time, dim, tl.float32)
+    b_o = _load(out, ob, oh, ot, i_b, i_h, o_t, o_d, time, dim, tl.float32)
+    b_inv = tl.where(b_count > 1e-30, 1 / b_count, 0.0)  # a token that saw nothing learns nothing
+    return b_do * b_inv[:, None], -tl.sum(b_do * b_o, 1) * b_inv
 
 
 @triton.jit
@@ -217,9 +215,6 @@ def collect_gradients(
     ob,
     oh,
     ot,
-    dob,
-    doh,
-    dot,
     HAS_FIRST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -227,22 +222,20 @@ def collect_gradients(
     PRECISION: tl.constexpr,
 ):
     """What each chunk's tokens ask of the state before it, into its slot."""
-    chunk, row = tl.program_id(0), tl.program_id(1)
-    batch, head = row // heads, row % heads
-    rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    i_c, i_bh = tl.program_id(0), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_f, o_d = i_c * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     dtype = out.dtype.element_ty
-    _, _, before, _, _ = _decays(log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK)
-    queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
-    dsums, dcount = _upstream(
-        dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim
-    )
-    place, mask, line = _slot(dstates, row, chunk, chunks, dim, features, d, f)
+    _, _, b_before, _, _ = _decays(log_decay, first, i_b, i_bh, i_c, o_t, time, HAS_FIRST, CHUNK)
+    b_q = _load(q, qb, qh, qt, i_b, i_h, o_t, o_f, time, features, dtype)
+    b_dn, b_dd = _upstream(dout, out, counts, ob, oh, ot, i_b, i_h, i_bh, o_t, o_d, time, dim)
+    p_s, m_s, p_z = _slot(dstates, i_bh, i_c, chunks, dim, features, o_d, o_f)
     tl.store(
-        place,
-        tl.dot(tl.trans((dsums * before[:, None]).to(dtype)), queries, input_precision=PRECISION),
-        mask=mask,
+        p_s,
+        tl.dot(tl.trans((b_dn * b_before[:, None]).to(dtype)), b_q, input_precision=PRECISION),
+        mask=m_s,
     )
-    tl.store(line, tl.sum((before * dcount)[:, None] * queries, 0), mask=f < features)
+    tl.store(p_z, tl.sum((b_before * b_dd)[:, None] * b_q, 0), mask=o_f < features)
 
 
 @triton.jit
@@ -278,18 +271,6 @@ def gradients(
     ob,
     oh,
     ot,
-    dob,
-    doh,
-    dot,
-    dqb,
-    dqh,
-    dqt,
-    dkb,
-    dkh,
-    dkt,
-    dvb,
-    dvh,
-    dvt,
     HAS_FIRST: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -297,55 +278,51 @@ def gradients(
     PRECISION: tl.constexpr,
 ):
     """Gradients of a chunk's q, k, v and log decays."""
-    chunk, row = tl.program_id(0), tl.program_id(1)
-    batch, head = row // heads, row % heads
-    rows, f, d = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    i_c, i_bh = tl.program_id(0), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_f, o_d = i_c * CHUNK + tl.arange(0, CHUNK), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
     dtype = v.dtype.element_ty
-    total, seen, before, leaving, _ = _decays(
-        log_decay, first, batch, row, chunk, rows, time, HAS_FIRST, CHUNK
+    b_total, b_first, b_before, b_leaving, _ = _decays(
+        log_decay, first, i_b, i_bh, i_c, o_t, time, HAS_FIRST, CHUNK
     )
-    queries = _load(q, qb, qh, qt, batch, head, rows, f, time, features, dtype)
-    keys = _load(k, kb, kh, kt, batch, head, rows, f, time, features, dtype)
-    values = _load(v, vb, vh, vt, batch, head, rows, d, time, dim, dtype)
-    dsums, dcount = _upstream(
-        dout, out, counts, dob, doh, dot, ob, oh, ot, batch, head, row, rows, d, time, dim
+    b_q = _load(q, qb, qh, qt, i_b, i_h, o_t, o_f, time, features, dtype)
+    b_k = _load(k, kb, kh, kt, i_b, i_h, o_t, o_f, time, features, dtype)
+    b_v = _load(v, vb, vh, vt, i_b, i_h, o_t, o_d, time, dim, dtype)
+    b_dn, b_dd = _upstream(dout, out, counts, ob, oh, ot, i_b, i_h, i_bh, o_t, o_d, time, dim)
+    b_dn_low, b_decay = b_dn.to(dtype), _weights(b_total, b_first, o_t, HAS_FIRST)
+
+    b_da = (tl.dot(b_dn_low, tl.trans(b_v), input_precision=PRECISION) + b_dd[:, None]) * b_decay
+    b_dq = tl.dot(b_da.to(dtype), b_k, input_precision=PRECISION)
+    b_dk = tl.dot(tl.trans(b_da).to(dtype), b_q, input_precision=PRECISION)
+    b_a = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * b_decay
+    b_dv = tl.dot(tl.trans(b_a).to(dtype), b_dn_low, input_precision=PRECISION)
+
+    p_s, m_s, p_z = _slot(states, i_bh, i_c, chunks, dim, features, o_d, o_f)
+    b_s, b_z = tl.load(p_s, mask=m_s, other=0.0), tl.load(p_z, mask=o_f < features, other=0.0)
+    b_carried = tl.dot(b_dn_low, b_s.to(dtype), input_precision=PRECISION) + b_dd[:, None] * b_z[None, :]
+    b_dq += b_before[:, None] * b_carried
+
+    p_s, m_s, p_z = _slot(dstates, i_bh, i_c + 1, chunks, dim, features, o_d, o_f)
+    b_ds, b_dz = tl.load(p_s, mask=m_s, other=0.0), tl.load(p_z, mask=o_f < features, other=0.0)
+    b_ds_low = b_ds.to(dtype)
+    b_dk += b_leaving[:, None] * (tl.dot(b_v, b_ds_low, input_precision=PRECISION) + b_dz[None, :])
+    b_dv += b_leaving[:, None] * tl.dot(b_k, tl.trans(b_ds_low), input_precision=PRECISION)
+
+    p_s, m_s, p_z = _slot(states, i_bh, i_c + 1, chunks, dim, features, o_d, o_f)
+    b_s_after, b_z_after = tl.load(p_s, mask=m_s, other=0.0), tl.load(p_z, mask=o_f < features, other=0.0)
+    b_beyond = tl.sum(tl.sum(b_s_after * b_ds, 1), 0) + tl.sum(b_z_after * b_dz, 0)
+    b_own = tl.sum(b_q * b_dq, 1) - tl.sum(b_k * b_dk, 1)
+    b_dg = b_beyond + tl.sum(b_own, 0) - tl.cumsum(b_own, 0) + b_own
+    tl.store(dlog_decay + i_bh.to(tl.int64) * time + o_t, b_dg, mask=o_t < time)
+
+    m_f, m_d = (
+        (o_t[:, None] < time) & (o_f[None, :] < features),
+        (o_t[:, None] < time) & (o_d[None, :] < dim),
     )
-    rounded, decay = dsums.to(dtype), _weights(total, seen, rows, HAS_FIRST)
-
-    dweights = (tl.dot(rounded, tl.trans(values), input_precision=PRECISION) + dcount[:, None]) * decay
-    query_gradient = tl.dot(dweights.to(dtype), keys, input_precision=PRECISION)
-    key_gradient = tl.dot(tl.trans(dweights).to(dtype), queries, input_precision=PRECISION)
-    weights = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * decay
-    value_gradient = tl.dot(tl.trans(weights).to(dtype), rounded, input_precision=PRECISION)
-
-    place, mask, line = _slot(states, row, chunk, chunks, dim, features, d, f)
-    state, keys_sum = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
-    carried = (
-        tl.dot(rounded, state.to(dtype), input_precision=PRECISION) + dcount[:, None] * keys_sum[None, :]
-    )
-    query_gradient += before[:, None] * carried
-
-    place, mask, line = _slot(dstates, row, chunk + 1, chunks, dim, features, d, f)
-    dstate, dkeys_sum = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
-    later = dstate.to(dtype)
-    key_gradient += leaving[:, None] * (tl.dot(values, later, input_precision=PRECISION) + dkeys_sum[None, :])
-    value_gradient += leaving[:, None] * tl.dot(keys, tl.trans(later), input_precision=PRECISION)
-
-    place, mask, line = _slot(states, row, chunk + 1, chunks, dim, features, d, f)
-    after, keys_after = tl.load(place, mask=mask, other=0.0), tl.load(line, mask=f < features, other=0.0)
-    beyond = tl.sum(tl.sum(after * dstate, 1), 0) + tl.sum(keys_after * dkeys_sum, 0)
-    own = tl.sum(queries * query_gradient, 1) - tl.sum(keys * key_gradient, 1)
-    pairs = beyond + tl.sum(own, 0) - tl.cumsum(own, 0) + own
-    tl.store(dlog_decay + row.to(tl.int64) * time + rows, pairs, mask=rows < time)
-
-    narrow, wide = (
-        (rows[:, None] < time) & (f[None, :] < features),
-        (rows[:, None] < time) & (d[None, :] < dim),
-    )
-    up, down = batch.to(tl.int64), rows[:, None].to(tl.int64)
-    tl.store(dq + up * dqb + head * dqh + down * dqt + f[None, :], query_gradient.to(dtype), mask=narrow)
-    tl.store(dk + up * dkb + head * dkh + down * dkt + f[None, :], key_gradient.to(dtype), mask=narrow)
-    tl.store(dv + up * dvb + head * dvh + down * dvt + d[None, :], value_gradient.to(dtype), mask=wide)
+    o_row = i_bh.to(tl.int64) * time + o_t[:, None]
+    tl.store(dq + o_row * features + o_f[None, :], b_dq.to(dtype), mask=m_f)
+    tl.store(dk + o_row * features + o_f[None, :], b_dk.to(dtype), mask=m_f)
+    tl.store(dv + o_row * dim + o_d[None, :], b_dv.to(dtype), mask=m_d)
 
 
 # ---- the feature map: a tile of vectors of one head at a time, nothing kept but the features. The notation
@@ -358,33 +335,33 @@ _LIMIT = tl.constexpr(1 - 2.0**-20)
 
 
 @triton.jit
-def _vectors(u, ub, uh, ut, batch, head, rows, d, time, dim):
-    place = u + batch.to(tl.int64) * ub + head * uh + rows[:, None].to(tl.int64) * ut + d[None, :]
-    return tl.load(place, mask=(rows[:, None] < time) & (d[None, :] < dim), other=0.0).to(tl.float32)
+def _vectors(u, ub, uh, ut, i_b, i_h, o_t, o_d, time, dim):
+    p_u = u + i_b.to(tl.int64) * ub + i_h * uh + o_t[:, None].to(tl.int64) * ut + o_d[None, :]
+    return tl.load(p_u, mask=(o_t[:, None] < time) & (o_d[None, :] < dim), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _stretch(vectors, root):
+def _stretch(b_u, root):
     """|u|, 1 - tanh²(r|u|), g."""
-    norm = tl.sqrt(tl.sum(vectors * vectors, 1))
-    decayed = tl.exp(-2 * root * norm)
-    tanh = (1 - decayed) / (1 + decayed)
+    b_norm = tl.sqrt(tl.sum(b_u * b_u, 1))
+    b_decayed = tl.exp(-2 * root * b_norm)
+    b_tanh = (1 - b_decayed) / (1 + b_decayed)
     return (
-        norm,
-        4 * decayed / ((1 + decayed) * (1 + decayed)),
-        tl.where(norm > 1e-6, tanh / tl.maximum(norm, 1e-6), root),
+        b_norm,
+        4 * b_decayed / ((1 + b_decayed) * (1 + b_decayed)),
+        tl.where(b_norm > 1e-6, b_tanh / tl.maximum(b_norm, 1e-6), root),
     )
 
 
 @triton.jit
-def _features(vectors, boundary, stretch, sharpness, f, features, PRECISION: tl.constexpr):
+def _features(b_u, b_points, b_stretch, sharpness, o_f, features, PRECISION: tl.constexpr):
     """p, 1 - y (never 0), its logarithm and φ."""
-    product = tl.dot(vectors, tl.trans(boundary), input_precision=PRECISION)
-    left = 1 - tl.minimum(stretch[:, None] * product, _LIMIT)
-    logs = tl.log(left)
-    scores = tl.where((f < features)[None, :], -sharpness * logs, float("-inf"))
-    powers = tl.exp(scores - tl.max(scores, 1)[:, None])
-    return product, left, logs, powers / tl.sum(powers, 1)[:, None]
+    b_p = tl.dot(b_u, tl.trans(b_points), input_precision=PRECISION)
+    b_left = 1 - tl.minimum(b_stretch[:, None] * b_p, _LIMIT)
+    b_log = tl.log(b_left)
+    b_scores = tl.where((o_f < features)[None, :], -sharpness * b_log, float("-inf"))
+    b_powers = tl.exp(b_scores - tl.max(b_scores, 1)[:, None])
+    return b_p, b_left, b_log, b_powers / tl.sum(b_powers, 1)[:, None]
 
 
 @triton.jit
@@ -407,23 +384,23 @@ def features_forward(
     PRECISION: tl.constexpr,
 ):
     """(batch, heads, time, features), contiguous, in out's dtype."""
-    row = tl.program_id(1)
-    batch, head = row // heads, row % heads
-    rows, f, d = (
+    i_bh = tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t, o_f, o_d = (
         tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T),
         tl.arange(0, BLOCK_F),
         tl.arange(0, BLOCK_D),
     )
-    vectors = _vectors(u, ub, uh, ut, batch, head, rows, d, time, dim)
-    points = tl.load(
-        boundary + (head * features + f[:, None]) * dim + d[None, :],
-        mask=(f[:, None] < features) & (d[None, :] < dim),
+    b_u = _vectors(u, ub, uh, ut, i_b, i_h, o_t, o_d, time, dim)
+    b_points = tl.load(
+        boundary + (i_h * features + o_f[:, None]) * dim + o_d[None, :],
+        mask=(o_f[:, None] < features) & (o_d[None, :] < dim),
         other=0.0,
     )
-    _, _, stretch = _stretch(vectors, tl.load(root + head))
-    _, _, _, found = _features(vectors, points, stretch, tl.load(sharpness + head), f, features, PRECISION)
-    place = out + (row.to(tl.int64) * time + rows[:, None]) * features + f[None, :]
-    tl.store(place, found.to(out.dtype.element_ty), mask=(rows[:, None] < time) & (f[None, :] < features))
+    _, _, b_stretch = _stretch(b_u, tl.load(root + i_h))
+    _, _, _, b_phi = _features(b_u, b_points, b_stretch, tl.load(sharpness + i_h), o_f, features, PRECISION)
+    p_out = out + (i_bh.to(tl.int64) * time + o_t[:, None]) * features + o_f[None, :]
+    tl.store(p_out, b_phi.to(out.dtype.element_ty), mask=(o_t[:, None] < time) & (o_f[None, :] < features))
 
 
 @triton.jit
@@ -458,34 +435,38 @@ def features_backward(
     PRECISION: tl.constexpr,
 ):
     """du; parts of the others: dboundary (heads, parts, features, dim), dsharpness, droot (heads, parts)."""
-    part, head = tl.program_id(0), tl.program_id(1)
-    f, d = tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
-    inside = (f[:, None] < features) & (d[None, :] < dim)
-    points = tl.load(boundary + (head * features + f[:, None]) * dim + d[None, :], mask=inside, other=0.0)
-    s, r = tl.load(sharpness + head), tl.load(root + head)
-    point_gradient = tl.zeros([BLOCK_F, BLOCK_D], dtype=tl.float32)
-    s_gradient = tl.zeros([BLOCK_T], dtype=tl.float32)
-    r_gradient = tl.zeros([BLOCK_T], dtype=tl.float32)
+    i_p, i_h = tl.program_id(0), tl.program_id(1)
+    o_f, o_d = tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    m_points = (o_f[:, None] < features) & (o_d[None, :] < dim)
+    b_points = tl.load(
+        boundary + (i_h * features + o_f[:, None]) * dim + o_d[None, :], mask=m_points, other=0.0
+    )
+    b_sharp, b_root = tl.load(sharpness + i_h), tl.load(root + i_h)
+    b_dpoints = tl.zeros([BLOCK_F, BLOCK_D], dtype=tl.float32)
+    b_dsharp = tl.zeros([BLOCK_T], dtype=tl.float32)
+    b_droot = tl.zeros([BLOCK_T], dtype=tl.float32)
     tiles = tl.cdiv(time, BLOCK_T)
-    for tile in range(part, tiles * batches, parts):
-        batch = tile // tiles
-        rows = (tile % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
-        vectors = _vectors(u, ub, uh, ut, batch, head, rows, d, time, dim)
-        upstream = _vectors(dout, gb, gh, gt, batch, head, rows, f, time, features)
-        norm, left_of_square, stretch = _stretch(vectors, r)
-        product, left, logs, found = _features(vectors, points, stretch, s, f, features, PRECISION)
-        dscores = found * (upstream - tl.sum(found * upstream, 1)[:, None])
-        s_gradient -= tl.sum(tl.where((f < features)[None, :], logs * dscores, 0.0), 1)
-        dy = tl.where(stretch[:, None] * product < _LIMIT, s * dscores / left, 0.0)
-        dproduct, dstretch = stretch[:, None] * dy, tl.sum(dy * product, 1)
-        slope = r * left_of_square
-        r_gradient += dstretch * left_of_square
-        along = tl.where(norm > 1e-6, dstretch * (slope - stretch) / tl.maximum(norm * norm, 1e-12), 0.0)
-        gradient = tl.dot(dproduct, points, input_precision=PRECISION) + along[:, None] * vectors
-        point_gradient += tl.dot(tl.trans(dproduct), vectors, input_precision=PRECISION)
-        place = du + batch.to(tl.int64) * db + head * dh + rows[:, None].to(tl.int64) * dt + d[None, :]
-        tl.store(place, gradient.to(du.dtype.element_ty), mask=(rows[:, None] < time) & (d[None, :] < dim))
-    slot = head * parts + part
-    tl.store(dboundary + (slot * features + f[:, None]) * dim + d[None, :], point_gradient, mask=inside)
-    tl.store(dsharpness + slot, tl.sum(s_gradient, 0))
-    tl.store(droot + slot, tl.sum(r_gradient, 0))
+    for i_tile in range(i_p, tiles * batches, parts):
+        i_b = i_tile // tiles
+        o_t = (i_tile % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+        b_u = _vectors(u, ub, uh, ut, i_b, i_h, o_t, o_d, time, dim)
+        b_dphi = _vectors(dout, gb, gh, gt, i_b, i_h, o_t, o_f, time, features)
+        b_norm, b_left_of_square, b_stretch = _stretch(b_u, b_root)
+        b_p, b_left, b_log, b_phi = _features(b_u, b_points, b_stretch, b_sharp, o_f, features, PRECISION)
+        b_dscores = b_phi * (b_dphi - tl.sum(b_phi * b_dphi, 1)[:, None])
+        b_dsharp -= tl.sum(tl.where((o_f < features)[None, :], b_log * b_dscores, 0.0), 1)
+        b_dy = tl.where(b_stretch[:, None] * b_p < _LIMIT, b_sharp * b_dscores / b_left, 0.0)
+        b_dp, b_dstretch = b_stretch[:, None] * b_dy, tl.sum(b_dy * b_p, 1)
+        b_slope = b_root * b_left_of_square
+        b_droot += b_dstretch * b_left_of_square
+        b_along = tl.where(
+            b_norm > 1e-6, b_dstretch * (b_slope - b_stretch) / tl.maximum(b_norm * b_norm, 1e-12), 0.0
+        )
+        b_du = tl.dot(b_dp, b_points, input_precision=PRECISION) + b_along[:, None] * b_u
+        b_dpoints += tl.dot(tl.trans(b_dp), b_u, input_precision=PRECISION)
+        p_du = du + i_b.to(tl.int64) * db + i_h * dh + o_t[:, None].to(tl.int64) * dt + o_d[None, :]
+        tl.store(p_du, b_du.to(du.dtype.element_ty), mask=(o_t[:, None] < time) & (o_d[None, :] < dim))
+    i_slot = i_h * parts + i_p
+    tl.store(dboundary + (i_slot * features + o_f[:, None]) * dim + o_d[None, :], b_dpoints, mask=m_points)
+    tl.store(dsharpness + i_slot, tl.sum(b_dsharp, 0))
+    tl.store(droot + i_slot, tl.sum(b_droot, 0))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from newllm_lib.ops.common import triton_helpers as helpers
 from newllm_lib.ops.linear_attention import kernels, sizes
 
 _WALK = 256
@@ -47,10 +48,6 @@ def _first(doc_starts: Tensor | None) -> Tensor | None:
         return None
     index = torch.arange(doc_starts.shape[1], device=doc_starts.device)
     return torch.where(doc_starts, index, -1).cummax(1).values.to(torch.int32).contiguous()
-
-
-def _rows_together(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _walk(states: Tensor, keeps: Tensor, reverse: bool) -> None:
@@ -109,15 +106,16 @@ def _attention_backward(
     dout: Tensor | None,
     dstate: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dout, first = _rows_together(torch.zeros_like(out) if dout is None else dout), _first(doc_starts)
+    dout = torch.zeros_like(out) if dout is None else helpers.strided_like(dout, out)
+    first = _first(doc_starts)
     counted, constants = _sizes(q, v), _constants(q, v, first)
-    dq, dk, dv = map(torch.empty_like, (q, k, v))
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     dlog_decay, dstates = torch.empty_like(log_decay), torch.empty_like(states)
     dstates[:, :, -1] = 0 if dstate is None else dstate
     grid = counted[2], q.shape[0] * counted[0]
     with torch.cuda.device_of(q):
         kernels.collect_gradients[grid](
-            q, log_decay, first, out, dout, counts, dstates, *counted, *_strides(q, out, dout), **constants
+            q, log_decay, first, out, dout, counts, dstates, *counted, *_strides(q, out), **constants
         )
         _walk(dstates, keeps, reverse=True)
         kernels.gradients[grid](
@@ -136,7 +134,7 @@ def _attention_backward(
             dv,
             dlog_decay,
             *counted,
-            *_strides(q, k, v, out, dout, dq, dk, dv),
+            *_strides(q, k, v, out),
             **constants,
         )
     return dq, dk, dv, dlog_decay, dstates[:, :, 0].clone()
@@ -145,8 +143,7 @@ def _attention_backward(
 @_attention_backward.register_fake
 def _(q, k, v, log_decay, *others):
     return (
-        *(torch.empty_like(x) for x in (q, k, v)),
-        log_decay.new_empty(log_decay.shape),
+        *(x.new_empty(x.shape) for x in (q, k, v, log_decay)),
         others[4][:, :, 0].clone(),  # of the states
     )
 
@@ -171,7 +168,7 @@ _attention.register_autograd(_gradient, setup_context=_keep)
 
 def linear_attention(q, k, v, log_decay, doc_starts, state):
     """As `linear_attention.linear_attention`."""
-    q, k, v = map(_rows_together, (q, k, v))
+    q, k, v = map(helpers.rows_together, (q, k, v))
     return _attention(q, k, v, log_decay.float().contiguous(), doc_starts, state.float())[:2]
 
 
@@ -225,7 +222,7 @@ def _features_backward(
     u: Tensor, boundary: Tensor, sharpness: Tensor, root: Tensor, dout: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, heads, time, dim), features = u.shape, boundary.shape[1]
-    dout = dout if dout.stride(3) == 1 else dout.contiguous()
+    dout = helpers.rows_together(dout)
     parts = max(1, min(_PROGRAMS // heads, batch * triton.cdiv(time, _ROWS)))
     du = u.new_empty(u.shape)
     dboundary = boundary.new_empty(heads, parts, features, dim)
@@ -275,5 +272,6 @@ _features.register_autograd(
 def horosphere_features(u: Tensor, directions: Tensor, sharpness: Tensor, curvature: Tensor) -> Tensor:
     """As `features.horosphere_features`, in u's dtype."""
     boundary = F.normalize(directions.float(), dim=-1).contiguous()
-    u = u if u.stride(3) == 1 else u.contiguous()
-    return _features(u, boundary, sharpness.float().contiguous(), 2 * curvature.float().sqrt())
+    return _features(
+        helpers.rows_together(u), boundary, sharpness.float().contiguous(), 2 * curvature.float().sqrt()
+    )

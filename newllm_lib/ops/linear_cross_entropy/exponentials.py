@@ -47,40 +47,42 @@ def exponentials(
 ):
     """e (rows, words) and S (rows,) as above, 0 at the label; hidden (rows, dim) and head (words, dim)
     without gaps, rows of e `e_row` apart."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-    local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_DIM)
-    row_in, k_in = local < rows - first, k < dim
-    left_in = row_in[:, None] & k_in[None, :]
-    left = tl.load(hidden + first * dim + (local[:, None] * dim + k[None, :]), mask=left_in, other=0.0)
-    label = tl.load(labels + first + local, mask=row_in, other=-1).to(tl.int32)
-    known = tl.load(head + tl.maximum(label, 0)[:, None] * dim + k[None, :], mask=k_in[None, :], other=0.0)
+    o_first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    o_r, o_d = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_DIM)
+    m_r, m_d = o_r < rows - o_first, o_d < dim
+    m_x = m_r[:, None] & m_d[None, :]
+    b_x = tl.load(hidden + o_first * dim + (o_r[:, None] * dim + o_d[None, :]), mask=m_x, other=0.0)
+    b_label = tl.load(labels + o_first + o_r, mask=m_r, other=-1).to(tl.int32)
+    b_known = tl.load(
+        head + tl.maximum(b_label, 0)[:, None] * dim + o_d[None, :], mask=m_d[None, :], other=0.0
+    )
     LOG2_E: tl.constexpr = 1.4426950408889634
-    at_label = tl.sum(left.to(tl.float32) * known.to(tl.float32), 1) * LOG2_E
-    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    b_at_label = tl.sum(b_x.to(tl.float32) * b_known.to(tl.float32), 1) * LOG2_E
+    b_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in tl.range(0, words, BLOCK_WORDS, num_stages=STAGES):
-        word = start + tl.arange(0, BLOCK_WORDS)
-        word_in = word < words
+        o_w = start + tl.arange(0, BLOCK_WORDS)
+        m_w = o_w < words
         # EVEN: dim and the words fill their blocks; the masks would be a good part of the work on an element.
         if EVEN:
-            right = tl.load(head + k[:, None] + word[None, :] * dim)
+            b_w = tl.load(head + o_d[:, None] + o_w[None, :] * dim)
         else:
-            right = tl.load(
-                head + k[:, None] + word[None, :] * dim, mask=k_in[:, None] & word_in[None, :], other=0.0
+            b_w = tl.load(
+                head + o_d[:, None] + o_w[None, :] * dim, mask=m_d[:, None] & m_w[None, :], other=0.0
             )
-        exponent = tl.dot(left, right, input_precision="ieee") * LOG2_E - at_label[:, None]
-        value = exp2(tl.minimum(exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
-        value = tl.where(word[None, :] == label[:, None], 0.0, value)
-        inside = row_in[:, None]
+        b_exponent = tl.dot(b_x, b_w, input_precision="ieee") * LOG2_E - b_at_label[:, None]
+        b_e = exp2(tl.minimum(b_exponent, 100.0, propagate_nan=tl.PropagateNan.ALL))
+        b_e = tl.where(o_w[None, :] == b_label[:, None], 0.0, b_e)
+        m_e = m_r[:, None]
         if not EVEN:
-            value = tl.where(word_in[None, :], value, 0.0)
-            inside = inside & word_in[None, :]
-        total += tl.sum(value, 1)
+            b_e = tl.where(m_w[None, :], b_e, 0.0)
+            m_e = m_e & m_w[None, :]
+        b_sum += tl.sum(b_e, 1)
         tl.store(
-            e + first * e_row + (local[:, None] * e_row + word[None, :]),
-            value.to(e.dtype.element_ty),
-            mask=inside,
+            e + o_first * e_row + (o_r[:, None] * e_row + o_w[None, :]),
+            b_e.to(e.dtype.element_ty),
+            mask=m_e,
         )
-    tl.store(sums + first + local, total, mask=row_in)
+    tl.store(sums + o_first + o_r, b_sum, mask=m_r)
 
 
 @triton.jit
@@ -100,26 +102,26 @@ def finish(
     BLOCK_DIM: tl.constexpr,
 ):
     """losses = log(1 + S), factors = 1 / (1 + S), or 0, 0; e at the label = -S; scaled = factor * x."""
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    k = tl.arange(0, BLOCK_DIM)
-    row_in = row < rows
-    label, total = (
-        tl.load(labels + row, mask=row_in, other=IGNORE),
-        tl.load(sums + row, mask=row_in, other=0.0),
+    o_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_DIM)
+    m_r = o_r < rows
+    b_label, b_sum = (
+        tl.load(labels + o_r, mask=m_r, other=IGNORE),
+        tl.load(sums + o_r, mask=m_r, other=0.0),
     )
-    counted = label != IGNORE
+    m_label = b_label != IGNORE
     # log(1 + S) loses S below 1e-7 of it; there it is S itself.
-    loss = tl.where(total < 1e-4, total - 0.5 * total * total, tl.log(1.0 + total))
-    factor = tl.where(counted, 1.0 / (1.0 + total), 0.0)
-    tl.store(losses + row, tl.where(counted, loss, 0.0), mask=row_in)
-    tl.store(factors + row, factor, mask=row_in)
-    tl.store(e + row * e_row + label, (-total).to(e.dtype.element_ty), mask=row_in & counted)
-    inside = row_in[:, None] & (k < dim)[None, :]
-    x = tl.load(hidden + row[:, None] * dim + k[None, :], mask=inside, other=0.0).to(tl.float32)
+    b_loss = tl.where(b_sum < 1e-4, b_sum - 0.5 * b_sum * b_sum, tl.log(1.0 + b_sum))
+    b_factor = tl.where(m_label, 1.0 / (1.0 + b_sum), 0.0)
+    tl.store(losses + o_r, tl.where(m_label, b_loss, 0.0), mask=m_r)
+    tl.store(factors + o_r, b_factor, mask=m_r)
+    tl.store(e + o_r * e_row + b_label, (-b_sum).to(e.dtype.element_ty), mask=m_r & m_label)
+    m_x = m_r[:, None] & (o_d < dim)[None, :]
+    b_x = tl.load(hidden + o_r[:, None] * dim + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
     tl.store(
-        scaled + row[:, None] * dim + k[None, :],
-        (x * factor[:, None]).to(scaled.dtype.element_ty),
-        mask=inside,
+        scaled + o_r[:, None] * dim + o_d[None, :],
+        (b_x * b_factor[:, None]).to(scaled.dtype.element_ty),
+        mask=m_x,
     )
 
 
@@ -187,13 +189,13 @@ def softmax_factors(
 @triton.jit
 def scale_rows(x, factors, scale, out, rows, dim, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """out = x * factors[:, None] * scale; x, out (rows, dim)."""
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    k = tl.arange(0, BLOCK_DIM)
-    factor = tl.load(factors + row, mask=row < rows, other=0.0) * tl.load(scale).to(tl.float32)
-    inside = (row < rows)[:, None] & (k < dim)[None, :]
-    place = row[:, None] * dim + k[None, :]
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+    o_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_DIM)
+    b_factor = tl.load(factors + o_r, mask=o_r < rows, other=0.0) * tl.load(scale).to(tl.float32)
+    m_x = (o_r < rows)[:, None] & (o_d < dim)[None, :]
+    o_x = o_r[:, None] * dim + o_d[None, :]
+    b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32) * b_factor[:, None]
+    tl.store(out + o_x, b_x.to(out.dtype.element_ty), mask=m_x)
 
 
 @torch.library.custom_op("newllm::scaled_rows", mutates_args=())

@@ -17,21 +17,21 @@ MAX_VOCABULARY = 1 << 17
 
 @triton.jit
 def _softmax_gradient(logits, labels, losses, vocabulary, stride, IGNORE: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    label = tl.load(labels + row)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < vocabulary
-    place = logits + row * stride + columns
-    x = tl.load(place, mask=inside, other=float("-inf")).to(tl.float32)
-    highest = tl.max(x, 0)
-    scaled = tl.exp(x - highest)
-    total = tl.sum(scaled, 0)
-    hit = columns == label
-    counted = label != IGNORE
-    loss = tl.log(total) + highest - tl.sum(tl.where(hit, x, 0.0), 0)
-    tl.store(losses + row, tl.where(counted, loss, 0.0))
-    gradient = scaled / total - tl.where(hit, 1.0, 0.0)
-    tl.store(place, tl.where(counted, gradient, 0.0).to(logits.dtype.element_ty), mask=inside)
+    i_r = tl.program_id(0).to(tl.int64)
+    b_label = tl.load(labels + i_r)
+    o_c = tl.arange(0, BLOCK)
+    m_c = o_c < vocabulary
+    p_x = logits + i_r * stride + o_c
+    b_x = tl.load(p_x, mask=m_c, other=float("-inf")).to(tl.float32)
+    b_max = tl.max(b_x, 0)
+    b_exp = tl.exp(b_x - b_max)
+    b_sum = tl.sum(b_exp, 0)
+    m_label = o_c == b_label
+    m_row = b_label != IGNORE
+    b_loss = tl.log(b_sum) + b_max - tl.sum(tl.where(m_label, b_x, 0.0), 0)
+    tl.store(losses + i_r, tl.where(m_row, b_loss, 0.0))
+    b_dx = b_exp / b_sum - tl.where(m_label, 1.0, 0.0)
+    tl.store(p_x, tl.where(m_row, b_dx, 0.0).to(logits.dtype.element_ty), mask=m_c)
 
 
 @on_device_of_first_argument

@@ -20,19 +20,19 @@ _TILE = 2048  # elements a program
 @triton.jit
 def relu2_forward(h, out, count, BLOCK: tl.constexpr):
     """out = relu(h)^2."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(h + place, mask=place < count, other=0.0).to(tl.float32)
-    x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(out + place, (x * x).to(out.dtype.element_ty), mask=place < count)
+    o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_x = tl.load(h + o_x, mask=o_x < count, other=0.0).to(tl.float32)
+    b_x = tl.maximum(b_x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out + o_x, (b_x * b_x).to(out.dtype.element_ty), mask=o_x < count)
 
 
 @triton.jit
 def relu2_backward(upstream, squares, out, count, BLOCK: tl.constexpr):
     """out = upstream * 2 sqrt(squares)."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    s = tl.load(squares + place, mask=place < count, other=0.0).to(tl.float32)
-    g = tl.load(upstream + place, mask=place < count, other=0.0).to(tl.float32)
-    tl.store(out + place, (g * 2.0 * tl.sqrt(s)).to(out.dtype.element_ty), mask=place < count)
+    o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_s = tl.load(squares + o_x, mask=o_x < count, other=0.0).to(tl.float32)
+    b_g = tl.load(upstream + o_x, mask=o_x < count, other=0.0).to(tl.float32)
+    tl.store(out + o_x, (b_g * 2.0 * tl.sqrt(b_s)).to(out.dtype.element_ty), mask=o_x < count)
 
 
 @on_device_of_first_argument

@@ -49,38 +49,38 @@ def product(
     blocks.
     """
     blocks = tl.cdiv(columns, BLOCK_COLUMNS)
-    program = tl.program_id(0)
-    column = (program % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    local, k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_INNER)
-    column_in, k_in = column < columns, k < INNER
-    right = tl.load(
-        w + k[:, None] * w_inner + column[None, :] * w_column,
-        mask=k_in[:, None] & column_in[None, :],
+    i_p = tl.program_id(0)
+    o_c = (i_p % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    o_r, o_k = tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_INNER)
+    m_c, m_k = o_c < columns, o_k < INNER
+    b_w = tl.load(
+        w + o_k[:, None] * w_inner + o_c[None, :] * w_column,
+        mask=m_k[:, None] & m_c[None, :],
         other=0.0,
     )
-    for block in tl.range(
-        program // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES
+    for i_block in tl.range(
+        i_p // blocks, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0) // blocks, num_stages=STAGES
     ):
         # 64 bits for the block's begin, 32 for places in it: an address costs as much as its arithmetic.
-        first = tl.cast(block, tl.int64) * BLOCK_ROWS
-        row_in = local < rows - first
-        place = local[:, None] * columns + column[None, :]
+        o_first = tl.cast(i_block, tl.int64) * BLOCK_ROWS
+        m_r = o_r < rows - o_first
+        o_out = o_r[:, None] * columns + o_c[None, :]
         if EVEN:
-            inside = row_in[:, None]
-            left = tl.load(x + first * x_row + (local[:, None] * x_row + k[None, :]), mask=inside, other=0.0)
+            m_out = m_r[:, None]
+            b_x = tl.load(x + o_first * x_row + (o_r[:, None] * x_row + o_k[None, :]), mask=m_out, other=0.0)
         else:
-            inside = row_in[:, None] & column_in[None, :]
-            left_in = row_in[:, None] & k_in[None, :]
-            left = tl.load(x + first * x_row + (local[:, None] * x_row + k[None, :]), mask=left_in, other=0.0)
+            m_out = m_r[:, None] & m_c[None, :]
+            m_x = m_r[:, None] & m_k[None, :]
+            b_x = tl.load(x + o_first * x_row + (o_r[:, None] * x_row + o_k[None, :]), mask=m_x, other=0.0)
         if GRADIENT:  # asked for before the product, which hides the wait
-            square = tl.load(squares + first * columns + place, mask=inside, other=0.0)
-        result = tl.dot(left, right, input_precision="ieee")
+            b_squares = tl.load(squares + o_first * columns + o_out, mask=m_out, other=0.0)
+        b_out = tl.dot(b_x, b_w, input_precision="ieee")
         if GRADIENT:
-            result *= 2.0 * tl.sqrt(square.to(tl.float32))
+            b_out *= 2.0 * tl.sqrt(b_squares.to(tl.float32))
         else:
-            result = tl.maximum(result, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            result *= result
-        tl.store(out + first * columns + place, result.to(out.dtype.element_ty), mask=inside)
+            b_out = tl.maximum(b_out, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            b_out *= b_out
+        tl.store(out + o_first * columns + o_out, b_out.to(out.dtype.element_ty), mask=m_out)
 
 
 def _tile(device: torch.device, inner: int) -> dict[str, int]:

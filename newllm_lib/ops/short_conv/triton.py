@@ -55,7 +55,7 @@ def _forward(x, weight, doc_starts, conv_state):
         x.shape[1],
         x.shape[2],
         length,
-        *helpers.strides(x),
+        *x.stride()[:2],
         **_constants(weight, doc_starts, conv_state),
         **_FORWARD,
     )
@@ -71,7 +71,7 @@ def _(x, weight, doc_starts, conv_state):
 def _conv_backward(
     x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None, du: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(x, weight, doc_starts, conv_state, du)
+    return _gradients(x, weight, doc_starts, conv_state, du.contiguous())
 
 
 @on_device_of_first_argument
@@ -94,8 +94,7 @@ def _gradients(x, weight, doc_starts, conv_state, du):
         x.shape[1],
         x.shape[2],
         length,
-        *helpers.strides(x),
-        *helpers.strides(du),
+        *x.stride()[:2],
         **_constants(weight, doc_starts, conv_state),
         **_BACKWARD,
     )
@@ -129,7 +128,9 @@ def short_conv(
     x: Tensor, weight: Tensor, doc_starts: Tensor | None = None, conv_state: Tensor | None = None
 ) -> Tensor:
     """u = x + conv(x), sizes as in `short_conv.short_conv`, for float32, bfloat16 and float16."""
-    return _conv(x, weight, doc_starts, None if conv_state is None else conv_state.contiguous())
+    return _conv(
+        helpers.rows_together(x), weight, doc_starts, None if conv_state is None else conv_state.contiguous()
+    )
 
 
 @on_device_of_first_argument

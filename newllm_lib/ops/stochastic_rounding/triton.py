@@ -56,20 +56,20 @@ def _code(value, scale, random, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def _update(direction, rows, columns, place, inside, width, scale, FACTORED: tl.constexpr):
-    u = tl.load(direction + place, mask=inside, other=0.0).to(tl.float32) * scale
+def _update(direction, rows, columns, o_x, m_x, width, scale, FACTORED: tl.constexpr):
+    b_u = tl.load(direction + o_x, mask=m_x, other=0.0).to(tl.float32) * scale
     if FACTORED:
-        u *= tl.load(rows + place // width, mask=inside, other=0.0) * tl.load(
-            columns + place % width, mask=inside, other=0.0
+        b_u *= tl.load(rows + o_x // width, mask=m_x, other=0.0) * tl.load(
+            columns + o_x % width, mask=m_x, other=0.0
         )
-    return u
+    return b_u
 
 
 @triton.jit
-def _move(parameter, place, inside, m, random, step, keep, ROUND: tl.constexpr):
-    old = tl.load(parameter + place, mask=inside, other=0.0).to(tl.float32)
-    new = _round(old * keep - step * m, random, ROUND)
-    tl.store(parameter + place, new.to(parameter.dtype.element_ty), mask=inside)
+def _move(parameter, o_x, m_x, b_m, random, step, keep, ROUND: tl.constexpr):
+    b_old = tl.load(parameter + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_new = _round(b_old * keep - step * b_m, random, ROUND)
+    tl.store(parameter + o_x, b_new.to(parameter.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -101,45 +101,47 @@ def rounded_step(
     if STORED:
         step, keep = tl.load(numbers + 1), tl.load(numbers + 2)
         seed = seed ^ tl.load(numbers + 4).to(tl.int32)
-    scale = tl.load(scale_at)
+    b_scale = tl.load(scale_at)
     # nothing is touched if the scale is no finite number
-    limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)
-    block = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None]
-    lane = tl.arange(0, HALF)[None, :]
-    low, high = block * BLOCK + lane, block * BLOCK + HALF + lane
-    low_in, high_in = low < limit, high < limit
-    m_low = _update(direction, rows, columns, low, low_in, width, scale, FACTORED)
-    m_high = _update(direction, rows, columns, high, high_in, width, scale, FACTORED)
-    r0, r1, r2, r3 = tl.randint4x(seed, block * HALF + lane, n_rounds=ROUNDS)
+    limit = tl.where(tl.abs(b_scale) < float("inf"), numel, 0)
+    o_block = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)[:, None]
+    o_i = tl.arange(0, HALF)[None, :]
+    o_low, o_high = o_block * BLOCK + o_i, o_block * BLOCK + HALF + o_i
+    m_low, m_high = o_low < limit, o_high < limit
+    b_low = _update(direction, rows, columns, o_low, m_low, width, b_scale, FACTORED)
+    b_high = _update(direction, rows, columns, o_high, m_high, width, b_scale, FACTORED)
+    b_r0, b_r1, b_r2, b_r3 = tl.randint4x(seed, o_block * HALF + o_i, n_rounds=ROUNDS)
     if BITS == 32:
-        m_low = beta * tl.load(first + low, mask=low_in, other=0.0) + (1 - beta) * m_low
-        m_high = beta * tl.load(first + high, mask=high_in, other=0.0) + (1 - beta) * m_high
-        tl.store(first + low, m_low, mask=low_in)
-        tl.store(first + high, m_high, mask=high_in)
+        b_low = beta * tl.load(first + o_low, mask=m_low, other=0.0) + (1 - beta) * b_low
+        b_high = beta * tl.load(first + o_high, mask=m_high, other=0.0) + (1 - beta) * b_high
+        tl.store(first + o_low, b_low, mask=m_low)
+        tl.store(first + o_high, b_high, mask=m_high)
     elif BITS > 0:
-        there = block * BLOCK < limit
-        old = tl.load(scales + block, mask=there, other=0.0)
+        m_block = o_block * BLOCK < limit
+        b_old = tl.load(scales + o_block, mask=m_block, other=0.0)
         if BITS == 4:
-            pair = tl.load(first + block * HALF + lane, mask=there, other=0x88)
-            m_low = beta * _value(pair & 15, old, LEVELS) + (1 - beta) * m_low
-            m_high = beta * _value(pair >> 4, old, LEVELS) + (1 - beta) * m_high
+            b_pair = tl.load(first + o_block * HALF + o_i, mask=m_block, other=0x88)
+            b_low = beta * _value(b_pair & 15, b_old, LEVELS) + (1 - beta) * b_low
+            b_high = beta * _value(b_pair >> 4, b_old, LEVELS) + (1 - beta) * b_high
         else:
-            m_low = (
-                beta * _value(tl.load(first + low, mask=there, other=128), old, LEVELS) + (1 - beta) * m_low
+            b_low = (
+                beta * _value(tl.load(first + o_low, mask=m_block, other=128), b_old, LEVELS)
+                + (1 - beta) * b_low
             )
-            m_high = (
-                beta * _value(tl.load(first + high, mask=there, other=128), old, LEVELS) + (1 - beta) * m_high
+            b_high = (
+                beta * _value(tl.load(first + o_high, mask=m_block, other=128), b_old, LEVELS)
+                + (1 - beta) * b_high
             )
-        new = tl.max(tl.maximum(tl.abs(m_low), tl.abs(m_high)), 1)[:, None]
-        tl.store(scales + block, new, mask=there)
-        code_low, code_high = _code(m_low, new, r2, LEVELS), _code(m_high, new, r3, LEVELS)
+        b_new = tl.max(tl.maximum(tl.abs(b_low), tl.abs(b_high)), 1)[:, None]
+        tl.store(scales + o_block, b_new, mask=m_block)
+        b_code_low, b_code_high = _code(b_low, b_new, b_r2, LEVELS), _code(b_high, b_new, b_r3, LEVELS)
         if BITS == 4:
-            tl.store(first + block * HALF + lane, code_low | (code_high << 4), mask=there)
+            tl.store(first + o_block * HALF + o_i, b_code_low | (b_code_high << 4), mask=m_block)
         else:
-            tl.store(first + low, code_low, mask=there)
-            tl.store(first + high, code_high, mask=there)
-    _move(parameter, low, low_in, m_low, r0, step, keep, ROUND)
-    _move(parameter, high, high_in, m_high, r1, step, keep, ROUND)
+            tl.store(first + o_low, b_code_low, mask=m_block)
+            tl.store(first + o_high, b_code_high, mask=m_block)
+    _move(parameter, o_low, m_low, b_low, b_r0, step, keep, ROUND)
+    _move(parameter, o_high, m_high, b_high, b_r1, step, keep, ROUND)
 
 
 def rounded_step_(
@@ -201,21 +203,21 @@ def adam_step(
     STORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    scale = tl.load(scale_at)
+    b_scale = tl.load(scale_at)
     if STORED:
         step, keep, unbias = tl.load(numbers), tl.load(numbers + 2), tl.load(numbers + 3)
         seed = seed ^ tl.load(numbers + 4).to(tl.int32)
-    limit = tl.where(tl.abs(scale) < float("inf"), numel, 0)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < limit
-    u = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * scale
-    v = tl.load(second + place, mask=inside, other=0.0)
-    v += (1 - beta2) * (u * u - v)
-    m = tl.load(momentum + place, mask=inside, other=0.0)
-    m = beta * m + (1 - beta) * (u / (tl.sqrt(v / unbias) + 1e-8))
-    tl.store(second + place, v, mask=inside)
-    tl.store(momentum + place, m, mask=inside)
-    _move(parameter, place, inside, m, tl.randint(seed, place, n_rounds=ROUNDS), step, keep, ROUND)
+    limit = tl.where(tl.abs(b_scale) < float("inf"), numel, 0)
+    o_x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < limit
+    b_u = tl.load(gradient + o_x, mask=m_x, other=0.0).to(tl.float32) * b_scale
+    b_v = tl.load(second + o_x, mask=m_x, other=0.0)
+    b_v += (1 - beta2) * (b_u * b_u - b_v)
+    b_m = tl.load(momentum + o_x, mask=m_x, other=0.0)
+    b_m = beta * b_m + (1 - beta) * (b_u / (tl.sqrt(b_v / unbias) + 1e-8))
+    tl.store(second + o_x, b_v, mask=m_x)
+    tl.store(momentum + o_x, b_m, mask=m_x)
+    _move(parameter, o_x, m_x, b_m, tl.randint(seed, o_x, n_rounds=ROUNDS), step, keep, ROUND)
 
 
 def adam_step_(

@@ -16,75 +16,73 @@ _GROUP_ELEMENTS = 4096  # channels times rows of a program in the grouped kernel
 
 @triton.jit
 def swiglu_forward(gate_up, out, dim, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < dim
-    gate = tl.load(gate_up + row * 2 * dim + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * dim + dim + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * dim + column, (gate * sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+    i_r, o_c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_c < dim
+    b_gate = tl.load(gate_up + i_r * 2 * dim + o_c, mask=m_x, other=0.0).to(tl.float32)
+    b_up = tl.load(gate_up + i_r * 2 * dim + dim + o_c, mask=m_x, other=0.0).to(tl.float32)
+    tl.store(out + i_r * dim + o_c, (b_gate * sigmoid(b_gate) * b_up).to(out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def swiglu_backward(gate_up, dout, dgate_up, dim, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < dim
-    gate = tl.load(gate_up + row * 2 * dim + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * dim + dim + column, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.load(dout + row * dim + column, mask=inside, other=0.0).to(tl.float32)
-    opened = sigmoid(gate)
-    silu = gate * opened
-    dgate = grad * up * (opened + silu * (1.0 - opened))
-    tl.store(dgate_up + row * 2 * dim + column, dgate.to(dgate_up.dtype.element_ty), mask=inside)
-    tl.store(
-        dgate_up + row * 2 * dim + dim + column, (grad * silu).to(dgate_up.dtype.element_ty), mask=inside
-    )
+    i_r, o_c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_c < dim
+    b_gate = tl.load(gate_up + i_r * 2 * dim + o_c, mask=m_x, other=0.0).to(tl.float32)
+    b_up = tl.load(gate_up + i_r * 2 * dim + dim + o_c, mask=m_x, other=0.0).to(tl.float32)
+    b_dout = tl.load(dout + i_r * dim + o_c, mask=m_x, other=0.0).to(tl.float32)
+    b_opened = sigmoid(b_gate)
+    b_silu = b_gate * b_opened
+    b_dgate = b_dout * b_up * (b_opened + b_silu * (1.0 - b_opened))
+    tl.store(dgate_up + i_r * 2 * dim + o_c, b_dgate.to(dgate_up.dtype.element_ty), mask=m_x)
+    tl.store(dgate_up + i_r * 2 * dim + dim + o_c, (b_dout * b_silu).to(dgate_up.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def mix_forward(a, b, gate, out, numel, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < numel
-    x, y = tl.load(a + place, mask=inside).to(tl.float32), tl.load(b + place, mask=inside).to(tl.float32)
-    opened = sigmoid(tl.load(gate + place, mask=inside).to(tl.float32))
-    tl.store(out + place, (y + opened * (x - y)).to(out.dtype.element_ty), mask=inside)
+    o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < numel
+    b_a, b_b = tl.load(a + o_x, mask=m_x).to(tl.float32), tl.load(b + o_x, mask=m_x).to(tl.float32)
+    b_opened = sigmoid(tl.load(gate + o_x, mask=m_x).to(tl.float32))
+    tl.store(out + o_x, (b_b + b_opened * (b_a - b_b)).to(out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def mix_backward(a, b, gate, dout, da, db, dgate, numel, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < numel
-    x, y = tl.load(a + place, mask=inside).to(tl.float32), tl.load(b + place, mask=inside).to(tl.float32)
-    opened = sigmoid(tl.load(gate + place, mask=inside).to(tl.float32))
-    grad = tl.load(dout + place, mask=inside).to(tl.float32)
-    tl.store(da + place, (grad * opened).to(da.dtype.element_ty), mask=inside)
-    tl.store(db + place, (grad * (1.0 - opened)).to(db.dtype.element_ty), mask=inside)
-    by_gate = grad * (x - y) * (opened * (1.0 - opened))
-    tl.store(dgate + place, by_gate.to(dgate.dtype.element_ty), mask=inside)
+    o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < numel
+    b_a, b_b = tl.load(a + o_x, mask=m_x).to(tl.float32), tl.load(b + o_x, mask=m_x).to(tl.float32)
+    b_opened = sigmoid(tl.load(gate + o_x, mask=m_x).to(tl.float32))
+    b_dout = tl.load(dout + o_x, mask=m_x).to(tl.float32)
+    tl.store(da + o_x, (b_dout * b_opened).to(da.dtype.element_ty), mask=m_x)
+    tl.store(db + o_x, (b_dout * (1.0 - b_opened)).to(db.dtype.element_ty), mask=m_x)
+    b_dgate = b_dout * (b_a - b_b) * (b_opened * (1.0 - b_opened))
+    tl.store(dgate + o_x, b_dgate.to(dgate.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def group_forward(x, gate, out, lanes, width, LANES: tl.constexpr, BLOCK: tl.constexpr):
     """x and out (lanes, width), gate (lanes,): a lane is one group of one token."""
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    column = tl.arange(0, BLOCK)
-    inside = (lane < lanes)[:, None] & (column < width)[None, :]
-    place = lane[:, None] * width + column[None, :]
-    opened = sigmoid(tl.load(gate + lane, mask=lane < lanes, other=0.0).to(tl.float32))
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * opened[:, None]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+    o_l = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    o_c = tl.arange(0, BLOCK)
+    m_x = (o_l < lanes)[:, None] & (o_c < width)[None, :]
+    o_x = o_l[:, None] * width + o_c[None, :]
+    b_opened = sigmoid(tl.load(gate + o_l, mask=o_l < lanes, other=0.0).to(tl.float32))
+    b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32) * b_opened[:, None]
+    tl.store(out + o_x, b_x.to(out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def group_backward(x, gate, dout, dx, dgate, lanes, width, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    column = tl.arange(0, BLOCK)
-    inside = (lane < lanes)[:, None] & (column < width)[None, :]
-    place = lane[:, None] * width + column[None, :]
-    opened = sigmoid(tl.load(gate + lane, mask=lane < lanes, other=0.0).to(tl.float32))
-    grad = tl.load(dout + place, mask=inside, other=0.0).to(tl.float32)
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + place, (grad * opened[:, None]).to(dx.dtype.element_ty), mask=inside)
-    by_gate = tl.sum(grad * value, 1) * (opened * (1.0 - opened))
-    tl.store(dgate + lane, by_gate.to(dgate.dtype.element_ty), mask=lane < lanes)
+    o_l = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    o_c = tl.arange(0, BLOCK)
+    m_x = (o_l < lanes)[:, None] & (o_c < width)[None, :]
+    o_x = o_l[:, None] * width + o_c[None, :]
+    b_opened = sigmoid(tl.load(gate + o_l, mask=o_l < lanes, other=0.0).to(tl.float32))
+    b_dout = tl.load(dout + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
+    tl.store(dx + o_x, (b_dout * b_opened[:, None]).to(dx.dtype.element_ty), mask=m_x)
+    b_dgate = tl.sum(b_dout * b_x, 1) * (b_opened * (1.0 - b_opened))
+    tl.store(dgate + o_l, b_dgate.to(dgate.dtype.element_ty), mask=o_l < lanes)
 
 
 class _Swiglu(torch.autograd.Function):
