@@ -15,6 +15,7 @@ from newllm_lib.cli.help import HelpAction
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, shipped_recipes
 from newllm_lib.recipe.aliases import older_names
+from newllm_lib.removed import RECIPE_KEYS
 
 Handler = Callable[[argparse.Namespace], Any]
 _Commands = argparse._SubParsersAction
@@ -387,6 +388,9 @@ def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> None:
     flag = next((word for word in unknown if word.startswith("-")), None)
     if flag is None:
         raise UsageError(f"{parser.prog} has no use for {unknown[0]!r} (`{parser.prog} --help` shows how)")
+    key = flag.split("=")[0].strip("-").replace("-", "_")
+    if key in RECIPE_KEYS:
+        raise UsageError(f"--{key} ({RECIPE_KEYS[key].what}) is gone since 0.2.0: leave it out.")
     known = [s for action in parser._actions for s in action.option_strings if "-" not in s[2:]]
     near = _nearest(flag.split("=")[0].replace("-", "_").replace("__", "--", 1), known)
     all_of_them = "--help-all" if "--help-all" in parser._option_string_actions else "--help"

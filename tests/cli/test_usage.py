@@ -32,6 +32,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
         (["train", "demo", "--num-layer", "4"], "did you mean --num_layers?"),
         (["train", "--batchsize=4", "demo"], "did you mean --batch_size?"),
         (["train", "demo", "--num_layers"], "num_layers"),
+        (["train", "demo", "--word_memory", "2"], "--word_memory (a memory of words) is gone since 0.2.0"),
         (["train", "demo", "wikitext"], "no use for 'wikitext'"),
         (["train", "wikitxt"], "did you mean wikitext?"),
         (["train", "demo", "--sized_for", "cpu", "--num_layers", "four"], "num_layers must be int"),

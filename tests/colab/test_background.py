@@ -21,7 +21,7 @@ import os, sys, time
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock, write_status
-from tests.colab.fake_run import append, rows
+from tests.helpers.fake_run import append, rows
 ending, name, *flags = sys.argv[1:]
 recipe = load_recipe(name, dict(zip((f[2:] for f in flags[::2]), flags[1::2])), "cpu")
 run = Run(recipe.run_path())

@@ -23,7 +23,7 @@ from tests.helpers.fake_run import append, finished, rows
 PNG = b"\x89PNG\r\n"
 CHILD = """
 import time
-from tests.colab.fake_run import append, rows
+from tests.helpers.fake_run import append, rows
 from newllm_lib.runs import Run, RunLock, write_status
 run = Run({path!r})
 with RunLock(run):

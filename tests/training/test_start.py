@@ -12,9 +12,12 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, RunLock
 from newllm_lib.training import train
+from tests.helpers import tuning
 from tests.helpers.loading import load_run
 from tests.helpers.small_runs import curve, rows, stopped_after
 from tests.helpers.tuning import SHORT, TINY, tuned, write_talks
+
+folder = tuning.folder  # the fixture
 
 
 @pytest.mark.parametrize("model", ["new_llm", "tiny_gpt2"])
