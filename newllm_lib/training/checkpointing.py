@@ -11,25 +11,18 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from newllm_lib import console
-from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import checkpoint_step, link_model, may_wait, remove_directory, staged_directory
+from newllm_lib.runs import checkpoint_step
 from newllm_lib.training.context import RunContext
-from newllm_lib.training.curves import write_training_log
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.mirror_callbacks import plain_unpickling_errors
+from newllm_lib.training.saving import keep_newest, save_directory
 from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import Autograd
-
-RETRY_AFTER = (1.0, 4.0, 10.0)  # seconds after which a save that failed is tried again
 
 
 class Checkpoints:
@@ -40,46 +33,23 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write `checkpoint-<step>`, then remove what is older than the recipe keeps."""
-        final = self.run.path / f"checkpoint-{step}"
-        self._patiently(lambda: self._write(final, step))
+        final, device = self.run.path / f"checkpoint-{step}", self.context.torch_device
+        carried = () if self.carried is None else (self.carried.save,)
+        save_directory(
+            final,
+            self.strategy.save_weights,
+            self.strategy.save_state,
+            lambda folder: _save_random_state(folder, device),
+            *carried,
+            lambda folder: self._save_progress(folder, step),
+            self._save_tokenizer,
+        )
         if process_group.is_main_process():
-            with may_wait(self.run.last):
-                link_model(final, self.run.last)
-                for old in self.run.checkpoints()[: -self.context.recipe.keep_checkpoints]:
-                    remove_directory(old)
-            write_training_log(self.run)
-            console.say("  [Checkpoint saved]")
-
-    def _patiently(self, write: Callable[[], None]) -> None:
-        """A disk may be full for a moment: only what fails again and again ends the run."""
-        for seconds in () if process_group.is_distributed() else RETRY_AFTER:
-            try:
-                return write()
-            except NewLLMError as error:
-                console.say(f"  {error} Trying again in {seconds:g} s")
-                time.sleep(seconds)
-        write()
-
-    def _write(self, final: Path, step: int) -> None:
-        with self._staged(final) as folder:
-            self.strategy.save_weights(folder)
-            self.strategy.save_state(folder)
-            _save_random_state(folder, self.context.torch_device)
-            if self.carried is not None:
-                self.carried.save(folder)
-            if process_group.is_main_process():
-                self._save_progress(folder, step)
-                self.context.data.tokenizer.save_pretrained(folder)
+            keep_newest(self.run, final, self.context.recipe.keep_checkpoints)
 
     def save_best(self) -> None:
         """Model and tokenizer, all that `from_pretrained` needs."""
-        self._patiently(self._write_best)
-
-    def _write_best(self) -> None:
-        with self._staged(self.run.best) as folder:
-            self.strategy.save_weights(folder)
-            if process_group.is_main_process():
-                self.context.data.tokenizer.save_pretrained(folder)
+        save_directory(self.run.best, self.strategy.save_weights, self._save_tokenizer)
 
     def load(self) -> None:
         """Bring weights, optimizer, schedule and carried state to where the context's checkpoint has them.
@@ -112,7 +82,13 @@ class Checkpoints:
         elif not process_group.is_main_process():  # other dropout than the first process's
             process_group.seed_per_rank(seed, 0)
 
+    def _save_tokenizer(self, folder: Path) -> None:
+        if process_group.is_main_process():
+            self.context.data.tokenizer.save_pretrained(folder)
+
     def _save_progress(self, folder: Path, step: int) -> None:
+        if not process_group.is_main_process():
+            return
         context = self.context
         context.progress.data_state = context.data.state()
         context.progress.save(folder)
@@ -125,13 +101,6 @@ class Checkpoints:
             "stateful_callbacks": {"TrainerControl": {}},
         }
         (folder / "trainer_state.json").write_text(json.dumps(state))
-
-    @contextmanager
-    def _staged(self, folder: Path) -> Iterator[Path]:
-        """`staged_directory` of the first process, for all: they may write into it before it is named."""
-        with staged_directory(folder) if process_group.is_main_process() else nullcontext() as staging:
-            yield Path(process_group.broadcast_object(str(staging)))
-            process_group.barrier()
 
 
 def _random_state_file() -> str:

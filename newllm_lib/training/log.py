@@ -51,7 +51,7 @@ class TrainingLog:
         self._since = time.monotonic()
         self._paused = 0.0  # seconds of evaluating and saving, which are not training time
         self._waiting: _Row | None = None
-        self._unwritten = ""  # rows that the disk did not take
+        self.rows = MetricRows(context.run)
 
     def add(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's part of its step's loss."""
@@ -102,7 +102,7 @@ class TrainingLog:
             waiting.arrived.synchronize()
         row = self._row(waiting)
         self._report({key: value for key, value in row.items() if key != "step"}, row["step"])
-        self._append(row)
+        self.rows.append(row)
         self.mirror.look()
         self.check_finite(row["loss"], row["step"])
         if process_group.is_main_process():
@@ -136,7 +136,7 @@ class TrainingLog:
             f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float, str)) and v is not None
         }
         told = {"best": best} | ({"final": True} if final else {})
-        self._append({**row, **found, **told, "time": round(time.time(), 3)})
+        self.rows.append({**row, **found, **told, "time": round(time.time(), 3)})
         self._report({k: v for k, v in found.items() if isinstance(v, float)}, step)
         self.mirror.look()
 
@@ -159,15 +159,8 @@ class TrainingLog:
         self.check_finite(progress.interval_loss, step)
 
     def check_finite(self, loss: float, step: int) -> None:
-        """Raise NewLLMError, which says what to lower, where the loss is not finite."""
-        if math.isfinite(loss):
-            return
-        last, rate = self.run.latest_checkpoint(), self.context.recipe.scaled_learning_rate()
-        kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
-        raise NewLLMError(
-            f"The loss became {loss} near step {step}; {kept}. Lower --learning_rate "
-            f"(now {rate:.1e}) or --max_grad_norm, and give the new run another --output_dir."
-        )
+        """See `check_finite`."""
+        check_finite(self.run, self.context.recipe, loss, step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -179,20 +172,40 @@ class TrainingLog:
         yield
         self._paused += time.monotonic() - started
 
-    def _append(self, row: dict) -> None:
-        if not process_group.is_main_process():
-            return
-        self._unwritten += json.dumps(row) + "\n"
-        with may_wait(self.run.metrics_path):
-            append_whole(self.run.metrics_path, self._unwritten)
-            self._unwritten = ""
-
     def _report(self, figures: dict, step: int) -> None:
         if self.track is not None:  # named as transformers' integrations name them
             self.track(
                 {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in figures.items()},
                 step,
             )
+
+
+class MetricRows:
+    """`metrics.jsonl`: a row that the disk does not take now is written with the next one."""
+
+    def __init__(self, run: Run):
+        self.path, self.unwritten = run.metrics_path, ""
+
+    def append(self, row: dict) -> None:
+        """Of several processes the first writes."""
+        if not process_group.is_main_process():
+            return
+        self.unwritten += json.dumps(row) + "\n"
+        with may_wait(self.path):
+            append_whole(self.path, self.unwritten)
+            self.unwritten = ""
+
+
+def check_finite(run: Run, recipe: Recipe, loss: float, step: int) -> None:
+    """Raise NewLLMError, which says what to lower, where the loss is not finite."""
+    if math.isfinite(loss):
+        return
+    last, rate = run.latest_checkpoint(), recipe.scaled_learning_rate()
+    kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
+    raise NewLLMError(
+        f"The loss became {loss} near step {step}; {kept}. Lower --learning_rate "
+        f"(now {rate:.1e}) or --max_grad_norm, and give the new run another --output_dir."
+    )
 
 
 class EpochLines:

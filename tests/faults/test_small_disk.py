@@ -12,7 +12,7 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.runs import Run, is_complete, is_finished
-from newllm_lib.training import checkpointing
+from newllm_lib.training import saving
 from tests.helpers.bad_input import TINY
 from tests.helpers.small_runs import write_text
 
@@ -52,7 +52,7 @@ class Tide(threading.Thread):
 
 
 def test_20_runs_on_a_disk_that_fills_and_empties(disk, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpointing, "RETRY_AFTER", (0.3, 0.3, 0.3))
+    monkeypatch.setattr(saving, "RETRY_AFTER", (0.3, 0.3, 0.3))
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     write_text(tmp_path)
     tide = Tide(disk / "tide")

@@ -18,7 +18,7 @@ from newllm_lib import console
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic, is_finished, read_status
-from newllm_lib.training import checkpointing, signals
+from newllm_lib.training import checkpointing, saving, signals
 from tests.helpers.bad_input import TINY, one_line
 from tests.helpers.small_runs import write_text
 
@@ -138,7 +138,7 @@ class Disk:
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(here, monkeypatch, capsys):
-    monkeypatch.setattr(checkpointing, "RETRY_AFTER", (0.0,))
+    monkeypatch.setattr(saving, "RETRY_AFTER", (0.0,))
     disk = Disk(monkeypatch, 2, 9)
     assert main([*TRAIN, "--logging_steps", "1", "--save_minutes", "1000", "--evals_per_epoch", "1"]) in (
         0,
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(here, monkeypatch, capsys
 
 
 def test_a_save_is_tried_again(here, monkeypatch, capsys):
-    monkeypatch.setattr(checkpointing, "RETRY_AFTER", (0.0, 0.0))
+    monkeypatch.setattr(saving, "RETRY_AFTER", (0.0, 0.0))
     real, times = checkpointing.Checkpoints._save_progress, itertools.count(1)
 
     def full_twice(self, folder, step):

@@ -70,6 +70,7 @@ METHODS = {  # of trl.DPOTrainer: called
     "train",
     "log",
     "save_model",
+    "_save_checkpoint",  # replaced: a save is tried again
     "add_callback",
     "remove_callback",
 }

@@ -4,6 +4,7 @@ done once).
 python ranks_driver.py FOLDER SCENARIO...     prints one JSON object: what each scenario of `SCENARIOS` found
 """
 
+import errno
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ from newllm_lib.data import blocks
 from newllm_lib.data.streaming import segments, stream
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
-from newllm_lib.runs import Run
-from newllm_lib.training import build_model, loop, train
+from newllm_lib.runs import Run, is_complete
+from newllm_lib.training import build_model, checkpointing, loop, saving, train
 from newllm_lib.training import run as running
+from newllm_lib.training.distributed import fsdp
+from newllm_lib.training.progress import Progress
 
 torch.set_num_threads(1)  # a fork must not inherit a thread pool
 loop.plot_curves = lambda run: (
@@ -253,6 +256,38 @@ def stopped() -> dict:
     return {"broken": broken, "saved": saved, "1": whole, "continued": fit("stopped", 1, carry_state=True)}
 
 
+def full() -> dict:
+    """Once in each part of a checkpoint the disk is full: in the first process, in the second, in both."""
+    saves = {"save_steps": 3, "max_steps": 4}
+    found = {}
+    saving.RETRY_AFTER = (0.0,) * 6
+    for name, steps in {"ddp": saves, "fsdp2": {**PHASE7, **saves, "distribution": "fsdp2"}}.items():
+        undo = [_full_at_first(torch, "save"), _full_at_first(checkpointing, "_save_random_state")]
+        undo += [_full_at_first(fsdp, "_local"), _full_at_first(Progress, "save", 0)]
+        undo += [_full_at_first(saving, "staged_directory", 0)]
+        try:
+            found[name] = fit(f"full-{name}", 2, **steps)
+        finally:
+            for put_back in undo:
+                put_back()
+        found[name]["saved"] = [p.name for p in Run(FOLDER / f"full-{name}").checkpoints() if is_complete(p)]
+        found[name]["out"] = (FOLDER / f"full-{name}.0.out").read_text()
+    return found
+
+
+def _full_at_first(owner, name: str, only: int | None = None):
+    """Each process's first call (that of process `only`) finds a full disk; gives what undoes it."""
+    original, times = getattr(owner, name), iter((1,))
+
+    def called(*words, **more):
+        if only in (None, int(os.environ.get("RANK", 0))) and next(times, None):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*words, **more)
+
+    setattr(owner, name, called)
+    return partial(setattr, owner, name, original)
+
+
 def _signal(number: int, which: int, step: int, run: Run, processes: list[int]) -> None:
     """Send a signal to one of the processes once a step has been logged."""
     while not any("loss" in row and row["step"] >= step for row in run.metrics()):
@@ -275,6 +310,7 @@ SCENARIOS = {
         uneven,
         killed,
         stopped,
+        full,
     )
 }
 

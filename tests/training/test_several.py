@@ -100,6 +100,17 @@ def test_killed_or_stopped_another_number_of_processes_goes_on(tmp_path):
     assert "process 2: fsdp2 in 1 parts" in uneven["said"][2]
 
 
+def test_a_disk_that_is_full_for_a_moment_in_one_process_is_tried_again_by_all(tmp_path):
+    found = drive(tmp_path, "full")["full"]
+    for name, run in found.items():
+        assert run["exits"] == [0, 0], (name, run["said"])
+        assert run["saved"] == ["checkpoint-3", "checkpoint-4"] and run["status"] == "done"
+        assert [row["step"] for row in run["rows"] if "loss" in row] == [1, 2, 3, 4]
+        assert 3 <= run["out"].count("Trying again") <= 6 and "nothing was saved yet" in run["out"]
+        check_whole = tmp_path / f"full-{name}" / "checkpoint-4" / "model.safetensors"
+        assert check_whole.stat().st_size > 1000
+
+
 def check_whole_model(folder: Path) -> None:
     """What was trained in parts is one ordinary model for its users."""
     import torch

@@ -324,3 +324,43 @@ def test_the_estimate_chooses_checkpointing_and_rows_at_once(kind, monkeypatch):
     assert need["on"].checkpointing and need["long"].checkpointing
     assert need["half"].checkpointing == (kind == "t4")
     assert 16 % need["half"].at_once == 0
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(place, tmp_path, monkeypatch, capsys):
+    """The best model, a checkpoint's weights, what is added to it, rows and pictures: each fails once."""
+    import errno
+    import os
+
+    from transformers import Trainer
+
+    from newllm_lib.runs import atomic
+    from newllm_lib.training import log, saving
+    from newllm_lib.training.progress import Progress
+
+    def fails_at(owner, name: str, *numbers: int) -> None:
+        real, count = getattr(owner, name), iter(range(1000))
+
+        def called(*words, **more):
+            if next(count) in numbers:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*words, **more)
+
+        monkeypatch.setattr(owner, name, called)
+
+    monkeypatch.setattr(saving, "RETRY_AFTER", (0.0,) * 6)
+    fails_at(Trainer, "save_model", 0, 2)
+    fails_at(Trainer, "_save_optimizer_and_scheduler", 0)
+    fails_at(Progress, "save", 0, 2)
+    fails_at(log, "append_whole", 1, 2)
+    fails_at(atomic, "write_manifest", 3)
+    run = train(recipe(place, place / "gpt2", tmp_path, save_steps=3))
+    said = capsys.readouterr().out
+    assert said.count("Trying again in 0 s") >= 4 and said.count("metrics.jsonl is written again") == 1
+    assert read_status(run)["state"] == "done" and is_complete(run.best)
+    assert len(run.checkpoints()) == 2 and run.latest_checkpoint().name == "checkpoint-8"
+    assert all(is_complete(folder) for folder in run.checkpoints())
+    steps = [row["step"] for row in run.metrics() if "loss" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 8 and [e["step"] for e in evaluations(run)][0] == 0
+    names = {p.name for p in run.latest_checkpoint().iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "progress.json"} <= names
+    assert "training_args.bin" not in names and not list(run.path.glob(".trainer*"))

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from newllm_lib.errors import NewLLMError
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.memory.blocks import find_blocks
+from newllm_lib.training.saving import together
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -225,18 +226,24 @@ def write_together(tensors: dict[str, Tensor], path: Path, metadata: dict[str, s
         begin += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    if process_group.is_main_process():
-        with open(path, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + begin)
-    process_group.barrier()
-    with open(path, "r+b") as file:
-        for name, tensor in tensors.items():
-            if _is_ours(tensor):
-                row = tensor.numel() * tensor.element_size() // max(1, tensor.shape[0]) if tensor.ndim else 0
-                file.seek(8 + len(text) + header[name]["data_offsets"][0] + _rows(tensor)[0] * row)
-                file.write(_local(tensor).contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
-    process_group.barrier()
+
+    def begin_file() -> None:
+        if process_group.is_main_process():
+            with open(path, "wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                file.truncate(8 + len(text) + begin)
+
+    def write_rows() -> None:
+        with open(path, "r+b") as file:
+            for name, tensor in tensors.items():
+                if _is_ours(tensor):
+                    size = tensor.numel() * tensor.element_size()
+                    row = size // max(1, tensor.shape[0]) if tensor.ndim else 0
+                    file.seek(8 + len(text) + header[name]["data_offsets"][0] + _rows(tensor)[0] * row)
+                    file.write(_local(tensor).contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+
+    together(path, begin_file)
+    together(path, write_rows)
 
 
 @torch.no_grad()

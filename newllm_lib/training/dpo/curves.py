@@ -6,7 +6,7 @@ import io
 import math
 from pathlib import Path
 
-from newllm_lib.runs import Run, atomic_write_bytes
+from newllm_lib.runs import Run, atomic_write_bytes, may_wait
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6b7280"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
@@ -104,5 +104,6 @@ def plot_preferences(run: Run) -> Path | None:
         return None
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
+    with may_wait(run.curves):
+        atomic_write_bytes(run.curves, picture.getvalue(), durable=False)
     return run.curves

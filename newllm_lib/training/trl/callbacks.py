@@ -7,9 +7,9 @@ saved.
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -19,16 +19,10 @@ from transformers import Trainer, TrainerCallback
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError
 from newllm_lib.generation.stateful import eval_mode
-from newllm_lib.runs import (
-    explained,
-    link_model,
-    remove_directory,
-    staged_directory,
-    write_status,
-)
-from newllm_lib.training.curves import write_training_log
-from newllm_lib.training.log import Heartbeat
+from newllm_lib.runs import write_status
+from newllm_lib.training.log import Heartbeat, MetricRows, check_finite
 from newllm_lib.training.mirror_callbacks import MirrorLog
+from newllm_lib.training.saving import keep_newest, save_directory
 from newllm_lib.training.signals import SaveRequests, Signals
 from newllm_lib.training.timetable import Timetable, timing
 from newllm_lib.training.trl.task import TrlRun, TrlTask
@@ -73,7 +67,7 @@ class RowsCallback(TrainerCallback):
     """
 
     def __init__(self, job: TrlRun, task: TrlTask):
-        self.job, self.task = job, task
+        self.job, self.task, self.rows = job, task, MetricRows(job.run)
         self.last_line = 0.0
         self.began: tuple[float, int] | None = None  # when and at which step the first line came
         self.restart_clock(0)
@@ -83,20 +77,11 @@ class RowsCallback(TrainerCallback):
         self.since, self.since_step = time.monotonic(), step
 
     def append(self, row: dict) -> None:
-        path = self.job.run.metrics_path
-        with explained(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
+        self.rows.append({**row, "time": round(time.time(), 3)})
 
     def check_finite(self, loss: float, step: int) -> None:
         """Raises NewLLMError where the loss is not finite."""
-        if math.isfinite(loss):
-            return
-        last, rate = self.job.run.latest_checkpoint(), self.job.recipe.scaled_learning_rate()
-        kept = f"the last good checkpoint is {last.name}" if last else "nothing was saved yet"
-        raise NewLLMError(
-            f"The loss became {loss} near step {step}; {kept}. Lower --learning_rate "
-            f"(now {rate:.1e}) or --max_grad_norm, and give the new run another --output_dir."
-        )
+        check_finite(self.job.run, self.job.recipe, loss, step)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.restart_clock(state.global_step)
@@ -198,15 +183,17 @@ class EvaluationCallback(TrainerCallback):
         self.rows.append({"step": step, "epoch": round(state.epoch or 0.0, 6), **measured, "best": best})
         console.say(f"  Val: Loss={figures['loss']:.3f} {self.task.in_words(figures)}{' ✓' if best else ''}")
         if best:
-            with staged_directory(self.job.run.best) as staging:
-                self.trainer.save_model(str(staging))
-                (staging / _UNREAD).unlink(missing_ok=True)
+            save_directory(self.job.run.best, self._save_model)
         self.task.sample(model, step, state.epoch or 0.0, figures)
         self.task.plot(self.job.run)
         self._stop_if_hopeless(figures, control)
         # To what --report_to names. In training mode TRL would add its own figures.
         with eval_mode(self.trainer.model):
             self.trainer.log({name: value for name, value in measured.items() if isinstance(value, float)})
+
+    def _save_model(self, folder: Path) -> None:
+        self.trainer.save_model(str(folder))
+        (folder / _UNREAD).unlink(missing_ok=True)
 
     def _stop_if_hopeless(self, figures: dict, control) -> None:
         passed = self.flow.timetable.hopeless(self.job.progress, self.job.progress.best_step)
@@ -223,26 +210,34 @@ class EvaluationCallback(TrainerCallback):
 
 
 class SealCallback(TrainerCallback):
-    """Makes a checkpoint of the run out of what the trainer has written: with `progress.json` and a list of
-    sizes, under its name only when it is whole. Only then older ones go."""
+    """Makes a checkpoint of the run out of what the trainer writes: with `progress.json` and a list of sizes,
+    under its name only when it is whole. Only then older ones go. A save that the disk does not take is tried
+    again, as our own loop's: for that the trainer's way to save is called from here.
+    """
 
-    def __init__(self, job: TrlRun):
-        self.job = job
+    def __init__(self, job: TrlRun, trainer: Trainer):
+        self.job, self.trainer = job, trainer
+        self.write = trainer._save_checkpoint  # TRL's trainers too change it under this name
+        trainer._save_checkpoint = self.save
+
+    def save(self, model, trial) -> None:
+        """What the trainer calls to save; arguments and place are its own."""
+        sealed = self.job.run.checkpoint(self.trainer.state.global_step)
+        written = Path(self.trainer.args.output_dir) / sealed.name
+
+        def fill(folder: Path) -> None:
+            shutil.rmtree(written, ignore_errors=True)  # of a try that failed
+            self.write(model, trial)
+            for file in written.iterdir():
+                os.replace(file, folder / file.name)
+            (folder / _UNREAD).unlink(missing_ok=True)
+            self.job.progress.save(folder)
+
+        save_directory(sealed, fill)
 
     def on_save(self, args, state, control, **kwargs):
-        run, sealed = self.job.run, self.job.run.checkpoint(state.global_step)
-        written = Path(args.output_dir) / sealed.name
-        with staged_directory(sealed) as staging:
-            for file in written.iterdir():
-                os.replace(file, staging / file.name)
-            written.rmdir()
-            (staging / _UNREAD).unlink(missing_ok=True)
-            self.job.progress.save(staging)
-        link_model(sealed, run.last)
-        for old in run.checkpoints()[: -self.job.recipe.keep_checkpoints]:
-            remove_directory(old)
-        write_training_log(run)
-        console.say("  [Checkpoint saved]")
+        run = self.job.run
+        keep_newest(run, run.checkpoint(state.global_step), self.job.recipe.keep_checkpoints)
 
 
 class StatusCallback(TrainerCallback):

@@ -170,7 +170,7 @@ def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: Signals) -> No
         trainer.remove_callback(unwanted)
     flow, rows = FlowCallback(job, signals), RowsCallback(job, task)
     evaluation = EvaluationCallback(job, task, trainer, flow, rows)
-    around = [flow, SealCallback(job), rows, evaluation, StatusCallback(job)]
+    around = [flow, SealCallback(job, trainer), rows, evaluation, StatusCallback(job)]
     for callback in (*reporters(job.recipe, job.run), *around):
         trainer.add_callback(callback)
 
