@@ -30,14 +30,13 @@ from newllm_lib.data.templates import (
     render_turn,
     template_of,
 )
+from newllm_lib.data.tokenizer import WHITE_SPACE, cut_at_spaces, interruptibly
 from newllm_lib.errors import NewLLMError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Unicode's White_Space, where the `words` tokenizer splits (str.split also splits at U+001C to U+001F)
-WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SINGLE_SPACE = re.compile(f"(?<=[^{WHITE_SPACE}]) (?=[^{WHITE_SPACE}])")
 
 
@@ -100,7 +99,10 @@ class Encoder:
         if self.foreign is not None and any(record.messages for record in records):
             return self._encode_by_template(self.foreign, records)
         pieces = [piece for record in records for piece in self._pieces(record)]
-        encodings = self.backend.encode_batch_fast([piece.text for piece in pieces], add_special_tokens=False)
+        texts = [piece.text for piece in pieces]
+        encodings = interruptibly(
+            lambda: self.backend.encode_batch_fast(texts, add_special_tokens=False), sum(map(len, texts))
+        )
         remaining = iter(encodings)
         ids: list[int] = []
         starts, answers = [], []  # answers: from where to where in `ids`
@@ -192,7 +194,7 @@ class Encoder:
         texts = [piece.counted for piece in pieces]
         words = sum(len(text.split()) for text in texts)
         if self.lower_cased:
-            texts = [self._lower.normalize_str(text) for text in texts]
+            texts = ["".join(map(self._lower.normalize_str, cut_at_spaces(text))) for text in texts]
         size = sum(len(text.encode("utf-8")) for text in texts)
         unknown = int(np.count_nonzero(stream == self.unk_id)) if self.unk_id is not None else 0
         lost = 0
@@ -200,7 +202,10 @@ class Encoder:
             spaces = sum(len(_SINGLE_SPACE.findall(text)) for text in texts)
             lost = size - int(self._word_bytes[stream].sum()) - spaces
         elif self.loss == "other":
-            decoded = self.backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
+            decoded = interruptibly(
+                lambda: self.backend.decode_batch(ids, skip_special_tokens=False), len(stream)
+            )
             lost = sum(differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True))
         return np.array([size, lost, words, unknown], dtype=np.int64)
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.templates import render_conversation
+from newllm_lib.data.tokenizer import interruptibly
 from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -72,7 +73,7 @@ class TemplateEncoder:
         """The documents of each dialogue: one, several (see `Renderer.render`), or none."""
         rendered = [self.renderer.render(record.messages, record.muted) for record in dialogues]
         whole = [one for some in rendered for one in some]
-        encodings = iter(self.backend.encode_batch([one.text for one in whole], add_special_tokens=False))
+        encodings = iter(_encoded(self.backend, [one.text for one in whole]))
         self.written += sum(map(bool, rendered))
         return [[self._document(one, next(encodings)) for one in some] for some in rendered]
 
@@ -108,7 +109,7 @@ class TemplateEncoder:
         ids, offsets, done = [], [], 0
         for begin, end in [*spelled, (len(one.text), len(one.text))]:
             for backend, first, last in ((self.backend, done, begin), (self.plain, begin, end)):
-                piece = backend.encode(one.text[first:last], add_special_tokens=False)
+                piece = _encoded(backend, [one.text[first:last]])[0]
                 ids += piece.ids
                 offsets += [(a + first, b + first) for a, b in piece.offsets]
             done = end
@@ -117,15 +118,24 @@ class TemplateEncoder:
     def _lost(self, one: Rendered, ids: list[int], spans: list[tuple[int, int]]) -> int:
         """Bytes of what counts that the tokens, or the template, cannot give back."""
         if not self.answers_only:
-            said = one.text if self.lossless else self.backend.decode(ids, skip_special_tokens=False)
+            said = one.text if self.lossless else self._decoded(ids)
             return sum(_missing_bytes(message.content, said) for message in one.messages)
         lost = 0
         for answer, (begin, end) in zip(one.answers, spans, strict=True):
             said = one.text[answer.begin : answer.end]
             if not self.lossless:
-                said = self.backend.decode(ids[begin:end], skip_special_tokens=False)
+                said = self._decoded(ids[begin:end])
             lost += _missing_bytes(answer.content, said)
         return lost
+
+    def _decoded(self, ids: list[int]) -> str:
+        back = interruptibly(lambda: self.backend.decode_batch([ids], skip_special_tokens=False), len(ids))
+        return back[0]
+
+
+def _encoded(backend: Tokenizer, texts: list[str]) -> list[Encoding]:
+    size = sum(map(len, texts))
+    return interruptibly(lambda: backend.encode_batch(texts, add_special_tokens=False), size)
 
 
 def _missing_bytes(content: str, said: str) -> int:

@@ -8,11 +8,12 @@ padding; saved with `save_pretrained`, `AutoTokenizer` loads it.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from newllm_lib import console, data
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
@@ -42,6 +43,11 @@ VERSION = 1  # of how tokenizers are trained here
 TRAINING_BYTES = 50_000_000  # of text from the beginning of the training split: more would change very little
 SAMPLE_BYTES = 10_000_000  # of a set that is prepared while training, where the first step waits for it
 TRAINED = ("bpe", "words")
+# Unicode's White_Space, where the `words` tokenizer splits (str.split also splits at U+001C to U+001F)
+WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_SPACE = re.compile(f"[{WHITE_SPACE}]")
+_PIECE = 1 << 16  # characters
+_T = TypeVar("_T")
 
 
 def load_tokenizer(recipe: Recipe, source: Source, cache: Path) -> PreTrainedTokenizerFast:
@@ -158,18 +164,25 @@ def train_bpe(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
         special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    _interruptibly(lambda: backend.train_from_iterator(batches, trainer))
+    interruptibly(lambda: backend.train_from_iterator(batches, trainer), TRAINING_BYTES)
     return backend
 
 
-def _interruptibly(work: Callable[[], object]) -> None:
+def interruptibly(work: Callable[[], _T], size: int) -> _T:
     """Do it in another thread: Rust that works on one long line would keep signals from the main one, which
-    they would not end for minutes."""
+    they would not end for minutes.
+
+    Args:
+        size: of what it works on, in characters or tokens; what is short is done at once.
+    """
+    if size < _PIECE:
+        return work()
+    results: list[_T] = []
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            work()
+            results.append(work())
         except BaseException as error:
             failed.append(error)
 
@@ -179,6 +192,18 @@ def _interruptibly(work: Callable[[], object]) -> None:
         thread.join(0.1)
     if failed:
         raise failed[0]
+    return results[0]
+
+
+def cut_at_spaces(text: str) -> Iterator[str]:
+    """A text cut at white space, where it is long: what keeps Python waiting does so for a moment only."""
+    begin = 0
+    while len(text) - begin > _PIECE:
+        space = _SPACE.search(text, begin + _PIECE)
+        end = space.start() if space else len(text)
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
@@ -193,7 +218,8 @@ def train_words(batches: Iterator[list[str]], vocab_size: int) -> Tokenizer:
     counts: Counter[str] = Counter()
     for batch in batches:
         for text in batch:
-            counts.update(word for word, _ in split.pre_tokenize_str(lower.normalize_str(text)))
+            for piece in cut_at_spaces(text):
+                counts.update(word for word, _ in split.pre_tokenize_str(lower.normalize_str(piece)))
     reserved = [*CONTROL_TOKENS, UNKNOWN]
     if vocab_size <= len(reserved):
         raise UsageError(

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from newllm_lib.data import tokenizer as tokenizers_of_data
 from newllm_lib.data.encoder import Encoder
 from newllm_lib.data.records import Message, Record
 from newllm_lib.data.tokenizer import train_words, wrap
@@ -128,3 +129,16 @@ def test_text_that_spells_control_tokens_never_becomes_one(bpe, words):
     for tokenizer in (bpe, words):
         ids = Encoder(tokenizer).encode([Record(text)]).ids
         assert np.flatnonzero(ids < 6).tolist() == [0]  # the <|endoftext|> before the document alone
+
+
+def test_a_long_text_is_counted_as_its_short_pieces_are(words, monkeypatch):
+    text = " \u3000 ".join(paragraphs(40)) + "\u00a0Ü" + "x" * 300 + "ΑΣ\n"
+    whole = Encoder(words).encode([Record(text)])
+    monkeypatch.setattr(tokenizers_of_data, "_PIECE", 20)
+    assert all(len(piece) < 400 for piece in tokenizers_of_data.cut_at_spaces(text))
+    assert "".join(tokenizers_of_data.cut_at_spaces(text)) == text
+    cut = Encoder(words).encode([Record(text)])
+    assert (cut.account == whole.account).all() and (cut.ids == whole.ids).all()
+    trained = [train_words(iter([[text]]), 300).get_vocab()]
+    monkeypatch.setattr(tokenizers_of_data, "_PIECE", 1 << 16)
+    assert trained == [train_words(iter([[text]]), 300).get_vocab()]

@@ -7,15 +7,18 @@ import errno
 import io
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from newllm_lib import console
 from newllm_lib.cli import main
+from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Run, atomic, is_finished, read_status
 from newllm_lib.training import checkpointing, saving, signals
@@ -111,6 +114,31 @@ def test_a_terminal_that_goes_saves_and_stops(here, monkeypatch, capsys, number)
             assert main(TRAIN) == 0 and is_finished(run)
         finally:
             signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("moment", ["Training the tokenizer", "Packing"])
+def test_sigterm_ends_what_works_on_one_long_line(here, moment):
+    """60 MB, on which Rust works for long; the main thread must hear the signal meanwhile."""
+    chance = random.Random(0)
+    words = ["".join(chance.choices("abcdefghij", k=chance.randint(2, 9))) for _ in range(5000)]
+    own = ["--tokenizer", "known"] if moment == "Packing" else []
+    if own:
+        wrap(train_bpe(iter([["a b c"]]), 300)).save_pretrained("known")
+    Path("text/train.txt").write_text(" ".join(chance.choices(words, k=6_000_000)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "newllm_lib", *TRAIN, *own],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not next(process.stdout).startswith(moment):
+        pass
+    time.sleep(1.0)
+    began = time.monotonic()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 8, err
+    one_line(err, "Interrupted")
 
 
 class Disk:

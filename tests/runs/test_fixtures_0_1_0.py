@@ -14,6 +14,7 @@ from newllm_lib.data.mixture import read_record
 from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.models import NewLLMForCausalLM, Phase7ForCausalLM
 from newllm_lib.runs import Run, is_finished
+from newllm_lib.runs.ownership import read_mark
 from tests.helpers.loading import load_run
 from tests.helpers.old_folders import FIXTURES, HALF_DONE, PHASE7, put
 
@@ -91,6 +92,17 @@ def test_a_mixture_is_read(tmp_path, monkeypatch):
     assert read_record(tmp_path / "mixture")["documents"] == 30
     words = [word if word != "text" else "mixture" for word in PHASE7]
     assert main([*words, "--max_steps", "1", "--output_dir", "trained"]) == 0
+
+
+def test_exports_and_mixtures_are_replaced_by_their_own_commands(tmp_path, monkeypatch):
+    """And by no others; then they are marked."""
+    monkeypatch.chdir(put(tmp_path, "exported", "mixture", "phase7"))
+    mix = ["data", "mix", "--weights", "text=1", "--documents", "20", "--output"]
+    assert main([*mix, "exported"]) == main(["export", "phase7", "--output_dir", "mixture"]) == 2
+    assert main([*mix, "mixture"]) == main(["export", "phase7", "--output_dir", "exported"]) == 0
+    assert read_record(tmp_path / "mixture")["documents"] == 20
+    assert [read_mark(tmp_path / name)["what"] for name in ("mixture", "exported")] == ["mixture", "export"]
+    load_run(tmp_path / "exported")
 
 
 def test_a_sequential_run_says_and_measures_what_it_did(tmp_path, monkeypatch):
