@@ -20,7 +20,6 @@ USAGE
 }
 
 address_of() { printf '%s' "$1" | sed -E 's#://[^/@]*@#://#g'; } # an address without its user and token
-
 tell() { printf '%s\n' "$*"; }
 die() { printf 'colab_bootstrap: %s\n' "$*" >&2; exit 1; }
 
@@ -100,6 +99,7 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
     tell "$clone/$place is not whole any more (its Python or a package is gone): mending it."
     have= ;;
   esac
+  [ -w . ] || die "you may not write into $clone, which is not whole: take one of your own (NEWLLM_DIR)."
   if [ "$place" = .venv ] && ! "$python" -m pip --version >/dev/null 2>&1; then new_venv "$base"; fi
   "$python" -m newllm_lib.pip_report keep "$place" >"$place/.newllm-setup-constraints"
   tell "Installing what is missing (minutes the first time; output: $clone/$place/.newllm-setup-log)"

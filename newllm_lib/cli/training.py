@@ -170,10 +170,10 @@ def _start_in_background(arguments: argparse.Namespace, job: Run, trained: list[
     """Start this same command as a process of its own, show what it says until the first loss or its end."""
     words = [word for word in arguments.argv if word not in ("--background", "--foreground")]
     start = job.log.stat().st_size if job.log.exists() else 0
-    started = time.time()
+    before = {run.path: _losses(run) for run in trained}
     pid = runs.start_background(runs.command_of("newllm_lib.__main__", *words, name="run"), job)
     try:
-        loss = _watch_until_loss(job, start, trained, started)
+        loss = _watch_until_loss(job, start, trained, before)
     except KeyboardInterrupt:  # only our looking on is interrupted: the run is a session of its own
         loss = "(not waited for)"
     if loss is None:
@@ -187,21 +187,24 @@ def _start_in_background(arguments: argparse.Namespace, job: Run, trained: list[
     return 0
 
 
-def _watch_until_loss(job: Run, start: int, trained: list[Run], started: float) -> str | None:
+def _losses(run: Run) -> list[tuple]:
+    """What was logged of a run's loss: step, loss, and when (by a clock that may be set back)."""
+    return [(row["step"], row["loss"], row.get("time")) for row in run.metrics() if "loss" in row]
+
+
+def _watch_until_loss(job: Run, start: int, trained: list[Run], before: dict[Path, list]) -> str | None:
     """Show the job's log from byte `start` on as it grows, until a run logs a loss; returns that as text.
 
-    None if the job ended before. Rows of metrics.jsonl older than `started` (seconds since 1970) do not
-    count.
+    None if the job ended before. What was logged `before`, by folder, does not count.
     """
     pieces = runs.follow(job, start)
     for text in pieces:
         _show(text)
         for run in trained:
-            new = [row for row in run.metrics() if "loss" in row and row["time"] >= started]
-            if new:
+            if new := [row for row in _losses(run) if row not in before[run.path]]:
                 time.sleep(0.5)  # the line in the log comes just after the row
                 _show(next(pieces, ""))
-                return f"{new[0]['loss']:.3f} at step {new[0]['step']} of {run.name}"
+                return f"{new[0][1]:.3f} at step {new[0][0]} of {run.name}"
     return None
 
 

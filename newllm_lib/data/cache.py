@@ -61,8 +61,9 @@ def plain_write_errors(place: Path) -> Iterator[None]:
         remedy = "set NEWLLM_CACHE to a folder on another disk"
         number = _error_number(error)
         if number in FULL:
+            full = "Your quota" if number == errno.EDQUOT else "The disk"
             raise NewLLMError(
-                f"The disk is full: {place} cannot be written. Free some space, or {remedy}."
+                f"{full} is full: {place} cannot be written. Free some space, or {remedy}."
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise NewLLMError(f"{place} cannot be written ({os.strerror(number)}): {remedy}.") from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from newllm_lib.data.records import Message, Record
-from newllm_lib.data.templates import render_conversation
+from newllm_lib.data.templates import TemplateRefused, render_conversation
 from newllm_lib.data.tokenizer import interruptibly
 from newllm_lib.errors import NewLLMError
 
@@ -178,15 +178,18 @@ class Renderer:
 
         Args:
             muted: which of the messages are no answers to be learned.
+
+        Raises:
+            NewLLMError: the template does not end.
         """
         try:
             return self._rendered(messages, muted)
-        except NewLLMError as first:
+        except TemplateRefused as first:
             # Gemma's, for one, knows no system and wants user and assistant in turn
             simple, muted = _without_system(messages, muted)
             try:
                 return self._rendered(simple, muted) if simple != tuple(messages) else self._refuse(first)
-            except NewLLMError:
+            except TemplateRefused:
                 return self._refuse(first)
 
     def _refuse(self, error: NewLLMError) -> list[Rendered]:
@@ -227,7 +230,8 @@ class Renderer:
     def _place(self, said: str, content: str) -> int:
         place = said.rfind(content.strip())
         if place < 0:
-            raise NewLLMError("The chat template does not write what the assistant says")
+            cause = "it does not write what the assistant says"
+            raise TemplateRefused(cause, f"The chat template cannot be learned from: {cause}")
         return place
 
     def _end(self, said: str, begin: int) -> int:

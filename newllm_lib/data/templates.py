@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from newllm_lib.data.records import Message
@@ -208,7 +209,7 @@ def encode_conversation(
 
 
 class TemplateRefused(NewLLMError):
-    """A chat template raised an error on a conversation; `cause`: what it said."""
+    """A chat template raised an error on this conversation; `cause`: what it said."""
 
     def __init__(self, cause: str, message: str):
         super().__init__(message)
@@ -221,21 +222,38 @@ def render_conversation(
     """A conversation as the tokenizer's chat template writes it.
 
     Raises:
-        TemplateRefused: the template raises an error, or takes longer than `RENDER_SECONDS`.
+        TemplateRefused: the template raises an error.
+        NewLLMError: it computes longer than `RENDER_SECONDS`, as it would on the next conversation too, or
+            may do so in one operation.
     """
     rows = [{"role": m["role"], "content": m["content"]} for m in messages]
+    name = tokenizer.name_or_path or "this model"
     try:
+        if _has_powers(tokenizer.get_chat_template()):
+            raise TimeoutError("it raises to a power, which may take for ever")
         with _time_limit_for_templates(RENDER_SECONDS):
             return tokenizer.apply_chat_template(
                 rows, tokenize=False, add_generation_prompt=add_generation_prompt
             )
     except Exception as error:  # whatever a program from elsewhere comes to
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        said = f"The chat template of {name} cannot write this conversation ({cause})"
+        if isinstance(error, TimeoutError):
+            raise NewLLMError(f"{said}: take another model.") from error
         raise TemplateRefused(
-            cause,
-            f"The chat template of {tokenizer.name_or_path or 'this model'} cannot write this conversation "
-            f"({cause}): leave out a system message if there is one, or take another model.",
+            cause, f"{said}: leave out a system message if there is one, or take another model."
         ) from error
+
+
+@lru_cache(maxsize=16)
+def _has_powers(template: str) -> bool:
+    """Whether a template computes `a ** b`: Python does that in one operation, which nothing can cut off."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        return any(kind == "operator" and word == "**" for _, kind, word in Environment().lex(template))
+    except TemplateSyntaxError:  # said when it is compiled
+        return False
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -256,15 +274,15 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 @contextlib.contextmanager
 def _time_limit_for_templates(seconds: float) -> Iterator[None]:
-    """Within it, a Jinja template of this thread that is still running after so long raises TimeoutError.
+    """Within it, a Jinja template of this thread that computes longer raises TimeoutError.
 
     Jinja turns a template into Python, whose lines can be traced; a signal would need the main thread, and
     another process the seconds that transformers takes to import.
     """
-    end, before = time.monotonic() + seconds, sys.gettrace()
+    end, before = time.thread_time() + seconds, sys.gettrace()  # a busy machine is no endless template
 
     def trace(frame, event, argument):
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise TimeoutError(f"it was not done after {seconds:g} s")
         return trace if frame.f_code.co_filename == "<template>" else None  # its lines, not others'
 

@@ -12,9 +12,11 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -284,13 +286,14 @@ def may_wait(path: Path) -> Iterator[None]:
 
 def _cause(error: Exception, path: Path) -> str | None:
     """The disk's trouble behind `error`, or None if it is something else."""
-    number = error.errno if isinstance(error, OSError) else None
     place = _existing(path)
-    # safetensors and torch report a full disk as errors of their own, torch without the system's words.
-    foreign = "" if isinstance(error, OSError) else str(error)
-    says_full = "No space left" in foreign or "os error 28" in foreign
-    torch_failed = "inline_container" in foreign or "PytorchStreamWriter" in foreign
-    if number in _FULL or says_full or (torch_failed and _free(place) < _ALMOST_NOTHING):
+    number, torch_failed = _error_number(error, place)
+    if number == errno.EDQUOT:
+        return (
+            f"Your quota is full: {path} could not be written; {_saved_beside(path)}. Delete files of yours "
+            "on that disk, or choose another with --output_dir, and run it again."
+        )
+    if number in _FULL or (torch_failed and _free(place) < _ALMOST_NOTHING):
         return (
             f"The disk is full: {path} could not be written ({_free(place) / 2**20:.0f} MiB free); "
             f"{_saved_beside(path)}. Free space (old runs in checkpoints/, ~/.cache/newllm, "
@@ -308,7 +311,31 @@ def _cause(error: Exception, path: Path) -> str | None:
             f"{path} could not be written: a file stands where a folder is needed. Move it away, or use "
             "--output_dir."
         )
+    if torch_failed:
+        return f"{path} could not be written: the disk failed; {_saved_beside(path)}. Run it again."
     return None
+
+
+def _error_number(error: Exception, place: Path) -> tuple[int | None, bool]:
+    """The system's number for what went wrong at `place`, and whether torch said that it could not write.
+
+    Rust (safetensors) tells the number in words, and torch none: then the disk is asked.
+    """
+    if isinstance(error, OSError):
+        return error.errno, False
+    said = str(error)
+    if found := re.search(r"\(os error (\d+)\)", said):
+        return int(found[1]), False
+    if "PytorchStreamWriter" not in said and ("inline_container" not in said or "StreamReader" in said):
+        return (errno.ENOSPC if "No space left" in said else None), False
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as refused:
+        return refused.errno, True
+    return None, True
 
 
 def _saved_beside(path: Path) -> str:

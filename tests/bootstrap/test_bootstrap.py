@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -389,3 +390,41 @@ def test_another_python_than_the_environments_is_said(world):
     said = world.piped("demo", NEWLLM_PYTHON=str(other)).stdout
     assert b".venv has Python 3.1" in said and b"move .venv away" in said
     assert b"has Python" not in world.piped("demo").stdout
+
+
+def test_the_clone_of_another_user_is_used_and_never_changed(world):
+    """As for a user who is not root: what may only be read is used where it is whole."""
+    world.piped("demo")
+    subprocess.run(["chmod", "-R", "a-w", str(world.clone)], check=True)
+    not_root = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
+
+    def as_a_guest(*words: str):
+        command = [*(not_root if os.getuid() == 0 else []), "bash", "-s", "--", *words]
+        return subprocess.run(
+            [shutil.which(command[0]), *command[1:]],
+            cwd=world.home,
+            env=world.environment,
+            input=SCRIPT.read_bytes(),
+            capture_output=True,
+        )
+
+    try:
+        done = as_a_guest("demo", "--num_layers", "4")
+        assert done.returncode == 0, done.stderr
+        assert b"used as it is" in done.stdout and len(world.calls("newllm_lib")) == 2
+        done = as_a_guest("--setup-only", "demo,dev")  # something is missing
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+        assert b"which is not whole: take one of your own" in done.stderr
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", str(world.clone)], check=True)
+    (world.clone / ".venv" / "bin" / "python").write_text("#!/bin/bash\nexit 126\n")  # in another's home
+    subprocess.run(["chmod", "-R", "a-w", str(world.clone)], check=True)
+    try:
+        done = as_a_guest("demo")
+        assert (
+            done.returncode == 1
+            and done.stderr.count(b"\n") == 1
+            and b"you may not write into" in done.stderr
+        )
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", str(world.clone)], check=True)

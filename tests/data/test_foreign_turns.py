@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from newllm_lib.data import templates
 from newllm_lib.data.encoder import Encoder
+from newllm_lib.data.preferences import encode_pairs
+from newllm_lib.data.preferences.pairs import Pair
 from newllm_lib.data.records import Message, Record
 from newllm_lib.errors import NewLLMError
 from tests.helpers.chat_bases import chat_tokenizer
@@ -39,6 +44,26 @@ def test_the_tokens_are_the_templates_and_the_answers_with_their_end_are_marked(
     assert encoded.account.tolist()[:2] == [len(answers.encode()), 0]
     asked = tokenizer.apply_chat_template(rows[:1], add_generation_prompt=True)["input_ids"]
     assert encoded.ids.tolist()[: len(asked)] == asked and not encoded.mask[: len(asked)].any()
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"), [(ENDLESS, "not done after"), ("{{ 9 ** 9 ** 9 }}", "raises to a power")]
+)
+def test_a_template_that_does_not_end_ends_the_preparation_at_its_first_dialogue(
+    template, cause, monkeypatch
+):
+    monkeypatch.setattr(templates, "RENDER_SECONDS", 0.2)
+    encoder, began = Encoder(chat_tokenizer("qwen2", template), answers_only=True), time.thread_time()
+    with pytest.raises(NewLLMError, match=cause) as raised:
+        encoder.encode([Record(None, TALK)] * 100)
+    pair = Pair(TALK[:1], "Over small green stones.", "Nowhere.")
+    with pytest.raises(NewLLMError, match=cause):
+        encode_pairs([pair] * 100, chat_tokenizer("qwen2", template), 64)
+    assert "\n" not in str(raised.value) and time.thread_time() - began < 3
+    assert not templates._has_powers("**bold** {{ '2 ** 3' }} {# a ** b #}")
 
 
 def test_an_answer_that_is_not_to_be_learned_is_not_marked():

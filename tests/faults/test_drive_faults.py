@@ -135,6 +135,23 @@ def test_training_goes_on_and_what_is_there_is_whole(world, what):
     assert [p.name for p in (world.drive / "run").iterdir() if p.name.startswith(".")] == [MARK]
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(world, monkeypatch):
+    """By 30 s, in the training and in the process that copies; the next life begins before the last ended."""
+    real = time.time
+    for life in (1, 2):
+        with RunLock(world.run):
+            write_status(world.run, state="running")
+            since = start_mirror(world.run, world.drive)
+            world.train_until(lambda: world.there() == world.step)
+            monkeypatch.setattr(time, "time", lambda life=life: real() - 30 * life)
+            world.fault("clock back")
+            world.train(3)
+        began = time.monotonic()
+        assert wait_for_mirror(world.run, print, since, timeout=60)["state"] == "done"
+        assert time.monotonic() - began < 25 and world.there() == world.step, life
+        world.fault("")
+
+
 def test_a_drive_that_is_unmounted_is_not_made_on_the_local_disk(world):
     away = world.folder / "unmounted"
     with RunLock(world.run):

@@ -144,14 +144,14 @@ def test_sigterm_ends_what_works_on_one_long_line(here, moment):
 class Disk:
     """What is written below `run` finds no room between two steps."""
 
-    def __init__(self, monkeypatch, begin: int, end: int):
+    def __init__(self, monkeypatch, begin: int, end: int, number: int):
         self.begin, self.end, self.step, self.failed = begin, end, 0, set()
         real_open, real_heed = builtins.open, signals.Flags.heed
 
         def opened(path, mode="r", *words, **more):
             if self.is_full() and set("wa") & set(mode) and "run" in Path(path).parts:
                 self.failed.add(Path(path).name)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(number, os.strerror(number))
             return real_open(path, mode, *words, **more)
 
         def heed(flags, decision):
@@ -165,9 +165,10 @@ class Disk:
         return self.begin <= self.step < self.end
 
 
-def test_a_disk_that_is_full_for_a_while_costs_nothing(here, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_or_quota_that_is_full_for_a_while_costs_nothing(here, monkeypatch, capsys, number):
     monkeypatch.setattr(saving, "RETRY_AFTER", (0.0,))
-    disk = Disk(monkeypatch, 2, 9)
+    disk = Disk(monkeypatch, 2, 9, number)
     assert main([*TRAIN, "--logging_steps", "1", "--save_minutes", "1000", "--evals_per_epoch", "1"]) in (
         0,
         1,

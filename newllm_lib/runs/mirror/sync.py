@@ -31,6 +31,10 @@ _GONE = (errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EHOSTDOWN, errno.ETIM
 _RESERVE = 2**20  # bytes left free for the small files
 
 
+def _room(number: int, folder: Path) -> str:
+    return "your quota" if number == errno.EDQUOT else f"{_free(folder) / 2**20:,.1f} MiB free"
+
+
 class Mirror:
     """Copies `run` to `folder/<its name>`, again and again; remembers what is there already."""
 
@@ -229,7 +233,7 @@ class Mirror:
         )
         if number in _FULL:
             return (
-                f"{self.folder} is full ({_free(self.folder) / 2**20:,.1f} MiB free); {there}. Delete old "
+                f"{self.folder} is full ({_room(number, self.folder)}); {there}. Delete old "
                 "runs there (on Drive empty the bin too), and copying goes on by itself."
             )
         if number == errno.EROFS:

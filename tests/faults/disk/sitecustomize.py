@@ -2,7 +2,7 @@
 write to the next.
 
 full, read-only, gone, slow, stuck, partial (half of what was written arrives) or wrong (another byte); empty:
-all is well.
+all is well. "clock back": the wall clock says 30 s less.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import newllm_lib.runs.mirror.daemon as mirroring
 FOLDER = os.environ["FAULTY_FOLDER"]
 mirroring.FIRST_WAIT = mirroring.LONGEST_WAIT_AT_END = 0.2
 real_open, real_mkdir, real_replace = builtins.open, os.mkdir, os.replace
+real_time = time.time
 
 
 def fault() -> str:
@@ -84,4 +85,6 @@ def faulty_replace(source, target, **options):
     return real_replace(source, target, **options)
 
 
+time.time = lambda: real_time() - (30 if fault() == "clock back" else 0)
+time.time = lambda: real_time() - (30 if fault() == "clock back" else 0)
 builtins.open, os.mkdir, os.replace = faulty_open, faulty_mkdir, faulty_replace
