@@ -18,7 +18,7 @@ from torch import Tensor
 _COLLAPSED_SPREAD = 0.01  # less than this share of what is carried differs between tokens
 _COLLAPSED_RANK = 2.0  # what differs lies on about one line
 _DEAD = 0.01  # a dimension that moves by less than this share of its layer's size
-_NARROW = 256  # channels up to which the rank is that of 1,024 vectors, beyond that of 256
+_NARROW = 256  # channels up to which the rank is that of 1,024 vectors, beyond that of 128
 
 
 class ContextWatch:
@@ -36,7 +36,7 @@ class ContextWatch:
     def __init__(self, model, bos: int | None, tokens: int):
         self.dim = getattr(model.config, "context_dim", 0)
         self.layers = [m for m in model.modules() if hasattr(m, "watch")] if self.dim else []
-        self.bos, self.every = bos, max(1, tokens // (1024 if self.dim <= _NARROW else 256))
+        self.bos, self.every = bos, max(1, tokens // (1024 if self.dim <= _NARROW else 128))
         self.picked: list[list[Tensor]] = [[] for _ in self.layers]
         self.place = torch.zeros(0, dtype=torch.long)  # of the vectors to pick in the next pass
 
@@ -67,9 +67,23 @@ class ContextWatch:
             return partial(vector_health, torch.zeros(0, len(self.layers), self.dim))
         vectors = torch.stack([torch.cat(picked) for picked in self.picked], 1)
         pool = ThreadPoolExecutor(1, thread_name_prefix="context health")
-        found = pool.submit(vector_health, vectors)  # LAPACK leaves Python's lock alone
+        found = pool.submit(_in_one_thread, vectors, torch.get_num_threads())
         pool.shutdown(wait=False)
         return found.result
+
+
+def _in_one_thread(vectors: Tensor, threads: int) -> dict:
+    """`vector_health` beside whatever else is done: LAPACK leaves Python's lock alone. They are small;
+    with a thread for each core, in several processes, it waited for the others' threads for a minute.
+
+    Args:
+        threads: of this process; that many again afterwards.
+    """
+    torch.set_num_threads(1)
+    try:
+        return vector_health(vectors)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def vector_health(vectors: torch.Tensor) -> dict:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from newllm_lib.evaluation import evaluate
+from newllm_lib.evaluation import evaluate, health
 from newllm_lib.evaluation.health import vector_health
 
 
@@ -65,3 +65,16 @@ def test_models_are_measured_on_the_context_alone(recurrence, bpe, make_model, t
 def test_a_split_shorter_than_the_sample_is_enough(bpe, make_model, tools):
     split = tools.pack(bpe, ["Ada likes tea."])
     assert evaluate(make_model(bpe), split, bpe)["context_variance"] > 0
+
+
+def test_it_is_found_in_one_thread_and_leaves_the_threads_as_they_were(bpe, make_model, tools, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(
+            health, "vector_health", lambda vectors: seen.append(torch.get_num_threads()) or {}
+        )
+        evaluate(make_model(bpe), tools.pack(bpe, tools.sentences(6)), bpe)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
