@@ -346,6 +346,8 @@ def _add(rows: Rows, model: str, contest: Contest, curve: Curve, target: float) 
     say(f"{what}: {bits:.4f} bits per byte after {seconds:.1f} s; {target:g} {in_time}")
     add("best bits per byte", bits, "bit/byte")
     add("seconds to the best", seconds, "s")
+    if curve.steps:
+        add("seconds to the first logged step", curve.steps[0][0], "s")
     speed = curve.steps_a_second() if contest.fitted else None  # then all have as many tokens a step
     if speed is not None:
         add("training speed", speed * _TOKENS["batch_size"] * _TOKENS["max_seq_length"], "tokens/s")

@@ -386,6 +386,7 @@ def test_how_often_is_evaluated_follows_from_recipe_and_data_alone():
     on_gpu = {"sized_for": "h100", "batch_size": 64, "max_seq_length": 512}  # 32,768 tokens a step
     table, steps = evaluations(25, 999, 40_000, **on_gpu, patience=10)  # a text of one megabyte
     assert steps == [150, 300, 450, 600, 750, 900, 999]
+    assert evaluations(25, 100, 4_000, **on_gpu)[1] == [50, 100]  # a short run: on its way too
     progress = Progress()
     for step, score in ((150, 2.0), (300, 1.9), (450, 1.95)):
         progress.judge(score, step)

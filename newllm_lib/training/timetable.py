@@ -49,8 +49,10 @@ class Timetable:
         if evaluated is None:
             return 1, 1
         recipe, per = self.recipe, self.steps_per_epoch
-        tokens = max(_RARE * evaluated, _LEAST["cpu" if recipe.sized_for == "cpu" else "gpu"])
-        steps = -(-tokens // (recipe.batch_size * recipe.max_seq_length))
+        a_step = recipe.batch_size * recipe.max_seq_length
+        half = self.total_steps * a_step // 2  # a short run too is looked at on its way
+        tokens = max(_RARE * evaluated, min(half, _LEAST["cpu" if recipe.sized_for == "cpu" else "gpu"]))
+        steps = max(1, -(-tokens // a_step))
         return max(1, min(_MOST, per // steps)), max(1, -(-steps // per))
 
     def after(self, step: int) -> Decision:
