@@ -7,7 +7,8 @@
 | `report` | what this machine is, and what a training will need on it |
 | `background` | start a training that outlives its cell, and watch it |
 | `form_checks` | what a form's cell finds out in a second |
-| `history`, `curves`, `live` | read a growing run, draw it, show it while it grows |
+| `history`, `curves`, `look` | read a growing run, draw it, say how far it is |
+| `live`, `live_widgets` | show runs while they grow: as text, or as a picture that a thread draws |
 | `pictures` | drawings that follow the notebook's theme and width |
 | `results`, `explain` | what came out of a run; what goes on in a model |
 | `buttons` | let a Stop button answer while a cell is busy |

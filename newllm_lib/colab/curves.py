@@ -51,6 +51,14 @@ def short(label: str, most: int = 24) -> str:
     return label if len(label) <= most else label[: most // 2] + "…" + label[-most // 2 :]
 
 
+def short_labels(names: list[str]) -> list[str]:
+    """Names without the ending that all share: `new_llm`, `tinygpt2` for two runs on the same data."""
+    words = [name.split("_") for name in names]
+    while len(set(names)) > 1 and len({w[-1] for w in words}) == 1 and min(map(len, words)) > 1:
+        words = [w[:-1] for w in words]
+    return ["_".join(w) for w in words]
+
+
 def smooth(values: list[float]) -> list[float]:
     """Exponential moving average over about a thirtieth of the values, without the bias of its start."""
     weight = max(0.0, min(0.95, 1 - 30 / max(1, len(values))))

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, curves, live, pictures
+from newllm_lib.colab import buttons, curves, live, live_widgets, pictures
 from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
 from newllm_lib.evaluation.palette import styles
@@ -200,8 +200,8 @@ def test_a_name_of_42_characters_breaks_nothing(tmp_path, monkeypatch):
     pytest.importorskip("ipywidgets")
     name = "new_llm_ultrachat_layers4_hidden512_100k_x"
     assert len(name) == 42
-    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
-    panel = live.StopButtons([Run(tmp_path / name), Run(tmp_path / f"{name}_2")])
+    monkeypatch.setattr(runs, "read_status", lambda run: {"state": "running"})
+    panel = live_widgets.StopButtons([Run(tmp_path / name), Run(tmp_path / f"{name}_2")])
     assert all(len(button.description) < 30 for button in panel.by_run.values())
     assert all(name in button.tooltip for button in panel.by_run.values())
 
@@ -229,7 +229,7 @@ def test_smoothing_keeps_the_level():
     ],
 )
 def test_labels_drop_what_all_share(names, short):
-    assert live.short_labels(names) == short
+    assert curves.short_labels(names) == short
 
 
 def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
@@ -242,9 +242,9 @@ def test_the_stop_button_stops_its_run_only(tmp_path, monkeypatch):
         release.wait(5)
         return {"state": "interrupted", "message": "saved"}
 
-    monkeypatch.setattr(live.runs, "stop", stop)
-    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
-    panel = live.StopButtons([Run(tmp_path / "one"), Run(tmp_path / "two")])
+    monkeypatch.setattr(runs, "stop", stop)
+    monkeypatch.setattr(runs, "read_status", lambda run: {"state": "running"})
+    panel = live_widgets.StopButtons([Run(tmp_path / "one"), Run(tmp_path / "two")])
     button = panel.by_run["two"]
     button.click()
     assert button.disabled and not panel.by_run["one"].disabled and "saving" in panel.note.value
@@ -265,7 +265,7 @@ def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
     live.watch(run)
     assert "run: Hello <b> … I am 49" in capsys.readouterr().out
     assert live.View([Run(tmp_path / "other")]).samples() == []
-    shown = live._samples(live.View([run]).samples())
+    shown = live_widgets.sample_texts(live.View([run]).samples())
     assert (
         shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
     )
@@ -277,7 +277,7 @@ def test_a_running_run_shows_how_busy_its_machine_is_and_where_its_copy_stands(t
     view.statuses[0] |= {"state": "running", "pid": os.getpid()}
     assert re.search(r"\d\.\d GiB of host memory|GPU \d+ %", view.lines()[0])
     status = {"folder": "/drive", "step": 200, "message": "/drive is full"}
-    monkeypatch.setattr(live.runs, "mirror_status", lambda run: status)
+    monkeypatch.setattr(runs, "mirror_status", lambda run: status)
     assert view.lines()[1] == "  copy in /drive: step 200 | /drive is full"
 
 
@@ -294,9 +294,9 @@ def test_the_use_of_a_gpu_is_read_from_the_driver(tmp_path, monkeypatch):
 def test_the_save_button_asks_its_run(tmp_path, monkeypatch):
     pytest.importorskip("ipywidgets")
     asked = []
-    monkeypatch.setattr(live.runs, "ask_to_save", lambda run: asked.append(run.name) or len(asked) < 2)
-    monkeypatch.setattr(live.runs, "read_status", lambda run: {"state": "running"})
-    panel = live.StopButtons([Run(tmp_path / "one")])
+    monkeypatch.setattr(runs, "ask_to_save", lambda run: asked.append(run.name) or len(asked) < 2)
+    monkeypatch.setattr(runs, "read_status", lambda run: {"state": "running"})
+    panel = live_widgets.StopButtons([Run(tmp_path / "one")])
     panel.save_by_run["one"].click()
     assert asked == ["one"] and panel.note.value == "one: saving after this step"
     panel.save_by_run["one"].click()
