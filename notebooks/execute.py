@@ -7,7 +7,8 @@ made.
 Only `demo` and the generated pairs are trained on, with the form set so: nothing stands under another set's
 name, and no text of a set that may not be passed on is stored. Notebook 5 is a short run, and its head says
 so. Pictures are PNG (GitHub shows no HTML of ours), there is no widget state, and a notebook of more than 2
-MB is refused. `notebooks/build.py --check-outputs` says when the sources are newer than the outputs."""
+MB is refused. What NEWLLM_NOTEBOOK_OVERRIDES says comes on top of that, and into the head (a short try).
+`notebooks/build.py --check-outputs` says when the sources are newer than the outputs."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
 from build import HEAD, HERE, SOURCES, build, built_path, digest
 
+BASE_STEPS = 1200  # of notebook 4's base
 LARGEST = 2_000_000  # bytes of a notebook
 CELL_SECONDS = 3600
 # What the form is told: data that may be passed on; what is left alone is the recipe's own.
@@ -31,12 +34,43 @@ FORMS: dict[str, tuple[dict, str]] = {
         {"data": "demo", "size": "10k", "max_samples": None},
         "the demo's conversations in place of UltraChat's",
     ),
-    "04": ({"data": "preferences_ja"}, "the generated Japanese pairs"),
+    "04": (
+        {
+            "base": "base_new_llm",
+            "data": "preferences_ja",
+            "max_seq_length": 256,
+            "batch_size": 16,
+            "epochs": 3,
+            "learning_rate": 2e-3,
+            "beta": 0.02,
+        },
+        "the generated Japanese pairs and a small New-LLM that has read the demo and such answers, at a "
+        "learning rate that this base needs",
+    ),
     "05": (
         {"recipe": "phase7_small", "max_steps": 300},
         "`phase7_small` on `demo`, **a short run** of 300 steps",
     ),
 }
+
+
+def make_base(folder: Path, steps: int) -> None:
+    """The base of notebook 4 where no hub is: `benchmarks/dpo.py` trains it on the demo and on the answers of
+    other generated pairs, as `checkpoints/base_new_llm`."""
+    from benchmarks import dpo
+
+    runs = folder / "checkpoints"
+    runs.mkdir()
+    dpo.write_texts(runs / "texts", None)
+    dpo.train_base("new_llm", runs, steps, dpo.SIZES)
+
+
+def _without_folder(output: dict, folder: Path) -> dict:
+    """An output whose texts name files as seen from the folder in which the notebook ran."""
+    text = json.dumps(output, ensure_ascii=False)
+    for place in dict.fromkeys((str(folder.resolve()), str(folder))):
+        text = text.replace(f"{place}/", "").replace(place, ".")
+    return json.loads(text)
 
 
 def execute(source: Path, folder: Path, seconds: int = CELL_SECONDS) -> nbformat.NotebookNode:
@@ -48,27 +82,37 @@ def execute(source: Path, folder: Path, seconds: int = CELL_SECONDS) -> nbformat
     """
     import nbclient
 
+    from newllm_lib.console import duration
     from newllm_lib.device import probe
 
     text = build(source)
     notebook = nbformat.reads(text, as_version=4)
     overrides, data = FORMS[source.stem[:2]]
+    more = json.loads(os.environ.get("NEWLLM_NOTEBOOK_OVERRIDES", "{}"))
+    if "base" in overrides:
+        make_base(folder, more.get("max_steps", BASE_STEPS))
+    if more:
+        data = f"{data}, with {', '.join(f'{key} {value}' for key, value in more.items())}"
     told = {
-        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(overrides),
+        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps(overrides | more),
         "NEWLLM_WIDGETS": "0",
         "NEWLLM_PICTURES": "png",
     }
     client = nbclient.NotebookClient(
         notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
+    began = time.monotonic()
     client.execute(env={**os.environ, **told})
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    today = datetime.date.today().isoformat()
-    note = f"*The outputs below are of {data}, on {probe().name}, {today}. Yours replace them.*"
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.from_dict(_without_folder(output, folder)) for output in cell.outputs]
+    took, today = duration(time.monotonic() - began), datetime.date.today().isoformat()
+    machine = f"{probe().name}, {today}"
+    note = f"> The outputs below are of {data}, on {machine}: *Run all* took {took}. Yours replace them."
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id=HEAD))
     notebook.metadata["executed"] = {"source": digest(text), "machine": probe().name, "date": today}
     size = len(nbformat.writes(notebook).encode())

@@ -18,6 +18,7 @@ from newllm_lib.runs import Run
 DISTANCES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MOST_BITS = 10.0  # a token of so many bits or more has the deepest colour
 _TOKENS = 70  # of a picture with a column for each
+_LETTER = 13.4  # points of a monospaced letter of which 96 fill a picture
 
 
 def _loaded(run: Run | str):
@@ -96,7 +97,11 @@ def show_surprise(text: str, *runs: Run | str) -> list[Surprise]:
             f"{_name(run)}: {sum(one.bits):,.0f} bits for {one.size:,} bytes = {one.bits_per_byte:.3f} "
             "bits per byte"
         )
-    pictures.show_html(surprise_html([_name(run) for run in runs], found))
+    names = [_name(run) for run in runs]
+    if pictures.as_png():  # where a notebook is stored, HTML loses its colours
+        pictures.show(surprise_figure(names, found))
+    else:
+        pictures.show_html(surprise_html(names, found))
     return found
 
 
@@ -128,6 +133,40 @@ def surprise_html(names: Sequence[str], found: Sequence[Surprise]) -> str:
     return f"{legend}<div style='display:flex;flex-wrap:wrap;gap:24px'>{columns}</div>"
 
 
+def surprise_figure(names: Sequence[str], found: Sequence[Surprise], columns: int = 96):
+    """The same as a figure, a block of lines for each model, so many letters wide."""
+    from matplotlib.patches import Rectangle
+
+    blocks = [_in_lines(one, columns) for one in found]
+    rows = sum(max(row for row, *_ in block) + 3.2 for block in blocks)
+    figure = pictures.new_figure(11.0, 0.26 * rows)
+    axes = figure.add_axes((0.01, 0.0, 0.98, 1.0))
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_axis_off()
+    top = 0.0
+    for name, style, one, block in zip(names, styles(names), found, blocks, strict=True):
+        total = f"{sum(one.bits):,.0f} bits / {one.size:,} bytes = {one.bits_per_byte:.3f} bits per byte"
+        axes.text(0, top + 0.6, f"{name}: {total}", color=style.colour, fontsize=12, va="center")
+        for row, column, piece, bits in block:
+            y, shade = top + 1.2 + row, min(1.0, bits / _MOST_BITS) * 0.75
+            axes.add_patch(Rectangle((column, y), len(piece), 0.9, color="#D55E00", alpha=shade, linewidth=0))
+            axes.text(column, y + 0.45, piece, family="monospace", fontsize=_LETTER, va="center")
+        top += max(row for row, *_ in block) + 3.2
+    return figure
+
+
+def _in_lines(one: Surprise, columns: int) -> list[tuple[int, int, str, float]]:
+    """(row, column, text, bits) of each token, set in lines of so many letters."""
+    placed, row, column = [], 0, 0
+    for piece, bits in zip(one.pieces, one.bits, strict=True):
+        text = piece.replace("\n", "⏎").replace("$", r"\$") or "·"
+        if column + len(text) > columns:
+            row, column = row + 1, 0
+        placed.append((row, column, text, bits))
+        column += len(text)
+    return placed
+
+
 def show_gates(text: str, run: Run | str, layer: int = -1) -> Gates | None:
     """The context vector over a text: which channels are opened at which token; None of a model without one.
 
@@ -156,8 +195,10 @@ def gates_figure(found: Gates):
     import numpy as np
     from matplotlib.colors import to_rgb
 
-    shown = min(_TOKENS, len(found.pieces))
-    opened = (1 - found.kept[:shown, found.order()]).numpy()
+    first = int(found.kept[0].amax() == 0)  # a document's start clears all, and would dwarf the rest
+    pieces = found.pieces[first : first + _TOKENS]
+    shown = len(pieces)
+    opened = (1 - found.kept[first : first + shown, found.order()]).numpy()
     figure = pictures.new_figure(11.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3.2))
     above.bar(range(shown), 100 * opened.mean(1), color=styles(["new_llm"])[0].colour, width=0.85)
@@ -172,7 +213,7 @@ def gates_figure(found: Gates):
     places = [round(i * (len(memory) - 1) / 4) for i in range(5)]
     below.set_yticks(places, [f"{float(memory[place]):.0f}" for place in places])
     below.set_ylabel("remembers, tokens", fontsize=10.5, color=pictures.TEXT)
-    labels = [piece.replace("\n", "⏎").replace("$", r"\$").strip() or "␣" for piece in found.pieces[:shown]]
+    labels = [piece.replace("\n", "⏎").replace("$", r"\$").strip() or "␣" for piece in pieces]
     below.set_xticks(range(shown), labels, rotation=90, fontsize=9)
     return figure
 

@@ -7,18 +7,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from newllm_lib import runs
 from newllm_lib.colab import buttons, curves, pictures
 from newllm_lib.colab.environment import widgets_render
-from newllm_lib.colab.look import Look, copy_line, run_state
+from newllm_lib.colab.look import Look, View, copy_line, run_state
 from newllm_lib.errors import NewLLMError
 from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run
-
-if TYPE_CHECKING:
-    from newllm_lib.colab.live import View
 
 REDRAW_EVERY = 4.0  # seconds between two pictures
 _STATE_COLOURS = {"running": "#009e73", "done": "#0072b2", "failed": "#d55e00", "dead": "#d55e00"}

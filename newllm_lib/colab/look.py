@@ -1,21 +1,25 @@
-"""What is known of one run at this moment: what it does, how far it is, its figures, how long it will take.
+"""What is known of runs at this moment: what each does, how far it is, its figures, how long it will take.
 
-It only reads the run's folder."""
+It only reads the runs' folders."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from newllm_lib import runs
+from newllm_lib.colab import curves, pictures
 from newllm_lib.colab.gpu_monitor import GpuMonitor
-from newllm_lib.colab.history import History
+from newllm_lib.colab.history import History, samples
 from newllm_lib.console import count, duration
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
+from newllm_lib.training.dpo.curves import preference_figure
+from newllm_lib.training.report import FILE as REPORT
 
 _SHOWN_STATES = {"new": "not started", "dead": "ended without a word"}
 _COUNTED = 10e6  # tokens of training text up to which the tables are counted while a run trains
@@ -39,6 +43,79 @@ class Look:
     fraction: float | None
     facts: list[str]
     message: str = ""
+
+
+class View:
+    """What there is to show of some runs: a look at each, and a picture of all."""
+
+    def __init__(self, runs_shown: Sequence[Run], baselines: dict[str, float] | None = None):
+        self.runs = list(runs_shown)
+        self.baselines = dict(baselines or {})
+        self.counted = baselines is not None
+        labels = curves.short_labels([run.name for run in self.runs])
+        self.histories = [
+            History(run.metrics_path, label) for run, label in zip(self.runs, labels, strict=True)
+        ]
+        self.statuses = [runs.read_status(run) for run in self.runs]
+        self.use = GpuMonitor()
+
+    def update(self) -> bool:
+        """Read what is new; True if the picture changes."""
+        # The status first: what a run wrote before it ended is then read below.
+        self.statuses = [runs.read_status(run) for run in self.runs]
+        changed = any([history.update() for history in self.histories])
+        return self._count() or changed
+
+    def _count(self) -> bool:
+        """The unigram and bigram tables on the first run's text, once its tokenizer is there; True if new."""
+        run = self.runs[0]
+        if self.counted or not self.histories[0].evaluations or self.histories[0].prefers:
+            return False
+        if not (run.path / REPORT).is_file() and not run.best.is_dir():
+            return False
+        self.counted, self.baselines = True, counted(run)
+        return bool(self.baselines)
+
+    @property
+    def running(self) -> bool:
+        return any(status["state"] == "running" for status in self.statuses)
+
+    def looks(self) -> list[Look]:
+        return [
+            look(run, history, status, self.use)
+            for run, history, status in zip(self.runs, self.histories, self.statuses, strict=True)
+        ]
+
+    def lines(self) -> list[str]:
+        """A line for each run; for those that train also the machine's use and the mirror's state."""
+        shown = []
+        for run, found in zip(self.runs, self.looks(), strict=True):
+            parts = [f"{found.name}: {found.state}", *found.facts, found.doing, found.message]
+            shown.append(" | ".join(part for part in parts if part))
+            shown += copy_line(run)
+        return shown
+
+    def samples(self) -> list[tuple[str, list[dict]]]:
+        """(label, sample texts) of each run that has some."""
+        found = [
+            (h.label, samples(run.samples_path)) for run, h in zip(self.runs, self.histories, strict=True)
+        ]
+        return [(label, rows) for label, rows in found if rows]
+
+    @property
+    def has_picture(self) -> bool:
+        """Nothing is drawn of a run that ended before it had figures: two empty axes say nothing."""
+        return self.running or any(history.step for history in self.histories)
+
+    def figure(self):
+        if len(self.runs) == 1 and (found := preference_figure(self.runs[0])) is not None:
+            if self.histories[0].prefers:
+                return found
+        totals = [status["total_steps"] or 0 for status in self.statuses]
+        return curves.draw(self.histories, self.baselines, max(totals) or None, guessing(self.runs[0]))
+
+    def png(self) -> bytes:
+        return pictures.png(self.figure())
 
 
 def look(run: Run, history: History, status: dict, use: GpuMonitor | None = None) -> Look:

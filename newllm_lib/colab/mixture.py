@@ -28,6 +28,7 @@ class Mixture:
     def __init__(self, settings: Settings):
         self.chosen, self.documents = settings, settings.extra["mix_documents"]
         self.weights: dict[str, float] = {}
+        self.taken: dict[str, float] | None = None  # the weights that the cells below work with
         self.window: MixtureWindow | None = None
         if settings.extra["weights"]:
             self.choose(settings.extra["weights"])
@@ -85,7 +86,7 @@ class Mixture:
         """
         if self.weights and self.chosen.overrides.get("data_dir"):
             raise UsageError("The settings name data_dir, and shares are chosen: clear one of the two.")
-        folder = self.make()
+        folder, self.taken = self.make(), dict(self.weights)
         if folder is None:
             say(self.describe())
             return self.chosen
@@ -151,7 +152,9 @@ class MixtureWindow:
         """The sliders are the answer, whether the button is pressed or not."""
         self.mixture.weights = {name: slider.value for name, slider in self.sliders.items() if slider.value}
         self.mixture.documents = self.documents.value
-        self._say(self.mixture.describe())
+        taken = self.mixture.taken
+        late = " Not used yet: run the cells below again. · 下のセルをもう一度実行すると使われます。"
+        self._say(self.mixture.describe() + (late if taken not in (None, self.mixture.weights) else ""))
 
     def _make(self) -> None:
         self._say("Reading …")

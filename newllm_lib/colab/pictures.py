@@ -13,6 +13,9 @@ import re
 import threading
 
 from newllm_lib.colab.environment import shell
+from newllm_lib.evaluation.palette import GRID as GRID
+from newllm_lib.evaluation.palette import TEXT as TEXT
+from newllm_lib.evaluation.palette import plain_axes as plain_axes
 
 # light: dark. The first are Okabe and Ito's colours, for dark paper lightened without changing their hue.
 _THEME = {
@@ -27,7 +30,6 @@ _THEME = {
     "#e5e7eb": "#374151",  # grid
     "#ffffff": "#111827",
 }
-TEXT, GRID = "#374151", "#e5e7eb"
 WIDEST = 1100  # pixels; wider than that a curve only becomes flatter
 
 
@@ -107,18 +109,6 @@ def warm_up() -> None:
     """In a notebook, let a thread load matplotlib, so that the first picture does not wait for it."""
     if shell() is not None:
         threading.Thread(target=lambda: svg(new_figure()), name="matplotlib", daemon=True).start()
-
-
-def plain_axes(axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
-    """Quiet axes with a title on the left, in the theme's colours."""
-    axes.set_title(title, fontsize=12, loc="left", color=TEXT)
-    axes.set_xlabel(xlabel, fontsize=10.5, color=TEXT)
-    axes.set_ylabel(ylabel, fontsize=10.5, color=TEXT)
-    axes.tick_params(labelsize=10, colors=TEXT)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#6b7280")
 
 
 def least_span(axes, least: float, values, around=()) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-GREY = "#6b7280"
+GREY, TEXT, GRID = "#6b7280", "#374151", "#e5e7eb"  # said quietly, said, drawn behind
 
 
 class Style(NamedTuple):
@@ -37,3 +37,15 @@ def styles(names: Sequence[str]) -> list[Style]:
             own = next((s for s in (*_SPARE, *free) if s not in given), free[len(given) % len(free)])
         given.append(own)
     return given
+
+
+def plain_axes(axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+    """Quiet axes with a title on the left, in the theme's colours."""
+    axes.set_title(title, fontsize=12, loc="left", color=TEXT)
+    axes.set_xlabel(xlabel, fontsize=10.5, color=TEXT)
+    axes.set_ylabel(ylabel, fontsize=10.5, color=TEXT)
+    axes.tick_params(labelsize=10, colors=TEXT)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)

@@ -439,7 +439,14 @@ class Recipe:
             return Path(self.output_dir)
         clone = Path(__file__).resolve().parents[2]
         on_colab = "COLAB_RELEASE_TAG" in os.environ and (clone / "colab_bootstrap.sh").is_file()
-        return (clone / "checkpoints" if on_colab else Path("checkpoints")) / self.run_name
+        root = clone / "checkpoints" if on_colab else Path("checkpoints")
+        named = root / self.run_name
+        if self.model != "phase7" or self.sized_for != "cpu" or self.kernels == "off" or named.exists():
+            return named
+        from newllm_lib.runs.aliases import without_kernels
+
+        older = (path for path in root.glob("*_triton*") if without_kernels(path.name) == self.run_name)
+        return next(older, named)
 
     def to_yaml(self) -> str:
         """The record in a run's folder, with the version that writes it."""

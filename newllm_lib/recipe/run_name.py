@@ -11,7 +11,7 @@ from newllm_lib.recipe.recipe import Recipe
 def run_name(base: Recipe, recipe: Recipe) -> str:
     """The owner's names (`new_llm_wikitext`, `tinygpt2_wikitext`), with every change of the recipe."""
     parts = [plain_name(recipe.model, recipe.recipe)]
-    if recipe.kernels == "off":
+    if recipe.kernels == "off" or recipe.sized_for == "cpu":
         parts = [parts[0].removesuffix("_triton")]
     if recipe.task != "train":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]

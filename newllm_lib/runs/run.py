@@ -157,6 +157,12 @@ def find_run(name_or_path: str | Path) -> Run:
         for root in roots():
             if _is_run(root / name_or_path):
                 return Run(root / name_or_path)
+        from newllm_lib.runs.aliases import without_kernels
+
+        plain = without_kernels(str(name_or_path))
+        for run in list_runs():
+            if without_kernels(run.name) == plain:
+                return run
     names = [run.name for run in list_runs()]
     near = difflib.get_close_matches(str(name_or_path), names, 1)
     if near:

@@ -14,6 +14,8 @@ def plot_curves(run) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from newllm_lib.evaluation.palette import plain_axes, styles
+
     rows = list(run.metrics())
     steps = [r for r in rows if "loss" in r]
     evaluations = [r for r in rows if "eval_bits_per_byte" in r and not r.get("final")]
@@ -22,27 +24,25 @@ def plot_curves(run) -> Path | None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#0072B2", label="training")
+    style = styles([run.name])[0]
+    left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=style.colour, label="training")
     left.plot(
         [r["step"] for r in evaluations],
         [r["eval_loss"] for r in evaluations],
-        "o-",
-        color="#D55E00",
+        f"{style.marker}--",
+        color=style.colour,
         ms=4,
         label="validation",
     )
-    left.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=run.name)
+    plain_axes(left, run.name, "optimizer step", "loss (nats a token)")
     left.legend(frameon=False)
     if evaluations:
         x, y = [r["epoch"] for r in evaluations], [r["eval_bits_per_byte"] for r in evaluations]
-        right.plot(x, y, "o-", color="#D55E00", ms=4)
         best = min(range(len(y)), key=y.__getitem__)
-        right.plot(x[best], y[best], "*", color="#009E73", ms=14, label=f"best: {y[best]:.3f}")
+        right.plot(x, y, f"{style.marker}-", color=style.colour, ms=4)
+        right.plot(x[best], y[best], style.marker, color=style.colour, ms=9, label=f"best: {y[best]:.3f}")
         right.legend(frameon=False)
-    right.set(xlabel="epoch", ylabel="bits per byte (validation)", title="how well it predicts")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(right, "How well it predicts", "epoch", "bits per byte (validation)")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     with may_wait(run.curves):

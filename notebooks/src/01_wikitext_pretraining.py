@@ -4,16 +4,18 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/01_wikitext_pretraining.ipynb)
 #
 # A transformer looks back at every earlier token each time it predicts the next one, so its memory grows with the text.
-# **New-LLM has no attention**: each layer carries one *context vector* of fixed size from token to token. Gates decide
-# what is kept and what is written; they look at the tokens just read, never at the context vector, so a whole sequence
-# is trained at once, and yet the model writes a text of any length in constant memory.
+# **New-LLM has no attention**: each layer carries one *context vector* of fixed size from token to token. *Gates* are
+# numbers between 0 and 1: they decide how much of the vector is kept and how much is replaced. They are computed from the
+# tokens just read, never from the vector itself. So all tokens of a text can be trained on at once, and yet the model
+# writes a text of any length in constant memory.
 #
 # This notebook trains New-LLM and **TinyGPT2**, an attention model with the same number of parameters, on the same
 # tokens, and then asks which one predicts unseen text better. Choose *Runtime → Change runtime type → GPU* (a free T4
 # is enough), then *Runtime → Run all*.
 #
 # *日本語: 注意機構を持たない New-LLM と、パラメータ数が同じ TinyGPT2 を同じデータで学習し、比べるノートブックです。New-LLM は、
-# 過去のトークンを見返す代わりに、大きさの決まった「文脈ベクトル」を持ち運びます。「ランタイム」→「ランタイムのタイプを変更」で
+# 過去のトークンを見返す代わりに、大きさの決まった「文脈ベクトル」を持ち運びます。何を残し、何を書き換えるかは「ゲート」（0 から
+# 1 の数）が決めます。ゲートは直前のトークンだけから計算されるので、文章全体を一度に学習できます。「ランタイム」→「ランタイムのタイプを変更」で
 # GPU を選び（無料の T4 で十分です）、「すべてのセルを実行」してください。*
 
 # %% [markdown]
@@ -25,13 +27,15 @@
 # English; lower is better.
 #
 # *Perplexity*, the usual figure, counts per token and so depends on the vocabulary: a model with only 1,000 words can
-# boast a perplexity of 20 by calling every third word `<unk>`. Bits per byte cannot be fooled: letters that were lost
-# are paid for at full price. As a yardstick we also print two models that only count: **unigram** (how frequent is each
-# token) and **bigram** (which token follows which).
+# boast a perplexity of 20 by calling every third word `<unk>`, "unknown". Bits per byte cannot be fooled: each byte of
+# a word that was lost is counted in full. As a yardstick we also print two models that only count: **unigram** (how frequent
+# is each token) and **bigram** (which token follows which). A *token* is what the model reads in one step: a word, or a
+# piece of one.
 #
 # *日本語: 見るべき数値は bits per byte です。文章の 1 バイトを言い当てるのに何ビット必要かを表し、小さいほど良い値です（8 は何も
-# 学習していない状態、gzip は英語で約 3）。パープレキシティと違って語彙によらず、`<unk>` でごまかせません。基準として、トークンの
-# 頻度だけを使う unigram と、直前のトークンだけを使う bigram の値も表示します。*
+# 学習していない状態、gzip は英語で約 3）。パープレキシティ（perplexity）と違って語彙によらず、`<unk>` でごまかせません。基準として、
+# トークンの頻度だけを使う unigram と、直前のトークンだけを使う bigram の値も表示します。トークンは、モデルが一度に読む単位（単語か
+# その一部）です。*
 
 # %% [markdown]
 # ## 1 · Install
@@ -109,8 +113,8 @@ machine(settings);
 # ## 4 · Train New-LLM
 #
 # Training runs in a process of its own: it goes on if you close this tab. The cell ends at once, and its picture goes
-# on by itself: left the loss of each step, right the bits per byte on the validation text; ✓ marks the best evaluation,
-# whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
+# on by itself: left the loss of each step, right the bits per byte on the *validation text*, which is never trained on;
+# ✓ marks the best evaluation, whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
 # again (after the tab was closed, say), or to continue a run that was stopped.
 #
 # *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は学習の損失、右は
@@ -123,7 +127,7 @@ from newllm_lib.colab.background import train
 new_llm = train(settings)
 
 # %% [markdown]
-# The next model is trained when this one is done. ■ ends the waiting, not the training: then section 7 talks with the
+# The next model is trained when this one is done: this cell waits for it. ■ ends the waiting, not the training: then section 7 talks with the
 # best model so far.
 #
 # *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 7 で会話できます。*
@@ -216,9 +220,10 @@ show_surprise(text, new_llm, tiny_gpt2);
 
 # %% [markdown]
 # New-LLM's **context vector** while it reads: at each token, gates decide how much of each channel is replaced by
-# something new. The channels at the top are kept for hundreds of tokens, those at the bottom for one.
+# something new (a *channel* is one number of the vector). The channels at the top are kept for hundreds of tokens, those
+# at the bottom for one.
 #
-# *日本語: 文章を読むときの文脈ベクトルです。ゲートは、各チャンネルをどれだけ新しい内容に置き換えるかを決めます。上のチャンネルほど
+# *日本語: 文章を読むときの文脈ベクトルです。ゲートは、各チャンネル（ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるかを決めます。上のチャンネルほど
 # 長く覚えています。*
 
 # %%
@@ -228,10 +233,12 @@ show_gates(text, new_llm);
 
 # %% [markdown]
 # **What is remembered**: a name is given, other things are said, then the name is asked for. TinyGPT2 sees nothing
-# beyond its window; New-LLM's state has no end, but what it keeps there it must have learned to keep. At 1 the name is
-# forgotten: small models trained for minutes forget soon, and that is shown as it is.
+# beyond its window; New-LLM's context vector has no such limit, but it keeps only what it has learned to keep. At height
+# 1 the name is no likelier than any other: it is forgotten. Small models trained for minutes forget soon, and that is
+# shown as it is.
 #
-# *日本語: 名前を伝え、別の話をしてから名前を尋ねて、覚えているかを調べます。1 なら忘れています。数分の学習では、小さなモデルは
+# *日本語: 名前を伝え、別の話をしてから名前を尋ねて、覚えているかを調べます。縦軸が 1 なら、ほかの名前と同じ確率、つまり忘れて
+# います。TinyGPT2 は窓より前を見られません。数分の学習では、小さなモデルは
 # すぐに忘れます。*
 
 # %%
@@ -243,12 +250,14 @@ show_recall(new_llm, tiny_gpt2);
 # ## 7 · Talk with it
 #
 # What was said is kept in the context vector, so no token is read twice, however long the conversation becomes. A model
-# trained on Wikipedia continues your text; one trained on `demo` answers in turns. Small models babble: it is the
-# figures above that say what was learnt. Open *The next token's probabilities* under the chat and move *temperature*
-# and *top-p*: you see what the next token is drawn from.
+# trained on Wikipedia or on stories continues your text; one trained on `demo` answers in turns. Small models babble: it
+# is the figures above that say what was learnt. Open *The next token's probabilities* under the chat: you see what each
+# token was drawn from. A *temperature* below 1 makes likely tokens likelier still; *top-p* 0.9 draws only from the
+# likeliest tokens that make up 90 %.
 #
 # *日本語: 会話の内容は文脈ベクトルに保たれるので、どれだけ長く話しても同じトークンを読み直しません。チャットの下の「次のトークンの
-# 確率」を開き、temperature と top-p を動かすと、次のトークンがどの候補から選ばれるかが見えます。*
+# 確率」を開くと、どの候補から選ばれたかが見えます。temperature を下げると出やすいトークンがさらに出やすくなり、top-p を 0.9 に
+# すると上位 90 % の候補だけから選びます。最初のプロンプト（書き出し）は下のセルの `first` です。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat

@@ -45,8 +45,9 @@
 # ## 2 · Settings
 #
 # Left alone, Dolly is the guide's run: one layer, 128 tokens, 2,048 sequences a step, learning rate 8e-4, up to 100
-# epochs, stopped after 20 without a better one. What does not fit the GPU at once is accumulated: the batch stays the
-# same. *Rank of LoRA adapters* trains small matrices beside a start's weights instead of the weights.
+# epochs (passes over the data), stopped after 20 without a better one. What does not fit the GPU at once is computed in
+# parts whose gradients are added up: the result is the same. *Rank of LoRA adapters* leaves the weights of a start as
+# they are, and trains small matrices beside them.
 #
 # *日本語: 空欄のままなら、Dolly は旧ガイドと同じ設定です（1 層、128 トークン、1 ステップ 2,048 系列）。GPU に一度に入らない分は
 # 分けて計算し、バッチサイズは変わりません。「LoRA のランク」を入れると、元の重みの代わりに小さな行列だけを学習します。*
@@ -120,7 +121,7 @@
 # %% [markdown]
 # ## 6 · Read the result
 #
-# **Bits per byte** of the held-out answers, beside the bigram table (which only knows which token follows which), the
+# **Bits per byte** of the *held-out* answers (set aside, never trained on), beside the bigram table (which only knows which token follows which), the
 # start before training, and your earlier runs on the same text; then what to change, and the next command. Perplexity
 # depends on the vocabulary: the guide's 15 to 25 were measured with 1,000 words and cannot be compared.
 #
@@ -128,7 +129,8 @@
 # only the figure does. Answers that are empty or repeat themselves are counted.
 #
 # *日本語: 検証用の応答での bits per byte を、bigram 表、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次の
-# コマンドを示します。表は、評価のたびに同じ質問へどう答えたかです。*
+# コマンドを示します。表は、評価のたびに同じプロンプトへどう答えたかです。空の応答や繰り返しは数えて示します。パープレキシティは
+# 語彙によって変わるので、1,000 語で測った旧ガイドの 15〜25 とは比べられません。*
 
 # %%
 #@build cell read
@@ -158,11 +160,13 @@
 # ## 7 · Talk with it
 #
 # Answers appear as they are formed and end where the model ends its turn; what was said stays in the context vector.
-# With a few million parameters it babbles; the figures above say what was learnt. Open *The next token's
-# probabilities* and move *temperature* and *top-p*: you see what the next token is drawn from.
+# With a few million parameters it babbles; the figures above say what was learnt. Open *The next token's probabilities*:
+# you see what each token was drawn from. A *temperature* below 1 makes likely tokens likelier still; *top-p* 0.9 draws only
+# from the likeliest tokens that make up 90 %.
 #
-# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開いて temperature と top-p を動かすと、次のトークンがどの候補から
-# 選ばれるかが見えます。*
+# *日本語: 学習したモデルと会話します。小さなモデルの文は意味が通らないことも多く、学習の成果は上の数値で見ます。「次のトークンの
+# 確率」を開くと、どの候補から選ばれたかが見えます。temperature を下げると出やすいトークンがさらに出やすくなり、top-p を 0.9 に
+# すると上位 90 % の候補だけから選びます。*
 
 # %%
 #@build cell chat

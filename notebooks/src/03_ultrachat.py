@@ -3,13 +3,13 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/03_ultrachat.ipynb)
 #
-# 1.5 million dialogues of several turns about everything. They are read whole: the turns, the speakers, to the end, in
-# blocks that go on where the last one stopped. The full set streams: it is prepared while it trains, so the first loss
-# comes within a minute or two and memory stays flat.
+# 1.5 million dialogues of several turns about everything. They are read whole, with their turns and speakers, in blocks of
+# 128 tokens: each block goes on where the one before it stopped. The full set *streams*: it is prepared while it trains,
+# so the first loss comes within a minute or two, and memory does not grow.
 #
 # Choose *Runtime → Change runtime type → GPU* (a free T4 is enough), then *Runtime → Run all*.
 #
-# *日本語: 150 万件の複数ターンの対話で学習します。全件を使う場合は、学習しながら準備するので、最初の損失は 1〜2 分で出ます。
+# *日本語: 150 万件の複数ターンの対話で学習します。対話は途中で切らずに、128 トークンずつ続けて読みます。全件を使う場合は、学習しながら準備するので、最初の損失は 1〜2 分で出ます。
 # 「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」してください。まずは `100k`（10 万件）がおすすめです。*
 
 # %% [markdown]
@@ -114,12 +114,12 @@
 # %% [markdown]
 # ## 6 · Read the result
 #
-# **Bits per byte** of the held-out answers, beside the bigram table (which only knows which token follows which), the
+# **Bits per byte** of the *held-out* answers (set aside, never trained on), beside the bigram table (which only knows which token follows which), the
 # start before training, and your earlier runs on the same text; then what to change, and the next command. The table
 # shows the same questions answered at each evaluation.
 #
 # *日本語: 検証用の応答での bits per byte を、bigram 表、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次の
-# コマンドを示します。表は、評価のたびに同じ質問へどう答えたかです。*
+# コマンドを示します。表は、評価のたびに同じプロンプトへどう答えたかです。*
 
 # %%
 #@build cell read
@@ -149,10 +149,11 @@
 # ## 7 · Talk with it
 #
 # Answers appear as they are formed; what was said stays in the context vector, however long you talk. Open *The next
-# token's probabilities* and move *temperature* and *top-p*: you see what the next token is drawn from.
+# token's probabilities*: you see what each token was drawn from. A *temperature* below 1 makes likely tokens likelier
+# still; *top-p* 0.9 draws only from the likeliest tokens that make up 90 %.
 #
-# *日本語: 学習したモデルと会話します。「次のトークンの確率」を開いて temperature と top-p を動かすと、次のトークンがどの候補から
-# 選ばれるかが見えます。*
+# *日本語: 学習したモデルと会話します。会話の内容は文脈ベクトルに保たれます。「次のトークンの確率」を開くと、どの候補から選ばれた
+# かが見えます。temperature を下げると出やすいトークンがさらに出やすくなり、top-p を 0.9 にすると上位 90 % の候補だけから選びます。*
 
 # %%
 #@build cell chat

@@ -20,15 +20,16 @@
 #
 # Everything is measured on **held-out pairs about facts that training never mentions**, before and after:
 #
-# - **accuracy**: share of the pairs whose better answer the model finds more probable; **margin**: by how much, in nats.
-#   Both with 95 % intervals: only where the intervals before and after stand apart was something learned.
+# - **accuracy**: share of the pairs whose better answer the model finds more probable; **margin**: by how much, in *nats*
+#   (0.69 nats more: twice as probable). Both with 95 % intervals: only where the intervals before and after stand apart
+#   was something learned.
 # - The **loss** starts at 0.693 (log 2: no preference yet) and falls. At the guide's learning rate of 5e-6 it hardly
 #   moves in one epoch, and that is shown as it is.
-# - **KL**: how far the answers have moved from the base's. A run whose answers become empty or repeat themselves is
+# - **KL** (a distance between two models): how far the answers have moved from the base's. A run whose answers become empty or repeat themselves is
 #   stopped and not called a success, whatever its accuracy.
 #
 # *日本語: 学習に一度も出てこない事実についてのペアで、学習の前後を比べます。正解率は、良い応答のほうが確率の高いペアの割合、
-# マージンはその差（nat）です。前後の 95 % 信頼区間が重ならなければ、学習の効果があったといえます。損失は 0.693（まだ好みがない状態）
+# マージンはその差です（単位は nat。0.69 nat で確率が 2 倍）。前後の 95 % 信頼区間が重ならなければ、学習の効果があったといえます。損失は 0.693（まだ好みがない状態）
 # から始まります。KL は元のモデルからの距離です。応答が空になったり繰り返したりする run は止められ、成功とは見なされません。*
 
 # %% [markdown]
@@ -82,9 +83,10 @@ packages();
 # %% [markdown]
 # ## 3 · The pairs
 #
-# Made from 101 facts on AI, programming and data science and 21 question forms; rejected answers are vague, off topic,
-# wrong, curt or repetitive, and of the same length. Could they be told apart without understanding? Length and first
-# words should give about 50 %; single words tell vague and curt answers, but not a fact about another term.
+# Made from 101 facts on AI, programming and data science and 21 question forms. Rejected answers are vague, off topic,
+# wrong, curt or repetitive, and of the same length. Could the two be told apart without understanding? A guess by length
+# or by the first words should be right in about 50 %. Single words give vague and curt answers away, but not a fact about
+# another term.
 #
 # *日本語: AI、プログラミング、データサイエンスの 101 の事実と 21 の質問の形から作ったペアです。悪い応答は、あいまい、話題違い、誤り、
 # そっけない、繰り返しのどれかで、長さは良い応答と同じです。内容を理解せずに見分けられないことも確かめます（長さや最初の語だけなら
@@ -203,8 +205,8 @@ experiments = False
 # %% [markdown]
 # ### Beta and learning rate
 #
-# *Beta* is how dear it is to move away from the base: small means far, and perhaps into nonsense. Each pair of values is a
-# run of its own, kept and not repeated. Raise the numbers of values when you have the time.
+# *Beta* is the price of moving away from the base: with a small beta the model may move far, perhaps into nonsense. Each
+# pair of values is a run of its own, kept and not repeated. Try more values when you have the time.
 #
 # *日本語: beta と学習率を変えて比べます。beta が小さいほど元のモデルから離れられますが、応答が崩れることもあります。値の組ごとに
 # 1 つの run になり、終わった run は学習し直しません。*
@@ -238,8 +240,9 @@ if experiments:
 # %% [markdown]
 # ### Short of memory
 #
-# Nothing to do: where memory runs out, fewer pairs are taken at a time, the batch stays. If even one pair does not fit:
-# recomputed activations and shorter sequences (fewer accumulated steps would save nothing). About how much each needs here:
+# There is nothing to do: where memory runs out, fewer pairs are computed at a time, and the batch stays the same. If even
+# one pair does not fit, there are two more ways: compute intermediate results twice instead of keeping them (*gradient
+# checkpointing*), or shorter sequences. About how much each needs here:
 #
 # *日本語: メモリが足りなくなると、一度に処理するペアを自動で減らします（バッチサイズは変わりません）。1 ペアも入らなければ、活性値の
 # 再計算（gradient checkpointing）や短い系列を使います。それぞれに必要なメモリのおおよその量を表示します。*

@@ -3,17 +3,20 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/05_phase7_1p5b.ipynb)
 #
-# **Phase 7** looks at the last 128 tokens by their distance in *hyperbolic space*, where there is room for trees of
-# meanings; it carries everything older in a **state-space branch** of fixed size; a gate chooses between the two.
-# Embedding and head are two small *tensor-train* cores instead of a table of 100 million numbers. It comes in four
-# presets, from 25 million to **1.5 billion parameters**, and the large ones train in a few GiB: weights rounded
-# stochastically in bfloat16, each parameter stepped inside the backward pass, activations kept on the host.
+# **Phase 7** looks back at the last 128 tokens by their distance in *hyperbolic space*, a curved space that has room for
+# trees of meanings. Everything older is carried in a **state-space branch**, a memory of fixed size. A gate mixes the two.
+# The tables that turn words into vectors and back are two small *tensor-train* cores, which are multiplied when needed,
+# instead of 100 million numbers. There are four presets, from 25 million to **1.5 billion parameters**. The large ones
+# train in a few GiB of GPU memory: numbers have 16 bits (bfloat16) and are rounded up or down by chance, so that small
+# changes are not lost; each parameter is updated as soon as its gradient is known; intermediate results wait in the
+# computer's main memory.
 #
 # Choose *Runtime → Change runtime type → GPU*, then *Runtime → Run all*. With *auto* in the form, the preset is the one
 # that learns most on your GPU in the time you have, so on a free T4 this is a matter of minutes; for 1.5B choose it by name.
 #
 # *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。直近の 128 トークンは双曲空間での距離で見て、それより前は大きさの
-# 決まった状態空間の枝で運びます。`auto` のままなら、この GPU と使える時間で最もよく学習できる大きさが選ばれます。15 億は名前で選んで
+# 決まった状態空間の枝で運びます。大きなモデルも数 GiB の GPU メモリで学習できます（16 ビットの数の確率的な丸め、勾配が出しだいの
+# 更新、途中の値をメインメモリに置く方法）。`auto` のままなら、この GPU と使える時間で最もよく学習できる大きさが選ばれます。15 億は名前で選んで
 # ください。「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」します。*
 
 # %% [markdown]
@@ -65,8 +68,8 @@ check()
 # %% [markdown]
 # ## 4 · What fits, how long it takes, what it reaches
 #
-# *Computed* speeds follow from the GPU's data sheet and what other sizes reached, and may be off by a factor of two; the
-# live view soon knows better. The last columns matter most: a model is used well with about **20 tokens for each of its
+# *Computed* speeds are worked out from the GPU's data sheet and from what other sizes reached. They may be wrong by a
+# factor of two; the live view in section 7 soon knows better. The last columns matter most: a model is used well with about **20 tokens for each of its
 # parameters** ([Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556)); with far fewer, a smaller model
 # learns more in the same time. 1.5B parameters want 30 billion tokens, weeks on one H100: what a session buys is its
 # beginning.
@@ -127,7 +130,8 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # marks the best, whose model is kept. The copy on Drive is kept while it trains, if the form says so.
 #
 # *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。停止ボタンは保存してから
-# 止め、保存ボタンは保存して学習を続けます。フォームで選んであれば、学習中に Google ドライブへコピーします。*
+# 止め、保存ボタンは保存して学習を続けます。左は学習の損失、右は検証用の文章での bits per byte で、✓ が最良の評価です。フォームで
+# 選んであれば、学習中に Google ドライブへコピーします。*
 
 # %%
 #@build cell start
@@ -180,7 +184,8 @@ run = train(settings)
 # The past is kept in the state and in a window of 128 tokens, so memory stays the same however long you talk. Small models
 # babble: the figures above say what was learnt.
 #
-# *日本語: 学習したモデルと会話します。過去は状態と 128 トークンの窓に保たれるので、どれだけ長く話してもメモリは増えません。*
+# *日本語: 学習したモデルと会話します。過去は状態と 128 トークンの窓に保たれるので、どれだけ長く話してもメモリは増えません。小さな
+# モデルの文は意味が通らないことも多く、学習の成果は上の数値で見ます。*
 
 # %%
 from newllm_lib.colab.chat_widget import chat

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from newllm_lib import runs
-from newllm_lib.colab import background, live
+from newllm_lib.colab import background, look
 from newllm_lib.colab.forms import OVERRIDES_VARIABLE
 from newllm_lib.colab.settings import PRETRAINING
 from newllm_lib.errors import Interrupted, NewLLMError
@@ -44,7 +44,7 @@ def settings(tmp_path, monkeypatch):
     """Settings of a form, in an empty folder; `.ends("failed")` says how its training ends."""
     monkeypatch.delenv(OVERRIDES_VARIABLE, raising=False)
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
-    monkeypatch.setattr(live.View, "png", lambda view: b"")  # the picture has tests of its own
+    monkeypatch.setattr(look.View, "png", lambda view: b"")  # the picture has tests of its own
     monkeypatch.chdir(tmp_path)
     ends(monkeypatch, "done")
     return PRETRAINING.read(recipe="demo", epochs=2)

@@ -74,6 +74,19 @@ def test_the_picture_of_surprise_holds_both_models_and_their_sums(new_llm, tiny_
     assert "--nl-0072b2" in shown and "--nl-d55e00" in shown  # each in its model's colour
 
 
+def test_a_stored_notebook_shows_surprise_as_a_picture(new_llm, tokenizer):
+    """Where HTML loses its colours: each token once, the deeper the more bits, at most so many letters a
+    line."""
+    found = surprise(new_llm, tokenizer, TEXT)
+    axes = explain.surprise_figure(["new_llm_demo"], [found], columns=30).axes[0]
+    total, *texts = [text.get_text() for text in axes.texts]
+    assert f"{found.bits_per_byte:.3f} bits per byte" in total
+    assert "".join(texts).replace("·", "") == TEXT
+    shades = [patch.get_alpha() for patch in axes.patches]
+    assert shades == pytest.approx([min(1.0, bits / 10) * 0.75 for bits in found.bits])
+    assert all(patch.get_x() + patch.get_width() <= 30 for patch in axes.patches)
+
+
 def test_the_gates_shown_make_the_state_that_the_model_carries(new_llm, tokenizer):
     """c_t = a_t c_(t-1) + (1 - a_t) silu(i_t), from the gates alone, is the model's own context vector."""
     for layer in (0, 1):
@@ -96,9 +109,10 @@ def test_channels_are_sorted_by_how_long_they_remember(new_llm, tokenizer):
     assert float(found.kept[1:, channel].mean()) ** float(memory[-1]) == pytest.approx(1 / math.e, rel=1e-3)
     above, below = explain.gates_figure(found).axes
     heights = [bar.get_height() for bar in above.patches]
-    assert heights == pytest.approx((100 * (1 - found.kept).mean(1)).tolist()[: len(heights)], abs=1e-3)
+    read = found.kept[1:] if found.kept[0].amax() == 0 else found.kept  # without the document's start
+    assert heights == pytest.approx((100 * (1 - read).mean(1)).tolist()[: len(heights)], abs=1e-3)
     shown = below.images[0].get_array()[..., 3]
-    assert np.allclose(shown, (1 - found.kept[:, found.order()]).T[:, : shown.shape[1]], atol=1e-5)
+    assert np.allclose(shown, (1 - read[:, found.order()]).T[:, : shown.shape[1]], atol=1e-5)
 
 
 def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch):
@@ -183,7 +197,7 @@ def test_a_run_that_learned_nothing_does_not_look_dramatic(tmp_path):
             for n in (0, 4)
         ],
     )
-    panels = {axes.get_title(): axes for axes in preference_figure(run).axes if axes.get_visible()}
+    panels = {axes.get_title("left"): axes for axes in preference_figure(run).axes if axes.get_visible()}
     for title, least in (
         ("loss", 0.2),
         ("reward margin", 0.4),

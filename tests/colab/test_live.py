@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, curves, live, live_widgets, pictures
+from newllm_lib.colab import buttons, curves, live, live_widgets, look, pictures
 from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
 from newllm_lib.evaluation.palette import styles
@@ -85,17 +85,17 @@ def test_before_the_first_step_the_line_tells_what_is_prepared(tmp_path):
     run = Run(tmp_path / "run")
     run.path.mkdir()
     run.log.write_text("  packing 45% | 1.2M tokens | 8 s left\n")
-    view = live.View([run])
+    view = look.View([run])
     view.statuses[0]["state"] = "running"
     assert view.lines() == ["run: running | packing 45% | 1.2M tokens | 8 s left"]
     assert view.looks()[0].fraction == 0.45  # of the packing: the bar moves from the first second on
 
 
-def running(run: Run, log: str = "", **status) -> live.View:
+def running(run: Run, log: str = "", **status) -> look.View:
     """A view of a run that (it is told) trains now."""
     run.path.mkdir(parents=True, exist_ok=True)
     run.log.write_text(log)
-    view = live.View([run])
+    view = look.View([run])
     view.update()
     view.statuses[0] |= {"state": "running", "total_steps": 300, **status}
     return view
@@ -264,8 +264,8 @@ def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
     run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     live.watch(run)
     assert "run: Hello <b> … I am 49" in capsys.readouterr().out
-    assert live.View([Run(tmp_path / "other")]).samples() == []
-    shown = live_widgets.sample_texts(live.View([run]).samples())
+    assert look.View([Run(tmp_path / "other")]).samples() == []
+    shown = live_widgets.sample_texts(look.View([run]).samples())
     assert (
         shown.count("<tr>") == 6 and "Hello &lt;b&gt;" in shown and "I am 0<" in shown and "I am 49<" in shown
     )
@@ -273,7 +273,7 @@ def test_what_a_run_says_is_shown_over_time(tmp_path, capsys):
 
 def test_a_running_run_shows_how_busy_its_machine_is_and_where_its_copy_stands(tmp_path, monkeypatch):
     run = finished(tmp_path / "run")
-    view = live.View([run])
+    view = look.View([run])
     view.statuses[0] |= {"state": "running", "pid": os.getpid()}
     assert re.search(r"\d\.\d GiB of host memory|GPU \d+ %", view.lines()[0])
     status = {"folder": "/drive", "step": 200, "message": "/drive is full"}

@@ -111,6 +111,16 @@ def test_moved_sliders_are_the_answer_with_or_without_the_button(window, folder)
     assert window.mixture.settings().recipe().data_dir == str(folder / "data" / "mix")
 
 
+def test_sliders_moved_after_run_all_had_passed_say_that_they_are_not_used_yet(window, folder):
+    assert "Not used yet" not in window.state.value
+    window.mixture.settings()  # the cell below, before a hand could move anything
+    window.another.value = "other"
+    assert "Not used yet: run the cells below again" in window.state.value
+    window.mixture.settings()
+    window._changed()
+    assert "Not used yet" not in window.state.value
+
+
 def test_a_source_that_is_not_there_is_a_line_in_the_window(window):
     window.another.value = "no_such_<source>"
     window.sliders["one"].value = 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.texts import byte_level_bpe
 
 LENGTH = 256
+_END = "<|endoftext|>"  # DialoGPT's
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 _GROUPED = {**_SIZES, "num_key_value_heads": 1, "max_position_embeddings": LENGTH}
 _NEOX = {**_SIZES, "max_position_embeddings": LENGTH, "tie_word_embeddings": False}
@@ -80,3 +83,31 @@ def chat_base(folder: Path, kind: str, template: str | None = None) -> Path:
     )
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def dialogpt(folder: Path) -> None:
+    """A tiny model in the format of microsoft/DialoGPT-small: weights with old buffers, two files of
+    vocabulary, its template in the tokenizer's configuration."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder.mkdir(parents=True)
+    backend = byte_level_bpe(400, [_END])
+    backend.model.save(str(folder))  # vocab.json, merges.txt
+    end, sizes = (
+        backend.token_to_id(_END),
+        {"n_positions": 256, "n_ctx": 256, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    )
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=backend.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes)
+    model = GPT2LMHeadModel(config)
+    buffers = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril().bool() for i in range(2)}
+    weights = {
+        name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }  # tied
+    save_file(weights | buffers, folder / "model.safetensors", {"format": "pt"})
+    written = {**config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
+    (folder / "config.json").write_text(json.dumps(written))
+    template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 256, "chat_template": template})
+    )

@@ -12,42 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from newllm_lib.runs import Run
+from tests.helpers.chat_bases import dialogpt
 from tests.helpers.hub_server import HubServer
-from tests.helpers.texts import byte_level_bpe
 
-END = "<|endoftext|>"
 HERE = Path(__file__).parent
-
-
-def dialogpt(folder: Path) -> None:
-    """A tiny model in the format of microsoft/DialoGPT-small: weights with old buffers, two files of
-    vocabulary, its template in the tokenizer's configuration."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder.mkdir(parents=True)
-    backend = byte_level_bpe(400, [END])
-    backend.model.save(str(folder))  # vocab.json, merges.txt
-    end, sizes = (
-        backend.token_to_id(END),
-        {"n_positions": 256, "n_ctx": 256, "n_embd": 32, "n_layer": 2, "n_head": 2},
-    )
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=backend.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes)
-    model = GPT2LMHeadModel(config)
-    buffers = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril().bool() for i in range(2)}
-    weights = {
-        name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"
-    }  # tied
-    save_file(weights | buffers, folder / "model.safetensors", {"format": "pt"})
-    written = {**config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
-    (folder / "config.json").write_text(json.dumps(written))
-    template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"model_max_length": 256, "chat_template": template})
-    )
 
 
 def test_the_default_base_comes_from_the_hub_and_its_adapters_go_anywhere(tmp_path):

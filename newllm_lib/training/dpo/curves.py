@@ -6,9 +6,10 @@ import io
 import math
 from pathlib import Path
 
+from newllm_lib.evaluation.palette import GREY, TEXT, plain_axes
 from newllm_lib.runs import Run, atomic_write_bytes, may_wait
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6b7280"
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
 # title, unit, training series, held-out series (each with colour and label), a line to compare with, and the
 # least span of the axis: what learned nothing must not look dramatic
@@ -30,7 +31,7 @@ _PANELS = (
         {"rewards/accuracies": (_BLUE, "training, by reward")},
         {
             "eval_accuracy": (_ORANGE, "held out, by probability"),
-            "eval_reward_accuracy": (_GREY, "held out, by reward"),
+            "eval_reward_accuracy": (GREY, "held out, by reward"),
         },
         0.5,
         1.0,
@@ -38,8 +39,8 @@ _PANELS = (
     (
         "log-probability of the answers",
         "nats",
-        {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (_GREY, "rejected")},
-        {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (_GREY, "rejected, held out")},
+        {"logps/chosen": (_GREEN, "chosen"), "logps/rejected": (GREY, "rejected")},
+        {"eval_chosen": (_GREEN, "chosen, held out"), "eval_rejected": (GREY, "rejected, held out")},
         None,
         4.0,
     ),
@@ -65,19 +66,17 @@ def preference_figure(run: Run):
     for place, (title, unit, training, held_out, line, least) in zip(axes, panels, strict=False):
         _draw(place, rows, training, held_out)
         if line is not None:
-            place.axhline(line, color=_GREY, linewidth=0.8, linestyle=":")
+            place.axhline(line, color=GREY, linewidth=0.8, linestyle=":")
         low, high = place.get_ylim()
         missing = max(0.0, least - (high - low)) / 2
         never_below_0 = title in ("GPU memory", "distance from the base (KL)")
         place.set_ylim(*((0.0, max(least, high)) if never_below_0 else (low - missing, high + missing)))
-        place.set(title=title, xlabel="optimizer step", ylabel=unit)
-        place.grid(color="#e5e7eb")
-        place.spines[["top", "right"]].set_visible(False)
+        plain_axes(place, title, "optimizer step", unit)
         if place.get_legend_handles_labels()[0]:
-            place.legend(frameon=False, fontsize=8)
+            place.legend(frameon=False, fontsize=9, labelcolor=TEXT)
     for place in axes[len(panels) :]:
         place.set_visible(False)
-    figure.suptitle(run.name)
+    figure.suptitle(run.name, color=TEXT)
     return figure
 
 

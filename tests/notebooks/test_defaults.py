@@ -1,0 +1,50 @@
+"""Each notebook from *Run all* to the end with its form left alone, on records of each set's form from a
+local hub; only the steps are capped. On a machine with a GPU these are the sizes of that GPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from newllm_lib.data.datasets import REGISTRY
+from tests.helpers.chat_bases import dialogpt
+from tests.helpers.dialogue_sets import dialogue_hub, write_parquet
+from tests.helpers.notebooks import NOTEBOOKS
+from tests.helpers.texts import paragraphs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+nbformat = pytest.importorskip("nbformat")
+SLOWEST_CELL = 900  # seconds
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub with the dialogue sets, TinyStories, and DialoGPT in a toy's size."""
+    root = tmp_path_factory.mktemp("hub")
+    with dialogue_hub(root) as server:
+        stories = root / "datasets" / REGISTRY["tinystories"].home / "data"
+        for split, seed in (("train", 1), ("validation", 2)):
+            rows = [{"text": text} for text in paragraphs(3000 if split == "train" else 300, seed)]
+            write_parquet(stories / f"{split}-00000-of-00001.parquet", rows)
+        dialogpt(root / "models" / "microsoft" / "DialoGPT-small")
+        yield server
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    for key, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "NEWLLM_CACHE": str(tmp_path / "cache"),
+        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps({"max_steps": 8}),
+    }.items():
+        monkeypatch.setenv(key, value)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, timeout=SLOWEST_CELL, kernel_name="python3", resources=place)
+    client.execute()
+    assert list((tmp_path / "checkpoints").glob("*/best/*.safetensors")), "nothing was trained"
+    runs = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert list((tmp_path / "checkpoints").glob("*.zip")), runs
