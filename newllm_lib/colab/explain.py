@@ -140,6 +140,7 @@ def surprise_figure(names: Sequence[str], found: Sequence[Surprise], columns: in
     blocks = [_in_lines(one, columns) for one in found]
     rows = sum(max(row for row, *_ in block) + 3.2 for block in blocks)
     figure = pictures.new_figure(11.0, 0.26 * rows)
+    figure.set_layout_engine("none")  # letters and their boxes must keep their sizes
     axes = figure.add_axes((0.01, 0.0, 0.98, 1.0))
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()

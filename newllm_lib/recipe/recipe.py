@@ -443,9 +443,8 @@ class Recipe:
         named = root / self.run_name
         if self.model != "phase7" or self.sized_for != "cpu" or self.kernels == "off" or named.exists():
             return named
-        from newllm_lib.runs.aliases import without_kernels
-
-        older = (path for path in root.glob("*_triton*") if without_kernels(path.name) == self.run_name)
+        # as it was called before; also in runs/aliases.py
+        older = (path for path in root.glob("*_triton*") if path.name.replace("_triton", "", 1) == named.name)
         return next(older, named)
 
     def to_yaml(self) -> str:
