@@ -34,7 +34,7 @@ def hub(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
 def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
-    (tmp_path / "tmp").mkdir()  # the lock on a GPU is a file there: five of these may stand beside one another
+    (tmp_path / "tmp").mkdir()  # the lock on a GPU is a file there: these may share one
     for key, value in {
         "TMPDIR": str(tmp_path / "tmp"),
         "HF_ENDPOINT": hub.url,
