@@ -8,8 +8,8 @@ written once:
     #@build form NAME      the settings cell of the form NAME in newllm_lib/colab/settings.py, from its recipe
 
 The same source gives the same bytes: cell ids come from the cells' content. Outputs, which `execute.py`
-makes, stay with the cells that did not change; `--check-outputs` says where the source is newer than they
-are."""
+makes, stay with the cells that did not change; `--check-outputs` says where a cell's code is newer than
+they are."""
 
 from __future__ import annotations
 
@@ -80,8 +80,9 @@ def _metadata(source: Path) -> dict:
 
 
 def digest(text: str) -> str:
-    """Of a notebook without outputs: what its outputs were made from."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of a notebook's code cells: what its outputs were made from."""
+    code = [cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()[:16]
 
 
 def without_outputs(text: str) -> str:

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from newllm_lib.runs import find_run
-from tests.helpers.browser import MINUTES, MISSING, Tab, chromium, jupyterlab, until
+from tests.helpers.browser import MINUTES, MISSING, PICTURES, Tab, chromium, jupyterlab, until
 from tests.helpers.notebooks import NOTEBOOKS, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -90,6 +90,9 @@ def opened(tmp_path, monkeypatch):
         tab = new_tab()
         tab.open(address)
         yield tab, new_tab, address
+        PICTURES.mkdir(exist_ok=True)
+        for page in (page for context in browser.contexts for page in context.pages):
+            page.screenshot(path=str(PICTURES / "traps-end.png"))
         browser.close()
 
 

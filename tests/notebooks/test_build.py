@@ -74,6 +74,8 @@ def test_outputs_stay_with_cells_that_did_not_change_and_are_told_to_be_old(
     notebook.metadata["executed"] = {"source": builder.digest(builder.build(source))}
     path.write_text(nbformat.writes(notebook) + "\n")
     assert builder.main(["--check"]) == 0 and builder.main(["--check-outputs"]) == 0
+    source.write_text(source.read_text().replace("# # X", "# # Prose"))
+    assert builder.main([]) == 0 and builder.main(["--check-outputs"]) == 0  # the outputs are the code's
     source.write_text(source.read_text().replace("print(2)", "print(3)"))
     assert builder.main(["--check"]) == 1 and builder.main([]) == 0 and builder.main(["--check"]) == 0
     kept = [cell.outputs for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
