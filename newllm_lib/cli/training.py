@@ -86,15 +86,18 @@ def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
 
 
 def _begin_at_once(arguments: argparse.Namespace, name: str) -> subprocess.Popen | None:
-    """What goes on by itself while this process imports: the packages' files are read, and kernels are
-    compiled by the process that is returned (None: by nobody).
+    """What goes on by itself while this process imports: the packages' files are read, the data prepared, and
+    kernels compiled by the process that is returned (None: by nobody).
     """
+    from newllm_lib.data import ahead
     from newllm_lib.training.precompile_process import start_process
 
-    if arguments.background:  # the process that trains does both
+    if arguments.background:  # the process that trains does it all
         return None
     read_ahead()
-    return start_process(name, overrides(arguments))
+    keys = overrides(arguments)
+    ahead.start(name, keys)
+    return start_process(name, keys)
 
 
 def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -> Callable[[Recipe], Run]:
