@@ -17,6 +17,7 @@ BENCHMARKS = {
     "streaming": "a large dialogue set from the hub to packed tokens: memory, speed, the first batch",
     "first_step": "the wait from `newllm train` to its first logged loss",
     "whole_run": "a whole `newllm train`: wall-clock, where it went, memory",
+    "evaluation": "evaluating beside training, in one run: tokens/s of both, waiting for context health",
     "time_to_quality": "New-LLM and its peers on one text for equal seconds: bits per byte over the seconds",
     "table": "no measurement: the tables of docs/results from results.csv",
 }

@@ -1,4 +1,4 @@
-"""Quicker imports: their files are read side by side beforehand, and no garbage is collected."""
+"""Quicker imports: files are read side by side beforehand, and no file twice; no garbage is collected."""
 
 from __future__ import annotations
 
@@ -51,6 +51,32 @@ def read_ahead() -> threading.Thread:
     thread = threading.Thread(target=_read_all, daemon=True, name="read ahead")
     thread.start()
     return thread
+
+
+def read_models_once() -> None:
+    """transformers reads each of its 1,600 model files for their names when it is imported, and all of them
+    again with the first model: the second time is answered from the first. A transformers that does otherwise
+    reads them.
+    """
+    import transformers
+    from transformers.utils import import_utils
+
+    folder = Path(transformers.__file__).parent / "models"
+    read = getattr(import_utils, "define_import_structure", None)
+    if read is None:
+        return
+
+    def define_import_structure(module_path: str, prefix: str | None = None) -> dict:
+        if prefix is not None or Path(module_path) != folder / "__init__.py":
+            return read(module_path, prefix)
+        found = read(folder, prefix="models")  # kept by transformers, which adds its other modules to it
+        below = {
+            needs: {name.removeprefix("models."): v for name, v in names.items() if name[:7] == "models."}
+            for needs, names in found.items()
+        }
+        return {needs: names for needs, names in below.items() if names}
+
+    import_utils.define_import_structure = define_import_structure
 
 
 def _read_all() -> None:

@@ -49,3 +49,21 @@ def test_imports_nothing_itself():
         "sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_transformers_model_files_are_read_once():
+    code = """
+import transformers
+from transformers.utils import import_utils
+from newllm_lib.preload import read_models_once
+file = transformers.__path__[0] + "/models/__init__.py"
+expected, read = import_utils.define_import_structure(file), import_utils.create_import_structure_from_path
+read_models_once()
+import_utils.create_import_structure_from_path = None  # nothing is read from here on
+print(import_utils.define_import_structure(file) == expected)
+import_utils.create_import_structure_from_path = read
+from transformers.models import GPT2Config, LlamaForCausalLM
+print(GPT2Config.__name__, LlamaForCausalLM.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\nGPT2Config LlamaForCausalLM\n", done.stderr

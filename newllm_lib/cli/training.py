@@ -15,7 +15,7 @@ from newllm_lib import console, runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.preload import read_ahead, without_collecting
+from newllm_lib.preload import read_ahead, read_models_once, without_collecting
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
@@ -117,6 +117,7 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
         if compiling is not None and is_known_ahead(recipe):
             precompile.wait_for_process(compiling)
         precompile.start(compiles)
+        read_models_once()
         from newllm_lib.training import run, timetable  # noqa: F401
     from newllm_lib.training import train
 

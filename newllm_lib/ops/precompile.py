@@ -25,7 +25,9 @@ _THREADS = 6  # more would only wait for Python's lock, and take it from torch's
 _LAYERS = 2
 _jobs: list[Future] = []
 _rehearsing = False
-_elsewhere: Future | None = None  # the exit code of a process that compiles for this one
+_elsewhere: Future | None = None  # whether a process that compiles for this one has failed
+_process: subprocess.Popen[str] | None = None
+TRAINING_IS_THERE = "training"  # the line that such a process says when it goes on with other kernels
 
 
 def start(compiles: bool) -> None:
@@ -52,22 +54,40 @@ def _first_touch() -> None:
 
 
 def wait_for_process(process: subprocess.Popen) -> None:
-    """Another process compiles the kernels into Triton's cache: `wait` waits for it; nothing is traced."""
-    global _elsewhere
-    pool = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere")
-    _elsewhere = pool.submit(process.wait)
+    """Another process compiles the kernels into Triton's cache: `wait` waits for those of a training step,
+    `wait_for_all` for all; nothing is traced.
+
+    Args:
+        process: says `TRAINING_IS_THERE` when it is so far, or ends.
+    """
+    global _elsewhere, _process
+    pool, _process = ThreadPoolExecutor(1, thread_name_prefix="kernels elsewhere"), process
+    _elsewhere = pool.submit(_has_failed, process)
     _jobs.append(_elsewhere)
     pool.shutdown(wait=False)
 
 
-def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> None:
-    """Begin to compile the kernels that a training step of `model` launches.
+def _has_failed(process: subprocess.Popen[str]) -> bool:
+    said = iter(process.stdout or ())
+    return all(line.strip() != TRAINING_IS_THERE for line in said) and process.wait() != 0
+
+
+def wait_for_all() -> None:
+    """Wait for the other process, if there is one: what it still compiles would be compiled twice."""
+    global _process
+    if _process is not None:
+        _process.wait()
+        _process = None
+
+
+def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor | None]) -> None:
+    """Begin to compile the kernels that a step of `model` launches.
 
     Args:
         model: on the GPU that it will be trained on, not compiled yet. Only its first blocks are gone
             through.
-        step: runs `model` forward on a batch as training will, and returns the loss; its numbers are garbage,
-            since no kernel runs, and leave nothing behind.
+        step: runs `model` forward on a batch as training will, and returns the loss (None: there is nothing
+            to go back through); its numbers are garbage, since no kernel runs, and leave nothing behind.
     """
     if not next(model.parameters()).is_cuda or importlib.util.find_spec("triton") is None:
         return
@@ -79,7 +99,9 @@ def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor]) -> Non
             _first_blocks(model),
             torch.random.fork_rng(devices=[torch.cuda.current_device()]),
         ):
-            step().backward()
+            loss = step()
+            if loss is not None:
+                loss.backward()
     except torch.OutOfMemoryError:
         # the step itself will report it, or retry with a smaller batch, which compiles its own
         pass

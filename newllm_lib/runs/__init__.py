@@ -46,6 +46,7 @@ __getattr__, __dir__, __all__ = attach(
             "drive_folder",
             "find_run",
             "link_model",
+            "link_or_copy",
             "list_runs",
             "read_rows",
             "roots",

@@ -118,10 +118,15 @@ def link_model(checkpoint: Path, folder: Path) -> None:
             if file.suffix in (".safetensors", ".json", ".jinja", ".txt") and not file.name.startswith(
                 _STATE_FILES
             ):
-                try:
-                    os.link(file, staging / file.name)
-                except OSError:  # a file system without hard links, such as Drive's
-                    (staging / file.name).write_bytes(file.read_bytes())
+                link_or_copy(file, staging / file.name)
+
+
+def link_or_copy(file: Path, place: Path) -> None:
+    """Give a file that is never changed another name; a copy where there are no hard links, as on Drive."""
+    try:
+        os.link(file, place)
+    except OSError:
+        place.write_bytes(file.read_bytes())
 
 
 def roots() -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from newllm_lib.runs import checkpoint_step
+from newllm_lib.runs import checkpoint_step, is_complete, link_or_copy
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.mirror_callbacks import plain_unpickling_errors
@@ -24,12 +24,16 @@ from newllm_lib.training.saving import keep_newest, save_directory
 from newllm_lib.training.stateful_batches import RecurrentStateBuffer
 from newllm_lib.training.strategies import Autograd
 
+# what `save_pretrained` writes of a model
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+
 
 class Checkpoints:
     """Writes and reads them. All processes call each method; the first writes, others add what they have."""
 
     def __init__(self, context: RunContext, strategy: Autograd, carried: RecurrentStateBuffer | None):
         self.context, self.run, self.strategy, self.carried = context, context.run, strategy, carried
+        self.best_step: int | None = None  # of what `save_best` wrote last
 
     def save(self, step: int) -> None:
         """Write `checkpoint-<step>`, then remove what is older than the recipe keeps."""
@@ -37,7 +41,7 @@ class Checkpoints:
         carried = () if self.carried is None else (self.carried.save,)
         save_directory(
             final,
-            self.strategy.save_weights,
+            self._link_weights if self._best_has_them(step) else self.strategy.save_weights,
             self.strategy.save_state,
             lambda folder: _save_random_state(folder, device),
             *carried,
@@ -47,9 +51,20 @@ class Checkpoints:
         if process_group.is_main_process():
             keep_newest(self.run, final, self.context.recipe.keep_checkpoints)
 
-    def save_best(self) -> None:
-        """Model and tokenizer, all that `from_pretrained` needs."""
+    def save_best(self, step: int) -> None:
+        """Model and tokenizer, all that `from_pretrained` needs, of this step."""
         save_directory(self.run.best, self.strategy.save_weights, self._save_tokenizer)
+        self.best_step = step
+
+    def _best_has_them(self, step: int) -> bool:
+        """Whether a checkpoint of this step can have the very files of `best/`."""
+        alone = not self.context.recipe.lora_rank and not process_group.is_distributed()
+        return alone and step == self.best_step and is_complete(self.run.best)
+
+    def _link_weights(self, folder: Path) -> None:
+        for pattern in MODEL_FILES:
+            for file in self.run.best.glob(pattern):
+                link_or_copy(file, folder / file.name)
 
     def load(self) -> None:
         """Bring weights, optimizer, schedule and carried state to where the context's checkpoint has them.

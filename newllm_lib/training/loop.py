@@ -179,7 +179,7 @@ class TrainingLoop:
             self.log.evaluated(self.step, metrics | context_health(), best)
             with timing().within("saving"):
                 if best:
-                    self.checkpoints.save_best()
+                    self.checkpoints.save_best(self.step)
                 if process_group.is_main_process() and self.heartbeat.may_draw():
                     plot_curves(context.run)
         if passed := self.timetable.hopeless(progress, self.step):

@@ -23,6 +23,7 @@ from newllm_lib.recipe.loading import size_of_text
 from newllm_lib.runs.processes import command_of, environment_of
 from newllm_lib.training.compile import needs_no_compiler
 
+_PROMPTS = 8, 13  # rows and tokens, of which kernels know whether 16 divides them
 NOTHING_DONE = 3  # exit code: the training process compiles its kernels itself
 _DEVICES, _GPUS = Path("/dev"), Path("/proc/driver/nvidia/gpus")
 _PACKAGE = Path(__file__).parents[1]
@@ -33,16 +34,18 @@ _OF_NO_KERNEL = (
 )
 
 
-def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen | None:
+def start_process(name: str, keys: dict[str, object]) -> subprocess.Popen[str] | None:
     """Start to compile for that recipe with these keys; None where there is no GPU, or where it was done
     before: a second process would only take time from the imports. Imports nothing."""
     if not _has_gpu() or done_before(name, keys).is_file():
         return None
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(
         command_of("newllm_lib.training.precompile_process", name, json.dumps(keys)),
         env=environment_of(),
-        **quiet,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
 
 
@@ -86,7 +89,10 @@ def _has_gpu() -> bool:
 
 
 def compile_for(recipe: Recipe) -> bool:
-    """Compile a training step's kernels on the first GPU; False: not for this recipe or this GPU."""
+    """Compile on the first GPU a training step's kernels, say so, and go on with those of sample answers.
+
+    False: not for this recipe or this GPU.
+    """
     import torch
 
     from newllm_lib.device import probe
@@ -99,6 +105,9 @@ def compile_for(recipe: Recipe) -> bool:
     model = _trunk(recipe, dtype).cuda().train()
     ids = torch.ones(recipe.batch_size, recipe.max_seq_length, dtype=torch.long, device="cuda")
     precompile.trace_and_compile(model, lambda: model(ids))
+    precompile.wait()
+    print(precompile.TRAINING_IS_THERE, flush=True)
+    precompile.trace_and_compile(model, model.answer)
     precompile.wait()
     return True
 
@@ -138,6 +147,17 @@ def _trunk(recipe: Recipe, dtype=None):
                 return linear_cross_entropy(
                     x, self.table.weight, ids, torch.tensor(ids.numel(), device=ids.device)
                 )
+
+        @torch.no_grad()
+        def answer(self):
+            """What reads `_PROMPTS` with their padding, and then a token, as `generation.decoding` does."""
+            prompts = torch.ones(_PROMPTS, dtype=torch.long, device=self.table.weight.device)
+            for ids, mask in ((prompts, prompts.bool()), (prompts[:, :1], None)):
+                x, starts, residual = self.table(ids), document_starts(ids, 0), None
+                for layer in self.layers:
+                    state = torch.zeros(len(ids), layer.state_size, device=ids.device)
+                    x, residual, _ = layer(x, residual, state, starts, mask)
+                add_norm(x, residual, self.norm.weight, self.norm.eps)
 
     return Trunk()
 

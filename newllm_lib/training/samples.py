@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from newllm_lib import console, evaluation
+from newllm_lib.ops import precompile
 from newllm_lib.runs import Run, atomic_write_text, may_wait, read_rows
 
 _SHOWN = 60  # characters of an answer in the log
@@ -21,6 +22,7 @@ class Samples:
         """Answer, write, and log the first answer, with a warning if the answers are degenerate."""
         if self.prompts is None:
             return
+        precompile.wait_for_all()
         row = {"step": step, "epoch": epoch, "bits_per_byte": bits_per_byte}
         row |= evaluation.answer(model, self.tokenizer, self.prompts, self.tokens)
         rows = [*rows_of(self.run), row]

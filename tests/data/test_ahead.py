@@ -1,4 +1,4 @@
-"""Data prepared by another process while a command imports: the same data, said once, and nothing left behind."""
+"""Data prepared by another process while a command imports: the same data, said once, nothing left behind."""
 
 import json
 import os

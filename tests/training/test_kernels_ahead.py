@@ -127,6 +127,23 @@ def test_its_end_is_waited_for(monkeypatch):
     assert process.poll() == 0
 
 
+def test_training_begins_when_its_own_kernels_are_there(monkeypatch):
+    monkeypatch.setattr(precompile, "_elsewhere", None)
+    code = f"import time; print({precompile.TRAINING_IS_THERE!r}, flush=True); time.sleep(1)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    precompile.wait_for_process(process)
+    precompile.wait()
+    assert process.poll() is None  # it goes on with those of the answers
+    precompile.wait_for_all()
+    assert process.poll() == 0
+    precompile.wait_for_all()  # there is none any more
+
+
+def test_computes_what_answers_do():
+    trunk = precompile_process._trunk(recipe())
+    assert trunk.answer() is None
+
+
 @pytest.mark.gpu
 def test_nothing_is_left_to_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -152,6 +169,10 @@ else:
     tokens = torch.tensor(1024, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         model(input_ids=ids, shift_labels=ids, num_items_in_batch=tokens, use_cache=True).loss.backward()
+    from newllm_lib.generation.decoding import continue_texts
+    from newllm_lib.generation.sampling import Settings
+    prompts = [list(range(1, n)) for n in (5, 9, 12, 14)]
+    continue_texts(model, prompts, Settings(temperature=0, max_new_tokens=20), [0], [])
 """
     there = []
     for who in ("ahead", "model"):
