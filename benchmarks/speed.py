@@ -109,9 +109,10 @@ def main(arguments: argparse.Namespace) -> dict | None:
     setting = {name: getattr(arguments, name) or usual for name, usual in setting.items()}
     setting |= {"size": arguments.size, "clone": arguments.nanogpt and str(arguments.nanogpt)}
     say("Timing training steps, each way in a process of its own: " + ", ".join(ways))
-    rows = Rows("speed on a CPU" if on_a_cpu else "speed")
+    name = "speed on a CPU" if on_a_cpu else "speed"
+    rows = Rows(name if arguments.size == "4M" else f"{name}, {arguments.size}")
     run(rows, ways, steps=arguments.steps, jobs=arguments.jobs, **setting)
-    return record_and_draw(rows, arguments)
+    return record_and_draw(rows, arguments) if arguments.size == "4M" else common.record(rows, arguments)
 
 
 def _check(ways, arguments: argparse.Namespace) -> None:
