@@ -5,10 +5,6 @@ the notebooks.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +12,7 @@ from newllm_lib.runs import Run
 from tests.helpers.dialogue_sets import DIALOGUE_SETS, dialogue_hub, instructions
 from tests.helpers.texts import dialogues, write_jsonl
 from tests.helpers.wikitext import write_wikitext
+from tests.helpers.worker import worker
 
 TINY = {
     "sized_for": "cpu",
@@ -53,40 +50,9 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def newllm(hub, tmp_path_factory):
-    """Asks one process, in a folder of its own, with that hub; see `newllm_worker.py`."""
-    folder = tmp_path_factory.mktemp("here")
-    blocking = ("HF_", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(blocking)}
-    environment |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "hf"),
-        "NEWLLM_CACHE": str(folder / "cache"),
-        "NEWLLM_DEVICE": "cpu",
-        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps({**TINY, **SHORT}),
-    }
-    worker = Path(__file__).with_name("newllm_worker.py")
-    with open(folder / "errors", "w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(worker)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=folder,
-            env=environment,
-        )
-
-    def ask(**asked) -> dict:
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, (folder / "errors").read_text()
-        return json.loads(line)
-
-    ask.folder = folder
-    yield ask
-    process.stdin.close()
-    process.wait(20)
+    """Asks one process, in a folder of its own, with that hub."""
+    with worker(tmp_path_factory.mktemp("here"), hub.url, {**TINY, **SHORT}) as ask:
+        yield ask
 
 
 def words(choices: dict) -> list[str]:

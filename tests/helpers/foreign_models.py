@@ -82,14 +82,25 @@ def make_tokenizer(
 
 
 def make_model(
-    folder: Path, kind: str, eos: str | None = END, bos: str | None = None, form: str | None = None
+    folder: Path,
+    kind: str,
+    eos: str | None = END,
+    bos: str | None = None,
+    form: str | None = None,
+    **more: int,
 ) -> Path:
-    """Save a tiny model of a `kind` of `_KINDS` with its tokenizer; returns the folder."""
+    """Save a tiny model of a `kind` of `_KINDS` with its tokenizer; returns the folder.
+
+    Args:
+        more: sizes of its config that are not as in `_KINDS`.
+    """
     name, sizes = _KINDS[kind]
     tokenizer = make_tokenizer(eos, bos, form)
     torch.manual_seed(0)
     made = getattr(transformers, name)
-    config = made.config_class(**sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    config = made.config_class(
+        **{**sizes, **more}, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id
+    )
     made(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
