@@ -24,8 +24,8 @@ PAGES = [
 ]
 # What makes them small, by the recipe's task; and by a word of the command.
 SIZES = {
-    "train": "--sized_for cpu --vocab_size 300 --num_layers 1 --hidden_size 16 --context_dim 16 --mlp_size 16 "
-    "--max_seq_length 32 --batch_size 8 --max_steps 2",
+    "train": "--sized_for cpu --vocab_size 300 --num_layers 1 --hidden_size 16 --context_dim 16 "
+    "--mlp_size 16 --max_seq_length 32 --batch_size 8 --max_steps 2",
     "sft": "--batch_size 2 --max_steps 2",
     "dpo": "--batch_size 2 --max_seq_length 256 --max_steps 2 --max_samples 24",
 }
