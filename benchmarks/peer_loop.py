@@ -100,13 +100,13 @@ def bits_per_byte(model: nn.Module, split: PackedSplit, window: int) -> float:
     model.eval()
     device = next(model.parameters()).device
     ids = torch.from_numpy(split.ids.astype(np.int64)).to(device)
-    read = _in_lanes if model.carries else _in_windows
+    read = _in_rows if model.carries else _in_windows
     nats = read(model, ids, window)
     model.train(was_training)
     return (nats / math.log(2) + 8 * split.lost_bytes) / split.bytes
 
 
-def _in_lanes(model: nn.Module, ids: torch.Tensor, window: int) -> float:
+def _in_rows(model: nn.Module, ids: torch.Tensor, window: int) -> float:
     """The text in equal parts side by side, the state carried through each; padding has label -100."""
     predicted = len(ids) - 1
     length = -(-predicted // LANES)

@@ -229,9 +229,9 @@ def run(
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(len(ways) if side_by_side else 1) as pool,
     ):
-        meeting = Path(folder) / "meeting"
-        meeting.mkdir()
-        together = f"{meeting}:{len(ways)}" if side_by_side else None
+        rendezvous = Path(folder) / "rendezvous"
+        rendezvous.mkdir()
+        together = f"{rendezvous}:{len(ways)}" if side_by_side else None
 
         def found(way: str):
             own = limit_of(way, limit)

@@ -177,9 +177,9 @@ class ContiguousBatchSampler(BlockSampler):
         random = np.random.default_rng([self.seed, self.epoch])
         offset = int(random.integers(self.predicted - self.blocks * self.length + 1))
         first = int(random.integers(self.blocks))
-        lanes = np.arange(self.batch_size) * steps
+        rows = np.arange(self.batch_size) * steps
         for step in range(steps):
-            yield from (offset + (first + lanes + step) % self.blocks * self.length).tolist()
+            yield from (offset + (first + rows + step) % self.blocks * self.length).tolist()
 
 
 SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart

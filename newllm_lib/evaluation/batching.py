@@ -108,14 +108,14 @@ def balanced_rows(starts: np.ndarray, lengths: np.ndarray, count: int) -> list[R
     """All documents over `count` rows of nearly equal length, the longest row first."""
     count = min(count, len(starts))
     # the longest document goes to the row that is shortest so far
-    heap = [(0, lane) for lane in range(count)]
+    heap = [(0, row) for row in range(count)]
     members: list[list[int]] = [[] for _ in range(count)]
     for document in np.argsort(-lengths, kind="stable"):
-        length, lane = heapq.heappop(heap)
-        members[lane].append(document)
-        heapq.heappush(heap, (length + int(lengths[document]), lane))
-    lanes = [Row(starts[m], lengths[m]) for m in members]
-    return sorted(lanes, key=lambda lane: -lane.length)
+        length, row = heapq.heappop(heap)
+        members[row].append(document)
+        heapq.heappush(heap, (length + int(lengths[document]), row))
+    rows = [Row(starts[m], lengths[m]) for m in members]
+    return sorted(rows, key=lambda row: -row.length)
 
 
 def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[list[Row]]:
@@ -125,22 +125,22 @@ def grouped_by_length(starts: np.ndarray, lengths: np.ndarray, batch_size: int) 
         yield [Row(starts[[i]], lengths[[i]]) for i in order[begin : begin + batch_size]]
 
 
-def blocks(lanes: list[Row], block_length: int, shrink: bool) -> Iterator[np.ndarray]:
+def blocks(rows: list[Row], block_length: int, shrink: bool) -> Iterator[np.ndarray]:
     """Offsets (rows, time) of the inputs of one block after the other, -1 where a row has ended.
 
     Args:
-        lanes: the batch's rows, sorted, the longest first.
+        rows: the batch's rows, sorted, the longest first.
         shrink: leave out rows that have ended (the rest stay the first rows, so a carried state is cut to
             them).
     """
-    for begin in range(0, lanes[0].length, block_length):
-        rows = [lane for lane in lanes if lane.length > begin] if shrink else lanes
-        left = lanes[0].length - begin
+    for begin in range(0, rows[0].length, block_length):
+        going_on = [row for row in rows if row.length > begin] if shrink else rows
+        left = rows[0].length - begin
         if shrink:  # no window ends there, and kernels are compiled for few widths
             left = -(-left // _WIDTH) * _WIDTH
         width = min(block_length, left)
-        offsets = np.full((len(rows), width), -1, dtype=np.int64)
-        for row, lane in zip(offsets, rows, strict=True):
-            found = lane.offsets(begin, begin + width)
-            row[: len(found)] = found
+        offsets = np.full((len(going_on), width), -1, dtype=np.int64)
+        for place, row in zip(offsets, going_on, strict=True):
+            found = row.offsets(begin, begin + width)
+            place[: len(found)] = found
         yield offsets

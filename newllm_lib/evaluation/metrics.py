@@ -172,10 +172,10 @@ class _Passes:
         else:
             groups = plan.grouped_by_length(self.starts, self.lengths, self.rows)
         name = "state" if self.has_state else "past_key_values"
-        for lanes in groups:
+        for rows in groups:
             carried = None
-            one_block = lanes[0].length <= self.time
-            for offsets in plan.blocks(lanes, self.time, shrink=self.has_state):
+            one_block = rows[0].length <= self.time
+            for offsets in plan.blocks(rows, self.time, shrink=self.has_state):
                 if self.has_state and carried is not None:
                     carried = carried[: len(offsets)]
                 ids = _tokens(self.split, offsets)

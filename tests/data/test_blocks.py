@@ -149,7 +149,7 @@ def test_on_a_gpu():
     assert all(there[name].is_cuda and torch.equal(here[name], there[name].cpu()) for name in here)
 
 
-def test_lanes_go_on_where_they_ended_and_see_every_block_once():
+def test_rows_go_on_where_they_ended_and_see_every_block_once():
     split = stream(1000)
     sampler = ContiguousBatchSampler(split, 16, 4, seed=3)
     orders = []
@@ -157,8 +157,8 @@ def test_lanes_go_on_where_they_ended_and_see_every_block_once():
         sampler.set_epoch(epoch)
         starts = list(sampler)
         assert len(starts) == len(sampler) and len(set(starts)) == len(starts) and max(starts) + 16 <= 999
-        lanes = [starts[row::4] for row in range(4)]
-        jumps = sum(b - a != 16 for lane in lanes for a, b in zip(lane[:-1], lane[1:], strict=True))
+        rows = [starts[row::4] for row in range(4)]
+        jumps = sum(b - a != 16 for one in rows for a, b in zip(one[:-1], one[1:], strict=True))
         assert jumps <= 1  # the end of the stream
         orders.append(starts)
     assert orders[0] == orders[2] != orders[1]

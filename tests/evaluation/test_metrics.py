@@ -127,13 +127,13 @@ def test_another_models_logits_never_exceed_the_limit(bpe, tools, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
-def test_lanes_hold_every_input_once_and_are_balanced(count, bpe, tools):
+def test_rows_hold_every_input_once_and_are_balanced(count, bpe, tools):
     split = tools.pack(bpe, tools.sentences(57, seed=8))
     starts, lengths = document_pieces(split)
-    lanes = balanced_rows(starts, lengths, count)
-    seen = np.concatenate([o[o >= 0] for o in blocks(lanes, 9, shrink=True)])
+    rows = balanced_rows(starts, lengths, count)
+    seen = np.concatenate([o[o >= 0] for o in blocks(rows, 9, shrink=True)])
     assert sorted(seen) == list(range(len(split.ids) - 1))
-    sizes = [lane.length for lane in lanes]
+    sizes = [row.length for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) - min(sizes) <= lengths.max()
 

@@ -131,7 +131,7 @@ def test_micro_batches_change_nothing_but_rounding(folder):
 
 
 def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monkeypatch):
-    """With a learning rate of 0 the losses of an epoch read in order are those of reading each lane in one
+    """With a learning rate of 0 the losses of an epoch read in order are those of reading each row in one
     piece.
     """
     seen = []
@@ -153,9 +153,9 @@ def test_the_state_is_carried_from_block_to_block_of_the_same_text(folder, monke
     run = train(recipe(folder, **still))
     found = torch.tensor([row["loss"] for row in rows(run) if "loss" in row])
     steps = [torch.cat(seen[i : i + 2], 1) for i in range(0, len(seen), 2)]  # two micro-batches each
-    lanes, labels = torch.cat(steps, 2)  # (batch, the whole epoch)
+    ids, labels = torch.cat(steps, 2)  # (batch, the whole epoch)
     nll = torch.nn.functional.cross_entropy(
-        load_run(run)[0](lanes).logits.transpose(1, 2), labels, reduction="none"
+        load_run(run)[0](ids).logits.transpose(1, 2), labels, reduction="none"
     )
     torch.testing.assert_close(found, nll.unflatten(1, (-1, 16)).mean((0, 2)), rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match="carry_state"):

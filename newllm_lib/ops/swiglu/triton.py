@@ -60,29 +60,29 @@ def mix_backward(a, b, gate, dout, da, db, dgate, numel, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def group_forward(x, gate, out, lanes, width, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    """x and out (lanes, width), gate (lanes,): a lane is one group of one token."""
-    o_l = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+def group_forward(x, gate, out, groups, width, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """x and out (groups, width), gate (groups,): one group of one token each."""
+    o_g = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     o_c = tl.arange(0, BLOCK)
-    m_x = (o_l < lanes)[:, None] & (o_c < width)[None, :]
-    o_x = o_l[:, None] * width + o_c[None, :]
-    b_opened = sigmoid(tl.load(gate + o_l, mask=o_l < lanes, other=0.0).to(tl.float32))
+    m_x = (o_g < groups)[:, None] & (o_c < width)[None, :]
+    o_x = o_g[:, None] * width + o_c[None, :]
+    b_opened = sigmoid(tl.load(gate + o_g, mask=o_g < groups, other=0.0).to(tl.float32))
     b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32) * b_opened[:, None]
     tl.store(out + o_x, b_x.to(out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
-def group_backward(x, gate, dout, dx, dgate, lanes, width, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    o_l = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+def group_backward(x, gate, dout, dx, dgate, groups, width, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    o_g = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     o_c = tl.arange(0, BLOCK)
-    m_x = (o_l < lanes)[:, None] & (o_c < width)[None, :]
-    o_x = o_l[:, None] * width + o_c[None, :]
-    b_opened = sigmoid(tl.load(gate + o_l, mask=o_l < lanes, other=0.0).to(tl.float32))
+    m_x = (o_g < groups)[:, None] & (o_c < width)[None, :]
+    o_x = o_g[:, None] * width + o_c[None, :]
+    b_opened = sigmoid(tl.load(gate + o_g, mask=o_g < groups, other=0.0).to(tl.float32))
     b_dout = tl.load(dout + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
     tl.store(dx + o_x, (b_dout * b_opened[:, None]).to(dx.dtype.element_ty), mask=m_x)
     b_dgate = tl.sum(b_dout * b_x, 1) * (b_opened * (1.0 - b_opened))
-    tl.store(dgate + o_l, b_dgate.to(dgate.dtype.element_ty), mask=o_l < lanes)
+    tl.store(dgate + o_g, b_dgate.to(dgate.dtype.element_ty), mask=o_g < groups)
 
 
 class _Swiglu(torch.autograd.Function):
@@ -139,7 +139,7 @@ class _GroupGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, gate: Tensor):
         x, gate = x.contiguous(), gate.contiguous()
-        out, (grid, sizes) = torch.empty_like(x), _lanes(x, gate)
+        out, (grid, sizes) = torch.empty_like(x), _grouping(x, gate)
         with torch.cuda.device_of(x):
             group_forward[grid](x, gate, out, **sizes)
         ctx.save_for_backward(x, gate)
@@ -148,20 +148,20 @@ class _GroupGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout: Tensor):
         x, gate = ctx.saved_tensors
-        dx, dgate, (grid, sizes) = torch.empty_like(x), torch.empty_like(gate), _lanes(x, gate)
+        dx, dgate, (grid, sizes) = torch.empty_like(x), torch.empty_like(gate), _grouping(x, gate)
         with torch.cuda.device_of(x):
             group_backward[grid](x, gate, dout.contiguous(), dx, dgate, **sizes)
         return dx, dgate
 
 
-def _lanes(x: Tensor, gate: Tensor) -> tuple[tuple[int], dict[str, int]]:
+def _grouping(x: Tensor, gate: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """Grid and sizes of the grouped kernels."""
-    lanes = gate.numel()
-    width = x.numel() // lanes
+    groups = gate.numel()
+    width = x.numel() // groups
     block = triton.next_power_of_2(width)
     count = max(1, _GROUP_ELEMENTS // block)
-    return (triton.cdiv(lanes, count),), dict(
-        lanes=lanes, width=width, LANES=count, BLOCK=block, num_warps=_WARPS
+    return (triton.cdiv(groups, count),), dict(
+        groups=groups, width=width, GROUPS=count, BLOCK=block, num_warps=_WARPS
     )
 
 
