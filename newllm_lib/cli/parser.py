@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import fields
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from newllm_lib import __version__
 from newllm_lib.cli import about, bench, data, expand, results, training
@@ -19,10 +19,6 @@ from newllm_lib.removed import RECIPE_KEYS
 
 Handler = Callable[[argparse.Namespace], Any]
 _Commands = argparse._SubParsersAction
-_ANY_MODEL = (
-    "a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id "
-    "(OWNER/NAME)"
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,7 +103,8 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"newllm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _training_commands(commands)
-    _result_commands(commands)
+    _measuring_commands(commands)
+    _using_commands(commands)
     _data_commands(commands)
     _expand_command(commands)
     commands.add_parser(
@@ -117,124 +114,170 @@ def build() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     return parser, dict(commands.choices)
 
 
-def _command(commands: _Commands, name: str, handler: Handler, help: str, **options: Any) -> _Parser:
+class _Argument(NamedTuple):
+    """What `_add` gives to a parser: a word, or a flag as `--num_layers` and `--num-layers`."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def _word(name: str, **options: Any) -> _Argument:
+    return _Argument((name,), options)
+
+
+def _flag(*names: str, **options: Any) -> _Argument:
+    spellings = dict.fromkeys(s for name in names for s in (f"--{name}", f"--{name.replace('_', '-')}"))
+    return _Argument(tuple(spellings), {**options, "help": options["help"].replace("%", "%%")})
+
+
+def _add(parser: argparse.ArgumentParser, *arguments: _Argument) -> None:
+    for argument in arguments:
+        parser.add_argument(*argument.names, **argument.options)
+
+
+_RUN = (
+    _word(
+        "run",
+        metavar="RUN",
+        help="a run's name (`newllm runs`) or folder, any other folder with a model or adapters, or a hub id "
+        "(OWNER/NAME)",
+    ),
+    _flag("checkpoint", default="best", help="best (default), last or checkpoint-N"),
+)
+
+
+def _command(
+    commands: _Commands, name: str, handler: Handler, help: str, *arguments: _Argument, **options: Any
+) -> _Parser:
     parser = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".", **options)
     _common_flags(parser, handler)
+    _add(parser, *arguments)
     return parser
 
 
 def _common_flags(parser: argparse.ArgumentParser, handler: Handler) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="the result alone on standard output, as one JSON object"
+    _add(
+        parser,
+        _flag("json", action="store_true", help="the result alone on standard output, as one JSON object"),
+        _flag("debug", action="store_true", help="show the traceback of an error"),
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(handler=handler)
 
 
 def _training_commands(commands: _Commands) -> None:
     about = "train a recipe; the same command continues a stopped run"
     train = _command(commands, "train", training.train, about, add_help=False)
-    train.add_argument("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file")
+    _add(train, _word("name", metavar="RECIPE", help="a recipe's name (`newllm recipes`) or a YAML file"))
     about = "train New-LLM and TinyGPT2 on real dialogues and compare them"
     demo = _command(commands, "demo", training.demo, about, add_help=False)
     two_from_scratch = ("recipe", "model", "run_name", "from_run")
     for parser, left_out, recipe in ((train, ("recipe",), "?"), (demo, two_from_scratch, 0)):
-        # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
-        text = "go on after this command; a log to follow"
-        _flag(parser, "background", action="store_true", default=False, help=text)
-        text = "wait for the end (the default)"
-        _flag(parser, "foreground", dest="background", action="store_false", help=text)
+        _add(
+            parser,
+            # Of the two the last one counts: colab_bootstrap.sh puts the first in front of its user's flags.
+            _flag(
+                "background",
+                action="store_true",
+                default=False,
+                help="go on after this command; a log to follow",
+            ),
+            _flag(
+                "foreground", dest="background", action="store_false", help="wait for the end (the default)"
+            ),
+        )
         _recipe_flags(parser, left_out)
         shows: dict[str, Any] = {"action": HelpAction, "left_out": left_out, "nargs": recipe}
         parser.add_argument("-h", "--help", **shows, complete=False)
         parser.add_argument("--help-all", "--help_all", **shows, complete=True)
 
 
-def _result_commands(commands: _Commands) -> None:
-    evaluate = _command(
-        commands, "evaluate", results.evaluate, "measure a run on its test split, beside simple baselines"
+def _measuring_commands(commands: _Commands) -> None:
+    _command(
+        commands,
+        "evaluate",
+        results.evaluate,
+        "measure a run on its test split, beside simple baselines",
+        *_RUN,
+        _flag("split", default="test", choices=("train", "validation", "test"), help="default: test"),
+        _flag("data_dir", help="take the data from this folder instead of where the run's came from"),
+        _flag("data", help="other data by name, several with commas between them: dailydialog,dolly"),
+        _flag(
+            "loss_on",
+            choices=("answers", "everything"),
+            help="what counts of a dialogue (default: as it is learned)",
+        ),
+        _flag("batch_size", type=_positive, help="rows at a time (changes speed and memory, not the result)"),
+        _flag(
+            "block_length", type=_positive, help="tokens at a time (changes speed and memory, not the result)"
+        ),
+        _flag("no_baselines", action="store_true", help="leave out the unigram and bigram baselines"),
     )
-    _run_argument(evaluate)
-    _flag(evaluate, "split", default="test", choices=("train", "validation", "test"), help="default: test")
-    _flag(evaluate, "data_dir", help="take the data from this folder instead of where the run's came from")
-    _flag(evaluate, "data", help="other data by name, several with commas between them: dailydialog,dolly")
-    _flag(
-        evaluate,
-        "loss_on",
-        choices=("answers", "everything"),
-        help="what counts of a dialogue (default: as it is learned)",
+    _command(
+        commands,
+        "compare",
+        results.compare,
+        "set two runs side by side: quality, speed, memory",
+        *(_word(w.lower(), metavar=w, help=_RUN[0].options["help"]) for w in ("RUN_A", "RUN_B")),
+        _flag("data_dir", help="take the text from this folder instead of the first run's data"),
+        _flag("data", help="other data by name, such as wikitext"),
+        _flag(
+            "output_dir",
+            help="where the table (Markdown) and the picture go (default: the first run's folder)",
+        ),
     )
-    _flag(
-        evaluate,
-        "batch_size",
-        type=_positive,
-        help="rows at a time (changes speed and memory, not the result)",
-    )
-    _flag(
-        evaluate,
-        "block_length",
-        type=_positive,
-        help="tokens at a time (changes speed and memory, not the result)",
-    )
-    _flag(evaluate, "no_baselines", action="store_true", help="leave out the unigram and bigram baselines")
-    compare = _command(
-        commands, "compare", results.compare, "set two runs side by side: quality, speed, memory"
-    )
-    for which in ("RUN_A", "RUN_B"):
-        compare.add_argument(which.lower(), metavar=which, help=_ANY_MODEL)
-    _flag(compare, "data_dir", help="take the text from this folder instead of the first run's data")
-    _flag(compare, "data", help="other data by name, such as wikitext")
-    _flag(
-        compare,
-        "output_dir",
-        help="where the table (Markdown) and the picture go (default: the first run's folder)",
-    )
-    export = _command(
-        commands, "export", results.export, "a run as a folder for others: weights, tokenizer, model card"
-    )
-    _run_argument(export)
-    _flag(export, "output_dir", help="where the folder goes (default: export/ in the run's)")
-    _flag(
-        export, "push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub (needs HF_TOKEN)"
-    )
-    _flag(
-        export,
-        "public",
-        action="store_true",
-        help="the uploaded repository is for everyone (default: private)",
-    )
-    _flag(
-        export,
-        "gguf",
-        action="store_true",
-        help="also write a GGUF file and a Modelfile, for llama.cpp and Ollama",
-    )
-    chat = _command(commands, "chat", results.chat, "talk with a run (/reset, /settings, /quit)")
-    _run_argument(chat)
-    _flag(chat, "system", metavar="TEXT", help="instructions that the model reads before the first turn")
-    for name in results.SETTINGS:
-        _flag(chat, name, metavar="NUMBER", help="as in the chat, where /settings explains it")
 
-    serve = _command(
-        commands, "serve", results.serve, "answer other programs over HTTP, as OpenAI's clients expect"
+
+def _using_commands(commands: _Commands) -> None:
+    _command(
+        commands,
+        "export",
+        results.export,
+        "a run as a folder for others: weights, tokenizer, model card",
+        *_RUN,
+        _flag("output_dir", help="where the folder goes (default: export/ in the run's)"),
+        _flag("push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub (needs HF_TOKEN)"),
+        _flag(
+            "public", action="store_true", help="the uploaded repository is for everyone (default: private)"
+        ),
+        _flag(
+            "gguf",
+            action="store_true",
+            help="also write a GGUF file and a Modelfile, for llama.cpp and Ollama",
+        ),
     )
-    _run_argument(serve)
-    _flag(serve, "host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
-    _flag(serve, "port", type=_port, default=8000, help="its port (default: 8000; 0: any that is free)")
+    _command(
+        commands,
+        "chat",
+        results.chat,
+        "talk with a run (/reset, /settings, /quit)",
+        *_RUN,
+        _flag("system", metavar="TEXT", help="instructions that the model reads before the first turn"),
+        *(
+            _flag(name, metavar="NUMBER", help="as in the chat, where /settings explains it")
+            for name in results.SETTINGS
+        ),
+    )
+    _command(
+        commands,
+        "serve",
+        results.serve,
+        "answer other programs over HTTP, as OpenAI's clients expect",
+        *_RUN,
+        _flag("host", default="127.0.0.1", help="the address to listen on (default: this machine alone)"),
+        _flag("port", type=_port, default=8000, help="its port (default: 8000; 0: any that is free)"),
+    )
 
 
 def _expand_command(commands: _Commands) -> None:
-    parser = _command(
-        commands, "expand", expand.expand, "give a trained New-LLM a larger context, same predictions"
+    _command(
+        commands,
+        "expand",
+        expand.expand,
+        "give a trained New-LLM a larger context, same predictions",
+        _word("run", metavar="RUN", help="a run's name (`newllm runs`) or folder"),
+        _flag("context_dim", type=_positive, required=True, help="channels of the new context vector"),
+        _flag("output_dir", help="folder of the expanded run (default: RUN_contextN beside RUN)"),
     )
-    parser.add_argument("run", metavar="RUN", help="a run's name (`newllm runs`) or folder")
-    _flag(parser, "context_dim", type=_positive, required=True, help="channels of the new context vector")
-    _flag(parser, "output_dir", help="folder of the expanded run (default: RUN_contextN beside RUN)")
-
-
-def _run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=_ANY_MODEL)
-    _flag(parser, "checkpoint", default="best", help="best (default), last or checkpoint-N")
 
 
 def _data_commands(commands: _Commands) -> None:
@@ -243,113 +286,146 @@ def _data_commands(commands: _Commands) -> None:
     actions = sets.add_subparsers(
         dest="action", metavar="show | check | get | mix | preferences", required=True
     )
-    shown = _command(
-        actions,
-        "show",
-        data.show,
-        "show records as training will read them, and what of them the loss counts",
-    )
-    checked = _command(
-        actions,
-        "check",
-        data.check,
-        "read all of it once and say what it is taken for; fails if it cannot train",
-    )
+    about = "show records as training will read them, and what of them the loss counts"
+    shown = _command(actions, "show", data.show, about)
+    about = "read all of it once and say what it is taken for; fails if it cannot train"
+    checked = _command(actions, "check", data.check, about)
+    source = "a recipe, files of your own, or a data set's hub id"
     for parser in (shown, checked):
-        parser.add_argument(
-            "source", metavar="RECIPE|FOLDER|FILE", help="a recipe, files of your own, or a data set's hub id"
-        )
+        _add(parser, _word("source", metavar="RECIPE|FOLDER|FILE", help=source))
         _recipe_flags(parser, ("recipe", "data"), hidden=True)
         parser.epilog = "Flags of `newllm train` say how it is read: --documents, --encoding, --loss_on …"
-    _flag(shown, "count", type=_positive, default=3, help="how many records (default: 3)")
-    _flag(shown, "picture", metavar="FILE", help="also a histogram of the records' lengths, as an image")
-    made = _command(
-        actions, "preferences", data.preferences, "write Japanese preference pairs, for `newllm train dpo`"
+    _add(
+        shown,
+        _flag("count", type=_positive, default=3, help="how many records (default: 3)"),
+        _flag("picture", metavar="FILE", help="also a histogram of the records' lengths, as an image"),
     )
-    _flag(made, "count", type=_positive, help="how many (default: as many as there are different questions)")
-    _flag(made, "seed", type=int, default=0, help="another seed, other pairs (default: 0)")
-    _flag(
-        made, "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)"
+    _command(
+        actions,
+        "preferences",
+        data.preferences,
+        "write Japanese preference pairs, for `newllm train dpo`",
+        _flag("count", type=_positive, help="how many (default: as many as there are different questions)"),
+        _flag("seed", type=int, default=0, help="another seed, other pairs (default: 0)"),
+        _flag(
+            "output", default="preferences_ja.jsonl", help="the JSONL file (default: preferences_ja.jsonl)"
+        ),
     )
-
-    got = _command(actions, "get", data.get, "download and prepare a source, so that training begins at once")
-    got.add_argument(
-        "source", metavar="SOURCE", help="a source by name (demo, wikitext, dolly …), a hub id or a folder"
+    _command(
+        actions,
+        "get",
+        data.get,
+        "download and prepare a source, so that training begins at once",
+        _word(
+            "source",
+            metavar="SOURCE",
+            help="a source by name (demo, wikitext, dolly …), a hub id or a folder",
+        ),
+        _flag("max_samples", type=_positive, help="only this many documents"),
+        _flag(
+            "output", help="also write them to this folder as train.jsonl, validation.jsonl and test.jsonl"
+        ),
     )
-    _flag(got, "max_samples", type=_positive, help="only this many documents")
-    _flag(
-        got, "output", help="also write them to this folder as train.jsonl, validation.jsonl and test.jsonl"
-    )
-    mixed = _command(
-        actions, "mix", data.mix, "several sources as one folder of training data (asks, without --weights)"
-    )
-    _flag(
-        mixed,
-        "weights",
-        metavar="NAME=X,NAME=Y",
-        help="each source's share of the documents, such as demo=2,dolly=1",
-    )
-    _flag(mixed, "documents", type=_positive, default=20_000, help="documents to train on (default: 20,000)")
-    _flag(
-        mixed,
-        "output",
-        default="data/mix",
-        help="the folder (default: data/mix), for `newllm train … --data_dir`",
+    _command(
+        actions,
+        "mix",
+        data.mix,
+        "several sources as one folder of training data (asks, without --weights)",
+        _flag(
+            "weights",
+            metavar="NAME=X,NAME=Y",
+            help="each source's share of the documents, such as demo=2,dolly=1",
+        ),
+        _flag("documents", type=_positive, default=20_000, help="documents to train on (default: 20,000)"),
+        _flag(
+            "output",
+            default="data/mix",
+            help="the folder (default: data/mix), for `newllm train … --data_dir`",
+        ),
     )
 
 
 def _about_commands(commands: _Commands) -> None:
-    says = "show what this machine is, what will be used on it, and why"
-    changes = "Flags of `newllm train` change the recipe (`newllm train --help-all` lists them)."
-    doctor = _command(commands, "doctor", about.doctor, says, epilog=changes)
-    doctor.add_argument(
-        "--recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time"
+    doctor = _command(
+        commands,
+        "doctor",
+        about.doctor,
+        "show what this machine is, what will be used on it, and why",
+        _flag("recipe", dest="name", metavar="RECIPE", help="also its parameters, memory and time"),
+        _flag(
+            "kernels",
+            dest="kernels",
+            nargs="*",
+            metavar="NAME",
+            help="run each kernel once against its reference (or only the named ones); fails where there is "
+            "no GPU",
+        ),
+        epilog="Flags of `newllm train` change the recipe (`newllm train --help-all` lists them).",
     )
-    help = "run each kernel once against its reference (or only the named ones); fails where there is no GPU"
-    doctor.add_argument("--kernels", dest="kernels", nargs="*", metavar="NAME", help=help)
     _recipe_flags(doctor, ("recipe", "kernels"), hidden=True)
     recipes = _command(
         commands, "recipes", about.list_recipes, "list the recipes, or show one with all its keys"
     )
     shown = recipes.add_subparsers(dest="action", metavar="list | show RECIPE")
     _command(shown, "list", about.list_recipes, "list the recipes")
-    show = _command(shown, "show", about.show_recipe, "show a recipe as YAML, each key with its meaning")
-    show.add_argument("name", metavar="RECIPE", help="a recipe's name or a YAML file")
+    _command(
+        shown,
+        "show",
+        about.show_recipe,
+        "show a recipe as YAML, each key with its meaning",
+        _word("name", metavar="RECIPE", help="a recipe's name or a YAML file"),
+    )
     runs = _command(commands, "runs", about.list_runs, "list the runs; show, follow, stop or restore one")
     actions = runs.add_subparsers(
         dest="action", metavar="list | status RUN | logs RUN | stop RUN | restore RUN"
     )
+    _runs_actions(actions)
+
+
+def _runs_actions(actions: _Commands) -> None:
+    run = _word("run", metavar="RUN", help="a run's name or folder")
     _command(actions, "list", about.list_runs, "list the runs")
-    status = _command(actions, "status", about.run_status, "show what a run is doing")
-    logs = _command(actions, "logs", about.run_logs, "show the end of a run's log, or follow it")
-    stop = _command(actions, "stop", about.stop_run, "ask a run to save and stop, and wait until it did")
-    restore = _command(
-        actions, "restore", about.restore_run, "bring a run back from where it was copied (--mirror_dir)"
+    _command(actions, "status", about.run_status, "show what a run is doing", run)
+    _command(
+        actions,
+        "logs",
+        about.run_logs,
+        "show the end of a run's log, or follow it",
+        run,
+        _flag("lines", type=_positive, default=40, help="how many lines (default: 40)"),
+        _flag(
+            "follow",
+            action="store_true",
+            help="go on showing what is added, until the run ends or Ctrl-C",
+        ),
     )
-    restore.add_argument(
-        "run", metavar="RUN", nargs="?", help="its name there, or a downloaded zip (none: list them)"
+    _command(
+        actions,
+        "stop",
+        about.stop_run,
+        "ask a run to save and stop, and wait until it did",
+        run,
+        _flag("timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)"),
     )
-    _flag(
-        restore,
-        "from",
-        dest="source",
-        metavar="FOLDER",
-        help="where the copy is (in Colab: Drive's, once mounted)",
+    _command(
+        actions,
+        "restore",
+        about.restore_run,
+        "bring a run back from where it was copied (--mirror_dir)",
+        _word("run", metavar="RUN", nargs="?", help="its name there, or a downloaded zip (none: list them)"),
+        _flag(
+            "from",
+            dest="source",
+            metavar="FOLDER",
+            help="where the copy is (in Colab: Drive's, once mounted)",
+        ),
+        _flag(
+            "into",
+            metavar="FOLDER",
+            default="checkpoints",
+            help="where runs lie here (default: checkpoints)",
+        ),
     )
-    _flag(
-        restore,
-        "into",
-        metavar="FOLDER",
-        default="checkpoints",
-        help="where runs lie here (default: checkpoints)",
-    )
-    for parser in (status, logs, stop):
-        parser.add_argument("run", metavar="RUN", help="a run's name or folder")
-    _flag(logs, "lines", type=_positive, default=40, help="how many lines (default: 40)")
-    _flag(
-        logs, "follow", action="store_true", help="go on showing what is added, until the run ends or Ctrl-C"
-    )
-    _flag(stop, "timeout", type=float, default=180.0, help="seconds to wait for the save (default: 180)")
 
 
 def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...], hidden: bool = False) -> None:
@@ -358,9 +434,9 @@ def _recipe_flags(parser: argparse.ArgumentParser, left_out: tuple[str, ...], hi
         if f.name not in left_out:
             names = [n for n in (f.metadata["flag"], f.name) if n]
             text = argparse.SUPPRESS if hidden else f.metadata["help"]
-            _flag(parser, *names, dest=f"set_{f.name}", metavar="VALUE", help=text)
+            _add(parser, _flag(*names, dest=f"set_{f.name}", metavar="VALUE", help=text))
     for name in (*GUIDES_KEYS, *older_names()):
-        _flag(parser, name, dest=f"set_{name}", metavar="VALUE", help=argparse.SUPPRESS)
+        _add(parser, _flag(name, dest=f"set_{name}", metavar="VALUE", help=argparse.SUPPRESS))
 
 
 def _positive(text: str) -> int:
@@ -375,13 +451,6 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"must be a port's number, from 0 to 65535, not {text!r}")
     return int(text)
-
-
-def _flag(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
-    """A flag in both spellings: `--num_layers` and `--num-layers`."""
-    spellings = dict.fromkeys(s for name in names for s in (f"--{name}", f"--{name.replace('_', '-')}"))
-    options["help"] = options["help"].replace("%", "%%")  # argparse formats help texts
-    parser.add_argument(*spellings, **options)
 
 
 def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> None:

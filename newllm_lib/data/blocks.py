@@ -102,11 +102,6 @@ class Blocks(Dataset):
         return {"input_ids": inputs, "labels": labels.contiguous()}
 
 
-def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The DataLoader's `collate_fn` for `Blocks`, which already gives whole batches."""
-    return batch
-
-
 class BlockSampler(Sampler[int]):
     """The starts of an epoch's blocks.
 

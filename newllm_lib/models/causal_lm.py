@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput, can_return_tuple
 
+from newllm_lib.layers.document import document_starts
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
 def parameters(model: nn.Module) -> int:
     """Stored, trainable parameters; tied ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def loss_and_logits(
+    model: nn.Module,
+    hidden: torch.Tensor,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None,
+    logits_to_keep: int | torch.Tensor,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The loss of labels (batch, time), which `loss_of` makes of shifted ones; logits but where training has
+    no use for them. Arguments as in `CausalLMWithState.forward`."""
+    if labels is not None and shift_labels is None:
+        shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    loss = None if shift_labels is None else loss_of(shift_labels)
+    if model.training and loss is not None:
+        return loss, None
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return loss, model.lm_head(hidden[:, kept])
+
+
+@dataclass
+class BackboneOutput(ModelOutput):
+    """`last_hidden_state` (batch, time, what the head reads); `state` (batch, layers, state_size) float32;
+    `hidden_states` as in `CausalLMOutput`."""
+
+    last_hidden_state: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class BackboneWithState:
+    """Mixed into a transformers model before its other bases: a backbone with `embed_tokens` and `layers`."""
+
+    @property
+    def state_size(self) -> int:
+        return self.layers[0].state_size
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        """The state before the first token: zeros (batch, layers, state_size), float32."""
+        device = next(self.parameters()).device
+        return torch.zeros(batch, len(self.layers), self.state_size, device=device, dtype=torch.float32)
+
+    def document_starts(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(batch, time) bool; None where none are seen: in embeddings, or in a model that looks for none.
+
+        Raises:
+            ValueError: both are given, or neither.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+        if input_ids is None or not self.config.reset_at_bos:
+            return None
+        return document_starts(input_ids, self.config.bos_token_id)
+
+    def shows_hidden_states(self, asked: bool | None) -> bool:
+        """Whether a call with `output_hidden_states=asked` returns what each layer leaves."""
+        return self.config.output_hidden_states if asked is None else asked
 
 
 @dataclass
@@ -86,15 +148,14 @@ class CausalLMWithState:
         outputs = self.model(
             input_ids, attention_mask, inputs_embeds, state, use_cache, return_dict=True, **kwargs
         )
-        loss = None
-        if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if shift_labels is not None:
-            loss = self.loss_of(outputs, shift_labels, num_items_in_batch)
-        logits = None
-        if not (self.training and loss is not None):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss, logits = loss_and_logits(
+            self,
+            outputs.last_hidden_state,
+            labels,
+            shift_labels,
+            logits_to_keep,
+            lambda shifted: self.loss_of(outputs, shifted, num_items_in_batch),
+        )
         state = outputs.state
         if self.training and loss is not None and state is not None:
             state = state.detach()  # a compiled step would send zeros back through all of it otherwise

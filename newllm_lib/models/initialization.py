@@ -35,6 +35,19 @@ def init_context_vector(module: ContextVector, time_scales: str = "even") -> Non
     init.copy_(module.forget_bias, forget_bias)
 
 
+def init_plain(module: nn.Module, std: float) -> bool:
+    """Linear layers and embeddings from a normal distribution, norms at 1. Returns whether it is one."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        init.normal_(module.weight, std=std)
+    elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+        init.ones_(module.weight)
+    else:
+        return False
+    if getattr(module, "bias", None) is not None:
+        init.zeros_(module.bias)
+    return True
+
+
 def init_conv(weight: nn.Parameter) -> None:
     """Weights (channels, width) of a short convolution."""
     bound = 1 / math.sqrt(weight.shape[1])

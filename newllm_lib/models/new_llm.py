@@ -8,19 +8,18 @@ carried through `generate` in the output field `state`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextBlock, ContextVector
-from newllm_lib.layers.document import document_starts, padding
-from newllm_lib.models.causal_lm import CausalLMWithState
-from newllm_lib.models.initialization import init_context_vector
+from newllm_lib.layers.document import padding
+from newllm_lib.models.causal_lm import BackboneOutput, BackboneWithState, CausalLMWithState
+from newllm_lib.models.initialization import init_context_vector, init_plain
 from newllm_lib.ops.add_norm import add_norm
 from newllm_lib.ops.embedding import token_embedding
 from newllm_lib.removed import MODEL_OPTIONS, without_removed
@@ -94,16 +93,6 @@ class NewLLMConfig(PreTrainedConfig):
         return self.hidden_size if self.recurrence == "parallel" else self.mlp_size
 
 
-@dataclass
-class NewLLMOutput(ModelOutput):
-    """`last_hidden_state` (batch, time, output_size); `state` (batch, layers, state_size) float32;
-    `hidden_states` as in `causal_lm.CausalLMOutput`."""
-
-    last_hidden_state: Tensor | None = None
-    state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
 class NewLLMPreTrainedModel(PreTrainedModel):
     config_class = NewLLMConfig
     base_model_prefix = "model"
@@ -114,17 +103,9 @@ class NewLLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
-            init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, ContextVector):
+        if init_plain(module, std):
+            return
+        if isinstance(module, ContextVector):
             init_context_vector(module, self.config.time_scales)
         elif isinstance(module, ContextBlock):  # residual branches start small, as in GPT-2
             residual = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -132,7 +113,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.mlp.down.weight, std=residual)
 
 
-class NewLLMModel(NewLLMPreTrainedModel):
+class NewLLMModel(BackboneWithState, NewLLMPreTrainedModel):
     """Everything but the head: ids (batch, time) -> hidden states (batch, time, output_size), new state."""
 
     def __init__(self, config: NewLLMConfig):
@@ -149,15 +130,6 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @property
-    def state_size(self) -> int:
-        return self.layers[0].state_size
-
-    def initial_state(self, batch: int) -> Tensor:
-        """The state before the first token: zeros (batch, layers, state_size), float32."""
-        device = self.embed_tokens.weight.device
-        return torch.zeros(batch, len(self.layers), self.state_size, device=device, dtype=torch.float32)
-
     @can_return_tuple
     def forward(
         self,
@@ -167,7 +139,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         state: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> NewLLMOutput:
+    ) -> BackboneOutput:
         """
         Args:
             input_ids: (batch, time).
@@ -180,24 +152,19 @@ class NewLLMModel(NewLLMPreTrainedModel):
         Raises:
             ValueError: both input_ids and inputs_embeds, or neither.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+        doc_starts = self.document_starts(input_ids, inputs_embeds)
         x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        doc_starts = None
-        if input_ids is not None and self.config.reset_at_bos:
-            doc_starts = document_starts(input_ids, self.config.bos_token_id)
         mask = padding(attention_mask, x.shape[1])
         if state is None:
             state = self.initial_state(x.shape[0])
         if torch.is_autocast_enabled(x.device.type) and self.config.recurrence == "parallel":
             # The residual stream: in float32 it is most of a step's traffic.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        asked = kwargs.get("output_hidden_states")
-        shown = self.config.output_hidden_states if asked is None else asked
+        shown = self.shows_hidden_states(kwargs.get("output_hidden_states"))
         seen = [x] if shown else None
         x, new_state = self._run_layers(self.dropout(x), state, doc_starts, mask, seen)
         keep = use_cache if use_cache is not None else not self.training
-        return NewLLMOutput(x, torch.stack(new_state, 1) if keep else None, tuple(seen) if shown else None)
+        return BackboneOutput(x, torch.stack(new_state, 1) if keep else None, tuple(seen) if shown else None)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """(batch, time, hidden_size); straight in autocast's dtype where nothing else hangs on the table."""

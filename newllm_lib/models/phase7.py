@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from newllm_lib import layers
 from newllm_lib.layers.context_block import ContextVector
-from newllm_lib.layers.document import document_starts, padding
+from newllm_lib.layers.document import padding
 from newllm_lib.layers.rotary import rotation
-from newllm_lib.models.causal_lm import CausalLMWithState
-from newllm_lib.models.initialization import init_context_vector
+from newllm_lib.models.causal_lm import BackboneOutput, BackboneWithState, CausalLMWithState
+from newllm_lib.models.initialization import init_context_vector, init_plain
 from newllm_lib.ops.add_norm import add_norm
 
 
@@ -87,16 +87,6 @@ class Phase7Config(PreTrainedConfig):
         super().__init__(bos_token_id=bos_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
-@dataclass
-class Phase7Output(ModelOutput):
-    """`last_hidden_state` (batch, time, hidden_size); `state` (batch, layers, state_size) float32;
-    `hidden_states` as in `causal_lm.CausalLMOutput`."""
-
-    last_hidden_state: torch.Tensor | None = None
-    state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
 class Phase7PreTrainedModel(PreTrainedModel):
     config_class = Phase7Config
     base_model_prefix = "model"
@@ -107,15 +97,9 @@ class Phase7PreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.RMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, layers.TensorTrainEmbedding):
+        if init_plain(module, std):
+            return
+        if isinstance(module, layers.TensorTrainEmbedding):
             for core in (module.first, module.second):
                 init.normal_(core, std=module.core_std(std))
             for phase in (module.first_phase, module.second_phase):
@@ -148,7 +132,7 @@ class Phase7PreTrainedModel(PreTrainedModel):
         init.normal_(block.mlp.down.weight, std=residual)
 
 
-class Phase7Model(Phase7PreTrainedModel):
+class Phase7Model(BackboneWithState, Phase7PreTrainedModel):
     """Everything but the head: token ids (batch, time) -> hidden states (batch, time, hidden_size) and the
     new state.
 
@@ -171,16 +155,6 @@ class Phase7Model(Phase7PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @property
-    def state_size(self) -> int:
-        return self.layers[0].state_size
-
-    def initial_state(self, batch: int) -> torch.Tensor:
-        """The state before the first token: zeros (batch, layers, state_size), float32."""
-        return torch.zeros(
-            batch, len(self.layers), self.state_size, device=self.norm.weight.device, dtype=torch.float32
-        )
-
     @can_return_tuple
     def forward(
         self,
@@ -190,7 +164,7 @@ class Phase7Model(Phase7PreTrainedModel):
         state: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> Phase7Output:
+    ) -> BackboneOutput:
         """
         Args:
             input_ids: (batch, time); or inputs_embeds (batch, time, hidden_size), in which no document starts
@@ -201,25 +175,20 @@ class Phase7Model(Phase7PreTrainedModel):
             use_cache: return the new state (on by default outside training).
             kwargs: `output_hidden_states` and `return_dict`, as everywhere in transformers.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+        doc_starts = self.document_starts(input_ids, inputs_embeds)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        doc_starts = None
-        if input_ids is not None and self.config.reset_at_bos:
-            doc_starts = document_starts(input_ids, self.config.bos_token_id)
         if torch.is_autocast_enabled(x.device.type):
             # the residual stream: in float32 it is most of a step's traffic
             x = x.to(torch.get_autocast_dtype(x.device.type))
         moved = _Moved.of(padding(attention_mask, x.shape[1]))
         x, doc_starts = moved.there(x), moved.doc_starts(doc_starts)
         output_final_state = use_cache if use_cache is not None else not self.training
-        asked = kwargs.get("output_hidden_states")
-        shown = self.config.output_hidden_states if asked is None else asked
+        shown = self.shows_hidden_states(kwargs.get("output_hidden_states"))
         seen = [x] if shown else None
         x, state = self._blocks(self.dropout(x), state, doc_starts, moved.lengths, output_final_state, seen)
         x = add_norm(x, None, self.norm.weight, self.norm.eps)[1]
         hidden_states = tuple(moved.back(layer) for layer in (*seen[:-1], x)) if shown else None
-        return Phase7Output(moved.back(x), state, hidden_states)
+        return BackboneOutput(moved.back(x), state, hidden_states)
 
     def _blocks(self, x, state, doc_starts, lengths, output_final_state: bool, seen: list | None = None):
         """All blocks: the new x and the new state (None without `output_final_state`); `seen` gets what each
@@ -310,7 +279,7 @@ class Phase7ForCausalLM(CausalLMWithState, Phase7PreTrainedModel, GenerationMixi
         return self.model.embed_tokens
 
     def loss_of(
-        self, outputs: Phase7Output, labels: torch.Tensor, tokens: torch.Tensor | int | None
+        self, outputs: BackboneOutput, labels: torch.Tensor, tokens: torch.Tensor | int | None
     ) -> torch.Tensor:
         if self.config.embedding == "htt":
             return self.lm_head.loss(outputs.last_hidden_state, labels, tokens)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils import can_return_tuple
 
 from newllm_lib.layers.document import document_starts, positions_in_document
+from newllm_lib.models.causal_lm import loss_and_logits
 from newllm_lib.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -125,15 +125,14 @@ class TinyGPT2ForCausalLM(GPT2LMHeadModel):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        loss = None
-        if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if shift_labels is not None:
-            loss = linear_cross_entropy(hidden, self.lm_head.weight, shift_labels, num_items_in_batch)
-        logits = None
-        if not (self.training and loss is not None):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept])
+        loss, logits = loss_and_logits(
+            self,
+            hidden,
+            labels,
+            shift_labels,
+            logits_to_keep,
+            lambda shifted: linear_cross_entropy(hidden, self.lm_head.weight, shifted, num_items_in_batch),
+        )
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from newllm_lib.data import prepare
-from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, ContiguousBatchSampler, collate
+from newllm_lib.data.blocks import IGNORED, Blocks, BlockSampler, ContiguousBatchSampler
 from newllm_lib.errors import NewLLMError
 from tests.helpers.texts import dialogues, write_jsonl
 
@@ -24,7 +24,7 @@ def stream(tokens: int, mask: np.ndarray | None = None, dtype="uint16") -> Simpl
 
 def loader(split, length, batch_size, sampler, **options):
     blocks = Blocks(split, length, **options)
-    return DataLoader(blocks, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+    return DataLoader(blocks, batch_size=batch_size, sampler=sampler, collate_fn=lambda batch: batch)
 
 
 @pytest.mark.parametrize("tokens", [9, 10, 16, 17, 18, 100, 101])

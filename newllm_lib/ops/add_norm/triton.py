@@ -24,6 +24,10 @@ _MIN_CHUNK = 16
 _WARP = 128
 
 
+def _gapless(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _tile(dim: int, elements: int) -> dict[str, int]:
     block = triton.next_power_of_2(dim)
     return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
@@ -44,13 +48,9 @@ def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
 
 
 @torch.library.custom_op("newllm::add_norm", mutates_args=())
+@on_device_of_first_argument
 def _add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """r (empty without a residual: it would be x itself) and n; x, residual (rows, dim) without gaps."""
-    return _add_norm_forward(x, residual, weight, eps)
-
-
-@on_device_of_first_argument
-def _add_norm_forward(x, residual, weight, eps):
     r, n = x.new_empty(0 if residual is None else x.shape), torch.empty_like(x)
     tile = _tile(x.shape[1], _FORWARD_TILE)
     kernels.norm_forward[(triton.cdiv(x.shape[0], tile["ROWS"]),)](
@@ -65,21 +65,26 @@ def _(x, residual, weight, eps):
 
 
 @torch.library.custom_op("newllm::add_norm_backward", mutates_args=())
+@on_device_of_first_argument
 def _add_norm_backward(
     r: Tensor, weight: Tensor, dn: Tensor, dr: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x, which is residual's too, and that of the weight."""
-    return _norm_gradients(r, weight, dn.contiguous(), None if dr is None else dr.contiguous(), eps)
-
-
-@on_device_of_first_argument
-def _norm_gradients(r, weight, dn, dr, eps):
     dx = torch.empty_like(r)
     tile = _tile(r.shape[1], _BACKWARD_TILE)
     programs = min(triton.cdiv(r.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(r.device))
     partial_sums = torch.empty(programs, r.shape[1], dtype=torch.float32, device=r.device)
     kernels.norm_backward[(programs,)](
-        r, weight.contiguous(), dn, dr, dx, partial_sums, *r.shape, eps, HAS_DR=dr is not None, **tile
+        r,
+        weight.contiguous(),
+        dn.contiguous(),
+        _gapless(dr),
+        dx,
+        partial_sums,
+        *r.shape,
+        eps,
+        HAS_DR=dr is not None,
+        **tile,
     )
     return dx, sum_rows(partial_sums, weight)
 
@@ -110,6 +115,7 @@ _add_norm.register_autograd(_norm_gradient, setup_context=_keep_norm)
 
 
 @torch.library.custom_op("newllm::add_norm_conv", mutates_args=())
+@on_device_of_first_argument
 def _add_norm_conv(
     x: Tensor,
     residual: Tensor | None,
@@ -120,11 +126,6 @@ def _add_norm_conv(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """r (empty without a residual) and u; x, residual (batch, time, dim) without gaps."""
-    return _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
-
-
-@on_device_of_first_argument
-def _add_norm_conv_forward(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
     r, u = x.new_empty(0 if residual is None else x.shape), torch.empty_like(x)
     grid, length, constants = _walk(x)
     kernels.norm_conv_forward[grid](
@@ -160,6 +161,7 @@ def _(x, residual, weight, conv_weight, doc_starts, conv_state, eps):
 
 
 @torch.library.custom_op("newllm::add_norm_conv_backward", mutates_args=())
+@on_device_of_first_argument
 def _add_norm_conv_backward(
     r: Tensor,
     weight: Tensor,
@@ -171,20 +173,6 @@ def _add_norm_conv_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (and residual), of conv_weight and weight side by side, and of conv_state."""
-    return _conv_gradients(
-        r,
-        weight,
-        conv_weight,
-        doc_starts,
-        conv_state,
-        du.contiguous(),
-        None if dr is None else dr.contiguous(),
-        eps,
-    )
-
-
-@on_device_of_first_argument
-def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps):
     dx, dconv_state = (
         torch.empty_like(r),
         r.new_empty(0) if conv_state is None else torch.empty_like(conv_state),
@@ -198,8 +186,8 @@ def _conv_gradients(r, weight, conv_weight, doc_starts, conv_state, du, dr, eps)
         conv_weight.contiguous(),
         helpers.flag_bytes(doc_starts),
         conv_state,
-        du,
-        dr,
+        du.contiguous(),
+        _gapless(dr),
         dx,
         dconv_state,
         partial_sums,
@@ -261,13 +249,9 @@ _add_norm_conv.register_autograd(_norm_conv_gradient, setup_context=_keep_norm_c
 
 
 @torch.library.custom_op("newllm::norm_last_rows", mutates_args=())
+@on_device_of_first_argument
 def _last_rows(r: Tensor, weight: Tensor, count: int, doc_starts: Tensor | None, eps: float) -> Tensor:
     """RMSNorm of the last rows of r (batch, time, dim), float32; zeros before a document start in them."""
-    return _last_rows_forward(r, weight, count, doc_starts, eps)
-
-
-@on_device_of_first_argument
-def _last_rows_forward(r, weight, count, doc_starts, eps):
     batch, time, dim = r.shape
     out = torch.empty(batch, count, dim, dtype=torch.float32, device=r.device)
     block = triton.next_power_of_2(dim)
@@ -337,7 +321,7 @@ def add_norm_conv(x, residual, weight, conv_weight, doc_starts, conv_state, eps)
         weight,
         conv_weight,
         doc_starts,
-        None if conv_state is None else conv_state.contiguous(),
+        _gapless(conv_state),
         eps,
     )
     return x if residual is None else r, u

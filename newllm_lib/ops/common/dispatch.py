@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -115,6 +116,7 @@ def on_device_of_first_argument(function):
         with torch.cuda.device_of(x):
             return function(x, *args, **kwargs)
 
+    run.__signature__ = inspect.signature(function, eval_str=True)  # types, for `torch.library.custom_op`
     return run
 
 

@@ -41,13 +41,9 @@ def _tile(count: int, dim: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 @torch.library.custom_op("newllm::token_embedding", mutates_args=())
+@on_device_of_first_argument
 def _embedding(weight: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """ids (count,) without gaps."""
-    return _gathered(weight, ids, dtype)
-
-
-@on_device_of_first_argument
-def _gathered(weight, ids, dtype):
     out = weight.new_empty(len(ids), weight.shape[1], dtype=dtype)
     grid, tile = _tile(*out.shape)
     gather_rows[grid](ids, weight.contiguous(), out, *out.shape, **tile)
@@ -60,16 +56,12 @@ def _(weight, ids, dtype):
 
 
 @torch.library.custom_op("newllm::token_embedding_backward", mutates_args=())
+@on_device_of_first_argument
 def _gradient(drows: Tensor, ids: Tensor, words: int) -> Tensor:
     """The gradient of the weight (words, dim), float32."""
-    return _added(drows.contiguous(), ids, words)
-
-
-@on_device_of_first_argument
-def _added(drows, ids, words):
     total = drows.new_zeros(words, drows.shape[1], dtype=torch.float32)
     grid, tile = _tile(*drows.shape)
-    add_rows[grid](ids, drows, total, *drows.shape, **tile)
+    add_rows[grid](ids, drows.contiguous(), total, *drows.shape, **tile)
     return total
 
 

@@ -199,13 +199,9 @@ def scale_rows(x, factors, scale, out, rows, dim, BLOCK_ROWS: tl.constexpr, BLOC
 
 
 @torch.library.custom_op("newllm::scaled_rows", mutates_args=())
+@on_device_of_first_argument
 def scaled_rows(x: Tensor, factors: Tensor, scale: Tensor) -> Tensor:
     """x (rows, dim) without gaps times factors (rows,) times scale (), both float32."""
-    return _scaled(x, factors, scale)
-
-
-@on_device_of_first_argument
-def _scaled(x, factors, scale):
     out = torch.empty_like(x)
     block = max(16, triton.next_power_of_2(x.shape[1]))
     scale_rows[(triton.cdiv(x.shape[0], _ROWS),)](

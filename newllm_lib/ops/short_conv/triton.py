@@ -38,12 +38,8 @@ def _constants(weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | N
 
 
 @torch.library.custom_op("newllm::short_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> Tensor:
-    return _forward(x, weight, doc_starts, conv_state)
-
-
 @on_device_of_first_argument
-def _forward(x, weight, doc_starts, conv_state):
+def _conv(x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None) -> Tensor:
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, length = _plan(x, _FORWARD)
     kernels.conv_forward[grid](
@@ -68,14 +64,10 @@ def _(x, weight, doc_starts, conv_state):
 
 
 @torch.library.custom_op("newllm::short_conv_backward", mutates_args=())
+@on_device_of_first_argument
 def _conv_backward(
     x: Tensor, weight: Tensor, doc_starts: Tensor | None, conv_state: Tensor | None, du: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(x, weight, doc_starts, conv_state, du.contiguous())
-
-
-@on_device_of_first_argument
-def _gradients(x, weight, doc_starts, conv_state, du):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dconv_state = x.new_empty(0) if conv_state is None else torch.empty_like(conv_state)
     grid, length = _plan(x, _BACKWARD)
@@ -87,7 +79,7 @@ def _gradients(x, weight, doc_starts, conv_state, du):
         weight.contiguous(),
         helpers.flag_bytes(doc_starts),
         conv_state,
-        du,
+        du.contiguous(),
         dx,
         dconv_state,
         dweight,
