@@ -137,10 +137,10 @@ def backward(
     """
     (q, k, v, beta, curvature), (out, q_numbers, k_numbers) = inputs, saved
     dq, dk, dv = into or map(torch.empty_like, (q, k, v))
-    dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
     q, k, v = map(helpers.rows_together, (q, k, v))
     dout = helpers.strided_like(dout, out)
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
+    sizes = heads, queries, keys, dim
     first, tiles = _first(k, window, doc_starts), _tiles(q)
     last = None if first is None else last_seeing_on_gpu(first)
     constants = _constants(q, first)
@@ -166,10 +166,7 @@ def backward(
             first,
             beta,
             curvature,
-            heads,
-            queries,
-            keys,
-            dim,
+            *sizes,
             *_strides(q, k, v, out, dq),
             **constants,
             **tiles["queries"],
@@ -189,29 +186,34 @@ def backward(
             last,
             beta,
             curvature,
-            heads,
-            queries,
-            keys,
-            dim,
+            *sizes,
             *_strides(q, k, v, dout, dk, dv),
             **constants,
             **tiles["keys"],
         )
-        backward_kernels.parameter_gradients[(heads,)](
-            q_parts,
-            k_parts,
-            beta,
-            curvature,
-            dbeta,
-            dcurvature,
-            batch,
-            heads,
-            q_tiles,
-            k_tiles,
-            BLOCK=64,
-            num_warps=1,
-        )
-    return dq, dk, dv, dbeta, dcurvature
+    return dq, dk, dv, *_parameter_gradients(q_parts, k_parts, beta, curvature)
+
+
+@on_device_of_first_argument
+def _parameter_gradients(
+    q_parts: Tensor, k_parts: Tensor, beta: Tensor, curvature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of beta and curvature, from the programs' parts (2, batch, heads, tiles), (batch, heads, tiles)."""
+    dbeta, dcurvature = torch.empty_like(beta), torch.empty_like(curvature)
+    backward_kernels.parameter_gradients[(len(beta),)](
+        q_parts,
+        k_parts,
+        beta,
+        curvature,
+        dbeta,
+        dcurvature,
+        *k_parts.shape[:2],
+        q_parts.shape[3],
+        k_parts.shape[2],
+        BLOCK=64,
+        num_warps=1,
+    )
+    return dbeta, dcurvature
 
 
 @on_device_of_first_argument
