@@ -39,7 +39,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["newllm_lib", "newllm_lib.*"]),
-    package_data={"newllm_lib": ["py.typed", "recipes/*.yaml", "data/preferences/*.tsv"]},
+    package_data={"": ["*.pyi"], "newllm_lib": ["py.typed", "recipes/*.yaml", "data/preferences/*.tsv"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.15",

@@ -78,8 +78,7 @@ def normal(device: str, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> 
 
 def gated_scan(device: str, dtype: torch.dtype, batch: int, length: int, dim: int) -> dict[str, Way]:
     """New-LLM's recurrence: gates, scan, read-out."""
-    from newllm_lib.ops.gated_scan import gated_scan as ours
-    from newllm_lib.ops.gated_scan import reference
+    from newllm_lib.ops.gated_scan import gated_scan as ours, reference
 
     doc_starts = torch.rand(batch, length, device=device) < 0.01
 
@@ -95,8 +94,7 @@ def gated_scan(device: str, dtype: torch.dtype, batch: int, length: int, dim: in
 
 def short_conv(device: str, dtype: torch.dtype, batch: int, length: int, dim: int) -> dict[str, Way]:
     """The short causal convolution before the gates."""
-    from newllm_lib.ops.short_conv import reference
-    from newllm_lib.ops.short_conv import short_conv as ours
+    from newllm_lib.ops.short_conv import reference, short_conv as ours
 
     doc_starts = torch.rand(batch, length, device=device) < 0.01
 

@@ -12,10 +12,4 @@ from newllm_lib.lazy import attach
 
 __version__ = "0.2.0"
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "api": ["Model", "Run", "compare", "evaluate", "list_runs", "load", "sft", "train"],
-        "errors": ["Interrupted", "NewLLMError", "UsageError"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -255,8 +255,8 @@ def compare(model_a: str | Path | runs.Run, model_b: str | Path | runs.Run, **op
     """
     from newllm_lib.evaluation.compare.compare import compare as compare_models
 
-    pair = [one if isinstance(one, runs.Run) else resolve_path(str(one)) for one in (model_a, model_b)]
-    return compare_models(*pair, **options)
+    a, b = (one if isinstance(one, runs.Run) else resolve_path(str(one)) for one in (model_a, model_b))
+    return compare_models(a, b, **options)
 
 
 def list_runs(folder: str | Path | None = None) -> list[Run]:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def attach(
-    package: str, submodules: Iterable[str] = (), submod_attrs: Mapping[str, Iterable[str]] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """What a package's `__init__` needs to show names that it has not loaded, as in scientific-python's
-    `lazy_loader`: `__getattr__, __dir__, __all__ = attach(__name__, ...)`.
+    `lazy_loader`: `__getattr__, __dir__, __all__ = attach(__name__, __file__)`. Type checkers and editors
+    read the same stub.
 
     Args:
         package: its name.
-        submodules: modules of it that are names of it themselves.
-        submod_attrs: module (with dots, where it lies deeper) -> names that the package shows of it. None may
-            be called as a module of the package is.
+        file: its `__init__.py`. The `__init__.pyi` beside it says by absolute imports what is shown: names of
+            modules, and modules of the package itself. No name may be called as another module of it is.
     """
-    homes = {name: module for module, names in (submod_attrs or {}).items() for name in names}
-    modules = set(submodules)
-    names = sorted(modules | homes.keys())
+    homes: dict[str, str] = {}
+    for statement in ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.ImportFrom):
+            homes |= {alias.name: str(statement.module) for alias in statement.names}
+    names = sorted(homes)
 
     def getattr_(name: str) -> object:
-        if name in modules:
-            return importlib.import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        if homes[name] == package:
+            return importlib.import_module(f"{package}.{name}")
+        return getattr(importlib.import_module(homes[name]), name)
 
     return getattr_, lambda: names, names

@@ -7,11 +7,4 @@ that finding a model needs no torch.
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "load": ["LoadedModel", "ModelOutline", "base_sizes", "load_model", "outline", "whole_model_folder"],
-        "location": ["ModelLocation", "is_adapter", "locate"],
-        "save": ["save_model"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -139,8 +139,7 @@ def get(arguments: argparse.Namespace) -> dict | int:
 
 def mix(arguments: argparse.Namespace) -> dict | int:
     """Several sources in chosen shares, as a folder that training takes."""
-    from newllm_lib.data.mixture import mix as write
-    from newllm_lib.data.mixture import parse_weights
+    from newllm_lib.data.mixture import mix as write, parse_weights
 
     weights = parse_weights(arguments.weights or _asked())
     folder = Path(arguments.output)

@@ -57,8 +57,7 @@ def compare(arguments: argparse.Namespace) -> dict | int:
 def export(arguments: argparse.Namespace) -> dict | int:
     """A model as a folder for others, with a model card; with --push to the hub too."""
     from newllm_lib.checkpoints import locate
-    from newllm_lib.export.folder import export as export_run
-    from newllm_lib.export.folder import push
+    from newllm_lib.export.folder import export as export_run, push
     from newllm_lib.export.gguf import write_gguf
 
     model = run_of(arguments.run)
@@ -96,8 +95,7 @@ def serve(arguments: argparse.Namespace) -> dict | int:
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise NewLLMError(f"The server needs packages: {sys.executable} -m pip install {' '.join(missing)}")
-    from newllm_lib.serve.app import listen
-    from newllm_lib.serve.app import serve as serve_engine
+    from newllm_lib.serve.app import listen, serve as serve_engine
 
     bound = listen(arguments.host, arguments.port)
     say(f"Loading {arguments.run} ({arguments.checkpoint})")

@@ -66,7 +66,7 @@ def demo(arguments: argparse.Namespace) -> dict | int:
 
         for recipe in (ours, baseline):
             run_training(recipe)
-        result = compare(*both, output_dir=job.path)
+        result = compare(both[0], both[1], output_dir=job.path)
     if ours.mirror_dir:
         _keep_comparison(job, ours.mirror_dir)
     say(f"Next: {command('chat', word_for(both[0]))}")

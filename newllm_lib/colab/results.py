@@ -36,8 +36,7 @@ def read(run: Run) -> None:
     Raises:
         UsageError: it has no report yet.
     """
-    from newllm_lib.training.report import FILE as REPORT
-    from newllm_lib.training.report import lines, read_report
+    from newllm_lib.training.report import FILE as REPORT, lines, read_report
 
     card = run.path / "card.md"
     if not (run.path / REPORT).is_file() and card.is_file():  # of a hub base that was taught

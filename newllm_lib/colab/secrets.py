@@ -33,7 +33,6 @@ def hub_token() -> str | None:
 
 def push(run: Run, repository: str, private: bool = True) -> str:
     """Export a run and upload it to the hub as `owner/name`; returns its address. Errors: `export.push`."""
-    from newllm_lib.export.folder import export
-    from newllm_lib.export.folder import push as push_folder
+    from newllm_lib.export.folder import export, push as push_folder
 
     return push_folder(export(run), repository, hub_token(), private)

@@ -7,14 +7,4 @@ are loaded when first used, so that importing the package costs nothing.
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submodules=["hub_models"],
-    submod_attrs={
-        "hub": ["Asked"],
-        "records": ["DataReport"],
-        "blocks": ["training_blocks"],
-        "show": ["DataSample", "look"],
-        "prepared": ["PreparedData", "load_split", "prepare", "prepare_dialogues"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

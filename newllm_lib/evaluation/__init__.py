@@ -6,13 +6,4 @@ A finished run is measured by `evaluate_run.evaluate_run`, two of them beside ea
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "baselines": ["bigram", "unigram"],
-        "batching": ["subset"],
-        "metrics": ["Share", "describe", "evaluate", "measure"],
-        "samples": ["Prompts", "answer", "as_markdown"],
-        "speed": ["measure_speed"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

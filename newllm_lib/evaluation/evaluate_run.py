@@ -13,6 +13,7 @@ from newllm_lib.evaluation.baselines import bigram, unigram
 from newllm_lib.evaluation.evaluate_pairs import evaluate_pairs
 from newllm_lib.evaluation.metrics import describe, evaluate
 from newllm_lib.recipe import Recipe
+from newllm_lib.runs import Run
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,7 +77,7 @@ class EvaluationData:
 
 
 def evaluate_run(
-    model: str | Path | ModelLocation,
+    model: str | Path | Run | ModelLocation,
     data: EvaluationData | None = None,
     *,
     which: str = "best",

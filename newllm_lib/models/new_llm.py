@@ -11,8 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization as init
 from transformers.utils import can_return_tuple
 
 from newllm_lib import layers

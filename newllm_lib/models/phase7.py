@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization as init
 from transformers.utils import can_return_tuple
 
 from newllm_lib import layers

@@ -14,8 +14,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
+from concurrent.futures import Future, ThreadPoolExecutor, wait as wait_for_futures
 
 import torch
 from torch import nn

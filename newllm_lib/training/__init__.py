@@ -3,12 +3,6 @@
 What only some runs need, or need at their end, is a name of this package that is loaded when it is used.
 """
 
-from __future__ import annotations
-
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submodules=["adapters", "cuda_graphs", "distill", "model_config", "report"],
-    submod_attrs={"tasks": ["train"]},
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.cli.parser import parse
-from newllm_lib.colab import form_checks
-from newllm_lib.colab import forms as forms_module
+from newllm_lib.colab import form_checks, forms as forms_module
 from newllm_lib.colab.forms import OVERRIDES_VARIABLE, Field, Form
 from newllm_lib.colab.settings import DIALOGUE, FORMS, LABELS, PRETRAINING
 from newllm_lib.device import probe
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, load_recipe
-from newllm_lib.recipe import overrides as flag_overrides
+from newllm_lib.recipe import Recipe, load_recipe, overrides as flag_overrides
 from newllm_lib.training.estimate import estimate
 
 GPUS = ("T4", "L4", "A100", "H100")

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newllm_lib.data import load_split, prepare
-from newllm_lib.data import tokenizer as tokenizer_module
+from newllm_lib.data import load_split, prepare, tokenizer as tokenizer_module
 from newllm_lib.data.datasets import open_source
 from newllm_lib.data.readers.textfiles import read_documents
 from newllm_lib.data.records import RowStats

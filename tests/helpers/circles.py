@@ -58,7 +58,7 @@ def _behind_face(package: str, name: str, files: dict[str, Path]) -> set[str]:
     face = files.get(package)
     if face is None or face.name != "__init__.py":
         return set()
-    homes = lazy_faces.shown(ast.parse(face.read_text(encoding="utf-8")), package)
+    homes = lazy_faces.shown(face, package)
     return {homes[name]} & files.keys() if name in homes else set()
 
 

@@ -18,15 +18,11 @@ from newllm_lib.ops.embedding import triton as embedding
 from newllm_lib.ops.gated_scan import triton as gated
 from newllm_lib.ops.gradient_norms import triton as norms
 from newllm_lib.ops.hyperbolic_attention import triton as attention
-from newllm_lib.ops.linear_attention import sizes
-from newllm_lib.ops.linear_attention import triton as linear
-from newllm_lib.ops.linear_cross_entropy import exponentials
-from newllm_lib.ops.linear_cross_entropy import triton as softmax
-from newllm_lib.ops.relu2_mlp import elementwise
-from newllm_lib.ops.relu2_mlp import triton as mlp
+from newllm_lib.ops.linear_attention import sizes, triton as linear
+from newllm_lib.ops.linear_cross_entropy import exponentials, triton as softmax
+from newllm_lib.ops.relu2_mlp import elementwise, triton as mlp
 from newllm_lib.ops.short_conv import triton as conv
-from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum
-from newllm_lib.ops.stochastic_rounding import triton as rounded
+from newllm_lib.ops.stochastic_rounding import AdamStep, RoundedStep, new_momentum, triton as rounded
 from newllm_lib.ops.swiglu import triton as gates
 
 CAPABILITY = int(sys.argv[1])

@@ -10,8 +10,7 @@ import os
 import pytest
 import torch
 
-from tests.helpers import kernel_checks as checks
-from tests.helpers import phase7_checks
+from tests.helpers import kernel_checks as checks, phase7_checks
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run these through the test files beside them"
 

@@ -1,21 +1,23 @@
-"""Names that a package's face loads when they are used (`newllm_lib.lazy.attach`), read from its source."""
+"""Names that a package's face loads when they are used (`newllm_lib.lazy.attach`), read from its stub."""
 
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 
-def shown(tree: ast.Module, package: str) -> dict[str, str]:
-    """Name -> dotted module that holds it, of a package's `__init__`; empty if its face is not lazy."""
-    for node in tree.body:
-        call = node.value if isinstance(node, ast.Assign) else None
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "attach":
-            given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-            homes = {name: name for name in given.get("submodules", ())}
-            for module, names in given.get("submod_attrs", {}).items():
-                homes |= dict.fromkeys(names, module)
-            return {name: f"{package}.{module}" for name, module in homes.items()}
-    return {}
+def shown(face: Path, package: str) -> dict[str, str]:
+    """Name -> dotted module that holds it, of a package's `__init__.py`; empty if its face is not lazy."""
+    stub = face.with_suffix(".pyi")
+    if not stub.is_file():
+        return {}
+    imports = ast.walk(ast.parse(stub.read_text(encoding="utf-8")))
+    return {
+        alias.name: f"{package}.{alias.name}" if node.module == package else node.module
+        for node in imports
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def used(tree: ast.AST, packages: dict[str, str]) -> set[tuple[str, str]]:

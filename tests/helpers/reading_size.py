@@ -80,7 +80,7 @@ def _behind_face(package: str, name: str) -> list[str]:
     if package.split(".")[0] != PACKAGE:
         return []
     face = ROOT.joinpath(*package.split("."), "__init__.py")
-    homes = lazy_faces.shown(_tree(face), package) if face.is_file() else {}
+    homes = lazy_faces.shown(face, package)
     return [homes[name]] if name in homes else []
 
 

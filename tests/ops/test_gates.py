@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from newllm_lib.ops.swiglu import reference
-from tests.helpers import kernel_checks as checks
-from tests.helpers import phase7_checks
+from tests.helpers import kernel_checks as checks, phase7_checks
 
 
 def test_gradients_equal_finite_differences():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from newllm_lib.ops.gradient_norms import clip, limited, second_moment, squares
-from tests.helpers import kernel_checks as checks
-from tests.helpers import phase7_checks
+from tests.helpers import kernel_checks as checks, phase7_checks
 
 
 def test_clipping_counts_all_norms_and_refuses_none_that_is_no_number():

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from newllm_lib.ops.hyperbolic_attention import chunked, hyperbolic_attention, operator
-from tests.helpers import kernel_checks as checks
-from tests.helpers import phase7_checks
+from tests.helpers import kernel_checks as checks, phase7_checks
 
 
 def _into_ball(u, c):

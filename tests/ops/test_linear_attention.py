@@ -8,8 +8,7 @@ import torch
 from newllm_lib.evaluation.memory import peak_memory
 from newllm_lib.ops.linear_attention import chunked, horosphere_features, linear_attention
 from newllm_lib.ops.linear_attention.reference import log_horospheres
-from tests.helpers import kernel_checks as checks
-from tests.helpers import phase7_checks
+from tests.helpers import kernel_checks as checks, phase7_checks
 
 NAMES = ["out", "state", "dq", "dk", "dv", "dlog_decay", "dstate"]
 

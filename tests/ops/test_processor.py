@@ -5,13 +5,10 @@ torch, in float64.
 import pytest
 import torch
 
-from newllm_lib.ops.add_norm import add_norm, add_norm_conv
-from newllm_lib.ops.add_norm import reference as stream
-from newllm_lib.ops.gated_scan import gated_scan
-from newllm_lib.ops.gated_scan import reference as gated
+from newllm_lib.ops.add_norm import add_norm, add_norm_conv, reference as stream
+from newllm_lib.ops.gated_scan import gated_scan, reference as gated
 from newllm_lib.ops.linear_cross_entropy import IGNORE, linear_cross_entropy
-from newllm_lib.ops.relu2_mlp import reference as mlp
-from newllm_lib.ops.relu2_mlp import relu2_mlp
+from newllm_lib.ops.relu2_mlp import reference as mlp, relu2_mlp
 from tests.helpers.kernel_checks import Draw
 
 SIZES = [(1, 2, 1), (2, 9, 5), (3, 23, 7), (2, 16, 4), (1, 128, 6), (2, 67, 3)]

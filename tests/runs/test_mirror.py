@@ -25,8 +25,7 @@ from newllm_lib.runs import (
     staged_directory,
     write_status,
 )
-from newllm_lib.runs.mirror import copy as copying
-from newllm_lib.runs.mirror import sync
+from newllm_lib.runs.mirror import copy as copying, sync
 from newllm_lib.runs.mirror.owner import Superseded, claim_copy
 from tests.helpers.fake_run import append, finished, rows
 

@@ -14,8 +14,7 @@ import pytest
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import Mirror, Run, atomic, checkpoint_step, is_complete, staged_directory
-from newllm_lib.runs.mirror import copy as copying
-from newllm_lib.runs.mirror import owner
+from newllm_lib.runs.mirror import copy as copying, owner
 from newllm_lib.runs.mirror.copy import recorded_sums, sums_of
 from newllm_lib.runs.mirror.owner import CopyOwner, Superseded
 from newllm_lib.training.mirror_callbacks import continue_from_copy

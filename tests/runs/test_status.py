@@ -6,8 +6,16 @@ import os
 
 import pytest
 
-from newllm_lib.runs import Run, RunLock, is_finished, last_line, read_status, tail, write_status
-from newllm_lib.runs import status as status_module
+from newllm_lib.runs import (
+    Run,
+    RunLock,
+    is_finished,
+    last_line,
+    read_status,
+    status as status_module,
+    tail,
+    write_status,
+)
 
 
 @pytest.fixture

@@ -13,10 +13,8 @@ import pytest
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.runs import GpuBusy, Run, ask_to_save, gpu_for, is_finished, mirror_status
-from newllm_lib.training import run as running
-from newllm_lib.training import signals, train
-from tests.helpers.small_runs import curve as rows_of
-from tests.helpers.small_runs import recipe, write_text
+from newllm_lib.training import run as running, signals, train
+from tests.helpers.small_runs import curve as rows_of, recipe, write_text
 
 
 @pytest.fixture

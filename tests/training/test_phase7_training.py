@@ -15,8 +15,7 @@ from newllm_lib.generation.generate import complete
 from newllm_lib.generation.stateful import IncrementalDecoder
 from newllm_lib.ops.common.dispatch import kernels, runs_triton
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import run as running
-from newllm_lib.training import train
+from newllm_lib.training import run as running, train
 from newllm_lib.training.estimate import check_memory, estimate
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.optim.build import build_optimizer

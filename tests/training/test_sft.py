@@ -20,8 +20,7 @@ from newllm_lib.training import train
 from newllm_lib.training.sft.rows import DialogueRows
 from tests.helpers.chat_bases import KINDS, chat_base
 from tests.helpers.foreign_models import make_adapter, make_model
-from tests.helpers.preference_bases import make_base
-from tests.helpers.preference_bases import recipe as preferences
+from tests.helpers.preference_bases import make_base, recipe as preferences
 from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
 END = {"qwen2": "<|im_end|>", "llama": "<|eot_id|>", "gemma": "<end_of_turn>"}

@@ -15,8 +15,7 @@ from newllm_lib.runs import Run, read_status
 from newllm_lib.training import loop, losses, resume, train
 from newllm_lib.training.progress import Progress
 from tests.helpers.loading import load_run
-from tests.helpers.small_runs import losses as learned
-from tests.helpers.small_runs import recipe, rows, stopped_after, write_text
+from tests.helpers.small_runs import losses as learned, recipe, rows, stopped_after, write_text
 
 
 def evaluations(run):

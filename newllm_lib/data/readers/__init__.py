@@ -2,12 +2,4 @@
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "chitchat": ["ChitChatSource"],
-        "folder": ["FolderSource"],
-        "hub": ["HubSource"],
-        "wikitext": ["WikiTextSource"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -2,10 +2,4 @@
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "segments": ["LargeSource"],
-        "stream": ["StreamedSplit"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

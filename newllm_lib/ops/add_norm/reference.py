@@ -7,8 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from newllm_lib.ops.short_conv import new_conv_state
-from newllm_lib.ops.short_conv import reference as conv
+from newllm_lib.ops.short_conv import new_conv_state, reference as conv
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

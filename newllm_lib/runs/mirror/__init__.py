@@ -7,11 +7,4 @@ and reads it back; `restore` brings a run from there, `archive` also as a comman
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "owner": ["claim_copy"],
-        "start": ["mirror_status", "start_mirror", "wait_for_mirror"],
-        "restore": ["bring_back", "is_ahead"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -8,6 +8,4 @@ and save at the same step. `fsdp` cuts a model up, and reads and writes its chec
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__, submodules=["flag_sync", "fsdp", "launch", "process_group", "rendezvous"]
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -8,7 +8,4 @@ short.
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submodules=["blocks", "low_precision"],
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

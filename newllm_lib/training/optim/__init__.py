@@ -8,14 +8,4 @@ several optimizers one; `captured` records a step, loss scaling included.
 
 from newllm_lib.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    submod_attrs={
-        "adafactor": ["Adafactor"],
-        "captured": ["CapturedStep", "found_inf", "takes_recording"],
-        "combined": ["CombinedOptimizer", "one_for_each"],
-        "in_backward": ["OptimizerInBackward"],
-        "low_memory_muon": ["LowMemoryMuon"],
-        "muon": ["BatchedMuon"],
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

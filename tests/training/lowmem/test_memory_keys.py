@@ -13,8 +13,7 @@ from safetensors import safe_open
 
 from newllm_lib.device import probe
 from newllm_lib.errors import Interrupted, UsageError
-from newllm_lib.training import context, strategies, train
-from newllm_lib.training import run as run_module
+from newllm_lib.training import context, run as run_module, strategies, train
 from newllm_lib.training.loop import TrainingLoop
 from newllm_lib.training.memory.plan import refuse
 from tests.helpers.loading import load_run
