@@ -13,9 +13,7 @@ import re
 import threading
 
 from newllm_lib.colab.environment import shell
-from newllm_lib.evaluation.palette import GRID as GRID
-from newllm_lib.evaluation.palette import TEXT as TEXT
-from newllm_lib.evaluation.palette import plain_axes as plain_axes
+from newllm_lib.evaluation.palette import GRID as GRID, TEXT as TEXT, plain_axes as plain_axes
 
 # light: dark. The first are Okabe and Ito's colours, for dark paper lightened without changing their hue.
 _THEME = {

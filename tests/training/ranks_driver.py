@@ -23,8 +23,7 @@ from newllm_lib.data.streaming import segments, stream
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, is_complete
-from newllm_lib.training import build_model, checkpointing, loop, saving, train
-from newllm_lib.training import run as running
+from newllm_lib.training import build_model, checkpointing, loop, run as running, saving, train
 from newllm_lib.training.distributed import fsdp
 from newllm_lib.training.progress import Progress
 
