@@ -230,11 +230,15 @@ def show_recall(*runs: Run | str, distances: Sequence[int] = DISTANCES) -> list[
         sees = "any distance" if one.window is None else f"{one.window} tokens at most"
         say(
             f"{_name(run)} sees {sees}; after {one.distances[0]} tokens the name that was given is "
-            f"{one.ratio[0]:.2f} times as likely as another ({100 * one.known[0]:.2g} %), after "
+            f"{one.ratio[0]:.2f} times as likely as another ({_percent(one.known[0])}), after "
             f"{one.distances[-1]} {one.ratio[-1]:.2f} times"
         )
     pictures.show(recall_figure([_name(run) for run in runs], found), "probability of a name over distance")
     return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "under 0.01 %"
 
 
 def recall_figure(names: Sequence[str], found: Sequence[Recall]):

@@ -333,7 +333,8 @@ def open_session(
     device: str | None = None,
     system: str | None = None,
 ) -> ChatSession:
-    """A conversation with a model from `load_model`: in turns if its record says it learned answers.
+    """A conversation with a model from `load_model`: in turns if its record says it learned answers, or which
+    answers are better.
 
     A model that learned answers alone was never asked who speaks first, so its own guess (`speaks_in_turns`)
     says nothing.
@@ -346,5 +347,6 @@ def open_session(
 
     loaded = load_model(run, which, device=device or probe().torch_device)
     answers = loaded.recipe is not None and loaded.recipe.loss_on == "answers"
-    turns = True if answers else None
+    taught = loaded.recipe is not None and loaded.recipe.task != "train" and has_turns(loaded.tokenizer)
+    turns = True if answers or taught else None
     return ChatSession(loaded.model, loaded.tokenizer, settings, dialogue=turns, system=system)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.generation.chat import ChatSession, open_session
 from newllm_lib.generation.sampling import Sampler, Settings
 from newllm_lib.generation.stateful import IncrementalDecoder
+from newllm_lib.recipe import load_recipe
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
@@ -190,3 +192,13 @@ def tiny_session(folder) -> ChatSession:
     base = make_base(folder / "base", "new_llm")
     session = open_session(str(base))
     return ChatSession(session.model, session.tokenizer, dialogue=True)
+
+
+def test_a_model_that_learned_which_answers_are_better_speaks_in_turns(tmp_path, monkeypatch):
+    """Though random weights, asked who speaks first, would not say so."""
+    own = tiny_session(tmp_path)
+    loaded = SimpleNamespace(model=own.model, tokenizer=own.tokenizer, recipe=None)
+    monkeypatch.setattr("newllm_lib.checkpoints.load_model", lambda *_, **__: loaded)
+    assert not open_session("run").dialogue
+    loaded.recipe = load_recipe("dpo", {"sized_for": "cpu"})
+    assert open_session("run").dialogue
