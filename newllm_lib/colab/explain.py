@@ -40,15 +40,14 @@ def show_data(settings: Settings) -> DataSample:
         UsageError, NewLLMError: the data cannot be read.
     """
     found = look(settings.recipe())
-    counted = "the assistant's answers" if found.loss_on == "answers" else "everything"
     words = (
         ""
         if found.tokens_per_word != found.tokens_per_word
         else f", {found.tokens_per_word:.2f} tokens a word"
     )
     say(
-        f"The loss counts {counted} (marked). Vocabulary {found.vocabulary:,}{words}; a training block holds "
-        f"{found.window} tokens."
+        f"The loss counts {found.loss_on} (marked). Vocabulary {found.vocabulary:,}{words}; a training block "
+        f"holds {found.window} tokens."
     )
     pictures.show_html(data_html(found))
     pictures.show(lengths_figure(found), "lengths of the documents beside a training block")
@@ -73,11 +72,15 @@ def data_html(found: DataSample) -> str:
 def lengths_figure(found: DataSample):
     """A figure: how many of the first documents have which length in tokens, and where a training block
     ends."""
+    import numpy as np
+
     figure = pictures.new_figure(10.0, 2.6)
     axes = figure.subplots()
-    axes.hist(found.lengths, bins=40, color="#009E73")
+    low, high = min(found.lengths), max([*found.lengths, found.window]) + 1
+    axes.hist(found.lengths, bins=np.geomspace(low, high, 41), color="#009E73")
     axes.axvline(found.window, color=pictures.TEXT, linewidth=1.2)
-    axes.set_xlim(left=0)
+    axes.set_xscale("log", base=2)  # a few long documents would press all others into one bar
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     title = (
         f"Lengths of {len(found.lengths):,} documents, tokens (the line: a training block, {found.window})"
     )

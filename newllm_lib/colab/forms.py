@@ -270,11 +270,14 @@ _form: Form | None = None  # the one that this notebook has read
 def in_form_words(text: str) -> str:
     """An error or advice with the form's fields where it names flags: `*Epochs* 12` for `--epochs 12`.
 
-    A flag that the form does not have becomes an argument of the training cell, `dropout=0.3`.
+    A flag that the form does not have becomes an argument of the training cell, `dropout=0.3`. A whole
+    command (`newllm train …`) stays as it is.
     """
     titles, arguments = {f.name: f.title for f in _form.fields} if _form else {}, []
 
     def said(match: re.Match) -> str:
+        if _COMMAND.search(text, text.rfind("\n", 0, match.start()) + 1, match.start()):
+            return match[0]
         flag, value = match["flag"].replace("-", "_"), match["value"] or ""
         key = next((k for k, f in _KEYS.items() if flag in (k, f.metadata["flag"])), None)
         if key in titles:
@@ -293,6 +296,8 @@ def in_form_words(text: str) -> str:
 
 # `--epochs 12`, `--lr`, but not the `--` of a word, and no full stop or bracket of the sentence around it
 _FLAG = re.compile(r"(?<![\w-])--(?P<flag>[a-z][\w-]*)(?:[ =](?P<value>[\d][\w.+-]*[\w]|\d))?")
+
+_COMMAND = re.compile(r"\bnewllm [a-z]+ [^`\n]*$")  # a command of which the next flag is a part
 
 
 def _shown(value) -> str:

@@ -115,7 +115,7 @@ def test_channels_are_sorted_by_how_long_they_remember(new_llm, tokenizer):
     assert np.allclose(shown, (1 - read[:, found.order()]).T[:, : shown.shape[1]], atol=1e-5)
 
 
-def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch):
+def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch, capsys):
     """Turns marked where the loss counts them; all lengths; the window."""
     rows = [{"instruction": f"Ask {i}?", "response": f"Answer {i}."} for i in range(40)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,6 +126,7 @@ def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch):
     shown = explain.data_html(found)
     counted = re.findall(r"<span[^>]*>([^<]*)</span>", shown)
     assert counted and all("Answer" in text and "Ask" not in text for text in counted) and "Ask" in shown
+    assert "The loss counts the answers (marked)" in capsys.readouterr().out
     axes = explain.lengths_figure(found).axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == len(found.lengths)
     assert axes.lines[0].get_xdata()[0] == found.window

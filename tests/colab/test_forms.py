@@ -266,6 +266,9 @@ def test_advice_and_errors_speak_of_fields():
         "training cell: train(settings, dropout=…)."
     )
     assert forms_module.in_form_words("a -- b, --unknown 3, x--y") == "a -- b, --unknown 3, x--y"
+    command = "Then: newllm train hh_rlhf --epochs 3 --seed 4"  # to be copied into a terminal
+    assert forms_module.in_form_words(command) == command
+    assert forms_module.in_form_words(f"{command}\n--epochs 3 more") != f"{command}\n--epochs 3 more"
 
 
 def test_an_unknown_key_in_the_overrides_names_the_nearest(monkeypatch):
