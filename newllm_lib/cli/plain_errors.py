@@ -37,7 +37,7 @@ _BY_KIND = {
     "builtins.MemoryError": "The memory is too small ({}): lower --batch_size or the sizes of the model.",
     "torch.OutOfMemoryError": "The GPU's memory is too small ({}): lower --micro_batch_size.",
     "builtins.ImportError": "A package is missing or damaged ({}): `bash colab_bootstrap.sh --setup-only`.",
-    "builtins.UnicodeError": "A file or a name is not UTF-8 ({}): save it as UTF-8.",
+    "builtins.UnicodeError": "A file or a name is not UTF-8 ({}): save it as UTF-8, or rename it.",
     "json.JSONDecodeError": "A JSON file is damaged ({}): copy it again from where it was made.",
     "zipfile.BadZipFile": "An archive is damaged ({}): download it again.",
     "zlib.error": "An archive is damaged ({}): download it again.",
@@ -53,7 +53,20 @@ def in_plain_words(error: BaseException) -> str | None:
     text = next((_BY_KIND[name] for name in names if name in _BY_KIND), None)
     if text is not None and not (isinstance(error, BrokenPipeError)):
         return text.format(said)
+    if isinstance(error, ValueError) and said == "embedded null byte":
+        return "A name holds a null character, which no file's can: give another."
+    if isinstance(error, RuntimeError) and said.startswith("Symlink loop from"):  # Python 3.12 and older
+        return f"{said}: a link that leads to itself. {_PLACE}."
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_folder():
+        return "The folder you are in was deleted: go to another one (`cd`), and try again."
     if isinstance(error, OSError):
         place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "A file"
         return f"{place}: {error.strerror or said}. {_BY_NUMBER.get(error.errno or 0, _PLACE)}."
     return None
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False

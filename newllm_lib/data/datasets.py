@@ -124,6 +124,11 @@ def open_source(recipe: Recipe, cache: Path, commit: str = "") -> Source:
         paths = {"train": [place]} if place.is_file() else None
         return open_with("FolderSource", place, paths, reading=reading)
     name = HubName.parse(recipe.data)
+    if name is None and place.exists():
+        raise UsageError(
+            f"--data {recipe.data} is neither a file nor a folder (a pipe, or a device): write what comes "
+            "from it into a file first, and name that."
+        )
     if name is None:
         raise UsageError(
             f"Unknown data {recipe.data!r}: use {', '.join(REGISTRY)}, a hub id such as owner/name or "

@@ -21,6 +21,8 @@ def read_yaml(path: Path) -> dict:
     import yaml
 
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no file (a folder, a pipe or a device): name a recipe's file.")
         with open(path, encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
         aliases = [e for e in yaml.parse(text) if isinstance(e, yaml.AliasEvent)] if "*" in text else []

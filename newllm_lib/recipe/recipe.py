@@ -188,7 +188,9 @@ class Recipe:
         choices=("even", "multi"),
         models=("new_llm",),
     )
-    num_layers: int = _model(4, "blocks (sequential recurrence: depth of the per-token MLP)", minimum=1)
+    num_layers: int = _model(
+        4, "blocks (sequential recurrence: depth of the per-token MLP)", minimum=1, maximum=1000
+    )
     hidden_size: int = _model(256, "channels of the residual stream (TinyGPT2 chooses its own)", minimum=1)
     context_dim: int = _model(256, "size of the context vector each block carries", minimum=1)
     mlp_size: int = _model(1024, "inner channels of the token MLP", minimum=1)
@@ -248,10 +250,10 @@ class Recipe:
 
     # --- How it is trained; batch sizes are in sequences per optimizer step -------------------------------
 
-    seed: int = _training(0, "random seed: weights, dropout and data order", minimum=0)
+    seed: int = _training(0, "random seed: weights, dropout and data order", minimum=0, maximum=2**32 - 1)
     epochs: float = _training(6.0, "passes over the training split", minimum=0.0001)
     max_steps: int | None = _training(None, "stop after this many optimizer steps", minimum=1)
-    batch_size: int = _training(128, "sequences per optimizer step, over all GPUs", minimum=1)
+    batch_size: int = _training(128, "sequences per optimizer step, over all GPUs", minimum=1, maximum=10**6)
     micro_batch_size: int | str = _training(
         "auto", "sequences at a time on one GPU (more are accumulated)", identity=False, minimum=1
     )

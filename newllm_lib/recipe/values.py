@@ -47,7 +47,7 @@ def checked(f, value):
     if minimum is not None and number and value < minimum:
         raise UsageError(f"{f.name} must be at least {minimum:g}, not {value}.")
     if f.metadata["maximum"] is not None and number and value > f.metadata["maximum"]:
-        raise UsageError(f"{f.name} must be at most {f.metadata['maximum']:g}, not {value}.")
+        raise UsageError(f"{f.name} must be at most {f.metadata['maximum']:,}, not {value}.")
     return value
 
 

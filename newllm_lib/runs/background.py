@@ -123,6 +123,8 @@ def _holds(run: Run) -> bool:
 def _read_from(path: Path, offset: int, whole_lines: bool) -> tuple[str, int]:
     """The text of `path` from `offset` on (`whole_lines`: up to the last complete line), and its end."""
     try:
+        if not path.is_file():
+            return "", offset
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:  # it was rotated
                 offset = 0

@@ -119,7 +119,9 @@ def is_locked(run: Run) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock file `path`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # of a pipe, too, nobody waits for the other end
     except OSError:  # nobody has held it yet
         return False
     try:

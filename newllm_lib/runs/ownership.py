@@ -206,6 +206,8 @@ def _has_records(folder: Path) -> bool:
 
 def _has_recipe(folder: Path) -> bool:
     try:
+        if not (folder / "recipe.yaml").is_file():
+            return False
         with open(folder / "recipe.yaml", encoding="utf-8") as file:
             return _RECORDED_RECIPE.fullmatch(file.readline()) is not None
     except (OSError, ValueError):
@@ -248,8 +250,8 @@ def _listed(folder: Path) -> list[str] | None:
 
 def read_json(path: Path) -> object:
     """What a JSON file says; None where it cannot be read, or is none (it may come from elsewhere)."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
+    try:  # a pipe would keep its reader waiting for ever
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 

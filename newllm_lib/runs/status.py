@@ -144,6 +144,8 @@ def _changed(path: Path) -> float:
 def tail(run: Run, lines: int) -> list[str]:
     """The last `lines` lines of the run's log, read from its end (logs grow large)."""
     try:
+        if not run.log.is_file():
+            return []
         with open(run.log, "rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - 400 * lines - 4096))
