@@ -37,7 +37,7 @@ _BY_KIND = {
     "builtins.MemoryError": "The memory is too small ({}): lower --batch_size or the sizes of the model.",
     "torch.OutOfMemoryError": "The GPU's memory is too small ({}): lower --micro_batch_size.",
     "builtins.ImportError": "A package is missing or damaged ({}): `bash colab_bootstrap.sh --setup-only`.",
-    "builtins.UnicodeError": "A file or a name is not UTF-8 ({}): save it as UTF-8, or rename it.",
+    "builtins.UnicodeError": "A file, a name or the input is not UTF-8 ({}): save it as UTF-8, or rename it.",
     "json.JSONDecodeError": "A JSON file is damaged ({}): copy it again from where it was made.",
     "zipfile.BadZipFile": "An archive is damaged ({}): download it again.",
     "zlib.error": "An archive is damaged ({}): download it again.",
@@ -57,6 +57,8 @@ def in_plain_words(error: BaseException) -> str | None:
         return "A name holds a null character, which no file's can: give another."
     if isinstance(error, RuntimeError) and said.startswith("Symlink loop from"):  # Python 3.12 and older
         return f"{said}: a link that leads to itself. {_PLACE}."
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said:
+        return _BY_KIND["builtins.MemoryError"].format("torch could not allocate any more")
     if isinstance(error, FileNotFoundError) and error.filename is None and not _has_folder():
         return "The folder you are in was deleted: go to another one (`cd`), and try again."
     if isinstance(error, OSError):

@@ -60,6 +60,8 @@ def export(arguments: argparse.Namespace) -> dict | int:
     from newllm_lib.export.folder import export as export_run, push
     from newllm_lib.export.gguf import write_gguf
 
+    if arguments.push == "":
+        raise UsageError("--push '' names no model: give OWNER/NAME, or leave it out.")
     model = run_of(arguments.run)
     folder = export_run(model, arguments.output_dir, arguments.checkpoint)
     result = {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}

@@ -152,7 +152,7 @@ def stop_tokens(tokenizer, model=None) -> list[int]:
     said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [tokenizer.eos_token_id, tokenizer.bos_token_id, end_of_turn(tokenizer)]
     found += said if isinstance(said, list) else [said]
-    return sorted({i for i in found if i is not None})
+    return sorted({i for i in found if isinstance(i, int)})  # a foreign configuration may say anything
 
 
 def until_stop(ids: list[int], stop: set[int]) -> list[int]:

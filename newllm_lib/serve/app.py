@@ -322,7 +322,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         made.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"Port {port} of {host} cannot be used ({reason}): give another --port.") from None
+        which = "--host" if isinstance(error, socket.gaierror) else "--port"
+        raise UsageError(f"Port {port} of {host} cannot be used ({reason}): give another {which}.") from None
     return made
 
 

@@ -86,7 +86,7 @@ def change(chance: random.Random, folder: Path, denied: Denied, monkeypatch) -> 
             "noise",
             "odd",
         ]
-        + ["an odd name", "a denied cache", "no home", "a long name", "a foreign file"]
+        + ["an odd name", "a denied cache", "no home", "a long name", "a foreign file", "a pipe"]
     )
     if what == "denied":
         denied.coming.append(os.path.abspath(place))
@@ -111,6 +111,8 @@ def change(chance: random.Random, folder: Path, denied: Denied, monkeypatch) -> 
             place.mkdir()
         elif what == "a file":
             place.write_text("x")
+        elif what == "a pipe":
+            os.mkfifo(place)
         elif what.startswith("a link"):
             place.symlink_to(place if what.endswith("itself") else "/nowhere")
     return f"{place.relative_to(folder)}: {what}"
@@ -205,6 +207,9 @@ def test_what_is_in_no_table_is_a_defect_and_the_rest_is_not():
         ModuleNotFoundError("No module named 'torch'"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
         json.JSONDecodeError("Expecting value", "", 0),
+        ValueError("embedded null byte"),
+        RuntimeError("Symlink loop from '/disk/x'"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         zipfile.BadZipFile("bad"),
     ):
         line = in_plain_words(error)

@@ -13,10 +13,16 @@ import pytest
 from newllm_lib.cli import main
 from newllm_lib.runs import Run, is_complete, is_finished
 from newllm_lib.training import saving
+from tests.data.conftest import dialogues, write_jsonl
 from tests.helpers.bad_input import TINY
+from tests.helpers.chat_bases import chat_base
 from tests.helpers.small_runs import write_text
 
 pytestmark = pytest.mark.slow
+SFT = (
+    "--sized_for cpu --max_seq_length 96 --batch_size 4 --max_steps 8 --lora_rank 4 --save_steps 2 "
+    "--logging_steps 1 --sample_tokens 0"
+).split()
 
 
 @pytest.fixture
@@ -55,11 +61,18 @@ def test_20_runs_on_a_disk_that_fills_and_empties(disk, tmp_path, monkeypatch, c
     monkeypatch.setattr(saving, "RETRY_AFTER", (0.3, 0.3, 0.3))
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     write_text(tmp_path)
+    (tmp_path / "dialogues").mkdir()
+    write_jsonl(tmp_path / "dialogues" / "train.jsonl", [{"messages": m} for m in dialogues(60)])
+    base = chat_base(tmp_path / "base", "qwen2")
     tide = Tide(disk / "tide")
     tide.start()
     for number in range(20):
         run = Run(disk / f"run{number}")
-        words = ["train", "demo", "--data_dir", str(tmp_path / "text"), "--output_dir", str(run.path), *TINY]
+        if number % 5 == 4:  # by TRL's trainer
+            words = ["train", "dolly", "--base", str(base), "--data_dir", str(tmp_path / "dialogues"), *SFT]
+        else:
+            words = ["train", "demo", "--data_dir", str(tmp_path / "text"), *TINY]
+        words += ["--output_dir", str(run.path)]
         end, newest = time.monotonic() + 120, 0
         while (code := main([*words, "--seed", str(number)])) != 0:
             err = capsys.readouterr().err

@@ -6,8 +6,10 @@ import builtins
 import errno
 import io
 import itertools
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from newllm_lib import console
 from newllm_lib.cli import main
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import Run, atomic, is_finished, read_status
+from newllm_lib.runs import MANIFEST, MARK, Run, atomic, is_finished, read_status
 from newllm_lib.training import checkpointing, saving, signals
 from tests.helpers.bad_input import TINY, one_line
 from tests.helpers.small_runs import write_text
@@ -210,3 +212,59 @@ def test_only_what_is_there_is_called_intact(tmp_path):
         atomic.explained(run / "best"),
     ):
         raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_folder_that_was_deleted_is_named(here, monkeypatch, capsys):
+    (here / "gone").mkdir()
+    monkeypatch.chdir(here / "gone")
+    (here / "gone").rmdir()
+    assert main(["runs"]) == 1
+    one_line(capsys.readouterr().err, "The folder you are in was deleted")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--batch_size", "1000000000000"], "batch_size must be at most 1,000,000"),
+        (["--num_layers", "1000000000"], "num_layers must be at most 1,000"),
+        (["--seed", "99999999999999999999"], "seed must be at most 4,294,967,295"),
+    ],
+)
+def test_numbers_beyond_all_measure_are_refused_at_once(here, capsys, words, says):
+    assert main([*TRAIN, *words]) == 2
+    one_line(capsys.readouterr().err, says)
+
+
+def test_pipes_keep_nobody_waiting(here, capsys):
+    """Where data, a recipe or a run's record is expected."""
+    for name in ("pipe", "text/validation.txt", "made.yaml"):
+        os.mkfifo(name)
+    assert main(["train", "text", "--data", "pipe", "--output_dir", "new", *TINY]) == 2
+    one_line(capsys.readouterr().err, "neither a file nor a folder (a pipe, or a device)")
+    assert main(["train", "made.yaml"]) == 2
+    assert main([*TRAIN, *SHORT]) == 0
+    Path("checkpoints").mkdir()
+    shutil.copytree("run", "checkpoints/run")
+    for name in ("status.json", "recipe.yaml", "metrics.jsonl", "train.log", "run.lock", MARK):
+        path = Path("checkpoints/run", name)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        assert main(["runs"]) == 0 and main(["runs", "logs", "checkpoints/run"]) in (0, 2)
+    assert "report it" not in capsys.readouterr().err
+
+
+def test_a_closed_input_is_an_empty_one(here, monkeypatch, capsys):
+    assert main([*TRAIN, *SHORT]) == 0
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", "run"]) == 0 and "Bye" in capsys.readouterr().out
+
+
+def test_a_generation_configuration_may_say_anything(here, monkeypatch, capsys):
+    assert main([*TRAIN, *SHORT]) == 0
+    for path in Path("run/best").glob("*.json"):
+        if path.name == "generation_config.json":
+            path.write_text('{"eos_token_id": [[1], "x", null, 2]}')
+    sizes = {p.name: p.stat().st_size for p in Path("run/best").iterdir() if p.name != MANIFEST}
+    Path("run/best", MANIFEST).write_text(json.dumps({"files": sizes}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/quit\n"))
+    assert main(["chat", "run"]) == 0
