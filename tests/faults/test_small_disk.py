@@ -13,10 +13,10 @@ import pytest
 from newllm_lib.cli import main
 from newllm_lib.runs import Run, is_complete, is_finished
 from newllm_lib.training import saving
-from tests.data.conftest import dialogues, write_jsonl
 from tests.helpers.bad_input import TINY
 from tests.helpers.chat_bases import chat_base
 from tests.helpers.small_runs import write_text
+from tests.helpers.texts import dialogues, write_jsonl
 
 pytestmark = pytest.mark.slow
 SFT = (
