@@ -127,7 +127,7 @@ def _cpu(forced: bool) -> Device:
         False,
         False,
         _host_memory_gib(),
-        _usable_cores(),
+        usable_cores(),
         None,
         reasons,
     )
@@ -163,7 +163,7 @@ def _gpu(kind: str, name: str, capability: tuple[int, int], memory_gib: float) -
         triton and ampere,
         triton,
         memory_gib,
-        _usable_cores(),
+        usable_cores(),
         capability,
         reasons,
     )
@@ -215,7 +215,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """CPU cores this process may run on (a container may have fewer than the host)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -16,6 +16,7 @@ from typing import IO
 
 from newllm_lib import console
 from newllm_lib.data.streaming.segment_worker import MARK, Job
+from newllm_lib.device import usable_cores as cores
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.runs.processes import command_of
 
@@ -223,8 +224,3 @@ class SegmentPool:
         self._failed.update(dict.fromkeys(numbers, error))
         self._not_before = time.monotonic() + PAUSE
         self._plan = itertools.chain(numbers, self._plan)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

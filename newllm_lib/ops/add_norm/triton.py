@@ -28,11 +28,6 @@ def _gapless(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _tile(dim: int, elements: int) -> dict[str, int]:
-    block = triton.next_power_of_2(dim)
-    return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
-
-
 def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
     """Grid (batch, chunks of time), time steps a chunk, and the constants of a walk through time."""
     batch, time, dim = x.shape
@@ -52,7 +47,7 @@ def _walk(x: Tensor) -> tuple[tuple[int, int], int, dict[str, int]]:
 def _add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """r (empty without a residual: it would be x itself) and n; x, residual (rows, dim) without gaps."""
     r, n = x.new_empty(0 if residual is None else x.shape), torch.empty_like(x)
-    tile = _tile(x.shape[1], _FORWARD_TILE)
+    tile = helpers.row_tile(x.shape[1], _FORWARD_TILE)
     kernels.norm_forward[(triton.cdiv(x.shape[0], tile["ROWS"]),)](
         x, residual, weight.contiguous(), r, n, *x.shape, eps, HAS_RESIDUAL=residual is not None, **tile
     )
@@ -71,7 +66,7 @@ def _add_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x, which is residual's too, and that of the weight."""
     dx = torch.empty_like(r)
-    tile = _tile(r.shape[1], _BACKWARD_TILE)
+    tile = helpers.row_tile(r.shape[1], _BACKWARD_TILE)
     programs = min(triton.cdiv(r.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(r.device))
     partial_sums = torch.empty(programs, r.shape[1], dtype=torch.float32, device=r.device)
     kernels.norm_backward[(programs,)](

@@ -79,3 +79,14 @@ def rows_together(x: torch.Tensor) -> torch.Tensor:
 def strided_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """x itself if it lies in memory as `like` does, else a copy that does."""
     return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def row_tile(dim: int, elements: int) -> dict[str, int]:
+    """Of kernels that take whole rows of `dim` channels: rows for about `elements`, and warps."""
+    block = triton.next_power_of_2(dim)
+    return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
+
+
+def strides(*tensors: torch.Tensor) -> list[int]:
+    """Strides of tensors (batch, heads, time, dim) but for the last, which is 1."""
+    return [stride for x in tensors for stride in x.stride()[:3]]

@@ -169,16 +169,11 @@ def _backward(x, y, bias, doc_starts, mask, initial, c, dc, dfinal, dx, dy):
     return None if dbias is None else dbias.flatten(0, 1), dinitial
 
 
-def _tile(dim: int, elements: int) -> dict[str, int]:
-    block = triton.next_power_of_2(dim)
-    return dict(ROWS=max(1, elements // block), BLOCK_DIM=block, num_warps=4 if block <= 4096 else 8)
-
-
 @on_device_of_first_argument
 def _readout(c: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     z = z.reshape(-1, z.shape[-1])  # a copy only if its rows are not evenly spaced
-    tile = _tile(z.shape[1], _FORWARD_TILE)
+    tile = helpers.row_tile(z.shape[1], _FORWARD_TILE)
     grid = (triton.cdiv(z.shape[0], tile["ROWS"]),)
     kernels.readout_forward[grid](
         c.contiguous(), z, weight.contiguous(), y, *z.shape, eps, z.stride(0), **tile
@@ -193,7 +188,7 @@ def _readout_backward(
     """Fills dz (evenly spaced rows); returns d c and d weight."""
     dc = torch.empty(c.shape, dtype=c.dtype, device=c.device)
     z, dz = z.reshape(-1, z.shape[-1]), dz.flatten(0, -2)
-    tile = _tile(z.shape[1], _BACKWARD_TILE)
+    tile = helpers.row_tile(z.shape[1], _BACKWARD_TILE)
     programs = min(triton.cdiv(z.shape[0], tile["ROWS"]), _PROGRAMS * helpers.multiprocessors(z.device))
     dweight = torch.empty(programs, z.shape[1], dtype=torch.float32, device=z.device)
     kernels.readout_backward[(programs,)](

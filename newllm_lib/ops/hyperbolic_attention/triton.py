@@ -51,10 +51,6 @@ def _constants(q: Tensor, first: Tensor | None) -> dict:
     )
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
-
-
 def _first(k: Tensor, window: int | None, doc_starts: Tensor | None) -> Tensor | None:
     """(batch, keys) int32, or None where every query sees everything before it."""
     batch, _, time, _ = k.shape
@@ -97,7 +93,7 @@ def forward(
             heads,
             keys,
             dim,
-            *_strides(k),
+            *helpers.strides(k),
             EVEN_D=constants["EVEN_D"],
             BLOCK_N=_KEY_ROWS,
             BLOCK_D=constants["BLOCK_D"],
@@ -117,7 +113,7 @@ def forward(
             queries,
             keys,
             dim,
-            *_strides(q, k, v, out),
+            *helpers.strides(q, k, v, out),
             **constants,
             **tile,
         )
@@ -167,7 +163,7 @@ def backward(
             beta,
             curvature,
             *sizes,
-            *_strides(q, k, v, out, dq),
+            *helpers.strides(q, k, v, out, dq),
             **constants,
             **tiles["queries"],
         )
@@ -187,7 +183,7 @@ def backward(
             beta,
             curvature,
             *sizes,
-            *_strides(q, k, v, dout, dk, dv),
+            *helpers.strides(q, k, v, dout, dk, dv),
             **constants,
             **tiles["keys"],
         )

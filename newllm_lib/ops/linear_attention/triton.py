@@ -38,10 +38,6 @@ def _constants(q: Tensor, v: Tensor, first: Tensor | None) -> dict:
     )
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
-
-
 def _first(doc_starts: Tensor | None) -> Tensor | None:
     """(batch, time) int32: where each token's document starts; -1: before the text."""
     if doc_starts is None:
@@ -68,10 +64,22 @@ def _attention(
     states[:, :, 0] = state
     grid = chunks, q.shape[0] * heads
     with torch.cuda.device_of(q):
-        kernels.collect[grid](k, v, log_decay, first, states, keeps, *counted, *_strides(k, v), **constants)
+        kernels.collect[grid](
+            k, v, log_decay, first, states, keeps, *counted, *helpers.strides(k, v), **constants
+        )
         _walk(states, keeps, reverse=False)
         kernels.read[grid](
-            q, k, v, log_decay, first, states, out, counts, *counted, *_strides(q, k, v, out), **constants
+            q,
+            k,
+            v,
+            log_decay,
+            first,
+            states,
+            out,
+            counts,
+            *counted,
+            *helpers.strides(q, k, v, out),
+            **constants,
         )
     return out, states[:, :, -1].clone(), counts, keeps, states
 
@@ -115,7 +123,7 @@ def _attention_backward(
     grid = counted[2], q.shape[0] * counted[0]
     with torch.cuda.device_of(q):
         kernels.collect_gradients[grid](
-            q, log_decay, first, out, dout, counts, dstates, *counted, *_strides(q, out), **constants
+            q, log_decay, first, out, dout, counts, dstates, *counted, *helpers.strides(q, out), **constants
         )
         _walk(dstates, keeps, reverse=True)
         kernels.gradients[grid](
@@ -134,7 +142,7 @@ def _attention_backward(
             dv,
             dlog_decay,
             *counted,
-            *_strides(q, k, v, out),
+            *helpers.strides(q, k, v, out),
             **constants,
         )
     return dq, dk, dv, dlog_decay, dstates[:, :, 0].clone()
