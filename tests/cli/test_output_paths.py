@@ -78,6 +78,7 @@ READ = {
     "base",
     "data",
     "documents",
+    "dialogues",
 }  # flags that speak of a folder or file and only read it
 
 
