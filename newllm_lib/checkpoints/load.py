@@ -315,6 +315,7 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
     """The configuration in a folder, if it is that of a causal language model which is known here."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    from newllm_lib.checkpoints.weights import check_depth
     from newllm_lib.models import TinyGPT2Config  # which also registers our models with transformers
 
     with _one_line(name):
@@ -338,6 +339,7 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
             f"{name} is no causal language model of text (it is {', '.join(made_as) or config.model_type}), "
             "which is what trains, chats and is measured here: name one, such as openai-community/gpt2."
         )
+    check_depth(folder, config)
     return config
 
 

@@ -37,6 +37,21 @@ def check_weights(folder: Path, model) -> None:
                 )
 
 
+def check_depth(folder: Path, config) -> None:
+    """Refuse a configuration that names more layers than there are weights, before they are all built.
+
+    Raises:
+        NewLLMError: says how many.
+    """
+    count = sum(len(safetensors_header(file)) for file in Path(folder).glob("*.safetensors"))
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > count > 0:
+        raise NewLLMError(
+            f"{folder}: config.json names {layers:,} layers, and there are {count:,} weights: refused. "
+            "Copy the folder again from where it was trained."
+        )
+
+
 def _refusal(file: Path, name: str, found: str, wanted: str) -> str:
     return (
         f"{file}: {name} {found}, this model needs {wanted}: refused. "

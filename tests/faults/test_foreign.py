@@ -120,6 +120,14 @@ def test_chat_refuses_it(run, capsys, damage):
     one_line(capsys.readouterr().err, DAMAGE[damage])
 
 
+def test_more_layers_than_weights_are_not_built(run, capsys):
+    config = json.loads((run / "best" / "config.json").read_text())
+    (run / "best" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**7}))
+    seal(run / "best")
+    assert main(["chat", "run"]) == 1
+    one_line(capsys.readouterr().err, "names 10,000,000 layers")
+
+
 @damaged
 def test_training_does_not_continue_from_it(run, trained, capsys, damage):
     checkpoint = max(run.glob("checkpoint-*"))

@@ -363,3 +363,9 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(place, tmp_path, monkeyp
     names = {p.name for p in run.latest_checkpoint().iterdir()}
     assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "progress.json"} <= names
     assert "training_args.bin" not in names and not list(run.path.glob(".trainer*"))
+
+
+def test_without_sample_answers_the_card_has_none(place, tmp_path):
+    run = train(recipe(place, place / "gpt2", tmp_path, sample_tokens=0, max_steps=2))
+    assert read_status(run)["state"] == "done"
+    assert "## Answers" not in (run.path / "card.md").read_text(encoding="utf-8")

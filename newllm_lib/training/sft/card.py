@@ -73,6 +73,8 @@ def _beside(result: dict) -> list[str]:
 
 
 def _answers(result: dict) -> list[str]:
+    if not result["samples"]:  # --sample_tokens 0
+        return []
     before, after = result["samples"][0], result["samples"][-1]
     lines = ["## Answers", "", "The most probable ones, cut at a fixed length.", ""]
     lines += ["| prompt | before | after |", "|---|---|---|"]
