@@ -137,8 +137,8 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
             "Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key "
             "icon)."
         )
-    if repository.count("/") != 1:
-        raise UsageError(f"--push {repository}: give it as OWNER/NAME.")
+    if repository.count("/") != 1 or not repository.isprintable():
+        raise UsageError(f"--push {repository!r}: give it as OWNER/NAME.")
     say(f"Uploading {folder} to {repository} ({'private' if private else 'public'})")
     api = HfApi(token=token)
     try:

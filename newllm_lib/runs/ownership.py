@@ -272,6 +272,8 @@ def _leaves(folder: Path) -> Iterator[str]:
 def real_folder(folder: Path, flag: str) -> Path:
     """What `folder` is, links followed; it may not be there yet."""
     path = Path(os.path.realpath(folder))
+    if path.is_symlink():
+        raise UsageError(f"{folder} is a link that leads to itself: remove it, or give another {flag}.")
     if Path(folder).is_symlink() and not path.exists():
         raise UsageError(
             f"{folder} is a link to {path}, which is not there: make that, or give another {flag}."

@@ -51,6 +51,15 @@ def export(folder, text="1", name="README.md"):
         (staging / name).write_text(text)
 
 
+def test_links_to_nothing_and_to_themselves(tmp_path):
+    (tmp_path / "nothing").symlink_to("nowhere")
+    (tmp_path / "itself").symlink_to("itself")
+    for name, says in (("nothing", "which is not there"), ("itself", "leads to itself: remove it")):
+        for check in (check_shared, replaceable):
+            with pytest.raises(UsageError, match=says):
+                check(tmp_path / name, "run" if check is check_shared else "export", "--output_dir")
+
+
 def test_a_marked_folder_is_replaced_and_keeps_since_when_it_is_ours(tmp_path):
     export(tmp_path / "out")
     mark = read_mark(tmp_path / "out")
