@@ -21,6 +21,7 @@ import jupytext
 import nbformat
 
 HEAD = "made-by-execute"  # the cell that says of what the outputs are
+CHANGED = " A cell without outputs has changed since."
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "src"
 sys.path.insert(0, str(HERE.parent))  # the clone's package, installed or not
@@ -106,7 +107,11 @@ def with_outputs_of(text: str, before: str) -> str:
         if cell.cell_type == "code" and cell.id in known:
             cell.outputs, cell.execution_count = known[cell.id].outputs, known[cell.id].execution_count
     new.metadata["executed"] = old.metadata["executed"]
-    new.cells.insert(1, known[HEAD])
+    head = known[HEAD]
+    head.source = head.source.removesuffix(CHANGED)
+    if old.metadata["executed"]["source"] != digest(text):
+        head.source += CHANGED
+    new.cells.insert(1, head)
     return nbformat.writes(new) + "\n"
 
 

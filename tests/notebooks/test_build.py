@@ -80,6 +80,7 @@ def test_outputs_stay_with_cells_that_did_not_change_and_are_told_to_be_old(
     assert builder.main(["--check"]) == 1 and builder.main([]) == 0 and builder.main(["--check"]) == 0
     kept = [cell.outputs for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [len(outputs) for outputs in kept] == [1, 0]
+    assert nbformat.read(path, as_version=4).cells[1].source.endswith(builder.CHANGED)
     assert builder.main(["--check-outputs"]) == 1 and "older than its source" in capsys.readouterr().err
 
 
