@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from newllm_lib.console import Progress
 from newllm_lib.device import probe
@@ -30,7 +29,7 @@ from newllm_lib.generation.stateful import (
     window,
 )
 from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton
-from newllm_lib.ops.linear_cross_entropy.chunked import logits_of, whole_eights
+from newllm_lib.ops.linear_cross_entropy.chunked import logits_of, row_scores, whole_eights
 
 # UTF-8 bytes a word, above which spaces do not part words (English: 6, Finnish 8, Japanese lines 50 and more)
 _LONGEST_WORDS = 24
@@ -252,8 +251,8 @@ class _Counts:
         rows = max(1, _SCORE_BYTES.get(self.device.type, _SCORE_BYTES["cpu"]) // (4 * self.vocabulary))
         for some, wanted in zip(places.split(rows), following.split(rows), strict=True):
             logits = output[some] if self.head is None else self._logits(output[some])
-            self.correct += (logits.argmax(1) == wanted).sum()
-            losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+            losses, hits = row_scores(logits, wanted)
+            self.correct += hits.sum()
             self.nll += losses.sum(dtype=torch.float64)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

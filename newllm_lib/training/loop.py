@@ -20,7 +20,7 @@ from newllm_lib.errors import Interrupted
 from newllm_lib.models import parameters
 from newllm_lib.runs import checkpoint_step, is_complete, write_status
 from newllm_lib.training import distributed
-from newllm_lib.training.batches import Batches, count_labels
+from newllm_lib.training.batches import Batches
 from newllm_lib.training.build_model import build
 from newllm_lib.training.checkpointing import Checkpoints
 from newllm_lib.training.context import RunContext
@@ -140,7 +140,7 @@ class TrainingLoop:
 
     def train_step(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step on these micro-batches; the gradients' norm before clipping."""
-        tokens = count_labels(batches)
+        tokens = self.batches.count_labels(batches)
         if self.curvature is not None:
             self.curvature.set(self.model, self.step, self.context.total_steps)
         for number, batch in enumerate(batches, 1):

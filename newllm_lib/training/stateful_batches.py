@@ -30,10 +30,15 @@ class RecurrentStateBuffer:
         """The state that the micro-batch whose turn it is goes on from; None at an epoch's start."""
         return self.states[self.turn]
 
-    def set(self, state: torch.Tensor) -> None:
-        """Keep what this micro-batch ended with; the next one's turn comes."""
-        # a CUDA graph's output is overwritten when it is replayed
-        self.states[self.turn] = state.detach().clone()
+    def set(self, state: torch.Tensor, read_before: bool = False) -> None:
+        """Keep what this micro-batch ended with; the next one's turn comes.
+
+        Args:
+            read_before: `state`, a CUDA graph's output, is read by the next micro-batch before the graph
+                overwrites it: with one micro-batch a step it needs no copy.
+        """
+        alone = read_before and len(self.states) == 1
+        self.states[self.turn] = state.detach() if alone else state.detach().clone()
         self.turn = (self.turn + 1) % len(self.states)
 
     def clear(self) -> None:

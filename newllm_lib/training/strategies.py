@@ -250,7 +250,7 @@ class Replayed(LossScaled):
             if state is None:  # a graph begins with a state in any case
                 state = self.model.model.initial_state(len(batch["input_ids"]))
             loss, state = self.graph({**inputs, "state": state}, use_cache=True)
-            carried.set(state)
+            carried.set(state, read_before=True)
         if process_group.is_distributed():
             # a part of the loss of all processes' tokens; the log takes the mean
             loss = loss * process_group.world_size()

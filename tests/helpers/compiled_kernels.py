@@ -131,6 +131,7 @@ def run_everything(dtype, batch=2, time=64, dim=64):
     for words in (4096, 50_257):
         logits = torch.empty(batch, words, dtype=dtype)
         softmax.softmax_gradient_(logits, torch.zeros(batch, dtype=torch.long), -100, torch.empty(batch))
+        softmax.row_scores(logits, torch.zeros(batch, dtype=torch.long))
 
 
 def run_with_dot(rows=300, dim=256, inner=1024, words=8192):

@@ -137,7 +137,25 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("script", [KERNEL, EXPONENTIALS], ids=["in place", "exponentials"])
+SCORES = """
+import torch, torch.nn.functional as F
+from newllm_lib.ops.linear_cross_entropy import chunked
+from newllm_lib.ops.linear_cross_entropy.triton import row_scores
+for rows, vocabulary, dtype in ((3, 5, torch.float32), (40, 33, torch.float16), (2, 129, torch.float32)):
+    wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)
+    wide[:, :vocabulary] = (4 * torch.randn(rows, vocabulary)).round() / 4  # many are equal
+    logits = wide[:, :vocabulary]
+    labels = torch.where(torch.arange(rows) % 2 == 0, logits.argmax(1), torch.randint(0, vocabulary, (rows,)))
+    losses, hits = row_scores(logits, labels)
+    plain, expected = chunked.row_scores(logits, labels)
+    exact = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert (losses.double() - exact).abs().max() < 1e-5 and (plain.double() - exact).abs().max() < 1e-5
+    assert hits.tolist() == expected.tolist() and hits[0]
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("script", [KERNEL, EXPONENTIALS, SCORES], ids=["in place", "exponentials", "scores"])
 def test_the_kernels_in_the_interpreter(script):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

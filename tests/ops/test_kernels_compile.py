@@ -44,6 +44,7 @@ KERNELS = {
     "relu2_forward",
     "relu2_backward",
     "_softmax_gradient",
+    "_row_scores",
 }
 FROM_SM80 = {
     "product",

@@ -46,6 +46,14 @@ def test_a_step_has_the_batch_in_micro_batches_and_counts_its_labels(folder, mic
         assert all(torch.equal(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) for key in a)
 
 
+@pytest.mark.parametrize("changes", [{}, {"carry_state": True}, {"loss_on": "answers"}], ids=str)
+def test_labels_are_counted_once_where_every_step_has_as_many(folder, changes):
+    batches = Batches(context(folder, **changes))
+    found = [(batches.count_labels(step), count_labels(step)) for step in batches.from_step(0)]
+    assert all(torch.equal(ours, each) for ours, each in found)
+    assert (found[0][0] is found[1][0]) == batches.all_count == ("loss_on" not in changes)
+
+
 def test_epochs_are_counted_as_steps_are(folder):
     made = context(folder)
     per = made.steps_per_epoch

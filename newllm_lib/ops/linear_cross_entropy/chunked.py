@@ -11,6 +11,7 @@ A custom operator wraps it: one node for torch.compile.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from newllm_lib.ops.common.dispatch import autocast_dtype, runs_triton, runs_triton_dot
@@ -110,6 +111,20 @@ def by_kernel(logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
 
     softmax_gradient_(logits, target, IGNORE, losses)
     return logits
+
+
+def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits (rows, vocabulary) against labels (rows,), where nothing is learned.
+
+    Returns:
+        losses (rows,) in nats, float32; hits (rows,) bool: the label is the first of the most probable.
+    """
+    if runs_triton(logits) and logits.shape[1] <= max_vocabulary() and logits.stride(1) == 1:
+        from newllm_lib.ops.linear_cross_entropy.triton import row_scores
+
+        return row_scores(logits, labels)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return losses, logits.argmax(1) == labels
 
 
 def max_vocabulary() -> int:

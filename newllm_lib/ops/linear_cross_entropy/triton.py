@@ -1,4 +1,5 @@
-"""Cross-entropy and its gradient for rows of logits in one pass: read once, overwritten by the gradient.
+"""Cross-entropy and its gradient for rows of logits in one pass: read once, overwritten by the gradient; and
+where nothing is learned, the loss and whether the label is the first of the most probable.
 
 No tensor-core dot, so it runs from sm70 on. A row is held in registers whole, which bounds the vocabulary
 (`MAX_VOCABULARY`).
@@ -34,6 +35,40 @@ def _softmax_gradient(logits, labels, losses, vocabulary, stride, IGNORE: tl.con
     tl.store(p_x, tl.where(m_row, b_dx, 0.0).to(logits.dtype.element_ty), mask=m_c)
 
 
+@triton.jit
+def _row_scores(logits, labels, losses, hits, vocabulary, stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels + row)
+    columns = tl.arange(0, BLOCK)
+    x = tl.load(logits + row * stride + columns, mask=columns < vocabulary, other=float("-inf")).to(
+        tl.float32
+    )
+    highest = tl.max(x, 0)
+    first = tl.min(tl.where(x == highest, columns, BLOCK), 0)
+    loss = tl.log(tl.sum(tl.exp(x - highest), 0)) + highest - tl.sum(tl.where(columns == label, x, 0.0), 0)
+    tl.store(losses + row, loss)
+    tl.store(hits + row, first == label)
+
+
+@on_device_of_first_argument
+def row_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits (rows, vocabulary) against labels (rows,): losses in nats, float32, and hits, bool."""
+    rows, vocabulary = logits.shape
+    losses = torch.empty(rows, device=logits.device, dtype=torch.float32)
+    hits = torch.empty(rows, device=logits.device, dtype=torch.bool)
+    block, warps = _block_of(vocabulary)
+    _row_scores[(rows,)](
+        logits, labels, losses, hits, vocabulary, logits.stride(0), BLOCK=block, num_warps=warps
+    )
+    return losses, hits
+
+
+def _block_of(vocabulary: int) -> tuple[int, int]:
+    """Columns that a program holds of a row, and its warps."""
+    block = triton.next_power_of_2(vocabulary)
+    return block, min(32, max(4, block // 512)) if block <= 8192 else 16 if block <= 32768 else 32
+
+
 @on_device_of_first_argument
 def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int, losses: torch.Tensor) -> None:
     """Overwrite logits (rows, vocabulary) by the gradient of their summed cross-entropy, and fill losses
@@ -42,8 +77,7 @@ def softmax_gradient_(logits: torch.Tensor, labels: torch.Tensor, ignore: int, l
     Rows whose label (rows,) is `ignore` get a loss and a gradient of 0.
     """
     rows, vocabulary = logits.shape
-    block = triton.next_power_of_2(vocabulary)
-    warps = min(32, max(4, block // 512)) if block <= 8192 else 16 if block <= 32768 else 32
+    block, warps = _block_of(vocabulary)
     _softmax_gradient[(rows,)](
         logits, labels, losses, vocabulary, logits.stride(0), IGNORE=ignore, BLOCK=block, num_warps=warps
     )

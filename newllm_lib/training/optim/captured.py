@@ -60,6 +60,7 @@ class CapturedStep:
         factors = [factor(step) for step in range(total_steps + 1)] if self.scales else []
         self.factors = torch.tensor(factors, dtype=torch.float64, device=device)
         self.recorded: tuple[list[int], object] | None = None
+        self.told: list[float] = []  # what `rates` hold, where the schedule is read here
 
     def settle(self) -> None:
         """Bring the schedule to the number of steps that were taken: waits for the GPU."""
@@ -68,9 +69,10 @@ class CapturedStep:
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        if not self.scales:
-            for place, rate in zip(self.rates, self.schedule.get_last_lr(), strict=True):
+        if not self.scales and self.told != (told := self.schedule.get_last_lr()):
+            for place, rate in zip(self.rates, told, strict=True):
                 place.fill_(rate)
+            self.told = list(told)
         where = [0 if p.grad is None else p.grad.data_ptr() for p in self.parameters]
         if self.recorded is None or self.recorded[0] != where or not self.recorder.on_gpu:
             self.recorded = where, None
