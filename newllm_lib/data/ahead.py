@@ -22,7 +22,7 @@ def start(name: str, keys: dict[str, object]) -> None:
     if "WORLD_SIZE" in os.environ:
         return
     _process = subprocess.Popen(
-        command_of("newllm_lib.data.prepared", name, json.dumps(keys), name="prepare_ahead"),
+        command_of("newllm_lib.data.prepare_ahead", name, json.dumps(keys)),
         env=environment_of(TRANSFORMERS_NO_ADVISORY_WARNINGS="1", PYTHONUNBUFFERED="1"),
         stdin=subprocess.PIPE,  # which is closed when this process ends, however it does
         stdout=subprocess.PIPE,

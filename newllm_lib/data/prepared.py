@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,7 +14,7 @@ from newllm_lib.data.packing import PackedSplit, check_answers, check_length, pa
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.splits import SPLITS, check_train
-from newllm_lib.data.tokenizer import TRAINED, load_tokenizer
+from newllm_lib.data.tokenizer import load_tokenizer
 from newllm_lib.errors import UsageError
 
 if TYPE_CHECKING:
@@ -280,35 +275,3 @@ def load_split(
     for line in packed.report.lines() if source.own and split != "train" else ():
         console.say(f"  {line}")
     return packed
-
-
-NOTHING_DONE = 3  # exit code: these data are prepared when they are needed
-
-
-def prepare_ahead(name: str, keys: str) -> int:
-    """What the process of `ahead` does; its exit code."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers' tokenizers do without, and sooner
-    from newllm_lib.device import guess_kind
-    from newllm_lib.recipe import load_recipe
-
-    recipe = load_recipe(name, json.loads(keys), guess_kind(), resolve_start=False)
-    cache = cache_root()
-    source = open_for_training(recipe, cache) if needs_no_network(recipe) else None
-    if source is None or source.in_segments:  # a large set is prepared while it is trained on
-        return NOTHING_DONE
-    packed_for_training(recipe, source, load_tokenizer(recipe, source, cache), cache)
-    return 0
-
-
-def needs_no_network(recipe: Recipe) -> bool:
-    """Whether a fresh tokenizer and data of this machine are all that training reads."""
-    local = bool(recipe.data_dir) or recipe.data == "demo" or Path(recipe.data).expanduser().exists()
-    fresh = recipe.task == "train" and recipe.from_run is None and recipe.tokenizer in TRAINED
-    return fresh and local
-
-
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdin.read()
-    os._exit(NOTHING_DONE)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from newllm_lib.data import ahead, prepare, prepared
+from newllm_lib.data import ahead, prepare, prepare_ahead
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 
@@ -47,7 +47,7 @@ def test_it_makes_what_prepare_makes_and_says_it_once(talks, tmp_path, capsys, m
 
 
 def test_it_needs_no_torch(talks):
-    code = "import sys; from newllm_lib.data import prepared; code = prepared.prepare_ahead(*sys.argv[1:])\n"
+    code = "import sys; from newllm_lib.data import prepare_ahead; code = prepare_ahead.main(*sys.argv[1:])\n"
     code += "print(code, sys.modules['torch'], 'transformers' in sys.modules)"
     words = [sys.executable, "-c", code, "wikitext", json.dumps(keys(talks))]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -98,7 +98,7 @@ def test_it_ends_with_its_command(talks):
 )
 def test_only_what_needs_no_network(changes, expected):
     recipe = load_recipe("demo", {"sized_for": "cpu", **changes})
-    assert prepared.needs_no_network(recipe) is expected
+    assert prepare_ahead.needs_no_network(recipe) is expected
 
 
 def test_one_of_several_processes_does_not_begin(talks, monkeypatch):
