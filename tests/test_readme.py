@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -100,12 +101,17 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\s-]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.ja.md", "docs/start.md", "newllm_lib/api.py"])
 def test_its_python_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
     monkeypatch.setattr(api, "load_recipe", lambda name, keys: load_recipe(name, {**TINY, **keys}))
-    exec(re.search(r"```python\n(.+?)```", text_of(ROOT / page), re.DOTALL)[1], {})
+    if page.endswith(".py"):
+        code = inspect.cleandoc(re.search(r"\n\n(    import .+?)\n\n\S", api.__doc__, re.DOTALL)[1])
+        api.train("demo", model="tiny_gpt2", mlp_size=24, run_name="tinygpt2_demo")
+    else:
+        code = re.search(r"```python\n(.+?)```", text_of(ROOT / page), re.DOTALL)[1]
+    exec(code, {})
     assert re.search(r"^\d+\.\d+$", capsys.readouterr().out, re.MULTILINE)
 
 
