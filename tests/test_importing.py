@@ -67,3 +67,20 @@ print(GPT2Config.__name__, LlamaForCausalLM.__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True\nGPT2Config LlamaForCausalLM\n", done.stderr
+
+
+def test_scikit_learn_is_missing_for_a_moment():
+    code = """
+import importlib.util, sys
+from newllm_lib.preload import without_scikit_learn
+with without_scikit_learn():
+    from transformers.utils import is_sklearn_available
+    print(is_sklearn_available(), importlib.util.find_spec("sklearn"))
+print("sklearn" in sys.modules)
+sys.modules["sklearn"] = sys
+with without_scikit_learn():
+    print(sys.modules["sklearn"] is sys)
+print(sys.modules["sklearn"] is sys)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "None", "False", "True", "True"], done.stderr

@@ -15,7 +15,7 @@ from newllm_lib import console, runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.preload import read_ahead, read_models_once, without_collecting
+from newllm_lib.preload import read_ahead, read_models_once, without_collecting, without_scikit_learn
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
@@ -111,7 +111,7 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
 
     compiles = recipe.compile in ("on", "graphs")
     compiles |= recipe.compile == "auto" and not needs_no_compiler(recipe)
-    with without_collecting():
+    with without_collecting(), without_scikit_learn():
         from newllm_lib.ops import precompile
 
         if compiling is not None and is_known_ahead(recipe):

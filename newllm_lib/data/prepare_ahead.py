@@ -15,12 +15,14 @@ from newllm_lib.data.tokenizer import TRAINED, load_tokenizer
 from newllm_lib.device import guess_kind
 from newllm_lib.recipe import Recipe, load_recipe
 
+_POLITE = 5  # the imports go first: they are what the first step waits for longest
 NOTHING_DONE = 3  # exit code: these data are prepared when they are needed
 
 
 def main(name: str, keys: str) -> int:
     """Prepare what training that recipe with these keys needs; the process's exit code."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(_POLITE)
     sys.modules["torch"] = None  # type: ignore[assignment]  # transformers' tokenizers do without, and sooner
     recipe = load_recipe(name, json.loads(keys), guess_kind(), resolve_start=False)
     cache = cache_root()

@@ -35,10 +35,12 @@ from newllm_lib.ops.linear_cross_entropy.chunked import logits_of, row_scores, w
 _LONGEST_WORDS = 24
 LOGIT_BYTES = 256 * 2**20  # most bytes of float32 logits that exist at once, where a model gives all of them
 # the same where the head reads some hidden states at a time: what fits a CPU's cache, or keeps a GPU busy
-_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+_SCORE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 _BLOCK = 128  # tokens of a row in one forward pass, at least
 _TOKENS = {"cpu": 16 * _BLOCK, "cuda": 512 * _BLOCK}  # in one forward pass, at most
-_CHANNELS = 2**24  # and of a GPU's passes: tokens times hidden channels, so that training needs more memory
+# and of a GPU's passes: tokens times hidden channels, so that training needs more memory
+_CHANNELS = {"new_llm": 2**25}
+_CHANNELS_OF_OTHERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class _Passes:
         """Rows and tokens of a row in one pass: as much as the device likes, whatever the vocabulary."""
         positions = _TOKENS.get(self.device.type, _TOKENS["cpu"])
         if self.device.type != "cpu":
-            positions = min(positions, max(8 * _BLOCK, _CHANNELS // _channels(self.model)))
+            most = _CHANNELS.get(getattr(self.model.config, "model_type", ""), _CHANNELS_OF_OTHERS)
+            positions = min(positions, max(8 * _BLOCK, most // _channels(self.model)))
         if self.head is None:
             positions = min(positions, max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size)))
         longest, total = int(self.lengths.max()), int(self.lengths.sum())
