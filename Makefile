@@ -52,7 +52,7 @@ check-phase7-env: setup  ## GPU, memory, dtype; each kernel once against its ref
 	$(NEWLLM) doctor --recipe phase7_1.5b --kernels
 
 verify-phase7: setup  ## the model's and the kernels' tests: parameters, causality, gradients
-	$(PYTEST) tests/models/test_phase7.py tests/ops/test_hyperbolic_attention.py tests/ops/test_tensor_train.py tests/ops/test_check.py
+	$(PYTEST) tests/models/test_phase7.py tests/ops/test_hyperbolic_attention.py tests/ops/test_tensor_train.py tests/ops/test_self_check.py
 
 triton-attn: setup  ## the attention kernel against its reference
 	$(NEWLLM) doctor --kernels hyperbolic_attention

@@ -447,15 +447,15 @@ ELSEWHERE = {
     "momentum_bits",
     "optimizer_in_backward",
     "log_style",
-    "deterministic",  # tests/training/lowmem
+    "deterministic",  # tests/training/memory
     "from_run",  # tests/training/test_start.py
     "teacher",
     "distill_weight",  # tests/training/test_distill.py
     "time_scales",  # tests/models/test_expansion.py
     "mirror_dir",
-    "force",  # tests/training/test_keeping.py
+    "force",  # tests/training/test_mirror_callbacks.py
     "num_gpus",
-    "distribution",  # tests/training/test_several.py
+    "distribution",  # tests/training/test_distributed.py
     "muon_learning_rate",
     "seed",
     "max_grad_norm",

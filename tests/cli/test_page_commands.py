@@ -31,10 +31,10 @@ SIZES = {
 }
 # Not run here, and why.
 ELSEWHERE = {
-    "--num_gpus": "several GPUs: tests/training/test_several.py",
+    "--num_gpus": "several GPUs: tests/training/test_distributed.py",
     "bench": "measures: tests/test_readme.py parses them",
     "serve": "ends with Ctrl-C: tests/serve",
-    "phase7": "a large model: tests/training/lowmem",
+    "phase7": "a large model: tests/training/memory",
 }
 FIRST = [  # the runs that the others name
     "train demo --run_name new_llm_demo",

@@ -191,7 +191,7 @@ def test_a_small_tensor_steps_as_adamw():
 KERNEL = """
 import torch
 from newllm_lib.ops.stochastic_rounding import RoundedStep, new_momentum, reference, triton
-from tests.ops.test_rounded_step import SETTINGS, check
+from tests.ops.test_stochastic_rounding import SETTINGS, check
 for bits in (0, 4, 8, 32):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         check(triton.rounded_step_, bits, dtype)
@@ -201,7 +201,7 @@ for bits in (0, 4, 8, 32):
     nan = torch.tensor([float("nan")])
     triton.rounded_step_(p, torch.randn(30, 20), momentum, None, nan, RoundedStep(seed=0, **SETTINGS), bits)
     assert all(torch.equal(a, b) for a, b in zip(before, (p, *momentum)))
-from tests.ops.test_rounded_step import check_adam, check_float16s_ends
+from tests.ops.test_stochastic_rounding import check_adam, check_float16s_ends
 check_adam(triton.adam_step_)
 check_float16s_ends(triton.rounded_step_)
 print("equal")
