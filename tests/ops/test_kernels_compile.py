@@ -45,6 +45,7 @@ KERNELS = {
     "relu2_backward",
     "_softmax_gradient",
     "_row_scores",
+    "_softmax_gradient_in_parts",
 }
 FROM_SM80 = {
     "product",

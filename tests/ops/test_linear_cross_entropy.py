@@ -89,9 +89,18 @@ def test_it_traces_without_a_graph_break():
 
 KERNEL = """
 import torch, torch.nn.functional as F
+from newllm_lib.ops.linear_cross_entropy import triton
 from newllm_lib.ops.linear_cross_entropy.triton import softmax_gradient_
-sizes = ((3, 5, torch.float32, 1e-5), (4, 33, torch.float16, 2e-3), (2, 129, torch.float32, 1e-5))
-for rows, vocabulary, dtype, tolerance in sizes:
+whole, parts = (triton.WHOLE, triton.PART), (16, 16)
+sizes = (
+    (3, 5, torch.float32, 1e-5, whole),
+    (4, 33, torch.float16, 2e-3, whole),
+    (2, 129, torch.float32, 1e-5, whole),
+    (3, 17, torch.float32, 1e-5, parts),
+    (4, 33, torch.float16, 2e-3, parts),
+    (2, 128, torch.float32, 1e-5, parts),
+)
+for rows, vocabulary, dtype, tolerance, (triton.WHOLE, triton.PART) in sizes:
     # what stands beside a row is never read
     wide = torch.full((rows, vocabulary + 7), float("nan"), dtype=dtype)
     wide[:, :vocabulary] = torch.randn(rows, vocabulary)
