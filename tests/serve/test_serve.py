@@ -250,6 +250,8 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(capsys):
     assert f"Port {port} of 127.0.0.1 cannot be used (Address already in use)" in said.err
     assert said.err.count("\n") == 1 and "Loading" not in said.out
     assert main(["serve", "no_such_run", "--port", "70000"]) == 2
+    assert main(["serve", "no_such_run", "--host", "not a host"]) == 2
+    assert "give another --host" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_it_even_in_the_middle_of_an_answer(tmp_path):
