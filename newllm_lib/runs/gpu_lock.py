@@ -7,9 +7,10 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.run import Run
 
@@ -26,14 +27,24 @@ def gpu_for(run: Run, index: int = 0, force: bool = False) -> Iterator[None]:
         GpuBusy: another run holds it and `force` is not given; names that run.
     """
     # the lock is the system's: gone with the process, however that ends
-    with open(_place(index), "a+") as file:
-        if _taken(file):
-            file.truncate(0)
-            file.write(json.dumps({"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}))
-            file.flush()
-        elif not force:
-            raise GpuBusy(_refusal(file, index, run))
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(open(_place(index), "a+"))
+        except OSError as error:  # no run ends for that
+            say(f"  {error.filename}: {error.strerror}. Whether another run uses this GPU is not known.")
+        else:
+            if _taken(file):
+                _write_holder(file, run)
+            elif not force:
+                raise GpuBusy(_refusal(file, index, run))
         yield
+
+
+def _write_holder(file, run: Run) -> None:
+    holder = {"run": run.name, "path": str(run.path.absolute()), "pid": os.getpid()}
+    with suppress(OSError):  # a full disk: then nobody reads whose it is
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps(holder).encode())
 
 
 def _taken(file) -> bool:
@@ -41,6 +52,8 @@ def _taken(file) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # a folder without locks
+        return True
     return True
 
 

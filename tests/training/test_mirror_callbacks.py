@@ -4,8 +4,10 @@ would have had.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import shutil
 
 import pytest
@@ -96,6 +98,22 @@ def test_a_pickle_in_the_state_of_a_checkpoint_is_not_run(folder, monkeypatch, f
     with pytest.raises(NewLLMError, match="no plain data .*refused") as error:
         train(recipe(folder))
     assert "\n" not in str(error.value) and not (folder / "ran").exists()
+
+
+def test_a_folder_for_passing_things_that_fails_ends_no_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with gpu_for(Run(tmp_path / "one"), 0), gpu_for(Run(tmp_path / "other"), 0):
+        assert capsys.readouterr().out.count("Whether another run uses this GPU is not known") == 2
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", full)
+    with gpu_for(Run(tmp_path / "one"), 0), pytest.raises(GpuBusy, match="trains another run"):
+        with gpu_for(Run(tmp_path / "other"), 0):
+            raise AssertionError
 
 
 def test_one_run_a_gpu_unless_forced(folder, tmp_path, monkeypatch):
