@@ -96,13 +96,13 @@ class History:
         return self.step / row["epoch"] if row.get("epoch") else None
 
     def seconds_left(
-        self, total_steps: int | None, evals_per_epoch: int = 0, guess: float = 0.0
+        self, total_steps: int | None, evaluations: float = 0.0, guess: float = 0.0
     ) -> float | None:
         """Time from the newest row to the run's end: the steps left at the recent pace, and the evaluations
         left with the saves that follow them, at what they took so far.
 
         Args:
-            evals_per_epoch: as the recipe has it; one more comes at the end.
+            evaluations: how many are left, that of the newest step included if it is not there yet.
             guess: seconds of an evaluation, until one has been seen.
         """
         rows = [
@@ -113,18 +113,14 @@ class History:
             for (s1, t1), (s2, t2) in zip(rows, rows[1:], strict=False)
             if t2 >= t1
         ]
-        plain = [(seconds, s2 - s1) for s1, s2, seconds, evaluations in between if not evaluations]
+        plain = [(seconds, s2 - s1) for s1, s2, seconds, times in between if not times]
         if not total_steps or not between:
             return None
         pace = _pace(plain[-RECENT:] or [(seconds, s2 - s1) for s1, s2, seconds, _ in between])
-        costs = [
-            (seconds - pace * (s2 - s1)) / evaluations
-            for s1, s2, seconds, evaluations in between
-            if evaluations
-        ]
+        costs = [(seconds - pace * (s2 - s1)) / times for s1, s2, seconds, times in between if times]
         costs += self._newest_evaluation(rows[-1], pace)
         cost = max(0.0, statistics.median(costs[-5:])) if costs else guess
-        left = (total_steps - self.step) * pace + cost * self._evaluations_left(total_steps, evals_per_epoch)
+        left = (total_steps - self.step) * pace + cost * evaluations
         return max(0.0, left)
 
     def _newest_evaluation(self, row: tuple[int, float], pace: float) -> list[float]:
@@ -134,20 +130,6 @@ class History:
         if newest.get("step", 0) < step or newest.get("time") is None or newest["time"] < at:
             return []
         return [newest["time"] - at - pace * (newest["step"] - step)]
-
-    def _evaluations_left(self, total_steps: int, per_epoch: int) -> int:
-        """As `training.timetable` counts them."""
-        epoch = self.steps_per_epoch
-        if not per_epoch:
-            return 0
-        if not epoch:
-            return 1
-        ends = lambda step: int(step * per_epoch / epoch + 1e-6)  # noqa: E731
-        extra = ends(total_steps) == ends(total_steps - 1) and total_steps not in self.evaluations
-        due = ends(total_steps) - ends(self.step)
-        # the newest step's own evaluation may be under way
-        running = self.step not in self.evaluations and self.step and ends(self.step) > ends(self.step - 1)
-        return due + int(extra) + int(bool(running))
 
 
 def _pace(intervals: list[tuple[float, int]]) -> float:

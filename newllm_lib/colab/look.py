@@ -20,6 +20,7 @@ from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
 from newllm_lib.training.dpo.curves import preference_figure
 from newllm_lib.training.report import FILE as REPORT
+from newllm_lib.training.timetable import Timetable
 
 _SHOWN_STATES = {"new": "not started", "dead": "ended without a word"}
 _COUNTED = 10e6  # tokens of training text up to which the tables are counted while a run trains
@@ -181,16 +182,35 @@ def _doing(
 
 def seconds_left(run: Run, history: History, total: int | None) -> float | None:
     """Time to the run's end from now, evaluations and saves included."""
-    recipe = _recipe(run)
-    guess = 0.0
+    recipe, validation = _recipe(run), _said_of_data(run)[1]
+    guess = evaluations = 0.0
+    if recipe is not None and total:
+        evaluations = evaluations_left(recipe, history, total, validation)
+        validation = min(validation, recipe.eval_tokens or validation)
     if speed := history.tokens_per_second():
         # forward alone is a third of a step; the sample answers come on top
-        guess = _said_of_data(run)[1] / (3 * speed) + 2
-    left = history.seconds_left(total, recipe.evals_per_epoch if recipe else 0, guess)
+        guess = validation / (3 * speed) + 2
+    left = history.seconds_left(total, evaluations, guess)
     if left is None:
         return None
     newest = max(row.get("time") or 0.0 for row in [*history.steps.values(), *history.evaluations.values()])
     return max(1.0, left - max(0.0, min(left, time.time() - newest))) if left else 0.0
+
+
+def evaluations_left(recipe: Recipe, history: History, total: int, validation: float) -> float:
+    """How many evaluations are still to come, as training's timetable has them.
+
+    Args:
+        validation: tokens of the validation text: all of it is measured once more at the end, which counts as
+            several, where `eval_tokens` has training measure less on the way.
+    """
+    if not history.steps_per_epoch:
+        return 1.0
+    measured = min(validation, recipe.eval_tokens or validation)
+    per_epoch = max(1, round(history.steps_per_epoch))
+    table = Timetable(recipe, per_epoch, total, round(measured) or None)
+    ahead = table.evaluations_from(max(1, history.step + (history.step in history.evaluations)))
+    return ahead + (validation / measured if 0 < measured < validation else 0.0)
 
 
 def _recipe(run: Run) -> Recipe | None:

@@ -68,8 +68,16 @@ class Timetable:
         )
 
     def evaluates_at(self, step: int) -> bool:
-        times, per = self.evals_per_epoch, self.steps_per_epoch * self.epochs_per_eval
-        return step == self.total_steps or step * times // per > (step - 1) * times // per
+        return step == self.total_steps or self._due(step) > self._due(step - 1)
+
+    def evaluations_from(self, step: int) -> int:
+        """How many are still to come, that of `step` included."""
+        extra = self._due(self.total_steps) == self._due(self.total_steps - 1)  # the one at the end
+        return self._due(self.total_steps) - self._due(step - 1) + extra if step <= self.total_steps else 0
+
+    def _due(self, step: int) -> int:
+        """Evaluations up to a step, but for the one at the run's end."""
+        return step * self.evals_per_epoch // (self.steps_per_epoch * self.epochs_per_eval)
 
     def hopeless(self, progress: Progress, step: int) -> str | None:
         """For how long nothing has become better, in words, where that is as long as `patience` says.

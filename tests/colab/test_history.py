@@ -7,7 +7,10 @@ import json
 import pytest
 
 from newllm_lib.colab.history import History
+from newllm_lib.colab.look import evaluations_left
+from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run
+from newllm_lib.training.timetable import Timetable
 from tests.helpers.fake_run import append, finished, rows
 
 
@@ -92,19 +95,21 @@ def test_a_pause_between_two_lives_does_not_count_as_slow(run):
     assert history.seconds_left(400) == pytest.approx(100 * 0.05)
 
 
-LIVES = {  # evaluations an epoch, seconds of an evaluation, seconds a step, steps between two rows
-    "demo": (4, 6.0, 0.16, 50),
-    "wikitext": (1, 40.0, 0.05, 50),
-    "phase7": (20, 90.0, 1.2, 10),
+LIVES = {  # recipe, machine, tokens of the validation text, seconds of an evaluation, of a step, steps a row
+    "demo": ("cpu", 187_000, 3.0, 0.16, 50),  # a part of the text on the way, all of it at the end
+    "wikitext": ("h100", 250_000, 40.0, 0.05, 50),
+    "phase7_1.5b": ("h100", 250_000, 30.0, 1.2, 10),  # how often follows from the text
 }
 
 
 @pytest.mark.parametrize("name", LIVES)
 def test_time_left_counts_evaluations_and_saves(run, name):
     """From a fifth of the run on it is within 25 % of the truth, before the first evaluation too."""
-    per_epoch, cost, pace, every = LIVES[name]
+    machine, validation, cost, pace, every = LIVES[name]
+    recipe = load_recipe(name, {"sized_for": machine})
+    measured = min(validation, recipe.eval_tokens or validation)
     epoch, total, clock = 1000, 2000, 1e9
-    ends = lambda step: step * per_epoch // epoch  # noqa: E731
+    table = Timetable(recipe, epoch, total, measured)
     written, truth = [], {}
     for step in range(1, total + 1):
         clock += pace * (1 + 0.3 * (step % 7 == 0)) + (
@@ -113,10 +118,11 @@ def test_time_left_counts_evaluations_and_saves(run, name):
         if step % every == 0 or step == total:
             written.append({"step": step, "epoch": step / epoch, "loss": 3.0, "time": clock})
             truth[step] = clock
-        if ends(step) > ends(step - 1) or step == total:
+        if table.evaluates_at(step):
             clock += cost
             row = {"step": step, "epoch": step / epoch, "eval_loss": 3.0, "time": clock - 0.3 * cost}
             written.append(row)
+    clock += 0.9 * cost * validation / measured if measured < validation else 0.0  # without samples and saves
     for step, at in truth.items():
         if not 0.2 * total <= step < 0.97 * total:
             continue
@@ -124,8 +130,18 @@ def test_time_left_counts_evaluations_and_saves(run, name):
         append(run, [row for row in written if row["step"] <= step and row["time"] <= at])
         history = History(run.metrics_path)
         history.update()
-        left = history.seconds_left(total, per_epoch, guess=cost)
+        left = history.seconds_left(total, evaluations_left(recipe, history, total, validation), guess=cost)
         assert abs(left - (clock - at)) < 0.25 * (clock - at), (step, left, clock - at)
+
+
+@pytest.mark.parametrize("per_epoch", [1, 3, "auto"])
+def test_evaluations_to_come_are_those_that_come(per_epoch):
+    recipe = load_recipe("demo", {"sized_for": "cpu", "evals_per_epoch": per_epoch})
+    for per, total, tokens in ((100, 250, 3000), (7, 50, 5000), (1000, 400, 30)):
+        table = Timetable(recipe, per, total, tokens)
+        for step in (1, 2, per, per + 1, total - 1, total, total + 1):
+            coming = [s for s in range(step, total + 1) if table.evaluates_at(s)]
+            assert table.evaluations_from(step) == len(coming), (step, per, total)
 
 
 def test_series_and_best(tmp_path):
