@@ -74,11 +74,7 @@ class Blocks(Dataset):
         """
         return self._from_map(starts) if self.device is None else self._on_device(starts, self.device)
 
-    def counts_all(self, starts: list[int]) -> bool:
-        """Whether every label of these blocks counts."""
-        return self.split.loss_mask is None and not self._at_edge(starts)
-
-    def _at_edge(self, starts: list[int]) -> bool:
+    def at_edge(self, starts: list[int]) -> bool:
         """Whether one of the blocks reaches past the stream."""
         return min(starts) < 0 or max(starts) + self.length > self.split.tokens - 1
 
@@ -99,7 +95,7 @@ class Blocks(Dataset):
         # from pinned memory: the CPU does not wait for the GPU, which is busy with the last step
         at = torch.tensor(starts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         positions = at[:, None] + self._steps
-        edge = self._at_edge(starts)  # each kernel costs, and this is rare
+        edge = self.at_edge(starts)  # each kernel costs, and this is rare
         inside = positions.clamp(0, last) if edge else positions
         tokens = self._ids[inside].long()
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:]

@@ -33,9 +33,13 @@ class Batches:
         self.sampler.seek(step * size)
         starts = islice(iter(self.sampler), step % per_epoch * size, None)
         for _ in range(step % per_epoch, per_epoch):
-            step = list(islice(starts, size))
-            self.all_count = isinstance(self.blocks, Blocks) and self.blocks.counts_all(step)
-            yield [self._read(part) for part in self._dealt(step)]
+            drawn = list(islice(starts, size))
+            self.all_count = (
+                isinstance(blocks := self.blocks, Blocks)
+                and blocks.split.loss_mask is None
+                and not blocks.at_edge(drawn)
+            )
+            yield [self._read(part) for part in self._dealt(drawn)]
 
     def _dealt(self, starts: list) -> Iterator[list]:
         """A batch's micro-batches are dealt out to the processes in turn."""
@@ -47,8 +51,7 @@ class Batches:
         """As `count_labels` of the newest step, which mostly is the same number: each kernel costs."""
         if not self.all_count or process_group.is_distributed():
             return count_labels(batches)
-        if self.labels is None:
-            self.labels = count_labels(batches)
+        self.labels = count_labels(batches) if self.labels is None else self.labels
         return self.labels
 
     def _read(self, starts: list) -> dict[str, Tensor]:
