@@ -21,7 +21,7 @@ _UNKNOWN = {  # what these rooms know nothing of, though the floors would let th
     "models": ("newllm_lib.runs.", "newllm_lib.recipe."),
 }
 DOORS = {  # who may know these packages
-    "trl": ("training/dpo/dpo_task.py", "training/sft/sft_task.py"),
+    "trl": ("training/preferences/dpo_task.py", "training/sft/sft_task.py", "training/trl/trainers.py"),
     "google.colab": ("colab/",),
     "IPython": ("colab/",),
     "fastapi": ("serve/",),

@@ -13,4 +13,8 @@ from newllm_lib.checkpoints.location import (
     is_adapter as is_adapter,
     locate as locate,
 )
+from newllm_lib.checkpoints.reward import (
+    as_reward_model as as_reward_model,
+    load_reward_model as load_reward_model,
+)
 from newllm_lib.checkpoints.save import save_model as save_model

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newllm_lib.checkpoints.location import (
+    ADAPTER_CONFIG,
     ModelLocation,
     base_of,
     check_model_folder,
@@ -30,7 +31,7 @@ from newllm_lib.data.hub import Asked, HubUnreachable
 from newllm_lib.data.templates import PLAIN_TURNS
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run
+from newllm_lib.runs import Run, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -113,12 +114,12 @@ def _outline(location: ModelLocation, within: tuple[Path, ...]) -> ModelOutline:
     own = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
     if is_adapter(folder):
         base = _outline_of_base(folder, name, (*within, folder))
-        model, tokenizer = base.model, _tokenizer(folder, name) if own else base.tokenizer
+        model, tokenizer = base.model, tokenizer_in(folder, name) if own else base.tokenizer
     else:
         config = _config(folder, name)
-        with _one_line(name), torch.device("meta"):
+        with one_line(name), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        tokenizer = _tokenizer(folder, name)
+        tokenizer = tokenizer_in(folder, name)
     _check_tokenizer(name, model, tokenizer)
     return ModelOutline(model, tokenizer, folder, location, is_adapter(folder), hub_models.licence_of(folder))
 
@@ -271,7 +272,7 @@ def _pretrained(
     from newllm_lib.checkpoints.weights import check_weights
 
     config = _config(folder, name)
-    with _one_line(name), _quiet():
+    with one_line(name), _quiet():
         if getattr(config, "quantization_config", None) is None:
             with torch.device("meta"):
                 check_weights(folder, AutoModelForCausalLM.from_config(config, trust_remote_code=False))
@@ -290,7 +291,7 @@ def _pretrained(
         raise NewLLMError(
             f"{name} holds no weights for {names}: it was made by another version or is damaged."
         )
-    return model, _tokenizer(folder, name)
+    return model, tokenizer_in(folder, name)
 
 
 def _adapted(
@@ -299,16 +300,21 @@ def _adapted(
     """The base with the adapters in it (Hu et al., 2021, arXiv 2106.09685; PEFT's files), and a tokenizer."""
     from peft import PeftModel
 
+    if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+        raise NewLLMError(
+            f"{name} is a reward model: it gives a text a number and writes none. `newllm evaluate` "
+            "measures it, and `newllm train grpo --reward` takes it."
+        )
     wanted = base_of(folder)
     try:
         base = _load(locate(wanted), None, dtype, True, within)
     except UsageError as error:
         raise NewLLMError(_base_is_gone(name, wanted)) from error
-    with _one_line(f"The adapters in {name}"):
+    with one_line(f"The adapters in {name}"):
         model = PeftModel.from_pretrained(base.model, str(folder))
         model = model.merge_and_unload() if merge else model
     own = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    return model, _tokenizer(folder, name) if own else base.tokenizer
+    return model, tokenizer_in(folder, name) if own else base.tokenizer
 
 
 def _config(folder: Path, name: str) -> PreTrainedConfig:
@@ -318,7 +324,7 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
     from newllm_lib.checkpoints.weights import check_depth
     from newllm_lib.models import TinyGPT2Config  # which also registers our models with transformers
 
-    with _one_line(name):
+    with one_line(name):
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if written.get("auto_map") and written.get("model_type") not in CONFIG_MAPPING:
             raise NewLLMError(
@@ -343,11 +349,12 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
     return config
 
 
-def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+def tokenizer_in(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer; NewLLMError, which calls it `name`, where it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
-        with _one_line(name, "its tokenizer"):
+        with one_line(name, "its tokenizer"):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except NewLLMError as error:  # transformers asks for another package than the one that helps
         needed = re.search("sentencepiece|tiktoken|protobuf", str(error), re.IGNORECASE)
@@ -434,7 +441,7 @@ def _converted(name: str, folder: Path, files: list[str], asked: Asked) -> Path:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, part: str = "") -> Iterator[None]:
+def one_line(name: str, part: str = "") -> Iterator[None]:
     """What a damaged or unknown file makes transformers or PEFT raise becomes one line: name and cause."""
     try:
         yield

@@ -24,7 +24,7 @@ def show(arguments: argparse.Namespace) -> dict | int:
         check_picture(Path(arguments.picture), "--picture")
     recipe = _recipe(arguments)
     say(f"Reading {arguments.source} as training will")
-    if recipe.task == "dpo":
+    if recipe.has_pairs:
         return _show_pairs(arguments, recipe)
     sample = look(recipe, arguments.count)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not arguments.json

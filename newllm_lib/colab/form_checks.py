@@ -48,13 +48,13 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
         _check_weights(extra["weights"], titles["weights"])
     else:
         title = titles.get("data", titles.get("recipe", "Data"))
-        instead = f"choose {'preferences_ja' if recipe.task == 'dpo' else 'demo'} in *{title}*"
+        instead = f"choose {'preferences_ja' if recipe.has_pairs else 'demo'} in *{title}*"
         if "weights" in titles:
             instead = f"write demo=1 into *{titles['weights']}*"
-        elif recipe.task != "dpo" and "demo" not in choices:
+        elif not recipe.has_pairs and "demo" not in choices:
             instead = "read a folder of your own (*Your own text*)"
         _check_data(recipe, title, instead)
-    if recipe.task in ("dpo", "sft"):
+    if recipe.task != "train":
         _check_base(recipe.base, titles.get("base", titles.get("from_run", "base")))
 
 

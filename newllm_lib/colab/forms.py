@@ -243,7 +243,7 @@ class Settings:
         command = f"the same as a command: newllm {shlex.join(self.arguments())}"
         if r.task != "train":
             trained = f"adapters of rank {r.lora_rank}" if r.lora_rank else "all weights"
-            what = f"pairs a step, beta {r.beta:g}" if r.task == "dpo" else "dialogues a step"
+            what = f"pairs a step, beta {r.beta:g}" if r.has_pairs else "dialogues a step"
             return (
                 f"{r.run_name}: {r.task.upper()} on {r.base} with {r.data}, {trained}, {r.epochs:g} epochs, "
                 f"{r.batch_size} {what}, peak learning rate {r.scaled_learning_rate():.2g}\n{command}"

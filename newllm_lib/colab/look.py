@@ -18,7 +18,7 @@ from newllm_lib.console import count, duration
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
-from newllm_lib.training.dpo.curves import preference_figure
+from newllm_lib.training.preferences.curves import preference_figure
 from newllm_lib.training.report import FILE as REPORT
 from newllm_lib.training.timetable import Timetable
 

@@ -242,7 +242,7 @@ def keep(settings: Settings, *kept: Run) -> None:
 
 def go_on(settings: Settings, run: Run) -> list[str]:
     """The next notebook, with this run chosen."""
-    if settings.recipe().task == "dpo":
+    if settings.recipe().has_pairs:
         return [f"Go on: the same notebook with other pairs and *Base model* {run.name}"]
     if settings.recipe().model == "phase7":
         return ["Go on: the same notebook with phase8_small, or a larger preset"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from newllm_lib.checkpoints import ModelLocation, load_model, locate
+from newllm_lib.checkpoints import ModelLocation, load_model, load_reward_model, locate
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.baselines import bigram, unigram
@@ -110,10 +110,11 @@ def evaluate_run(
     own = location.recipe()
     if own is None and location.folder is not None:
         data.recipe(own, location.name)  # refuses before anything is loaded
-    loaded = load_model(location, device=device or probe().torch_device)
+    load = load_reward_model if own is not None and own.task == "reward" else load_model
+    loaded = load(location, device=device or probe().torch_device)
     own, network, tokenizer = loaded.recipe, loaded.model, loaded.tokenizer
     name = str(getattr(model, "name", model))
-    if own is not None and own.task == "dpo" and data.is_own:
+    if own is not None and own.has_pairs and data.is_own:
         return {"run": name, **evaluate_pairs(network, tokenizer, own, how.get("dtype"))}
     recipe = data.recipe(own, name)
     packed = packed_split(recipe, tokenizer, data.split)

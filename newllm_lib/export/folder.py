@@ -39,6 +39,12 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         NewLLMError: the model is damaged, or the disk is full.
     """
     location = locate(model, which)
+    recipe = location.recipe()
+    if recipe is not None and recipe.task == "reward":
+        raise UsageError(
+            f"{location.title()} is a reward model, which is not exported: its folder loads with "
+            "transformers' AutoModelForSequenceClassification, as its card.md shows."
+        )
     source = whole_model_folder(location)
     name = location.title().rpartition("/")[2]
     folder = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 
-def lora_config(model, rank: int, alpha: float, dropout: float):
-    """PEFT's configuration for adapters on every linear layer but the head."""
+def lora_config(model, rank: int, alpha: float, dropout: float, task_type: str = "CAUSAL_LM"):
+    """PEFT's configuration for adapters on every linear layer but the head (of a reward model, "SEQ_CLS", the
+    head itself is trained and saved with them)."""
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
@@ -16,7 +17,7 @@ def lora_config(model, rank: int, alpha: float, dropout: float):
         target_modules="all-linear",
         # Mamba's kernels read these weights themselves, past any adapter: PEFT refuses them
         exclude_modules=["out_proj", "conv1d"] if "mamba" in model.config.model_type else None,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         fan_in_fan_out=transposed,
     )
 

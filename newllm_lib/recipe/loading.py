@@ -151,7 +151,7 @@ def _assembled(
         )
         base = replace(base, tokenizer="words", vocab_size=1000)
     if (
-        recipe.task != "dpo"
+        not recipe.has_pairs
         and recipe.data not in shipped_recipes()
         and Path(recipe.data).expanduser().exists()
     ):

@@ -16,7 +16,8 @@ from newllm_lib.recipe.values import checked
 
 _TRAIN = ("train",)
 _LEARNS_TEXT = ("train", "sft")
-_FROM_BASE = ("sft", "dpo")
+_PAIRS = ("dpo", "orpo", "kto", "reward")
+_FROM_BASE = ("sft", *_PAIRS)
 # A TinyGPT2 is matched to the parameters that the other's sizes give.
 _SIZES_NEW_LLM, _SIZES_PHASE7 = ("new_llm", "tiny_gpt2"), ("phase7", "tiny_gpt2")
 _ABOUT = dict(
@@ -45,7 +46,7 @@ _phase7 = partial(key, section="phase7", tasks=_TRAIN, models=("phase7",))
 _teacher = partial(key, section="training", tasks=_TRAIN, models=("new_llm",))
 _base = partial(key, section="base", tasks=_FROM_BASE)
 _answers = partial(key, section="base", tasks=("sft",))
-_preference = partial(key, section="preference", tasks=("dpo",))
+_preference = partial(key, section="preference", tasks=_PAIRS)
 
 
 def does_something(key: Field, task: str, model: str) -> bool:
@@ -361,10 +362,11 @@ class Recipe:
 
     task: str = key(
         "train",
-        "train (predict the next token), sft (answer as dialogues do, from a --base), or dpo (prefer one "
-        "answer to another: Rafailov et al., 2023)",
+        "train (predict the next token); from a --base: sft (answer as dialogues do), dpo (prefer one "
+        "answer to another), orpo (the same while learning the better one), kto (from single answers, good "
+        "and bad), reward (a model that gives answers rewards)",
         "base",
-        choices=("train", "sft", "dpo"),
+        choices=("train", *_FROM_BASE),
     )
     base: str = _base(
         "microsoft/DialoGPT-small",
@@ -374,6 +376,7 @@ class Recipe:
         "full",
         "hold the base's frozen weights in full, 8bit, or 4bit (bitsandbytes; beside adapters)",
         choices=("full", "8bit", "4bit"),
+        tasks=tuple(task for task in _FROM_BASE if task != "reward"),
     )
     packing: bool = _answers(
         False, "fill each row with several dialogues, which do not see each other (false: one a row)"
@@ -384,13 +387,25 @@ class Recipe:
 
     # --- Preference training: how strongly ----------------------------------------------------------------
 
-    beta: float = _preference(0.1, "dpo: how dear it is to move away from the base model", minimum=0.0001)
-    loss_type: str = _preference("sigmoid", "dpo: TRL's name of the loss, or several with + between them")
-    eval_pairs: int = _preference(500, "dpo: at most so many held-out pairs are measured", minimum=2)
-    sft_warm_start: float = _preference(
-        0.0, "dpo: first learn the preferred answers for so many epochs, with all weights", minimum=0.0
+    beta: float = _preference(
+        0.1,
+        "dpo, kto: how dear it is to move away from the base model; orpo: the weight of the odds ratio",
+        minimum=0.0,
+        tasks=("dpo", "orpo", "kto"),
     )
-    sft_learning_rate: float = _preference(5e-5, "dpo: peak learning rate of that warm start", minimum=0.0)
+    loss_type: str = _preference(
+        "sigmoid", "dpo: TRL's name of the loss, or several with + between them", tasks=("dpo",)
+    )
+    eval_pairs: int = _preference(500, "at most so many held-out pairs are measured", minimum=2)
+    sft_warm_start: float = _preference(
+        0.0,
+        "first learn the preferred answers for so many epochs, with all weights",
+        minimum=0.0,
+        tasks=("dpo", "kto"),
+    )
+    sft_learning_rate: float = _preference(
+        5e-5, "peak learning rate of that warm start", minimum=0.0, tasks=("dpo", "kto")
+    )
 
     # --- Small matrices beside the weights instead of the weights (Hu et al., 2021, arXiv 2106.09685) -----
 
@@ -424,6 +439,11 @@ class Recipe:
     def depends_on(self, name: str) -> bool:
         """Whether the key does anything in this run."""
         return does_something(self.__dataclass_fields__[name], self.task, self.model)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its data are preferences (`data.preferences`), not text or dialogues."""
+        return self.task in _PAIRS
 
     def scaled_learning_rate(self) -> float:
         """The peak learning rate at this batch size, by square-root scaling (the guides' rule)."""

@@ -41,7 +41,7 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
 
 
 def _is_path(recipe: Recipe) -> bool:
-    return recipe.task != "dpo" and Path(recipe.data).is_absolute()
+    return not recipe.has_pairs and Path(recipe.data).is_absolute()
 
 
 _NAMED_KEYS = {

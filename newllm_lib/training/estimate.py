@@ -205,7 +205,7 @@ def _row_gib(recipe: Recipe, device: Device, config, checkpointing: bool) -> flo
     layers, width = config.num_hidden_layers, config.hidden_size
     kept = 2 * layers + 34 if checkpointing else 34 * layers
     token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
-    return (2 if recipe.task == "dpo" else 1) * recipe.max_seq_length * token / 2**30
+    return (2 if recipe.task in ("dpo", "orpo", "reward") else 1) * recipe.max_seq_length * token / 2**30
 
 
 def _base_weights_gib(recipe: Recipe, device: Device, config, count: int) -> float:
@@ -221,11 +221,13 @@ def _base_weights_gib(recipe: Recipe, device: Device, config, count: int) -> flo
 
 def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -> float:
     """Hours for so many tokens: forward, gradients of activations and, without adapters, of weights; computed
-    again with checkpointing; a pair is read by the base as well."""
+    again with checkpointing; DPO's pairs are read by the base as well, KTO's answers beside another one."""
     operations = (4 if recipe.lora_rank else 6) + 2 * need.checkpointing
     gain = 1.0 if device.torch_device == "cpu" else _gain(need.parameters)
     if recipe.task == "dpo":  # both sides of a pair, by the base and by the policy
         operations, tokens, gain = 8, 2 * tokens, 1.0
+    elif recipe.has_pairs:
+        tokens, gain = 2 * tokens, 1.0
     hours = operations * need.parameters * tokens / (_TFLOPS[device.kind] * gain * 1e12) / 3600
     return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
 

@@ -10,8 +10,8 @@ def train(recipe: Recipe, was_finished: bool | None = None) -> Run:
     """Train what the recipe describes, continuing an unfinished run; returns the `Run`."""
     from newllm_lib.training.run import train as run_training
 
-    if recipe.task == "dpo":
-        from newllm_lib.training.dpo.run import train_preferences
+    if recipe.has_pairs:
+        from newllm_lib.training.preferences.run import train_preferences
 
         return run_training(recipe, train_preferences, was_finished)
     if recipe.task == "sft":

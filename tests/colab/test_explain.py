@@ -16,8 +16,8 @@ from newllm_lib.data.templates import encode_text
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.inside import gates, recall, surprise
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM, TinyGPT2Config, TinyGPT2ForCausalLM
-from newllm_lib.training.dpo.card import _accuracy, _margin
-from newllm_lib.training.dpo.curves import preference_figure
+from newllm_lib.training.preferences.card import _accuracy, _margin
+from newllm_lib.training.preferences.curves import preference_figure
 from tests.helpers.fake_run import append
 from tests.helpers.preference_bases import make_base
 

@@ -42,7 +42,7 @@ def make_base(folder: Path, model: str, **changes) -> Path:
     return folder
 
 
-def recipe(folder: Path, base, name: str = "run", **changes):
+def recipe(folder: Path, base, name: str = "run", method: str = "dpo", **changes):
     """Two dozen steps of eight pairs, with everything on that a checkpoint must remember."""
     small = {
         "sized_for": "cpu",
@@ -62,15 +62,19 @@ def recipe(folder: Path, base, name: str = "run", **changes):
         "logging_steps": 3,
         "beta": 0.1,
     }
-    return load_recipe("dpo", small | changes)
+    return load_recipe(method, small | changes)
 
 
 @contextlib.contextmanager
-def at_step(step: int, act: Callable[[], object]) -> Iterator[None]:
+def at_step(step: int, act: Callable[[], object], method: str = "dpo") -> Iterator[None]:
     """In the training inside, `act()` is called in the step after `step`."""
     from trl import DPOTrainer
 
-    real = DPOTrainer.training_step
+    from newllm_lib.training.trl.trainers import trainer_classes
+
+    names = {"orpo": "ORPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO"}
+    trainer = DPOTrainer if method == "dpo" else trainer_classes(names[method])[1]
+    real = trainer.training_step
 
     def acting(self, *args, **kwargs):
         if self.state.global_step == step:
@@ -78,17 +82,17 @@ def at_step(step: int, act: Callable[[], object]) -> Iterator[None]:
         return real(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DPOTrainer, "training_step", acting)
+        patch.setattr(trainer, "training_step", acting)
         yield
 
 
 @contextlib.contextmanager
-def stopped_after(step: int) -> Iterator[None]:
+def stopped_after(step: int, method: str = "dpo") -> Iterator[None]:
     """The training inside is sent SIGTERM in the step after `step`, which it finishes and saves; it must say
     so.
     """
     with (
-        at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM), method),
         pytest.raises(Interrupted, match=f"Stopped at step {step + 1} .* saved"),
     ):
         yield

@@ -33,7 +33,7 @@ def _few_answers():
     """Random bases may babble; and three watched prompts instead of a dozen: answering takes most of these
     tests' time.
     """
-    from newllm_lib.training.dpo import preference_task
+    from newllm_lib.training.preferences import preference_task
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preference_task, "_WATCHED", 3)
@@ -225,7 +225,7 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
 import os, signal
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
-from newllm_lib.training.dpo import preference_task
+from newllm_lib.training.preferences import preference_task
 from newllm_lib.training.trl import callbacks
 preference_task._WATCHED = 3
 preference_task.collapsed = lambda now, before: None
@@ -277,14 +277,15 @@ def test_the_loss_is_measured_against_the_reference_that_was_computed_before(
     rank, bases, tmp_path, monkeypatch
 ):
     """Not against one that TRL computes: a reference moved by 5 nats moves the first loss."""
-    from newllm_lib.training.dpo import preference_task
+    from newllm_lib.training.preferences import preference_task
 
     def prepared(*args, original=preference_task.prepare_pairs):
         data = original(*args)
-        data.train_reference[:, 1] += 5.0
+        for row in data.train_rows:
+            row["ref_rejected_logps"] += 5.0
         return data
 
-    monkeypatch.setattr("newllm_lib.training.dpo.run.prepare_pairs", prepared)
+    monkeypatch.setattr("newllm_lib.training.preferences.run.prepare_pairs", prepared)
     run = train(recipe(tmp_path, bases["tiny_gpt2"], max_steps=1, beta=0.2, lora_rank=rank))
     assert training_rows(run)[0]["loss"] == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-4)
 
@@ -373,7 +374,7 @@ def test_a_loss_that_is_no_number_stops_the_run(bases, tmp_path):
 
 
 def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.training.dpo.dpo_task.NO_LOSS", 1.0)
+    monkeypatch.setattr("newllm_lib.training.preferences.dpo_task.NO_LOSS", 1.0)
     with pytest.raises(NewLLMError, match="The loss is 0 at step 1"):
         train(recipe(tmp_path, bases["new_llm"]))
 
@@ -384,7 +385,7 @@ def test_a_loss_of_nothing_stops_the_run(bases, tmp_path, monkeypatch):
 def test_answers_that_become_empty_or_repeat_end_the_run_as_no_success(
     said, word, bases, tmp_path, monkeypatch
 ):
-    from newllm_lib.training.dpo import preference_task
+    from newllm_lib.training.preferences import preference_task
 
     asked: list = []
 
@@ -423,23 +424,15 @@ def test_short_of_memory_it_goes_on_with_fewer_pairs_at_a_time(bases, tmp_path, 
 
 
 def test_keys_reach_trl_and_peft(bases):
+    from trl import DPOConfig
+
     from newllm_lib.models.lora import lora_config
-    from newllm_lib.training.dpo.dpo_task import dpo_config
+    from newllm_lib.training.preferences.dpo_task import dpo_arguments
 
     def config(**changes):
         values = {"output_dir": "x", "use_cpu": True, "bf16": False, "fp16": False}
-        return dpo_config(
-            SimpleNamespace(
-                **{
-                    "beta": 0.1,
-                    "loss_type": "sigmoid",
-                    "max_seq_length": 128,
-                    "gradient_checkpointing": "off",
-                }
-                | changes
-            ),
-            values,
-        )
+        chosen = {"beta": 0.1, "loss_type": "sigmoid", "max_seq_length": 128} | changes
+        return DPOConfig(**values, **dpo_arguments(SimpleNamespace(**chosen)))
 
     assert config(beta=0.3).beta == 0.3 and config(loss_type="sigmoid+ipo").loss_type == ["sigmoid", "ipo"]
     assert config(max_seq_length=64).max_length == 64

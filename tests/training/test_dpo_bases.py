@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from newllm_lib.training import train
-from newllm_lib.training.dpo import preference_task
+from newllm_lib.training.preferences import preference_task
 from tests.helpers.loading import load_run
 from tests.helpers.preference_bases import recipe
 from tests.helpers.texts import byte_level_bpe

@@ -13,7 +13,7 @@ import torch
 from newllm_lib.device import probe
 from newllm_lib.export.folder import export
 from newllm_lib.training import train
-from newllm_lib.training.dpo import preference_task
+from newllm_lib.training.preferences import preference_task
 from tests.helpers.loading import load_run
 from tests.helpers.preference_bases import make_base, recipe
 

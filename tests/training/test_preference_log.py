@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from newllm_lib.training.dpo.log import verdict
+from newllm_lib.training.preferences.log import verdict
 
 
 def result(margin=3.0, apart=True, problem=None, **after):

@@ -122,7 +122,7 @@ train(load_recipe('dolly', {dict(killed.origin[1])!r}))
 
 
 def test_preferences_go_on_from_it(place, tmp_path, monkeypatch):
-    from newllm_lib.training.dpo import preference_task
+    from newllm_lib.training.preferences import preference_task
 
     monkeypatch.setattr(preference_task, "_WATCHED", 2)
     monkeypatch.setattr(preference_task, "collapsed", lambda now, before: None)

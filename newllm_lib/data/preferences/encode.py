@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncodedPairs:
-    """`rows`: prompt_ids, chosen_ids, rejected_ids of each of `pairs`, as TRL's collator takes them."""
+    """`rows`: prompt_ids, chosen_ids, rejected_ids of each of `pairs`, as TRL's collator takes them (and
+    rejected_prompt_ids, where the rejected answer belongs to another prompt)."""
 
     pairs: list[Pair] = field(default_factory=list)
     rows: list[dict[str, list[int]]] = field(default_factory=list)
@@ -79,13 +80,15 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
     """
     encoded = EncodedPairs()
     for pair in pairs:
+        other = pair.rejected_prompt or pair.prompt
+        sides = ((pair.prompt, pair.chosen), (other, pair.rejected))
         try:
-            prompt = encode_prompt(tokenizer, pair.prompt)
-            answers = [encode_answer(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+            prompts = [encode_prompt(tokenizer, asked) for asked in dict.fromkeys((pair.prompt, other))]
+            answers = [encode_answer(tokenizer, asked, said) if said else [] for asked, said in sides]
         except TemplateRefused as error:  # many want user and assistant in turn, or no system message
             encoded.refused[error.cause[:100]] += 1
             continue
-        room = max_length - len(prompt)
+        room = max_length - max(map(len, prompts))
         if room < 1:
             encoded.long_prompts += 1
             continue
@@ -95,7 +98,8 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_
             continue
         encoded.cut_answers += sum(len(ids) > room for ids in answers)
         encoded.pairs.append(pair)
-        encoded.rows.append({"prompt_ids": prompt, "chosen_ids": kept[0], "rejected_ids": kept[1]})
+        row = {"prompt_ids": prompts[0], "chosen_ids": kept[0], "rejected_ids": kept[1]}
+        encoded.rows.append(row | ({"rejected_prompt_ids": prompts[1]} if len(prompts) > 1 else {}))
     if encoded.refused and not encoded.pairs:
         raise NewLLMError(
             f"No pair is left ({encoded.summary()}): take what it refuses out of the prompts, or name "

@@ -5,7 +5,8 @@ prompt, chosen, rejected   what is asked (also `question`, `instruction` with `i
 chosen, rejected           whole conversations that part at the last answer: lists of messages
                            (UltraFeedback), or one text with "Human:" and "Assistant:" before each turn
                            (hh-rlhf)
-prompt, completion, label  single answers (KTO): those to one prompt are put together
+prompt, completion, label  single answers (KTO): those to one prompt are put together; KTO learns the
+                           others too
 
 The turns are read by `data.schemas`, as those of other dialogues are.
 """
@@ -13,7 +14,7 @@ The turns are read by `data.schemas`, as those of other dialogues are.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from newllm_lib.data.records import BadRecord, Kind, Message
 from newllm_lib.data.schemas import (
@@ -67,7 +68,8 @@ _SPLITS = {
 
 
 class Pair(NamedTuple):
-    """A conversation up to a question, an answer that is preferred, and one that is not."""
+    """A conversation up to a question, an answer that is preferred, and one that is not. Of single answers
+    that KTO learns from, one of the two is empty."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -75,6 +77,8 @@ class Pair(NamedTuple):
     kind: str = ""  # what is wrong with the rejected answer, where that is known
     group: str = ""  # pairs of one group are about the same thing: never in both splits, resampled together
     split: str = ""  # "train" or "evaluation", where the source says so
+    # what the rejected answer was given to, where that is another prompt (single answers, KTO)
+    rejected_prompt: tuple[Message, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided when it was read, for the report
 
     def question(self) -> str:
@@ -111,7 +115,7 @@ def parse_pair(row: object) -> Pair | Judged:
         raise BadRecord(f"a value of type {type(row).__name__}, not an object")
     row = _with_usual_names(row)
     kind, group = (str(row.get(name) or "") for name in ("kind", "group"))
-    more = {"kind": kind, "group": group, "split": _SPLITS.get(str(row.get("split") or ""), "")}
+    more: dict[str, Any] = {"kind": kind, "group": group, "split": _SPLITS.get(str(row.get("split") or ""), "")}
     notes: list[str] = []
     label = next((verdict(c, row[c]) for c in ("label", "kto_tag") if c in row), None)
     if label is not None and not any(side in row for side in SIDES):

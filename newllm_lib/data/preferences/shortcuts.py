@@ -22,8 +22,11 @@ _MOST_PAIRS = 1000  # of each split: more would change nothing but the time
 
 def shortcuts(train: Sequence[Pair], evaluation: Sequence[Pair]) -> dict[str, float]:
     """Accuracy on `evaluation` (0 to 1; ties count half) of classifiers trained on `train`, by what they see:
-    "length", "first_word", "first_two_words" and "bag_of_words" of the answer."""
-    train, evaluation = train[:_MOST_PAIRS], evaluation[:_MOST_PAIRS]
+    "length", "first_word", "first_two_words" and "bag_of_words" of the answer. {} where the training answers
+    are all single."""
+    train, evaluation = [p for p in train if p.chosen and p.rejected][:_MOST_PAIRS], evaluation[:_MOST_PAIRS]
+    if not train:
+        return {}
     return {name: _accuracy(features, train, evaluation) for name, features in _FEATURES.items()}
 
 

@@ -72,11 +72,12 @@ def load_preferences(recipe: Recipe) -> Preferences:
         tally.good = len(pairs)
     else:
         source = _open(recipe)
-        title, pairs = source.title, _read(source, tally)
+        title, pairs = source.title, _read(source, tally, singles=recipe.task == "kto")
         tally.finish()
     if not pairs:
         raise NewLLMError(f"There are no preference pairs in the data: each row needs {PAIRS.needs}.")
     train, evaluation = _apart(pairs, tally)
+    evaluation = _across(evaluation)
     train = _smallest(train, recipe.max_samples)
     evaluation = _smallest(evaluation, recipe.eval_pairs)
     for split, name in ((train, "to train on"), (evaluation, "to hold out")):
@@ -105,9 +106,13 @@ def _open(recipe: Recipe) -> Source:
     return open_with("HubSource", name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
-def _read(source: Source, tally: RowStats) -> list[Pair]:
+def _read(source: Source, tally: RowStats, singles: bool) -> list[Pair]:
     """All pairs, with the split where the source has one: those that are not for training are for evaluation.
-    One split alone is divided later."""
+    One split alone is divided later.
+
+    Args:
+        singles: whether an answer without another to its prompt is taken too, as a pair with one side.
+    """
     named = (
         {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
     )
@@ -116,13 +121,14 @@ def _read(source: Source, tally: RowStats) -> list[Pair]:
         tally.begin(f"{source.title} {split}", split)
         rows = list(parse_rows(source.rows(split), tally, parse_pair, columns_of_pairs))
         pairs = [row for row in rows if isinstance(row, Pair)]
-        pairs += _paired([row for row in rows if isinstance(row, Judged)], tally)
+        pairs += _paired([row for row in rows if isinstance(row, Judged)], tally, singles)
         found += [pair._replace(split=named.get(split, pair.split)) for pair in pairs]
     return found
 
 
-def _paired(judged: list[Judged], tally: RowStats) -> list[Pair]:
-    """Pairs of the good and the bad answers to one prompt, in their order; the others are counted."""
+def _paired(judged: list[Judged], tally: RowStats, singles: bool) -> list[Pair]:
+    """Pairs of the good and the bad answers to one prompt, in their order; the others are counted, or taken
+    as pairs with one side."""
     halves: dict[tuple, tuple[list[Pair], list[Pair]]] = {}
     for half, good in judged:
         halves.setdefault(half.prompt, ([], []))[not good].append(half)
@@ -132,6 +138,11 @@ def _paired(judged: list[Judged], tally: RowStats) -> list[Pair]:
         for good, bad in zip(goods, bads, strict=False)
         if good.chosen != bad.chosen
     ]
+    if singles:
+        for goods, bads in halves.values():
+            pairs += goods[len(bads) :]
+            pairs += [bad._replace(chosen="", rejected=bad.chosen) for bad in bads[len(goods) :]]
+        return pairs
     tally.good -= len(judged) - len(pairs)
     why = "a single answer, with no other to its prompt that is judged otherwise"
     tally.reject(why, count=len(judged) - 2 * len(pairs))
@@ -153,6 +164,18 @@ def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
     kept = [pair for pair in train if pair.key() not in held_out]
     tally.reject("held out under the same prompt", count=len(train) - len(kept))
     return _once(kept, tally), evaluation
+
+
+def _across(pairs: list[Pair]) -> list[Pair]:
+    """Held-out pairs; of single answers a good one beside a bad one to another prompt, while there are
+    both."""
+    good = [pair for pair in pairs if not pair.rejected]
+    bad = [pair for pair in pairs if not pair.chosen]
+    crossed = [
+        one._replace(rejected=other.rejected, rejected_prompt=other.prompt)
+        for one, other in zip(good, bad, strict=False)
+    ]
+    return [pair for pair in pairs if pair.chosen and pair.rejected] + crossed
 
 
 def _once(pairs: list[Pair], tally: RowStats) -> list[Pair]:

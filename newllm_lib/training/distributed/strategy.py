@@ -101,7 +101,7 @@ def check_distributed(recipe: Recipe, device: Device, count: int) -> None:
             f"--batch_size {near}."
         )
     if recipe.task != "train":
-        what = "Preference training" if recipe.task == "dpo" else "Training of a --base"
+        what = "Preference training" if recipe.has_pairs else "Training of a --base"
         raise UsageError(
             f"{what} runs in one process, which keeps its rows, reference figures and answers: leave out "
             "--num_gpus."

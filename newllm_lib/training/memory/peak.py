@@ -19,28 +19,35 @@ def count_from_here() -> None:
 
 
 def with_smaller_micro_batches(
-    micro: int, batch_size: int, unit: str, advice: str, attempt: Callable[[int, bool], None]
+    micro: int,
+    batch_size: int,
+    unit: str,
+    advice: str,
+    attempt: Callable[[int, bool], None],
+    least: int = 1,
 ) -> None:
     """`attempt(micro, first)`; when memory runs out, again with about half of `micro`.
 
     Args:
         unit: what a batch holds ("sequences", "pairs").
-        advice: what to lower when even one at a time does not fit.
+        advice: what to lower when even the fewest at a time do not fit.
+        least: the fewest at a time.
 
     Raises:
-        NewLLMError: even one at a time does not fit.
+        NewLLMError: even the fewest at a time do not fit.
     """
     first = True
     while True:
         try:
             return attempt(micro, first)
         except torch.OutOfMemoryError as error:
-            if micro == 1:
+            fewer = [n for n in range(micro // 2, least - 1, -1) if batch_size % n == 0]
+            if not fewer:
+                few = f"one {unit.removesuffix('s')}" if micro == 1 else f"{micro} {unit}"
                 raise NewLLMError(
-                    f"The GPU's memory is too small even for one {unit.removesuffix('s')} at a time: "
-                    f"{advice}."
+                    f"The GPU's memory is too small even for {few} at a time: {advice}."
                 ) from error
-        micro, first = next(n for n in range(micro // 2, 0, -1) if batch_size % n == 0), False
+        micro, first = fewer[0], False
         console.say(
             f"  Out of GPU memory: going on with {micro} {unit} at a time (the batch stays {batch_size})"
         )

@@ -2,5 +2,5 @@
 
 `run` is the order; `callbacks` logs, evaluates, saves and stops; `arguments` translates the recipe; `base`
 prepares the model that training starts from. To add a trainer, fill in the `TrlTask` of `task`, as
-`training/dpo/dpo_task.py` does.
+`training/preferences/dpo_task.py` does.
 """

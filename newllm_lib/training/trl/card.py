@@ -31,24 +31,27 @@ def versions() -> str:
 
 def use_section(run: Run, recipe: Recipe) -> list[str]:
     """How the best model is loaded in the run's folder."""
+    reward = recipe.task == "reward"
+    kind = "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM"
     if not recipe.lora_rank:
         body = [
-            'model = AutoModelForCausalLM.from_pretrained("best")',
+            f'model = {kind}.from_pretrained("best")',
             'tokenizer = AutoTokenizer.from_pretrained("best")',
         ]
     else:
         base = "base" if (run.path / "base").is_dir() else recipe.base
         body = [
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f'base = {kind}.from_pretrained("{base}"{", num_labels=1" if reward else ""})',
             'tokenizer = AutoTokenizer.from_pretrained("best")',
+            *(["base.config.pad_token_id = tokenizer.pad_token_id"] if reward else []),
             'model = PeftModel.from_pretrained(base, "best")  # .merge_and_unload() adds the adapters to the '
             "weights",
         ]
     written = run.path / ("base" if recipe.lora_rank else "best") / "config.json"
-    kind = json.loads(written.read_text(encoding="utf-8"))["model_type"] if written.is_file() else ""
-    ours = ["import newllm_lib.models  # makes its models known"] if kind in _OURS else []
+    model_type = json.loads(written.read_text(encoding="utf-8"))["model_type"] if written.is_file() else ""
+    ours = ["import newllm_lib.models  # makes its models known"] if model_type in _OURS else []
     imports = ["from peft import PeftModel"] if recipe.lora_rank else []
-    imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    imports += [f"from transformers import {kind}, AutoTokenizer"]
     return ["## Use", "", "In the run's folder:", "", "```python", *ours, *imports, "", *body, "```"]
 
 

@@ -127,7 +127,8 @@ def train_task(job: TrlRun, task: TrlTask, base: Base, micro_batch: int) -> None
             base.forget_model()  # it is the trainer's, changed and on the GPU
         _fit(job, task, base.model, micro)
 
-    with_smaller_micro_batches(micro_batch, job.recipe.batch_size, task.unit, task.memory_advice, attempt)
+    micro, batch = max(micro_batch, task.least), job.recipe.batch_size
+    with_smaller_micro_batches(micro, batch, task.unit, task.memory_advice, attempt, task.least)
 
 
 def _return_to_last_save(job: TrlRun) -> None:

@@ -38,11 +38,13 @@ class TrlTask(ABC):
         unit: what a batch holds, in the plural ("pairs").
         memory_advice: what to lower where not even one of them fits into the GPU's memory.
         logged: the trainer's own figures that go into `metrics.jsonl`, by how their names begin.
+        least: so many rows at a time at least.
     """
 
     unit: str
     memory_advice: str
     logged: tuple[str, ...]
+    least: int = 1
 
     @abstractmethod
     def build_trainer(self, model, arguments: dict) -> Trainer:

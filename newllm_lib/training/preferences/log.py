@@ -22,11 +22,11 @@ def row_of_evaluation(found: dict) -> dict:
 def say_result(result: dict, card: Path) -> None:
     """Before and after, a line each, and what that means."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
-    console.say(f"Before: {in_words(before)}, answers of {before['length']:.0f} characters")
-    console.say(
-        f"After:  {in_words(after)}, answers of {after['length']:.0f} characters (best/, step "
-        f"{result['best_step']})"
-    )
+    lengths = [f", answers of {one['length']:.0f} characters" for one in (before, after)]
+    if not result["questions"]:  # a reward model writes none
+        lengths = ["", ""]
+    console.say(f"Before: {in_words(before, result['unit'])}{lengths[0]}")
+    console.say(f"After:  {in_words(after, result['unit'])}{lengths[1]} (best/, step {result['best_step']})")
     answers = zip(result["questions"], result["before"]["answers"], result["after"]["answers"], strict=True)
     for question, old, new in list(answers)[:3]:
         console.say(f"  {question}\n    before: {_short(old)}\n    after:  {_short(new)}")

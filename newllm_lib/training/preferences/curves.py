@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 
 from newllm_lib.evaluation.palette import GREY, TEXT, plain_axes
@@ -11,14 +10,15 @@ from newllm_lib.runs import Run, atomic_write_bytes, may_wait
 
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
-# title, unit, training series, held-out series (each with colour and label), a line to compare with, and the
-# least span of the axis: what learned nothing must not look dramatic
+# title, unit, training series, held-out series (each with colour and label), a line to compare with (_BASE:
+# the base's held-out figure), and the least span of the axis: what learned nothing must not look dramatic
+_BASE = "eval_loss"
 _PANELS = (
-    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, math.log(2), 0.2),
+    ("loss", "nats", {"loss": _TRAINED}, {"eval_loss": _HELD_OUT}, _BASE, 0.2),
     (
         "reward margin",
-        "beta x nats",
-        {"rewards/margins": _TRAINED},
+        "reward (beta x nats)",
+        {"rewards/margins": _TRAINED, "margin": _TRAINED},
         {"eval_reward_margin": _HELD_OUT},
         0.0,
         0.4,
@@ -28,7 +28,7 @@ _PANELS = (
     (
         "accuracy",
         "share of pairs",
-        {"rewards/accuracies": (_BLUE, "training, by reward")},
+        {"rewards/accuracies": (_BLUE, "training, by reward"), "accuracy": (_BLUE, "training, by reward")},
         {
             "eval_accuracy": (_ORANGE, "held out, by probability"),
             "eval_reward_accuracy": (GREY, "held out, by reward"),
@@ -45,6 +45,7 @@ _PANELS = (
         4.0,
     ),
     ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0, 1.0),
+    ("TRL's estimate of the KL", "nats", {"kl": _TRAINED}, {}, 0.0, 1.0),
     ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, 0.0, 1.0),
 )
 
@@ -65,11 +66,13 @@ def preference_figure(run: Run):
     axes = list(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat)
     for place, (title, unit, training, held_out, line, least) in zip(axes, panels, strict=False):
         _draw(place, rows, training, held_out)
+        if line == _BASE:
+            line = next((row[_BASE] for row in rows if row.get(_BASE) is not None), None)
         if line is not None:
             place.axhline(line, color=GREY, linewidth=0.8, linestyle=":")
         low, high = place.get_ylim()
         missing = max(0.0, least - (high - low)) / 2
-        never_below_0 = title in ("GPU memory", "distance from the base (KL)")
+        never_below_0 = title == "GPU memory" or "KL" in title
         place.set_ylim(*((0.0, max(least, high)) if never_below_0 else (low - missing, high + missing)))
         plain_axes(place, title, "optimizer step", unit)
         if place.get_legend_handles_labels()[0]:

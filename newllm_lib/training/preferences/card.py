@@ -7,7 +7,7 @@ from pathlib import Path
 from newllm_lib.checkpoints.location import shown_name
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
-from newllm_lib.training.dpo.log import verdict
+from newllm_lib.training.preferences.log import verdict
 from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
 
 _FEW = 5  # pairs
@@ -16,6 +16,11 @@ _FEW = 5  # pairs
 def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     """Write `card.md` into the run's folder; returns the file."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
+    method = "reward model" if recipe.task == "reward" else recipe.task.upper()
+    unit = "answers" if recipe.task == "kto" else "pairs"
+    beta = f", beta {recipe.beta:g}" if recipe.depends_on("beta") else ""
+    loss = f", loss {recipe.loss_type}" if recipe.task == "dpo" else ""
+    finds = "gives the higher reward" if recipe.task == "reward" else "finds more probable"
     lines = [
         f"# {run.name}",
         "",
@@ -29,21 +34,22 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
         ),
         f"- trained: {trained(recipe)}",
         f"- data: {result['data']}",
-        f"- DPO: {recipe.epochs:g} epochs, {recipe.batch_size} pairs a step, learning rate "
-        f"{recipe.learning_rate:g}, beta {recipe.beta:g}, loss {recipe.loss_type}, at most "
-        f"{recipe.max_seq_length} tokens, seed {recipe.seed}",
+        f"- {method}: {recipe.epochs:g} epochs, {recipe.batch_size} {unit} a step, learning rate "
+        f"{recipe.learning_rate:g}{beta}{loss}, at most {recipe.max_seq_length} tokens, seed "
+        f"{recipe.seed}",
         f"- versions: {versions()}",
         "",
         "![curves](curves.png)",
         "",
         f"## On {before['pairs']:,} held-out pairs",
         "",
-        "Accuracy: share of the pairs whose better answer the model finds more probable. Margin: by how "
-        "much, in nats. In brackets 95 % intervals, by resampling all pairs about one thing together.",
+        f"Accuracy: share of the pairs whose better answer the model {finds}. Margin: by how much, "
+        f"{'in nats' if result['unit'] == 'nats' else 'in reward'}. In brackets 95 % intervals, by "
+        "resampling all pairs about one thing together.",
         "",
         "| | before | after |",
         "|---|---:|---:|",
-        *_figures(before, after),
+        *_figures(method, before, after),
         "",
     ]
     lines += _kinds(before, after) + _shortcuts(result) + _answers(result) + use_section(run, recipe)
@@ -52,11 +58,15 @@ def write_card(run: Run, recipe: Recipe, result: dict) -> Path:
     return path
 
 
-def _figures(before: dict, after: dict) -> list[str]:
+def _figures(method: str, before: dict, after: dict) -> list[str]:
     rows = [
         ("accuracy", _accuracy(before), _accuracy(after)),
-        ("margin, nats", _margin(before), _margin(after)),
-        ("DPO loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}"),
+        ("margin", _margin(before), _margin(after)),
+        (f"{method} loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}"),
+    ]
+    if method == "reward model":
+        return [f"| {' | '.join(row)} |" for row in rows]
+    rows += [
         ("log-probability of the better answer", f"{before['chosen']:.1f}", f"{after['chosen']:.1f}"),
         ("log-probability of the worse answer", f"{before['rejected']:.1f}", f"{after['rejected']:.1f}"),
         ("length of the model's answers, characters", f"{before['length']:.0f}", f"{after['length']:.0f}"),
@@ -84,7 +94,9 @@ def _kinds(before: dict, after: dict) -> list[str]:
 
 
 def _shortcuts(result: dict) -> list[str]:
-    """What the model's accuracy is to be compared with."""
+    """What the model's accuracy is to be compared with; nothing where all answers are single."""
+    if not result["shortcuts"]:
+        return []
     seen = ", ".join(
         f"{name.replace('_', ' ')} {100 * score:.1f} %" for name, score in result["shortcuts"].items()
     )
@@ -96,6 +108,8 @@ def _shortcuts(result: dict) -> list[str]:
 
 
 def _answers(result: dict) -> list[str]:
+    if not result["questions"]:
+        return []
     lines = ["## Answers", "", "The most probable ones, to held-out prompts.", ""]
     lines += ["| prompt | before | after | the preferred answer |", "|---|---|---|---|"]
     columns = (

@@ -52,6 +52,7 @@ def _learn_answers(base: Base, rows: Sequence[dict]) -> None:
             "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
         }
         for row in rows
+        if row["chosen_ids"]
     ]
     with scratch_directory(run.path / "trainer") as folder, Signals() as signals:
         values = trainer_arguments(recipe, run, base.device, folder, steps, recipe.batch_size)

@@ -1,7 +1,7 @@
-"""From a recipe with `task: dpo` to a finished run: pairs, base, measures, training, the card.
+"""From a recipe that learns from pairs to a finished run: pairs, base, measures, training, the card.
 
 Lock, status and the run's folder are `training.run`'s; resuming, saving and signals `training.trl.run`'s;
-the trainer is in `dpo_task`.
+the trainers are in `dpo_task`, `orpo_task`, `kto_task` and `reward_task`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 
 from newllm_lib import console
-from newllm_lib.checkpoints import load_model
 from newllm_lib.data import DataReport
 from newllm_lib.data.preferences import EncodedPairs, encode_pairs, load_preferences, shortcuts
 from newllm_lib.device import Device
@@ -20,17 +19,26 @@ from newllm_lib.evaluation.preferences import clearly_better
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.compile import dtype_of
-from newllm_lib.training.dpo.card import write_card
-from newllm_lib.training.dpo.dpo_task import DPOTask, losses
-from newllm_lib.training.dpo.log import say_result
-from newllm_lib.training.dpo.preference_task import PreparedPairs, prepare_pairs
-from newllm_lib.training.dpo.warm_start import warm_start
 from newllm_lib.training.estimate import check_base_memory
+from newllm_lib.training.preferences.card import write_card
+from newllm_lib.training.preferences.dpo_task import DPOTask
+from newllm_lib.training.preferences.kto_task import KTOTask
+from newllm_lib.training.preferences.log import say_result
+from newllm_lib.training.preferences.orpo_task import ORPOTask
+from newllm_lib.training.preferences.preference_task import PreferenceTask, PreparedPairs, prepare_pairs
+from newllm_lib.training.preferences.reward_task import RewardTask
+from newllm_lib.training.preferences.warm_start import warm_start
 from newllm_lib.training.trl.base import Base, check_window
 from newllm_lib.training.trl.run import begin_run, is_trained, open_run, plan_steps, train_task
 from newllm_lib.training.trl.task import TrlRun
 
 RESULT = "preferences.json"  # in the run: the figures and answers before training and after it
+TASKS: dict[str, type[PreferenceTask]] = {
+    "dpo": DPOTask,
+    "orpo": ORPOTask,
+    "kto": KTOTask,
+    "reward": RewardTask,
+}
 
 
 def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bool) -> None:
@@ -41,10 +49,13 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         NewLLMError: pairs that do not fit, a loss that is not finite, or answers that became empty or repeat
             themselves.
     """
-    losses(recipe.loss_type)
+    task = TASKS[recipe.task]
+    if not recipe.beta and recipe.depends_on("beta"):
+        raise UsageError(f"--beta 0: {task.title} would learn nothing; give 0.1.")
+    task.check(recipe)
     if recipe.from_run is not None:
         raise UsageError("from_run is for task train: name the model with --base.")
-    base = Base(recipe, run, device)
+    base = task.base(recipe, run, device)
     check_window(recipe, base)
     check_base_memory(recipe, device, base.needs)
     pairs = load_preferences(recipe)
@@ -53,7 +64,7 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         encode_pairs(split, base.tokenizer, recipe.max_seq_length)
         for split in (pairs.train, pairs.evaluation)
     ]
-    plan_steps(job, len(encoded[0].rows), "pairs")
+    plan_steps(job, task.count(encoded[0].rows), task.unit)
     trained = is_trained(job)
     if (
         job.checkpoint
@@ -63,18 +74,20 @@ def train_preferences(recipe: Recipe, run: Run, device: Device, was_finished: bo
         console.say(f"{run.name} is finished already ({job.checkpoint.name}): nothing to do.")
         return
     begin_run(job)
-    _announce(job, pairs, encoded, base)
+    _announce(job, pairs, encoded, base, task)
     warm_start(base, encoded[0].rows)
-    data = prepare_pairs(recipe, device, encoded, base)
+    data = prepare_pairs(recipe, device, encoded, base, task)
     if not trained:  # else it ended while it was measured
-        train_task(job, DPOTask(recipe, data, base.needs.checkpointing), base, base.needs.at_once)
+        train_task(job, task(recipe, data, base.needs.checkpointing), base, base.needs.at_once)
     _finish(job, data, pairs.description())
 
 
-def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Base) -> None:
+def _announce(
+    job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Base, task: type[PreferenceTask]
+) -> None:
     recipe, device = job.recipe, job.device
     trained = f"adapters of rank {recipe.lora_rank}" if recipe.lora_rank else "all weights"
-    console.say(f"Run {job.run.path}: DPO on {base.describe()}, training {trained}")
+    console.say(f"Run {job.run.path}: {task.title} on {base.describe()}, training {trained}")
     console.say(f"  data: {pairs.description()}")
     for line in pairs.report.lines():
         console.say(f"    {line}")
@@ -82,9 +95,10 @@ def _announce(job: TrlRun, pairs, encoded: Sequence[EncodedPairs], base: Base) -
     for split, name in zip(encoded, ("to train on", "held out"), strict=True):
         if split.summary():
             console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")
+    beta = f", beta {recipe.beta:g}" if recipe.depends_on("beta") else ""
     console.say(
-        f"  {job.total_steps:,} steps of {recipe.batch_size} pairs, learning rate "
-        f"{recipe.scaled_learning_rate():.1e}, beta {recipe.beta:g}, on {device.name} in "
+        f"  {job.total_steps:,} steps of {recipe.batch_size} {task.unit}, learning rate "
+        f"{recipe.scaled_learning_rate():.1e}{beta}, on {device.name} in "
         f"{dtype_of(recipe, device)}; about {base.needs.memory_gib:.1f} GiB (an estimate)"
     )
     if job.checkpoint:
@@ -98,13 +112,14 @@ def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
         NewLLMError: the answers of what was kept are empty or repeat themselves.
     """
     recipe, run = job.recipe, job.run
-    model = load_model(run, "best", device=job.device.torch_device).model
+    model = data.task.load(run, "best", device=job.device.torch_device).model
     figures, said = data.figures(model), data.answers(model)
     evaluations = [row for row in run.metrics() if "eval_loss" in row]
     best = min(evaluations, key=lambda row: row["eval_loss"])
     after = {"figures": figures | health(said) | {"kl": best.get("eval_kl")}, "answers": said}
     before, last = data.before["figures"], {k.removeprefix("eval_"): v for k, v in evaluations[-1].items()}
-    problem = data.problem(after["figures"]) or data.problem(last)
+    problem = data.problem(after["figures"]) or data.problem(last) or None
+    watched = data.watched() if data.task.speaks else []
     result = {
         "base": recipe.base,
         "data": description,
@@ -113,14 +128,13 @@ def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
         "after": after,
         "clearly_better": clearly_better(before, after["figures"]),
         "problem": problem,
-        "questions": [pair.question() for pair in data.watched()],
-        "preferred": [pair.chosen for pair in data.watched()],
+        "unit": data.task.margin_unit,
+        "questions": [pair.question() for pair in watched],
+        "preferred": [pair.chosen for pair in watched],
         "shortcuts": shortcuts(data.train.pairs, data.evaluation.pairs),
     }
     atomic_write_text(run.path / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
     card = write_card(run, recipe, result)
     say_result(result, card)
     if problem:
-        raise NewLLMError(
-            f"Not a success: {problem}. Lower --learning_rate or raise --beta (what was measured: {card})."
-        )
+        raise NewLLMError(f"Not a success: {problem}. {data.task.advice} (what was measured: {card}).")

@@ -1,6 +1,0 @@
-"""Preference training.
-
-`run` is its order, from a recipe to the card; `dpo_task` makes TRL's trainer, and is the only file that
-imports TRL; `preference_task` prepares the pairs and measures those that are held out. `log`, `curves` and
-`card` are what a run writes and says of it.
-"""
