@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.cli.hints import command
 from newllm_lib.console import say
@@ -37,16 +38,16 @@ def show(arguments: argparse.Namespace) -> dict | int:
 
 
 def _show_pairs(arguments: argparse.Namespace, recipe: Recipe) -> dict | int:
-    from newllm_lib.data.preferences import load_preferences
+    from newllm_lib.data.preferences import load_preferences, load_prompts
 
-    found = load_preferences(recipe)
+    found = load_prompts(recipe) if recipe.task == "grpo" else load_preferences(recipe)
     say(found.description())
-    pairs = found.train[: arguments.count]
-    for number, pair in enumerate(pairs, 1):
-        say(f"\npair {number}")
-        for role, content in (*pair.prompt, ("chosen", pair.chosen), ("rejected", pair.rejected)):
+    rows: list[Any] = found.train[: arguments.count]
+    for number, row in enumerate(rows, 1):
+        say(f"\n{found.unit.removesuffix('s')} {number}")
+        for role, content in (*row.prompt, *row.beside().items()):
             say(f"  {role}: {content}")
-    return {"pairs": [json.loads(pair.to_json()) for pair in pairs]} if arguments.json else 0
+    return {found.unit: [json.loads(row.to_json()) for row in rows]} if arguments.json else 0
 
 
 def check(arguments: argparse.Namespace) -> dict | int:

@@ -80,7 +80,7 @@ class History:
     @property
     def prefers(self) -> bool:
         """Whether this is the history of a preference run."""
-        return any("eval_reward_margin" in row for row in self.evaluations.values())
+        return any("eval_reward_margin" in row or "eval_reward" in row for row in self.evaluations.values())
 
     def tokens_per_second(self) -> float | None:
         """Median over the newest logged steps."""

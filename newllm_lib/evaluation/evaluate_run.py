@@ -114,8 +114,13 @@ def evaluate_run(
     loaded = load(location, device=device or probe().torch_device)
     own, network, tokenizer = loaded.recipe, loaded.model, loaded.tokenizer
     name = str(getattr(model, "name", model))
-    if own is not None and own.has_pairs and data.is_own:
+    if own is not None and own.has_pairs and own.task != "grpo" and data.is_own:
         return {"run": name, **evaluate_pairs(network, tokenizer, own, how.get("dtype"))}
+    if own is not None and own.task == "grpo" and data.is_own:
+        raise UsageError(
+            f"{name} was trained by a reward, which is not here to measure it by: its card.md has the "
+            "figures. Name text with --data (wikitext, …) or --data_dir."
+        )
     recipe = data.recipe(own, name)
     packed = packed_split(recipe, tokenizer, data.split)
     result: dict[str, Any] = {"run": name, "split": data.split, "protocol": recipe.protocol}

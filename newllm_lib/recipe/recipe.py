@@ -17,7 +17,7 @@ from newllm_lib.recipe.values import checked
 _TRAIN = ("train",)
 _LEARNS_TEXT = ("train", "sft")
 _PAIRS = ("dpo", "orpo", "kto", "reward")
-_FROM_BASE = ("sft", *_PAIRS)
+_FROM_BASE = ("sft", *_PAIRS, "grpo")
 # A TinyGPT2 is matched to the parameters that the other's sizes give.
 _SIZES_NEW_LLM, _SIZES_PHASE7 = ("new_llm", "tiny_gpt2"), ("phase7", "tiny_gpt2")
 _ABOUT = dict(
@@ -46,7 +46,13 @@ _phase7 = partial(key, section="phase7", tasks=_TRAIN, models=("phase7",))
 _teacher = partial(key, section="training", tasks=_TRAIN, models=("new_llm",))
 _base = partial(key, section="base", tasks=_FROM_BASE)
 _answers = partial(key, section="base", tasks=("sft",))
-_preference = partial(key, section="preference", tasks=_PAIRS)
+_preference = partial(key, section="preference", tasks=(*_PAIRS, "grpo"))
+_reward = partial(key, section="preference", tasks=("grpo",))
+
+
+def is_function(reward: str) -> bool:
+    """Whether a `reward` names a Python function, else a run."""
+    return ".py:" in reward
 
 
 def does_something(key: Field, task: str, model: str) -> bool:
@@ -364,7 +370,8 @@ class Recipe:
         "train",
         "train (predict the next token); from a --base: sft (answer as dialogues do), dpo (prefer one "
         "answer to another), orpo (the same while learning the better one), kto (from single answers, good "
-        "and bad), reward (a model that gives answers rewards)",
+        "and bad), reward (a model that gives answers rewards), grpo "
+        "(by such a model, or a Python function)",
         "base",
         choices=("train", *_FROM_BASE),
     )
@@ -389,14 +396,16 @@ class Recipe:
 
     beta: float = _preference(
         0.1,
-        "dpo, kto: how dear it is to move away from the base model; orpo: the weight of the odds ratio",
+        "dpo, kto, grpo: how dear it is to move away from the base model; orpo: the weight of the odds ratio",
         minimum=0.0,
-        tasks=("dpo", "orpo", "kto"),
+        tasks=("dpo", "orpo", "kto", "grpo"),
     )
     loss_type: str = _preference(
         "sigmoid", "dpo: TRL's name of the loss, or several with + between them", tasks=("dpo",)
     )
-    eval_pairs: int = _preference(500, "at most so many held-out pairs are measured", minimum=2)
+    eval_pairs: int = _preference(
+        500, "at most so many held-out pairs (grpo: prompts) are measured", minimum=2
+    )
     sft_warm_start: float = _preference(
         0.0,
         "first learn the preferred answers for so many epochs, with all weights",
@@ -405,6 +414,17 @@ class Recipe:
     )
     sft_learning_rate: float = _preference(
         5e-5, "peak learning rate of that warm start", minimum=0.0, tasks=("dpo", "kto")
+    )
+
+    reward: str | None = _reward(  # no identity: a file may move; what it holds is compared
+        None,
+        "what answers are worth: FILE.py:NAME, a Python function (completions, prompts, **columns) -> list "
+        "of numbers, or a run of `newllm train reward`; typed each time, as it is a program",
+        identity=False,
+    )
+    num_generations: int = _reward(8, "answers to each prompt, compared with each other", minimum=2)
+    max_completion_length: int = _reward(
+        64, "tokens of an answer at most (of max_seq_length, which the prompt shares)", minimum=1
     )
 
     # --- Small matrices beside the weights instead of the weights (Hu et al., 2021, arXiv 2106.09685) -----
@@ -443,7 +463,7 @@ class Recipe:
     @property
     def has_pairs(self) -> bool:
         """Whether its data are preferences (`data.preferences`), not text or dialogues."""
-        return self.task in _PAIRS
+        return self.task in (*_PAIRS, "grpo")
 
     def scaled_learning_rate(self) -> float:
         """The peak learning rate at this batch size, by square-root scaling (the guides' rule)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.recipe.init_from import decided_by_start, plain_name, short_name
-from newllm_lib.recipe.recipe import Recipe
+from newllm_lib.recipe.recipe import Recipe, is_function
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
@@ -15,6 +15,10 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
         parts = [parts[0].removesuffix("_triton")]
     if recipe.task != "train":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]
+    if recipe.reward:
+        parts.append(
+            recipe.reward.rpartition(":")[2] if is_function(recipe.reward) else Path(recipe.reward).name
+        )
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
     if recipe.recurrence != "parallel" and "recurrence" not in decided:
         parts.append(recipe.recurrence)
@@ -58,6 +62,8 @@ _NAMED_KEYS = {
     "documents": "documents-",
     "beta": "beta",
     "loss_type": "",
+    "num_generations": "generations",
+    "max_completion_length": "answers",
     "lora_rank": "lora",
     "load_in": "",
     "packing": "packing-",

@@ -227,7 +227,7 @@ def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -
     if recipe.task == "dpo":  # both sides of a pair, by the base and by the policy
         operations, tokens, gain = 8, 2 * tokens, 1.0
     elif recipe.has_pairs:
-        tokens, gain = 2 * tokens, 1.0
+        tokens, gain = 2 * tokens, 1.0  # GRPO's answers are written first, a token at a time: not counted
     hours = operations * need.parameters * tokens / (_TFLOPS[device.kind] * gain * 1e12) / 3600
     return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
 

@@ -10,6 +10,10 @@ def train(recipe: Recipe, was_finished: bool | None = None) -> Run:
     """Train what the recipe describes, continuing an unfinished run; returns the `Run`."""
     from newllm_lib.training.run import train as run_training
 
+    if recipe.task == "grpo":
+        from newllm_lib.training.grpo.run import train_by_reward
+
+        return run_training(recipe, train_by_reward, was_finished)
     if recipe.has_pairs:
         from newllm_lib.training.preferences.run import train_preferences
 

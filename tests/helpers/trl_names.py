@@ -84,6 +84,18 @@ ATTRIBUTES = {  # of a DPOTrainer: read or set once it is made
     "ref_model",
     "precompute_ref_logps",
 }
+# of the trainers that `training/trl/trainers.py` finds: what `training/preferences` and `training/grpo`
+# give their configurations, beside what all take, and their constructors
+OTHERS = {
+    "KTO": ({"beta", "max_length", "disable_dropout"}, {"ref_model"}),
+    "ORPO": ({"beta", "max_length", "disable_dropout"}, set()),
+    "Reward": ({"max_length", "disable_dropout"}, set()),
+    "GRPO": (
+        {"beta", "num_generations", "max_completion_length", "generation_kwargs", "shuffle_dataset"},
+        {"reward_funcs"},
+    ),
+}
+OTHER_TRAINERS = {"model", "args", "train_dataset", "processing_class", "peft_config"}
 COLLATED = {"input_ids", "attention_mask", "completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "fan_in_fan_out"}
 ADAPTED = {"disable_adapter", "merge_and_unload", "get_base_model", "save_pretrained", "from_pretrained"}
@@ -116,7 +128,7 @@ def missing() -> list[str]:
         "ref_rejected_logps": -2.0,
     }
     batch = DataCollatorForPreference(pad_token_id=0)([row])
-    found += _missing_of_sft()
+    found += _missing_of_sft() + _missing_of_others()
     return found + [f"trl's collated {name}" for name in sorted(COLLATED - set(batch))]
 
 
@@ -134,6 +146,25 @@ def _missing_of_sft() -> list[str]:
     found += [f"trl's packed {name}" for name in sorted(PACKED - set(batch))]
     apart = "position_ids" in batch and batch["position_ids"].tolist() == [[0, 1, 0, 1]]
     return found + ([] if apart else ["trl's packed positions from 0 on"])
+
+
+def _missing_of_others() -> list[str]:
+    import trl
+
+    from newllm_lib.training.trl.trainers import kto_is_stable, trainer_classes
+
+    of_dpo = {"beta", "loss_type", "precompute_ref_log_probs", "max_length", "disable_dropout"}
+    common = (CONFIG - of_dpo) & {f.name for f in fields(trl.DPOConfig)}  # else it is said already
+    found = []
+    for name, (own, arguments) in OTHERS.items():
+        config, trainer = trainer_classes(name)
+        known = {f.name for f in fields(config)}
+        found += [f"{config.__module__}.{name}Config.{key}" for key in sorted((own | common) - known)]
+        found += _lacking(f"{name}Trainer(…)", trainer.__init__, OTHER_TRAINERS | arguments)
+        found += [f"{name}Trainer.{method}" for method in sorted(METHODS) if not hasattr(trainer, method)]
+    kto = _assigned(trainer_classes("KTO")[1])
+    flags = ("precompute_ref_logps",) if kto_is_stable() else ("_precomputed_train_ref_log_probs",)
+    return found + [f"KTOTrainer().{flag}" for flag in flags if flag not in kto]
 
 
 def _assigned(kind: type) -> set[str]:

@@ -42,7 +42,7 @@ PAIRS = Kind(
     0.5,
 )
 SIDES = ("chosen", "rejected")
-_PROMPTS = (*ASKED, "messages", "conversations", "conversation")
+PROMPTS = (*ASKED, "messages", "conversations", "conversation")
 # what the two answers are called elsewhere
 _OTHER_NAMES = {
     "preferred": "chosen",
@@ -55,10 +55,10 @@ _OTHER_NAMES = {
     "response_rejected": "rejected",
 }
 _READ = frozenset(
-    (*SIDES, *_OTHER_NAMES, *_PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY)
+    (*SIDES, *_OTHER_NAMES, *PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY)
     + ("label", "kto_tag", "kind", "group", "split")
 )
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "evaluation": "evaluation",
     "eval": "evaluation",
@@ -89,6 +89,14 @@ class Pair(NamedTuple):
         """Equal for pairs that ask the same, which must not be in both splits."""
         return (self.group,) if self.group else tuple(self.prompt)
 
+    def beside(self) -> dict[str, str]:
+        """What stands beside the prompt."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
+
+    def identity(self) -> tuple:
+        """Equal for repetitions."""
+        return (self.prompt, self.chosen, self.rejected)
+
     def to_json(self) -> str:
         """One line of JSONL; a prompt of a single question is written as text."""
         single = len(self.prompt) == 1 and self.prompt[0].role == "user"
@@ -115,7 +123,11 @@ def parse_pair(row: object) -> Pair | Judged:
         raise BadRecord(f"a value of type {type(row).__name__}, not an object")
     row = _with_usual_names(row)
     kind, group = (str(row.get(name) or "") for name in ("kind", "group"))
-    more: dict[str, Any] = {"kind": kind, "group": group, "split": _SPLITS.get(str(row.get("split") or ""), "")}
+    more: dict[str, Any] = {
+        "kind": kind,
+        "group": group,
+        "split": SPLITS.get(str(row.get("split") or ""), ""),
+    }
     notes: list[str] = []
     label = next((verdict(c, row[c]) for c in ("label", "kto_tag") if c in row), None)
     if label is not None and not any(side in row for side in SIDES):
@@ -149,17 +161,17 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
     """The conversation up to the answer that each side gives, and these answers. An unnamed side: the answer
     ends the row's messages.
     """
-    asked = first_filled(row, _PROMPTS)
+    asked = first_filled(row, PROMPTS)
     conversations = []
     for side in sides:
         _check_answer(row[side] if side else row.get(asked or ""))
         if asked is None or not side:
-            if side and any(name in row for name in _PROMPTS) and not is_dialogue(row[side]):
+            if side and any(name in row for name in PROMPTS) and not is_dialogue(row[side]):
                 raise BadRecord("an empty prompt")
             column = side or str(asked)
             turns = dialogue_turns(row[column], column, notes)
         else:
-            turns = exchange(_prompt(row, asked), row[side], asked, side, notes)
+            turns = exchange(asked_in(row, asked), row[side], asked, side, notes)
         record = dialogue_of(framed(row, turns, notes))
         conversations.append(record.messages if record else ())
     if any(whole[:-1] != conversations[0][:-1] for whole in conversations):
@@ -171,7 +183,7 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
     return conversations[0][:-1], *[whole[-1].content.strip() for whole in conversations]
 
 
-def _prompt(row: dict, asked: str) -> object:
+def asked_in(row: dict, asked: str) -> object:
     """What is asked, with the context that stands beside it."""
     prompt = with_context(row, asked)[0]
     if not isinstance(prompt, str | list | tuple | dict):

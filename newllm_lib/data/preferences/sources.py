@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import REGISTRY, open_with, reading_of
 from newllm_lib.data.preferences.generate import generate
 from newllm_lib.data.preferences.pairs import PAIRS, Judged, Pair, columns_of_pairs, parse_pair
+from newllm_lib.data.preferences.prompts import KIND as PROMPT_KIND
+from newllm_lib.data.preferences.prompts import Prompt, columns_of_prompts, parse_prompt, prompt_of_pair
 from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, PACKINGS, ROWS, HubName, Source, kind_of
 from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.schemas import parse_rows
@@ -19,6 +22,7 @@ from newllm_lib.errors import NewLLMError, UsageError
 if TYPE_CHECKING:
     from newllm_lib.recipe import Recipe
 
+Row = TypeVar("Row", Pair, Prompt)
 MADE_HERE = "preferences_ja"
 HELD_OUT_SHARE = 0.1  # of pairs whose source has no split of its own
 _SPLIT_NAMES = {"train_prefs": "train", "test_prefs": "test"} | HUB_SPLIT_NAMES
@@ -29,13 +33,14 @@ _HOMES = {
 
 
 @dataclass
-class Preferences:
-    """Pairs to train on and pairs held out; no prompt (and no group) is in both."""
+class Preferences(Generic[Row]):
+    """Pairs (for GRPO, prompts) to train on and to hold out; no prompt (and no group) is in both."""
 
     title: str
-    train: list[Pair]
-    evaluation: list[Pair]
+    train: list[Row]
+    evaluation: list[Row]
     tally: RowStats
+    unit: str = "pairs"
 
     @property
     def fingerprint(self) -> str:
@@ -54,12 +59,31 @@ class Preferences:
         about = f" about {groups} things that training never mentions" if groups else ""
         left_out = self.tally.summary()
         return (
-            f"{self.title}: {len(self.train):,} pairs to train on, {len(self.evaluation):,} held out{about}"
+            f"{self.title}: {len(self.train):,} {self.unit} to train on, {len(self.evaluation):,} held out"
+            + about
             + (f"; {left_out}" if left_out else "")
         )
 
 
-def load_preferences(recipe: Recipe) -> Preferences:
+def load_prompts(recipe: Recipe) -> Preferences[Prompt]:
+    """The prompts that a recipe names, by the same keys as pairs; pairs are prompts too.
+
+    Raises:
+        UsageError: no such source.
+        NewLLMError: it cannot be read, or holds no prompts.
+    """
+    tally = RowStats(PROMPT_KIND)
+    if recipe.data_dir is None and recipe.data == MADE_HERE:
+        title, rows = "Japanese questions made here", [prompt_of_pair(p) for p in generate(seed=recipe.seed)]
+        tally.good = len(rows)
+    else:
+        source = _open(recipe)
+        title, rows = source.title, _rows(source, tally, parse_prompt, columns_of_prompts)
+        tally.finish()
+    return _divided(recipe, title, rows, tally, "prompts")
+
+
+def load_preferences(recipe: Recipe) -> Preferences[Pair]:
     """The pairs that a recipe names (`data`, `data_dir`, `max_samples`, `eval_pairs`, `seed`).
 
     Raises:
@@ -74,16 +98,31 @@ def load_preferences(recipe: Recipe) -> Preferences:
         source = _open(recipe)
         title, pairs = source.title, _read(source, tally, singles=recipe.task == "kto")
         tally.finish()
-    if not pairs:
-        raise NewLLMError(f"There are no preference pairs in the data: each row needs {PAIRS.needs}.")
-    train, evaluation = _apart(pairs, tally)
-    evaluation = _across(evaluation)
+    return _divided(recipe, title, pairs, tally, "pairs", _across)
+
+
+def _divided(
+    recipe: Recipe,
+    title: str,
+    rows: list[Row],
+    tally: RowStats,
+    unit: str,
+    evaluated: Callable[[list[Row]], list[Row]] = list,
+) -> Preferences[Row]:
+    """Rows to train on and to hold out, as many as the recipe wants.
+
+    Args:
+        evaluated: what is made of those that are held out.
+    """
+    if not rows:
+        raise NewLLMError(f"There are no {tally.kind.plural} in the data: each row needs {tally.kind.needs}.")
+    train, evaluation = _apart(rows, tally)
     train = _smallest(train, recipe.max_samples)
-    evaluation = _smallest(evaluation, recipe.eval_pairs)
+    evaluation = _smallest(evaluated(evaluation), recipe.eval_pairs)
     for split, name in ((train, "to train on"), (evaluation, "to hold out")):
         if not split:
-            raise NewLLMError(f"{title}: no pairs are left {name}. Give more, with different prompts.")
-    return Preferences(title, train, evaluation, tally)
+            raise NewLLMError(f"{title}: no {unit} are left {name}. Give more, with different prompts.")
+    return Preferences(title, train, evaluation, tally, unit)
 
 
 def _open(recipe: Recipe) -> Source:
@@ -107,22 +146,34 @@ def _open(recipe: Recipe) -> Source:
 
 
 def _read(source: Source, tally: RowStats, singles: bool) -> list[Pair]:
-    """All pairs, with the split where the source has one: those that are not for training are for evaluation.
-    One split alone is divided later.
+    """All pairs.
 
     Args:
         singles: whether an answer without another to its prompt is taken too, as a pair with one side.
     """
+
+    def whole(rows: list) -> list[Pair]:
+        judged = [row for row in rows if isinstance(row, Judged)]
+        return [row for row in rows if isinstance(row, Pair)] + _paired(judged, tally, singles)
+
+    return _rows(source, tally, parse_pair, columns_of_pairs, whole)
+
+
+def _rows(source: Source, tally: RowStats, parse, describe, whole: Callable[[list], list] = list) -> list:
+    """All rows, with the split where the source has one: those that are not for training are for evaluation.
+    One split alone is divided later.
+
+    Args:
+        whole: makes rows of what was parsed of a split.
+    """
     named = (
         {"train": "train", "validation": "evaluation", "test": "evaluation"} if len(source.splits) > 1 else {}
     )
-    found: list[Pair] = []
+    found: list = []
     for split in source.splits:
         tally.begin(f"{source.title} {split}", split)
-        rows = list(parse_rows(source.rows(split), tally, parse_pair, columns_of_pairs))
-        pairs = [row for row in rows if isinstance(row, Pair)]
-        pairs += _paired([row for row in rows if isinstance(row, Judged)], tally, singles)
-        found += [pair._replace(split=named.get(split, pair.split)) for pair in pairs]
+        rows = whole(list(parse_rows(source.rows(split), tally, parse, describe)))
+        found += [row._replace(split=named.get(split, row.split)) for row in rows]
     return found
 
 
@@ -149,10 +200,10 @@ def _paired(judged: list[Judged], tally: RowStats, singles: bool) -> list[Pair]:
     return pairs
 
 
-def _apart(pairs: list[Pair], tally: RowStats) -> tuple[list[Pair], list[Pair]]:
+def _apart(pairs: list[Row], tally: RowStats) -> tuple[list[Row], list[Row]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
-        keys = sorted({_position(pair.key()) for pair in pairs})
+        keys: list[float] = sorted({_position(pair.key()) for pair in pairs})
         # by content; of a few pairs at least a tenth
         share = max([HELD_OUT_SHARE, *keys[: max(1, len(keys) // 10)]])
         pairs = [
@@ -178,18 +229,18 @@ def _across(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.chosen and pair.rejected] + crossed
 
 
-def _once(pairs: list[Pair], tally: RowStats) -> list[Pair]:
+def _once(pairs: list[Row], tally: RowStats) -> list[Row]:
     """Without repetitions."""
-    kept = list({pair[:3]: pair for pair in pairs}.values())
+    kept = list({pair.identity(): pair for pair in pairs}.values())
     tally.reject("a repetition", count=len(pairs) - len(kept))
     return kept
 
 
-def _smallest(pairs: list[Pair], count: int | None) -> list[Pair]:
+def _smallest(pairs: list[Row], count: int | None) -> list[Row]:
     """`count` of the pairs, chosen by their content alone; None: all. The order stays."""
     if count is None or len(pairs) <= count:
         return pairs
-    taken = sorted(range(len(pairs)), key=lambda i: _position(pairs[i][:3]))[:count]
+    taken = sorted(range(len(pairs)), key=lambda i: _position(pairs[i].identity()))[:count]
     return [pairs[i] for i in sorted(taken)]
 
 

@@ -23,6 +23,7 @@ _PANELS = (
         0.0,
         0.4,
     ),
+    ("reward", "mean", {"reward": _TRAINED}, {"eval_reward": _HELD_OUT}, None, 0.1),
     # by reward: the better answer gained more than the worse one (0.5 before training); by probability: it is
     # the likelier one
     (
@@ -46,6 +47,7 @@ _PANELS = (
     ),
     ("distance from the base (KL)", "nats an answer", {}, {"eval_kl": _HELD_OUT}, 0.0, 1.0),
     ("TRL's estimate of the KL", "nats", {"kl": _TRAINED}, {}, 0.0, 1.0),
+    ("length of the answers", "tokens", {"completions/mean_length": _TRAINED}, {}, None, 4.0),
     ("GPU memory", "GiB reserved", {"gpu_memory_gib": _TRAINED}, {}, 0.0, 1.0),
 )
 

@@ -88,10 +88,11 @@ def plan_steps(job: TrlRun, count: int, rows: str) -> None:
         NewLLMError: the rows are fewer than one batch.
     """
     recipe = job.recipe
-    job.steps_per_epoch = count // recipe.batch_size
+    job.rows_a_step = job.rows_a_step or recipe.batch_size
+    job.steps_per_epoch = count // job.rows_a_step
     if not job.steps_per_epoch:
         raise NewLLMError(
-            f"{count} {rows} to train on are fewer than one batch of {recipe.batch_size}: lower --batch_size."
+            f"{count} {rows} to train on are fewer than one batch of {job.rows_a_step}: lower --batch_size."
         )
     total = max(1, round(recipe.epochs * job.steps_per_epoch))
     job.total_steps = min(total, recipe.max_steps) if recipe.max_steps else total
@@ -162,7 +163,7 @@ def _fit(job: TrlRun, task: TrlTask, model, micro: int) -> None:
 
 def _equip(trainer: Trainer, job: TrlRun, task: TrlTask, signals: Signals) -> None:
     """Give the trainer what is the run's: order, optimizer, schedule, and what happens around a step."""
-    trainer.train_dataset = ShuffledRows(trainer.train_dataset, job.recipe.batch_size, job.recipe.seed)
+    trainer.train_dataset = ShuffledRows(trainer.train_dataset, job.rows_a_step, job.recipe.seed)
     trainer.optimizer = build_optimizer(trainer.model, job.recipe)
     if hasattr(trainer.optimizer, "prepare"):
         trainer.optimizer.prepare()

@@ -25,6 +25,7 @@ class TrlRun:
     progress: Progress
     steps_per_epoch: int = 0
     total_steps: int = 0
+    rows_a_step: int = 0  # of the data; 0: as many as the batch is large
 
     @property
     def epochs(self) -> float:
