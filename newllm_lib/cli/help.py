@@ -43,6 +43,9 @@ COMMON = {
         "patience": "stop after so many evaluations without a gain",
         "beta": "how dear it is to move away from the base",
         "sft_warm_start": "epochs on the preferred answers before",
+        "reward": "FILE.py:NAME, a function of yours, or a reward model's run",
+        "num_generations": "answers to each prompt",
+        "max_completion_length": "tokens of an answer at most",
     },
     "Where it goes": {
         "output_dir": "folder of the run (none: checkpoints/<name>)",

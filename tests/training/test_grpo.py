@@ -17,14 +17,14 @@ from tests.helpers.chat_bases import chat_base
 from tests.training.preference_bases import make_base, recipe, stopped_after
 
 BASES = ("new_llm", "tiny_gpt2", "qwen2")
-# the share of an answer that is one letter; what it was given is written beside it
+# the share of an answer that is hiragana; what it was given is written beside it
 LETTERS = """
 import json, pathlib
 
-def share_of_a(completions, prompts, **columns):
+def share_of_kana(completions, prompts, **columns):
     seen = pathlib.Path(__file__).with_name("seen.json")
     seen.write_text(json.dumps([prompts[0], sorted(columns), columns["messages"][0]]))
-    return [sum(c in "aA" for c in text) / max(1, len(text)) for text in completions]
+    return [sum("ぁ" <= c <= "ん" for c in text) / max(1, len(text)) for text in completions]
 
 def one_too_few(completions, prompts, **columns):
     return [0.0] * (len(completions) - 1)
@@ -39,7 +39,7 @@ def no_number(completions, prompts, **columns):
     return [float("nan")] * len(completions)
 
 def raises(completions, prompts, **columns):
-    raise KeyError("no such\\ncolumn")
+    raise ValueError("no such\\ncolumn")
 
 async def later(completions, prompts, **columns):
     return [0.0] * len(completions)
@@ -91,9 +91,15 @@ def rows(run, what):
 
 @pytest.mark.parametrize("base", BASES)
 def test_it_writes_answers_and_logs_what_they_are_worth(base, bases, reward, tmp_path):
-    run = train(chosen(tmp_path, bases[base], reward=reward("share_of_a")))
+    run = train(chosen(tmp_path, bases[base], reward=reward("share_of_kana")))
     row = rows(run, "loss")[-1]
-    assert {"reward", "reward_std", "rewards/share_of_a/mean", "kl", "completions/mean_length"} <= row.keys()
+    assert {
+        "reward",
+        "reward_std",
+        "rewards/share_of_kana/mean",
+        "kl",
+        "completions/mean_length",
+    } <= row.keys()
     assert 0 < row["completions/mean_length"] <= 12 and "answers_per_second" in row
     first, *_, last = rows(run, "eval_loss")
     assert first["eval_kl"] == 0 and first["eval_loss"] == -first["eval_reward"]
@@ -102,15 +108,15 @@ def test_it_writes_answers_and_logs_what_they_are_worth(base, bases, reward, tmp
     assert prompt.startswith("say ") and columns == ["messages", "wanted"]
     assert messages == [{"role": "user", "content": prompt}]
     card = (run.path / "card.md").read_text(encoding="utf-8")
-    assert "- reward: `share" in card and "held-out prompts" in card and "| reward |" in card
+    assert "- reward: share" in card and "held-out prompts" in card and "| reward |" in card
     titles = [place.get_title() for place in preference_figure(run).axes if place.get_visible()]
     assert {"reward", "length of the answers", "TRL's estimate of the KL"} <= set(titles)
     history = History(run.metrics_path)
     assert history.update() and history.prefers  # the live view draws them
 
 
-def test_the_share_of_answers_with_a_letter_rises(bases, reward, tmp_path):
-    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_a"), max_steps=24, beta=0.0))
+def test_the_share_of_a_kind_of_letters_rises(bases, reward, tmp_path):
+    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=24, beta=0.0))
     training = [row["reward"] for row in rows(run, "loss")]
     assert sum(training[-3:]) / 3 > sum(training[:3]) / 3 + 0.1
     first, *_, last = rows(run, "eval_loss")
@@ -118,13 +124,13 @@ def test_the_share_of_answers_with_a_letter_rises(bases, reward, tmp_path):
 
 
 def test_all_weights_learn_without_a_distance(bases, reward, tmp_path):
-    whole = {"lora_rank": 0, "learning_rate": 1e-3, "beta": 0.0, "reward": reward("share_of_a")}
+    whole = {"lora_rank": 0, "learning_rate": 1e-3, "beta": 0.0, "reward": reward("share_of_kana")}
     run = train(chosen(tmp_path, bases["new_llm"], max_steps=2, **whole))
     assert (run.best / "config.json").is_file() and "kl" not in rows(run, "loss")[-1]
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(bases, reward, tmp_path):
-    changes = {"max_steps": 4, "save_steps": 2, "lora_dropout": 0.1, "reward": reward("share_of_a")}
+    changes = {"max_steps": 4, "save_steps": 2, "lora_dropout": 0.1, "reward": reward("share_of_kana")}
 
     def curve(run):
         timed = ("time", "answers_per_second", "step_time")
@@ -145,7 +151,7 @@ def test_a_reward_model_is_a_reward(bases, tmp_path):
     )
     run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=str(judge.path), max_steps=1))
     assert "rewards/judge/mean" in rows(run, "loss")[-1]
-    assert run.name.startswith("run") and "`judge`" in (run.path / "card.md").read_text(encoding="utf-8")
+    assert "- reward: judge" in (run.path / "card.md").read_text(encoding="utf-8")
 
 
 def test_pairs_are_prompts_whose_answers_are_columns(bases, reward, tmp_path):
@@ -155,7 +161,7 @@ def test_pairs_are_prompts_whose_answers_are_columns(bases, reward, tmp_path):
             bases["tiny_gpt2"],
             data="preferences_ja",
             max_samples=16,
-            reward=reward("share_of_a"),
+            reward=reward("share_of_kana"),
             max_steps=1,
         )
     )
@@ -174,11 +180,11 @@ def test_pairs_are_prompts_whose_answers_are_columns(bases, reward, tmp_path):
         ("absent", "letters.py has no function absent"),
         ("not_one", "letters.py has no function not_one"),
         ("later", "later is async; make it a plain function"),
-        ("one_too_few", "gave 7 values for 8 answers: one number for each"),
+        ("one_too_few", "gave 3 values for 4 answers: one number for each"),
         ("words", "gave 'good', which is no finite number"),
         ("no_number", "gave nan, which is no finite number"),
-        ("nothing", "gave NoneType, not a list of 8 numbers"),
-        ("raises", "raised KeyError (line 23): 'no such"),
+        ("nothing", "gave NoneType, not a list of 4 numbers"),
+        ("raises", "raised ValueError (line 22): no such."),
     ],
 )
 def test_a_reward_that_is_none_is_one_line(name, words, bases, reward, tmp_path):
@@ -204,7 +210,7 @@ def test_a_reward_that_is_none_is_one_line(name, words, bases, reward, tmp_path)
 def test_bad_input_is_one_line(changes, words, bases, reward, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0\n", encoding="utf-8")
-    changes = {"reward": reward("share_of_a"), **changes} if changes else changes
+    changes = {"reward": reward("share_of_kana"), **changes} if changes else changes
     if changes.get("reward") == "BROKEN":
         changes["reward"] = f"{broken}:f"
     if changes.get("data") == "EMPTY":
@@ -215,24 +221,24 @@ def test_bad_input_is_one_line(changes, words, bases, reward, tmp_path):
 
 
 def test_a_file_that_names_a_reward_runs_nothing(bases, reward, tmp_path, capsys):
-    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_a"), max_steps=1))
+    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=1))
     (tmp_path / "seen.json").unlink()
     with pytest.raises(UsageError, match="only what you name yourself is run: say --reward"):
         load_recipe(str(run.path / "recipe.yaml"))
     own = tmp_path / "mine.yaml"
-    own.write_text(f"task: grpo\nwhen:\n  cpu:\n    reward: {reward('share_of_a')}\n", encoding="utf-8")
+    own.write_text(f"task: grpo\nwhen:\n  cpu:\n    reward: {reward('share_of_kana')}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="names a reward"):
         load_recipe(str(own))
     assert not (tmp_path / "seen.json").exists()
-    again = load_recipe(str(run.path / "recipe.yaml"), {"reward": reward("share_of_a")})
-    assert again.reward == reward("share_of_a")
+    again = load_recipe(str(run.path / "recipe.yaml"), {"reward": reward("share_of_kana")})
+    assert again.reward == reward("share_of_kana")
 
 
 def test_another_reward_is_another_run(bases, reward, tmp_path):
-    train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_a"), max_steps=1))
-    (tmp_path / "letters.py").write_text(LETTERS.replace('"aA"', '"bB"'), encoding="utf-8")
+    train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=1))
+    (tmp_path / "letters.py").write_text(LETTERS.replace("ぁ", "ァ"), encoding="utf-8")
     with pytest.raises(NewLLMError, match="prompts, or the reward, are not what"):
-        train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_a"), max_steps=2))
+        train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=1))
 
 
 def test_a_reward_is_for_grpo_alone_and_names_the_run(capsys):

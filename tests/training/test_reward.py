@@ -13,6 +13,7 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.export.folder import export
 from newllm_lib.training import train
+from tests.data.conftest import write_jsonl
 from tests.helpers.chat_bases import chat_base
 from tests.training.preference_bases import make_base, recipe, stopped_after
 
@@ -30,6 +31,12 @@ def chosen(folder, base, name="run", **changes):
     small = {"epochs": 2, "eval_pairs": 16, "lora_dropout": 0.0, "evals_per_epoch": 1}
     length = {"max_seq_length": 256, "max_samples": 48} if "qwen2" in str(base) else {}
     return recipe(folder, base, name, method="reward", **(small | length | changes))
+
+
+def easy_pairs(folder):
+    """Pairs that an ordinary word tells apart."""
+    rows = [{"prompt": f"問い{n}", "chosen": f"はい{n}", "rejected": f"いいえ{n}"} for n in range(120)]
+    return str(write_jsonl(folder / "pairs.jsonl", rows))
 
 
 def evaluations(run):
@@ -58,9 +65,10 @@ def test_ours_score_the_last_token_that_is_no_padding(model, bases, tmp_path):
 
 @pytest.mark.parametrize("base", BASES)
 def test_it_learns_which_answer_is_better(base, bases, tmp_path, capsys):
-    run = train(chosen(tmp_path, bases[base]))
+    run = train(chosen(tmp_path, bases[base], data=easy_pairs(tmp_path), max_seq_length=96))
     first, *_, last = evaluations(run)
     assert last["eval_loss"] < first["eval_loss"] and last["eval_margin"] > first["eval_margin"]
+    assert last["eval_accuracy"] > 0.9
     assert {"eval_accuracy_low", "eval_accuracy_high"} <= last.keys() and "eval_kl" not in last
     rows = [row for row in run.metrics() if "loss" in row]
     assert {"accuracy", "margin", "mean_reward", "pairs_per_second"} <= rows[-1].keys()
@@ -87,7 +95,8 @@ def test_the_cards_snippet_gives_the_same_rewards(bases, tmp_path, monkeypatch):
 
 
 def test_all_weights_learn_and_load_with_transformers_alone(bases, tmp_path):
-    run = train(chosen(tmp_path, bases["tiny_gpt2"], lora_rank=0, learning_rate=1e-3, max_steps=6))
+    data = easy_pairs(tmp_path)
+    run = train(chosen(tmp_path, bases["tiny_gpt2"], data=data, lora_rank=0, learning_rate=1e-3, max_steps=8))
     first, *_, last = evaluations(run)
     assert last["eval_loss"] < first["eval_loss"]
     made = AutoModelForSequenceClassification.from_pretrained(run.best).eval()
@@ -130,5 +139,5 @@ def test_a_base_that_has_no_such_head_is_one_line(bases):
 
     loaded = load_model(str(bases["new_llm"]))
     loaded.model.config.__class__ = type("OtherConfig", (type(loaded.model.config),), {"model_type": "other"})
-    with pytest.raises(NewLLMError, match="transformers has no sequence classification for other"):
+    with pytest.raises(NewLLMError, match="transformers has no sequence classification for"):
         as_reward_model(loaded.model, 1)

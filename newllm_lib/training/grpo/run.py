@@ -200,7 +200,7 @@ def _write_card(run: Run, recipe: Recipe, result: dict, measures: HeldOutPrompts
         f"- base: `{shown_name(result['base'])}`",
         f"- trained: {trained(recipe)}",
         f"- data: {result['data']}",
-        f"- reward: `{cell(result['reward'])}`",
+        f"- reward: {cell(result['reward'])}",
         f"- GRPO: {recipe.epochs:g} epochs, {recipe.batch_size} answers a step, {recipe.num_generations} to "
         f"a prompt, learning rate {recipe.learning_rate:g}, beta {recipe.beta:g}, at most "
         f"{recipe.max_completion_length} tokens an answer, seed {recipe.seed}",
