@@ -406,6 +406,9 @@ ELSEWHERE = {
     "load_in",
     "packing",
     "neftune_alpha",
+    "reward",  # tests/training/test_grpo.py
+    "num_generations",
+    "max_completion_length",
     "sft_warm_start",
     "sft_learning_rate",  # tests/training
     "lora_rank",

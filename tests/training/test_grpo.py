@@ -12,9 +12,9 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
 from newllm_lib.training.preferences.curves import preference_figure
-from tests.data.conftest import write_jsonl
 from tests.helpers.chat_bases import chat_base
-from tests.training.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.texts import write_jsonl
 
 BASES = ("new_llm", "tiny_gpt2", "qwen2")
 # the share of an answer that is hiragana; what it was given is written beside it
@@ -246,4 +246,19 @@ def test_a_reward_is_for_grpo_alone_and_names_the_run(capsys):
     assert "--reward is for task grpo" in capsys.readouterr().err
     assert load_recipe("grpo", {"sized_for": "cpu", "reward": "mine.py:short"}).run_name == (
         "grpo_dialogpt-small_short"
+    )
+
+
+def test_keys_reach_trl(bases, tmp_path, reward):
+    run = train(
+        chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=1, lora_rank=2)
+    )
+    assert json.loads((run.best / "adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
+    other = {"num_generations": 4, "batch_size": 8, "micro_batch_size": 8, "max_completion_length": 5}
+    run = train(
+        chosen(tmp_path, bases["tiny_gpt2"], "other", reward=reward("share_of_kana"), max_steps=1, **other)
+    )
+    row = rows(run, "loss")[-1]
+    assert row["completions/max_length"] <= 5 and "4 to a prompt, at most 5 tokens" in run.log.read_text(
+        "utf-8"
     )

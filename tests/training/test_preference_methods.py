@@ -12,9 +12,9 @@ from newllm_lib.data.preferences import generate
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import read_status
 from newllm_lib.training import train
-from tests.data.conftest import write_jsonl
 from tests.helpers.chat_bases import chat_base
-from tests.training.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.texts import write_jsonl
 
 METHODS = ("orpo", "kto")
 BASES = ("new_llm", "tiny_gpt2", "qwen2")

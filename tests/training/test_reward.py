@@ -13,9 +13,9 @@ from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError
 from newllm_lib.export.folder import export
 from newllm_lib.training import train
-from tests.data.conftest import write_jsonl
 from tests.helpers.chat_bases import chat_base
-from tests.training.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.preference_bases import make_base, recipe, stopped_after
+from tests.helpers.texts import write_jsonl
 
 BASES = ("new_llm", "tiny_gpt2", "qwen2")
 
