@@ -116,11 +116,13 @@ def test_it_writes_answers_and_logs_what_they_are_worth(base, bases, reward, tmp
 
 
 def test_the_share_of_a_kind_of_letters_rises(bases, reward, tmp_path):
-    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=24, beta=0.0))
+    """From a third to more than a half: the whole of a tiny model learns which letters are wanted."""
+    whole = {"lora_rank": 0, "beta": 0.0, "learning_rate": 1e-2, "epochs": 3, "max_steps": 24}
+    run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), **whole))
     training = [row["reward"] for row in rows(run, "loss")]
     assert sum(training[-3:]) / 3 > sum(training[:3]) / 3 + 0.1
     first, *_, last = rows(run, "eval_loss")
-    assert last["eval_reward"] > first["eval_reward"]
+    assert last["eval_reward"] > first["eval_reward"] + 0.1
 
 
 def test_all_weights_learn_without_a_distance(bases, reward, tmp_path):
