@@ -161,7 +161,6 @@ def _missing_of_others() -> list[str]:
         known = {f.name for f in fields(config)}
         found += [f"{config.__module__}.{name}Config.{key}" for key in sorted((own | common) - known)]
         found += _lacking(f"{name}Trainer(…)", trainer.__init__, OTHER_TRAINERS | arguments)
-        found += [f"{name}Trainer.{method}" for method in sorted(METHODS) if not hasattr(trainer, method)]
     kto = _assigned(trainer_classes("KTO")[1])
     flags = ("precompute_ref_logps",) if kto_is_stable() else ("_precomputed_train_ref_log_probs",)
     return found + [f"KTOTrainer().{flag}" for flag in flags if flag not in kto]

@@ -16,7 +16,7 @@ from tests.helpers.chat_bases import chat_base
 from tests.helpers.preference_bases import make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
 
-BASES = ("new_llm", "tiny_gpt2", "qwen2")
+BASES = ("new_llm", pytest.param("tiny_gpt2", marks=pytest.mark.slow), "qwen2")
 # the share of an answer that is hiragana; what it was given is written beside it
 LETTERS = """
 import json, pathlib

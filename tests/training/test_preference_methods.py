@@ -17,7 +17,16 @@ from tests.helpers.preference_bases import make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
 
 METHODS = ("orpo", "kto")
-BASES = ("new_llm", "tiny_gpt2", "qwen2")
+RARELY = pytest.param("orpo", marks=pytest.mark.slow)
+# each method on our models and on another's; the rest takes its time
+WITH_BASES = (
+    ("orpo", "new_llm"),
+    ("orpo", "qwen2"),
+    ("kto", "new_llm"),
+    ("kto", "tiny_gpt2"),
+    pytest.param("orpo", "tiny_gpt2", marks=pytest.mark.slow),
+    pytest.param("kto", "qwen2", marks=pytest.mark.slow),
+)
 START = {"orpo": None, "kto": 0.5}  # the first loss, where it is the same for all bases
 MOVED = {"orpo": {"beta": 2.0, "epochs": 3}, "kto": {}}  # ORPO weighs the odds little: it learns the answers
 
@@ -50,8 +59,7 @@ def rows(run, what):
     return [row for row in run.metrics() if what in row]
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "base"), WITH_BASES)
 def test_it_moves_the_margin_and_keeps_what_a_run_keeps(method, base, bases, tmp_path, capsys):
     run = train(chosen(tmp_path, bases[base], method, **MOVED[method]))
     first, *_, last = rows(run, "eval_loss")
@@ -72,7 +80,7 @@ def test_it_moves_the_margin_and_keeps_what_a_run_keeps(method, base, bases, tmp
     assert found["margin"] == pytest.approx(after["margin"], abs=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [RARELY, "kto"])
 def test_all_weights_learn_too(method, bases, tmp_path):
     run = train(chosen(tmp_path, bases["new_llm"], method, lora_rank=0, learning_rate=1e-3, max_steps=6))
     first, *_, last = rows(run, "eval_loss")
