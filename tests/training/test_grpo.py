@@ -109,7 +109,7 @@ def test_it_writes_answers_and_logs_what_they_are_worth(base, bases, reward, tmp
     assert messages == [{"role": "user", "content": prompt}]
     card = (run.path / "card.md").read_text(encoding="utf-8")
     assert "- reward: share" in card and "held-out prompts" in card and "| reward |" in card
-    titles = [place.get_title() for place in preference_figure(run).axes if place.get_visible()]
+    titles = [place.get_title(loc="left") for place in preference_figure(run).axes if place.get_visible()]
     assert {"reward", "length of the answers", "TRL's estimate of the KL"} <= set(titles)
     history = History(run.metrics_path)
     assert history.update() and history.prefers  # the live view draws them
