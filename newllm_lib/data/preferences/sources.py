@@ -12,8 +12,13 @@ from newllm_lib.data.cache import cache_root, key_hash
 from newllm_lib.data.datasets import REGISTRY, open_with, reading_of
 from newllm_lib.data.preferences.generate import generate
 from newllm_lib.data.preferences.pairs import PAIRS, Judged, Pair, columns_of_pairs, parse_pair
-from newllm_lib.data.preferences.prompts import KIND as PROMPT_KIND
-from newllm_lib.data.preferences.prompts import Prompt, columns_of_prompts, parse_prompt, prompt_of_pair
+from newllm_lib.data.preferences.prompts import (
+    KIND as PROMPT_KIND,
+    Prompt,
+    columns_of_prompts,
+    parse_prompt,
+    prompt_of_pair,
+)
 from newllm_lib.data.readers.base import HUB_SPLIT_NAMES, KINDS, PACKINGS, ROWS, HubName, Source, kind_of
 from newllm_lib.data.records import DataReport, RowStats
 from newllm_lib.data.schemas import parse_rows
