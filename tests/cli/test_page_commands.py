@@ -23,11 +23,16 @@ PAGES = [
     if page.parent.name != "log"
 ]
 # What makes them small, by the recipe's task; and by a word of the command.
+_FEW = "--batch_size 2 --max_seq_length 256 --max_steps 2 --max_samples 24"
 SIZES = {
     "train": "--sized_for cpu --vocab_size 300 --num_layers 1 --hidden_size 16 --context_dim 16 "
     "--mlp_size 16 --max_seq_length 32 --batch_size 8 --max_steps 2",
     "sft": "--batch_size 2 --max_steps 2",
-    "dpo": "--batch_size 2 --max_seq_length 256 --max_steps 2 --max_samples 24",
+    "dpo": _FEW,
+    "kto": f"{_FEW} --eval_pairs 8",
+    "reward": "--batch_size 2 --max_steps 2 --eval_pairs 8",
+    "grpo": "--batch_size 8 --num_generations 4 --max_steps 1 --max_samples 12 --eval_pairs 4 "
+    "--max_completion_length 8 --max_seq_length 256",
 }
 # Not run here, and why.
 ELSEWHERE = {
@@ -80,6 +85,17 @@ def newllm(tmp_path_factory):
             here / "my_pairs.jsonl",
             [{"prompt": texts[i], "chosen": texts[i + 1], "rejected": texts[i + 2]} for i in range(0, 90, 3)],
         )
+        write_jsonl(
+            here / "my_answers.jsonl",
+            [{"prompt": texts[i], "completion": texts[i + 1], "label": i % 4 == 0} for i in range(0, 90, 2)],
+        )
+        write_jsonl(
+            here / "my_prompts.jsonl", [{"prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(40)]
+        )
+        page = (ROOT / "docs/guides/preferences.md").read_text(encoding="utf-8")
+        (here / "rewards.py").write_text(
+            re.findall(r"```python\n(.+?)```", page, re.DOTALL)[0], encoding="utf-8"
+        )
         with worker(here, hub.url, {}) as ask:
             yield ask
 
@@ -87,7 +103,7 @@ def newllm(tmp_path_factory):
 def made_small(words: list[str]) -> list[str]:
     if words[0] != "train":
         return words
-    task = "dpo" if words[1] == "dpo" else "sft" if "--base" in words else "train"
+    task = words[1] if words[1] in SIZES else "sft" if "--base" in words else "train"
     less = ["--max_samples", "80"] if "demo" in words else []
     return [*words, *shlex.split(SIZES[task]), *less]
 
