@@ -28,6 +28,8 @@ def as_reward_model(model: PreTrainedModel, pad_token_id: int) -> PreTrainedMode
     import torch
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+    import newllm_lib.models.sequence_classification  # noqa: F401  makes our models known
+
     config = copy.deepcopy(model.config)
     kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if kind is None:
@@ -59,7 +61,7 @@ def load_reward_model(
     """
     from transformers import AutoModelForSequenceClassification
 
-    import newllm_lib.models  # noqa: F401  makes its models known
+    import newllm_lib.models.sequence_classification  # noqa: F401  makes our models known
 
     location = model if isinstance(model, ModelLocation) else locate(model, which)
     recipe = location.recipe()

@@ -1,11 +1,11 @@
-"""Our models with a head that scores a whole text, for `AutoModelForSequenceClassification` and reward
-models."""
+"""Our models with a head that scores a whole text, for reward models; importing registers them for
+`AutoModelForSequenceClassification`."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -89,3 +89,8 @@ class Phase7ForSequenceClassification(_LastTokenScore, Phase7PreTrainedModel):
         self.model = Phase7Model(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
+
+
+AutoModelForSequenceClassification.register(NewLLMConfig, NewLLMForSequenceClassification, exist_ok=True)
+AutoModelForSequenceClassification.register(Phase7Config, Phase7ForSequenceClassification, exist_ok=True)
+AutoModelForSequenceClassification.register(TinyGPT2Config, TinyGPT2ForSequenceClassification, exist_ok=True)

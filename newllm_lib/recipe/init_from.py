@@ -38,6 +38,7 @@ _ARCHITECTURE = (
     "embedding",
     "htt_rank",
 )
+_WHY = {"reward": "which would be run"}  # a key that a file may not decide; else it names a place
 # what they are called in the names of runs
 MODELS = {
     "new_llm": "new_llm",
@@ -175,23 +176,28 @@ def word_for_start(run: Run) -> str:
     return run.name if same else str(run.path.absolute())
 
 
-def check_places(path: Path, values: dict, asked: dict) -> None:
-    """Refuse the folders that a run's record names, where they are not its own: it may come from elsewhere.
+def check_places(path: Path, values: dict, asked: dict, is_record: bool) -> None:
+    """Refuse the reward, a program, that a file names, and the folders that a run's record names, where they
+    are not its own: it may come from elsewhere.
+
+    Args:
+        is_record: whether the file is a run's record.
 
     Raises:
         UsageError: names the flag to ask for them with.
     """
     copied = read_json(path.parent / "mirror.json")  # a run that was restored has none
     own = {
+        "reward": None,
         "output_dir": path.parent,
         "mirror_dir": copied.get("folder") if isinstance(copied, dict) else None,
     }
     sections = values["when"].values() if isinstance(values.get("when"), dict) else ()
-    for key, home in own.items():
+    for key, home in own.items() if is_record else (("reward", None),):
         for part in (values, *sections):
             named = part.get(key) if isinstance(part, dict) and key not in asked else None
             if named and (home is None or os.path.realpath(str(named)) != os.path.realpath(str(home))):
                 raise UsageError(
-                    f"{path} names {key} {named}, another place than its own: say --{key} {named} if you "
-                    "want that, or name another."
+                    f"{path} names {key} {named}, {_WHY.get(key, 'another place than its own')}: "
+                    f"say --{key} {named} if you want that, or name another."
                 )

@@ -13,7 +13,7 @@ from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
 from newllm_lib.recipe.files import SHIPPED, check_keys, read_yaml, shipped_recipes
 from newllm_lib.recipe.init_from import check_places, from_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
-from newllm_lib.recipe.recipe import Recipe, is_function
+from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.recorded import as_of_today, is_record
 from newllm_lib.recipe.run_name import run_name
 from newllm_lib.runs import check_plain_name
@@ -54,9 +54,7 @@ def load_recipe(
     asked = resolve_keys(overrides or {}, "the command line", values.get("micro_batch_size"))
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
     check_keys(asked, "the command line", _KNOWN)
-    _refuse_a_files_reward(path, values, asked)
-    if recorded or path.name == "recipe.yaml":
-        check_places(path, values, asked)
+    check_places(path, values, asked, recorded or path.name == "recipe.yaml")
     if not recorded:
         values = _for_a_base(values, asked)
     assemble = partial(_assembled, path, values, asked, device_kind)
@@ -66,18 +64,6 @@ def load_recipe(
         refuse_without_effect_in_file(path, values)
     recipe.origin = (name_or_path, asked)
     return recipe
-
-
-def _refuse_a_files_reward(path: Path, values: dict, asked: dict) -> None:
-    """Raise UsageError where a file names a reward that was not asked for: it is a program, and files may
-    come from elsewhere."""
-    sections = values["when"].values() if isinstance(values.get("when"), dict) else ()
-    named = [part["reward"] for part in (values, *sections) if isinstance(part, dict) and part.get("reward")]
-    if named and "reward" not in asked:
-        raise UsageError(
-            f"{path} names a reward, {named[0]}, and only what you name yourself is run: say --reward "
-            f"{named[0]} if you want it."
-        )
 
 
 def _for_a_base(values: dict, asked: dict) -> dict:
@@ -169,9 +155,6 @@ def _assembled(
         and Path(recipe.data).expanduser().exists()
     ):
         recipe.data = str(Path(recipe.data).expanduser().absolute())
-    if recipe.reward and is_function(recipe.reward):  # the record must be true from any folder
-        place, _, name = recipe.reward.rpartition(":")
-        recipe.reward = f"{Path(place).expanduser().absolute()}:{name}"
     if recipe.run_name == "auto":
         recipe.run_name = run_name(base, recipe)
     check_plain_name(recipe.run_name, "--run_name")

@@ -52,7 +52,5 @@ def refuse_without_effect_in_file(path: Path, values: dict) -> None:
 def _belongs(key: str, task: str, *models: str) -> str:
     about = _FIELDS[key].metadata
     if about["tasks"] and task not in about["tasks"]:
-        *others, last = about["tasks"]
-        named = f"{', '.join(others)} and {last}" if others else last
-        return f"is for task {named}, and does nothing for task {task}"
+        return f"is for task {', '.join(about['tasks'])}, and does nothing for task {task}"
     return f"is for {' and '.join(about['models'])}, and does nothing for {' or '.join(models)}"

@@ -47,12 +47,6 @@ _teacher = partial(key, section="training", tasks=_TRAIN, models=("new_llm",))
 _base = partial(key, section="base", tasks=_FROM_BASE)
 _answers = partial(key, section="base", tasks=("sft",))
 _preference = partial(key, section="preference", tasks=(*_PAIRS, "grpo"))
-_reward = partial(key, section="preference", tasks=("grpo",))
-
-
-def is_function(reward: str) -> bool:
-    """Whether a `reward` names a Python function, else a run."""
-    return ".py:" in reward
 
 
 def does_something(key: Field, task: str, model: str) -> bool:
@@ -416,15 +410,21 @@ class Recipe:
         5e-5, "peak learning rate of that warm start", minimum=0.0, tasks=("dpo", "kto")
     )
 
-    reward: str | None = _reward(  # no identity: a file may move; what it holds is compared
+    reward: str | None = _preference(  # no identity: a file may move; what it holds is compared
         None,
         "what answers are worth: FILE.py:NAME, a Python function (completions, prompts, **columns) -> list "
         "of numbers, or a run of `newllm train reward`; typed each time, as it is a program",
         identity=False,
+        tasks=("grpo",),
     )
-    num_generations: int = _reward(8, "answers to each prompt, compared with each other", minimum=2)
-    max_completion_length: int = _reward(
-        64, "tokens of an answer at most (of max_seq_length, which the prompt shares)", minimum=1
+    num_generations: int = _preference(
+        8, "answers to each prompt, compared with each other", minimum=2, tasks=("grpo",)
+    )
+    max_completion_length: int = _preference(
+        64,
+        "tokens of an answer at most (of max_seq_length, which the prompt shares)",
+        minimum=1,
+        tasks=("grpo",),
     )
 
     # --- Small matrices beside the weights instead of the weights (Hu et al., 2021, arXiv 2106.09685) -----

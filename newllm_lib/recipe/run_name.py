@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.recipe.init_from import decided_by_start, plain_name, short_name
-from newllm_lib.recipe.recipe import Recipe, is_function
+from newllm_lib.recipe.recipe import Recipe
 
 
 def run_name(base: Recipe, recipe: Recipe) -> str:
@@ -15,10 +15,8 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
         parts = [parts[0].removesuffix("_triton")]
     if recipe.task != "train":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]
-    if recipe.reward:
-        parts.append(
-            recipe.reward.rpartition(":")[2] if is_function(recipe.reward) else Path(recipe.reward).name
-        )
+    if recipe.reward:  # a function's name, or a run's
+        parts.append(Path(recipe.reward.rpartition(".py:")[2]).name)
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
     if recipe.recurrence != "parallel" and "recurrence" not in decided:
         parts.append(recipe.recurrence)

@@ -224,10 +224,8 @@ def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -
     again with checkpointing; DPO's pairs are read by the base as well, KTO's answers beside another one."""
     operations = (4 if recipe.lora_rank else 6) + 2 * need.checkpointing
     gain = 1.0 if device.torch_device == "cpu" else _gain(need.parameters)
-    if recipe.task == "dpo":  # both sides of a pair, by the base and by the policy
-        operations, tokens, gain = 8, 2 * tokens, 1.0
-    elif recipe.has_pairs:
-        tokens, gain = 2 * tokens, 1.0  # GRPO's answers are written first, a token at a time: not counted
+    if recipe.has_pairs:  # of DPO both sides, by the base and by the policy; writing GRPO's is not counted
+        operations, tokens, gain = 8 if recipe.task == "dpo" else operations, 2 * tokens, 1.0
     hours = operations * need.parameters * tokens / (_TFLOPS[device.kind] * gain * 1e12) / 3600
     return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
 

@@ -185,7 +185,7 @@ def test_values_out_of_range_are_refused_before_anything_is_made(
         ("train dolly --base gpt2 --hidden_size 64", "--hidden_size is for task train"),
         (
             "train dolly --load_in 4bit",
-            "--load_in is for task sft, dpo, orpo, kto and grpo, and does nothing for task train",
+            "--load_in is for task sft, dpo, orpo, kto, grpo, and does nothing for task train",
         ),
         ("train dolly --beta 0.1", "--beta is for task dpo"),
         ("train dpo --vocab_size 8192", "--vocab_size is for task train, and does nothing for task dpo"),

@@ -225,11 +225,11 @@ def test_bad_input_is_one_line(changes, words, bases, reward, tmp_path):
 def test_a_file_that_names_a_reward_runs_nothing(bases, reward, tmp_path, capsys):
     run = train(chosen(tmp_path, bases["tiny_gpt2"], reward=reward("share_of_kana"), max_steps=1))
     (tmp_path / "seen.json").unlink()
-    with pytest.raises(UsageError, match="only what you name yourself is run: say --reward"):
+    with pytest.raises(UsageError, match="which would be run: say --reward"):
         load_recipe(str(run.path / "recipe.yaml"))
     own = tmp_path / "mine.yaml"
     own.write_text(f"task: grpo\nwhen:\n  cpu:\n    reward: {reward('share_of_kana')}\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="names a reward"):
+    with pytest.raises(UsageError, match="names reward .* which would be run"):
         load_recipe(str(own))
     assert not (tmp_path / "seen.json").exists()
     again = load_recipe(str(run.path / "recipe.yaml"), {"reward": reward("share_of_kana")})

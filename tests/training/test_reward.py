@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import newllm_lib.models.sequence_classification  # noqa: F401  makes our models known
 from newllm_lib.checkpoints import load_model, load_reward_model
 from newllm_lib.cli import main
 from newllm_lib.errors import NewLLMError

@@ -21,7 +21,6 @@ from newllm_lib.data.preferences.encode import encode_answer, encode_prompt
 from newllm_lib.data.records import Message
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.preferences import text_rewards
-from newllm_lib.recipe.recipe import is_function
 
 _FORM = "def NAME(completions, prompts, **columns) -> list of numbers"
 
@@ -30,11 +29,12 @@ class Reward(ABC):
     """Gives each answer a number.
 
     Attributes:
-        name: as logs and cards call it.
+        name: as logs and cards call it; `named`: as the record names it, from any folder.
         fingerprint: the same as long as it gives the same.
     """
 
     name: str
+    named: str
     fingerprint: str
 
     @abstractmethod
@@ -56,7 +56,7 @@ def load_reward(named: str | None, device: str) -> Reward:
             "GRPO needs a reward: --reward FILE.py:NAME, a Python function of yours "
             f"(`{_FORM}`), or --reward RUN, of `newllm train reward`."
         )
-    return RewardFunction(named) if is_function(named) else RewardModel(named, device)
+    return RewardFunction(named) if ".py:" in named else RewardModel(named, device)
 
 
 class RewardFunction(Reward):
@@ -66,10 +66,10 @@ class RewardFunction(Reward):
 
     def __init__(self, named: str):
         place, _, name = named.rpartition(":")
-        path = Path(place).expanduser()
+        path = Path(place).expanduser().absolute()
         self.function, self.name = _function(path, name, named), name
         self.fingerprint = hashlib.blake2b(path.read_bytes() + name.encode(), digest_size=16).hexdigest()
-        self.named = named
+        self.named = f"{path}:{name}"
 
     def __call__(self, conversations, completions, columns):
         prompts = [messages[-1].content for messages in conversations]
@@ -111,7 +111,7 @@ class RewardModel(Reward):
     def __init__(self, named: str, device: str):
         loaded = load_reward_model(named, device=device)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.name = loaded.location.title()
+        self.name, self.named = loaded.location.title(), named
         weights = sorted(loaded.folder.glob("*.safetensors"))
         self.fingerprint = hashlib.blake2b(
             b"".join(hashlib.blake2b(file.read_bytes()).digest() for file in weights), digest_size=16

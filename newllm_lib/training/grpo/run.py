@@ -46,6 +46,7 @@ def train_by_reward(recipe: Recipe, run: Run, device: Device, was_finished: bool
     """
     _check(recipe)
     reward = load_reward(recipe.reward, device.torch_device)
+    recipe.reward = reward.named
     base = Base(recipe, run, device)
     check_window(recipe, base)
     check_base_memory(recipe, device, base.needs)

@@ -43,9 +43,9 @@ def with_smaller_micro_batches(
         except torch.OutOfMemoryError as error:
             fewer = [n for n in range(micro // 2, least - 1, -1) if batch_size % n == 0]
             if not fewer:
-                few = f"one {unit.removesuffix('s')}" if micro == 1 else f"{micro} {unit}"
                 raise NewLLMError(
-                    f"The GPU's memory is too small even for {few} at a time: {advice}."
+                    "The GPU's memory is too small even for "
+                    f"{f'one {unit[:-1]}' if micro == 1 else f'{micro} {unit}'} at a time: {advice}."
                 ) from error
         micro, first = fewer[0], False
         console.say(

@@ -49,7 +49,8 @@ def use_section(run: Run, recipe: Recipe) -> list[str]:
         ]
     written = run.path / ("base" if recipe.lora_rank else "best") / "config.json"
     model_type = json.loads(written.read_text(encoding="utf-8"))["model_type"] if written.is_file() else ""
-    ours = ["import newllm_lib.models  # makes its models known"] if model_type in _OURS else []
+    known = "newllm_lib.models" + (".sequence_classification" if reward else "")
+    ours = [f"import {known}  # makes its models known"] if model_type in _OURS else []
     imports = ["from peft import PeftModel"] if recipe.lora_rank else []
     imports += [f"from transformers import {kind}, AutoTokenizer"]
     return ["## Use", "", "In the run's folder:", "", "```python", *ours, *imports, "", *body, "```"]
