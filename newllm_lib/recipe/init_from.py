@@ -38,7 +38,6 @@ _ARCHITECTURE = (
     "embedding",
     "htt_rank",
 )
-_WHY = {"reward": "which would be run"}  # a key that a file may not decide; else it names a place
 # what they are called in the names of runs
 MODELS = {
     "new_llm": "new_llm",
@@ -198,6 +197,7 @@ def check_places(path: Path, values: dict, asked: dict, is_record: bool) -> None
             named = part.get(key) if isinstance(part, dict) and key not in asked else None
             if named and (home is None or os.path.realpath(str(named)) != os.path.realpath(str(home))):
                 raise UsageError(
-                    f"{path} names {key} {named}, {_WHY.get(key, 'another place than its own')}: "
-                    f"say --{key} {named} if you want that, or name another."
+                    f"{path} names {key} {named}, "
+                    f"{'which would be run' if key == 'reward' else 'another place than its own'}: say "
+                    f"--{key} {named} if you want that, or name another."
                 )

@@ -83,9 +83,7 @@ def _for_a_base(values: dict, asked: dict) -> dict:
     if wanted != "sft":
         return values
     sft = read_yaml(SHIPPED / "sft.yaml")
-    if task == "sft":
-        return {**sft, **values}
-    return {**sft, **_only(values, _OF_THE_DATA)}
+    return {**sft, **(values if task == "sft" else _only(values, _OF_THE_DATA))}
 
 
 def overrides(arguments: object) -> dict[str, object]:

@@ -451,9 +451,8 @@ class Recipe:
 
     def keep(self, recorded: Recipe) -> None:
         """Take what is `kept` from a run's record, but for what was typed."""
-        typed = self.origin[1] if self.origin else ()
         for f in fields(self):
-            if f.metadata["kept"] and f.name not in typed:
+            if f.metadata["kept"] and f.name not in self.origin[1]:
                 setattr(self, f.name, getattr(recorded, f.name))
 
     def depends_on(self, name: str) -> bool:
@@ -471,9 +470,7 @@ class Recipe:
 
     def batch_scale(self) -> float:
         """Square root of how much larger the batch is than the one the learning rates were chosen for."""
-        if self.learning_rate_batch_size is None:
-            return 1.0
-        return (self.batch_size / self.learning_rate_batch_size) ** 0.5
+        return (self.batch_size / (self.learning_rate_batch_size or self.batch_size)) ** 0.5
 
     def run_path(self) -> Path:
         """The run's folder: `output_dir`, or `checkpoints/<run name>` (on Colab: in the clone)."""

@@ -15,8 +15,8 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
         parts = [parts[0].removesuffix("_triton")]
     if recipe.task != "train":
         parts = [recipe.recipe, Path(recipe.base).name.lower()]
-    if recipe.reward:  # a function's name, or a run's
-        parts.append(Path(recipe.reward.rpartition(".py:")[2]).name)
+    # a function's name, or a run's
+    parts += [Path(recipe.reward.rpartition(".py:")[2]).name] if recipe.reward else []
     decided = decided_by_start(recipe.model) if recipe.from_run else ()  # the name of the start says them
     if recipe.recurrence != "parallel" and "recurrence" not in decided:
         parts.append(recipe.recurrence)

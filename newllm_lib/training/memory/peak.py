@@ -41,8 +41,7 @@ def with_smaller_micro_batches(
         try:
             return attempt(micro, first)
         except torch.OutOfMemoryError as error:
-            fewer = [n for n in range(micro // 2, least - 1, -1) if batch_size % n == 0]
-            if not fewer:
+            if not (fewer := [n for n in range(micro // 2, least - 1, -1) if batch_size % n == 0]):
                 raise NewLLMError(
                     "The GPU's memory is too small even for "
                     f"{f'one {unit[:-1]}' if micro == 1 else f'{micro} {unit}'} at a time: {advice}."
