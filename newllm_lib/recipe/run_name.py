@@ -25,7 +25,8 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     if recipe.data_dir:
         parts.append(Path(recipe.data_dir).resolve().name)
     elif recipe.data != base.data:
-        parts.append(Path(recipe.data).name.partition(".")[0] if _is_path(recipe) else Path(recipe.data).name)
+        is_path = not recipe.has_pairs and Path(recipe.data).is_absolute()
+        parts.append(Path(recipe.data).name.partition(".")[0] if is_path else Path(recipe.data).name)
     if base.from_run and not recipe.from_run:
         parts.append("scratch")
     if recipe.from_run and base.from_run not in (recipe.from_run, start := short_name(recipe.from_run)):
@@ -40,10 +41,6 @@ def run_name(base: Recipe, recipe: Recipe) -> str:
     return "_".join(
         "".join(c if c.isalnum() or c in "-._" else "-" for c in p) if i else p for i, p in enumerate(parts)
     )
-
-
-def _is_path(recipe: Recipe) -> bool:
-    return not recipe.has_pairs and Path(recipe.data).is_absolute()
 
 
 _NAMED_KEYS = {
