@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
             say(f"{model} {size}: " + ", ".join(f"{k} {v:,.4g} {u}" for k, (v, u) in found.items()))
             found["evaluating, of training"] = speeds, "times"
             for metric, (value, unit) in found.items():
-                rows.add(f"{model}, {size}", metric, value, unit, "ChitChat; " + " ".join(arguments.set))
+                rows.add(f"{model}, {size}", metric, value, unit, "; ".join(["ChitChat", *arguments.set]))
     return common.record(rows, arguments)
 
 

@@ -379,8 +379,10 @@ def write_manifest(directory: Path) -> None:
     for name in MANIFESTS:  # of what this was copied from
         (directory / name).unlink(missing_ok=True)
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        _sync(path)
-        files[path.relative_to(directory).as_posix()] = path.stat().st_size
+        about = path.stat()
+        if about.st_nlink == 1:  # a link's file was synced under its first name
+            _sync(path)
+        files[path.relative_to(directory).as_posix()] = about.st_size
     with open(directory / MANIFEST, "w", encoding="utf-8") as manifest:
         json.dump({"files": files}, manifest, indent=1)
         manifest.flush()

@@ -58,8 +58,12 @@ class Checkpoints:
 
     def _best_has_them(self, step: int) -> bool:
         """Whether a checkpoint of this step can have the very files of `best/`."""
-        alone = not self.context.recipe.lora_rank and not process_group.is_distributed()
-        return alone and step == self.best_step and is_complete(self.run.best)
+        return (
+            step == self.best_step
+            and not self.context.recipe.lora_rank
+            and not process_group.is_distributed()
+            and is_complete(self.run.best)
+        )
 
     def _link_weights(self, folder: Path) -> None:
         for pattern in MODEL_FILES:
