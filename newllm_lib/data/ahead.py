@@ -38,8 +38,7 @@ def wait() -> None:
     if process is None:
         return
     with process:
-        assert process.stdout is not None
         if process.poll():
             return
-        for line in process.stdout:
+        for line in process.stdout or ():
             console.say(line.rstrip("\n"))

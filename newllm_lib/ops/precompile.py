@@ -67,16 +67,13 @@ def wait_for_process(process: subprocess.Popen) -> None:
 
 
 def _has_failed(process: subprocess.Popen[str]) -> bool:
-    said = iter(process.stdout or ())
-    return all(line.strip() != TRAINING_IS_THERE for line in said) and process.wait() != 0
+    return all(line.strip() != TRAINING_IS_THERE for line in process.stdout or ()) and process.wait() != 0
 
 
 def wait_for_all() -> None:
     """Wait for the other process, if there is one: what it still compiles would be compiled twice."""
-    global _process
     if _process is not None:
         _process.wait()
-        _process = None
 
 
 def trace_and_compile(model: nn.Module, step: Callable[[], torch.Tensor | None]) -> None:
