@@ -1,6 +1,6 @@
 """A large dialogue set from the hub to packed tokens: memory, speed, and the wait for the first batch.
 
-    newllm bench streaming [--dialogues 150000] [--processes 2] [--no_map]
+    newllm bench streaming [--dialogues 150000] [--processes 2] [--no_map] [--format csv|sharegpt]
 
 Synthetic dialogues of UltraChat's length (about 6 KB, words by Zipf's law), as ten shards from a local server
 that speaks the hub's protocol. `newllm`: the first batch and then every window of the pass, as training would
@@ -8,11 +8,17 @@ ask for them, with that many preparing processes. `datasets.map`: the same shard
 and tokenized with the same tokenizer by as many processes; only the map itself is timed. Memory is anonymous
 memory (Pss, /proc/PID/smaps_rollup), summed over all processes of each, sampled five times a second; the
 server's is left out.
+
+`--format csv` and `sharegpt` write the same turns as a folder of the user's own, without the hub: a table of
+questions and answers, or ShareGPT's rows. Here the report and what it counts are made, too. A table cannot be
+read in segments, so that its first batch comes when all of it is packed.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
 import os
 import socket
@@ -30,10 +36,11 @@ from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError
 
 SHARDS, NAME, WORDS = 10, "synthetic/dialogues", 50_000
+FORMATS = {"ultrachat": "jsonl", "csv": "csv", "sharegpt": "jsonl"}  # file endings
 
 
-def write_set(root: Path, dialogues: int) -> int:
-    """The shards, in UltraChat's columns; gives their bytes."""
+def write_set(folder: Path, dialogues: int, form: str) -> int:
+    """The shards, in the columns of a `form`; gives their bytes."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -43,26 +50,39 @@ def write_set(root: Path, dialogues: int) -> int:
     )
     share = 1 / np.arange(1, WORDS + 1)
     cumulative = np.cumsum(share / share.sum())
-    folder = root / "datasets" / NAME
     folder.mkdir(parents=True)
     for shard in range(SHARDS):
-        with open(folder / f"train_{shard}.jsonl", "w", encoding="utf-8") as file:
+        with open(folder / f"train_{shard}.{FORMATS[form]}", "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            if form == "csv":
+                table.writerow(("question", "answer"))
             for i in range(shard, dialogues, SHARDS):
-                turns = [words[cumulative.searchsorted(rng.random(n))] for n in rng.integers(20, 300, size=6)]
-                file.write(json.dumps({"id": str(i), "data": [" ".join(turn) for turn in turns]}) + "\n")
+                drawn = [words[cumulative.searchsorted(rng.random(n))] for n in rng.integers(20, 300, size=6)]
+                turns = [" ".join(turn) for turn in drawn]
+                if form == "csv":
+                    table.writerows(zip(turns[::2], turns[1::2], strict=True))
+                else:
+                    file.write(json.dumps({"id": str(i), **_row(turns, form)}) + "\n")
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def recipe():
+def _row(turns: list[str], form: str) -> dict:
+    if form == "ultrachat":
+        return {"data": turns}
+    said = zip(itertools.cycle(("human", "gpt")), turns, strict=False)
+    return {"conversations": [{"from": who, "value": turn} for who, turn in said]}
+
+
+def recipe(folder: Path | None = None):
     return SimpleNamespace(
         data=NAME,
-        data_dir=None,
+        data_dir=folder and str(folder),
         max_samples=None,
         tokenizer="bpe",
         vocab_size=8192,
         max_seq_length=128,
         loss_on="answers",
-        streaming="on",
+        streaming="auto" if folder else "on",
         template="chat",
         carry_state=False,
         seed=0,
@@ -70,22 +90,32 @@ def recipe():
     )
 
 
-def stream(began: float, cache: str, processes: int, segment_kib: int) -> dict:
-    """The whole set through `newllm`, in a process of its own; `began`: when that was started."""
+def stream(began: float, cache: str, processes: int, segment_kib: int, own: Path | None = None) -> dict:
+    """The whole set through `newllm`, in a process of its own.
+
+    Args:
+        began: when that was started.
+        own: a folder to read instead of the hub's set.
+    """
     from newllm_lib.data import prepare
     from newllm_lib.data.blocks import training_blocks
+    from newllm_lib.data.packing import PackedSplit
     from newllm_lib.data.streaming import segment_pool, segments
 
     segment_pool.cores, segments.SEGMENT_BYTES = lambda: processes, segment_kib << 10
-    data = prepare(recipe(), cache)
-    blocks, sampler = training_blocks(data.train, recipe())
-    batch = [start for start, _ in zip(sampler, range(recipe().batch_size), strict=False)]
+    how = recipe(own)
+    data = prepare(how, cache)
+    blocks, sampler = training_blocks(data.train, how)
+    batch = [start for start, _ in zip(sampler, range(how.batch_size), strict=False)]
     assert blocks.__getitems__(batch)["input_ids"].shape == (len(batch), 128)
     first, prepared = time.time() - began, time.monotonic()
     number, tokens = 0, 0
-    while data.train.members(0, number):
-        tokens += data.train.window(0, number).tokens
-        number += 1
+    if isinstance(data.train, PackedSplit):
+        tokens = data.train.tokens
+    else:
+        while data.train.members(0, number):
+            tokens += data.train.window(0, number).tokens
+            number += 1
     seconds, after = time.time() - began, time.monotonic() - prepared
     data.tokenizer.save_pretrained(Path(cache) / "tokenizer")
     data.close()
@@ -177,7 +207,7 @@ def anonymous(pid: int) -> int:
         return 0
 
 
-def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int) -> dict:
+def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int, form: str) -> dict:
     environment = {
         k: v
         for k, v in os.environ.items()
@@ -198,8 +228,10 @@ def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int) 
         str(processes),
         "--segment_kib",
         str(segment_kib),
+        "--format",
+        form,
     ]
-    told += ["--began", str(time.time())]
+    told += ["--started", str(time.time())]
     words = common.command("streaming", *told)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     watcher = Watcher(process)
@@ -211,12 +243,20 @@ def run_part(part: str, work: Path, url: str, processes: int, segment_kib: int) 
 
 
 def measure(
-    dialogues: int, processes: int, with_map: bool, folder: Path | None = None, segment_kib: int = 4096
+    dialogues: int,
+    processes: int,
+    with_map: bool,
+    folder: Path | None = None,
+    segment_kib: int = 4096,
+    form: str = "ultrachat",
 ) -> dict:
     """Figures of both ways by name, and the set's size in bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
-        size = write_set(work / "hub", dialogues)
+        if form != "ultrachat":
+            size = write_set(work / "own", dialogues, form)
+            return {"bytes": size, "newllm": run_part("newllm", work, "", processes, segment_kib, form)}
+        size = write_set(work / "hub" / "datasets" / NAME, dialogues, form)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -226,7 +266,7 @@ def measure(
         )
         try:
             server.stdout.readline()
-            common = (work, f"http://127.0.0.1:{port}", processes, segment_kib)
+            common = (work, f"http://127.0.0.1:{port}", processes, segment_kib, form)
             found = {"bytes": size, "newllm": run_part("newllm", *common)}
             if with_map:
                 found["datasets.map"] = run_part("map", *common)
@@ -262,6 +302,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=common.positive, default=2, help="that prepare (default: 2)")
     parser.add_argument("--no_map", action="store_true", help="leave out datasets.map")
     parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="ultrachat",
+        help="of the rows; csv and sharegpt: a folder, without the hub (default: ultrachat)",
+    )
+    parser.add_argument(
         "--segment_kib",
         type=common.positive,
         default=4096,
@@ -270,23 +316,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--note", default="", help="what else the CSV should say")
     parser.add_argument("--work", type=Path, help="where the temporary files go")
     parser.add_argument("--part", choices=("newllm", "map"), help=argparse.SUPPRESS)
-    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
 
 
 def main(arguments: argparse.Namespace) -> dict | None:
     if arguments.part:
         cache = str(arguments.work / "cache")
         if arguments.part == "newllm":
-            found = stream(arguments.began, cache, arguments.processes, arguments.segment_kib)
+            own = arguments.work / "own" if arguments.format != "ultrachat" else None
+            found = stream(arguments.started, cache, arguments.processes, arguments.segment_kib, own)
         else:
             found = map_with_datasets(cache, arguments.processes)
         print(json.dumps(found), flush=True)
         return None
-    how = arguments.processes, not arguments.no_map, arguments.work, arguments.segment_kib
+    how = arguments.processes, not arguments.no_map, arguments.work, arguments.segment_kib, arguments.format
     found = measure(arguments.dialogues, *how)
     say(json.dumps(found, indent=1))
     rows = Rows("streaming", packages=("transformers", "datasets", "tokenizers"))
     note = f"{arguments.dialogues:,} dialogues, {found['bytes'] / 1e6:.0f} MB in {SHARDS} shards"
+    note += "" if arguments.format == "ultrachat" else f" of {arguments.format}"
     note += f", {os.cpu_count()} CPU cores"
     add_rows(rows, found, note + arguments.note)
     return common.record(rows, arguments)
