@@ -59,7 +59,7 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
 
 
 def _check_folder(folder: Path, title: str) -> None:
-    from newllm_lib.data.readers.folder import find_files
+    from newllm_lib.data.readers.file_names import find_files
 
     try:
         found = find_files(folder)

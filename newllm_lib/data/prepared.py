@@ -99,15 +99,22 @@ def prepare(
         )
     )
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
+    return _prepared(source, tokenizer, train, packed, description, fingerprint)
+
+
+def _prepared(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    train: PackedSplit | StreamedSplit,
+    packed: dict[str, PackedSplit],
+    description: str,
+    fingerprint: str,
+) -> PreparedData:
+    """All of it together; `packed` holds the splits that are measured."""
+    validation, test = packed["validation"], packed["test"]
+    report = _joined_report(train.report, validation.report, test.report)
     return PreparedData(
-        tokenizer=tokenizer,
-        train=train,
-        validation=packed["validation"],
-        test=packed["test"],
-        description=description,
-        fingerprint=fingerprint,
-        report=_joined_report(train.report, packed["validation"].report, packed["test"].report),
-        commit=source.commit,
+        tokenizer, train, validation, test, description, fingerprint, report, commit=source.commit
     )
 
 
@@ -209,16 +216,7 @@ def _prepare_stream(
     fingerprint = key_hash(
         {**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed}
     )
-    return PreparedData(
-        tokenizer=tokenizer,
-        train=train,
-        validation=packed["validation"],
-        test=packed["test"],
-        description=description,
-        fingerprint=fingerprint,
-        report=_joined_report(train.report, packed["validation"].report, packed["test"].report),
-        commit=source.commit,
-    )
+    return _prepared(source, tokenizer, train, packed, description, fingerprint)
 
 
 def _joined_report(train: DataReport, *others: DataReport) -> DataReport:

@@ -146,7 +146,7 @@ def counted_baselines(recipe: Recipe | None, tokenizer, split) -> dict:
 
 def training_recipe(recipe: Recipe, own: Recipe | None) -> Recipe | None:
     """The one whose data holds a training split: `recipe`, or `own` where `recipe`'s folder has none."""
-    from newllm_lib.data.readers.folder import find_files
+    from newllm_lib.data.readers.file_names import find_files
 
     without = recipe.data_dir is not None and "train" not in find_files(Path(recipe.data_dir))
     return own if without else recipe

@@ -10,7 +10,8 @@ from newllm_lib.data import load_split, prepare
 from newllm_lib.data.blocks import Blocks
 from newllm_lib.data.readers.folder import read_file
 from newllm_lib.data.records import BadRecord, Message, RowStats
-from newllm_lib.data.schemas import LONGEST_TURN, parse_row
+from newllm_lib.data.schemas import parse_row
+from newllm_lib.data.turns import LONGEST_TURN
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import load_recipe
 from tests.helpers.texts import dialogues, paragraphs, write_jsonl

@@ -8,7 +8,7 @@ chosen, rejected           whole conversations that part at the last answer: lis
 prompt, completion, label  single answers (KTO): those to one prompt are put together; KTO learns the
                            others too
 
-The turns are read by `data.schemas`, as those of other dialogues are.
+The turns are read by `data.turns`, as those of other dialogues are.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from newllm_lib.data.schemas import (
     CONTEXTS,
     HISTORY,
     SYSTEM,
+    framed,
+    verdict,
+    with_context,
+)
+from newllm_lib.data.turns import (
     dialogue_of,
     dialogue_turns,
     exchange,
     first_filled,
-    framed,
     is_dialogue,
     is_empty,
-    verdict,
-    with_context,
 )
 
 PAIRS = Kind(

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from newllm_lib.data import prepare
-from newllm_lib.data.readers.folder import find_files, read_file
+from newllm_lib.data.readers.file_names import find_files
+from newllm_lib.data.readers.folder import read_file
 from newllm_lib.data.records import Message, Record, RowStats
 from newllm_lib.errors import NewLLMError, UsageError
 from tests.helpers.texts import dialogues, paragraphs, write_jsonl
