@@ -19,12 +19,13 @@ from newllm_lib.errors import NewLLMError
 ROLES = ("user", "assistant", "system")
 # what speakers are called elsewhere, in small letters; what a tool gives back stands in a system turn
 ROLE_NAMES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("user", "human", "prompter", "ユーザー", "ユーザ", "用户", "用戶", "사용자"), "user"),
     **dict.fromkeys(
         ("assistant", "gpt", "chatgpt", "bot", "chatbot", "bing", "bard", "model", "ai"), "assistant"
     ),
+    **dict.fromkeys(("アシスタント", "助手", "助理", "어시스턴트"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("system", "developer", "システム", "系统", "系統"), "system"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "system"),
 }
 SHOWN = 12  # reasons in the summary, the most frequent ones

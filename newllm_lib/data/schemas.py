@@ -7,6 +7,7 @@ data set names (`datasets`); a new kind of row is one more entry there. The turn
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -29,12 +30,14 @@ from newllm_lib.data.turns import (
     is_dialogue,
     is_empty,
     thought,
+    truth,
     turns_of,
+    without_ends,
 )
 
 END_OF_UTTERANCE = "__eou__"  # DailyDialog's text files: one dialogue a line, this after each turn
 # Columns beside a dialogue's own: a system text, earlier turns, what was thought before the answer.
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "systemprompt")
 HISTORY = ("history",)
 CONTEXTS = ("context", "input")  # what stands below a question
 ASKED = ("instruction", "prompt", "question", "query", "input", "user", "human")
@@ -43,6 +46,21 @@ ANSWERED = ("response", "output", "completion", "answer", "assistant")
 VERDICTS = ("label", "kto_tag", "weight", "loss_weight", "train")
 BESIDE = (*SYSTEM, *HISTORY, *VERDICTS)  # read beside every dialogue
 _MOST_KINDS = 1000  # sets of columns that are counted: rows that all differ are no table
+# Other names of columns, in small letters, where a row has none of the usual ones.
+_OTHER_NAMES = {
+    **dict.fromkeys(("content", "document", "body", "article", "story", "passage"), "text"),
+    **dict.fromkeys(("sentence", "paragraph", "abstract", "code", "lyrics", "raw_content"), "text"),
+    **dict.fromkeys(("raw_text", "full_text", "text_content", "本文", "テキスト", "文本"), "text"),
+    **dict.fromkeys(("q", "problem", "request", "message", "inputs", "input_text"), "question"),
+    **dict.fromkeys(("user_message", "質問", "問題", "问题"), "question"),
+    **dict.fromkeys(("指示", "指令"), "instruction"),
+    **dict.fromkeys(("a", "answers", "solution", "reply", "target", "targets", "target_text"), "answer"),
+    **dict.fromkeys(("assistant_message", "bot", "gpt", "回答", "応答", "答え", "答案", "回复"), "answer"),
+    **dict.fromkeys(("chat", "turns", "dialogs", "会話"), "conversation"),
+    **dict.fromkeys(("入力", "输入"), "input"),
+    **dict.fromkeys(("出力", "输出"), "output"),
+}
+_NO_INPUT = ("<noinput>", "noinput", "no input")  # Alpaca's
 T = TypeVar("T")
 
 
@@ -86,15 +104,40 @@ def parse_row(row: object) -> Record | None:
     if isinstance(row, list) and row and isinstance(row[0], dict):
         return MESSAGES.parse({"messages": row})
     row = _checked_row(row)
-    schema = schema_of(filled(row)) or schema_of(tuple(row))  # the latter says what is empty
+    schema, names = recognised(filled(row))
+    if schema is None:
+        schema, names = recognised(tuple(row))  # which says what is empty
     if schema is not None:
-        return schema.parse(row)
-    firsts = dict.fromkeys(schema.needs[0] for schema in SCHEMAS)
+        return schema.parse({names.get(c, c): value for c, value in row.items()} if names else row)
+    firsts = dict.fromkeys(known.needs[0] for known in SCHEMAS)
     for first in firsts:
         if first in row:
             wanted = dict.fromkeys(s.needs[1] for s in SCHEMAS if s.needs[0] == first)
             raise BadRecord(f"{first} without {' or '.join(wanted)}")
     raise BadRecord(f"no column {' or '.join(COMMON)} (it has {_columns(row)})")
+
+
+@lru_cache(maxsize=_MOST_KINDS)
+def recognised(columns: tuple[str, ...]) -> tuple[Schema | None, dict[str, str]]:
+    """What rows with these columns are, and the usual name of each column that has another: in any case; by
+    `_OTHER_NAMES` only where there is no schema without. Of two for one name the first counts, and none for
+    one that is there already.
+    """
+    schema, found = schema_of(columns), dict[str, str]()
+    for column in columns:
+        usual = usual_name(column)
+        if schema is not None and usual != str(column).strip().lower():
+            continue
+        if usual != column and usual not in columns and usual not in found.values():
+            found[column] = usual
+    return schema or schema_of(tuple([found.get(column, column) for column in columns])), found
+
+
+def usual_name(column: str) -> str:
+    """The name in `COLUMNS` that a column stands for; its own where there is none."""
+    small = str(column).strip().lower()
+    usual = small if small in COLUMNS else _OTHER_NAMES.get(small, "")
+    return column if column in COLUMNS or not usual else usual
 
 
 def parse_rows(
@@ -159,11 +202,13 @@ def schema_of(columns: tuple[str, ...]) -> Schema | None:
 
 def _described(parse: Callable, columns: tuple[str, ...]) -> tuple[str, list[str]]:
     owner = getattr(parse, "__self__", None)
-    schema = owner if isinstance(owner, Schema) else schema_of(columns) if parse is parse_row else None
+    schema, names = recognised(columns) if parse is parse_row else (None, {})
+    if isinstance(owner, Schema):
+        schema = owner
     if schema is None:
         return "", []
     known = schema.needs + schema.takes
-    return str(schema), [column for column in columns if column in known]
+    return str(schema), [column for column in columns if names.get(column, column) in known]
 
 
 def _checked_row(row: object) -> dict:
@@ -191,8 +236,14 @@ def _text(row: dict) -> Record | None:
     text = checked_text(text, "text")
     if ends_utterance(text):
         return dialogue_of(alternating(text.rstrip().removesuffix(END_OF_UTTERANCE).split(END_OF_UTTERANCE)))
-    written = written_turns(text)
-    return dialogue_of(*as_turns(written)) if written else Record(text)
+    if written := written_turns(text):
+        return dialogue_of(*as_turns(written))
+    notes: list[str] = []
+    text = without_ends(text, notes)
+    marks = dict.fromkeys(_FOREIGN.findall(text)) if "<|" in text else ()
+    if len(marks) > 1:
+        notes.append(f"{' and '.join(list(marks)[:2])} in a text that is no dialogue: learned as letters")
+    return Record(text, notes=tuple(notes))
 
 
 def _messages(row: dict, column: str) -> Record | None:
@@ -217,12 +268,24 @@ def _exchange(row: dict, asked: str, answered: str) -> Record | None:
     _check_rivals(row, answered)
     notes: list[str] = []
     prompt, context = with_context(row, asked)
-    turns = exchange(prompt, row[answered], asked, answered, notes)
+    turns = exchange(prompt, _single(row[answered], answered), asked, answered, notes)
     if reasoning := first_filled(row, REASONING):
         *turns, last = turns
         turns.append(last._replace(content=thought(row[reasoning], last.content, reasoning)))
     record = _framed(row, turns, notes)
     return record and record._replace(context=context)
+
+
+def _single(answer: object, name: str) -> object:
+    """An answer that is a number as text, and one that stands alone in a list (SQuAD's, in an object)."""
+    if isinstance(answer, dict) and isinstance(answer.get("text"), list):
+        answer = answer["text"]
+    if isinstance(answer, list | tuple) and answer and all(isinstance(one, str) for one in answer):
+        if len(set(answer)) > 1:
+            raise BadRecord(f"{name} holds several answers: keep the one that is meant")
+        answer = answer[0]
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and not is_empty(answer)
+    return str(answer) if is_number else answer
 
 
 def _exchanges() -> Iterator[Schema]:
@@ -248,6 +311,7 @@ MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS, DIALOG, DIALOGUE, UTTERANCES, U
     )
 )
 _PAIRED = {schema.needs: schema for schema in _exchanges()}
+COUNSEL = Schema(("context", "response"), BESIDE, partial(_exchange, asked="context", answered="response"))
 DOLLY = _PAIRED["instruction", "response"]
 ALPACA = _PAIRED["instruction", "output"]
 COMPLETION = _PAIRED["prompt", "completion"]
@@ -255,18 +319,21 @@ CHOSEN = Schema(("chosen",), (*ASKED, *BESIDE), _chosen, "the chosen answers of 
 TEXT = Schema(("text",), (), _text, "plain text")
 _LISTS = (MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS)
 _OTHERS = (CHOSEN, DIALOG, DIALOGUE, UTTERANCES, TEXT, ULTRACHAT)
-SCHEMAS = (*_LISTS, DOLLY, ALPACA, COMPLETION, *_OTHERS, *_PAIRED.values())
+SCHEMAS = (*_LISTS, DOLLY, ALPACA, COMPLETION, *_OTHERS, *_PAIRED.values(), COUNSEL)
 COMMON = ("messages", "instruction", "prompt", "question", "text")  # named where there is none
+_FOREIGN = re.compile(r"<\|\w+\|>")  # control tokens of other tokenizers
 COLUMNS = frozenset(column for schema in SCHEMAS for column in schema.needs + schema.takes)
 
 
 def with_context(row: dict, asked: str) -> tuple[object, str]:
     """What is asked, with the context below it that the row holds beside it; and that context."""
     prompt = row[asked]
-    name = first_filled(row, CONTEXTS if asked != "input" else CONTEXTS[:1])
+    name = first_filled(row, [name for name in CONTEXTS if name != asked])
     if name is None or not isinstance(prompt, str):
         return prompt, ""
     below = checked_text(row[name], name).strip()
+    if below.lower() in _NO_INPUT:
+        return prompt, ""
     return join_context(checked_turn(prompt, asked), below), below
 
 
@@ -298,11 +365,14 @@ def _check_rivals(row: dict, answered: str) -> None:
             raise BadRecord(f"{answered} and {other} hold different answers: keep the one that is meant")
 
 
-def verdict(column: str, value: object) -> bool | None:
-    """Whether a row is to be learned, as a column says that may say so; None: it says nothing of it."""
-    if column.endswith("weight"):
-        return bool(value) if value in (0, 1) else None
-    return {"true": True, "false": False}.get(str(value).lower())
+def verdict(column: str, value: object, judges: bool = True) -> bool | None:
+    """Whether a row is to be learned, as a column says that may say so; None: it says nothing of it.
+
+    Args:
+        judges: whether a label of 0 or 1 is a verdict: beside a text it can be a class.
+    """
+    is_class = column == "label" and not judges and str(value).strip() in ("0", "1")
+    return None if is_class else truth(value)
 
 
 def _check_verdict(row: dict, notes: list[str]) -> None:
@@ -310,8 +380,8 @@ def _check_verdict(row: dict, notes: list[str]) -> None:
     for column in VERDICTS:
         if column not in row or is_empty(value := row[column]):
             continue
-        said = verdict(column, value)
+        said = verdict(column, value, judges="completion" in row)
         if said is None:
             notes.append(f"column {column}: not read, it does not say whether the row is to be learned")
         elif not said:
-            raise NotToLearn(f"{column} is {str(value).lower()}")
+            raise NotToLearn(f"{column} is {str(value).strip().lower()}")

@@ -14,19 +14,29 @@ from itertools import cycle
 from typing import NamedTuple
 
 from newllm_lib.data.records import ROLE_NAMES, ROLES, BadRecord, EmptyRecord, Message, Record
-from newllm_lib.data.templates import written_turns
+from newllm_lib.data.templates import labelled_roles, written_turns
 
 LONGEST_TURN = 1_000_000  # bytes in one turn of a dialogue: nobody said so much, a row went wrong
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what was thought before the answer
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # hh-rlhf: one text with a label before each turn
 # A message's keys: who speaks, what is said, whether it is learned; `masked` says the contrary.
-_SPEAKERS = ("role", "from", "speaker")
-_SAID = ("content", "value", "text", "parts")
+_SPEAKERS = ("role", "from", "speaker", "author", "sender", "type")
+_SAID = ("content", "value", "text", "parts", "message", "utterance")
 _WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "masked")
 _CALLS = ("tool_calls", "function_call")
-_KEYS = frozenset((*_SPEAKERS, *_SAID, *_WEIGHTS, *_CALLS, *REASONING, "tool_call_id"))
+_BESIDE = frozenset((*_WEIGHTS, *_CALLS, *REASONING, "tool_call_id"))
 _LISTS_OF_MESSAGES = ("messages", "conversations", "contents")  # others may hold texts by turns
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_WRAPPED = ("messages", "turns", "conversations")  # keys of an object that holds the turns
+_TRUTHS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0", "desirable", "good", "chosen"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0", "undesirable", "bad", "rejected"), False),
+}
+# what ends a text for another tokenizer, where it was left in the text
+_ENDED = re.compile(
+    r"(?:\s*(?:</s>|\[SEP\]|\[EOS\]|<\|?(?:im_end|endoftext|end_of_text|eot_id|eot|end|end_of_turn|eos)\|?>))+\s*\Z"
+)
+_BEGUN = re.compile(r"\s*(?:<s>|<bos>|\[CLS\]|\[BOS\])\s*(?!.*</s>.*\S)", re.DOTALL)
 
 
 class Turn(NamedTuple):
@@ -52,6 +62,27 @@ def is_blank(content: object) -> bool:
     return is_empty(content) or isinstance(content, str) and not content.strip()
 
 
+def truth(value: object) -> bool | None:
+    """Yes or no, as data write it: true, 1, "False", "undesirable"; None: neither."""
+    return _TRUTHS.get(str(value).strip().lower())
+
+
+def without_ends(text: str, notes: list[str]) -> str:
+    """A text without the tokens that began or ended it for another tokenizer: they would be learned as
+    letters.
+    """
+    if match := _BEGUN.match(text):
+        notes.append(f"{match[0].strip()} at the beginning of a text: cut off, as a token that begins it")
+        text = text[match.end() :]
+    if ">" not in text[-3:] and "]" not in text[-3:]:
+        return text
+    ended = _ENDED.search(text)
+    if ended is None or (ended[0].strip() == "</s>" and "<s>" in text):  # which is struck out in HTML
+        return text
+    notes.append(f"{ended[0].split()[0][:24]} at the end of a text: cut off, as a token that ends it")
+    return text[: ended.start()]
+
+
 def turns_of(value: object, name: str, notes: list[str]) -> list[Turn]:
     """The turns in a list of messages, of pairs (what is asked, what is answered), or of texts in turn; none
     in an empty one.
@@ -61,8 +92,8 @@ def turns_of(value: object, name: str, notes: list[str]) -> list[Turn]:
     """
     if isinstance(value, str):
         return _turns_of_text(value, name, notes)
-    if isinstance(value, dict) and _is_message(value):
-        value = [value]
+    if isinstance(value, dict):
+        value = _unwrapped(value)
     if not isinstance(value, list | tuple):
         kind = EmptyRecord if is_empty(value) and not isinstance(value, dict) else BadRecord
         raise kind(f"{name} is of type {type(value).__name__}, not a list")
@@ -77,6 +108,18 @@ def turns_of(value: object, name: str, notes: list[str]) -> list[Turn]:
         else:
             raise BadRecord("a message without role and content")
     return turns
+
+
+def _unwrapped(value: dict) -> object:
+    """The turns in an object: a single message, a list one level down, or a list for each key."""
+    if inner := first_filled(value, _WRAPPED):
+        return value[inner]
+    if not _is_message(value):
+        return value
+    columns = [column for column in value.values() if isinstance(column, list)]
+    if len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+        return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [value]
 
 
 def _is_message(value: dict) -> bool:
@@ -124,7 +167,7 @@ def exchange(prompt: object, answer: object, asked: str, answered: str, notes: l
 
 def _list_of_turns(value: object, name: str, notes: list[str]) -> list[Turn]:
     if isinstance(value, dict):
-        value = value["messages"] if "messages" in value else [value] if _is_message(value) else value
+        value = _unwrapped(value)
     if not isinstance(value, list | tuple) or not all(isinstance(item, dict) for item in value):
         checked_text(value, name)
     return turns_of(value, name, notes)
@@ -144,6 +187,18 @@ def _text_exchange(prompt: str, answer: str, notes: list[str]) -> list[Turn]:
         turns, more = as_turns(written_turns(prompt + answer) or written)
     notes += more
     return turns
+
+
+def _unlabelled(turns: list[Turn], notes: list[str]) -> list[Turn]:
+    """Turns without the labels that stand in their texts, where each text says who speaks."""
+    if not all(isinstance(turn.content, str) for turn in turns):
+        return turns
+    said = labelled_roles(str(turn.content) for turn in turns if turn.role != "system")
+    if not said or [who for who, _ in said] != [turn.role for turn in turns if turn.role != "system"]:
+        return turns
+    notes.append("labels in the turns of a dialogue: left out")
+    texts = iter(text for _, text in said)
+    return [turn if turn.role == "system" else turn._replace(content=next(texts)) for turn in turns]
 
 
 def repeats(prompt: str, answer: str) -> bool:
@@ -189,7 +244,7 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
         yield Turn(role, content)
         return
     speaker = first_filled(message, _SPEAKERS)
-    if speaker is None:
+    if speaker is None or (speaker == "type" and str(message["type"]).lower() not in ROLE_NAMES):
         yield from _named_by_key(message)
         return
     role = _role(message[speaker])
@@ -205,9 +260,8 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
         content = thought(message[reasoning], content, reasoning)
     if role == "system" and message[speaker] != role:
         notes.append(f"role {_word(message[speaker])}: read as {role}")
-    notes += [
-        f"a message's {_word(key)}: not read" for key in message.keys() - _KEYS if not is_empty(message[key])
-    ]
+    unread = message.keys() - _BESIDE - {speaker, said}
+    notes += [f"a message's {_word(key)}: not read" for key in unread if not is_empty(message[key])]
     yield Turn(role, content, _is_learned(message, role, notes))
 
 
@@ -264,7 +318,7 @@ def _joined_parts(content: object, name: str) -> object:
             kind = part.get("type") or "text"
             if kind not in _TEXT_PARTS:
                 raise BadRecord(f"{name} holds a part of type {_word(kind)}, not text")
-            part = part.get("text")
+            part = next((part[key] for key in ("text", "value", "content") if key in part), None)
         texts.append(checked_text(part, name))
     return "".join(texts)
 
@@ -281,9 +335,10 @@ def _is_learned(message: dict, role: str, notes: list[str]) -> bool:
         value = message.get(key)
         if value is None:
             continue
-        if value not in (0, 1):
+        known = truth(value)
+        if known is None:
             raise BadRecord(f"a message's {key} that is neither 0 nor 1")
-        learned = bool(value) != (key == "masked")
+        learned = known != (key == "masked")
         if role != "assistant":
             if learned:
                 notes.append(f"{key} of a {role}'s turn: not read, only what the assistant says is an answer")
@@ -305,9 +360,16 @@ def dialogue_of(turns: Iterable[Turn], notes: Iterable[str] = (), name: str = "a
     turns = [turn for turn in turns if turn.role != "system" or not is_blank(turn.content)]
     if not turns:
         return None
-    messages = tuple([Message(turn.role, checked_turn(turn.content, name)) for turn in turns])
-    muted = tuple([i for i, turn in enumerate(turns) if not turn.learned])
-    return Record(None, messages, muted=muted, notes=tuple(dict.fromkeys(notes)))
+    notes = list(notes)
+    messages, muted = [], []
+    for i, (role, content, learned) in enumerate(_unlabelled(turns, notes)):
+        content = checked_turn(content, name)
+        if role == "assistant":
+            content = checked_turn(without_ends(content, notes), name)
+        messages.append(Message(role, content))
+        if not learned:
+            muted.append(i)
+    return Record(None, tuple(messages), muted=tuple(muted), notes=tuple(dict.fromkeys(notes)))
 
 
 def checked_turn(text: object, name: str) -> str:

@@ -176,6 +176,7 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
             turns = exchange(asked_in(row, asked), row[side], asked, side, notes)
         record = dialogue_of(framed(row, turns, notes))
         conversations.append(record.messages if record else ())
+        notes += record.notes if record else ()
     if any(whole[:-1] != conversations[0][:-1] for whole in conversations):
         raise BadRecord("two conversations that part before the last answer")
     if any(not whole or whole[-1].role != "assistant" for whole in conversations):

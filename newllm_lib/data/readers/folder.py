@@ -22,7 +22,7 @@ from newllm_lib.data.readers.base import (
 )
 from newllm_lib.data.readers.encodings import checked_name, in_words
 from newllm_lib.data.readers.file_names import Found, check_whole, look_into
-from newllm_lib.data.readers.jsonfiles import read_json_lines, read_json_values
+from newllm_lib.data.readers.jsonfiles import is_a_row_a_line, read_json_lines, read_json_values
 from newllm_lib.data.readers.parquetfiles import (
     columns_beside,
     groups_in,
@@ -112,8 +112,10 @@ class FolderSource(Source):
         tally.finish()
 
     def files(self, split: str) -> list[DataFile] | None:
-        if any(self._how(path)[0].encoding for path in self._paths[split]):
-            return None
+        for path in self._paths[split]:
+            reading = self._how(path)[0]
+            if reading.encoding or (kind_of(path) == ".jsonl" and not is_a_row_a_line(path)):
+                return None
         return in_segments([DataFile(str(path), path.stat().st_size) for path in self._paths[split]])
 
     def reader(self) -> FileReader:
@@ -174,7 +176,11 @@ def read_file(
     else:
         parting = parting or parting_of(path, reading)
         tally.file.documents = parting.words
-        for document in read_text(path, reading, parting):
+        documents = read_text(path, reading, parting)
+        if parting.dialogues:
+            yield from parse_rows(((str(path), {"text": document.text}) for document in documents), tally)
+            return
+        for document in documents:
             if not document.continues:
                 tally.accept()
             yield document
@@ -199,7 +205,12 @@ def read_table(
     kind = kind_of(path)
     if kind not in ROWS:
         raise UsageError(f"{path} holds no rows: use {', '.join(ROWS)}.")
-    rows = read_parquet(path, columns) if kind == ".parquet" else _ROWS[kind](path, encoding)
+    if kind == ".parquet":
+        rows = read_parquet(path, columns)
+    elif kind == ".json" or (kind in (".jsonl", ".ndjson") and not is_a_row_a_line(path, encoding)):
+        rows = read_json_values(path, encoding, notes)
+    else:
+        rows = _ROWS[kind](path, encoding)
     for where, row in rows:
         inner = _inner(row)
         if inner and notes is not None:
@@ -210,7 +221,6 @@ def read_table(
 _ROWS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
-    ".json": read_json_values,
     ".csv": read_csv,
     ".tsv": read_csv,
 }

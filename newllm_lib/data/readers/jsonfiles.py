@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from newllm_lib.data.readers.base import LARGEST, parse_json
+from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, parse_json
 from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
 from newllm_lib.data.schemas import COLUMNS
 from newllm_lib.errors import NewLLMError
@@ -39,55 +40,89 @@ def read_json_lines(path: Path, encoding: str = "") -> Iterator[tuple[str, objec
         decode_piece(decoder, b"", position, path)
 
 
-def read_json_values(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
+def is_a_row_a_line(path: Path, encoding: str = "") -> bool:
+    """Whether a .jsonl file is what its name says, as far as its beginning tells; else it holds a list,
+    values over several lines, or several in one.
+    """
+    with open_data(path, encoding) as file:
+        head = file.read(PIECE).decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    line = head.partition("\n")[0].strip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(head)
+    except (ValueError, RecursionError):
+        return True  # what is wrong with the line, its reader says
+    if line[end:].strip() or end > len(line):
+        return False
+    is_list = isinstance(value, list) and not head[end:].strip()
+    return not (is_list and value and isinstance(value[0], dict) and not COLUMNS.isdisjoint(value[0]))
+
+
+def read_json_values(
+    path: Path, encoding: str = "", notes: Counter[str] | None = None
+) -> Iterator[tuple[str, object]]:
     """(where, value) of each element of a .json file's array, or of values in turn (JSON Lines). Of a file
     that is one object, the rows in it: `{"data": [...]}`, a list for each column, or a row under each key.
 
+    Args:
+        notes: where it is counted which keys beside the rows are not read.
+
     Raises:
-        NewLLMError: the file is not JSON (names about where) or not UTF-8.
+        NewLLMError: the file is not JSON (names about where), not UTF-8, or holds several splits.
     """
-    reader = _JsonReader(path, encoding)
+    reader, beside = _JsonReader(path, encoding), dict[str, object]()
     values: Iterator[object]
     if reader.take("["):
         values = map(_as_row, _elements(reader))
-    elif reader.skip(_BEFORE_ROWS):
-        values = _elements(reader, in_object=True)
+    elif before := reader.skip(_BEFORE_ROWS):
+        beside.update(json.loads(before[1].rstrip(", \t\r\n") + "}"))
+        values = _elements(reader, beside)
     else:
-        values = _values(reader)
+        values = _values(reader, beside)
     for number, value in enumerate(values, 1):
         yield f"{path}, record {number}", value
+    for key, value in beside.items():
+        if key.lower() in SPLIT_NAMES and isinstance(value, list | dict):
+            raise NewLLMError(
+                f"{path} holds a split of its own under {key!r}: write each split to a file of its name, "
+                f"such as train{path.suffix} and {SPLIT_NAMES[key.lower()]}{path.suffix}."
+            )
+        if notes is not None and value not in (None, "", [], {}):
+            notes[f"key {key} beside the rows: not read"] += 1
 
 
-def _elements(reader: _JsonReader, in_object: bool = False) -> Iterator[object]:
-    """What is left of a list whose bracket is open, and of the object around it."""
+def _elements(reader: _JsonReader, beside: dict[str, object] | None = None) -> Iterator[object]:
+    """What is left of a list whose bracket is open, and of the object around it (its keys: to `beside`)."""
     first = True
     while not reader.take("]"):
         if reader.at_end():
             reader.fail("the list is not closed: the file is cut off")
         if not first:
             reader.expect(",")
+            if reader.take("]"):  # a comma behind the last one
+                break
         first = False
         yield reader.value()
-    if in_object:
+    if beside is not None:
         while not reader.take("}"):
             reader.expect(",")
-            reader.value()
+            key = str(reader.value())
             reader.expect(":")
-            reader.value()
+            beside[key] = reader.value()
     if not reader.at_end():
         reader.fail("there is more after the end of the list")
 
 
-def _values(reader: _JsonReader) -> Iterator[object]:
+def _values(reader: _JsonReader, beside: dict[str, object]) -> Iterator[object]:
     if reader.at_end():
         return
     value = reader.value()
     if isinstance(value, dict) and reader.at_end():
-        yield from _rows_in(value)
+        yield from _rows_in(value, beside)
         return
     yield value
     while not reader.at_end():
-        yield reader.value()
+        if not reader.take(",") or not reader.at_end():
+            yield reader.value()
 
 
 _WRAPPERS = (
@@ -104,18 +139,19 @@ _WRAPPERS = (
 )
 # `{"version": "1.0", "data": [{`: rows that can be read one at a time
 _BEFORE_ROWS = re.compile(
-    r'\{\s*(?:"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[-+.\deE]+|null|true|false)\s*,\s*)*'
+    r'(\{\s*(?:"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[-+.\deE]+|null|true|false)\s*,\s*)*)'
     rf'"(?:{"|".join(_WRAPPERS)})"\s*:\s*\[\s*(?=\{{)'
 )
 
 
-def _rows_in(value: dict) -> Iterator[object]:
-    """The rows of a file that is one object; the object itself where it is a row."""
+def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
+    """The rows of a file that is one object; itself where it is a row. Other keys go to `beside`."""
     lists = {key: part for key, part in value.items() if isinstance(part, list) and part}
     known = {key: part for key, part in value.items() if key in COLUMNS and key not in _WRAPPERS}
-    named = next((lists[key] for key in _WRAPPERS if key in lists), None)
+    named = next((key for key in _WRAPPERS if key in lists), None)
     if named is not None and not known:
-        return map(_as_row, named)
+        beside.update({key: part for key, part in value.items() if key != named})
+        return map(_as_row, lists[named])
     if known and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1:
         if not any(isinstance(element, dict) for part in known.values() for element in part):
             return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
@@ -125,6 +161,7 @@ def _rows_in(value: dict) -> Iterator[object]:
             return ({key: part.get(number) for key, part in value.items()} for number in inner[0])
         return iter(inner)
     if len(lists) == 1 and not known:
+        beside.update({key: part for key, part in value.items() if key not in lists})
         return map(_as_row, *lists.values())
     return iter([value])
 
@@ -189,11 +226,11 @@ class _JsonReader:
         self.at += 1
         return True
 
-    def skip(self, pattern: re.Pattern[str]) -> bool:
+    def skip(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         """Step over what `pattern` finds next, if it does."""
         match = None if self.at_end() else pattern.match(self.buffer, self.at)
         self.at = match.end() if match else self.at
-        return match is not None
+        return match
 
     def expect(self, character: str) -> None:
         if not self.take(character):
@@ -215,6 +252,8 @@ class _JsonReader:
             self._more(max(PIECE, len(self.buffer) - self.at))
 
     def fail(self, problem: str) -> None:
+        if self.buffer.startswith(("//", "/*", "#"), self.at):
+            problem = "there is a comment, which JSON has none of"
         left = len(self.buffer[self.at :].encode("utf-8", "surrogatepass"))
         raise NewLLMError(
             f"{self.path} is broken near byte {self.position - left:,}: {problem}. "

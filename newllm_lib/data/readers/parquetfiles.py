@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data.readers.base import Segment
+from newllm_lib.data.schemas import usual_name
 from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def uncompressed_size(path: Path, columns: frozenset[str]) -> int:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         parts = [group.column(i) for group in groups for i in range(group.num_columns)]
         return sum(
-            part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns
+            part.total_uncompressed_size
+            for part in parts
+            if usual_name(part.path_in_schema.split(".")[0]) in columns
         )
 
 
@@ -86,4 +89,5 @@ def read_group(file: ParquetFile, number: int, columns: frozenset[str] | None) -
 
 
 def _wanted(file: ParquetFile, columns: frozenset[str] | None) -> list[str] | None:
-    return [name for name in file.schema_arrow.names if columns is None or name in columns] or None
+    names = file.schema_arrow.names
+    return [name for name in names if columns is None or usual_name(name) in columns] or None

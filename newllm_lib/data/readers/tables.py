@@ -13,10 +13,11 @@ from typing import Any
 
 from newllm_lib.data.readers.base import LARGEST, kind_of
 from newllm_lib.data.readers.textfiles import open_data, read_lines
-from newllm_lib.data.schemas import COLUMNS
+from newllm_lib.data.schemas import COLUMNS, usual_name
 from newllm_lib.errors import NewLLMError
 
 _DELIMITERS = ",;\t|"
+_NOTHING = ("nan", "null", "<na>", "#n/a")  # as pandas reads them, too
 _JUDGED = 200  # lines that tell how values are quoted
 # columns of turns, which a table writes as text
 _LISTS = frozenset(("messages", "conversations", "conversation", "history", "dialog", "dialogue", "turns"))
@@ -64,6 +65,8 @@ def _reader(path: Path, file: io.TextIOWrapper) -> Any:
         first = file.readline()
     head = [first, *itertools.islice(file, _JUDGED)]
     how: dict[str, Any] = {"delimiter": delimiter, "strict": True}
+    if first.count(delimiter) == first.count(delimiter + " ") > 0:  # `question, answer`
+        how["skipinitialspace"] = True
     if kind_of(path) == ".tsv" and not _is_quoted(head, how):
         how["quoting"] = csv.QUOTE_NONE
     return csv.reader(itertools.chain(head, file), **how)
@@ -75,7 +78,7 @@ def _delimiter(path: Path, first: str) -> str:
     usual = "\t" if kind_of(path) == ".tsv" else ","
 
     def known(delimiter: str) -> int:
-        return len(COLUMNS.intersection(part.strip(' "\r\n') for part in first.split(delimiter)))
+        return len(COLUMNS.intersection(usual_name(part.strip(' "\r\n')) for part in first.split(delimiter)))
 
     return max((usual, *_DELIMITERS), key=known)
 
@@ -91,8 +94,10 @@ def _is_quoted(lines: list[str], how: dict) -> bool:
 
 
 def _value(name: str, text: str) -> object:
-    """Text, or in a column of turns the list that it spells."""
-    if name not in _LISTS or not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+    """Text, nothing where pandas wrote that, or in a column of turns the list that it spells."""
+    if text.lower() in _NOTHING:
+        return None
+    if name.lower() not in _LISTS or not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
         return text
     for parse in (json.loads, ast.literal_eval):
         try:

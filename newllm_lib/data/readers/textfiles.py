@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import lzma
 import re
 import zlib
@@ -26,6 +27,8 @@ from typing import Any, BinaryIO, NamedTuple
 from newllm_lib.data.readers import encodings
 from newllm_lib.data.readers.base import PLAIN, Reading, packing_of
 from newllm_lib.data.records import Record
+from newllm_lib.data.schemas import COLUMNS, usual_name
+from newllm_lib.data.templates import written_turns
 from newllm_lib.errors import NewLLMError, UsageError
 
 PIECE = 1 << 20  # bytes read at a time
@@ -40,10 +43,17 @@ _MARKER = re.compile(
 )
 # The same where they stand alone on a line, or a sentence's around it.
 _ALONE = re.compile(
-    r"^[ \t]*(?:</?s>|<(?:[be]os|sep|eod|eot|/?doc)>|\[(?:[be]os|sep|cls|eod)\])[ \t]*\r?\n?$"
-    r"|</s>[ \t]*\r?\n?$|^<s>[ \t]*",
+    r"^[ \t]*(?:</?s>|<(?:[be]os|sep|eod|eot|endoftext|/?doc(?:ument)?|doc [^>\n]*)>"
+    r"|\[(?:[be]os|sep|cls|eod|doc)\]|<[|｜][\w ▁]+[|｜]>)[ \t]*\r?\n?$"
+    r"|[ \t]*(?:</s>|<eos>|\[SEP\]|\[EOS\])[ \t]*\r?\n?$|^(?:<s>|<bos>|\[CLS\]|\[BOS\])[ \t]*",
     re.IGNORECASE,
 )
+# The same inside a line; `</s>` only where no `<s>` makes it HTML.
+_INLINE = re.compile(
+    r"(?:</s>|<eos>|\[EOS\]|<\|im_end\|>|<｜end▁of▁sentence｜>)[ \t]*(?:\r?\n)?", re.IGNORECASE
+)
+_MOST_OFTEN = 0.1  # of the lines are one without letters, or a tag: it may part documents
+_NO_WORDS = re.compile(r"\W+|<[^<>\n]{1,30}>|\[\w{1,20}\]")
 _FORM_FEED = re.compile(r"[ \t]*\f(?:[ \t]*\r?\n)?")
 _LONGEST_MARKER = 40  # characters
 _ENDS_SENTENCE = re.compile(r"[.!?:;。！？…」』）)\]\"'”’»*]\s*$")
@@ -57,6 +67,7 @@ class Parting(NamedTuple):
     words: str  # for the user
     separator: re.Pattern[str] | None = None
     as_ever: bool = True  # a version that knew no markers parted the file like that, too
+    dialogues: bool = False  # each document is a dialogue, written as text
 
 
 _WORDS = {
@@ -78,6 +89,56 @@ def parting_of(path: Path, reading: Reading = PLAIN) -> Parting:
     with open_data(path, reading.encoding) as file:
         data = file.read(PIECE)
     head = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    if reading.documents == "auto":
+        _check_is_text(path, head)
+    parting = _parting(path, head, data, reading)
+    if reading.documents == "file" or written_turns(head) is None:
+        return parting
+    first = next(_documents(head.splitlines(keepends=True), parting)).text or ""
+    if written := written_turns(first):
+        words = f"{parting.words}, each a dialogue written as text ({written[0]})"
+        return parting._replace(words=words, as_ever=False, dialogues=True)
+    if reading.documents == "auto":
+        raise UsageError(
+            f"{path} holds dialogues written as text, and nothing says where one ends: put a line "
+            "<|endoftext|> between two of them to have their turns read, or learn it as it stands with "
+            "--documents lines, paragraphs or file."
+        )
+    return parting
+
+
+def _check_is_text(path: Path, head: str) -> None:
+    """Raise UsageError where a text file holds rows: they would be learned with their brackets and names."""
+    lines = [line.strip() for line in head[: 1 << 16].splitlines()[:2] if line.strip()]
+    first = lines[0] if lines else ""
+    kind, known = "", COLUMNS.intersection(map(usual_name, re.findall(r'[^",;\t]+', first)))
+    if all(_is_json(line) for line in lines) and first.startswith("{"):
+        kind = ".jsonl"
+    elif re.match(r"\[\s*\{", head) or re.match(r'\{\s*"[^"\n]*"\s*:', head):
+        kind = ".json"
+    elif (
+        len(known) > 1
+        and len(re.findall(r"[^,;\t]+", first)) <= len(known) + 4
+        and re.search("[,;\t]", first)
+    ):
+        kind = ".tsv" if "\t" in first else ".csv"
+    if kind and first:
+        raise UsageError(
+            f"{path} holds rows, not text ({first[:40]} …): call it {path.with_suffix(kind).name} to have "
+            "them read, or learn it as it stands with --documents lines."
+        )
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parting(path: Path, head: str, data: bytes, reading: Reading) -> Parting:
+    """As `parting_of`, without a look at what the documents are."""
     as_ever = document_kind(head) if not data.startswith(codecs.BOM_UTF8) else ""
     marker = _first_marker(path, head, reading, whole=len(data) < PIECE)
     if marker and reading.documents in ("auto", "separator", "file"):
@@ -91,7 +152,17 @@ def parting_of(path: Path, reading: Reading = PLAIN) -> Parting:
     kind = document_kind(head)
     if kind == "blocks" and _is_a_list(head):
         kind = "lines"
-    return found or Parting(kind, _WORDS[kind], as_ever=kind == as_ever)
+    return found or Parting(kind, _WORDS[kind] + _perhaps_parted(head), as_ever=kind == as_ever)
+
+
+def _perhaps_parted(head: str) -> str:
+    """What is said of a line that may part documents, and is read as text."""
+    lines = [line.strip() for line in head.splitlines() if line.strip()]
+    often = Counter(line for line in lines if len(line) < 40 and _NO_WORDS.fullmatch(line)).most_common(1)
+    if not often or often[0][1] < max(3, _MOST_OFTEN * len(lines)):
+        return ""
+    line, count = often[0]
+    return f"; {count:,} lines are {line}, read as text (--documents separator: they part documents)"
 
 
 def _separators(head: str) -> Parting | None:
@@ -100,6 +171,9 @@ def _separators(head: str) -> Parting | None:
     alone = Counter(match[0].strip() for line in lines for match in _ALONE.finditer(line))
     if alone.total() > 1:
         return Parting("separator", f"a document between two {alone.most_common(1)[0][0]}", _ALONE, False)
+    inside = _INLINE.findall(head)
+    if len(inside) > 2 and "<s>" not in head:
+        return Parting("separator", f"a document between two {inside[0].strip()}", _INLINE, False)
     if all(part.strip() for part in head.partition("\f")[::2]):
         return Parting("separator", "a document between two form feeds", _FORM_FEED, False)
     return None
@@ -114,7 +188,7 @@ def _first_marker(path: Path, head: str, reading: Reading, whole: bool) -> str:
 def _repeated_line(path: Path, head: str) -> Parting:
     """The line without letters that is repeated most, as `###` or `* * *`."""
     lines = Counter(line.strip() for line in head.splitlines())
-    found = [line for line, n in lines.most_common() if n > 1 and line and not re.search(r"\w", line)]
+    found = [line for line, n in lines.most_common() if n > 1 and _NO_WORDS.fullmatch(line)]
     if not found:
         raise UsageError(
             f"--documents separator: {path} has no separator in its first mebibyte (<|endoftext|>, a form "
@@ -138,7 +212,10 @@ def read_text(path: Path, reading: Reading, parting: Parting) -> Iterator[Record
     Raises:
         NewLLMError: the file is not in its encoding (names the byte, and what to do) or cannot be read.
     """
-    lines = read_lines(path, reading.encoding)
+    yield from _documents(read_lines(path, reading.encoding), parting)
+
+
+def _documents(lines: Iterable[str], parting: Parting) -> Iterator[Record]:
     if parting.separator is not None:
         yield from _in_pieces(_between(lines, parting.separator))
     elif parting.kind == "file":
