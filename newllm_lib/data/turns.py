@@ -77,8 +77,8 @@ def without_ends(text: str, notes: list[str]) -> str:
     if ">" not in text[-3:] and "]" not in text[-3:]:
         return text
     ended = _ENDED.search(text)
-    if ended is None or (ended[0].strip() == "</s>" and "<s>" in text):  # which is struck out in HTML
-        return text
+    if ended is None or not ended.start() or (ended[0].strip() == "</s>" and "<s>" in text):
+        return text  # the token is all that is said; or HTML's end of what is struck out
     notes.append(f"{ended[0].split()[0][:24]} at the end of a text: cut off, as a token that ends it")
     return text[: ended.start()]
 
@@ -151,7 +151,9 @@ def exchange(prompt: object, answer: object, asked: str, answered: str, notes: l
         and is_dialogue(answer)
         and not (isinstance(prompt, str) and repeats(prompt, answer))
     ):
-        return dialogue_turns(answer, answered, notes)
+        turns = dialogue_turns(answer, answered, notes)
+        if any(turn.role == "user" for turn in turns) or not isinstance(prompt, str):
+            return turns
     if isinstance(answer, str) and isinstance(prompt, str):
         return _text_exchange(prompt, answer, notes)
     before = [Turn("user", prompt)] if isinstance(prompt, str) else _list_of_turns(prompt, asked, notes)
@@ -178,8 +180,15 @@ def _text_exchange(prompt: str, answer: str, notes: list[str]) -> list[Turn]:
         answer = answer[len(prompt) :].lstrip()
         notes.append("a prompt repeated in its answer: cut off there")
     written = written_turns(prompt)
+    begins = answer.lstrip()
+    if not written and (begins.startswith(("<|", "<start_of_turn>")) or labelled_roles([begins])):
+        whole = written_turns(f"{prompt.rstrip()}\n\n{begins}")
+        if whole and whole[1][-1][0] == "assistant":
+            turns, more = as_turns(whole)
+            notes += more
+            return turns
     if not written:
-        return [Turn("user", prompt), Turn("assistant", answer)]
+        return [Turn("user", _without_label(prompt, notes)), Turn("assistant", answer)]
     if ROLE_NAMES.get(written[1][-1][0].lower()) != "assistant":  # the answer's own label may be missing
         turns, more = as_turns(written)
         turns.append(Turn("assistant", answer.strip()))
@@ -187,6 +196,15 @@ def _text_exchange(prompt: str, answer: str, notes: list[str]) -> list[Turn]:
         turns, more = as_turns(written_turns(prompt + answer) or written)
     notes += more
     return turns
+
+
+def _without_label(prompt: str, notes: list[str]) -> str:
+    """A prompt without the label "Human:" that stands before it."""
+    said = labelled_roles([prompt])
+    if not said or said[0][0] != "user" or not said[0][1]:
+        return prompt
+    notes.append("a label such as Human: before a prompt: left out")
+    return said[0][1]
 
 
 def _unlabelled(turns: list[Turn], notes: list[str]) -> list[Turn]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from newllm_lib.data.readers.base import parse_json
 from newllm_lib.data.records import BadRecord, Kind, Message
 from newllm_lib.data.schemas import (
     ANSWERED,
@@ -55,6 +56,8 @@ _OTHER_NAMES = {
     "rejected_response": "rejected",
     "response_chosen": "chosen",
     "response_rejected": "rejected",
+    **dict.fromkeys(("accepted", "better", "win", "chosen_answer", "positive"), "chosen"),
+    **dict.fromkeys(("worse", "lose", "rejected_answer", "negative"), "rejected"),
 }
 _READ = frozenset(
     (*SIDES, *_OTHER_NAMES, *PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY)
@@ -147,16 +150,28 @@ def parse_pair(row: object) -> Pair | Judged:
 
 def columns_of_pairs(columns: tuple[str, ...]) -> tuple[str, list[str]]:
     """What rows with these columns are taken for, and which of the columns `parse_pair` reads."""
-    return "preference pairs", [column for column in columns if column in _READ]
+    return "preference pairs", [column for column in columns if _usual(column, {}) in _READ]
 
 
 def _with_usual_names(row: dict) -> dict:
     """A row whose two answers are `chosen` and `rejected`, whatever they were called."""
-    row = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
+    row = {_usual(name, row): value for name, value in row.items()}
+    for side in SIDES:  # a single answer in a list, or turns written as JSON
+        value = row.get(side)
+        if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
+            row[side] = value[0]
+        elif isinstance(value, str) and value.lstrip().startswith("[{"):
+            row[side] = parse_json(value) if isinstance(parse_json(value), list) else value
     answers = row.get("output")
     if "chosen" not in row and isinstance(answers, list | tuple) and len(answers) == 2:  # Alpaca's pairs
         row |= {"chosen": answers[0], "rejected": answers[1]}
     return row
+
+
+def _usual(name: str, row: dict) -> str:
+    """The usual name of a column, in any case; its own where there is none, or the row has that, too."""
+    usual = _OTHER_NAMES.get(str(name).strip().lower()) or str(name).strip().lower()
+    return usual if usual in _READ and usual not in row else name
 
 
 def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:

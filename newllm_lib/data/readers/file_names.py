@@ -18,6 +18,11 @@ _FILE_NAME = re.compile(
     r"(?P<kind>\.[a-z]+(?:\.(?:gz|bz2|xz|zst))?)",
     re.IGNORECASE,
 )
+# a part of files whose names say no split: data-00000-of-00003.parquet, shard_002.txt
+_PART = re.compile(
+    r".*?(?:(?P<number>\d{2,})|(?P<shard>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]{8,})?)(?P<kind>\.[a-z]+(?:\.\w+)?)",
+    re.IGNORECASE,
+)
 _COPY = re.compile(
     r"copy of | ?[-_ ] ?copy( ?\(?\d+\)?)?(?=\.)| ?\(\d+\)(?=\.)|コピー|のコピー", re.IGNORECASE
 )
@@ -205,7 +210,11 @@ def check_whole(splits: dict[str, list[Path]]) -> dict[str, str]:
     """
     missing: dict[str, str] = {}
     for paths in splits.values():
-        names = [match for path in paths if (match := _FILE_NAME.fullmatch(path.name))]
+        names = [
+            match
+            for path in paths
+            if (match := _FILE_NAME.fullmatch(path.name) or _PART.fullmatch(path.name))
+        ]
         shards = [int(match["shard"]) for match in names if match["shard"]]
         if shards:
             _check_shards(paths, shards, int(names[0]["total"]))

@@ -90,4 +90,6 @@ def read_group(file: ParquetFile, number: int, columns: frozenset[str] | None) -
 
 def _wanted(file: ParquetFile, columns: frozenset[str] | None) -> list[str] | None:
     names = file.schema_arrow.names
-    return [name for name in names if columns is None or usual_name(name) in columns] or None
+    if columns is None or columns.isdisjoint(names):
+        return None
+    return [name for name in names if usual_name(name) in columns]

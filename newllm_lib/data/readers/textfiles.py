@@ -123,8 +123,9 @@ def _check_is_text(path: Path, head: str) -> None:
     ):
         kind = ".tsv" if "\t" in first else ".csv"
     if kind and first:
+        name = path.name.removesuffix(path.suffix).removesuffix(kind) + kind
         raise UsageError(
-            f"{path} holds rows, not text ({first[:40]} …): call it {path.with_suffix(kind).name} to have "
+            f"{path} holds rows, not text ({first[:40]} …): call it {name} to have "
             "them read, or learn it as it stands with --documents lines."
         )
 
