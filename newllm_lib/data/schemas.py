@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
-from newllm_lib.data.records import BadRecord, NotToLearn, Record, RowStats
-from newllm_lib.data.templates import join_context, written_turns
+from newllm_lib.data.records import BadRecord, FileReport, NotToLearn, Record, RowStats
+from newllm_lib.data.templates import join_context, split_at_markers, written_turns
 from newllm_lib.data.turns import (
     REASONING,
     Turn,
@@ -160,6 +160,7 @@ def parse_rows(
             if isinstance(row, ValueError):
                 tally.reject(str(row), where)
                 continue
+            row = _unnested(row, file)
             try:
                 record = parse(row)
             except BadRecord as reason:
@@ -169,12 +170,17 @@ def parse_rows(
                 tally.accept()
                 if record.notes:
                     file.notes.update(record.notes)
+                texts = split_at_markers(record.text) if isinstance(record, Record) and record.text else ()
                 if isinstance(record, Record):
                     roles[tuple([role for role, _ in record.messages])] += 1
                 columns = filled(row) if isinstance(row, dict) else ("messages",)
                 if columns in kinds or len(kinds) < _MOST_KINDS:
                     kinds[columns] += 1
-                yield record
+                if len(texts) == 1 and texts[0] == record.text or not texts:
+                    yield record
+                    continue
+                file.notes["markers such as <|endoftext|> part the text of a row"] += 1
+                yield from (record._replace(text=text) for text in texts)
     finally:
         for speakers, count in roles.items():
             file.roles.update({role: count * speakers.count(role) for role in speakers})
@@ -185,6 +191,17 @@ def parse_rows(
             file.formats[name] += count
             file.read.update(dict.fromkeys(read, count))
             file.unread.update({column: count for column in columns if column not in read})
+
+
+def _unnested(row: object, file: FileReport) -> object:
+    """A row whose columns lie one level down (`{"row_idx": 0, "row": {…}}`), with those beside it."""
+    if not isinstance(row, dict) or not (COLUMNS.isdisjoint(row) or isinstance(row.get("data"), dict)):
+        return row
+    inner = [k for k, part in row.items() if isinstance(part, dict) and not COLUMNS.isdisjoint(part)]
+    if len(inner) != 1:
+        return row
+    file.notes[f"rows lie one level down, in {inner[0]}"] += 1
+    return {**{name: value for name, value in row.items() if name != inner[0]}, **row[inner[0]]}
 
 
 def filled(row: dict) -> tuple[str, ...]:

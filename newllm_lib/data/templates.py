@@ -293,6 +293,21 @@ def _time_limit_for_templates(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
+# Never text: what trainers and tokenizers write between documents.
+MARKER = re.compile(
+    r"<\|(?:(?:end|start|begin|beginning)_?of_?(?:text|document|doc|story|sentence|sequence)|[be]os|"
+    r"endofdoc|document|doc_?sep|sep)\|>[ \t]*(?:\r?\n)?",
+    re.IGNORECASE,
+)
+
+
+def split_at_markers(text: str) -> list[str]:
+    """The documents in the text of a row that has markers, or the text itself."""
+    if "<|" not in text or not MARKER.search(text):
+        return [text]
+    return [part for part in MARKER.split(text) if part.strip()]
+
+
 # How others write a dialogue as one text: what stands before each turn with its speaker, what may end a turn.
 _ENDS = r"</s>|<\|end\|>|<\|endoftext\|>|<｜end▁of▁sentence｜>"
 _MARKS = (

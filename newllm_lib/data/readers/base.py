@@ -121,6 +121,9 @@ class FileReader(Protocol):
     def row_groups(self, segment: Segment, columns: frozenset[str] | None) -> Iterator[list[dict]]:
         """The rows of each row group of a parquet file that begins in the segment."""
 
+    def columns_beside(self, segment: Segment, columns: frozenset[str]) -> dict[str, int]:
+        """Of these row groups the columns that are none of `columns`: rows that hold something in them."""
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

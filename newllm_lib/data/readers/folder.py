@@ -40,7 +40,6 @@ from newllm_lib.data.readers.textfiles import (
     parting_of,
     read_lines,
     read_text,
-    split_at_markers,
 )
 from newllm_lib.data.records import FileReport, Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_rows
@@ -149,6 +148,10 @@ class LocalReader:
         with open_parquet(Path(segment.place)) as file:
             yield from (read_group(file, group, columns) for group in groups_in(file, segment))
 
+    def columns_beside(self, segment: Segment, columns: frozenset[str]) -> dict[str, int]:
+        with open_parquet(Path(segment.place)) as file:
+            return columns_beside(file, columns, groups_in(file, segment))
+
 
 def read_file(
     path: Path, tally: RowStats, reading: Reading = PLAIN, parting: Parting | None = None
@@ -164,13 +167,9 @@ def read_file(
     if kind_of(path) not in TEXT:
         rows = read_table(path, COLUMNS, reading.encoding, tally.file.notes)
         if kind_of(path) == ".parquet":
-            tally.file.unread.update(columns_beside(path, COLUMNS))
-        record: Record
-        for record in parse_rows(rows, tally):
-            texts = [record.text] if record.text is None else split_at_markers(record.text)
-            if texts != [record.text]:
-                tally.file.notes["markers such as <|endoftext|> part the text of a row"] += 1
-            yield from (record._replace(text=text) for text in texts)
+            with open_parquet(path) as file:
+                tally.file.unread.update(columns_beside(file, COLUMNS))
+        yield from parse_rows(rows, tally)
     elif parting is None and _holds_utterances(path, reading):
         yield from parse_rows(_read_utterances(path, reading.encoding), tally)
     else:
@@ -197,7 +196,7 @@ def read_table(
     Args:
         columns: those that are needed, where the file keeps its columns apart; default: all.
         encoding: of the file; default: UTF-8.
-        notes: where it is counted how many rows lay one level down.
+        notes: where it is counted which keys of a .json file are not read.
 
     Raises:
         NewLLMError: the file cannot be read, or is plain text.
@@ -211,11 +210,7 @@ def read_table(
         rows = read_json_values(path, encoding, notes)
     else:
         rows = _ROWS[kind](path, encoding)
-    for where, row in rows:
-        inner = _inner(row)
-        if inner and notes is not None:
-            notes[f"rows lie one level down, in {inner}"] += 1
-        yield where, row[inner] if inner and isinstance(row, dict) else row
+    yield from rows
 
 
 _ROWS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {
@@ -224,14 +219,6 @@ _ROWS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
 }
-
-
-def _inner(row: object) -> str:
-    """Where a row's columns lie one level down (`{"row_idx": 0, "row": {…}}`); empty: here."""
-    if not isinstance(row, dict) or not (COLUMNS.isdisjoint(row) or isinstance(row.get("data"), dict)):
-        return ""
-    inner = [k for k, part in row.items() if isinstance(part, dict) and not COLUMNS.isdisjoint(part)]
-    return inner[0] if len(inner) == 1 else ""
 
 
 def text_size(path: Path) -> int:

@@ -241,3 +241,7 @@ class HubReader:
         for group in groups:
             read = partial(lambda group: read_group(opened(), group, columns), group)
             yield hub.patiently(read, self.asked, self.delays)
+
+    def columns_beside(self, segment: Segment, columns: frozenset[str]) -> dict[str, int]:
+        """None: who takes a set of the hub by its name has not made its columns."""
+        return {}

@@ -41,20 +41,25 @@ def read_parquet(path: Path, columns: frozenset[str] | None = None) -> Iterator[
                 yield f"{path}, row {number}", row
 
 
-def columns_beside(path: Path, columns: frozenset[str]) -> dict[str, int]:
+def columns_beside(
+    file: ParquetFile, columns: frozenset[str], numbers: list[int] | None = None
+) -> dict[str, int]:
     """Columns that are none of these, with about how many rows hold something in them; none where none is
     known: then all are read.
+
+    Args:
+        numbers: of the row groups that count; default: all.
     """
-    with open_parquet(path) as file:
-        wanted = _wanted(file, columns)
-        filled: Counter[str] = Counter()
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        for part in (group.column(i) for group in groups for i in range(group.num_columns)):
-            name = part.path_in_schema.split(".")[0]
-            empty = part.statistics.null_count if part.statistics is not None else 0
-            filled[name] = filled[name] + part.num_values - (empty or 0)
-        beside = {field.name for field in file.schema_arrow if str(field.type) != "null"} - set(wanted or ())
-        return {name: count for name, count in filled.items() if wanted and name in beside and count}
+    wanted = _wanted(file, columns)
+    filled: Counter[str] = Counter()
+    numbers = list(range(file.metadata.num_row_groups)) if numbers is None else numbers
+    groups = [file.metadata.row_group(i) for i in numbers]
+    for part in (group.column(i) for group in groups for i in range(group.num_columns)):
+        name = part.path_in_schema.split(".")[0]
+        empty = part.statistics.null_count if part.statistics is not None else 0
+        filled[name] = filled[name] + part.num_values - (empty or 0)
+    beside = {field.name for field in file.schema_arrow if str(field.type) != "null"} - set(wanted or ())
+    return {name: count for name, count in filled.items() if wanted and name in beside and count}
 
 
 def uncompressed_size(path: Path, columns: frozenset[str]) -> int:

@@ -28,20 +28,14 @@ from newllm_lib.data.readers import encodings
 from newllm_lib.data.readers.base import PLAIN, Reading, packing_of
 from newllm_lib.data.records import Record
 from newllm_lib.data.schemas import COLUMNS, usual_name
-from newllm_lib.data.templates import written_turns
+from newllm_lib.data.templates import MARKER, written_turns
 from newllm_lib.errors import NewLLMError, UsageError
 
 PIECE = 1 << 20  # bytes read at a time
 LONGEST = 1 << 20  # characters in one document
 
 _HEADING = re.compile(r" ?= (?![ =])[^\n]*(?<![ =]) = ?\r?\n?")
-# Never text: what trainers and tokenizers write between documents.
-_MARKER = re.compile(
-    r"<\|(?:(?:end|start|begin|beginning)_?of_?(?:text|document|doc|story|sentence|sequence)|[be]os|"
-    r"endofdoc|document|doc_?sep|sep)\|>[ \t]*(?:\r?\n)?",
-    re.IGNORECASE,
-)
-# The same where they stand alone on a line, or a sentence's around it.
+# Markers that could be text elsewhere, alone on a line or around its sentence.
 _ALONE = re.compile(
     r"^[ \t]*(?:</?s>|<(?:[be]os|sep|eod|eot|endoftext|/?doc(?:ument)?|doc [^>\n]*)>"
     r"|\[(?:[be]os|sep|cls|eod|doc)\]|<[|｜][\w ▁]+[|｜]>)[ \t]*\r?\n?$"
@@ -143,7 +137,7 @@ def _parting(path: Path, head: str, data: bytes, reading: Reading) -> Parting:
     as_ever = document_kind(head) if not data.startswith(codecs.BOM_UTF8) else ""
     marker = _first_marker(path, head, reading, whole=len(data) < PIECE)
     if marker and reading.documents in ("auto", "separator", "file"):
-        return Parting("separator", f"a document between two {marker}", _MARKER, False)
+        return Parting("separator", f"a document between two {marker}", MARKER, False)
     if reading.documents in _ASKED:
         kind = _ASKED[reading.documents]
         return Parting(kind, _WORDS[kind], as_ever=kind == as_ever)
@@ -183,7 +177,7 @@ def _separators(head: str) -> Parting | None:
 def _first_marker(path: Path, head: str, reading: Reading, whole: bool) -> str:
     """The first marker in the file, as it is spelled; empty: there is none."""
     pieces = [head] if whole else read_lines(path, reading.encoding)
-    return next((match[0].strip() for piece in pieces if (match := _MARKER.search(piece))), "")
+    return next((match[0].strip() for piece in pieces if (match := MARKER.search(piece))), "")
 
 
 def _repeated_line(path: Path, head: str) -> Parting:
@@ -323,13 +317,6 @@ def _with_following(lines: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         held = line
     if held is not None:
         yield held, None
-
-
-def split_at_markers(text: str) -> list[str]:
-    """The documents in the text of a row that has markers, or the text itself."""
-    if "<|" not in text or not _MARKER.search(text):
-        return [text]
-    return [part for part in _MARKER.split(text) if part.strip()]
 
 
 def read_lines(path: Path, encoding: str = "") -> Iterator[str]:

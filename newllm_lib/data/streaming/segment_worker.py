@@ -74,7 +74,8 @@ def _pack(job: Job, number: int, fetched: bytes | None) -> None:
     tally.begin(job.segments[number].place.rsplit("/", 1)[-1], "train")
     writer = Writer(job.entry(number), job.encoder)
     try:
-        for record in parse_rows(read_rows(job.segments[number], job.reader, fetched), tally, job.parse):
+        rows = read_rows(job.segments[number], job.reader, fetched, file=tally.file)
+        for record in parse_rows(rows, tally, job.parse):
             digest = record.digest() if job.made or job.held_out else b""
             if digest in job.held_out:
                 tally.held_out += 1

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, parse_json
-from newllm_lib.data.records import Record, RowStats
-from newllm_lib.data.schemas import COLUMNS
+from newllm_lib.data.records import FileReport, Record, RowStats
+from newllm_lib.data.schemas import COLUMNS, parse_rows
 
 VERSION = 1  # of how files are cut and put in order
 SEGMENT_BYTES = 4 << 20
@@ -38,15 +38,19 @@ def read_rows(
     reader: FileReader,
     fetched: bytes | None = None,
     columns: frozenset[str] | None = COLUMNS,
+    file: FileReport | None = None,
 ) -> Iterator[tuple[str, object]]:
     """(where, row) of every record of the segment; a row that cannot be parsed is a `ValueError` instead.
 
     Args:
         fetched: what `fetch` gave for it, where that was called before.
         columns: those that are needed, where the file keeps its columns apart; None: all.
+        file: where it is noted which columns are not read.
     """
     if segment.place.endswith(".parquet"):
         number = 0
+        if file is not None and columns is not None:
+            file.unread.update(reader.columns_beside(segment, columns))
         for rows in reader.row_groups(segment, columns):
             for row in rows:
                 number += 1
@@ -134,7 +138,14 @@ class LargeSource(Source):
 
     def records(self, split: str, tally: RowStats) -> Iterator[Record]:
         """As `Source.records`; what is noted stands under the sample's name, not its files'."""
-        return super().records(split, tally) if self.sample(split) else self.source.records(split, tally)
+        if not self.sample(split):
+            yield from self.source.records(split, tally)
+            return
+        tally.begin(f"{self.title} {split}", split)
+        reader, file = self.reader(), tally.file
+        rows = (row for segment in self.sample(split) for row in read_rows(segment, reader, file=file))
+        yield from parse_rows(rows, tally, self.parse)
+        tally.finish()
 
     def reader(self) -> FileReader:
         return self.source.reader()
