@@ -225,6 +225,128 @@ KINDS = {
 }
 
 
+ALPACA = "Below is an instruction that describes a task."
+VICUNA = "A chat between a curious user and an assistant."
+# Neighbours of these: other names, labels, marks and nestings of the same.
+NEIGHBOURS = {
+    "columns in capitals": lambda i: (
+        {"System": RULE, "Question": asked(i), "Answer": answered(i)},
+        talk(i, RULE),
+    ),
+    "columns in Japanese": lambda i: ({"質問": asked(i), "回答": answered(i)}, talk(i)),
+    "problem and solution": lambda i: ({"problem": asked(i), "solution": answered(i)}, talk(i)),
+    "a dialogue under another name": lambda i: ({"chat": [said(U, asked(i)), said(A, answered(i))]}, talk(i)),
+    "turns one level down": lambda i: (
+        {"conversation": {"messages": [said(U, asked(i)), said(A, answered(i))]}},
+        talk(i),
+    ),
+    "a list for each key": lambda i: (
+        {"messages": {"role": [U, A], "content": [asked(i), answered(i)]}},
+        talk(i),
+    ),
+    "LangChain's types": lambda i: (
+        {"messages": [{"type": "human", "content": asked(i)}, {"type": "ai", "content": answered(i)}]},
+        talk(i),
+    ),
+    "roles in Japanese": lambda i: (
+        {"messages": [said("ユーザー", asked(i)), said("アシスタント", answered(i))]},
+        talk(i),
+    ),
+    "parts with a value": lambda i: (
+        {"messages": [said(U, [{"type": "text", "value": asked(i)}]), said(A, answered(i))]},
+        talk(i),
+    ),
+    "SQuAD's answers": lambda i: (
+        {"question": asked(i), "answers": {"text": [answered(i)], "answer_start": [0]}},
+        talk(i),
+    ),
+    "no input": lambda i: ({"instruction": asked(i), "input": "<noinput>", "output": answered(i)}, talk(i)),
+    "a weight as text": lambda i: (
+        {
+            "messages": [
+                said(U, "Lie."),
+                said(A, f"Fog {i}.", weight="0"),
+                *[said(U, asked(i)), said(A, answered(i))],
+            ]
+        },
+        [(U, "Lie.", False), (A, f"Fog {i}.", False), *talk(i)],
+    ),
+    "a verdict as text": lambda i: (
+        {"prompt": asked(i), "completion": answered(i), "label": "True"},
+        talk(i),
+    ),
+    "labels in Japanese": lambda i: ({"text": f"ユーザー：{asked(i)}\nアシスタント：{answered(i)}"}, talk(i)),
+    "labels in Chinese": lambda i: (
+        {"prompt": f"用户：{asked(i)}\n助手：", "completion": answered(i)},
+        talk(i),
+    ),
+    "labels in Markdown": lambda i: (
+        {"text": f"**Human:** {asked(i)}\n\n**Assistant:** {answered(i)}"},
+        talk(i),
+    ),
+    "Human and AI": lambda i: ({"text": f"Human: {asked(i)}\nAI: {answered(i)}"}, talk(i)),
+    "labels in the turns": lambda i: (
+        {"messages": [said(U, f"Human: {asked(i)}"), said(A, f"Assistant: {answered(i)}")]},
+        talk(i),
+    ),
+    "Alpaca's text": lambda i: (
+        {"text": f"{ALPACA}\n\n### Instruction:\n{asked(i)}\n\n### Response:\n{answered(i)}"},
+        talk(i, ALPACA),
+    ),
+    "Alpaca's text with an input": lambda i: (
+        {"text": f"### 指示:\nLook it up.\n\n### 入力:\n{asked(i)}\n\n### 応答:\n{answered(i)}"},
+        [(U, f"Look it up.\n\n{asked(i)}", False), (A, answered(i), True)],
+    ),
+    "Vicuna's text": lambda i: (
+        {"text": f"{VICUNA} USER: {asked(i)} ASSISTANT: {answered(i)}</s>"},
+        talk(i, VICUNA),
+    ),
+    "DeepSeek's marks": lambda i: (
+        {"text": f"<｜User｜>{asked(i)}<｜Assistant｜>{answered(i)}<｜end▁of▁sentence｜>"},
+        talk(i),
+    ),
+    "Open Assistant's marks": lambda i: (
+        {"text": f"<|prompter|>{asked(i)}<|endoftext|><|assistant|>{answered(i)}<|endoftext|>"},
+        talk(i),
+    ),
+    "marks in prompt and answer": lambda i: (
+        {
+            "prompt": f"<|im_start|>user\n{asked(i)}<|im_end|>\n",
+            "completion": f"<|im_start|>assistant\n{answered(i)}<|im_end|>",
+        },
+        talk(i),
+    ),
+    "a token that ends the answer": lambda i: (
+        {"instruction": asked(i), "output": f"{answered(i)}</s>"},
+        talk(i),
+    ),
+}
+
+
+def test_neighbours_of_these_kinds_are_read_as_they(tmp_path, recipe, cache):
+    """All of them in one file; each row's numbers are its own."""
+    pairs = [kind(100 * n + i) for n, kind in enumerate(NEIGHBOURS.values()) for i in range(6)]
+    rows, expected = zip(*pairs, strict=True)
+    write_jsonl(tmp_path / "train.jsonl", list(rows))
+    found, report = read_folder(tmp_path, recipe, cache)
+    assert found == {document[-1][1]: document for document in expected}
+    assert not report.left_out and not report.unread
+
+
+@pytest.mark.parametrize(
+    "text, note",
+    [
+        ("Example: <|im_start|>user\nWho?<|im_end|>\nThe miller.", "in a text that is no dialogue"),
+        ("The miller came.</s>", "at the end of a text: cut off"),
+        ("The miller came.<|im_end|>", "at the end of a text: cut off"),
+    ],
+)
+def test_tokens_of_other_models_in_a_text_are_named(text, note, tmp_path, recipe, cache):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"{i} lamps. {text}"} for i in range(ROWS)])
+    _, report = read_folder(tmp_path, recipe, cache)
+    assert any(note in said for said in report.notes)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_in_is_what_is_learned(kind, tmp_path, recipe, cache):
     rows, expected = zip(*(KINDS[kind](i) for i in range(ROWS)), strict=True)
@@ -277,6 +399,9 @@ LEFT_OUT = [
     ({"prompt": asked(0), "completion": "Fog.", "label": False}, "label is false"),
     ({"instruction": asked(0), "output": "Fog.", "weight": 0}, "weight is 0"),
     ({"conversations": [{"from": "human", "value": "a"}], "kto_tag": "false"}, "kto_tag is false"),
+    ({"prompt": asked(0), "completion": "Fog.", "label": 0}, "label is 0"),
+    ({"prompt": asked(0), "completion": "Fog.", "label": "undesirable"}, "label is undesirable"),
+    ({"prompt": asked(0), "completion": "Fog.", "weight": "0.0"}, "weight is 0.0"),
 ]
 
 
@@ -316,6 +441,7 @@ REFUSED = [
         {"system": "One.", "messages": [said(S, "Two."), said(U, asked(0)), said(A, answered(0))]},
         "a column system beside another system message",
     ),
+    ({"question": asked(0), "answer": ["Fog.", "Rain."]}, "answer holds several answers"),
     ({"clue": "a", "reply": "b"}, r"no column .* \(it has clue, reply\)"),
 ]
 

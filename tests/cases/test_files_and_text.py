@@ -26,6 +26,7 @@ LINES = [f"The {word} of room {i} was painted on a {day}." for i, (word, day) in
     (w, d) for w in ("door", "wall", "stair", "roof", "shelf", "bench", "frame", "gate") for d in
     ("Monday", "Tuesday", "Friday", "holiday", "whim", "dare", "bet", "rainy day", "spring day", "bright day",
      "dull day", "market day", "Sunday", "feast", "fast", "lark", "Saturday", "cold night"))]  # fmt: skip
+RUSSIAN = [f"Корабль номер {i} ещё не вернулся в гавань." for i in range(60)]
 JAPANESE = [f"港の{i}番目の船は、まだ帰ってこない。" for i in range(60)]
 
 
@@ -75,6 +76,12 @@ def everything(texts: dict[str, list[str]]) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
+        "<|im_end|>\n".join(line + "\n" for line in LINES),
+        "[DOC]\n".join(line + "\n" for line in LINES),
+        "<eos>".join(LINES),
+        "</s>".join(LINES),
+        "".join(f"[CLS] {line} [SEP]\n" for line in LINES),
+        "".join(f'<doc id="{i}" title="T">\n{line}\n</doc>\n' for i, line in enumerate(LINES)),
         "<|endoftext|>\n".join(line + "\n" for line in LINES),
         "".join(f"<|startoftext|>{line}<|endoftext|>\n" for line in LINES),
         "</s>\n".join(line + "\n" for line in LINES),
@@ -136,6 +143,12 @@ def test_a_file_is_one_document_where_that_is_asked_for(train):
         ("UTF-16LE", "utf-16-le", LINES),
         ("UTF-16BE", "utf-16-be", LINES),
         ("UTF-32LE", "utf-32-le", LINES),
+        ("UTF-32BE", "utf-32-be", JAPANESE),
+        ("UTF-16LE", "utf-16-le", JAPANESE),
+        ("UTF-16BE", "utf-16-be", RUSSIAN),
+        ("KOI8-R", "koi8-r", RUSSIAN),
+        ("BIG5", "big5", [f"港口的第{i}艘船還沒有回來，風很大。" for i in range(60)]),
+        ("CP949 (EUC-KR)", "cp949", [f"항구의 {i}번째 배는 아직 돌아오지 않았다." for i in range(60)]),
     ],
 )
 def test_another_encoding_is_named_with_what_to_type(train, name, python, lines):
@@ -145,6 +158,84 @@ def test_another_encoding_is_named_with_what_to_type(train, name, python, lines)
     assert f"It looks like {name}" in error and f"--encoding {python}" in error and "iconv -f" in error
     code, said, _, texts = train("--encoding", python)
     assert code == 0 and name in said and everything(texts) == sorted(lines)
+
+
+DIALOGUES = [f"Human: {asked(i)}\n\nAssistant: {answered(i)}" for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("train.txt", json.dumps({"text": LINES[0]}) + "\n" + json.dumps({"text": LINES[1]}), "train.jsonl"),
+        ("train.txt", json.dumps([{"text": LINES[0]}]), "call it train.json "),
+        ("train.txt", "question,answer\nWho?,Nobody.\n", "call it train.csv "),
+        ("train.txt", "\n\n".join(DIALOGUES), "put a line <|endoftext|> between two of them"),
+        ("train.txt", gzip.compress(b"a\n"), "packed by gzip: add .gz to its name"),
+        ("train.txt", b"PK\x03\x04" + bytes(40), "a zip archive"),
+        ("train.jsonl", b"PAR1" + bytes(40), "it is parquet: call it .parquet"),
+        ("train.txt", b"one\0two\0three", "byte 3 is a NUL"),
+        (
+            "train.txt",
+            "\n".join(JAPANESE).encode()[:3000] + b"\xff" + "月".encode() * 99,
+            "is UTF-8 but for 2 broken bytes",
+        ),
+        ("train.json", '// rows\n[{"text": "a"}]', "there is a comment"),
+        ("train.json", json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}), "a split of its own"),
+        ("data-00000-of-00002.txt", "a\n", "data-00001-of-00002.txt is missing"),
+    ],
+)
+def test_what_is_not_what_its_name_says_is_refused_with_what_to_do(run, name, content, words):
+    write(name, content)
+    code, _, error = run("data", "check", "mine", *TINY)
+    assert code in (1, 2) and words in error and error.count("\n") == 1
+
+
+def test_dialogues_between_separators_are_turns_in_a_text_file_too(train):
+    write("train.txt", "\n<|endoftext|>\n".join(DIALOGUES))
+    code, said, _, texts = train("--loss_on", "answers")
+    assert code == 0 and everything(texts) == sorted(answered(i) for i in range(60))
+    assert "each a dialogue written as text (labels)" in said and "60 x assistant" in said
+    code, said, _, texts = train("--documents", "lines")
+    assert code == 0 and "Human: " + asked(3) in everything(texts)
+
+
+def test_a_line_that_may_part_documents_is_named(train):
+    write("train.txt", "\n---\n".join(LINES))
+    code, said, _, _ = train()
+    assert code == 0 and f"{len(LINES) - 1} lines are ---, read as text (--documents separator" in said
+    assert everything(train("--documents", "separator")[3]) == sorted(LINES)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train.jsonl", json.dumps([{"text": line} for line in LINES])),
+        ("train.jsonl", "\n".join(json.dumps({"text": line}, indent=1) for line in LINES)),
+        ("train.jsonl", ",\n".join(json.dumps({"text": line}) for line in LINES) + ","),
+        ("train.jsonl", "".join(json.dumps({"text": line}) for line in LINES)),
+        ("train.json", "[" + "".join(json.dumps({"text": line}) + ",\n" for line in LINES) + "]"),
+        ("train.csv", "Text, N\n" + "".join(f'"{line}", 1\n' for line in LINES)),
+        ("train.json", json.dumps({"version": 2, "data": [{"content": line} for line in LINES]})),
+    ],
+)
+def test_rows_that_are_written_loosely_are_read(train, name, content):
+    write(name, content)
+    code, _, _, texts = train()
+    assert code == 0 and everything(texts) == sorted(LINES)
+
+
+def test_keys_beside_the_rows_are_named(train):
+    write("train.json", json.dumps({"version": 2, "data": [{"text": line} for line in LINES], "notes": "x"}))
+    said = train()[1]
+    assert "key version beside the rows: not read" in said and "key notes beside the rows" in said
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(train):
+    rows = "".join(f'"{asked(i)}",NaN,"{answered(i) if i % 10 else "nan"}"\n' for i in range(60))
+    write("train.csv", "question,input,answer\n" + rows)
+    code, said, _, texts = train("--loss_on", "answers")
+    assert code == 0 and everything(texts) == sorted(answered(i) for i in range(60) if i % 10)
+    assert "6 x answer is of type NoneType" in said
 
 
 def test_the_mark_of_utf8_is_not_learned(train):

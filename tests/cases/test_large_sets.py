@@ -1,5 +1,5 @@
-"""A set that is prepared while it is trained on is read as a small one is: the same turns, roles and mask, and
-the same words about it, over every kind of row that the other cases have.
+"""A set that is prepared while it is trained on is read as a small one is: the same turns, roles and mask,
+and the same words about it, over every kind of row that the other cases have.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -131,6 +133,43 @@ def pairs_of(tmp_path, rows):
         load_recipe("dpo", {"sized_for": "cpu", "data": str(path), "max_samples": "none"})
     )
     return found, {pair.question(): pair for pair in (*found.train, *found.evaluation)}
+
+
+KINDS |= {
+    "columns in capitals": lambda i: (
+        {"Prompt": asked(i), "Chosen": answered(i), "Rejected": bad(i), "System": RULE},
+        [(S, RULE)],
+    ),
+    "accepted and rejected": lambda i: (
+        {"question": asked(i), "accepted": answered(i), "rejected": bad(i)},
+        [],
+    ),
+    "answers in lists": lambda i: (
+        {"prompt": asked(i), "chosen": [answered(i)], "rejected": [bad(i)]},
+        [],
+    ),
+    "labels in Japanese": lambda i: (both(i, f"ユーザー: {asked(i)}\nアシスタント:"), []),
+    "a label before the prompt alone": lambda i: (both(i, f"Human: {asked(i)}"), []),
+    "a label in each": lambda i: (
+        {
+            "prompt": f"\n\nHuman: {asked(i)}",
+            "chosen": f"\n\nAssistant: {answered(i)}",
+            "rejected": f"\n\nAssistant: {bad(i)}",
+        },
+        [],
+    ),
+    "conversations as JSON": lambda i: (
+        {
+            "chosen": json.dumps([said(U, asked(i)), said(A, answered(i))]),
+            "rejected": json.dumps([said(U, asked(i)), said(A, bad(i))]),
+        },
+        [],
+    ),
+    "a token that ends the answers": lambda i: (
+        {"prompt": asked(i), "chosen": f"{answered(i)}</s>", "rejected": f"{bad(i)}</s>"},
+        [],
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

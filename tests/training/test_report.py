@@ -117,6 +117,36 @@ def test_following_the_advice_changes_what_a_run_says(folder):  # noqa: F811
     assert more == 4 and set(others) == {"--max_steps 8"}
 
 
+@pytest.mark.parametrize(
+    ("scores", "table"),
+    [
+        ((3.0, 2.5, 2.4), 2.0),  # longer
+        ((1.9, 1.8, 1.7), 2.0),  # still improving
+        ((1.9, 1.7, 1.8, 1.9), 2.0),  # by heart: more text, dropout
+        ((1.7, 1.8, 1.9), 2.0),  # a lower rate
+    ],
+)
+def test_whatever_is_proposed_changes_what_the_next_run_says(scores, table, tmp_path):
+    """Each option, followed by itself, with the same figures after it: it is not proposed again as it was."""
+    rows = evaluations(*scores)
+    best = min(rows, key=lambda row: row["eval_bits_per_byte"])
+
+    def said(**changes: str) -> str:
+        recipe = load_recipe("ultrachat", {"max_samples": "100", **changes}, "h100")
+        return " ".join(
+            _advice(recipe, Run(tmp_path), rows, best, table, int(changes.get("max_samples", 100)))
+        )
+
+    before = said()
+    options = dict(re.findall(r"--(\w+) ([\d.]+)", before))
+    if "--learning_rate (now" in before:
+        options["learning_rate"] = str(float(re.findall(r"now ([\d.e-]+)", before)[0]) / 2)
+    assert options
+    for name, value in options.items():
+        after = said(**{name: value.rstrip(".")})
+        assert after != before and f"--{name} {value}" not in after, name
+
+
 def test_a_slow_run_is_told_how_to_be_quicker(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         json.dumps({"step": 10_000, "loss": 1.0, "tokens_per_second": 100_000.0}) + "\n"

@@ -61,11 +61,11 @@ def not_as_it_seems(head: bytes) -> str:
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return f"byte 0 (0x{head[0]:02x}) begins the mark of {_ICONV[name]}"
+    for begin, what in _PACKED.items():
+        if head.startswith(begin) and not (begin.isalpha() and 0 not in head and is_utf8(head)):
+            return what
     if head.count(0) > 0.2 * len(head):
         return "it has a NUL in every second byte or more"
-    for begin, what in _PACKED.items():
-        if head.startswith(begin) and not (begin.isalpha() and is_utf8(head)):
-            return what
     if 0 in head:
         return f"byte {head.index(0):,} is a NUL"
     return "it has the escapes of ISO-2022-JP" if _ISO_2022_JP.search(head) else ""
