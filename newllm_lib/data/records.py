@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -60,6 +60,16 @@ class Record(NamedTuple):
             return hashlib.blake2b(self.text.encode("utf-8"), digest_size=16, person=b"newllm.text").digest()
         canonical = json.dumps(self.messages, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
         return hashlib.blake2b(canonical, digest_size=16, person=b"newllm.chat").digest()
+
+
+def is_empty(value: object) -> bool:
+    """Whether a value says nothing: null, NaN, an empty text, list or object."""
+    return not value and value not in (0, False) or value.__class__ is float and value != value
+
+
+def first_filled(row: dict, columns: Iterable[str]) -> str | None:
+    """The first of these columns that holds something."""
+    return next((column for column in columns if column in row and not is_empty(row[column])), None)
 
 
 class BadRecord(ValueError):

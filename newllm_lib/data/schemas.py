@@ -7,43 +7,15 @@ data set names (`datasets`); a new kind of row is one more entry there. The turn
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
-from newllm_lib.data.records import BadRecord, FileReport, NotToLearn, Record, RowStats
-from newllm_lib.data.templates import join_context, split_at_markers, written_turns
-from newllm_lib.data.turns import (
-    REASONING,
-    Turn,
-    alternating,
-    as_turns,
-    checked_text,
-    checked_turn,
-    dialogue_of,
-    dialogue_turns,
-    exchange,
-    first_filled,
-    is_blank,
-    is_dialogue,
-    is_empty,
-    thought,
-    truth,
-    turns_of,
-    without_ends,
-)
+from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, REASONING, SYSTEM, VERDICTS
+from newllm_lib.data.records import BadRecord, FileReport, Record, RowStats, is_empty
+from newllm_lib.data.templates import split_at_markers
 
-END_OF_UTTERANCE = "__eou__"  # DailyDialog's text files: one dialogue a line, this after each turn
-# Columns beside a dialogue's own: a system text, earlier turns, what was thought before the answer.
-SYSTEM = ("system", "system_prompt", "system_message", "systemprompt")
-HISTORY = ("history",)
-CONTEXTS = ("context", "input")  # what stands below a question
-ASKED = ("instruction", "prompt", "question", "query", "input", "user", "human")
-ANSWERED = ("response", "output", "completion", "answer", "assistant")
-# Columns that say whether a whole row is to be learned.
-VERDICTS = ("label", "kto_tag", "weight", "loss_weight", "train")
 BESIDE = (*SYSTEM, *HISTORY, *VERDICTS)  # read beside every dialogue
 _MOST_KINDS = 1000  # sets of columns that are counted: rows that all differ are no table
 # Other names of columns, in small letters, where a row has none of the usual ones.
@@ -60,7 +32,6 @@ _OTHER_NAMES = {
     **dict.fromkeys(("入力", "输入"), "input"),
     **dict.fromkeys(("出力", "输出"), "output"),
 }
-_NO_INPUT = ("<noinput>", "noinput", "no input")  # Alpaca's
 T = TypeVar("T")
 
 
@@ -238,71 +209,16 @@ def _columns(row: dict) -> str:
     return ", ".join(map(str, list(row)[:6])) or "none"
 
 
-def ends_utterance(text: str) -> bool:
-    """Whether a text is one of DailyDialog's lines."""
-    return text.rstrip().endswith(END_OF_UTTERANCE)
+def _converted(row: dict, by: str, **how: str) -> Record | None:
+    """A row as a record, by a function of `conversions`, which only who reads rows has to know."""
+    from newllm_lib.data import conversions
+
+    return getattr(conversions, by)(row, **how)
 
 
-# --- kinds of rows
-
-
-def _text(row: dict) -> Record | None:
-    text = row["text"]
-    if text == "":
-        return None
-    text = checked_text(text, "text")
-    if ends_utterance(text):
-        return dialogue_of(alternating(text.rstrip().removesuffix(END_OF_UTTERANCE).split(END_OF_UTTERANCE)))
-    if written := written_turns(text):
-        return dialogue_of(*as_turns(written))
-    notes: list[str] = []
-    text = without_ends(text, notes)
-    marks = dict.fromkeys(_FOREIGN.findall(text)) if "<|" in text else ()
-    if len(marks) > 1:
-        notes.append(f"{' and '.join(list(marks)[:2])} in a text that is no dialogue: learned as letters")
-    return Record(text, notes=tuple(notes))
-
-
-def _messages(row: dict, column: str) -> Record | None:
-    """A list of turns: messages, pairs, or texts by the user and the assistant in turn."""
-    notes: list[str] = []
-    turns = turns_of(row[column], column, notes)
-    return _framed(row, turns, notes) if turns else None
-
-
-def _chosen(row: dict) -> Record | None:
-    """The better answer of a preference pair: a whole dialogue, or the answer to a prompt."""
-    notes: list[str] = []
-    asked = first_filled(row, ASKED)
-    if asked and not is_dialogue(row["chosen"]):
-        return _exchange(row, asked, "chosen")
-    turns = dialogue_turns(row["chosen"], "chosen", notes)
-    return _framed(row, turns, notes) if turns else None
-
-
-def _exchange(row: dict, asked: str, answered: str) -> Record | None:
-    """What is asked, perhaps with a context below it, and what is answered: texts, or lists of messages."""
-    _check_rivals(row, answered)
-    notes: list[str] = []
-    prompt, context = with_context(row, asked)
-    turns = exchange(prompt, _single(row[answered], answered), asked, answered, notes)
-    if reasoning := first_filled(row, REASONING):
-        *turns, last = turns
-        turns.append(last._replace(content=thought(row[reasoning], last.content, reasoning)))
-    record = _framed(row, turns, notes)
-    return record and record._replace(context=context)
-
-
-def _single(answer: object, name: str) -> object:
-    """An answer that is a number as text, and one that stands alone in a list (SQuAD's, in an object)."""
-    if isinstance(answer, dict) and isinstance(answer.get("text"), list):
-        answer = answer["text"]
-    if isinstance(answer, list | tuple) and answer and all(isinstance(one, str) for one in answer):
-        if len(set(answer)) > 1:
-            raise BadRecord(f"{name} holds several answers: keep the one that is meant")
-        answer = answer[0]
-    is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and not is_empty(answer)
-    return str(answer) if is_number else answer
+def _paired(asked: str, answered: str) -> Callable[[dict], Record | None]:
+    """What makes a dialogue of a column that asks and one that answers."""
+    return partial(_converted, by="question_and_answer", asked=asked, answered=answered)
 
 
 def _exchanges() -> Iterator[Schema]:
@@ -310,12 +226,12 @@ def _exchanges() -> Iterator[Schema]:
     for asked in ASKED:
         for answered in ANSWERED:
             takes = (*[c for c in CONTEXTS if c != asked], *REASONING, *BESIDE)
-            yield Schema((asked, answered), takes, partial(_exchange, asked=asked, answered=answered))
+            yield Schema((asked, answered), takes, _paired(asked, answered))
 
 
 # each goes to other processes: so `parse` is a function of this file, or a `partial` of one
 MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS, DIALOG, DIALOGUE, UTTERANCES, ULTRACHAT = (
-    Schema((column,), BESIDE, partial(_messages, column=column), name)
+    Schema((column,), BESIDE, partial(_converted, by="list_of_turns", column=column), name)
     for column, name in (
         ("messages", "messages"),
         ("conversations", "ShareGPT's conversations"),
@@ -328,77 +244,19 @@ MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS, DIALOG, DIALOGUE, UTTERANCES, U
     )
 )
 _PAIRED = {schema.needs: schema for schema in _exchanges()}
-COUNSEL = Schema(("context", "response"), BESIDE, partial(_exchange, asked="context", answered="response"))
+COUNSEL = Schema(("context", "response"), BESIDE, _paired("context", "response"))
 DOLLY = _PAIRED["instruction", "response"]
 ALPACA = _PAIRED["instruction", "output"]
 COMPLETION = _PAIRED["prompt", "completion"]
-CHOSEN = Schema(("chosen",), (*ASKED, *BESIDE), _chosen, "the chosen answers of preference pairs")
-TEXT = Schema(("text",), (), _text, "plain text")
+CHOSEN = Schema(
+    ("chosen",),
+    (*ASKED, *BESIDE),
+    partial(_converted, by="chosen_answer"),
+    "the chosen answers of preference pairs",
+)
+TEXT = Schema(("text",), (), partial(_converted, by="plain_text"), "plain text")
 _LISTS = (MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS)
 _OTHERS = (CHOSEN, DIALOG, DIALOGUE, UTTERANCES, TEXT, ULTRACHAT)
 SCHEMAS = (*_LISTS, DOLLY, ALPACA, COMPLETION, *_OTHERS, *_PAIRED.values(), COUNSEL)
 COMMON = ("messages", "instruction", "prompt", "question", "text")  # named where there is none
-_FOREIGN = re.compile(r"<\|\w+\|>")  # control tokens of other tokenizers
 COLUMNS = frozenset(column for schema in SCHEMAS for column in schema.needs + schema.takes)
-
-
-def with_context(row: dict, asked: str) -> tuple[object, str]:
-    """What is asked, with the context below it that the row holds beside it; and that context."""
-    prompt = row[asked]
-    name = first_filled(row, [name for name in CONTEXTS if name != asked])
-    if name is None or not isinstance(prompt, str):
-        return prompt, ""
-    below = checked_text(row[name], name).strip()
-    if below.lower() in _NO_INPUT:
-        return prompt, ""
-    return join_context(checked_turn(prompt, asked), below), below
-
-
-def framed(row: dict, turns: list[Turn], notes: list[str]) -> list[Turn]:
-    """The turns with what other columns put before them: a system text, and earlier turns."""
-    if history := first_filled(row, HISTORY):
-        earlier = turns_of(row[history], history, notes)
-        first = 1 if turns and turns[0].role == "system" else 0
-        turns = [*turns[:first], *earlier, *turns[first:]]
-    if system := first_filled(row, SYSTEM):
-        own = next((t.content for t in turns if t.role == "system" and not is_blank(t.content)), None)
-        if own is None:
-            return [Turn("system", row[system]), *turns]
-        if own != row[system]:
-            raise BadRecord(f"a column {system} beside another system message: keep the one that is meant")
-    return turns
-
-
-def _framed(row: dict, turns: list[Turn], notes: list[str]) -> Record | None:
-    _check_verdict(row, notes)
-    return dialogue_of(framed(row, turns, notes), notes, "content" if "messages" in row else "a turn")
-
-
-def _check_rivals(row: dict, answered: str) -> None:
-    """Raise BadRecord where two columns hold answers that differ."""
-    for other in ANSWERED:
-        differs = answered in ANSWERED and other in row and row[other] != row[answered]
-        if differs and not is_empty(row[other]):
-            raise BadRecord(f"{answered} and {other} hold different answers: keep the one that is meant")
-
-
-def verdict(column: str, value: object, judges: bool = True) -> bool | None:
-    """Whether a row is to be learned, as a column says that may say so; None: it says nothing of it.
-
-    Args:
-        judges: whether a label of 0 or 1 is a verdict: beside a text it can be a class.
-    """
-    is_class = column == "label" and not judges and str(value).strip() in ("0", "1")
-    return None if is_class else truth(value)
-
-
-def _check_verdict(row: dict, notes: list[str]) -> None:
-    """Raise NotToLearn where a row says so of itself (KTO's `label: false`, a weight of 0)."""
-    for column in VERDICTS:
-        if column not in row or is_empty(value := row[column]):
-            continue
-        said = verdict(column, value, judges="completion" in row)
-        if said is None:
-            notes.append(f"column {column}: not read, it does not say whether the row is to be learned")
-        elif not said:
-            raise NotToLearn(f"{column} is {str(value).strip().lower()}")

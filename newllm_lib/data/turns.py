@@ -13,11 +13,20 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 from typing import NamedTuple
 
-from newllm_lib.data.records import ROLE_NAMES, ROLES, BadRecord, EmptyRecord, Message, Record
-from newllm_lib.data.templates import labelled_roles, written_turns
+from newllm_lib.data.columns import REASONING
+from newllm_lib.data.records import (
+    ROLE_NAMES,
+    ROLES,
+    BadRecord,
+    EmptyRecord,
+    Message,
+    Record,
+    first_filled,
+    is_empty,
+)
+from newllm_lib.data.written_turns import labelled_roles, written_turns
 
 LONGEST_TURN = 1_000_000  # bytes in one turn of a dialogue: nobody said so much, a row went wrong
-REASONING = ("reasoning_content", "reasoning", "thinking")  # what was thought before the answer
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # hh-rlhf: one text with a label before each turn
 # A message's keys: who speaks, what is said, whether it is learned; `masked` says the contrary.
 _SPEAKERS = ("role", "from", "speaker", "author", "sender", "type")
@@ -45,16 +54,6 @@ class Turn(NamedTuple):
     role: str  # one of ROLES
     content: object
     learned: bool = True  # False: an assistant says it, and it is not to be learned
-
-
-def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, NaN, an empty text, list or object."""
-    return not value and value not in (0, False) or value.__class__ is float and value != value
-
-
-def first_filled(row: dict, columns: Iterable[str]) -> str | None:
-    """The first of these columns that holds something."""
-    return next((column for column in columns if column in row and not is_empty(row[column])), None)
 
 
 def is_blank(content: object) -> bool:

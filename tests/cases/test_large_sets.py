@@ -15,8 +15,8 @@ from newllm_lib.data.packing import PackedSplit
 from newllm_lib.data.records import FileReport
 from newllm_lib.data.streaming.segment_pool import SegmentPool
 from newllm_lib.data.streaming.segment_worker import make
-from tests.cases.test_dialogues import KINDS, LEFT_OUT
 from tests.helpers.cases import turns
+from tests.helpers.dialogue_kinds import KINDS, LEFT_OUT
 from tests.helpers.texts import write_jsonl
 
 ROWS = 6  # of each kind

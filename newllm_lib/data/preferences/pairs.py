@@ -16,26 +16,11 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, SYSTEM
+from newllm_lib.data.conversions import framed, verdict, with_context
 from newllm_lib.data.readers.base import parse_json
-from newllm_lib.data.records import BadRecord, Kind, Message
-from newllm_lib.data.schemas import (
-    ANSWERED,
-    ASKED,
-    CONTEXTS,
-    HISTORY,
-    SYSTEM,
-    framed,
-    verdict,
-    with_context,
-)
-from newllm_lib.data.turns import (
-    dialogue_of,
-    dialogue_turns,
-    exchange,
-    first_filled,
-    is_dialogue,
-    is_empty,
-)
+from newllm_lib.data.records import BadRecord, Kind, Message, first_filled, is_empty
+from newllm_lib.data.turns import dialogue_of, dialogue_turns, exchange, is_dialogue
 
 PAIRS = Kind(
     "preference pairs",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from newllm_lib.data.cache import key_hash
+from newllm_lib.data.conversions import ends_utterance
 from newllm_lib.data.readers.base import (
     PLAIN,
     ROWS,
@@ -42,7 +43,7 @@ from newllm_lib.data.readers.textfiles import (
     read_text,
 )
 from newllm_lib.data.records import FileReport, Record, RowStats
-from newllm_lib.data.schemas import COLUMNS, ends_utterance, parse_rows
+from newllm_lib.data.schemas import COLUMNS, parse_rows
 from newllm_lib.errors import UsageError
 
 

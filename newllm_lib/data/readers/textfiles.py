@@ -28,7 +28,8 @@ from newllm_lib.data.readers import encodings
 from newllm_lib.data.readers.base import PLAIN, Reading, packing_of
 from newllm_lib.data.records import Record
 from newllm_lib.data.schemas import COLUMNS, usual_name
-from newllm_lib.data.templates import MARKER, written_turns
+from newllm_lib.data.templates import MARKER
+from newllm_lib.data.written_turns import written_turns
 from newllm_lib.errors import NewLLMError, UsageError
 
 PIECE = 1 << 20  # bytes read at a time
