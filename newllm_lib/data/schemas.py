@@ -210,10 +210,15 @@ def _columns(row: dict) -> str:
 
 
 def _converted(row: dict, by: str, **how: str) -> Record | None:
-    """A row as a record, by a function of `conversions`, which only who reads rows has to know."""
-    from newllm_lib.data import conversions
+    """A row as a record, by a function of `readers.conversions`, which only who reads rows has to know."""
+    return _conversion(by)(row, **how)
 
-    return getattr(conversions, by)(row, **how)
+
+@lru_cache
+def _conversion(name: str) -> Callable[..., Record | None]:
+    from newllm_lib.data import readers
+
+    return getattr(readers, name)
 
 
 def _paired(asked: str, answered: str) -> Callable[[dict], Record | None]:

@@ -17,8 +17,8 @@ import json
 from typing import Any, NamedTuple
 
 from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, SYSTEM
-from newllm_lib.data.conversions import framed, verdict, with_context
 from newllm_lib.data.readers.base import parse_json
+from newllm_lib.data.readers.conversions import framed, verdict, with_context
 from newllm_lib.data.records import BadRecord, Kind, Message, first_filled, is_empty
 from newllm_lib.data.turns import dialogue_of, dialogue_turns, exchange, is_dialogue
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from newllm_lib.data.cache import key_hash
-from newllm_lib.data.conversions import ends_utterance
 from newllm_lib.data.readers.base import (
     PLAIN,
     ROWS,
@@ -21,6 +20,7 @@ from newllm_lib.data.readers.base import (
     kind_of,
     packing_of,
 )
+from newllm_lib.data.readers.conversions import ends_utterance
 from newllm_lib.data.readers.encodings import checked_name, in_words
 from newllm_lib.data.readers.file_names import Found, check_whole, look_into
 from newllm_lib.data.readers.jsonfiles import is_a_row_a_line, read_json_lines, read_json_values
