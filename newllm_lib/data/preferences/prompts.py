@@ -6,8 +6,9 @@ import json
 from typing import Any, NamedTuple
 
 from newllm_lib.data.preferences.pairs import PROMPTS, SIDES, SPLITS, Pair, asked_in, parse_pair
-from newllm_lib.data.records import BadRecord, Kind, Message
-from newllm_lib.data.schemas import dialogue_of, exchange, first_filled, framed
+from newllm_lib.data.readers.conversions import framed
+from newllm_lib.data.records import BadRecord, Kind, Message, first_filled
+from newllm_lib.data.turns import dialogue_of, exchange
 
 KIND = Kind("prompts", '"prompt" (a text or a list of messages)', "left out", 0.5)
 _NO_COLUMNS = (
