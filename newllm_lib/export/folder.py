@@ -15,6 +15,7 @@ from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_mode
 from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
+from newllm_lib.data import hub_models
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import best_row, foreign_card, licence_of, model_card, training_command
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
@@ -56,13 +57,13 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     )
     with owned_directory(folder, "export", "--output_dir", name) as staging:
         _write_model(source, staging)
-        recipe = recipe_beside(location, source)
+        recipe, licence = recipe_beside(location, source), licence_of(source)
+        if recipe is not None and recipe.task != "train":
+            licence = licence or _licence_of_base(recipe.base)
         if recipe is not None:
             recipe = _without_this_machine(recipe)
             (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (staging / "README.md").write_text(
-            _card(location, recipe, staging, licence_of(source)), encoding="utf-8"
-        )
+        (staging / "README.md").write_text(_card(location, recipe, staging, licence), encoding="utf-8")
     (folder / MANIFEST).unlink()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(
@@ -98,6 +99,17 @@ def _make_portable(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def _licence_of_base(base: str) -> str | None:
+    """The licence on the base's card, where that is here: what was trained from the hub has fetched it."""
+    try:
+        folder = locate(base).folder or hub_models.cached_snapshot(
+            base, lambda f: (f / "README.md").is_file()
+        )
+    except UsageError:  # a folder that is gone
+        return None
+    return hub_models.licence_of(folder) if folder else None
+
+
 def _without_this_machine(recipe: Recipe) -> Recipe:
     """A folder of this machine means nothing elsewhere, and may name its user."""
     if recipe.task != "train":
@@ -110,7 +122,7 @@ def _card(location: ModelLocation, recipe: Recipe | None, folder: Path, licence:
     if recipe is None:
         return foreign_card(location.title(), folder, location.folder is None, licence)
     best = best_row(location.run) if location.run else None
-    card = model_card(location.title(), best, recipe, folder, training_command(recipe))
+    card = model_card(location.title(), best, recipe, folder, training_command(recipe), licence)
     own = location.run.path / "card.md" if location.run else None  # a preference run's, with what it measured
     return _with_use_of(card, own.read_text(encoding="utf-8")) if own and own.is_file() else card
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from newllm_lib.checkpoints.location import shown_name
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
 
@@ -69,7 +70,14 @@ def licence_of(folder: Path) -> str | None:
         return None
 
 
-def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, command: str) -> str:
+def model_card(
+    name: str,
+    best: dict | None,
+    recipe: Recipe,
+    folder: Path,
+    command: str,
+    licence_of_base: str | None = None,
+) -> str:
     """The text of README.md, with the front matter that the hub reads.
 
     Args:
@@ -77,12 +85,13 @@ def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, comma
         best: the row of metrics of its best evaluation.
         folder: the model's folder.
         command: what trained it.
+        licence_of_base: of the model that it was trained from, which binds it.
     """
     title, home, licence = _data(recipe)
-    kind = "phase8" if recipe.model == "phase7" and recipe.attention == "linear" else recipe.model
+    bound_by = _HUB_LICENCES.get(licence) if recipe.task == "train" else licence_of_base
     parts = [
-        _front_matter(recipe, home, licence, name, best),
-        f"# {name}\n\n{_KINDS.get(kind, kind)}. {_size(folder)}, trained on {title}.",
+        _front_matter(recipe, home, bound_by, name, best),
+        f"# {name}\n\n{_kind(recipe)}. {_size(folder)}, trained on {title}.",
         f"## Use\n\n{_use(folder)}",
         f"## Training\n\n```bash\n{command}\n```\n\n{_settings(recipe)}",
         f"## Data\n\n{title} ({home}), licence: {licence}. A model keeps traces of what it was trained on: "
@@ -92,6 +101,15 @@ def model_card(name: str, best: dict | None, recipe: Recipe, folder: Path, comma
         "says, prejudices included. It was not made to be safe for the public.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _kind(recipe: Recipe) -> str:
+    """What the model is, in a line."""
+    if recipe.task != "train":
+        trained = f"adapters of rank {recipe.lora_rank}, merged" if recipe.lora_rank else "all weights"
+        return f"`{shown_name(recipe.base)}` after {recipe.task.upper()} ({trained})"
+    kind = "phase8" if recipe.model == "phase7" and recipe.attention == "linear" else recipe.model
+    return _KINDS.get(kind, kind)
 
 
 def best_row(run: Run) -> dict | None:
@@ -105,13 +123,11 @@ def training_command(recipe: Recipe, changed: dict | None = None) -> str:
 
     if recipe.recipe not in shipped_recipes():
         return "newllm train recipe.yaml    # the file beside this card"
-    base = load_recipe(recipe.recipe, {"model": recipe.model, "sized_for": recipe.sized_for})
+    what = "model" if recipe.task == "train" else "base"
+    named, plain = getattr(recipe, what), load_recipe(recipe.recipe, device_kind=recipe.sized_for)
+    base = load_recipe(recipe.recipe, {what: named, "sized_for": recipe.sized_for})
     words = [f"newllm train {recipe.recipe} --sized_for {recipe.sized_for}"]
-    words += (
-        [f"--model {recipe.model}"]
-        if recipe.model != load_recipe(recipe.recipe, device_kind=recipe.sized_for).model
-        else []
-    )
+    words += [f"--{what} {named}"] if (recipe.task, named) != (plain.task, getattr(plain, what)) else []
     for line in recipe.differences(base):
         key = line.partition(":")[0]
         value = getattr(recipe, key)
@@ -119,7 +135,7 @@ def training_command(recipe: Recipe, changed: dict | None = None) -> str:
     return " ".join([*words, *(["--data_dir FOLDER"] if recipe.data_dir else [])])
 
 
-def _front_matter(recipe: Recipe, home: str, licence: str, name: str, best: dict | None) -> str:
+def _front_matter(recipe: Recipe, home: str, licence: str | None, name: str, best: dict | None) -> str:
     """What the hub reads, by its own library: licence, data sets, the base, and the figures."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -141,7 +157,7 @@ def _front_matter(recipe: Recipe, home: str, licence: str, name: str, best: dict
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["new-llm", "newllm_lib"],
-        license=_HUB_LICENCES.get(licence),
+        license=licence,
         base_model=base,
         datasets=[hub_set] if hub_set else None,
         model_name=name if results else None,
@@ -226,7 +242,7 @@ def _settings(recipe: Recipe) -> str:
 def _figures(best: dict | None) -> str:
     if best is None:
         return "Not evaluated."
-    rows = [("bits per byte", f"{best['eval_bits_per_byte']:.4f}")]
+    rows = [("bits per byte", f"{best['eval_bits_per_byte']:.4f}")] if "eval_bits_per_byte" in best else []
     if best.get("eval_perplexity") is not None:
         share = (
             f"vocabulary {best.get('eval_vocab_size', 0):,}, `<unk>` {best.get('eval_unk_share', 0.0):.1%}"

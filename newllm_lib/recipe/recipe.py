@@ -487,10 +487,12 @@ class Recipe:
         return next(older, named)
 
     def to_yaml(self) -> str:
-        """The record in a run's folder, with the version that writes it."""
+        """The record in a run's folder, with the version that writes it. What a base decides by itself (its
+        kind and sizes) is not in the record of what was trained from it."""
         import yaml
 
-        return yaml.safe_dump({"version": __version__, **asdict(self)}, sort_keys=False, allow_unicode=True)
+        record = {k: v for k, v in asdict(self).items() if self.task == "train" or self.depends_on(k)}
+        return yaml.safe_dump({"version": __version__, **record}, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, path: Path) -> Recipe:

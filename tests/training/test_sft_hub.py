@@ -62,3 +62,19 @@ def test_a_gated_base_is_one_line(newllm):
     done = newllm("train", "dolly", "--base", "some/gated", *FEW.split(), "--output_dir", "other")
     assert done["code"] == 1 and done["err"].count("\n") == 1
     assert "is gated: accept its terms" in done["err"] and "HF_TOKEN" in done["err"]
+
+
+def test_its_record_and_its_export_name_the_base_and_the_licence(newllm):
+    newllm("train", "dolly", "--base", "some/llama", *FEW.split(), "--output_dir", "run")
+    record = (newllm.place / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert "base: some/llama" in record and "model:" not in record and "num_layers" not in record
+    for which in ("best", "last"):
+        done = newllm("export", "run", "--checkpoint", which, "--output_dir", f"export_{which}")
+        assert done["code"] == 0, done["err"]
+        card = (newllm.place / f"export_{which}" / "README.md").read_text(encoding="utf-8")
+        assert "base_model: some/llama" in card and "license: llama3.2" in card
+    # an export of an export has no run's card: what it is comes from its record
+    newllm("export", "export_best", "--output_dir", "again")
+    card = (newllm.place / "again" / "README.md").read_text(encoding="utf-8")
+    assert "`some/llama` after SFT (adapters of rank 16, merged)" in card and "New-LLM:" not in card
+    assert "newllm train dolly" in card and "--base some/llama" in card
