@@ -7,8 +7,8 @@
 The base has random weights, so no hub is needed, and figures of quality mean nothing. 1,000 dialogues of at
 most 512 tokens, the same batch and adapters. "plain TRL" is a script as a user would write it: `SFTTrainer`
 with TRL's defaults (activations computed twice), beside "here, computed twice"; "tuned TRL" has what the
-recipe has chosen here. Each way is a process of its own, forked from one that has imported the libraries;
-speed is that of the steps after the first ones, without evaluation and saving.
+recipe has chosen here. Each way is a process of its own; speed is that of the steps after the first ones,
+without evaluation and saving.
 """
 
 from __future__ import annotations
@@ -58,41 +58,29 @@ def main(arguments: argparse.Namespace) -> dict | None:
     ways = common.choose(arguments.ways, WAYS, "way")
     folder = arguments.folder.absolute()
     mark_folder(folder, "benchmark", "sft")
-    _import_all()
-    forked(make_base, folder / "base" / arguments.base, SIZES[arguments.base])
+    in_a_process(make_base, folder / "base" / arguments.base, SIZES[arguments.base])
     write_dialogues(folder / "data")
-    measured = {way: forked(by_trl if "TRL" in way else here, folder, arguments, way) for way in ways}
+    measured = [(way, in_a_process(by_trl if "TRL" in way else here, folder, arguments, way)) for way in ways]
     rows = Rows("instruction training", packages=("torch", "transformers", "trl", "peft"))
     sizes = f"Qwen2.5-{arguments.base}'s sizes"
-    for way, figures in measured.items():
-        note = f"{figures['note']}; {BATCH} dialogues a step, at most {LENGTH} tokens, LoRA of rank {RANK}"
-        rows.add(f"{way}, {sizes}", "training", figures["tokens_per_second"], "tokens/s", note)
-        for peak, gib in figures["memory"].items():
+    for way, found in measured:
+        note = f"{found['note']}; {BATCH} dialogues a step, at most {LENGTH} tokens, LoRA of rank {RANK}"
+        rows.add(f"{way}, {sizes}", "training", found["tokens_per_second"], "tokens/s", note)
+        rows.add(f"{way}, {sizes}", "main thread, a step", found["thread_ms_a_step"], "ms", note)
+        for peak, gib in found["memory"].items():
             rows.add(f"{way}, {sizes}", peak, gib, "GiB", note)
     return common.record(rows, arguments)
 
 
-def _import_all() -> None:
-    """What every way imports; nothing here may touch a GPU, which no forked process could use then."""
-    import peft  # noqa: F401
-    from trl import SFTTrainer  # noqa: F401
-
-    import newllm_lib.training.sft.run  # noqa: F401
-
-
-def forked(function, *arguments):
-    """What a function returns in a process of its own; its output goes to the error stream.
+def in_a_process(function, *arguments):
+    """What a function returns in a new process, whose output goes to the error stream.
 
     Raises:
         NewLLMError: it failed.
     """
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-
-    def work() -> None:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        sender.send(function(*arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=work)
+    context = multiprocessing.get_context("spawn")  # a forked one could not use a GPU
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, function, arguments))
     process.start()
     sender.close()
     try:
@@ -103,6 +91,12 @@ def forked(function, *arguments):
     if result is not None:
         say(f"{arguments[-1]}: {json.dumps(result)}")
     return result
+
+
+def _work(sender, function, arguments: tuple) -> None:
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sender.send(function(*arguments))
+    sender.close()
 
 
 def make_base(folder: Path, sizes: dict) -> None:
@@ -164,6 +158,7 @@ def here(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
     """The library's own path; what it chooses by itself is noted for the other ways."""
     from newllm_lib.recipe import load_recipe
     from newllm_lib.training import train
+    from newllm_lib.training.sft import sft_task
 
     _set_cap(arguments)
     twice = {"gradient_checkpointing": "on"} if way != "here" else {}
@@ -182,16 +177,17 @@ def here(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
     }
     os.environ.setdefault("NEWLLM_CACHE", str(folder / "cache"))
     recipe = load_recipe("sft", chosen | twice | common.changes(arguments.set))
+    clock = make_clock(arguments.steps)
+    sft_trainer = sft_task.sft_trainer
+    sft_task.sft_trainer = lambda *a, **k: sft_trainer(*a, **k, callbacks=[clock])
     run = train(recipe)
-    rows = [row for row in run.metrics() if "loss" in row and row["step"] > WARM]
+    rows = [row for row in run.metrics() if "loss" in row]
     log = run.log.read_text(encoding="utf-8")
-    tokens = _tokens(folder)
-    speed = len(rows) / sum(1 / row["dialogues_per_second"] for row in rows) * tokens
     micro = int(log.split(" dialogues at a time")[0].rsplit(" ", 1)[1])
     found = {"micro": micro, "recompute": "computed twice" in log, "dtype": _dtype(recipe)}
     if not twice:
         _chosen(folder).write_text(json.dumps(found))
-    return {"tokens_per_second": speed, "memory": _memory(), "loss": rows[-1]["loss"], "note": _note(found)}
+    return figures(clock, folder, arguments.steps, rows[-1]["loss"], found)
 
 
 def by_trl(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
@@ -201,7 +197,7 @@ def by_trl(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     _set_cap(arguments)
@@ -236,30 +232,43 @@ def by_trl(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
         **{recompute: chosen["recompute"]},
     )
 
-    class Clock(TrainerCallback):
-        """When the steps that count began and ended."""
-
-        at: dict[int, float] = {}
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step in (WARM, arguments.steps):
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                self.at[state.global_step] = time.monotonic()
-
     trainer = SFTTrainer(
         str(base),
         args=config,
         train_dataset=Dataset.from_list(data),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[clock := Clock()],
+        callbacks=[clock := make_clock(arguments.steps)],
     )
     trainer.train()
-    seconds = clock.at[arguments.steps] - clock.at[WARM]
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    speed = (arguments.steps - WARM) * BATCH * _tokens(folder) / seconds
-    return {"tokens_per_second": speed, "memory": _memory(), "loss": losses[-1], "note": _note(chosen)}
+    return figures(clock, folder, arguments.steps, losses[-1], chosen)
+
+
+def make_clock(steps: int):
+    """A callback that knows when the steps that count began and ended, by the clock and by what the main
+    thread computed: that one hardly depends on what else runs on the machine."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        at: dict[int, tuple[float, float]] = {}
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step in (WARM, steps):
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.at[state.global_step] = time.monotonic(), time.thread_time()
+
+    return Clock()
+
+
+def figures(clock, folder: Path, steps: int, loss: float, chosen: dict) -> dict:
+    """What a way's process gives."""
+    seconds, computed = (end - begin for begin, end in zip(clock.at[WARM], clock.at[steps], strict=True))
+    speed = (steps - WARM) * BATCH * _tokens(folder) / seconds
+    own = {"tokens_per_second": speed, "thread_ms_a_step": 1e3 * computed / (steps - WARM), "loss": loss}
+    return own | {"memory": _memory(), "note": _note(chosen)}
 
 
 def _chosen(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newllm_lib import hub_models
 from newllm_lib.checkpoints.location import (
     ADAPTER_CONFIG,
     ModelLocation,
@@ -26,10 +27,9 @@ from newllm_lib.checkpoints.location import (
     missing_parts,
     only_pickles,
 )
-from newllm_lib.data import hub_models
-from newllm_lib.data.hub import Asked, HubUnreachable
 from newllm_lib.data.templates import PLAIN_TURNS
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.hub import Asked, HubUnreachable
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, read_json
 

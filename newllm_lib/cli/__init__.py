@@ -76,6 +76,7 @@ def _from_the_users_folder(argv: list[str]) -> list[str]:
         is_path = named.replace("-", "_") in _PATH_FLAGS or (not equals and word.endswith((".yaml", ".yml")))
         if named.replace("-", "_") in _NAME_OR_PATH_FLAGS:  # a name has no dot before it, and lies nowhere
             is_path = bool(set("./") & set(value if equals else word)) and os.path.exists(path)
+        is_path = is_path and not (value if equals else word).startswith("hf://")
         if is_path and (equals or not word.startswith("--")):
             word = f"{flag}={path}" if equals else path
         words.append(word)

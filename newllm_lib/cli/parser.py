@@ -417,7 +417,7 @@ def _runs_actions(actions: _Commands) -> None:
             "from",
             dest="source",
             metavar="FOLDER",
-            help="where the copy is (in Colab: Drive's, once mounted)",
+            help="where the copy is: a folder, or hf://OWNER/NAME (in Colab: Drive's, once mounted)",
         ),
         _flag(
             "into",

@@ -81,7 +81,7 @@ def _refuse_others_folders(recipe: Recipe, job: Run, both: list[Run]) -> None:
         )
     for run in (job, *both):
         runs.check_shared(run.path, "run", "--output_dir")
-        if recipe.mirror_dir:
+        if recipe.mirror_dir and not recipe.mirror_dir.startswith(runs.HUB):
             runs.check_shared(Path(recipe.mirror_dir) / run.name, "mirror", "--mirror_dir")
 
 
@@ -161,13 +161,13 @@ def _recorded(job: Run) -> Iterator[None]:
 
 def _keep_comparison(job: Run, folder: str) -> None:
     """Copy the job's own files (comparison, log) beside its runs, which are mirrored already."""
-    mirror = runs.Mirror(job, folder)
+    mirror = runs.mirror_in(job, folder)
     try:
         mirror.copy()
     except NewLLMError as error:  # what was asked for is done, and stands in the job's folder
         say(f"The comparison was not copied: {error}")
     else:
-        say(f"The comparison is copied to {mirror.target.path}")
+        say(f"The comparison is copied to {mirror.where}")
 
 
 def _start_in_background(arguments: argparse.Namespace, job: Run, trained: list[Run]) -> int:

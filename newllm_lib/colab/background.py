@@ -13,7 +13,7 @@ from newllm_lib.colab.live import watch
 from newllm_lib.console import say
 from newllm_lib.errors import Interrupted, NewLLMError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import AlreadyRunning, Run
+from newllm_lib.runs import HUB, AlreadyRunning, Run
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def place(settings: Settings, **more) -> tuple[Run, dict]:
 
 def _known(run: Run, mirror: str | None) -> Run:
     """The run here, or where there is none its copy in the second place."""
-    copy = Run(Path(mirror) / run.name) if mirror else run
+    copy = Run(Path(mirror) / run.name) if mirror and not mirror.startswith(HUB) else run
     return copy if copy.recipe_path.is_file() and not run.recipe_path.is_file() else run
 
 

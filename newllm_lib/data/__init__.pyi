@@ -1,8 +1,6 @@
 """What this package shows; a module is loaded when a name of it is first used."""
 
-from newllm_lib.data import hub_models as hub_models
 from newllm_lib.data.blocks import training_blocks as training_blocks
-from newllm_lib.data.hub import Asked as Asked
 from newllm_lib.data.prepared import (
     PreparedData as PreparedData,
     load_split as load_split,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from newllm_lib import console, data
+from newllm_lib import console
 from newllm_lib.data.cache import Staging, key_hash, locked, plain_write_errors, read_meta, sweep
 from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import RowStats
@@ -302,9 +302,12 @@ def named_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def _from_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    asked = data.Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
-    folder = data.hub_models.cached_snapshot(name, _holds_tokenizer)
-    folder = folder or data.hub_models.fetch(name, data.hub_models.TEXT_FILES, asked)
+    from newllm_lib import hub_models
+    from newllm_lib.hub import Asked
+
+    asked = Asked(f"Tokenizer {name}", "use --tokenizer bpe, which is trained on your data")
+    folder = hub_models.cached_snapshot(name, _holds_tokenizer)
+    folder = folder or hub_models.fetch(name, hub_models.TEXT_FILES, asked)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged or unknown file makes transformers raise

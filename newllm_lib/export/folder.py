@@ -11,11 +11,11 @@ import os
 import shutil
 from pathlib import Path
 
+from newllm_lib import hub_models
 from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_model_folder
 from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
-from newllm_lib.data import hub_models
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import best_row, foreign_card, licence_of, model_card, training_command
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file

@@ -13,7 +13,7 @@ is loaded, so the record in a run is always flat:
 
 from newllm_lib.recipe.aliases import GUIDES_KEYS
 from newllm_lib.recipe.files import shipped_recipes
-from newllm_lib.recipe.init_from import start_run
+from newllm_lib.recipe.init_from import is_of_hub, start_run
 from newllm_lib.recipe.loading import load_recipe, overrides
 from newllm_lib.recipe.meaning import refuse_without_effect
 from newllm_lib.recipe.recipe import Recipe
@@ -22,6 +22,7 @@ from newllm_lib.recipe.values import value_types
 __all__ = [
     "GUIDES_KEYS",
     "Recipe",
+    "is_of_hub",
     "load_recipe",
     "overrides",
     "refuse_without_effect",

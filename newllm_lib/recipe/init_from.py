@@ -2,24 +2,26 @@
 
 Weights fit only the model they were trained in, and only the tokenizer they were trained with. So a recipe
 that names a run in `from_run` takes that run's sizes and tokenizer, and a size that is asked for beside it
-and differs is an error. The only file of this room that reads runs: all others work on names and values. It
-stands here, not in `runs`, because `load_recipe` gives a recipe whose start has decided its sizes without
-being told how to find it.
+and differs is an error. An export on the hub is such a run: its record lies beside its weights. The only file
+of this room that reads runs: all others work on names and values. It stands here, not in `runs`, because
+`load_recipe` gives a recipe whose start has decided its sizes without being told how to find it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe.files import read_yaml, shipped_recipes
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import checked
 from newllm_lib.runs import Run, find_run, is_complete, list_runs, read_json
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _TOKENIZER = ("protocol", "tokenizer", "vocab_size")
 _ARCHITECTURE = (
     "model",
@@ -99,19 +101,21 @@ def from_start(assemble: Callable[[dict, str], Recipe], wanted: str, asked: dict
         return recipe
     try:
         start = start_run(wanted, recipe.model)
-    except UsageError:
+    except NewLLMError:
         recorded = _record_of_what_came_from(wanted, assemble, recipe.model if "model" in asked else None)
         if recorded is not None and recorded.from_run is not None:
             return assemble(keys_of_start(recorded, recorded.from_run, asked), recorded.from_run)
         if "from_run" in asked:
             raise
         return recipe
+    name = wanted if is_of_hub(wanted) else word_for_start(start)
     if not start.recipe_path.is_file():
+        other = f", or give it as --base {wanted}" if is_of_hub(wanted) else ""
         raise UsageError(
-            f"{start.path} holds no recipe.yaml, so its sizes are not known: start from a run of `newllm "
-            "train`."
+            f"{name if is_of_hub(wanted) else start.path} holds no recipe.yaml, so its sizes are not known: "
+            f"start from a run of `newllm train`{other}."
         )
-    name, recorded = word_for_start(start), Recipe.from_yaml(start.recipe_path)
+    recorded = Recipe.from_yaml(start.recipe_path)
     if recorded.task != "train":  # the record says nothing of its base's sizes
         raise UsageError(
             f"{name} was trained from {recorded.base} by task {recorded.task}: go on from it with --base "
@@ -138,12 +142,20 @@ def _record_of_what_came_from(
 
 def start_run(wanted: str, model: str) -> Run:
     """The run that `from_run: wanted` means: of a recipe its run with this model (the newest, where there are
-    several with other settings), else the run of that name or in that folder.
+    several with other settings), else the run of that name or in that folder, or the export on the hub (its
+    small files alone are fetched).
 
     Raises:
         UsageError: there is none; says how to get one.
+        NewLLMError: the hub cannot be reached.
     """
     recipes = shipped_recipes()
+    if is_of_hub(wanted):
+        from newllm_lib import hub, hub_models
+
+        asked = hub.Asked(f"Model {wanted}", "name one of our runs (`newllm runs` lists them) or a folder")
+        cached = hub_models.cached_snapshot(wanted, lambda folder: (folder / "recipe.yaml").is_file())
+        return Run(cached or hub_models.fetch(wanted, hub_models.TEXT_FILES, asked))
     if wanted not in recipes:
         return find_run(wanted)
     found = [run for run in list_runs() if _is_trained(run, wanted, model)]
@@ -156,6 +168,14 @@ def start_run(wanted: str, model: str) -> Run:
             "name another run with --from, or start from scratch with --from none."
         )
     return max(plain or found, key=lambda run: run.best.stat().st_mtime)
+
+
+def is_of_hub(wanted: str) -> bool:
+    """Whether a start is named by its id on the hub: OWNER/NAME, where no such folder is here."""
+    owner, slash, name = wanted.partition("/")
+    if not (slash and _HUB_ID.fullmatch(wanted)) or owner in ("", ".", "..", "~"):
+        return False
+    return not (Path(owner).is_dir() or Path(wanted).exists())
 
 
 def _is_trained(run: Run, recipe: str, model: str) -> bool:

@@ -157,8 +157,9 @@ def _assembled(
         recipe.run_name = run_name(base, recipe)
     check_plain_name(recipe.run_name, "--run_name")
     for key in ("data_dir", "mirror_dir"):  # the record must be true from any folder
-        if getattr(recipe, key):
-            setattr(recipe, key, str(Path(getattr(recipe, key)).expanduser().absolute()))
+        named = getattr(recipe, key)
+        if named and not named.startswith("hf://"):
+            setattr(recipe, key, str(Path(named).expanduser().absolute()))
     return recipe
 
 

@@ -96,7 +96,8 @@ class Recipe:
     )
     mirror_dir: str | None = _run(
         None,
-        "folder to copy the run to while it trains (on Drive, say); a copy that is ahead is fetched first",
+        "folder to copy the run to while it trains (on Drive, say), or hf://OWNER/NAME on the hub; a copy "
+        "that is ahead is fetched first",
         identity=False,
     )
     force: bool = _run(False, "train although another run uses this GPU", identity=False)
@@ -491,7 +492,12 @@ class Recipe:
         kind and sizes) is not in the record of what was trained from it."""
         import yaml
 
-        record = {k: v for k, v in asdict(self).items() if self.task == "train" or self.depends_on(k)}
+        idle = [
+            f.name
+            for f in fields(self)
+            if self.task != "train" and not self.depends_on(f.name) and getattr(self, f.name) == f.default
+        ]
+        record = {key: value for key, value in asdict(self).items() if key not in idle}
         return yaml.safe_dump({"version": __version__, **record}, sort_keys=False, allow_unicode=True)
 
     @classmethod

@@ -32,6 +32,7 @@ from newllm_lib.runs.lock import (
     lock_holder as lock_holder,
 )
 from newllm_lib.runs.mirror.archive import restore as restore, saved as saved
+from newllm_lib.runs.mirror.daemon import mirror_in as mirror_in
 from newllm_lib.runs.mirror.restore import bring_back as bring_back, is_ahead as is_ahead
 from newllm_lib.runs.mirror.start import (
     mirror_status as mirror_status,
@@ -57,6 +58,7 @@ from newllm_lib.runs.ownership import (
 )
 from newllm_lib.runs.processes import command_of as command_of
 from newllm_lib.runs.run import (
+    HUB as HUB,
     Run as Run,
     checkpoint_step as checkpoint_step,
     drive_folder as drive_folder,

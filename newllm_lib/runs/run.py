@@ -12,6 +12,7 @@ from pathlib import Path
 from newllm_lib.errors import UsageError
 from newllm_lib.runs.atomic import is_complete, staged_directory
 
+HUB = "hf://"  # how a place on the Hugging Face hub begins
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _MARKS = ("recipe.yaml", "status.json", "run.lock")  # a folder with one of these is a run
 
@@ -21,6 +22,7 @@ class Run:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.where = str(path)  # as messages name it
         self.recipe_path = self.path / "recipe.yaml"
         self.best = self.path / "best"
         self.last = self.path / "last"

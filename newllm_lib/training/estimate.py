@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-from newllm_lib import checkpoints, training
+from newllm_lib import training
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError
 from newllm_lib.recipe import Recipe
 from newllm_lib.training.compile import is_walked
+from newllm_lib.training.throughput import GPU_START_HOURS, TFLOPS, dtype_in, gain
 
-# Matrix arithmetic a training run of these small models really gets, in TFLOP/s: measured for the CPU (per
-# core) and the H100, for the others scaled from their data sheets by the H100's share.
-_TFLOPS = {"cpu": 0.03, "t4": 2.5, "v100": 5.0, "l4": 6.0, "a100": 18.0, "h100": 36.0, "other": 5.0}
-# A large model keeps a GPU busier: an H100 gave 205 TFLOP/s at 1.42 billion parameters, 36 at 4 million.
-# Between, by logarithm.
-_SMALL, _LARGE, _LARGE_GAIN = 4.2e6, 1.42e9, 205 / 36
 # Tokens a second of whole training steps, measured, by device, parameters and gradient_checkpointing.
 _MEASURED: dict[tuple[str, int, str], float] = {
     ("h100", 1_513_995_520, "offload"): 32_600,
@@ -26,7 +18,6 @@ _MEASURED: dict[tuple[str, int, str], float] = {
 # parallel one (653 tokens/s against 2,880); an H100 needs 0.6 ms for a token, forward and backward, however
 # many texts there are (77 ms for 128).
 _WALKING_ON_CPU, _GPU_SECONDS_A_TOKEN = 4.4, 0.6e-3
-_GPU_START_HOURS = 20 / 3600  # kernels compiled at the first step
 # Bytes of text in the named sources' training splits; others are known only once they are read.
 _SOURCE_BYTES = {"demo": 12.0e6, "wikitext": 10.8e6, "ultrachat": 8.2e9, "ultrachat_200k": 1.3e9}
 _BYTES_PER_TOKEN = 4.0
@@ -44,7 +35,9 @@ def estimate(
         parts: into how many the model is cut.
     """
     if recipe.task != "train":
-        return _estimate_of_base(recipe, device)
+        from newllm_lib.training.base_needs import estimate_of_base
+
+        return estimate_of_base(recipe, device)
     count = _parameters(recipe)
     micro = micro_batch_size(recipe, device, processes)
     hours = _hours(recipe, device, count, training_tokens)
@@ -108,8 +101,8 @@ def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[
     measured = _MEASURED.get((device.kind, parameters, recipe.gradient_checkpointing))
     if measured is not None:
         return measured, True
-    teraflops = _TFLOPS[device.kind] * (device.cores if device.torch_device == "cpu" else _gain(parameters))
-    if device.dtype != _dtype(recipe, device):  # float32 on a GPU
+    teraflops = TFLOPS[device.kind] * (device.cores if device.torch_device == "cpu" else gain(parameters))
+    if device.dtype != dtype_in(recipe, device):  # float32 on a GPU
         teraflops /= 4
     rate = teraflops * 1e12 / (6 * parameters)
     if is_walked(recipe):
@@ -120,11 +113,6 @@ def tokens_per_second(recipe: Recipe, device: Device, parameters: int) -> tuple[
             else min(rate, at_once / _GPU_SECONDS_A_TOKEN)
         )
     return rate, False
-
-
-def _gain(parameters: int) -> float:
-    share = math.log(max(1.0, parameters / _SMALL)) / math.log(_LARGE / _SMALL)
-    return _LARGE_GAIN ** min(1.0, share)
 
 
 def micro_batch_size(recipe: Recipe, device: Device, processes: int = 1) -> int:
@@ -145,117 +133,10 @@ def _parameters(recipe: Recipe) -> int:
     return training.model_config.count_parameters(config)
 
 
-def _estimate_of_base(recipe: Recipe, device: Device) -> dict:
-    """As `estimate`; all None where the base has to be asked of the hub first."""
-    known = checkpoints.base_sizes(recipe.base)
-    if known is None:
-        return dict.fromkeys(("parameters", "memory_estimate_gib", "hours_estimate"))
-    need, hours = base_needs(recipe, device, *known), None
-    if recipe.max_samples or recipe.max_steps:
-        rows = recipe.epochs * (recipe.max_samples or math.inf)
-        rows = min(rows, (recipe.max_steps or math.inf) * recipe.batch_size)
-        warm = 3 * recipe.sft_warm_start * (recipe.max_samples or 0) / 8
-        hours = base_hours(recipe, device, need, (rows + warm) * recipe.max_seq_length)
-    return {"parameters": need.parameters, "memory_estimate_gib": need.memory_gib, "hours_estimate": hours}
-
-
-@dataclass(frozen=True)
-class BaseNeeds:
-    """What training a base will need on a device.
-
-    Attributes:
-        parameters: of the base.
-        at_once: rows (dialogues, pairs) at a time: the recipe's, or as many as fit.
-        checkpointing: whether activations are computed again in the backward pass.
-        memory_gib: an estimate.
-        least_gib: with one row at a time.
-    """
-
-    parameters: int
-    at_once: int
-    checkpointing: bool
-    memory_gib: float
-    least_gib: float
-
-
-def base_needs(recipe: Recipe, device: Device, config, count: int) -> BaseNeeds:
-    """The needs of training a base by TRL's trainers.
-
-    Args:
-        config: the base's transformers config.
-        count: its parameters.
-    """
-    config = config.get_text_config()
-    weights = _base_weights_gib(recipe, device, config, count)
-    room = (0.7 if device.torch_device == "cuda" else 0.4) * device.memory_gib - weights
-    checkpointing = recipe.gradient_checkpointing == "on"
-    if recipe.gradient_checkpointing == "auto":
-        some = min(4, recipe.batch_size)  # fewer at a time keep no GPU busy: rather compute twice
-        checkpointing = some * _row_gib(recipe, device, config, False) > room
-    row = _row_gib(recipe, device, config, checkpointing)
-    wanted = max(1, int(room / row)) if recipe.micro_batch_size == "auto" else int(recipe.micro_batch_size)
-    at_once = next(n for n in range(min(wanted, recipe.batch_size), 0, -1) if recipe.batch_size % n == 0)
-    held = weights + (0.4 if device.torch_device == "cpu" else 0.8)  # with the libraries' own
-    return BaseNeeds(count, at_once, checkpointing, round(held + at_once * row, 2), round(held + row, 2))
-
-
-def _row_gib(recipe: Recipe, device: Device, config, checkpointing: bool) -> float:
-    """What one row keeps for the backward pass (of a pair both sides): of a token about 34 numbers of the
-    stream's width in each layer, and three times the head's logits."""
-    layers, width = config.num_hidden_layers, config.hidden_size
-    kept = 2 * layers + 34 if checkpointing else 34 * layers
-    token = kept * width * (4 if _dtype(recipe, device) == "fp32" else 3) + 12 * config.vocab_size
-    return (2 if recipe.task in ("dpo", "orpo", "reward") else 1) * recipe.max_seq_length * token / 2**30
-
-
-def _base_weights_gib(recipe: Recipe, device: Device, config, count: int) -> float:
-    """Weights; with all of them trained their gradients and AdamW's state, else the adapters'."""
-    if not recipe.lora_rank:
-        return 16 * count / 2**30
-    half = 4 if device.torch_device == "cpu" or _dtype(recipe, device) == "fp32" else 2
-    embedding = min(count, config.vocab_size * config.hidden_size)  # is not quantized
-    each = {"full": half, "8bit": 1.05, "4bit": 0.56}[recipe.load_in]
-    adapters = 14 * recipe.lora_rank * config.hidden_size * config.num_hidden_layers
-    return (each * (count - embedding) + half * embedding + 16 * adapters) / 2**30
-
-
-def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -> float:
-    """Hours for so many tokens: forward, gradients of activations and, without adapters, of weights; computed
-    again with checkpointing; DPO's pairs are read by the base as well, KTO's answers beside another one."""
-    operations = (4 if recipe.lora_rank else 6) + 2 * need.checkpointing
-    gain = 1.0 if device.torch_device == "cpu" else _gain(need.parameters)
-    if recipe.has_pairs:  # of DPO both sides, by the base and by the policy; writing GRPO's is not counted
-        operations, tokens, gain = 8 if recipe.task == "dpo" else operations, 2 * tokens, 1.0
-    hours = operations * need.parameters * tokens / (_TFLOPS[device.kind] * gain * 1e12) / 3600
-    return round(hours / device.cores if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
-
-
-def check_base_memory(recipe: Recipe, device: Device, need: BaseNeeds) -> None:
-    """Refuse a base that cannot fit, before its weights are downloaded.
-
-    Raises:
-        NewLLMError: even one row at a time needs more than the device has; says which keys to turn.
-    """
-    if need.least_gib <= device.memory_gib:
-        return
-    keys = [] if recipe.gradient_checkpointing != "off" else ["--gradient_checkpointing on"]
-    keys += [] if recipe.lora_rank else ["--lora_rank 16"]
-    keys += ["--load_in 4bit"] if recipe.load_in != "4bit" else []
-    raise NewLLMError(
-        f"{recipe.base} has {need.parameters:,} parameters, and training it needs about {need.least_gib:.1f} "
-        f"GiB even with one row at a time; {device.name} has {device.memory_gib:.1f}: "
-        f"{', '.join([*keys, 'lower --max_seq_length'])}, or name a smaller --base."
-    )
-
-
-def _dtype(recipe: Recipe, device: Device) -> str:
-    return device.dtype if recipe.dtype == "auto" else recipe.dtype
-
-
 def _activations_gib(recipe: Recipe, device: Device, sequences: int) -> float:
     """Tensors kept for the backward pass: of all layers, or (checkpointing) each input and one layer's."""
     # Bytes; in half precision New-LLM still keeps some tensors in float32.
-    value = 4 if _dtype(recipe, device) == "fp32" else 2 if recipe.model == "phase7" else 3
+    value = 4 if dtype_in(recipe, device) == "fp32" else 2 if recipe.model == "phase7" else 3
     layers, width = recipe.num_layers, _kept_channels(recipe)
     if recipe.gradient_checkpointing == "off":
         channels, inputs = layers * width, 0
@@ -344,4 +225,4 @@ def _hours(recipe: Recipe, device: Device, count: int, training_tokens: int | No
         by_steps = recipe.max_steps * recipe.batch_size * recipe.max_seq_length
         tokens = min(tokens, by_steps) if training_tokens else by_steps
     hours = tokens / tokens_per_second(recipe, device, count)[0] / 3600
-    return round(hours if device.torch_device == "cpu" else hours + _GPU_START_HOURS, 3)
+    return round(hours if device.torch_device == "cpu" else hours + GPU_START_HOURS, 3)

@@ -11,13 +11,13 @@ from newllm_lib import checkpoints
 from newllm_lib.data.templates import TEMPLATES
 from newllm_lib.data.tokenizer import named_tokenizer
 from newllm_lib.errors import UsageError
-from newllm_lib.recipe import Recipe, start_run
+from newllm_lib.recipe import Recipe, is_of_hub, start_run
 from newllm_lib.runs import Run, is_locked
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """Another run's best model."""
+    """Another run's best model, or the one that an export on the hub holds."""
 
     name: str
     folder: Path
@@ -37,6 +37,8 @@ def load_initial_model(recipe: Recipe) -> InitialModel | None:
     """
     if recipe.from_run is None:
         return None
+    if is_of_hub(recipe.from_run):
+        return InitialModel(recipe.from_run, checkpoints.whole_model_folder(recipe.from_run))
     run = start_run(recipe.from_run, recipe.model)
     if is_locked(run):
         raise UsageError(

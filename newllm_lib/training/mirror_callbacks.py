@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, check_shared, mirror
+from newllm_lib.runs import HUB, Run, check_shared, mirror
 
 
 def mirror_of(recipe: Recipe, run: Run) -> Run | None:
@@ -22,6 +23,8 @@ def mirror_of(recipe: Recipe, run: Run) -> Run | None:
     """
     if not recipe.mirror_dir:
         return None
+    if recipe.mirror_dir.startswith(HUB):
+        return mirror.copy_on_hub(recipe.mirror_dir, run.name, console.say)
     if not Path(recipe.mirror_dir).is_dir():
         raise UsageError(f"--mirror_dir {recipe.mirror_dir} is no folder: make it, or mount Drive first.")
     if run.path.absolute() == Path(recipe.mirror_dir).absolute() / run.name:
@@ -41,17 +44,23 @@ def continue_from_copy(copy: Run | None, recipe: Recipe, run: Run) -> bool:
     """
     if copy is None:
         return False
+    on_hub = isinstance(copy, mirror.HubCopy)
     try:
-        if others := mirror.claim_copy(run, copy.path.parent):
-            console.say(f"{copy.path} was written by a session on {others}: it stops, and this one goes on")
+        others = copy.claim(run) if on_hub else mirror.claim_copy(run, copy.path.parent)
+        if others:
+            console.say(f"{copy.where} was written by a session on {others}: it stops, and this one goes on")
     except UsageError:
         raise
-    except (NewLLMError, OSError):
-        pass  # as soon as the place can be written, the process that copies claims it, and says so
+    except Exception as error:
+        # as soon as the place can be written, the process that copies claims it, and says so
+        if not (on_hub or isinstance(error, NewLLMError | OSError)):
+            raise
     if recipe.resume != "auto" or not mirror.is_ahead(copy, run):
         return False
-    console.say(f"{run.name} is in {copy.path.parent}, further than here: it is brought back and continued")
-    mirror.bring_back(copy, run)
+    console.say(
+        f"{run.name} is in {os.path.dirname(copy.where)}, further than here: it is brought back and continued"
+    )
+    copy.bring_back(run) if on_hub else mirror.bring_back(copy, run)
     return True
 
 

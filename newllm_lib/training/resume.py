@@ -35,9 +35,10 @@ def match_recorded_recipe(recipe: Recipe, run: Run) -> Recipe:
     recipe.keep(recorded)
     different = recipe.differences(recorded)
     if different:
+        free = free_name(run) if run.where == str(run.path) else f"{run.name}_2"  # of a copy on the hub
         raise UsageError(
-            f"{run.path} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours "
-            f"its own folder, e.g. --output_dir {free_name(run)}."
+            f"{run.where} holds a run with another recipe ({'; '.join(different)}: yours | its): give yours "
+            f"its own folder, e.g. --output_dir {free}."
         )
     if recipe.resume == "never" and run.latest_checkpoint():
         raise UsageError(

@@ -12,7 +12,7 @@ import pytest
 
 from newllm_lib.checkpoints import load_model, save_model
 from newllm_lib.data.tokenizer import train_bpe, wrap
-from newllm_lib.recipe import load_recipe
+from newllm_lib.recipe import Recipe, load_recipe
 from newllm_lib.runs import Run
 from newllm_lib.training.model_config import build_model
 from tests.helpers.foreign_models import make_adapter, make_model
@@ -140,6 +140,44 @@ def test_a_run_is_compared_with_a_model_of_the_hub_on_the_runs_text(newllm, plac
         newllm("compare", "some/qwen2", "some/llama", "--data_dir", "texts", "--output_dir", "both")["code"]
         == 0
     )
+
+
+@pytest.fixture(scope="module")
+def exported(newllm, place):
+    """The run's export, as it lies on the hub."""
+    folder = place / "hub" / "models" / "me" / "small"
+    done = newllm("export", "small", "--output_dir", str(folder))
+    assert done["code"] == 0, done["err"]
+    return "me/small"
+
+
+def test_an_export_on_the_hub_is_a_start_for_our_loop(newllm, place, exported):
+    words = ["train", "text", "--data", "texts/train.txt", "--max_steps", "3", "--batch_size", "2"]
+    done = newllm(*words, "--from", exported, "--run_name", "from_hub")
+    assert done["code"] == 0, done["err"]
+    run = Run(place / "checkpoints" / "from_hub")
+    record = Recipe.from_yaml(run.recipe_path)
+    assert (record.from_run, record.hidden_size, record.num_layers) == (exported, 16, 1)
+    assert f"before training ({exported})" in done["out"]
+    here = newllm(*words, "--from", "small", "--run_name", "from_here")
+    assert here["code"] == 0, here["err"]
+    losses = [
+        [r["loss"] for r in Run(place / "checkpoints" / n).metrics() if "loss" in r]
+        for n in ("from_hub", "from_here")
+    ]
+    assert losses[0] == losses[1] != []
+    again = newllm(*words, "--from", exported, "--run_name", "from_hub")
+    assert again["code"] == 0 and "finished" in again["out"]
+
+
+def test_what_is_no_start_on_the_hub_is_one_line(newllm, exported):
+    words = ["train", "text", "--data", "texts/train.txt", "--from"]
+    foreign = newllm(*words, "some/gpt2")
+    assert foreign["code"] == 2 and "holds no recipe.yaml" in foreign["err"]
+    assert "--base some/gpt2" in foreign["err"] and foreign["err"].count("\n") == 1
+    assert newllm(*words, "some/gone")["code"] == 2
+    sized = newllm(*words, exported, "--hidden_size", "32")
+    assert sized["code"] == 2 and "hidden_size 32 (it has 16)" in sized["err"]
 
 
 def test_dialogues_are_not_measured_with_a_tokenizer_that_has_no_turns(newllm, place):

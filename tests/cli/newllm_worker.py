@@ -15,9 +15,8 @@ import time
 import types
 from pathlib import Path
 
-from newllm_lib import console
+from newllm_lib import console, hub
 from newllm_lib.cli import main
-from newllm_lib.data import hub
 from newllm_lib.data.streaming import segment_pool
 
 CELLS = Path(__file__).parents[2] / "notebooks" / "src" / "cells"

@@ -33,10 +33,10 @@ from newllm_lib.runs import (
     wait_for_mirror,
     write_status,
 )
-from newllm_lib.runs.mirror import daemon
+from newllm_lib.runs.mirror import sync
 
 STEPS, SAVE_EVERY = 40, 2
-daemon.SMALL_FILES_EVERY = 1.0
+sync.Mirror.small_files_every = 1.0
 
 
 def content(step: int) -> bytes:

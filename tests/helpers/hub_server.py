@@ -30,7 +30,7 @@ from pathlib import Path
 NAME = (
     r"([^/]+(?:/(?!revision/|tree/|paths-info/|resolve/)[^/]+)?)"  # OWNER/NAME, or an old name without owner
 )
-UPLOAD = re.compile(r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/main)")
+UPLOAD = re.compile(r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/[^/]+)")
 API = re.compile(rf"/api/(models|datasets)/{NAME}(?:/(revision|tree|paths-info)/(refs/pr/1|[^/]+)/?(.*))?")
 DISCUSSIONS = re.compile(r"/api/models/([^/]+/[^/]+)/discussions")
 RESOLVE = re.compile(rf"/(?:(datasets)/)?{NAME}/resolve/(refs/pr/1|[^/]+)/(.+)")
@@ -45,7 +45,7 @@ class Repository:
 
     def files(self, below: str = "") -> list[Path]:
         found = ((p, p.relative_to(self.path).parts) for p in (self.path / below).rglob("*") if p.is_file())
-        return sorted(p for p, parts in found if not any(part.startswith(".") for part in parts))
+        return sorted(p for p, parts in found if not parts[0].startswith("."))
 
     def marked(self, mark: str) -> bool:
         return (self.path / f".{mark}").exists()
@@ -66,7 +66,8 @@ class Repository:
     def tree(self, below: str, recursive: bool) -> list[dict]:
         base = self.path / below
         children = base.rglob("*") if recursive else base.iterdir()
-        return [self.entry(p) for p in sorted(children) if not p.name.startswith(".")]
+        shown = (p for p in sorted(children) if not p.relative_to(self.path).parts[0].startswith("."))
+        return [self.entry(p) for p in shown]
 
     def info(self, name: str) -> dict:
         siblings = [{"rfilename": p.relative_to(self.path).as_posix()} for p in self.files()]
@@ -151,15 +152,26 @@ class Handler(BaseHTTPRequestHandler):
             ]
             return self.answer(200, {"files": files})
         if step == "commit":
-            for line in map(json.loads, self.body.splitlines()):
-                if line["key"] == "file":
-                    path = hub.root / "models" / name / line["value"]["path"]
+            return self.answer_commit(name, [json.loads(line) for line in self.body.splitlines()])
+        self.answer(200, {"errors": [], "warnings": []})
+
+    def answer_commit(self, name: str, lines: list[dict]) -> None:
+        """Files come and go in one step, if the commit is made on the newest one (or names none)."""
+        hub, folder = self.server.hub, self.server.hub.root / "models" / name
+        repository = Repository(folder)
+        with hub.committing:
+            wanted = lines[0]["value"].get("parentCommit")
+            if wanted not in (None, repository.commit):
+                return self.refuse(412, "", "A commit has happened since. Please refresh and try again.")
+            for line in lines[1:]:
+                path = folder / line["value"]["path"]
+                if line["key"] == "deletedFile":
+                    path.unlink()
+                elif line["key"] == "file":
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(base64.b64decode(line["value"]["content"]))
-            return self.answer(
-                200, {"commitUrl": f"{hub.url}/{name}/commit/1", "commitOid": "1" * 40, "success": True}
-            )
-        self.answer(200, {"errors": [], "warnings": []})
+            commit = repository.commit
+        self.answer(200, {"commitUrl": f"{hub.url}/{name}/commit/1", "commitOid": commit, "success": True})
 
     def answer_route(self) -> None:
         if upload := UPLOAD.fullmatch(self.route):
@@ -282,7 +294,7 @@ class HubServer:
         self.token = ""  # whoever has it may upload
         self.stopped = threading.Event()
         self._faults: list[list] = []
-        self._lock = threading.Lock()
+        self._lock, self.committing = threading.Lock(), threading.Lock()
         self._server = _Server(("127.0.0.1", port), Handler)
         self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -12,8 +12,8 @@ import sys
 import time
 from types import SimpleNamespace
 
-from newllm_lib import console
-from newllm_lib.data import hub, prepare
+from newllm_lib import console, hub
+from newllm_lib.data import prepare
 from newllm_lib.data.streaming import segment_pool, segments, stream
 from newllm_lib.errors import NewLLMError
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 FLOORS = (
     ("errors", "lazy", "pip_report", "preload"),
     ("console", "device", "removed"),
+    ("hub",),
+    ("hub_models",),
     ("runs",),
     ("recipe",),
     ("ops",),

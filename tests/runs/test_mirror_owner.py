@@ -168,7 +168,7 @@ def sessions(monkeypatch):
     pauses_before(atomic, "write_manifest")
     pauses_before(CopyOwner, "check")
     pauses_before(CopyOwner, "claim")
-    real_machine, worlds = owner._this_machine, []
+    real_machine, worlds = owner.this_machine, []
 
     def this_machine(run):
         life = me()
@@ -178,7 +178,7 @@ def sessions(monkeypatch):
         life = me().world.lives.get(me().machine)
         return life.pid == pid and life.boot == me().boot
 
-    monkeypatch.setattr(owner, "_this_machine", this_machine)
+    monkeypatch.setattr(owner, "this_machine", this_machine)
     monkeypatch.setattr(atomic, "identity", lambda: f"{me().pid}-1")
     monkeypatch.setattr(atomic, "is_alive", is_alive)
     monkeypatch.setattr(owner, "is_alive", is_alive)

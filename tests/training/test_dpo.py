@@ -326,7 +326,7 @@ def pairs_file(folder, rows):
     ],
 )
 def test_bad_input_is_one_line(changes, words, bases, tmp_path, monkeypatch):
-    from newllm_lib.data import hub
+    from newllm_lib import hub
 
     monkeypatch.setattr(hub, "DELAYS", (0.01,))
     with pytest.raises(NewLLMError) as error:

@@ -232,7 +232,7 @@ def test_packed_dialogues_do_not_see_each_other(place):
     ],
 )
 def test_bad_input_is_one_line(changes, words, place, tmp_path, monkeypatch):
-    from newllm_lib.data import hub
+    from newllm_lib import hub
     from newllm_lib.training.trl import base as trl_base
 
     monkeypatch.setattr(hub, "DELAYS", (0.01,))
@@ -254,10 +254,10 @@ def test_bad_input_is_one_line(changes, words, place, tmp_path, monkeypatch):
 
 
 def test_a_base_too_large_for_the_device_is_refused_before_its_weights_are_read(place, tmp_path, monkeypatch):
-    from newllm_lib.training import estimate
+    from newllm_lib.training import base_needs
     from newllm_lib.training.trl import base
 
-    monkeypatch.setattr(estimate, "_base_weights_gib", lambda *_: 1e4)
+    monkeypatch.setattr(base_needs, "_base_weights_gib", lambda *_: 1e4)
     monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(NewLLMError, match="even with one row at a time; .* --load_in 4bit"):
         train(recipe(place, place / "qwen2", tmp_path))
@@ -302,7 +302,7 @@ def test_gradient_checkpointing_auto_is_for_a_base(tmp_path):
 @pytest.mark.parametrize("kind", ["t4", "a100"])
 def test_the_estimate_chooses_checkpointing_and_rows_at_once(kind, monkeypatch):
     from newllm_lib.device import probe
-    from newllm_lib.training.estimate import base_needs
+    from newllm_lib.training.base_needs import base_needs
 
     monkeypatch.setenv("NEWLLM_DEVICE", kind)
     from transformers import Qwen2Config
@@ -315,13 +315,14 @@ def test_the_estimate_chooses_checkpointing_and_rows_at_once(kind, monkeypatch):
             "half": {},
             "4bit": {"load_in": "4bit"},
             "on": {"gradient_checkpointing": "on"},
+            "1,024": {"max_seq_length": 1024},
             "long": {"max_seq_length": 8192},
             "whole": {"lora_rank": 0},
         }.items()
     }
     assert need["4bit"].least_gib < need["half"].least_gib < need["whole"].least_gib
     assert need["on"].checkpointing and need["long"].checkpointing
-    assert need["half"].checkpointing == (kind == "t4")
+    assert need["1,024"].checkpointing == (kind == "t4") and not need["half"].checkpointing
     assert 16 % need["half"].at_once == 0
 
 

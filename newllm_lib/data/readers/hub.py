@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm_lib import console
-from newllm_lib.data import hub
+from newllm_lib import console, hub
 from newllm_lib.data.cache import key_hash, write_file
 from newllm_lib.data.readers.base import (
     HUB_SPLIT_NAMES,

@@ -1,4 +1,4 @@
-"""A run's second copy, on Drive or in any other folder.
+"""A run's second copy, on Drive, in any other folder, or in a repository of the hub (`hub`).
 
 `sync` keeps it up to date, `daemon` is the process that does so beside a training, which `start` starts, and
 `owner` says whose copy it is; `copy` copies a folder

@@ -1,4 +1,4 @@
-"""Bring a run back by a command: from the folder that a mirror filled, or from a downloaded zip."""
+"""Bring a run back by a command: from where a mirror copied it to, or from a downloaded zip."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.hub import Asked, patiently
 from newllm_lib.runs.atomic import (
     MANIFEST,
     clean_leftovers,
@@ -20,9 +21,11 @@ from newllm_lib.runs.atomic import (
     missing_files,
     staged_directory,
 )
+from newllm_lib.runs.mirror.hub import saved_on_hub
+from newllm_lib.runs.mirror.hub_copy import HubCopy
 from newllm_lib.runs.mirror.restore import bring_back
 from newllm_lib.runs.ownership import check_plain_name, check_shared
-from newllm_lib.runs.run import Run
+from newllm_lib.runs.run import HUB, Run
 from newllm_lib.runs.security import check_checkpoint_dir, check_name
 
 _LARGEST = 64 * 2**30  # bytes unpacked from a zip
@@ -40,13 +43,11 @@ def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> 
             climb out).
     """
     check_plain_name(name, "RUN")
+    if str(folder).startswith(HUB):
+        return _restore_from_hub(name, str(folder), Run(Path(into) / name))
     folder, target = Path(folder), Run(Path(into) / name.removesuffix(".zip"))
     archive = folder / (name if name.endswith(".zip") else f"{name}.zip")
-    if target.path.is_dir() and (target.checkpoints() or is_complete(target.best)):
-        raise UsageError(
-            f"{target.path} is here already and stays as it is: move it away to restore {name} from {folder}."
-        )
-    check_shared(target.path, "run", "--into")
+    _check_free(target, folder)
     if (folder / name).is_dir():
         _restore_folder(Run(folder / name), target)
     elif archive.is_file():
@@ -58,13 +59,37 @@ def restore(name: str, folder: Path | str, into: Path | str = "checkpoints") -> 
 
 
 def saved(folder: Path | str) -> list[str]:
-    """Names of the runs in `folder` that can be brought back."""
+    """Names of the runs in `folder` (or on the hub) that can be brought back."""
+    if str(folder).startswith(HUB):
+        return saved_on_hub(str(folder))
     found = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
     return [
         p.name
         for p in found
         if not p.name.startswith(".") and (Run(p).checkpoints() or is_complete(p / "best"))
     ]
+
+
+def _restore_from_hub(name: str, place: str, target: Run) -> Run:
+    copy = HubCopy(place, name)
+    patiently(copy.look, Asked(copy.where, "give --from another place"))
+    _check_free(target, place)
+    if not copy.files:
+        there = ", ".join(saved(place)) or "nothing"
+        raise UsageError(f"There is no run {name!r} in {place} (there is {there}).")
+    copy.bring_back(target)
+    say(f"Restored {target.name} to {target.path}")
+    return target
+
+
+def _check_free(target: Run, folder: Path | str) -> None:
+    """Raise UsageError where a run, or what is none of ours, is in the way."""
+    if target.path.is_dir() and (target.checkpoints() or is_complete(target.best)):
+        raise UsageError(
+            f"{target.path} is here already and stays as it is: move it away to restore {target.name} from "
+            f"{folder}."
+        )
+    check_shared(target.path, "run", "--into")
 
 
 def _restore_folder(copy: Run, target: Run) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from pathlib import Path
 
 from newllm_lib.errors import NewLLMError
 from newllm_lib.runs.lock import is_locked
+from newllm_lib.runs.mirror.hub import HubMirror
 from newllm_lib.runs.mirror.owner import Superseded
 from newllm_lib.runs.mirror.start import GIVE_UP_AFTER, LOCK, START, note, read_mirror_json
 from newllm_lib.runs.mirror.sync import Mirror
-from newllm_lib.runs.run import Run
+from newllm_lib.runs.run import HUB, Run
 
-SMALL_FILES_EVERY = 30.0  # seconds: log and metrics grow all the time
 FIRST_WAIT, LONGEST_WAIT = 2.0, 120.0  # seconds between two tries at a place that fails, doubled each time
 LONGEST_WAIT_AT_END = 10.0
 
@@ -49,11 +50,18 @@ def main(path: str, folder: str, since: str) -> int:
             raise
 
 
+def mirror_in(run: Run, folder: Path | str) -> Mirror | HubMirror:
+    """What copies the run to a folder, or to a repository of the hub (`hf://OWNER/NAME`)."""
+    if str(folder).startswith(HUB):
+        return HubMirror(run, str(folder))
+    return Mirror(run, folder)
+
+
 class _Keeper:
     """Copies when something is due, waits longer and longer where it fails, and says so."""
 
     def __init__(self, run: Run, folder: str):
-        self.run, self.folder, self.mirror = run, folder, Mirror(run, folder)
+        self.run, self.folder, self.mirror = run, folder, mirror_in(run, folder)
         self.next_try = 0.0
         self.wait: float | None = None  # seconds, while it fails
         self.ended_at: float | None = None  # (monotonic) when training was first seen to have ended
@@ -93,7 +101,7 @@ class _Keeper:
             self.next_try = time.monotonic() + self.wait
             return False
         note(self.run, **self.who, state="current", message="", step=self.mirror.newest_step())
-        self.next_try, self.wait = time.monotonic() + SMALL_FILES_EVERY, None
+        self.next_try, self.wait = time.monotonic() + self.mirror.small_files_every, None
         return True
 
     def _wanted_folder(self) -> str | None:

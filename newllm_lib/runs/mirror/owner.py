@@ -32,7 +32,7 @@ class CopyOwner:
     """What `run` has to do with the copy in `copy`, which may not be there yet."""
 
     def __init__(self, run: Run, copy: Run):
-        self.run, self.copy, self._me = run, copy, _this_machine(run)
+        self.run, self.copy, self._me = run, copy, this_machine(run)
 
     @property
     def is_known(self) -> bool:
@@ -118,19 +118,28 @@ class CopyOwner:
         return self._me.items() <= record.items()
 
     def _record(self) -> dict | None:
-        found = self._records().get(str(self.copy.path.absolute()))
-        return found if isinstance(found, dict) and {"life", "continues"} <= set(found) else None
-
-    def _records(self) -> dict:
-        found = (read_mark(self.run.path) or {}).get("copies")
-        return found if isinstance(found, dict) else {}
+        return read_record(self.run, str(self.copy.path.absolute()))
 
     def _write_record(self, record: dict | None) -> None:
-        since, records = (read_mark(self.run.path) or {}).get("since"), self._records()
-        text = mark_text(
-            "run", self.run.name, since, copies=records | {str(self.copy.path.absolute()): record}
-        )
-        atomic_write_bytes(self.run.path / MARK, text.encode(), parents=False)
+        write_record(self.run, str(self.copy.path.absolute()), record)
+
+
+def read_record(run: Run, place: str) -> dict | None:
+    """What the run's own mark says of its copy in a place."""
+    found = _records(run).get(place)
+    return found if isinstance(found, dict) and {"life", "continues"} <= set(found) else None
+
+
+def write_record(run: Run, place: str, record: dict | None) -> None:
+    """Let the run's own mark say so."""
+    since, records = (read_mark(run.path) or {}).get("since"), _records(run)
+    text = mark_text("run", run.name, since, copies=records | {place: record})
+    atomic_write_bytes(run.path / MARK, text.encode(), parents=False)
+
+
+def _records(run: Run) -> dict:
+    found = (read_mark(run.path) or {}).get("copies")
+    return found if isinstance(found, dict) else {}
 
 
 def claim_copy(run: Run, folder: Path) -> str:
@@ -152,7 +161,8 @@ def _owner(copy: Path) -> dict:
     return owner if isinstance(owner, dict) else {}
 
 
-def _this_machine(run: Run) -> dict:
+def this_machine(run: Run) -> dict:
+    """A run's folder on one machine, since that last booted."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),

@@ -39,14 +39,15 @@ def bring_back(copy: Run, run: Run) -> None:
     """
     while True:
         mark = read_mark(copy.path)
-        _bring_all(copy, run)
+        bring_all(copy, run)
         if read_mark(copy.path) == mark:
             break
         say(f"Another session took {copy.path} while it was read: it is read again.")
     CopyOwner(run, copy).adopt()
 
 
-def _bring_all(copy: Run, run: Run) -> None:
+def bring_all(copy: Run, run: Run) -> None:
+    """As `bring_back`, of a copy that nobody changes meanwhile."""
     folders = [p for p in sorted(copy.path.iterdir()) if _is_part(p)]
     checkpoints = sorted((p for p in folders if p in copy.checkpoints()), key=checkpoint_step, reverse=True)
     ordered = [
@@ -72,7 +73,7 @@ def _bring_all(copy: Run, run: Run) -> None:
         progress.update(number + 1)
     if checkpoints and not run.checkpoints():
         if copy.checkpoints() != checkpoints[::-1]:  # whoever writes there dropped them, for newer ones
-            return _bring_all(copy, run)
+            return bring_all(copy, run)
         raise NewLLMError(f"No checkpoint in {copy.path} is undamaged: nothing can be continued from it.")
     for other in run.checkpoints() if checkpoints else ():  # of another session: a folder is of one
         if other.name not in {part.name for part in checkpoints}:

@@ -13,7 +13,7 @@ from newllm_lib.runs.atomic import atomic_write_bytes, may_wait
 from newllm_lib.runs.lock import INHERITED, is_held
 from newllm_lib.runs.ownership import read_json
 from newllm_lib.runs.processes import command_of, environment_of
-from newllm_lib.runs.run import Run
+from newllm_lib.runs.run import HUB, Run
 
 STATUS = "mirror.json"  # in the run's folder: what the process does
 LOCK = "mirror.lock"  # likewise: held by it
@@ -42,11 +42,12 @@ def start_mirror(run: Run, folder: Path | str) -> float:
     since = time.monotonic()  # one clock for all processes, and none that can be set
     with may_wait(run.path / START):
         atomic_write_bytes(run.path / START, repr(since).encode(), durable=False)
-    note(run, folder=str(Path(folder).absolute()), state="starting", message="", pid=None, began=since)
+    folder = str(folder if str(folder).startswith(HUB) else Path(folder).absolute())
+    note(run, folder=folder, state="starting", message="", pid=None, began=since)
     environment = environment_of()
     environment.pop(INHERITED, None)
     subprocess.Popen(
-        command_of(_MODULE, str(run.path.absolute()), str(Path(folder).absolute()), repr(since)),
+        command_of(_MODULE, str(run.path.absolute()), folder, repr(since)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -38,9 +38,12 @@ def _room(number: int, folder: Path) -> str:
 class Mirror:
     """Copies `run` to `folder/<its name>`, again and again; remembers what is there already."""
 
+    small_files_every = 30.0  # seconds: log and metrics grow all the time
+
     def __init__(self, run: Run, folder: Path | str):
         self.run, self.folder = run, Path(folder)
         self.target = Run(self.folder / run.name)
+        self.where = str(self.target.path)
         self.owner = CopyOwner(run, self.target)
         self._copied: dict[str, tuple | None] = {}  # name -> signature of what was copied
         self._elsewhere = self._is_another_disk()

@@ -24,8 +24,8 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.answers import some_pairs
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.training.base_needs import check_base_memory
 from newllm_lib.training.compile import dtype_of
-from newllm_lib.training.estimate import check_base_memory
 from newllm_lib.training.grpo.grpo_task import GRPOTask, HeldOutPrompts, in_words
 from newllm_lib.training.grpo.reward import load_reward
 from newllm_lib.training.trl.base import Base, check_window

@@ -18,8 +18,8 @@ from newllm_lib.evaluation.answers import health
 from newllm_lib.evaluation.preferences import clearly_better
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
+from newllm_lib.training.base_needs import check_base_memory
 from newllm_lib.training.compile import dtype_of
-from newllm_lib.training.estimate import check_base_memory
 from newllm_lib.training.preferences.card import write_card
 from newllm_lib.training.preferences.dpo_task import DPOTask
 from newllm_lib.training.preferences.kto_task import KTOTask

@@ -16,8 +16,9 @@ from newllm_lib.errors import UsageError
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training import report
+from newllm_lib.training.base_needs import base_hours, check_base_memory
 from newllm_lib.training.compile import dtype_of
-from newllm_lib.training.estimate import base_hours, check_base_memory
+from newllm_lib.training.memory.peak import release_memory
 from newllm_lib.training.samples import Samples, rows_of
 from newllm_lib.training.sft.card import verdict, write_card
 from newllm_lib.training.sft.rows import DialogueRows
@@ -105,6 +106,7 @@ def _finish(job: TrlRun, base: Base, held_out: HeldOut, description: str) -> Non
     """Measure best/ as its user will load it, write result and card, and judge."""
     recipe, run = job.recipe, job.run
     base.forget_model()
+    release_memory()
     model = load_model(run, "best", device=job.device.torch_device).model
     evaluations = [row for row in run.metrics() if "eval_loss" in row]
     before = {name.removeprefix("eval_"): value for name, value in evaluations[0].items()}

@@ -17,8 +17,8 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.generation.stateful import window
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, is_complete, staged_directory
+from newllm_lib.training.base_needs import BaseNeeds, base_needs
 from newllm_lib.training.compile import dtype_of
-from newllm_lib.training.estimate import BaseNeeds, base_needs
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -85,6 +85,9 @@ class Base:
         device = self.device.torch_device if recipe.load_in != "full" else None
         model = load_model(place, dtype=dtype, load_in=recipe.load_in, device=device).model
         if recipe.load_in != "full":
+            for layer in model.modules():
+                # on some processors bitsandbytes packs 4-bit weights anew, for products without a gradient
+                layer.support_avx512bf16_for_cpu = False
             _check_quantized(model, recipe)
         return _named(model, place if self.is_kept else recipe.base)
 
@@ -133,10 +136,6 @@ def _named(model, name: str):
 @torch.no_grad()
 def _check_quantized(model, recipe: Recipe) -> None:
     """Raise NewLLMError where bitsandbytes cannot compute with these weights on this device."""
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            # an evaluation would pack the weights of some processors anew, for products without a gradient
-            layer.support_avx512bf16_for_cpu = False
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except Exception as error:  # a device without kernels, or shapes that they do not take

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.data import hub as hub_module
-from newllm_lib.data.hub import Asked, HubUnreachable, explain
+from newllm_lib import hub as hub_module
 from newllm_lib.data.readers.hub import HubName, HubSource
 from newllm_lib.errors import NewLLMError
+from newllm_lib.hub import Asked, HubUnreachable, explain
 from tests.helpers.hub_process import hub_worker
 from tests.helpers.hub_server import HubServer
 from tests.helpers.texts import byte_level_bpe, dialogues, paragraphs, write_jsonl

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from newllm_lib.data.hub import Asked, patiently
+from newllm_lib.hub import Asked, patiently
 
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "recipe.yaml", "README.md")
 # The hub's own converter offers the weights of many a model as safetensors, in a pull request of its author.
