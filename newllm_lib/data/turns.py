@@ -70,7 +70,7 @@ def without_ends(text: str, notes: list[str]) -> str:
     """A text without the tokens that began or ended it for another tokenizer: they would be learned as
     letters.
     """
-    if match := _BEGUN.match(text):
+    if text[:1] in "<[ \n" and (match := _BEGUN.match(text)):
         notes.append(f"{match[0].strip()} at the beginning of a text: cut off, as a token that begins it")
         text = text[match.end() :]
     if ">" not in text[-3:] and "]" not in text[-3:]:
@@ -208,6 +208,9 @@ def _without_label(prompt: str, notes: list[str]) -> str:
 
 def _unlabelled(turns: list[Turn], notes: list[str]) -> list[Turn]:
     """Turns without the labels that stand in their texts, where each text says who speaks."""
+    first = next((turn.content for turn in turns if turn.role != "system"), None)
+    if not isinstance(first, str) or labelled_roles((first,)) is None:
+        return turns
     if not all(isinstance(turn.content, str) for turn in turns):
         return turns
     said = labelled_roles(str(turn.content) for turn in turns if turn.role != "system")
@@ -382,7 +385,8 @@ def dialogue_of(turns: Iterable[Turn], notes: Iterable[str] = (), name: str = "a
     for i, (role, content, learned) in enumerate(_unlabelled(turns, notes)):
         content = checked_turn(content, name)
         if role == "assistant":
-            content = checked_turn(without_ends(content, notes), name)
+            bare = without_ends(content, notes)
+            content = bare if bare is content else checked_turn(bare, name)
         messages.append(Message(role, content))
         if not learned:
             muted.append(i)
@@ -406,7 +410,8 @@ def checked_text(text: object, name: str) -> str:
         kind = EmptyRecord if is_empty(text) and not isinstance(text, list | dict) else BadRecord
         raise kind(f"{name} is of type {type(text).__name__}, not a string")
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError:
         raise BadRecord(
             f"{name} holds half of a surrogate pair (text cut in the middle of a character)"
