@@ -95,8 +95,8 @@ def _open(name: str, cache: Path) -> Source:
 
 
 def _copy(source: Source, wanted: dict[str, int], files: dict) -> dict[str, int]:
-    counts, tally = dict.fromkeys(SPLITS, 0), RowStats()
-    for split, record in read_splits(source, set(SPLITS), None, tally):
+    counts, stats = dict.fromkeys(SPLITS, 0), RowStats()
+    for split, record in read_splits(source, set(SPLITS), None, stats):
         if counts[split] < wanted[split]:
             counts[split] += 1
             files[split].write(json.dumps(_row(record), ensure_ascii=False) + "\n")

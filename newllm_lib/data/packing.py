@@ -200,13 +200,13 @@ def _pack_now(
     """`limits`: how many documents of a split are packed at most; of the training split those that `splits`
     chooses, of the others the first."""
     console.say(f"Packing {source.title} ({', '.join(entries)})")
-    encoder, tally = Encoder(tokenizer, answers_only), RowStats()
+    encoder, stats = Encoder(tokenizer, answers_only), RowStats()
     progress, done = console.Progress("packing", _text_size(source, set(entries)), "characters"), 0
     writers: dict[str, Writer] = {}
     try:
         for split, (entry, _) in entries.items():
             writers[split] = Writer(entry, encoder)
-        for split, record in read_splits(source, set(entries), limits["train"], tally):
+        for split, record in read_splits(source, set(entries), limits["train"], stats):
             most = limits[split] if split != "train" else None
             if most and writers[split].documents >= most:
                 continue
@@ -214,21 +214,21 @@ def _pack_now(
             progress.update(done)
         for split, (_, parts) in entries.items():
             if not writers[split].documents:
-                raise NewLLMError(_no_text(source, split, tally))
-            writers[split].finish(key=parts, skipped=tally.summary(), report=report_of(source, tally).plain())
+                raise NewLLMError(_no_text(source, split, stats))
+            writers[split].finish(key=parts, skipped=stats.summary(), report=report_of(source, stats).plain())
     finally:
         for writer in writers.values():
             writer.close()
-    if tally.summary():
-        console.say(f"  {tally.summary()}")
+    if stats.summary():
+        console.say(f"  {stats.summary()}")
     if encoder.foreign is not None and encoder.foreign.renderer.refused:
         console.say(f"  {encoder.foreign.renderer.summary()}")
     progress.close(f"packed {console.count(sum(writer.tokens for writer in writers.values()))} tokens")
 
 
-def report_of(source: Source, tally: RowStats) -> DataReport:
+def report_of(source: Source, stats: RowStats) -> DataReport:
     """What a pass over the source found."""
-    return DataReport(source.title, tally.files, source.unused, where_held_out(source))
+    return DataReport(source.title, stats.files, source.unused, where_held_out(source))
 
 
 def _text_size(source: Source, splits: set[str]) -> int | None:
@@ -239,11 +239,11 @@ def _text_size(source: Source, splits: set[str]) -> int | None:
     return sum(size for size in sizes if size) if all(sizes) else None
 
 
-def _no_text(source: Source, split: str, tally: RowStats) -> str:
-    if tally.held_out and (split == "train" or split not in source.splits):
+def _no_text(source: Source, split: str, stats: RowStats) -> str:
+    if stats.held_out and (split == "train" or split not in source.splits):
         own = " and ".join(sorted(source.splits - {"train"}))
         return (
-            f"{source.title}: {own} also has {tally.held_out:,} of the train records, none is left for "
+            f"{source.title}: {own} also has {stats.held_out:,} of the train records, none is left for "
             f"{split}: add others."
         )
     if split in source.splits:

@@ -113,32 +113,32 @@ def usual_name(column: str) -> str:
 
 def parse_rows(
     rows: Iterable[tuple[str, object]],
-    tally: RowStats,
+    stats: RowStats,
     parse: Callable[[Any], Any] = parse_row,
     describe: Callable[[tuple[str, ...]], tuple[str, list[str]]] | None = None,
 ) -> Iterator[Any]:
-    """What `parse` makes of (where, row) pairs; bad rows go to `tally`, rows without text are passed over.
+    """What `parse` makes of (where, row) pairs; bad rows go to `stats`, rows without text are passed over.
 
     Args:
         describe: what rows with these columns are taken for, and which of the columns `parse` reads; default:
             as the schema that reads them says.
     """
-    file = tally.file
+    file = stats.file
     kinds: Counter[Any] = Counter()
     roles: Counter[tuple[str, ...]] = Counter()
     try:
         for where, row in rows:
             if isinstance(row, ValueError):
-                tally.reject(str(row), where)
+                stats.reject(str(row), where)
                 continue
             row = _unnested(row, file)
             try:
                 record = parse(row)
             except BadRecord as reason:
-                tally.leave_out(reason, where)
+                stats.leave_out(reason, where)
                 continue
             if record is not None:
-                tally.accept()
+                stats.accept()
                 if record.notes:
                     file.notes.update(record.notes)
                 texts = split_at_markers(record.text) if isinstance(record, Record) and record.text else ()

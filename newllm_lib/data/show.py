@@ -132,11 +132,11 @@ def look(recipe: Recipe, count: int = 3, cache_dir: str | Path | None = None) ->
     Raises:
         NewLLMError: as `prepare`.
     """
-    cache, tally = cache_root(cache_dir), RowStats()
+    cache, stats = cache_root(cache_dir), RowStats()
     source = open_for_training(recipe, cache)
     check_train(source, {"train"})
     tokenizer = load_tokenizer(recipe, source, cache)
-    records = read_splits(source, {"train"}, recipe.max_samples, tally)
+    records = read_splits(source, {"train"}, recipe.max_samples, stats)
     first = [record for _, record in itertools.islice(records, max(count, LOOKED_AT))]
     if not first:
         raise NewLLMError(f"{source.title}: the train split holds no text. Give it some, or name other data.")
@@ -148,7 +148,7 @@ def look(recipe: Recipe, count: int = 3, cache_dir: str | Path | None = None) ->
     mask = np.ones(len(encoded.ids), dtype=np.uint8) if encoded.mask is None else encoded.mask
     spans = list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
     return DataSample(
-        report=report_of(source, tally),
+        report=report_of(source, stats),
         records=[_shown(tokenizer, encoded.ids[a:b], mask[a:b]) for a, b in spans[:count]],
         lengths=[b - a for a, b in spans],
         window=recipe.max_seq_length,
@@ -184,17 +184,17 @@ class Checked:
 
 def check(recipe: Recipe, cache_dir: str | Path | None = None) -> Checked:
     """Read all of a recipe's data once, as training will, without making anything of it."""
-    tally = RowStats()
+    stats = RowStats()
     records, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     report, problem = DataReport(str(recipe.data_dir or recipe.data)), ""
     try:
         source = open_for_training(recipe, cache_root(cache_dir))
-        report = DataReport(source.title, tally.files, source.unused)
+        report = DataReport(source.title, stats.files, source.unused)
         check_train(source, set(SPLITS))
-        for split, record in read_splits(source, set(SPLITS), recipe.max_samples, tally):
+        for split, record in read_splits(source, set(SPLITS), recipe.max_samples, stats):
             records[split] += not record.continues
             characters[split] += _size(record)
-        report = report_of(source, tally)
+        report = report_of(source, stats)
         empty = [split for split in SPLITS if not records[split]]
         if empty:
             left = " and ".join(empty)

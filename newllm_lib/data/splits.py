@@ -139,7 +139,7 @@ def split_of(digest: bytes, made: Iterable[str]) -> str:
 
 
 def read_splits(
-    source: Source, wanted: set[str], max_samples: int | None, tally: RowStats
+    source: Source, wanted: set[str], max_samples: int | None, stats: RowStats
 ) -> Iterator[tuple[str, Record]]:
     """(split, record) of the wanted splits. The source's training split is read once, whatever is made from
     it; the first time with `max_samples` it is read once more before, for the hashes.
@@ -153,7 +153,7 @@ def read_splits(
         chosen, takes = None, True
         if max_samples and "train" in wanted:
             chosen = _First(max_samples) if source.in_order else _smallest(max_samples, source)
-        for split, record, digest in _dealt_out(source, tally, bool(chosen)):
+        for split, record, digest in _dealt_out(source, stats, bool(chosen)):
             if split in wanted:
                 if split == "train" and chosen is not None and not record.continues:
                     takes = chosen.takes(digest)
@@ -162,30 +162,30 @@ def read_splits(
             if isinstance(chosen, _First) and not chosen.room and wanted == {"train"}:
                 return
     for split in sorted(wanted & source.splits - {"train"}):
-        for record in source.records(split, tally):
+        for record in source.records(split, stats):
             yield split, record
 
 
 def _dealt_out(
-    source: Source, tally: RowStats, with_digests: bool = False
+    source: Source, stats: RowStats, with_digests: bool = False
 ) -> Iterator[tuple[str, Record, bytes]]:
     """(split, record, its digest) of the training split's records; of a document in pieces, all in one split.
     Without what the source holds out itself; of a user's files, without repetitions in what is made."""
     made, held, plan = derived_splits(source), source_held_out(source), plan_of(source)
     seen: set[bytes] = set()
     split, digest, at = "", b"", 0
-    for record in source.records("train", tally):
+    for record in source.records("train", stats):
         if not record.continues:
             digest = record.digest() if made or with_digests or held else b""
             split = "" if digest in held else plan.ranked.get(digest, "train")
-            tally.held_out += not split
+            stats.held_out += not split
             if split and plan.how == "hash":
                 split = split_of(digest, made)
             if source.own and split in made:
                 repeated = digest in seen
                 seen.add(digest)
                 if repeated:
-                    tally.file.notes["a repetition in validation or test, where equal ones count once"] += 1
+                    stats.file.notes["a repetition in validation or test, where equal ones count once"] += 1
                     split = ""
         if split and plan.how == "position":
             for name, piece in _cut(plan, at, record):

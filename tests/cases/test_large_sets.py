@@ -70,7 +70,7 @@ def read(recipe, place: Path, cache: Path, how: str) -> tuple[list, FileReport]:
             starts = np.flatnonzero(window.ids[:-1] == data.tokenizer.bos_token_id)
             parts.append(_Part(window.ids, starts, window.loss_mask))
         report = FileReport()
-        for counts in data.train.tally.files.values():
+        for counts in data.train.stats.files.values():
             report.add(counts)
     else:
         parts.append(data.train)

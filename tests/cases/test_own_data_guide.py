@@ -29,11 +29,11 @@ def test_the_examples_become_what_the_page_says(tmp_path, name, content, count, 
     (tmp_path / name).write_text(content, encoding="utf-8")
     source = FolderSource(tmp_path, {"train": [tmp_path / name]})
     if what == "pairs":
-        tally = RowStats(PAIRS)
-        found = list(parse_rows(source.rows("train"), tally, parse_pair))
+        stats = RowStats(PAIRS)
+        found = list(parse_rows(source.rows("train"), stats, parse_pair))
     else:
-        tally = RowStats()
-        found = list(source.records("train", tally))
+        stats = RowStats()
+        found = list(source.records("train", stats))
         assert all((record.text is None) == (what == "dialogues") for record in found)
-    assert len(found) == int(count) and not tally.bad
-    assert list(tally.file.unread) == ([unread] if unread else [])
+    assert len(found) == int(count) and not stats.bad
+    assert list(stats.file.unread) == ([unread] if unread else [])

@@ -201,15 +201,15 @@ def test_data_without_answers_is_said_in_one_line(tmp_path, recipe, cache):
 
 
 def records_of(path):
-    tally = RowStats()
-    return list(read_file(path, tally)), tally
+    stats = RowStats()
+    return list(read_file(path, stats)), stats
 
 
 def test_text_files_of_utterances(tmp_path):
     (tmp_path / "train.txt").write_text("a __eou__ b __eou__\r\n\nno end\nc __eou__ d __eou__ e __eou__")
-    records, tally = records_of(tmp_path / "train.txt")
+    records, stats = records_of(tmp_path / "train.txt")
     assert [[m.content for m in r.messages] for r in records] == [["a", "b"], ["c", "d", "e"]]
-    assert tally.reasons == {"a line that does not end in __eou__": 1} and tally.first_at.endswith("line 3")
+    assert stats.reasons == {"a line that does not end in __eou__": 1} and stats.first_at.endswith("line 3")
 
 
 def test_packed_json_lines(tmp_path, recipe, cache):
@@ -228,17 +228,17 @@ def test_packed_json_lines(tmp_path, recipe, cache):
 
 def test_real_dailydialog(test_data, tmp_path):
     text = (test_data / "dailydialog.validation.txt").read_text(encoding="utf-8")
-    records, tally = records_of(test_data / "dailydialog.validation.txt")
-    assert len(records) == 1000 and tally.bad == 0
+    records, stats = records_of(test_data / "dailydialog.validation.txt")
+    assert len(records) == 1000 and stats.bad == 0
     assert sum(len(r.messages) for r in records) == text.count("__eou__")
     words = [w for r in records for m in r.messages for w in m.content.split()]
     assert words == text.replace("__eou__", " ").split()
 
 
 def test_real_code_alpaca(test_data):
-    records, tally = records_of(test_data / "code_alpaca_2k.json")
+    records, stats = records_of(test_data / "code_alpaca_2k.json")
     rows = json.loads((test_data / "code_alpaca_2k.json").read_text(encoding="utf-8"))
-    assert len(records) + tally.bad == len(rows) and len(records) > 0.99 * len(rows)
+    assert len(records) + stats.bad == len(rows) and len(records) > 0.99 * len(rows)
     assert {tuple(m.role for m in r.messages) for r in records} == {("user", "assistant")}
     answers = [row["output"] for row in rows if row["output"].strip()]
     assert [r.messages[1].content for r in records] == answers
@@ -246,10 +246,10 @@ def test_real_code_alpaca(test_data):
 
 def test_real_hh_rlhf(test_data):
     path = test_data / "hh-rlhf.harmless.first-half.jsonl.gz"
-    records, tally = records_of(path)
+    records, stats = records_of(path)
     rows = [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
-    assert len(records) + tally.bad == len(rows) == 1156 and len(records) > 0.97 * len(rows)
+    assert len(records) + stats.bad == len(rows) == 1156 and len(records) > 0.97 * len(rows)
     labels = sum(row["chosen"].count("\n\nHuman:") + row["chosen"].count("\n\nAssistant:") for row in rows)
     turns = sum(len(r.messages) for r in records)
-    assert turns <= labels and (tally.bad or turns == labels)
+    assert turns <= labels and (stats.bad or turns == labels)
     assert {r.messages[0].role for r in records} == {"user"}

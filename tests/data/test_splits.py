@@ -75,13 +75,13 @@ def test_a_split_of_the_source_stays_what_it_is(tmp_path):
 def test_training_records_that_a_split_of_the_source_holds_too_are_not_trained_on(tmp_path):
     texts = paragraphs(500)
     folder = source(source(tmp_path, texts + texts[:3]), [*texts[:20], "new"], "test")
-    tally, found = RowStats(), {split: [] for split in ALL}
-    for split, record in read_splits(FolderSource(folder), ALL, None, tally):
+    stats, found = RowStats(), {split: [] for split in ALL}
+    for split, record in read_splits(FolderSource(folder), ALL, None, stats):
         found[split].append(record.text)
     assert found["test"] == [*texts[:20], "new"] and sorted(found["train"] + found["validation"]) == sorted(
         texts[20:]
     )
-    assert tally.held_out == 23 and "23 records not trained on" in tally.summary() and not tally.bad
+    assert stats.held_out == 23 and "23 records not trained on" in stats.summary() and not stats.bad
     few = split_texts(folder, {"train"}, 30)["train"]
     assert len(few) == 30 and set(few) <= set(found["train"])
 
@@ -168,12 +168,12 @@ def test_pieces_of_one_document_stay_together(tmp_path, monkeypatch):
 
 def test_what_is_repeated_is_held_out_once_and_said(tmp_path):
     texts = [line for text in paragraphs(300) for line in (text, "###\n")]
-    tally, found = RowStats(), []
+    stats, found = RowStats(), []
     write_jsonl(tmp_path / "train.jsonl", [{"text": t} for t in texts])
-    for split, record in read_splits(FolderSource(tmp_path), ALL, None, tally):
+    for split, record in read_splits(FolderSource(tmp_path), ALL, None, stats):
         found.append((split, record.text))
     assert found.count(("test", "###\n")) == 1 and ("train", "###\n") not in found
-    assert list(tally.file.notes.values()) == [299]
+    assert list(stats.file.notes.values()) == [299]
 
 
 def test_few_dialogues_are_dealt_out_too(tmp_path):

@@ -44,7 +44,7 @@ class Preferences(Generic[Row]):
     title: str
     train: list[Row]
     evaluation: list[Row]
-    tally: RowStats
+    stats: RowStats
     unit: str = "pairs"
 
     @property
@@ -57,12 +57,12 @@ class Preferences(Generic[Row]):
     @property
     def report(self) -> DataReport:
         """What the rows were taken for."""
-        return DataReport(self.title, self.tally.files)
+        return DataReport(self.title, self.stats.files)
 
     def description(self) -> str:
         groups = len({p.group for p in self.evaluation if p.group})
         about = f" about {groups} things that training never mentions" if groups else ""
-        left_out = self.tally.summary()
+        left_out = self.stats.summary()
         return (
             f"{self.title}: {len(self.train):,} {self.unit} to train on, {len(self.evaluation):,} held out"
             + about
@@ -77,15 +77,15 @@ def load_prompts(recipe: Recipe) -> Preferences[Prompt]:
         UsageError: no such source.
         NewLLMError: it cannot be read, or holds no prompts.
     """
-    tally = RowStats(PROMPT_KIND)
+    stats = RowStats(PROMPT_KIND)
     if recipe.data_dir is None and recipe.data == MADE_HERE:
         title, rows = "Japanese questions made here", [prompt_of_pair(p) for p in generate(seed=recipe.seed)]
-        tally.good = len(rows)
+        stats.good = len(rows)
     else:
         source = _open(recipe)
-        title, rows = source.title, _rows(source, tally, parse_prompt, columns_of_prompts)
-        tally.finish()
-    return _divided(recipe, title, rows, tally, "prompts")
+        title, rows = source.title, _rows(source, stats, parse_prompt, columns_of_prompts)
+        stats.finish()
+    return _divided(recipe, title, rows, stats, "prompts")
 
 
 def load_preferences(recipe: Recipe) -> Preferences[Pair]:
@@ -95,22 +95,22 @@ def load_preferences(recipe: Recipe) -> Preferences[Pair]:
         UsageError: no such source.
         NewLLMError: it cannot be read, or holds no pairs.
     """
-    tally = RowStats(PAIRS)
+    stats = RowStats(PAIRS)
     if recipe.data_dir is None and recipe.data == MADE_HERE:
         title, pairs = "Japanese pairs made here", generate(seed=recipe.seed)
-        tally.good = len(pairs)
+        stats.good = len(pairs)
     else:
         source = _open(recipe)
-        title, pairs = source.title, _read(source, tally, singles=recipe.task == "kto")
-        tally.finish()
-    return _divided(recipe, title, pairs, tally, "pairs", _across)
+        title, pairs = source.title, _read(source, stats, singles=recipe.task == "kto")
+        stats.finish()
+    return _divided(recipe, title, pairs, stats, "pairs", _across)
 
 
 def _divided(
     recipe: Recipe,
     title: str,
     rows: list[Row],
-    tally: RowStats,
+    stats: RowStats,
     unit: str,
     evaluated: Callable[[list[Row]], list[Row]] = list,
 ) -> Preferences[Row]:
@@ -120,14 +120,14 @@ def _divided(
         evaluated: what is made of those that are held out.
     """
     if not rows:
-        raise NewLLMError(f"There are no {tally.kind.plural} in the data: each row needs {tally.kind.needs}.")
-    train, evaluation = _apart(rows, tally)
+        raise NewLLMError(f"There are no {stats.kind.plural} in the data: each row needs {stats.kind.needs}.")
+    train, evaluation = _apart(rows, stats)
     train = _smallest(train, recipe.max_samples)
     evaluation = _smallest(evaluated(evaluation), recipe.eval_pairs)
     for split, name in ((train, "to train on"), (evaluation, "to hold out")):
         if not split:
             raise NewLLMError(f"{title}: no {unit} are left {name}. Give more, with different prompts.")
-    return Preferences(title, train, evaluation, tally, unit)
+    return Preferences(title, train, evaluation, stats, unit)
 
 
 def _open(recipe: Recipe) -> Source:
@@ -150,7 +150,7 @@ def _open(recipe: Recipe) -> Source:
     return open_with("HubSource", name, cache_root(), or_newest=True, split_names=_SPLIT_NAMES)
 
 
-def _read(source: Source, tally: RowStats, singles: bool) -> list[Pair]:
+def _read(source: Source, stats: RowStats, singles: bool) -> list[Pair]:
     """All pairs.
 
     Args:
@@ -159,12 +159,12 @@ def _read(source: Source, tally: RowStats, singles: bool) -> list[Pair]:
 
     def whole(rows: list) -> list[Pair]:
         judged = [row for row in rows if isinstance(row, Judged)]
-        return [row for row in rows if isinstance(row, Pair)] + _paired(judged, tally, singles)
+        return [row for row in rows if isinstance(row, Pair)] + _paired(judged, stats, singles)
 
-    return _rows(source, tally, parse_pair, columns_of_pairs, whole)
+    return _rows(source, stats, parse_pair, columns_of_pairs, whole)
 
 
-def _rows(source: Source, tally: RowStats, parse, describe, whole: Callable[[list], list] = list) -> list:
+def _rows(source: Source, stats: RowStats, parse, describe, whole: Callable[[list], list] = list) -> list:
     """All rows, with the split where the source has one: those that are not for training are for evaluation.
     One split alone is divided later.
 
@@ -176,13 +176,13 @@ def _rows(source: Source, tally: RowStats, parse, describe, whole: Callable[[lis
     )
     found: list = []
     for split in source.splits:
-        tally.begin(f"{source.title} {split}", split)
-        rows = whole(list(parse_rows(source.rows(split), tally, parse, describe)))
+        stats.begin(f"{source.title} {split}", split)
+        rows = whole(list(parse_rows(source.rows(split), stats, parse, describe)))
         found += [row._replace(split=named.get(split, row.split)) for row in rows]
     return found
 
 
-def _paired(judged: list[Judged], tally: RowStats, singles: bool) -> list[Pair]:
+def _paired(judged: list[Judged], stats: RowStats, singles: bool) -> list[Pair]:
     """Pairs of the good and the bad answers to one prompt, in their order; the others are counted, or taken
     as pairs with one side."""
     halves: dict[tuple, tuple[list[Pair], list[Pair]]] = {}
@@ -199,13 +199,13 @@ def _paired(judged: list[Judged], tally: RowStats, singles: bool) -> list[Pair]:
             pairs += goods[len(bads) :]
             pairs += [bad._replace(chosen="", rejected=bad.chosen) for bad in bads[len(goods) :]]
         return pairs
-    tally.good -= len(judged) - len(pairs)
+    stats.good -= len(judged) - len(pairs)
     why = "a single answer, with no other to its prompt that is judged otherwise"
-    tally.reject(why, count=len(judged) - 2 * len(pairs))
+    stats.reject(why, count=len(judged) - 2 * len(pairs))
     return pairs
 
 
-def _apart(pairs: list[Row], tally: RowStats) -> tuple[list[Row], list[Row]]:
+def _apart(pairs: list[Row], stats: RowStats) -> tuple[list[Row], list[Row]]:
     """Pairs to train on and to hold out: as the source says, else by a hash of what is asked."""
     if not any(pair.split == "evaluation" for pair in pairs):
         keys: list[float] = sorted({_position(pair.key()) for pair in pairs})
@@ -214,12 +214,12 @@ def _apart(pairs: list[Row], tally: RowStats) -> tuple[list[Row], list[Row]]:
         pairs = [
             pair._replace(split="evaluation" if _position(pair.key()) <= share else "train") for pair in pairs
         ]
-    evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], tally)
+    evaluation = _once([pair for pair in pairs if pair.split == "evaluation"], stats)
     held_out = {pair.key() for pair in evaluation}
     train = [pair for pair in pairs if pair.split != "evaluation"]
     kept = [pair for pair in train if pair.key() not in held_out]
-    tally.reject("held out under the same prompt", count=len(train) - len(kept))
-    return _once(kept, tally), evaluation
+    stats.reject("held out under the same prompt", count=len(train) - len(kept))
+    return _once(kept, stats), evaluation
 
 
 def _across(pairs: list[Pair]) -> list[Pair]:
@@ -234,10 +234,10 @@ def _across(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.chosen and pair.rejected] + crossed
 
 
-def _once(pairs: list[Row], tally: RowStats) -> list[Row]:
+def _once(pairs: list[Row], stats: RowStats) -> list[Row]:
     """Without repetitions."""
     kept = list({pair.identity(): pair for pair in pairs}.values())
-    tally.reject("a repetition", count=len(pairs) - len(kept))
+    stats.reject("a repetition", count=len(pairs) - len(kept))
     return kept
 
 

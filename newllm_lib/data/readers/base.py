@@ -186,11 +186,11 @@ class Source(abc.ABC):
             columns: those that are needed, where a file keeps its columns apart; default: all.
         """
 
-    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
-        """The split's records in order; bad rows count in `tally`, which raises if there are too many."""
-        tally.begin(f"{self.title} {split}", split)
-        yield from parse_rows(self.rows(split, COLUMNS), tally, self.parse)
-        tally.finish()
+    def records(self, split: str, stats: RowStats) -> Iterator[Record]:
+        """The split's records in order; bad rows count in `stats`, which raises if there are too many."""
+        stats.begin(f"{self.title} {split}", split)
+        yield from parse_rows(self.rows(split, COLUMNS), stats, self.parse)
+        stats.finish()
 
     def size(self, split: str) -> int | None:
         """About how many bytes of text the split holds, for progress; None if unknown."""

@@ -98,18 +98,18 @@ class FolderSource(Source):
         for path in self._paths[split]:
             yield from read_table(path, columns, self._how(path)[0].encoding)
 
-    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
+    def records(self, split: str, stats: RowStats) -> Iterator[Record]:
         for number, path in enumerate(self._paths[split]):
             reading, parting = self._how(path)
-            tally.begin(
+            stats.begin(
                 path.name,
                 split,
                 number=number,
                 bytes=path.stat().st_size,
                 encoding=in_words(reading.encoding) if reading.encoding else "",
             )
-            yield from read_file(path, tally, reading, parting)
-        tally.finish()
+            yield from read_file(path, stats, reading, parting)
+        stats.finish()
 
     def files(self, split: str) -> list[DataFile] | None:
         for path in self._paths[split]:
@@ -155,9 +155,9 @@ class LocalReader:
 
 
 def read_file(
-    path: Path, tally: RowStats, reading: Reading = PLAIN, parting: Parting | None = None
+    path: Path, stats: RowStats, reading: Reading = PLAIN, parting: Parting | None = None
 ) -> Iterator[Record]:
-    """The records of one file; bad rows go to `tally`.
+    """The records of one file; bad rows go to `stats`.
 
     Args:
         parting: of plain text; default: as `parting_of` finds it.
@@ -166,23 +166,23 @@ def read_file(
         NewLLMError: the file cannot be read at all.
     """
     if kind_of(path) not in TEXT:
-        rows = read_table(path, COLUMNS, reading.encoding, tally.file.notes)
+        rows = read_table(path, COLUMNS, reading.encoding, stats.file.notes)
         if kind_of(path) == ".parquet":
             with open_parquet(path) as file:
-                tally.file.unread.update(columns_beside(file, COLUMNS))
-        yield from parse_rows(rows, tally)
+                stats.file.unread.update(columns_beside(file, COLUMNS))
+        yield from parse_rows(rows, stats)
     elif parting is None and _holds_utterances(path, reading):
-        yield from parse_rows(_read_utterances(path, reading.encoding), tally)
+        yield from parse_rows(_read_utterances(path, reading.encoding), stats)
     else:
         parting = parting or parting_of(path, reading)
-        tally.file.documents = parting.words
+        stats.file.documents = parting.words
         documents = read_text(path, reading, parting)
         if parting.dialogues:
-            yield from parse_rows(((str(path), {"text": document.text}) for document in documents), tally)
+            yield from parse_rows(((str(path), {"text": document.text}) for document in documents), stats)
             return
         for document in documents:
             if not document.continues:
-                tally.accept()
+                stats.accept()
             yield document
 
 

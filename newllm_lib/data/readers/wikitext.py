@@ -16,12 +16,12 @@ class WikiTextSource(HubSource):
 
     layout = "article lines"
 
-    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
-        tally.begin(f"{self.title} {split}", split, documents="a document an article")
+    def records(self, split: str, stats: RowStats) -> Iterator[Record]:
+        stats.begin(f"{self.title} {split}", split, documents="a document an article")
         for article in group_lines(self._lines(split), "articles"):
-            tally.accept()
+            stats.accept()
             yield Record(article)
-        tally.finish()
+        stats.finish()
 
     def files(self, split: str) -> list[DataFile] | None:
         return None  # an article may begin in one piece and end in the next

@@ -70,18 +70,18 @@ def make(job: Job, number: int, fetched: bytes | None = None) -> dict:
 
 
 def _pack(job: Job, number: int, fetched: bytes | None) -> None:
-    tally = RowStats(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
-    tally.begin(job.segments[number].place.rsplit("/", 1)[-1], "train")
+    stats = RowStats(hopeless=sys.maxsize)  # how many are too many is decided for all segments together
+    stats.begin(job.segments[number].place.rsplit("/", 1)[-1], "train")
     writer = Writer(job.entry(number), job.encoder)
     try:
-        rows = read_rows(job.segments[number], job.reader, fetched, file=tally.file)
-        for record in parse_rows(rows, tally, job.parse):
+        rows = read_rows(job.segments[number], job.reader, fetched, file=stats.file)
+        for record in parse_rows(rows, stats, job.parse):
             digest = record.digest() if job.made or job.held_out else b""
             if digest in job.held_out:
-                tally.held_out += 1
+                stats.held_out += 1
             elif split_of(digest, job.made) == "train":
                 writer.add(record)
-        writer.finish(key=job.key, skipped=tally.summary(), tally=tally.counts())
+        writer.finish(key=job.key, skipped=stats.summary(), tally=stats.counts())
     finally:
         writer.close()
 

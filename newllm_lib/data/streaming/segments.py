@@ -136,16 +136,16 @@ class LargeSource(Source):
         for segment in self.sample(split):
             yield from read_rows(segment, reader, columns=columns)
 
-    def records(self, split: str, tally: RowStats) -> Iterator[Record]:
+    def records(self, split: str, stats: RowStats) -> Iterator[Record]:
         """As `Source.records`; what is noted stands under the sample's name, not its files'."""
         if not self.sample(split):
-            yield from self.source.records(split, tally)
+            yield from self.source.records(split, stats)
             return
-        tally.begin(f"{self.title} {split}", split)
-        reader, file = self.reader(), tally.file
+        stats.begin(f"{self.title} {split}", split)
+        reader, file = self.reader(), stats.file
         rows = (row for segment in self.sample(split) for row in read_rows(segment, reader, file=file))
-        yield from parse_rows(rows, tally, self.parse)
-        tally.finish()
+        yield from parse_rows(rows, stats, self.parse)
+        stats.finish()
 
     def reader(self) -> FileReader:
         return self.source.reader()

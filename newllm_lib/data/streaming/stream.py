@@ -122,7 +122,7 @@ class StreamedSplit:
         )
         self.title, self.max_samples, self.seed = source.title, recipe.max_samples, recipe.seed
         self.pool = SegmentPool(self.job, leads=leads)
-        self.tally = RowStats()
+        self.stats = RowStats()
         known = known or {"declared": 0, "segments": [], "last": None}
         self.tokens: int = known["declared"]  # declared: of one pass
         self.counts = [Counts(*pair) for pair in known["segments"]]  # of the first segments
@@ -184,7 +184,7 @@ class StreamedSplit:
     @property
     def report(self) -> DataReport:
         """What the segments that were counted so far were taken for."""
-        return DataReport(self.title, self.tally.files)
+        return DataReport(self.title, self.stats.files)
 
     def state(self) -> dict:
         """All that is needed to go on, on another machine too."""
@@ -292,12 +292,12 @@ class StreamedSplit:
             self.last = number + 1
         starts = np.append(packed.document_starts, packed.tokens - 1)
         self.counts.append(Counts(int(starts[documents]), documents))
-        self.tally.add(json.loads((packed.path / META).read_text(encoding="utf-8"))["tally"])
+        self.stats.add(json.loads((packed.path / META).read_text(encoding="utf-8"))["tally"])
         window_ends = number + 1 == FIRST or (number + 1 - FIRST) % WINDOW == 0
         if window_ends or self.last:
-            self.tally.finish()
-        if self.tally.summary() and (number + 1 == FIRST or self.last):
-            console.say(f"  {self.tally.summary()}")
+            self.stats.finish()
+        if self.stats.summary() and (number + 1 == FIRST or self.last):
+            console.say(f"  {self.stats.summary()}")
 
     def _open(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens and mask of a segment's part in a pass, with the closing <|endoftext|>."""

@@ -88,8 +88,8 @@ def test_an_empty_train_file(tmp_path, recipe, cache, name):
 
 
 def rows_of(path) -> tuple[list[Record], RowStats]:
-    tally = RowStats()
-    return list(read_file(path, tally)), tally
+    stats = RowStats()
+    return list(read_file(path, stats)), stats
 
 
 def write_rows(tmp_path, kind: str, rows: list):
@@ -109,8 +109,8 @@ def write_rows(tmp_path, kind: str, rows: list):
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
 def test_rows_of_text(tmp_path, kind):
     texts = paragraphs(50) + ["line\nbreaks\r\n", "<|end|>", "\x00", "  "]
-    records, tally = rows_of(write_rows(tmp_path, kind, [{"text": t, "id": i} for i, t in enumerate(texts)]))
-    assert [r.text for r in records] == texts and tally.bad == 0
+    records, stats = rows_of(write_rows(tmp_path, kind, [{"text": t, "id": i} for i, t in enumerate(texts)]))
+    assert [r.text for r in records] == texts and stats.bad == 0
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
@@ -172,10 +172,10 @@ def test_a_wrong_schema_names_the_first_row_and_the_right_one(tmp_path):
         assert any(where in str(error.value) for where in ("line 1:", "record 1:", "row 1:"))
 
 
-def _source_records(place, tally=None):
+def _source_records(place, stats=None):
     from newllm_lib.data.readers.folder import FolderSource
 
-    return FolderSource(place).records("train", tally or RowStats())
+    return FolderSource(place).records("train", stats or RowStats())
 
 
 BAD_ROWS = [
@@ -198,12 +198,12 @@ def test_a_few_bad_rows_are_skipped_and_counted(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", BAD_ROWS + [{"text": t} for t in paragraphs(400)])
     with open(path, "a") as file:
         file.write('{"text": "half of a pair \\ud800"}\n{"text": "cut o')
-    tally = RowStats()
-    assert len(list(_source_records(tmp_path, tally))) == 400
-    assert tally.bad == len(BAD_ROWS) + 2
-    summary = tally.summary()
+    stats = RowStats()
+    assert len(list(_source_records(tmp_path, stats))) == 400
+    assert stats.bad == len(BAD_ROWS) + 2
+    summary = stats.summary()
     assert "14 rows skipped" in summary and "train.jsonl, line 1" in summary
-    assert tally.reasons["not valid JSON"] == 1
+    assert stats.reasons["not valid JSON"] == 1
 
 
 def test_too_many_bad_rows_stop(tmp_path):

@@ -205,9 +205,9 @@ def test_a_torn_table_is_an_error_and_a_ragged_line_a_bad_row(tmp_path):
     with pytest.raises(NewLLMError, match=r"cannot be read as a table after line 2 .*doubled"):
         texts_of(tmp_path)
     (tmp_path / "train.csv").write_text("text,n\n" + "one,1\n" * 40 + "two, three,3\n")
-    tally = RowStats()
-    assert len(list(FolderSource(tmp_path).records("train", tally))) == 40
-    assert tally.reasons == {"3 values below a header of 2 columns": 1}
+    stats = RowStats()
+    assert len(list(FolderSource(tmp_path).records("train", stats))) == 40
+    assert stats.reasons == {"3 values below a header of 2 columns": 1}
 
 
 @pytest.mark.parametrize("spelled", ["json", "python"])
@@ -246,9 +246,9 @@ def test_rows_in_another_shape(tmp_path, content):
 
 def test_rows_one_level_down_are_said_and_one_row_is_one_row(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"i": 1, "row": {"text": "one"}}])
-    tally = RowStats()
-    assert [r.text for r in FolderSource(tmp_path).records("train", tally)] == ["one"]
-    assert tally.file.notes == {"rows lie one level down, in row": 1}
+    stats = RowStats()
+    assert [r.text for r in FolderSource(tmp_path).records("train", stats)] == ["one"]
+    assert stats.file.notes == {"rows lie one level down, in row": 1}
     (tmp_path / "train.jsonl").unlink()
     (tmp_path / "train.json").write_text('{"messages": [{"role": "user", "content": "a"}], "id": [1]}')
     (record,) = FolderSource(tmp_path).records("train", RowStats())
@@ -262,9 +262,9 @@ def test_columns_of_parquet_that_are_not_read_are_named(tmp_path):
     rows = [{"text": f"one {i}", "notes": "x" if i < 2 else None, "empty": None} for i in range(5)]
     table = pyarrow.Table.from_pylist(rows)
     parquet.write_table(table, tmp_path / "train.parquet", row_group_size=2)
-    tally = RowStats()
-    list(FolderSource(tmp_path).records("train", tally))
-    assert tally.file.unread == {"notes": 2}
+    stats = RowStats()
+    list(FolderSource(tmp_path).records("train", stats))
+    assert stats.file.unread == {"notes": 2}
 
 
 STORIES = ["A first story.\nIt has two lines.\n", "A second.\n\nWith a blank line.\n", "A third.\n"]
@@ -308,8 +308,8 @@ def test_a_marker_after_the_first_mebibyte_and_one_between_two_pieces(tmp_path, 
     monkeypatch.setattr("newllm_lib.data.readers.textfiles.LONGEST", 100)
     story = "word " * 300
     (tmp_path / "train.txt").write_text(f"{story}<|endoftext|>{story}")
-    records = list(FolderSource(tmp_path).records("train", tally := RowStats()))
-    assert "".join(r.text for r in records) == story * 2 and tally.good == 2
+    records = list(FolderSource(tmp_path).records("train", stats := RowStats()))
+    assert "".join(r.text for r in records) == story * 2 and stats.good == 2
     assert [r.continues for r in records].count(False) == 2 and max(len(r.text) for r in records) <= 140
 
 
@@ -319,13 +319,13 @@ def test_a_marker_after_the_first_mebibyte_and_one_between_two_pieces(tmp_path, 
 )
 def test_documents_as_they_are_asked_for(tmp_path, asked, count):
     (tmp_path / "train.txt").write_text("one\n###\ntwo\ntwo b\n\n###\n\nthree\n")
-    tally = RowStats()
-    found = list(FolderSource(tmp_path, reading=Reading(documents=asked)).records("train", tally))
+    stats = RowStats()
+    found = list(FolderSource(tmp_path, reading=Reading(documents=asked)).records("train", stats))
     if asked == "separator":
         assert [r.text.strip() for r in found] == ["one", "two\ntwo b", "three"]
     elif asked != "auto":
         assert len(found) == count
-    assert tally.file.documents
+    assert stats.file.documents
 
 
 def test_separators_that_are_not_there_are_asked_for(tmp_path):

@@ -57,9 +57,9 @@ def test_a_line_longer_than_the_first_extra_piece_is_whole(tmp_path, monkeypatch
 def test_bytes_that_are_not_utf8_are_a_bad_row_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{"text": "b"}\n')
     (segment,) = cut([DataFile(str(tmp_path / "train.jsonl"), 42)])
-    tally = RowStats()
-    assert [r.text for r in parse_rows(read_rows(segment, LocalReader()), tally)] == ["a", "b"]
-    assert tally.reasons == {"not UTF-8": 1} and tally.first_at.endswith("train.jsonl, byte 14")
+    stats = RowStats()
+    assert [r.text for r in parse_rows(read_rows(segment, LocalReader()), stats)] == ["a", "b"]
+    assert stats.reasons == {"not UTF-8": 1} and stats.first_at.endswith("train.jsonl, byte 14")
 
 
 @pytest.mark.parametrize("group", [1, 7, 100])

@@ -152,7 +152,7 @@ def test_dialogues_that_the_sets_own_test_split_holds_too_are_not_trained_on(pre
         for text in data.tokenizer.decode(window.ids).split("<|endoftext|>")
     }
     assert data.test.documents == 30 and len(texts) > 1000 and not texts & shared
-    assert data.train.tally.held_out == 30
+    assert data.train.stats.held_out == 30
 
 
 def test_the_order_does_not_depend_on_how_fast_the_data_was_prepared(prepared, cache, tmp_path, monkeypatch):
@@ -331,7 +331,7 @@ def test_bad_rows_are_skipped_and_counted_and_too_many_stop_it(recipe, tmp_path,
         windows(data.train)
     finally:
         data.close()
-    assert data.train.tally.reasons == {
+    assert data.train.stats.reasons == {
         "not valid JSON": 20,
         "a role that is none of user, assistant, system, tool (robot)": 20,
     }
