@@ -19,6 +19,7 @@ from newllm_lib.ops.linear_cross_entropy.reference import IGNORE, add_product_, 
 
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time without a kernel: 128 MiB in float32
 KERNEL_CHUNK_ELEMENTS = 1 << 27  # with a kernel, which needs them once and in half precision: 256 MiB
+SCORED_ROW = 1 << 14  # words: a program of `row_scores` holds a row in its registers
 EXPONENTIALS_MAX_DIM = 256  # channels of some rows and of some words that lie in shared memory together
 
 
@@ -119,7 +120,7 @@ def row_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         losses (rows,) in nats, float32; hits (rows,) bool: the label is the first of the most probable.
     """
-    if runs_triton(logits) and logits.shape[1] <= max_vocabulary() and logits.stride(1) == 1:
+    if runs_triton(logits) and logits.shape[1] <= SCORED_ROW and logits.stride(1) == 1:
         from newllm_lib.ops.linear_cross_entropy.triton import row_scores
 
         return row_scores(logits, labels)
