@@ -229,11 +229,15 @@ from newllm_lib.training.preferences import preference_task
 from newllm_lib.training.trl import callbacks
 preference_task._WATCHED = 3
 preference_task.collapsed = lambda now, before: None
-save = callbacks.SealCallback.on_save
-def on_save(self, args, state, control, **kwargs):
-    if state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)
-    return save(self, args, state, control, **kwargs)
-callbacks.SealCallback.on_save = on_save
+make = callbacks.SealCallback.__init__
+def made(self, job, trainer):
+    make(self, job, trainer)
+    write = self.write
+    def written(*arguments):
+        write(*arguments)
+        if trainer.state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)
+    self.write = written
+callbacks.SealCallback.__init__ = made
 train(load_recipe('dpo', {dict(killed.origin[1])!r}))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

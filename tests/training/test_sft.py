@@ -99,11 +99,15 @@ import os, signal
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
 from newllm_lib.training.trl import callbacks
-save = callbacks.SealCallback.on_save
-def on_save(self, args, state, control, **kwargs):
-    if state.global_step == 4: os.kill(os.getpid(), signal.SIGKILL)
-    return save(self, args, state, control, **kwargs)
-callbacks.SealCallback.on_save = on_save
+make = callbacks.SealCallback.__init__
+def made(self, job, trainer):
+    make(self, job, trainer)
+    write = self.write
+    def written(*arguments):
+        write(*arguments)
+        if trainer.state.global_step == 4: os.kill(os.getpid(), signal.SIGKILL)
+    self.write = written
+callbacks.SealCallback.__init__ = made
 train(load_recipe('dolly', {dict(killed.origin[1])!r}))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -164,7 +168,7 @@ def test_bits_that_cannot_be_computed_with_are_one_line():
     def broken(**inputs):
         raise AssertionError
 
-    broken.device = "cpu"
+    broken.device, broken.modules = "cpu", list
     with pytest.raises(NewLLMError, match="--load_in 4bit: bitsandbytes cannot compute with some/model here"):
         _check_quantized(broken, load_recipe("dolly", {"base": "some/model", "load_in": "4bit"}, "cpu"))
 
