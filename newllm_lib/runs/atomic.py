@@ -326,7 +326,8 @@ def _error_number(error: Exception, place: Path) -> tuple[int | None, bool]:
     said = str(error)
     if found := re.search(r"\(os error (\d+)\)", said):
         return int(found[1]), False
-    if "PytorchStreamWriter" not in said and ("inline_container" not in said or "StreamReader" in said):
+    torchs = "PytorchStreamWriter" in said or "iostream error" in said
+    if not torchs and ("inline_container" not in said or "StreamReader" in said):
         return (errno.ENOSPC if "No space left" in said else None), False
     try:
         with tempfile.TemporaryFile(dir=place) as file:

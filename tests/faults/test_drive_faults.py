@@ -142,7 +142,7 @@ def test_a_clock_that_is_set_back_keeps_nobody_waiting(world, monkeypatch):
         with RunLock(world.run):
             write_status(world.run, state="running")
             since = start_mirror(world.run, world.drive)
-            world.train_until(lambda: world.there() == world.step)
+            world.train_until(world.there)
             monkeypatch.setattr(time, "time", lambda life=life: real() - 30 * life)
             world.fault("clock back")
             world.train(3)

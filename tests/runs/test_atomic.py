@@ -111,6 +111,7 @@ def test_a_full_disk_is_known_by_what_torch_makes_of_it(tmp_path, monkeypatch):
 
     assert "the disk failed; nothing was saved yet" in said_of(None)
     assert "The disk is full" in said_of(OSError(errno.ENOSPC, "full"))
+    assert "the disk failed" in said_of(None, "basic_ios::clear: iostream error")
     assert "Your quota is full" in said_of(OSError(errno.EDQUOT, "full"))
     assert "disk is read-only" in said_of(OSError(errno.EROFS, "read-only"))
     assert said_of(None, "PytorchStreamReader failed: inline_container") is None  # it is damaged
