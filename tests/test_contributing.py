@@ -55,7 +55,7 @@ def test_a_run_comes_through_both_walks_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NEWLLM_DEVICE", "cpu")
-    monkeypatch.setattr(ahead, "start", lambda name, keys: None)  # data are prepared here, where calls are seen
+    monkeypatch.setattr(ahead, "start", lambda name, keys: None)  # prepared here, where calls are seen
     expected, places = {}, {}
     for title in TITLES:
         expected[title] = [(file, names[0]) for file, names in walk(title)]
