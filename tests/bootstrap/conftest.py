@@ -24,7 +24,7 @@ def world(tmp_path):
     for name in ("home", "repository/newllm_lib", "bin"):
         (tmp_path / name).mkdir(parents=True)
     repository, programs = tmp_path / "repository", tmp_path / "bin"
-    package = ("newllm_lib/__init__.py", "newllm_lib/pip_report.py")
+    package = ("newllm_lib/__init__.py", "newllm_lib/__init__.pyi", "newllm_lib/pip_report.py")
     for name in ("colab_bootstrap.sh", "setup.py", "constraints.txt", *package, ".gitignore"):
         shutil.copy(ROOT / name, repository / name)
     git(repository, "init", "--quiet", "--initial-branch=main")
