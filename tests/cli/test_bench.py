@@ -90,7 +90,8 @@ def test_speed_asks_for_the_setting_that_was_given(here, monkeypatch, capsys):
     monkeypatch.setattr(speed, "run", lambda rows, ways, **options: asked.update(ways=ways, **options))
     assert main(["bench", "speed", "--ways", "seed:eager", "--batch", "16", "--steps", "3"]) == 1
     sizes = {"batch": 16, "length": 128, "vocabulary": 4096 if probe().torch_device == "cpu" else 8192}
-    assert asked == {"ways": ["seed:eager"], "steps": 3, "jobs": 1, **sizes}
+    chosen = {"ways": ["seed:eager"], "steps": 3, "jobs": 1, "size": "4M", "clone": None}
+    assert asked == {**chosen, **sizes}
     assert "Nothing could be measured" in capsys.readouterr().err
     assert not (here / "benchmarks").exists()  # nothing came out
 

@@ -79,6 +79,7 @@ READ = {
     "data",
     "documents",
     "dialogues",
+    "reward",
 }  # flags that speak of a folder or file and only read it
 
 

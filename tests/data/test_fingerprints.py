@@ -159,7 +159,14 @@ def test_the_same_preference_pairs_are_read_as_ever(tmp_path):
     (tmp_path / "folder").mkdir()
     write_jsonl(tmp_path / "folder/train.jsonl", rows(range(100)))
     write_jsonl(tmp_path / "folder/test.jsonl", rows(range(90, 120)))
-    recipe = {"data": "preferences_ja", "data_dir": None, "max_samples": None, "eval_pairs": 100, "seed": 0}
+    recipe = {
+        "task": "dpo",
+        "data": "preferences_ja",
+        "data_dir": None,
+        "max_samples": None,
+        "eval_pairs": 100,
+        "seed": 0,
+    }
     for name, changes in (
         ("made here", {"max_samples": 300, "seed": 1}),
         ("file", {"data": str(file), "max_samples": 90}),

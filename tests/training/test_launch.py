@@ -2,6 +2,7 @@
 and is said.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -35,11 +36,12 @@ def start(folder: Path, *more: str, command=(sys.executable, "-m", "newllm_lib")
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    return [
-        p
-        for p in psutil.Process(process.pid).children()
-        if "newllm_lib.training.distributed.worker" in " ".join(p.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.ZombieProcess):  # one that has ended already
+            if "newllm_lib.training.distributed.worker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_a_killed_process_ends_the_run_which_says_so_and_goes_on_with_one(tmp_path):

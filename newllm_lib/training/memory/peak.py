@@ -49,8 +49,9 @@ def with_smaller_micro_batches(
         except torch.OutOfMemoryError as error:
             if not (fewer := [n for n in range(micro // 2, least - 1, -1) if batch_size % n == 0]):
                 raise NewLLMError(
-                    "The GPU's memory is too small even for "
-                    f"{f'one {unit[:-1]}' if micro == 1 else f'{micro} {unit}'} at a time: {advice}."
+                    f"The GPU's memory is too small even for one {unit[:-1]} at a time: {advice}."
+                    if micro == 1
+                    else f"The GPU's memory is too small even for {micro} {unit} at a time: {advice}."
                 ) from error
         micro, first = fewer[0], False
         console.say(
