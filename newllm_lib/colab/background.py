@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, drive
+from newllm_lib.colab import buttons, drive, live_widgets
 from newllm_lib.colab.environment import on_colab, shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.colab.live import watch
@@ -74,6 +74,7 @@ def wait(*waited: Run, every: float = 0.3) -> None:
             raise Interrupted(
                 f"{run.name} is still training: run its training cell again to see it, then this cell."
             ) from None
+        live_widgets.settle(run)  # its last picture is there before what the cells below show
         check(_started.get(run.path.absolute(), Started(run)))
 
 

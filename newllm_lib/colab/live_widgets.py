@@ -98,6 +98,15 @@ class NotebookView:
             self.buttons.close()
 
 
+def settle(run: Run, most: float = 10.0) -> None:
+    """Return when the view of a run that has ended shows its end, after `most` seconds at the latest."""
+    shown = _open_views.get(run.path.absolute())
+    if shown is None or shown.thread is None:
+        return
+    if not any(runs.read_status(one)["state"] == "running" for one in shown.view.runs):
+        shown.thread.join(timeout=most)
+
+
 class _Widget:
     """A place in the output that a thread may fill; a tab that comes back gets its content from the
     kernel."""
