@@ -190,7 +190,15 @@ def test_folders_without_a_tokenizer(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_signal_comes_through_while_a_tokenizer_is_trained_on_one_long_line():
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as in a terminal: what a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_comes_through_while_a_tokenizer_is_trained_on_one_long_line(ctrl_c):
     chance = random.Random(0)
     line = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6_000_000))  # one word
     began, timer = time.monotonic(), threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
