@@ -57,12 +57,14 @@ def compare(arguments: argparse.Namespace) -> dict | int:
 def export(arguments: argparse.Namespace) -> dict | int:
     """A model as a folder for others, with a model card; with --push to the hub too."""
     from newllm_lib.checkpoints import locate
-    from newllm_lib.export.folder import export as export_run, push
+    from newllm_lib.export.folder import check_push, export as export_run, push
     from newllm_lib.export.gguf import write_gguf
 
     if arguments.push == "":
         raise UsageError("--push '' names no model: give OWNER/NAME, or leave it out.")
     model = run_of(arguments.run)
+    if arguments.push:  # before a large model is written
+        check_push(arguments.push, None)
     folder = export_run(model, arguments.output_dir, arguments.checkpoint)
     result = {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}
     if arguments.gguf:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, drive, live_widgets
+from newllm_lib.colab import buttons, drive, live_widgets, secrets
 from newllm_lib.colab.environment import on_colab, shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.colab.live import watch
@@ -85,6 +86,7 @@ def start(settings: Settings, **more) -> Started:
         UsageError: the settings are not valid.
     """
     run, more = place(settings, **{**_second_place(settings), **more})
+    _let_the_hub_know_us(settings.recipe(**more))
     if runs.is_finished(run):
         say(f"{run.name} is finished already: shown as it is. Change the form for another run.")
         return Started(run)
@@ -96,6 +98,14 @@ def start(settings: Settings, **more) -> Started:
     say(f"{run.name}: training in the background (pid {pid}), log {run.log}")
     _started[run.path.absolute()] = Started(run, pid)
     return _started[run.path.absolute()]
+
+
+def _let_the_hub_know_us(recipe: Recipe) -> None:
+    """Hand on the token of Colab's secrets where the training process may need it: a base may be gated, a
+    copy on the hub is written. It cannot read the secrets itself."""
+    if recipe.task != "train" or (recipe.mirror_dir or "").startswith(HUB):
+        if token := secrets.hub_token():
+            os.environ.setdefault(secrets.NAME, token)
 
 
 def _second_place(settings: Settings) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import socket
 import urllib.parse
@@ -55,7 +56,8 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
             instead = "read a folder of your own (*Your own text*)"
         _check_data(recipe, title, instead)
     if recipe.task != "train":
-        _check_base(recipe.base, titles.get("base", titles.get("from_run", "base")))
+        _check_base(recipe.base, titles.get("base", "base"))
+    _check_packages(recipe, titles)
 
 
 def _check_folder(folder: Path, title: str) -> None:
@@ -111,6 +113,25 @@ def _check_base(base: str, title: str) -> None:
                 raise UsageError(f"*{title}*: {error}") from None
     elif hub_answers():
         _check_on_hub(base, "model", title)
+
+
+def _check_packages(recipe: Recipe, titles: dict[str, str]) -> None:
+    """Refuse a tracker or a way to hold a base that needs a package that is not here, and 4 bits without
+    adapters."""
+    bits, rank = (titles.get(key, key) for key in ("load_in", "lora_rank"))
+    quantized = recipe.task != "train" and recipe.load_in != "full"
+    if quantized and not recipe.lora_rank:
+        raise UsageError(
+            f"*{bits}* freezes the model's weights, so adapters are trained beside them: type 16 into "
+            f"*{rank}*."
+        )
+    tracker = "" if recipe.report_to == "none" else recipe.report_to
+    for key, package in (("report_to", tracker), ("load_in", "bitsandbytes" if quantized else "")):
+        if package and importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"*{titles.get(key, key)}* needs the package {package}: run `%pip install {package}` in a "
+                "cell of its own, then this cell again."
+            )
 
 
 def hub_answers() -> bool:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from newllm_lib.colab import form_checks
 from newllm_lib.console import say
-from newllm_lib.errors import UsageError
+from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
 from newllm_lib.recipe.init_from import decided_by_start
 from newllm_lib.recipe.values import checked
-from newllm_lib.runs import command_of
+from newllm_lib.runs import Run, command_of, find_run
 
 OVERRIDES_VARIABLE = "NEWLLM_NOTEBOOK_OVERRIDES"
 FORM_DEVICE = "t4"  # keys that a recipe has are looked up as Colab's free GPU has them
@@ -40,6 +40,7 @@ class Field:
     choices: tuple[str, ...] = ()
     free: bool = False  # the choices are proposals: anything else may be typed
     minimum: float | None = None  # of a number that is no recipe key
+    means: dict = field(default_factory=dict)  # a tick: the recipe keys that it stands for
 
     @property
     def title(self) -> str:
@@ -52,7 +53,7 @@ class Field:
 
     @property
     def is_empty_at_first(self) -> bool:
-        return self.is_recipe_key and not self.options()
+        return self.is_recipe_key and (not self.options() or "" in self.options())
 
     def default_in(self, recipe: Recipe):
         """What the form shows: of a recipe key nothing, or the recipe's choice; else the field's own."""
@@ -149,33 +150,53 @@ class Form:
         forced = _forced()
         values = {**defaults, **values, **{k: v for k, v in forced.items() if k in defaults}}
         typed = {f.name: f.read(values[f.name]) for f in self.fields if values[f.name] not in ("", None)}
+        for f in self.fields:
+            if f.means and typed.pop(f.name, False):
+                typed |= f.means
         extra = {
             f.name: typed.pop(f.name, f.default)
             for f in self.fields
-            if not f.is_recipe_key and f.name not in _SPECIAL
+            if not f.is_recipe_key and f.name not in _SPECIAL and not f.means
         }
-        if "/" in (start := str(typed.get("from_run") or "")) and not Path(start).expanduser().is_dir():
-            typed["base"] = typed.pop("from_run")  # a model of the hub is taught, not continued
+        if is_taught(typed.get("from_run")):
+            typed["base"] = typed.pop("from_run")
         name = typed.pop("recipe", self.recipe)
         if name == "auto" and self.choose:
             name = self.choose(extra)
         preset = self._sizes(typed.pop("gpu", None), typed.pop("size", None))
         own = typed | {k: v for k, v in forced.items() if k not in defaults}
         chosen = load_recipe(name, own, FORM_DEVICE, resolve_start=False)
-        refuse_without_effect(chosen.origin[1], chosen, replace(chosen, model="tiny_gpt2"), spelling="{}")
-        if chosen.from_run or "base" in own:  # then the start's sizes count
-            preset = {
-                k: v for k, v in preset.items() if k not in decided_by_start(own.get("model", "new_llm"))
-            }
+        self._refuse_idle(chosen)
         plain = load_recipe(name, None, FORM_DEVICE, resolve_start=False)
+        if chosen.from_run or "base" in own:  # then the start's sizes count
+            decided = decided_by_start(own.get("model", "new_llm"))
+            # a model that knows its language is taught in one pass, where a new one needs several
+            decided += ("epochs",) if chosen.task != plain.task else ()
+            preset = {k: v for k, v in preset.items() if k not in decided}
         for f in self.fields:  # a choice that is shown, and is what the recipe says, changes nothing
-            if f.is_recipe_key and f.options() and own.get(f.name) == getattr(plain, f.name):
+            if f.is_recipe_key and f.options() and f.name in own and own[f.name] == getattr(plain, f.name):
                 del own[f.name]
         settings = Settings(name, preset | own, extra)
         offered = tuple(choice for f in self.fields if f.name == "recipe" for choice in f.choices)
-        form_checks.check(settings.recipe(), extra, {f.name: f.title for f in self.fields}, offered)
+        form_checks.check(settings.recipe(), extra, self.titles(), offered)
         say(self.describe(settings, own, preset))
         return settings
+
+    def titles(self) -> dict[str, str]:
+        """What the form calls each recipe key that it has, and each other field."""
+        found = {key: f.title for f in self.fields for key in (f.name, *f.means)}
+        return {"base": found["from_run"], **found} if "from_run" in found else found
+
+    def _refuse_idle(self, chosen: Recipe) -> None:
+        """Raise UsageError for what was typed and does nothing in this training."""
+        titles, both = self.titles(), (chosen, replace(chosen, model="tiny_gpt2"))
+        for key in chosen.origin[1]:
+            if key in titles and not any(recipe.depends_on(key) for recipe in both):
+                what = "a New-LLM" if chosen.task == "train" else f"the model {chosen.base}"
+                raise UsageError(
+                    f"*{titles[key]}* does nothing where {what} is trained: leave it as it came."
+                )
+        refuse_without_effect(chosen.origin[1], *both, spelling="{}")
 
     def _sizes(self, gpu: str | None, size: str | None) -> dict:
         """The overrides that *GPU* and *Size* stand for; a GPU that is named is meant, whatever runs here."""
@@ -250,9 +271,9 @@ class Settings:
             )
         length = f"{r.max_steps:,} steps" if r.max_steps else f"{r.epochs:g} epochs"
         return (
-            f"{r.run_name}: {r.num_layers} layers, context vector of {r.context_dim}, {length}, "
-            f"{r.batch_size} x {r.max_seq_length} tokens a step, peak learning rate "
-            f"{r.scaled_learning_rate():.2g} (sized for {r.sized_for})\n{command}"
+            f"{r.run_name}: {r.num_layers} layer{'s' * (r.num_layers > 1)}, context vector of "
+            f"{r.context_dim}, {length}, {r.batch_size} x {r.max_seq_length} tokens a step, peak learning "
+            f"rate {r.scaled_learning_rate():.2g} (sized for {r.sized_for})\n{command}"
         )
 
 
@@ -267,13 +288,26 @@ _HELP = (
 _form: Form | None = None  # the one that this notebook has read
 
 
+def is_taught(start: str | None) -> bool:
+    """Whether a start is taught by its own tokenizer and template (`base`), as a model of the hub is and what
+    came from one, and not continued as a run of plain training is (`from_run`)."""
+    if not start:
+        return False
+    folder = Path(start).expanduser()
+    try:
+        run = Run(folder) if folder.is_dir() else find_run(start)
+    except NewLLMError:  # nothing here has that name: a recipe's, or the hub's
+        return "/" in start
+    return not run.recipe_path.is_file() or Recipe.from_yaml(run.recipe_path).task != "train"
+
+
 def in_form_words(text: str) -> str:
     """An error or advice with the form's fields where it names flags: `*Epochs* 12` for `--epochs 12`.
 
     A flag that the form does not have becomes an argument of the training cell, `dropout=0.3`. A whole
     command (`newllm train …`) stays as it is.
     """
-    titles, arguments = {f.name: f.title for f in _form.fields} if _form else {}, []
+    titles, arguments = _form.titles() if _form else {}, []
 
     def said(match: re.Match) -> str:
         if _COMMAND.search(text, text.rfind("\n", 0, match.start()) + 1, match.start()):

@@ -47,7 +47,7 @@ def look(settings: Settings, shown: int = 4):
         say(
             f"⚠ {ENGLISH_BASE} was trained on English and hardly writes Japanese, and these pairs are "
             "Japanese: "
-            "it can learn to rank them, not to write such answers. Choose a Japanese model in *Base model*."
+            "it can learn to rank them, not to write such answers. Choose a Japanese model in *Start from*."
         )
     for pair in pairs.train[:: max(1, len(pairs.train) // shown)][:shown]:
         say(
@@ -97,7 +97,7 @@ def language(result: dict) -> str:
         "and the "
         "pairs are Japanese: preferences rank what a model can say, they do not teach it the language. "
         "Choose a "
-        "Japanese model in *Base model*, or let it first learn the preferred answers."
+        "Japanese model in *Start from*, or let it first learn the preferred answers."
     )
 
 

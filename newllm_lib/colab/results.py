@@ -44,7 +44,9 @@ def read(run: Run) -> None:
         # a heading would enter the notebook's table of contents
         say(in_form_words("\n".join(line.lstrip("# ") for line in page.splitlines())))
         return
-    say("\n".join(in_form_words(line) for line in lines(read_report(run))))
+    # a notebook names another run by itself (`background.place`)
+    said = [line for line in lines(read_report(run)) if "--output_dir" not in line]
+    say("\n".join(map(in_form_words, said)))
     rows = samples(run.samples_path)
     if rows and shell():
         pictures.show_html(answers_table(rows))
@@ -207,14 +209,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "r
     return f"<table><tr>{heads}</tr>{body}</table>"
 
 
-# What the next notebook is after each recipe, and which field takes this run.
-_NEXT = {
-    "wikitext": ("02_dolly", "Start from this run"),
-    "tinystories": ("02_dolly", "Start from this run"),
-    "demo": ("02_dolly", "Start from this run"),
-    "ultrachat": ("04_dpo_lora", "Base model"),
-    "ultrachat_200k": ("04_dpo_lora", "Base model"),
-}
+# What the next notebook is after each recipe; its *Start from* takes this run.
+_NEXT = {"wikitext": "02_dolly", "tinystories": "02_dolly", "demo": "02_dolly"}
+_NEXT |= {"ultrachat": "04_dpo_lora", "ultrachat_200k": "04_dpo_lora"}
 _COLAB = "https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks"
 _WITH_IT = ("samples.md", "report.json", "card.md", "preferences.json", "comparison.md", "comparison.png")
 
@@ -243,9 +240,40 @@ def keep(settings: Settings, *kept: Run) -> None:
 def go_on(settings: Settings, run: Run) -> list[str]:
     """The next notebook, with this run chosen."""
     if settings.recipe().has_pairs:
-        return [f"Go on: the same notebook with other pairs and *Base model* {run.name}"]
+        return [f"Go on: the same notebook with other pairs and *Start from* {run.name}"]
     if settings.recipe().model == "phase7":
         return ["Go on: the same notebook with phase8_small, or a larger preset"]
-    notebook, title = _NEXT.get(settings.name, ("03_ultrachat", "Start from this run"))
+    notebook = _NEXT.get(settings.name, "03_ultrachat")
     place = f"{_COLAB}/{notebook}.ipynb" if on_colab() else f"notebooks/{notebook}.ipynb"
-    return [f"Go on: {place} with *{title}* {run.name}"]
+    return [f"Go on: {place} with *Start from* {run.name}"]
+
+
+def give_away(run: Run, to: str = "", public: bool = False, gguf: bool = False) -> None:
+    """Export a run's best model and upload it to the Hugging Face hub; without a name only say how.
+
+    Args:
+        to: its name there, `owner/name`, or empty.
+        public: for everybody (else only its owner sees it; an existing one keeps what it is).
+        gguf: also write a file for llama.cpp and Ollama.
+
+    Raises:
+        UsageError: no such name or no token, or no GGUF of this kind of model.
+        NewLLMError: the model is damaged, the disk is full, or the hub refuses.
+    """
+    from newllm_lib.colab.secrets import hub_token
+    from newllm_lib.export.folder import check_push, export, push
+    from newllm_lib.export.gguf import write_gguf
+
+    if not to and not gguf:
+        say(
+            'Nothing is given away yet: write to="your-name/your-model" into this cell and run it. It '
+            "needs a token of the Hugging Face hub with write access, HF_TOKEN (in Colab a secret: the key "
+            "icon)."
+        )
+        return
+    token = check_push(to, hub_token(), "to=") if to else None  # before anything large is written
+    folder = export(run)
+    if gguf:
+        write_gguf(folder, run.name)
+    if to:
+        say(f"Given away: {push(folder, to, token, private=not public)}")

@@ -6,7 +6,6 @@ import os
 
 from newllm_lib.colab.environment import on_colab
 from newllm_lib.errors import UsageError
-from newllm_lib.runs import Run
 
 NAME = "HF_TOKEN"
 
@@ -29,10 +28,3 @@ def hub_token() -> str | None:
                 f"This notebook may not read the secret {NAME}: switch it on under the key icon."
             ) from None
         return None
-
-
-def push(run: Run, repository: str, private: bool = True) -> str:
-    """Export a run and upload it to the hub as `owner/name`; returns its address. Errors: `export.push`."""
-    from newllm_lib.export.folder import export, push as push_folder
-
-    return push_folder(export(run), repository, hub_token(), private)

@@ -33,9 +33,9 @@ LABELS = {
         "Stop after so many evaluations without a better one",
         "改善がない評価が何回続いたら止めるか",
     ),
-    "from_run": (
-        "Start from this run, or a model of the hub such as owner/name (empty: as the recipe says)",
-        "続きから学習する run の名前、またはハブのモデル（owner/name）",
+    "report_to": (
+        "Tracker: also send the curves there (it needs its package, and wandb a login)",
+        "学習曲線の送り先（パッケージが必要。wandb はログインも）",
     ),
     "max_steps": ("Stop after this many steps (empty: all epochs)", "ステップ数の上限（空欄なら全エポック）"),
     "lora_rank": (
@@ -52,6 +52,35 @@ GPU = Field(
     "この GPU に合う大きさ（空欄ならレシピのまま。CPU では小さくなります）",
     "",
     ("", "T4", "L4", "A100", "H100"),
+)
+
+# Three that fit a T4: two that know English, and one that knows Japanese.
+HUB_MODELS = (
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "Qwen/Qwen2.5-0.5B-Instruct",
+    "sbintuitions/sarashina2.2-0.5b-instruct-v0.1",
+)
+START = Field(
+    "from_run",
+    "Start from (empty: a new New-LLM, or what the data's recipe says; none: always a new one; a run's name; "
+    "a model of the Hugging Face hub as owner/name)",
+    "何から始めるか（空欄なら新しい New-LLM かレシピの指定、none なら必ず新しい New-LLM、"
+    "run の名前、または Hub のモデル owner/name）",
+    choices=("", "none", *HUB_MODELS),
+    free=True,
+)
+FOUR_BITS = Field(
+    "four_bits",
+    "Hold a model of the hub in 4 bits (a quarter of the memory; needs bitsandbytes, trains adapters)",
+    "Hub のモデルを 4 ビットで読み込む（メモリは約 4 分の 1。bitsandbytes が必要、LoRA で学習）",
+    False,
+    means={"load_in": "4bit"},
+)
+SYSTEM = Field(
+    "system",
+    "System prompt: what the chat below tells the model before your first turn (empty: nothing)",
+    "システムプロンプト（下のチャットで最初に与える指示。空欄ならなし）",
+    "",
 )
 
 SAVE_TO_DRIVE = Field(
@@ -137,8 +166,8 @@ DPO = Form(
     fields=(
         Field(
             "base",
-            "Base model: any causal language model, or one of your runs",
-            "元のモデル（自分の run も可）",
+            "Start from (the base model: one of the Hugging Face hub, as owner/name, or one of your runs)",
+            "元のモデル（Hub のモデル owner/name、または自分の run の名前）",
             choices=BASES,
             free=True,
         ),
@@ -159,7 +188,9 @@ DPO = Form(
         Field(
             "sft_warm_start", "Epochs of learning the preferred answers first", "先に良い答えを学ぶエポック数"
         ),
-        *_fields("max_seq_length", "seed"),
+        FOUR_BITS,
+        *_fields("max_seq_length", "seed", "report_to"),
+        SYSTEM,
         SAVE_TO_DRIVE,
     ),
     gpus={
@@ -182,9 +213,10 @@ DIALOGUE = Form(
             ("dolly", "dailydialog", "hh_rlhf", "code_alpaca", "dolly_ja", "alpaca_ja"),
         ),
         GPU,
+        START,
+        *_fields("lora_rank"),
+        FOUR_BITS,
         *_fields(
-            "from_run",
-            "lora_rank",
             "num_layers",
             "epochs",
             "patience",
@@ -193,7 +225,9 @@ DIALOGUE = Form(
             "max_samples",
             "data_dir",
             "seed",
+            "report_to",
         ),
+        SYSTEM,
         SAVE_TO_DRIVE,
     ),
     gpus=_LAYERS,
@@ -212,7 +246,10 @@ ULTRACHAT = Form(
             ("ultrachat", "ultrachat_200k"),
         ),
         GPU,
-        *_fields("from_run", "num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed"),
+        START,
+        FOUR_BITS,
+        *_fields("num_layers", "epochs", "batch_size", "max_seq_length", "data_dir", "seed", "report_to"),
+        SYSTEM,
         SAVE_TO_DRIVE,
     ),
     presets={

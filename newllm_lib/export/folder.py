@@ -146,17 +146,10 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
         UsageError: no token, or a name that is none.
         NewLLMError: the hub refused, or cannot be reached.
     """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    token = token or os.environ.get("HF_TOKEN") or get_token()
-    if not token:
-        raise UsageError(
-            "Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key "
-            "icon)."
-        )
-    if repository.count("/") != 1 or not repository.isprintable():
-        raise UsageError(f"--push {repository!r}: give it as OWNER/NAME.")
+    token = check_push(repository, token)
     say(f"Uploading {folder} to {repository} ({'private' if private else 'public'})")
     api = HfApi(token=token)
     try:
@@ -165,8 +158,6 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
         api.upload_folder(
             repo_id=repository, folder_path=str(folder), commit_message=about, ignore_patterns=[MARK]
         )
-    except HFValidationError as error:
-        raise UsageError(f"--push {repository}: {_first_line(error, token)}") from None
     except HfHubHTTPError as error:
         raise NewLLMError(
             f"The hub refused {repository}: {_first_line(error, token)}. Look at the token's rights."
@@ -179,6 +170,34 @@ def push(folder: Path, repository: str, token: str | None = None, private: bool 
             f"The hub cannot be reached ({_first_line(error, token)}): try again later."
         ) from None
     return f"{api.endpoint}/{repository}"
+
+
+def check_push(repository: str, token: str | None, flag: str = "--push ") -> str:
+    """The token with which a model can be uploaded as `repository`. Arguments as for `push`.
+
+    Args:
+        flag: what the reader gave the name with.
+
+    Raises:
+        UsageError: no token, or a name that is none.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    token = token or os.environ.get("HF_TOKEN") or get_token()
+    if not token:
+        raise UsageError(
+            "Pushing needs a token with write access: set HF_TOKEN (in Colab: as a secret, under the key "
+            "icon)."
+        )
+    if repository.count("/") != 1 or not repository.isprintable():
+        raise UsageError(f"{flag}{repository!r}: give it as OWNER/NAME.")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UsageError(f"{flag}{repository}: {_first_line(error, token)}") from None
+    return token
 
 
 def _first_line(error: Exception, token: str) -> str:

@@ -4,12 +4,13 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/03_ultrachat.ipynb)
 #
 # 1.5 million dialogues of several turns about everything. They are read whole, with their turns and speakers, in blocks of
-# 128 tokens: each block goes on where the one before it stopped. The full set *streams*: it is prepared while it trains,
-# so the first loss comes within a minute or two, and memory does not grow.
+# 128 tokens (a token is a word, or a piece of one): each block goes on where the one before it stopped. The full set
+# *streams*: it is prepared while it trains, so training begins within a minute or two, and memory does not grow.
 #
 # Choose *Runtime → Change runtime type → GPU* (a free T4 is enough), then *Runtime → Run all*.
 #
-# *日本語: 150 万件の複数ターンの対話で学習します。対話は途中で切らずに、128 トークンずつ続けて読みます。全件を使う場合は、学習しながら準備するので、最初の損失は 1〜2 分で出ます。
+# *日本語: 150 万件の複数ターンの対話で学習します。対話は途中で切らずに、128 トークンずつ続けて読みます。全件を使う場合は、学習しながら準備する（ストリーミング）ので、学習は 1〜2 分で
+# 始まり、メモリも増えません。
 # 「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」してください。まずは `100k`（10 万件）がおすすめです。*
 
 # %% [markdown]
@@ -21,15 +22,16 @@
 # | `100k` | the recommended start: four passes |
 # | `all` | one pass over all 1.5 million; the cell *This machine* estimates the hours |
 #
-# The guide's fifty passes read the first 128 words of each dialogue; four over whole dialogues are about as many tokens.
+# This project's first guide made fifty passes over the first 128 words of each dialogue; four passes over whole dialogues
+# are about as many tokens.
 #
 # *日本語: `10k` は動作確認用、`100k` が最初のおすすめ（4 周）、`all` は全件を 1 周します。かかる時間は「This machine」のセルが
-# 見積もります。*
+# 見積もります。旧ガイドは各対話の最初の 128 語だけを 50 周していました。対話を丸ごと 4 周すると、ほぼ同じ量になります。*
 
 # %% [markdown]
 # ## 1 · Install
 #
-# Gets the project and adds what this machine lacks; torch and numpy stay as they are.
+# Gets the project and adds the packages that this machine lacks; torch and numpy stay as they are.
 #
 # *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
@@ -39,11 +41,16 @@
 # %% [markdown]
 # ## 2 · Settings
 #
-# `ultrachat_200k` is a filtered part of the set. *Start from* takes a run of notebook 1 or 2 with its tokenizer and
-# sizes, or a model of the Hugging Face hub (`owner/name`); empty, the model starts from scratch.
+# `ultrachat_200k` is a part of the set: its better dialogues. *Start from* left empty trains a **new New-LLM**; the name of a
+# **run** of notebook 1 or 2 goes on with that model; a **model of the Hugging Face hub** (`owner/name`) is taught these
+# dialogues by small matrices beside its weights (*LoRA adapters*), in one pass. Three that fit a T4 are proposed: two know
+# English, `sarashina2.2` knows Japanese. With 4 bits, its weights take a quarter of the memory. *System prompt* is what the
+# chat of section 7 tells the model before your first turn.
 #
-# *日本語: `ultrachat_200k` は選別された一部です。「Start from」にノートブック 1 か 2 の run の名前を入れると、その続きから学習します。
-# Hugging Face Hub のモデル（`owner/name`）も使えます。空欄なら最初から学習します。*
+# *日本語: `ultrachat_200k` は選別された一部です。「何から始めるか」（Start from）が空欄なら新しい New-LLM を学習し、ノートブック 1 か 2 の
+# run の名前を入れるとその続きから学習します。Hugging Face Hub のモデル（`owner/name`）なら、横に置いた小さな行列（LoRA のアダプター）だけを
+# 1 周で学習します。候補の 3 つは T4 に入り、`sarashina2.2` は日本語のモデルです。4 ビットで読み込むと、重みのメモリが約 4 分の 1 になります。
+# 「システムプロンプト」は、7 のチャットで最初に与える指示です。*
 
 # %%
 #@build form ULTRACHAT
@@ -51,9 +58,10 @@
 # %% [markdown]
 # ## 3 · This machine
 #
-# What this machine is, what will be used on it and why, and an estimate of memory and time.
+# What this machine is and how it will compute, and why: in which number format, with which GPU programs (*kernels*),
+# compiled or not. Then an estimate of memory and time.
 #
-# *日本語: このマシンで使うものとその理由、必要なメモリと時間の見積もりです。*
+# *日本語: このマシンで使うもの（数値の形式、GPU 用のプログラム、コンパイルの有無）とその理由、必要なメモリと時間の見積もりです。*
 
 # %%
 #@build cell machine
@@ -61,11 +69,14 @@
 # %% [markdown]
 # ### See the data
 #
-# Three records as the model will read them, with its tokens for turns and ends; what the loss counts is marked. Below,
-# how long the documents are beside a training block. The first time, this reads the data: what training would do anyway.
+# Three records as the model will read them, with the special tokens that mark a speaker's turn and a text's end. What the
+# *loss* counts, that is, what the model is taught to predict, has a colour. Below: how long the documents are, compared
+# with a *training block*, the tokens that are read in one piece. The first time this takes a while, for the data are
+# read; training would do it anyway.
 #
-# *日本語: モデルが読む形のデータを 3 件示します。色の付いた部分が損失の計算に使われます。下の図は文書の長さと学習ブロックの
-# 長さです。最初はデータを読み込むので、時間がかかることがあります。*
+# *日本語: モデルが読む形のデータを 3 件示します。発言や文章の終わりを表す特別なトークンも見えます。色の付いた部分が損失の計算に
+# 使われ、モデルはそこを予測するように学習します。下の図は、文書の長さと、一度に読む学習ブロックの長さです。最初はデータを
+# 読み込むので、時間がかかることがあります（学習でも必要な処理です）。*
 
 # %%
 #@build cell data
@@ -73,14 +84,14 @@
 # %% [markdown]
 # ### See the model
 #
-# Nothing is hidden: these lines make a New-LLM of a toy's size and take one step of training by hand. Each block holds
-# a *context vector* (`context`) and an MLP for each token; the picture shows where the parameters are. **Exercise**: set
-# `context_dim` to 16 here and look at the number of parameters. Then train with `context_dim=16` (`train(settings,
-# context_dim=16)`): what happens to bits per byte?
+# Nothing is hidden: these lines make a very small New-LLM and take one step of training by hand. Each block holds a
+# *context vector* (`context`) and a small network that treats each token by itself (`mlp`). The picture shows where the
+# *parameters* are, the numbers that training changes. **Exercise**: set `context_dim` to 16 here and look at the number of
+# parameters. Then train with `context_dim=16` (write `train(settings, context_dim=16)` below): what happens to bits per byte?
 #
-# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。図はパラメータの内訳です。練習: `context_dim` を 16 に
-# して、パラメータ数がどう変わるかを見てください。次に `train(settings, context_dim=16)` で学習すると、bits per byte は
-# どうなるでしょうか。*
+# *日本語: 小さな New-LLM を作り、学習を 1 ステップだけ手で行います。各ブロックには、文脈ベクトル（`context`）と、トークンごとに働く
+# 小さなネットワーク（`mlp`）があります。図はパラメータ（学習で変わる数）の内訳です。練習: `context_dim` を 16 にして、パラメータ数が
+# どう変わるかを見てください。次に下のセルで `train(settings, context_dim=16)` として学習すると、bits per byte はどうなるでしょうか。*
 
 # %%
 #@build cell model
@@ -89,13 +100,15 @@
 # ## 4 · Train
 #
 # Training runs in a process of its own: it goes on if you close this tab. This cell ends at once, and its picture goes
-# on by itself: left the loss of each step, right the bits per byte of the held-out answers; ✓ is the best evaluation,
-# whose model is kept. **Stop** saves first, **Save** writes a checkpoint and trains on. Run the cell again to look
-# again (after the tab was closed, say) or to continue a run that was stopped.
+# on by itself. Left: the loss of each step, the model's mean surprise at a token (in *nats*; 1 nat is 1.44 bits). Right: the
+# bits per byte of *held-out* answers, which are set aside and never trained on; ✓ is the best evaluation, whose model is
+# kept. **Stop** saves first, **Save** saves and trains on. Run the cell again to see the picture again (after the tab was
+# closed, say), or to continue a run that was stopped.
 #
-# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は学習の損失、右は
-# 検証用の応答での bits per byte で、✓ が最良の評価です。停止ボタンは保存してから止め、保存ボタンは保存して学習を続けます。
-# セルを再実行すると、表示し直すか、続きから再開します。*
+# *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。左は各ステップの損失（トークン
+# あたりの予測の外れ具合。単位は nat で、1 nat は 1.44 ビット）、右は学習に使わない検証用の応答での bits per byte で、✓ が最良の評価です
+# （そのモデルが残ります）。停止ボタンは保存してから止め、保存ボタンは保存して学習を続けます。セルを再実行すると、表示し直すか、
+# 続きから再開します。*
 
 # %%
 #@build cell start
@@ -114,18 +127,19 @@
 # %% [markdown]
 # ## 6 · Read the result
 #
-# **Bits per byte** of the *held-out* answers (set aside, never trained on), beside the bigram table (which only knows which token follows which), the
-# start before training, and your earlier runs on the same text; then what to change, and the next command. The table
-# shows the same questions answered at each evaluation.
+# **Bits per byte** of the held-out answers: how many bits the model needs for a byte of text it was never trained on; 8 means
+# that it knows nothing, and lower is better. The figure stands beside that of the bigram table (which only knows which
+# token follows which), of the start before training, and of your earlier runs on the same text. Then: what to change, and
+# the next command. The table shows the same questions answered at each evaluation.
 #
-# *日本語: 検証用の応答での bits per byte を、bigram 表、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次の
-# コマンドを示します。表は、評価のたびに同じプロンプトへどう答えたかです。*
+# *日本語: 検証用の応答での bits per byte（1 バイトを言い当てるのに必要なビット数。8 は何も知らない状態で、小さいほど良い値）を、bigram 表（直前の
+# トークンだけを使う）、学習前、同じデータでのこれまでの run と比べ、変えるとよい設定と次のコマンドを示します。表は、評価のたびに同じプロンプトへどう答えたかです。*
 
 # %%
 #@build cell read
 
 # %% [markdown]
-# On the **test** split, which neither training nor the choice of the best model has seen:
+# The same on the **test** text, which was used neither for training nor for choosing the best model:
 #
 # *日本語: 学習にも最良のモデルの選択にも使っていない、テスト用の文章での結果です。*
 
@@ -135,12 +149,15 @@
 # %% [markdown]
 # ### See what it does
 #
-# A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. Their sum, divided by
-# the text's bytes, *is* bits per byte. Then the **context vector** while it reads the same text: at each token, gates
-# decide how much of each channel is replaced. The channels at the top remember longest. Try a text of your own.
+# A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. The sum of the bits, divided
+# by the text's bytes, *is* bits per byte. Then the **context vector** while it reads the same text. A *channel* is one
+# number of the vector, and at each token *gates* decide how much of each channel is replaced (deep colour) or kept (pale).
+# The channels at the top remember longest; the numbers at the left say for how many tokens. A model of the hub has
+# no context vector, and the cell says so. Try a text of your own.
 #
-# *日本語: 予測しにくいトークンほど濃い色です（合計 ÷ バイト数が bits per byte）。下の図は文脈ベクトルのゲートで、
-# 上ほど長く覚えているチャンネルです。自分の文章でも試してください。*
+# *日本語: 予測しにくいトークンほど濃い色です（ビット数の合計 ÷ バイト数が bits per byte）。下の図は文脈ベクトルのゲートで、チャンネル
+# （ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるか（濃い色）、残すか（薄い色）を表します。上のチャンネルほど長く覚えていて、
+# 左の数は覚えている長さ（トークン数）です。Hub のモデルには文脈ベクトルがないので、そう表示します。自分の文章でも試してください。*
 
 # %%
 #@build cell see
@@ -159,13 +176,28 @@
 #@build cell chat
 
 # %% [markdown]
-# ## 8 · Keep it, give it away, go on
+# ## 8 · Give it away
 #
-# To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
-# model away and what comes next.
+# Write `to="your-name/your-model"` and run the cell: the model goes to the Hugging Face hub, with a card that says what it
+# is, what it was trained on, and how to load it. Only you see it there, unless you write `public=True`. It needs a *token*
+# with write access, named `HF_TOKEN` (in Colab a secret: the key icon on the left). `gguf=True` also writes a file for
+# llama.cpp and Ollama, if they know this kind of model: they know most models of the hub, and not New-LLM.
 #
-# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
-# 公開のしかた、次のステップを表示します。*
+# *日本語: `to="your-name/your-model"` と書いて実行すると、モデルカード付きで Hugging Face Hub にアップロードします。`public=True` と
+# 書かなければ非公開です。書き込みできるトークン `HF_TOKEN` が必要です（Colab では左の鍵のアイコンの「シークレット」）。`gguf=True` は
+# llama.cpp と Ollama 用のファイルも書き出します（Hub の多くのモデルで使えますが、New-LLM では使えません）。*
+
+# %%
+#@build cell give
+
+# %% [markdown]
+# ## 9 · Keep it, and go on
+#
+# A copy on Google Drive, if the form says so, with all that is needed to continue training; one file to download; and
+# what comes next.
+#
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイルと、次のステップを
+# 表示します。*
 
 # %%
 #@build cell keep

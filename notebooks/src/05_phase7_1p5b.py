@@ -3,8 +3,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/rato-tokyo/new-llm/blob/main/notebooks/05_phase7_1p5b.ipynb)
 #
-# **Phase 7** looks back at the last 128 tokens by their distance in *hyperbolic space*, a curved space that has room for
-# trees of meanings. Everything older is carried in a **state-space branch**, a memory of fixed size. A gate mixes the two.
+# **Phase 7** looks back at the last 128 *tokens* (words, or pieces of words) by their distance in *hyperbolic space*: a curved
+# space in which things that branch like a tree, as meanings do, find more room. Everything older is carried in a
+# **state-space branch**, a memory of fixed size. A gate mixes the two.
 # The tables that turn words into vectors and back are two small *tensor-train* cores, which are multiplied when needed,
 # instead of 100 million numbers. There are four presets, from 25 million to **1.5 billion parameters**. The large ones
 # train in a few GiB of GPU memory: numbers have 16 bits (bfloat16) and are rounded up or down by chance, so that small
@@ -14,15 +15,15 @@
 # Choose *Runtime → Change runtime type → GPU*, then *Runtime → Run all*. With *auto* in the form, the preset is the one
 # that learns most on your GPU in the time you have, so on a free T4 this is a matter of minutes; for 1.5B choose it by name.
 #
-# *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。直近の 128 トークンは双曲空間での距離で見て、それより前は大きさの
-# 決まった状態空間の枝で運びます。大きなモデルも数 GiB の GPU メモリで学習できます（16 ビットの数の確率的な丸め、勾配が出しだいの
+# *日本語: 15 億パラメータまでの Phase 7 を学習するノートブックです。直近の 128 トークン（単語か、その一部）は双曲空間（木のように枝分かれする
+# ものに広い場所がある、曲がった空間）での距離で見て、それより前は大きさの決まった状態空間の枝で運び、ゲートが両者を混ぜます。大きなモデルも数 GiB の GPU メモリで学習できます（16 ビットの数の確率的な丸め、勾配が出しだいの
 # 更新、途中の値をメインメモリに置く方法）。`auto` のままなら、この GPU と使える時間で最もよく学習できる大きさが選ばれます。15 億は名前で選んで
 # ください。「ランタイム」→「ランタイムのタイプを変更」で GPU を選び、「すべてのセルを実行」します。*
 
 # %% [markdown]
 # ## 1 · Install
 #
-# Gets the project and adds what this machine lacks; torch and numpy stay as they are.
+# Gets the project and adds the packages that this machine lacks; torch and numpy stay as they are.
 #
 # *日本語: プロジェクトを取得し、足りないものだけを入れます（torch と numpy は変えません）。*
 
@@ -42,7 +43,7 @@
 # %% [markdown]
 # ### See the model
 #
-# A Phase 7 of a toy's size, and one step of training by hand. Look for the hyperbolic attention, the state-space branch
+# A very small Phase 7, and one step of training by hand. Look for the hyperbolic attention, the state-space branch
 # and the tensor-train cores. **Exercise**: set `attention_window` to 1 and to 64: which numbers of parameters change, and
 # which do not? Why?
 #
@@ -55,10 +56,12 @@
 # %% [markdown]
 # ## 3 · Check
 #
-# What this machine is, what will be used on it and why. On a GPU each kernel is run once and compared with plain torch in
-# double precision, with all gradients: a driver that computes nonsense is found here and not after a night.
+# What this machine is and how it will compute, and why. On a GPU each of our GPU programs (*kernels*) is run once and compared
+# with plain torch in double precision, gradients too: a driver that computes nonsense is found here and not after a night
+# of training.
 #
-# *日本語: このマシンで使うものとその理由です。GPU では各カーネルを 1 回ずつ動かし、倍精度の torch の値と勾配まで比べます。*
+# *日本語: このマシンで使うものとその理由です。GPU では、専用のプログラム（カーネル）を 1 つずつ動かし、倍精度の torch の値と勾配まで比べます。
+# ドライバーの不具合を、一晩学習する前に見つけるためです。*
 
 # %%
 from newllm_lib.colab.phase7 import check, plan
@@ -84,12 +87,13 @@ chosen = plan(settings)
 # %% [markdown]
 # ## 5 · The data recipe
 #
-# Move the sliders to mix sources; `demo` needs no network. With all at 0, the preset's own data is used (UltraChat,
-# ChitChat for the small one). *Mix* makes it at once; the next cell does it otherwise. *Run all* comes by here before
-# a hand can move anything: the next cell says what it took. To mix by sliders, move them and run the cells below again,
-# or write the shares into the form (*Data recipe*).
+# Move the sliders to mix sources; `demo` needs no network. With all at 0, the preset's own data are used (UltraChat, or
+# ChitChat for the small one). The button *Mix* makes the mixture at once; without it the next cell does. *Run all* comes by
+# here before you can move anything, and the next cell says what it took. To mix by sliders, move them and run the cells
+# below again, or write the shares into the form (*Data recipe*).
 #
-# *日本語: スライダーでデータの配合を決めます。すべて 0 なら、プリセットのデータを使います。「すべてのセルを実行」では、スライダーを
+# *日本語: スライダーでデータの配合を決めます（`demo` はネットワークがなくても使えます）。すべて 0 なら、プリセットのデータを使います。
+# Mix ボタンを押すとすぐに作り、押さなければ次のセルが作ります。「すべてのセルを実行」では、スライダーを
 # 動かす前に次のセルへ進みます。動かしたあとで下のセルを実行し直すか、フォームの「データの配合」に書いてください。*
 
 # %%
@@ -108,8 +112,8 @@ settings = mixture.settings()
 # %% [markdown]
 # ## 6 · Test run
 #
-# Ten steps at a size for any machine, the memory-saving way where the GPU can: training, evaluation, saving and loading are
-# tried before anything long begins. The log has the guide's line for each step.
+# Ten steps of a model that any machine can train, in the memory-saving way where the GPU can: training, evaluation, saving
+# and loading are tried before anything long begins. The log has a line for each step.
 #
 # *日本語: 長い学習の前に、どのマシンでも動く大きさで 10 ステップだけ学習し、評価、保存、読み込みまで試します。*
 
@@ -125,13 +129,16 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # %% [markdown]
 # ## 7 · Train
 #
-# In the background: it goes on if you close this tab. The cell ends at once, its picture goes on. **Stop** saves first,
-# **Save** writes a checkpoint and trains on. Left the loss of each step, right bits per byte on the validation text; ✓
-# marks the best, whose model is kept. The copy on Drive is kept while it trains, if the form says so.
+# Training runs in a process of its own: it goes on if you close this tab. The cell ends at once, and its picture goes on by
+# itself. **Stop** saves first, **Save** saves and trains on. Left: the loss of each step, the model's mean surprise at a
+# token (in *nats*; 1 nat is 1.44 bits). Right: **bits per byte** on the *validation text*, which is never trained on: how many
+# bits the model needs for a byte of it (8: it knows nothing; lower is better). ✓ marks the best, whose model is kept. A
+# copy on Drive is made while it trains, if the form says so.
 #
 # *日本語: 学習は別のプロセスで進み、タブを閉じても続きます。セルはすぐに終わり、表示は自動で更新されます。停止ボタンは保存してから
-# 止め、保存ボタンは保存して学習を続けます。左は学習の損失、右は検証用の文章での bits per byte で、✓ が最良の評価です。フォームで
-# 選んであれば、学習中に Google ドライブへコピーします。*
+# 止め、保存ボタンは保存して学習を続けます。左は各ステップの損失（トークンあたりの予測の外れ具合。単位は nat で、1 nat は 1.44 ビット）、右は
+# 学習に使わない検証用の文章での bits per byte（1 バイトを言い当てるのに必要なビット数。8 は何も知らない状態で、小さいほど良い値）で、✓ が最良の
+# 評価です。フォームで選んであれば、学習中に Google ドライブへコピーします。*
 
 # %%
 #@build cell start
@@ -139,10 +146,10 @@ print(*(line for line in tail(test, 100) if line.startswith("Step")), sep="\n")
 # %% [markdown]
 # ## 8 · Wait
 #
-# The cells below need the trained model. ■ ends the waiting, not the training: then section 11 talks with the best
-# model so far.
+# The cells below need the trained model, so this one waits for it. ■ (stop the cell) ends the waiting, not the training: then
+# you can talk with the best model so far in section 11.
 #
-# *日本語: 学習が終わるまで待ちます。■ を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 11 で会話できます。*
+# *日本語: 学習が終わるまで待ちます。■（セルの停止）を押すと待つのをやめるだけで、学習は続きます。その時点で最良のモデルと 11 で会話できます。*
 
 # %%
 #@build cell wait
@@ -162,16 +169,18 @@ run = train(settings)
 # %% [markdown]
 # ## 10 · Result
 #
-# Bits per byte on the **test** text, beside tables that only count words: below *bigram*, the model uses more than the
-# last token.
+# Bits per byte on the **test** text, which was used neither for training nor for choosing the best model. Beside it stand two
+# models that only count: *unigram* (how frequent is each token) and *bigram* (which token follows which). Below *bigram*,
+# the model uses more than the last token.
 #
-# *日本語: テスト用の文章での bits per byte を、数えるだけの表と比べます。bigram より小さければ、直前のトークンより前も使っています。*
+# *日本語: 学習にも最良のモデルの選択にも使っていないテスト用の文章での bits per byte を、数えるだけの表（トークンの頻度だけの unigram と、直前の
+# トークンだけの bigram）と比べます。bigram より小さければ、直前のトークンより前も使っています。*
 
 # %%
 #@build cell test
 
 # %% [markdown]
-# What that means, and what the model made of the same beginnings as it learned:
+# What that means, and how the model continued the same beginnings while it learned:
 #
 # *日本語: 数値の意味と、学習中に同じ書き出しから書いた文です。*
 
@@ -208,7 +217,7 @@ conversation = chat(run, first="Hello! How are you today?")
 # ## Next
 #
 # - **1.5B**: choose `phase7_1.5b`, and `max_steps` for the hours you have (section 4 names a number): the learning rate then
-#   comes to its end in time. A checkpoint of 1.5B is about 4 GB: look at Drive's free space first.
+#   falls to its end within that time. A checkpoint of 1.5B is about 4 GB: look at Drive's free space first.
 # - **Phase 8**: choose `phase8_small`, the same size with linear attention to all of the past, and compare
 #   (`newllm compare phase8_small_triton phase7_small_triton`).
 # - **The guide's commands** do the same: `make check-phase7-env`, `make recipe`, `make train-phase7-1.5b`, … See

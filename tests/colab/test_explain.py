@@ -14,7 +14,7 @@ from newllm_lib.colab import explain, preferences, results
 from newllm_lib.colab.forms import Settings
 from newllm_lib.data.templates import encode_text
 from newllm_lib.errors import UsageError
-from newllm_lib.evaluation.inside import gates, recall, surprise
+from newllm_lib.evaluation.inside import Gates, gates, recall, surprise
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM, TinyGPT2Config, TinyGPT2ForCausalLM
 from newllm_lib.training.preferences.card import _accuracy, _margin
 from newllm_lib.training.preferences.curves import preference_figure
@@ -113,6 +113,12 @@ def test_channels_are_sorted_by_how_long_they_remember(new_llm, tokenizer):
     assert heights == pytest.approx((100 * (1 - read).mean(1)).tolist()[: len(heights)], abs=1e-3)
     shown = below.images[0].get_array()[..., 3]
     assert np.allclose(shown, (1 - read[:, found.order()]).T[:, : shown.shape[1]], atol=1e-5)
+
+
+def test_the_tokens_at_which_most_is_replaced_are_named_once():
+    kept = torch.tensor([[0.0, 0.0], [0.5, 0.9], [0.2, 0.2], [0.4, 0.4], [1.0, 0.8]])
+    found = Gates(["start", " I", " am", " I", "."], kept, torch.zeros_like(kept))
+    assert explain.widest(found) == "“ am” (80 %), “ I” (60 %), “.” (10 %)"
 
 
 def test_the_data_shown_are_what_training_reads(tmp_path, monkeypatch, capsys):

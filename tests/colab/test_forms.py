@@ -49,7 +49,7 @@ def test_a_field_of_the_recipe_is_empty_until_someone_types(form):
     for f in keys:
         same = {getattr(load_recipe(form.recipe, device_kind=kind), f.name) for kind in ("cpu", "t4", "h100")}
         assert shown[f.name] == "" or same == {shown[f.name]}, f.name
-        assert (shown[f.name] == "") == (not f.options()), f.name
+        assert (shown[f.name] == "") == (not f.options() or "" in f.options()), f.name
 
 
 @forms
@@ -152,6 +152,52 @@ def test_a_start_keeps_its_sizes_whatever_the_gpu(monkeypatch, tmp_path):
     assert settings.recipe().num_layers == 3 and "hidden_size" not in settings.overrides
 
 
+STARTS = pytest.mark.parametrize("name", ["DIALOGUE", "ULTRACHAT"])
+
+
+@STARTS
+def test_a_start_is_a_new_model_a_run_or_a_model_of_the_hub(name, tmp_path, monkeypatch):
+    """Three proposals of the hub, in both languages; what is no run of plain training is taught as a base."""
+    form = FORMS[name]
+    proposals = next(f for f in form.fields if f.name == "from_run").choices
+    assert proposals[:2] == ("", "none") and len([p for p in proposals if "/" in p]) == 3
+    for one in proposals[2:]:
+        recipe = form.read(from_run=one).recipe()
+        assert (recipe.task, recipe.base, recipe.epochs, recipe.lora_rank) == ("sft", one, 1.0, 16)
+    for empty in ("", "none"):
+        assert "from_run" not in form.read(from_run=empty).overrides
+
+    def record(run: str, recipe: Recipe) -> None:
+        (tmp_path / "checkpoints" / run).mkdir(parents=True)
+        (tmp_path / "checkpoints" / run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+
+    record("mine", load_recipe("demo", None, "cpu"))
+    record("taught", Recipe(task="sft", base="no/body"))
+    (tmp_path / "foreign").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert form.read(from_run="mine").recipe().from_run == "mine"
+    assert form.read(from_run="taught").recipe().base == "taught"
+    assert form.read(from_run="./foreign").recipe().base == "./foreign"
+
+
+def test_none_is_a_new_model_also_where_the_recipe_has_a_start():
+    assert DIALOGUE.read(recipe="dailydialog", from_run="none").recipe().from_run is None
+    assert DIALOGUE.read(recipe="dailydialog").recipe().from_run == "wikitext"
+
+
+def test_a_tick_stands_for_a_key_of_the_recipe(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    for form, start in ((DIALOGUE, {"from_run": "no/body"}), (FORMS["DPO"], {"base": "no/body"})):
+        recipe = form.read(**start, four_bits=True, report_to="tensorboard").recipe()
+        assert (recipe.load_in, recipe.base, recipe.report_to) == ("4bit", "no/body", "tensorboard")
+        assert form.read(**start).recipe().load_in == "full"
+
+
+def test_the_system_prompt_is_for_the_chat_alone():
+    settings = DIALOGUE.read(system="Answer in one word.")
+    assert settings.extra["system"] == "Answer in one word." and settings.overrides == {}
+
+
 def test_a_field_left_alone_follows_the_device():
     untouched = PRETRAINING.read(batch_size="")
     assert untouched.recipe().batch_size == load_recipe("tinystories", device_kind="cpu").batch_size == 32
@@ -209,9 +255,15 @@ WRONG = [  # what a hand may type, and what the form's own cell says to it
     ("PRETRAINING", {"data_dir": "nowhere"}, "*Your own text*: "),
     ("PRETRAINING", {"data_dir": "."}, "*Your own text*: No data files"),
     ("DIALOGUE", {"from_run": "nobody"}, "No run 'nobody'"),
+    ("DIALOGUE", {"four_bits": True}, "*Hold a model of the hub in 4 bits* does nothing where a New-LLM"),
+    ("DIALOGUE", {"from_run": "no/body", "num_layers": 2}, "*Layers* does nothing where the model no/body"),
+    ("DIALOGUE", {"report_to": "wandb"}, "*Tracker* needs the package wandb: run `%pip install wandb`"),
+    ("DIALOGUE", {"report_to": "excel"}, "*Tracker* must be one of none, tensorboard"),
+    ("ULTRACHAT", {"from_run": "no/body", "four_bits": True}, "4 bits* needs the package bitsandbytes"),
+    ("DPO", {"lora_rank": 0, "four_bits": True}, "type 16 into *Rank of the LoRA adapters*"),
     ("DIALOGUE", {"patience": "long"}, "*Stop after so many evaluations"),
     ("DPO", {"data": "mine.jsonl"}, "*Pairs*: there is no file mine.jsonl"),
-    ("DPO", {"base": "nobody"}, "*Base model*: No run 'nobody'"),
+    ("DPO", {"base": "nobody"}, "*Start from*: No run 'nobody'"),
     ("DPO", {"beta": "low"}, "*Beta* must be number"),
     ("PHASE7", {"hours": "three"}, "*Hours that you have* must be a number, not 'three'"),
     ("PHASE7", {"hours": -3}, "*Hours that you have* must be at least"),
@@ -225,6 +277,7 @@ WRONG = [  # what a hand may type, and what the form's own cell says to it
 @pytest.mark.parametrize("form, values, said", WRONG, ids=[f"{f}-{next(iter(v))}" for f, v, _ in WRONG])
 def test_a_bad_value_is_one_line_in_the_forms_words(form, values, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no package of anybody's choice
     with pytest.raises(UsageError) as error:
         FORMS[form].read(**{"recipe": "phase7_small"} | values if form == "PHASE7" else values)
     assert said in str(error.value) and "\n" not in str(error.value) and "--" not in str(error.value)
@@ -241,7 +294,7 @@ def test_what_is_not_on_the_hub_is_said_by_the_forms_cell(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
     with pytest.raises(UsageError, match=r"\*Pairs\*: the Hugging Face hub has no data set no/body"):
         FORMS["DPO"].read(data="no/body")
-    with pytest.raises(UsageError, match=r"\*Base model\*: the Hugging Face hub has no model no/body"):
+    with pytest.raises(UsageError, match=r"\*Start from\*: the Hugging Face hub has no model no/body"):
         FORMS["DPO"].read(base="no/body")
 
 

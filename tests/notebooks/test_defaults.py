@@ -8,7 +8,7 @@ import json
 import pytest
 
 from newllm_lib.data.datasets import REGISTRY
-from tests.helpers.chat_bases import dialogpt
+from tests.helpers.chat_bases import chat_base, dialogpt
 from tests.helpers.dialogue_sets import dialogue_hub, write_parquet
 from tests.helpers.notebooks import NOTEBOOKS
 from tests.helpers.texts import paragraphs
@@ -28,11 +28,12 @@ def hub(tmp_path_factory):
             rows = [{"text": text} for text in paragraphs(3000 if split == "train" else 300, seed)]
             write_parquet(stories / f"{split}-00000-of-00001.parquet", rows)
         dialogpt(root / "models" / "microsoft" / "DialoGPT-small")
+        chat_base(root / "models" / "Qwen" / "Qwen2.5-0.5B-Instruct", "qwen2")
         yield server
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
-def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, monkeypatch):
+def run_all(name, hub, tmp_path, monkeypatch, overrides: dict):
+    """The notebook after *Run all* in `tmp_path`, with these overrides of its form."""
     nbclient = pytest.importorskip("nbclient")
     (tmp_path / "tmp").mkdir()  # the lock on a GPU is a file there: these may share one
     for key, value in {
@@ -40,13 +41,32 @@ def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, 
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "hf"),
         "NEWLLM_CACHE": str(tmp_path / "cache"),
-        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps({"max_steps": 8}),
+        "NEWLLM_NOTEBOOK_OVERRIDES": json.dumps({"max_steps": 8, **overrides}),
     }.items():
         monkeypatch.setenv(key, value)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     place = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(notebook, timeout=SLOWEST_CELL, kernel_name="python3", resources=place)
     client.execute()
+    return notebook
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, monkeypatch):
+    run_all(name, hub, tmp_path, monkeypatch, {})
     assert list((tmp_path / "checkpoints").glob("*/best/*.safetensors")), "nothing was trained"
     runs = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert list((tmp_path / "checkpoints").glob("*.zip")), runs
+
+
+@pytest.mark.parametrize("name", ["02_dolly", "03_ultrachat", "04_dpo_lora"])
+def test_a_model_of_the_hub_is_taught_told_how_to_answer_and_talked_with(name, hub, tmp_path, monkeypatch):
+    """*Start from* with one of the proposals, and a system prompt."""
+    start = "base" if name == "04_dpo_lora" else "from_run"
+    chosen = {start: "Qwen/Qwen2.5-0.5B-Instruct", "system": "Answer in a word."}
+    notebook = run_all(name, hub, tmp_path, monkeypatch, chosen)
+    said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "on Qwen/Qwen2.5-0.5B-Instruct with" in said and "adapters of rank 16" in said
+    assert "Nothing is given away yet" in said and "Go on: " in said
+    run = next((tmp_path / "checkpoints").glob("*/best")).parent
+    assert "Qwen" in (run / "card.md").read_text(encoding="utf-8")

@@ -1,0 +1,3 @@
+from newllm_lib.colab.results import give_away
+
+give_away(run, to="", public=False, gguf=False)
