@@ -110,6 +110,21 @@ mixture = mix(settings)
 settings = mixture.settings()
 
 # %% [markdown]
+# ### See the data
+#
+# Three records as the model will read them, with the special tokens that mark a speaker's turn and a text's end. What the
+# *loss* counts, that is, what the model is taught to predict, has a colour. Below: how long the documents are, compared
+# with a *training block*, the tokens that are read in one piece. The first time this takes a while, for the data are
+# read; training would do it anyway.
+#
+# *日本語: モデルが読む形のデータを 3 件示します。発言や文章の終わりを表す特別なトークンも見えます。色の付いた部分が損失の計算に
+# 使われ、モデルはそこを予測するように学習します。下の図は、文書の長さと、一度に読む学習ブロックの長さです。最初はデータを
+# 読み込むので、時間がかかることがあります（学習でも必要な処理です）。*
+
+# %%
+#@build cell data
+
+# %% [markdown]
 # ## 6 · Test run
 #
 # Ten steps of a model that any machine can train, in the memory-saving way where the GPU can: training, evaluation, saving
@@ -202,13 +217,28 @@ from newllm_lib.colab.chat_widget import chat
 conversation = chat(run, first="Hello! How are you today?")
 
 # %% [markdown]
-# ## 12 · Keep it, give it away, go on
+# ## 12 · Give it away
 #
-# To Google Drive, if the form says so, with all that is needed to continue; one file to download; and how to give the
-# model away and what comes next.
+# Write `to="your-name/your-model"` and run the cell: the model goes to the Hugging Face hub, with a card that says what it
+# is, what it was trained on, and how to load it. Only you see it there, unless you write `public=True`. It needs a *token*
+# with write access, named `HF_TOKEN` (in Colab a secret: the key icon on the left). A file for llama.cpp and Ollama
+# (`gguf=True`) is not possible: they do not know Phase 7.
 #
-# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイル、モデルの
-# 公開のしかた、次のステップを表示します。*
+# *日本語: `to="your-name/your-model"` と書いて実行すると、モデルカード付きで Hugging Face Hub にアップロードします。`public=True` と
+# 書かなければ非公開です。書き込みできるトークン `HF_TOKEN` が必要です（Colab では左の鍵のアイコンの「シークレット」）。llama.cpp と
+# Ollama 用のファイル（`gguf=True`）は、Phase 7 では作れません。*
+
+# %%
+#@build cell give
+
+# %% [markdown]
+# ## 13 · Keep it, and go on
+#
+# A copy on Google Drive, if the form says so, with all that is needed to continue training; one file to download; and
+# what comes next.
+#
+# *日本語: フォームで選んであれば、学習を再開できる形で Google ドライブに保存します。続いて、ダウンロード用のファイルと、次のステップを
+# 表示します。*
 
 # %%
 #@build cell keep

@@ -187,10 +187,15 @@ def test_japanese_is_whole(path):
 
 
 @built
-def test_each_shows_its_model_and_ends_in_the_same_cell(path):
+def test_each_shows_its_data_and_its_model_and_ends_in_the_same_cell(path):
     sources = [cell.source for cell in code(path)]
+    assert any("show_data(settings)" in source or "look(settings)" in source for source in sources)
     assert any("print(network)" in source and "optimizer.step()" in source for source in sources)
-    assert any(source.startswith("from newllm_lib.colab.results import keep") for source in sources)
+    ends = [
+        source.splitlines()[0] for source in sources if source.startswith("from newllm_lib.colab.results")
+    ]
+    assert ends[-1].endswith("import keep")
+    assert any("give_away(run, to=" in source for source in sources) != path.stem.startswith("01")
     assert any("**Exercise**" in cell.source for cell in nbformat.read(path, as_version=4).cells)
 
 
