@@ -33,11 +33,11 @@ def test_shipped_recipes_load_for_every_device_and_survive_their_own_yaml(name, 
     [
         ({"batchsize": 3}, ["batchsize", "batch_size"]),
         ({"lerning_rate": 1}, ["learning_rate"]),
-        ({"batch_size": "many"}, ["batch_size", "int"]),
+        ({"batch_size": "many"}, ["batch_size", "a whole number"]),
         ({"batch_size": 0}, ["batch_size", "at least 1"]),
         ({"learning_rate": float("nan")}, ["learning_rate", "finite"]),
         ({"model": "gpt5"}, ["new_llm", "tiny_gpt2"]),
-        ({"micro_batch_size": "some"}, ["micro_batch_size", "int or auto"]),
+        ({"micro_batch_size": "some"}, ["micro_batch_size", "a whole number or auto"]),
         ({"carry_state": 3}, ["carry_state", "true or false"]),
     ],
 )

@@ -11,6 +11,9 @@ from pathlib import Path
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe
+from newllm_lib.recipe.files import shipped_recipes
+from newllm_lib.recipe.init_from import start_run
+from newllm_lib.runs import list_runs
 
 SECONDS = 1.0  # a hub that has not answered by then is called absent, which is only a warning
 
@@ -57,6 +60,8 @@ def check(recipe: Recipe, extra: dict, titles: dict[str, str], choices: tuple[st
         _check_data(recipe, title, instead)
     if recipe.task != "train":
         _check_base(recipe.base, titles.get("base", "base"))
+    else:
+        _check_own_start(recipe, titles)
     _check_packages(recipe, titles)
 
 
@@ -102,15 +107,41 @@ def _check_data(recipe: Recipe, title: str, instead: str) -> None:
         _check_on_hub(data.partition(":")[0], "dataset", title)
 
 
-def _check_base(base: str, title: str) -> None:
-    from newllm_lib.runs import find_run
+def check_start(start: str, title: str) -> None:
+    """Refuse a name that is no run's, and no recipe's of which there is a run."""
+    try:
+        start_run(start, "new_llm")
+    except UsageError:
+        here = [run.name for run in list_runs()]
+        known = f"there are {', '.join(here[:8])}{' …' * (len(here) > 8)}" if here else "none is trained yet"
+        raise UsageError(
+            f"*{title}*: there is no run {start} here ({known}). A model of the hub is written as owner/name."
+        ) from None
 
+
+def _check_own_start(recipe: Recipe, titles: dict[str, str]) -> None:
+    """Refuse adapters of a model that has learned nothing; warn of a start that the recipe has and that is
+    not here, for a copy on Drive goes on without it."""
+    start, rank = (titles.get(key, key) for key in ("from_run", "lora_rank"))
+    if recipe.lora_rank and recipe.from_run is None:
+        raise UsageError(
+            f"*{rank}* trains adapters beside weights that have learned something: choose a run or a model "
+            f"of the hub in *{start}*, or leave it empty."
+        )
+    if recipe.from_run in shipped_recipes():
+        try:
+            start_run(recipe.from_run, recipe.model)
+        except UsageError:
+            say(
+                f"⚠ {recipe.recipe} starts from a run of {recipe.from_run}, and there is none here: train it "
+                f"first (notebook 1), or choose none, or another start, in *{start}*."
+            )
+
+
+def _check_base(base: str, title: str) -> None:
     if Path(base).expanduser().is_dir() or "/" not in base:
         if not Path(base).expanduser().is_dir():
-            try:
-                find_run(base)
-            except UsageError as error:
-                raise UsageError(f"*{title}*: {error}") from None
+            check_start(base, title)
     elif hub_answers():
         _check_on_hub(base, "model", title)
 

@@ -87,9 +87,13 @@ class Field:
             except UsageError as error:
                 raise UsageError(f"*{self.title}*{str(error).removeprefix(self.name)}") from None
         if self.choices and not self.free and value not in self.choices:
-            raise UsageError(f"*{self.title}* must be one of {', '.join(self.choices)}, not {value!r}.")
+            offered = ", ".join(choice or "empty" for choice in self.choices)
+            raise UsageError(f"*{self.title}* must be one of {offered}, not {value!r}.")
         if type(self.default) in (int, float):
             return form_checks.number(self.title, value, type(self.default), self.minimum)
+        kind = bool if isinstance(self.default, bool) else str
+        if not isinstance(value, kind):
+            raise UsageError(f"*{self.title}* must be {_KINDS[kind]}, not {value!r}.")
         return value
 
 
@@ -149,6 +153,7 @@ class Form:
             )
         forced = _forced()
         values = {**defaults, **values, **{k: v for k, v in forced.items() if k in defaults}}
+        values = {k: v.strip() if isinstance(v, str) else v for k, v in values.items()}
         typed = {f.name: f.read(values[f.name]) for f in self.fields if values[f.name] not in ("", None)}
         for f in self.fields:
             if f.means and typed.pop(f.name, False):
@@ -178,7 +183,7 @@ class Form:
                 del own[f.name]
         settings = Settings(name, preset | own, extra)
         offered = tuple(choice for f in self.fields if f.name == "recipe" for choice in f.choices)
-        form_checks.check(settings.recipe(), extra, self.titles(), offered)
+        form_checks.check(self._resolved(settings), extra, self.titles(), offered)
         say(self.describe(settings, own, preset))
         return settings
 
@@ -186,6 +191,16 @@ class Form:
         """What the form calls each recipe key that it has, and each other field."""
         found = {key: f.title for f in self.fields for key in (f.name, *f.means)}
         return {"base": found["from_run"], **found} if "from_run" in found else found
+
+    def _resolved(self, settings: Settings) -> Recipe:
+        """The recipe with its start's sizes; a start that is not here is said in the form's words."""
+        start = settings.overrides.get("from_run")
+        try:
+            return settings.recipe()
+        except UsageError:
+            if start:
+                form_checks.check_start(start, self.titles().get("from_run", "from_run"))
+            raise
 
     def _refuse_idle(self, chosen: Recipe) -> None:
         """Raise UsageError for what was typed and does nothing in this training."""
@@ -279,6 +294,7 @@ class Settings:
 
 _KEYS = {f.name: f for f in fields(Recipe) if f.name != "recipe"}
 _SPECIAL = ("recipe", "gpu", "size")
+_KINDS = {bool: "True or False", str: "text"}
 _HELP = (
     "#@markdown An empty field follows the recipe of the data, which adapts to this machine; the cell prints "
     "its value. What is typed is what is trained. Run the cell after a change (▶).",

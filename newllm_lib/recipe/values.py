@@ -6,7 +6,13 @@ import types
 
 from newllm_lib.errors import UsageError
 
-_TYPE_NAMES = {types.NoneType: "none", str: "text", bool: "true or false", float: "number"}
+_TYPE_NAMES = {
+    types.NoneType: "none",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 _PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": types.NoneType}
@@ -35,9 +41,7 @@ def checked(f, value):
         value = {True: "on", "true": "on", False: "off", "false": "off"}.get(value, value)
     number_or_auto = accepted == (int, str)  # the only text such a key takes is "auto"
     if type(value) not in accepted or (number_or_auto and isinstance(value, str) and value != "auto"):
-        kinds = (
-            "int or auto" if number_or_auto else " or ".join(_TYPE_NAMES.get(t, t.__name__) for t in accepted)
-        )
+        kinds = "a whole number or auto" if number_or_auto else " or ".join(_TYPE_NAMES[t] for t in accepted)
         raise UsageError(f"{f.name} must be {kinds}, not {value!r}.")
     if choices and value not in choices:
         raise UsageError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")

@@ -35,7 +35,10 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
         (["train", "demo", "--word_memory", "2"], "--word_memory (a memory of words) is gone since 0.2.0"),
         (["train", "demo", "wikitext"], "no use for 'wikitext'"),
         (["train", "wikitxt"], "did you mean wikitext?"),
-        (["train", "demo", "--sized_for", "cpu", "--num_layers", "four"], "num_layers must be int"),
+        (
+            ["train", "demo", "--sized_for", "cpu", "--num_layers", "four"],
+            "num_layers must be a whole number",
+        ),
         (
             ["train", "demo", "--sized_for", "cpu", "--model", "gpt5"],
             "model must be one of new_llm, tiny_gpt2",

@@ -180,9 +180,17 @@ def test_a_start_is_a_new_model_a_run_or_a_model_of_the_hub(name, tmp_path, monk
     assert form.read(from_run="./foreign").recipe().base == "./foreign"
 
 
-def test_none_is_a_new_model_also_where_the_recipe_has_a_start():
+def test_none_is_a_new_model_also_where_the_recipe_has_a_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert DIALOGUE.read(recipe="dailydialog", from_run="none").recipe().from_run is None
     assert DIALOGUE.read(recipe="dailydialog").recipe().from_run == "wikitext"
+    said = capsys.readouterr().out
+    assert "⚠ dailydialog starts from a run of wikitext, and there is none here: train it first" in said
+    assert "choose none, or another start, in *Start from*" in said
+
+
+def test_a_space_is_an_empty_field():
+    assert PRETRAINING.read(epochs=" ", data_dir=" ").overrides == {}
 
 
 def test_a_tick_stands_for_a_key_of_the_recipe(monkeypatch):
@@ -248,13 +256,21 @@ def test_overrides_that_are_no_object_are_refused(monkeypatch, text):
 WRONG = [  # what a hand may type, and what the form's own cell says to it
     ("PRETRAINING", {"size": "huge"}, "*Size of both models* must be one of standard, small, large"),
     ("PRETRAINING", {"epochs": "-1"}, "*Epochs* must be at least"),
-    ("PRETRAINING", {"epochs": "many"}, "*Epochs* must be number, not 'many'"),
-    ("PRETRAINING", {"batch_size": "1.5"}, "*Sequences a step* must be int"),
+    ("PRETRAINING", {"epochs": "many"}, "*Epochs* must be a number, not 'many'"),
+    ("PRETRAINING", {"batch_size": "1.5"}, "*Sequences a step* must be a whole number, not '1.5'"),
     ("PRETRAINING", {"recipe": "wikitexd"}, "*Data* must be one of"),
     ("PRETRAINING", {"epoch": 3}, "no field 'epoch'"),
     ("PRETRAINING", {"data_dir": "nowhere"}, "*Your own text*: "),
     ("PRETRAINING", {"data_dir": "."}, "*Your own text*: No data files"),
-    ("DIALOGUE", {"from_run": "nobody"}, "No run 'nobody'"),
+    ("PRETRAINING", {"gpu": "T5"}, "*Sizes for this GPU* must be one of empty, T4, L4"),
+    (
+        "PRETRAINING",
+        {"save_to_drive": "no"},
+        "*Keep a copy on Google Drive while training* must be True or False",
+    ),
+    ("DIALOGUE", {"from_run": "nobody"}, "*Start from*: there is no run nobody here (none is trained yet)"),
+    ("DIALOGUE", {"lora_rank": 8}, "choose a run or a model of the hub in *Start from*"),
+    ("DIALOGUE", {"system": 3}, "*System prompt* must be text"),
     ("DIALOGUE", {"four_bits": True}, "*Hold a model of the hub in 4 bits* does nothing where a New-LLM"),
     ("DIALOGUE", {"from_run": "no/body", "num_layers": 2}, "*Layers* does nothing where the model no/body"),
     ("DIALOGUE", {"report_to": "wandb"}, "*Tracker* needs the package wandb: run `%pip install wandb`"),
@@ -263,12 +279,13 @@ WRONG = [  # what a hand may type, and what the form's own cell says to it
     ("DPO", {"lora_rank": 0, "four_bits": True}, "type 16 into *Rank of the LoRA adapters*"),
     ("DIALOGUE", {"patience": "long"}, "*Stop after so many evaluations"),
     ("DPO", {"data": "mine.jsonl"}, "*Pairs*: there is no file mine.jsonl"),
-    ("DPO", {"base": "nobody"}, "*Start from*: No run 'nobody'"),
-    ("DPO", {"beta": "low"}, "*Beta* must be number"),
+    ("DPO", {"base": "nobody"}, "*Start from*: there is no run nobody here"),
+    ("DPO", {"beta": "low"}, "*Beta* must be a number"),
     ("PHASE7", {"hours": "three"}, "*Hours that you have* must be a number, not 'three'"),
     ("PHASE7", {"hours": -3}, "*Hours that you have* must be at least"),
     ("PHASE7", {"mix_documents": "all"}, "*Documents in that mix* must be a whole number"),
     ("PHASE7", {"weights": "nope=1"}, "*Data recipe*: Unknown data 'nope'"),
+    ("PHASE7", {"weights": True}, "*Data recipe* must be text"),
     ("PHASE7", {"weights": "demo"}, "*Data recipe*: demo: write it as"),
     ("PHASE7", {"max_steps": "0"}, "*Stop after this many steps* must be at least"),
 ]
