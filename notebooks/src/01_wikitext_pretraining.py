@@ -117,7 +117,7 @@ machine(settings);
 # ## 4 · Train New-LLM
 #
 # Training runs in a process of its own: it goes on if you close this tab. The cell ends at once, and its picture goes
-# on # by itself. Left: the loss of each step, the model's mean surprise at a token (in *nats*; 1 nat is 1.44 bits). Right: bits per
+# on by itself. Left: the loss of each step, the model's mean surprise at a token (in *nats*; 1 nat is 1.44 bits). Right: bits per
 # byte on the *validation text*, which is never trained on; ✓ marks the best evaluation, whose model is kept. **Stop** saves
 # first, **Save** saves and trains on. Run the cell again to see the picture again (after the tab was closed, say), or to
 # continue a run that was stopped.
