@@ -9,6 +9,7 @@ torch goes on to compile the model.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import subprocess
@@ -118,6 +119,7 @@ def _launches_become_compilations() -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     global _rehearsing
+    _llvm_one_at_a_time()
     launch, known = JITFunction.__getitem__, set()
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="kernel")
 
@@ -130,12 +132,43 @@ def _launches_become_compilations() -> Iterator[None]:
 
         return submit
 
+    def launch_when_compiled(kernel, grid):
+        wait()
+        JITFunction.__getitem__ = launch
+        return launch(kernel, grid)
+
     JITFunction.__getitem__, _rehearsing = compile_instead, True
     try:
         yield
     finally:
-        JITFunction.__getitem__, _rehearsing = launch, False
+        # Compiled by a launch and by a thread at once, a kernel's second module would take the first one's
+        # place, which Triton unloads (from 3.8 on), whatever graph has recorded it.
+        JITFunction.__getitem__, _rehearsing = launch_when_compiled, False
         pool.shutdown(wait=False)
+
+
+@functools.cache
+def _llvm_one_at_a_time() -> None:
+    """Let no two threads be in LLVM at once. Triton before 3.9 sets LLVM's options there, which are the
+    process's, without a lock: a thread that optimizes while another does so ends in a segmentation fault
+    once in some hundred kernels. What comes before, and ptxas after it, still goes on side by side.
+    """
+    with contextlib.suppress(ImportError):  # a Triton for other GPUs alone
+        from triton.backends.nvidia import compiler
+
+        if hasattr(compiler, "get_llvm_flags"):  # it has a lock of its own
+            return
+        lock = threading.Lock()
+        for name in ("optimize_module", "translate_to_asm"):
+            setattr(compiler.llvm, name, _locked(lock, getattr(compiler.llvm, name)))
+
+
+def _locked(lock: threading.Lock, function: Callable) -> Callable:
+    def one_at_a_time(*arguments, **more):
+        with lock:
+            return function(*arguments, **more)
+
+    return one_at_a_time
 
 
 def _compile(kernel, arguments: tuple, constants: dict, grid) -> None:

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from tests.helpers import kernel_checks as checks, phase7_checks
+from tests.helpers import kernel_checks as checks, kernel_memory, phase7_checks
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run these through the test files beside them"
 
@@ -21,6 +21,13 @@ CASES = [
     (torch.float16, 2, 10, 3),
     (torch.float32, 1, 9, 67),
 ]
+
+
+@pytest.fixture(autouse=True)
+def memory_checked():
+    """No kernel leaves its tensors, and no two programs of a launch meet."""
+    with kernel_memory.checked():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -336,3 +343,30 @@ def test_gradient_norms(dtype, rows, columns):
 
 def test_hyperbolic_visibility():
     phase7_checks.check_visibility("cpu")
+
+
+@pytest.mark.parametrize(
+    ("launch", "told"),
+    [
+        (lambda k, x, y: k.copy[(3,)](x, y, 20, 20, BLOCK=8), None),
+        (lambda k, x, y: k.copy[(3,)](x, y, 20, 21, BLOCK=8), "load: 4 bytes at byte 80 of x"),
+        (lambda k, x, y: k.copy[(3,)](x[::2], y, 10, 20, BLOCK=8), "load: 4 bytes at byte 4 of x"),
+        (lambda k, x, y: k.store_beyond[(1,)](y, 20, BLOCK=32), "store: 4 bytes at byte 80 of out"),
+        (lambda k, x, y: k.all_store[(2,)](y, BLOCK=8), "stores where another program stores: program 0"),
+        (lambda k, x, y: k.all_add[(2,)](y, BLOCK=8), None),
+        (lambda k, x, y: k.shift[(2,)](x, 16, BLOCK=8), "stores what another program reads: program 0"),
+        (lambda k, x, y: k.one_place[(1,)](y, BLOCK=8), "stores twice to one place"),
+        (lambda k, x, y: k.there_and_back[(1,)](y, BLOCK=8, BARRIER=False), "with no barrier between"),
+        (lambda k, x, y: k.there_and_back[(1,)](y, BLOCK=8, BARRIER=True), None),
+    ],
+)
+def test_a_kernel_that_strays_is_told(launch, told):
+    from tests.helpers import stray_kernels
+
+    x, y = torch.randn(20), torch.zeros(20)
+    if told is None:
+        launch(stray_kernels, x, y)
+        return
+    with pytest.raises(kernel_memory.KernelMemoryError) as error:
+        launch(stray_kernels, x, y)
+    assert told in str(error.value) and "helpers/stray_kernels.py:" in str(error.value)
