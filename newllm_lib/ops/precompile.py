@@ -23,6 +23,9 @@ from torch import nn
 _THREADS = 6  # more would only wait for Python's lock, and take it from torch's own compiling
 # a model's first block has no branch to add, its second has: the others launch what the second does
 _LAYERS = 2
+# what Triton's compiler for NVIDIA's GPUs calls of LLVM
+_OF_LLVM = ("init_targets", "to_module", "attach_datalayout", "link_extern_libs", "optimize_module")
+_OF_LLVM += ("translate_to_asm",)
 _jobs: list[Future] = []
 _rehearsing = False
 _elsewhere: Future | None = None  # whether a process that compiles for this one has failed
@@ -149,17 +152,17 @@ def _launches_become_compilations() -> Iterator[None]:
 
 @functools.cache
 def _llvm_one_at_a_time() -> None:
-    """Let no two threads be in LLVM at once. Triton before 3.9 sets LLVM's options there, which are the
-    process's, without a lock: a thread that optimizes while another does so ends in a segmentation fault
-    once in some hundred kernels. What comes before, and ptxas after it, still goes on side by side.
+    """Let no two threads be in LLVM at once: Triton before 3.9 sets LLVM's options, which are the process's,
+    without a lock, and a thread that optimizes beside others has been seen to end in a segmentation fault.
+    What comes before LLVM, and ptxas after it, still goes on side by side.
     """
     with contextlib.suppress(ImportError):  # a Triton for other GPUs alone
         from triton.backends.nvidia import compiler
 
-        if hasattr(compiler, "get_llvm_flags"):  # it has a lock of its own
+        if hasattr(compiler, "get_llvm_flags"):  # from 3.9 on: it sees to it itself
             return
         lock = threading.Lock()
-        for name in ("optimize_module", "translate_to_asm"):
+        for name in _OF_LLVM:
             setattr(compiler.llvm, name, _locked(lock, getattr(compiler.llvm, name)))
 
 

@@ -1,11 +1,11 @@
-"""What Triton's interpreter lets pass: it reads and writes wherever a pointer points, one program after another.
+"""What Triton's interpreter lets pass: it reads and writes wherever a pointer points, one program at a time.
 
     with kernel_memory.checked():
         ...  # launches
 
-Each address that a kernel reads or writes must be an element of a tensor that this launch was given. Programs of
-a launch run in any order and at once: what one of them stores no other may store or read, but by atomics; nor
-may a program read what it has stored itself before a barrier, since another of its threads may have done so.
+Each address that a kernel reads or writes must be an element of a tensor that this launch was given. Programs
+of a launch run in any order and at once: what one of them stores no other may store or read, but by atomics;
+nor may a program read what it has stored itself before a barrier: another of its threads may have done that.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class _Launch:
 
     def _where(self, address: int, size: int) -> str:
         """The address as seen from the tensor that is nearest before it."""
-        before = [(address - x.data_ptr(), name) for name, x in self.tensors.items() if x.data_ptr() <= address]
+        before = [
+            (address - x.data_ptr(), name) for name, x in self.tensors.items() if x.data_ptr() <= address
+        ]
         if not before:
             return f"address {address:#x} ({size} bytes), before every tensor"
         offset, name = min(before)

@@ -1,5 +1,10 @@
 """Kernels compiled before a first step: nothing is left to compile in it, and nothing else is left behind."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -66,3 +71,51 @@ def test_a_rehearsed_step_finds_its_kernels_compiled_and_computes_as_ever(monkey
     ):  # as on the processor, where no kernel runs (5.15: the labels are the inputs, which a tied head knows)
         expected = model.cpu()(input_ids=ids.cpu(), shift_labels=ids.cpu()).loss
     assert abs(found.item() - expected.item()) < 0.05
+
+
+def test_a_launch_waits_for_what_threads_compile(monkeypatch):
+    """Whatever launches: compiled twice at once, a kernel's first module would be unloaded."""
+    jit = pytest.importorskip("triton.runtime.jit").JITFunction
+    may_end, order = threading.Event(), []
+
+    def compile_slowly(*_):
+        assert may_end.wait(20)
+        order.append("compiled")
+
+    launch = lambda kernel, grid: lambda *arguments: order.append("launched")  # noqa: E731
+    monkeypatch.setattr(jit, "__getitem__", launch)
+    monkeypatch.setattr(precompile, "_compile", compile_slowly)
+    with precompile._launches_become_compilations():
+        jit.__getitem__("kernel", (1,))(1)
+        assert not order
+    threading.Timer(0.1, may_end.set).start()
+    jit.__getitem__("kernel", (1,))(1)
+    assert order == ["compiled", "launched"] and jit.__getitem__ is launch
+
+
+def test_before_triton_3_9_no_two_threads_are_in_llvm_at_once(monkeypatch):
+    """That Triton sets LLVM's options, which are the process's, without a lock."""
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    inside, most = [], []
+
+    def work(*_):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+
+    monkeypatch.setattr(compiler, "llvm", SimpleNamespace(**dict.fromkeys(precompile._OF_LLVM, work)))
+    monkeypatch.delattr(compiler, "get_llvm_flags", raising=False)
+    precompile._llvm_one_at_a_time.__wrapped__()
+    with ThreadPoolExecutor(4) as pool:
+        for name in precompile._OF_LLVM * 2:
+            pool.submit(getattr(compiler.llvm, name), "module")
+    assert len(most) == 12 and max(most) == 1
+
+
+def test_a_triton_with_a_lock_of_its_own_is_left_alone(monkeypatch):
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    before = {name: getattr(compiler.llvm, name) for name in precompile._OF_LLVM}
+    monkeypatch.setattr(compiler, "get_llvm_flags", list, raising=False)
+    precompile._llvm_one_at_a_time.__wrapped__()
+    assert before == {name: getattr(compiler.llvm, name) for name in precompile._OF_LLVM}
