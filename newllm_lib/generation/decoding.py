@@ -15,6 +15,7 @@ import torch
 
 from newllm_lib.generation.sampling import Sampler, Settings, until_stop
 from newllm_lib.generation.stateful import IncrementalDecoder, eval_mode, model_device, unwrapped
+from newllm_lib.ops.common.dispatch import uncollected
 
 # steps between two looks of the host: on a GPU each look lets it wait for a moment
 _AT_ONCE = {"cpu": 1, "cuda": 16}
@@ -104,7 +105,7 @@ class Steps:
         self.graph = torch.cuda.CUDAGraph()
         # other threads may save a checkpoint meanwhile: what they ask of the device is not this recording's
         recording = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
-        with eval_mode(self.model), recording:
+        with eval_mode(self.model), uncollected(), recording:
             self._step()
 
 

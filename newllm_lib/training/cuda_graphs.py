@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from newllm_lib.ops.common.dispatch import uncollected
+
 
 class Recorder:
     """Records functions as graphs that share one pool of memory: only one of them is replayed at a time."""
@@ -57,11 +59,12 @@ class Recorder:
                 torch.cuda.empty_cache()  # memory of this stream, which nobody else would get
                 self.warm.add(kind)
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                function()
-            finally:
-                graph.capture_end()
+            with uncollected():
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    function()
+                finally:
+                    graph.capture_end()
         current.wait_stream(self.stream)
         return graph.replay
 

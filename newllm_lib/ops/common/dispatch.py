@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import inspect
 import os
@@ -118,6 +119,21 @@ def on_device_of_first_argument(function):
 
     run.__signature__ = inspect.signature(function, eval_str=True)  # types, for `torch.library.custom_op`
     return run
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Within it Python collects no cycles, as a recording of a CUDA graph wants it: a Triton kernel that an
+    earlier model left behind unloads its module when it is collected, which a recording does not survive
+    (triton.testing's `cuda_graph_without_gc`).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @functools.cache
