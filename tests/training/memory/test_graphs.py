@@ -2,11 +2,15 @@
 itself, and on a GPU.
 """
 
+import contextlib
 import copy
+import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from newllm_lib.ops.common.dispatch import uncollected
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training.cuda_graphs import Recorder, StepGraph
 from newllm_lib.training.memory.blocks import checkpoint_blocks
@@ -132,3 +136,40 @@ def test_a_recorded_step_is_the_step_with_the_rate_it_has_by_then(device, bits):
         for a, b in zip(plain, again, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert all(optimizer.state[p]["step"] == 5 for optimizer in pair for p in optimizer.state)
+
+
+def test_nothing_is_collected_while_a_graph_is_recorded(monkeypatch):
+    """A kernel that an earlier model left in a cycle would unload its module in the middle."""
+    collects = []
+
+    class Graph:
+        def capture_begin(self, **_):
+            collects.append(gc.isenabled())
+
+        def capture_end(self):
+            collects.append(gc.isenabled())
+
+        def replay(self):
+            pass
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    recorder = Recorder(torch.device("cpu"))
+    recorder.on_gpu, recorder.stream, recorder.pool, recorder.warm = True, stream, None, {"step"}
+    recorder.record(lambda: collects.append(gc.isenabled()), "step", [])
+    assert collects == [False] * 3 and gc.isenabled()
+
+
+def test_the_collector_is_left_as_it_was_found():
+    gc.disable()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError), uncollected():
+        raise ValueError
+    assert gc.isenabled()
