@@ -56,6 +56,12 @@ def _is_obeyed(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
+def markdown_cell(text: str) -> str:
+    """Text that cannot break a Markdown table or become a tag."""
+    text = "".join(f"&#{ord(c)};" if c in "&<>|`*_" else c for c in text)
+    return "<br>".join(text.splitlines()) or "(nothing)"
+
+
 def go_on_without_reader() -> None:
     """From now on nothing ends because a pipe's reader, or the terminal, has left."""
     global _needs_reader

@@ -181,7 +181,7 @@ class ContiguousBatchSampler(BlockSampler):
             yield from (offset + (first + rows + step) % self.blocks * self.length).tolist()
 
 
-SEEN = (-1, -1, 0)  # stands for a block that was trained on before a restart
+SKIPPED = (-1, -1, 0)  # stands for a block that was trained on before a restart
 
 
 class StreamedBlocks(Dataset):
@@ -241,7 +241,7 @@ class StreamSampler(Sampler[tuple[int, int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         seen = self.position % self.blocks
-        yield from itertools.repeat(SEEN, seen)  # which are passed over
+        yield from itertools.repeat(SKIPPED, seen)  # which are passed over
         yield from itertools.islice(self.split.starts(self.position, self.length), self.blocks - seen)
 
 

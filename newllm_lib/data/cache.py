@@ -22,6 +22,7 @@ from pathlib import Path
 
 from newllm_lib import console
 from newllm_lib.errors import NewLLMError
+from newllm_lib.runs.atomic import staged_file, sync
 
 try:
     import fcntl
@@ -140,14 +141,14 @@ class Staging:
             files = {}
             for path in sorted(p for p in self.path.iterdir() if p.is_file()):
                 files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum(path)}
-                _sync(path)
+                sync(path)
             meta = {**meta, "files": files}
             write_file(self.path / META, json.dumps(meta, indent=1, ensure_ascii=False))
             if self.entry.exists() and read_meta(self.entry) is None:
                 shutil.rmtree(self.entry, ignore_errors=True)  # damaged: it is replaced
             try:
                 os.rename(self.path, self.entry)
-                _sync_folder(self.entry.parent)
+                sync(self.entry.parent)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or read_meta(self.entry) is None:
                     raise
@@ -166,26 +167,5 @@ def sweep(entry: Path) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    with plain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            _sync(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    # not every file system (Drive) can: the files themselves are on the disk
-    with contextlib.suppress(OSError):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with staged_file(path, errors=plain_write_errors) as staging:
+        staging.write_text(text, encoding="utf-8")

@@ -236,7 +236,7 @@ def _smallest(count: int, source: Source) -> _Smallest:
 
 
 _BORDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: {count: (largest, room)}
-_HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: own_held_out
+_HELD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: what `source_held_out` found
 _PLANS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # source: its plan
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from newllm_lib.console import markdown_cell
 from newllm_lib.data.templates import (
     ROLE_TOKENS,
     encode_conversation,
@@ -145,13 +146,6 @@ def as_markdown(rows: Sequence[dict], name: str, most: int = 12) -> str:
         more = f"{row['mean_tokens']:.1f} | {row['empty']} | {row['repeating']} | {row['warning'] or ''}"
         lines.append(f"| {row['step']} | {figures} | {more} |")
     for number, prompt in enumerate(rows[-1]["prompts"]):
-        lines += ["", f"## {_safe(prompt)}", "", "| step | answer |", "|---:|---|"]
-        lines += [
-            f"| {row['step']} | {_safe(row['answers'][number].strip()) or '(nothing)'} |" for row in rows
-        ]
+        lines += ["", f"## {markdown_cell(prompt)}", "", "| step | answer |", "|---:|---|"]
+        lines += [f"| {row['step']} | {markdown_cell(row['answers'][number].strip())} |" for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def _safe(text: str) -> str:
-    """Text that cannot break a Markdown table or become a tag."""
-    return "<br>".join("".join(f"&#{ord(c)};" if c in "&<>|`*_" else c for c in text).splitlines())

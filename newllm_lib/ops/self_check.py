@@ -111,7 +111,7 @@ def _short_conv(draw: _Draw):
     return lambda *x: short_conv(*x)[0], reference.short_conv, inputs
 
 
-def _squared_relu_mlp(draw: _Draw):
+def _relu2_mlp(draw: _Draw):
     from newllm_lib.ops.relu2_mlp import reference, relu2_mlp
 
     return (
@@ -167,7 +167,7 @@ def _cross_entropy(draw: _Draw):
 _OPERATIONS: dict[str, Callable] = {
     "gated_scan": _gated_scan,
     "short_conv": _short_conv,
-    "relu2_mlp": _squared_relu_mlp,
+    "relu2_mlp": _relu2_mlp,
     "hyperbolic_attention": _hyperbolic_attention,
     "linear_attention": _linear_attention,
     "cross_entropy": _cross_entropy,

@@ -50,7 +50,7 @@ def load_recipe(
     recorded = is_record(values)
     if recorded:
         values = as_of_today(values, path, _KNOWN)
-    values = _file_in_our_words(values, path)
+    values = _resolve_file_keys(values, path)
     asked = resolve_keys(overrides or {}, "the command line", values.get("micro_batch_size"))
     check_keys({k: v for k, v in values.items() if k != "when"}, str(path), _KNOWN)
     check_keys(asked, "the command line", _KNOWN)
@@ -96,7 +96,7 @@ def overrides(arguments: object) -> dict[str, object]:
     return {key: value for key in keys if (value := getattr(arguments, f"set_{key}", None)) is not None}
 
 
-def _file_in_our_words(values: dict, path: Path) -> dict:
+def _resolve_file_keys(values: dict, path: Path) -> dict:
     """A file's values, those under `when:` too, with the guide's names replaced by ours."""
     values = resolve_keys(values, str(path))
     if isinstance(values.get("when"), dict):

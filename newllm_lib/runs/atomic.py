@@ -18,7 +18,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from newllm_lib.console import say
@@ -36,8 +36,10 @@ from newllm_lib.runs.ownership import (
 )
 from newllm_lib.runs.processes import identity, is_alive
 
+Explains = Callable[[Path], AbstractContextManager[None]]
 _counter = itertools.count()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT = (errno.EINVAL, errno.ENOTSUP)
 _ALMOST_NOTHING = 32 * 2**20  # bytes: a disk with less is full for every practical purpose
 
 
@@ -65,13 +67,16 @@ def append_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def staged_file(path: Path, durable: bool = True, parents: bool = True) -> Iterator[Path]:
+def staged_file(
+    path: Path, durable: bool = True, parents: bool = True, errors: Explains | None = None
+) -> Iterator[Path]:
     """`with staged_file(path) as staging:` write it; at the end it becomes `path`, in one step.
 
     Args:
         durable: wait until the disk has it (False for what is rewritten all the time, as a run's status).
         parents: make missing folders (False below a place that may be unmounted: they would come to lie
             beneath it).
+        errors: turns a disk's failures into one line (default: `explained`).
 
     Raises:
         NewLLMError: full or read-only disk, no permission; the old file is untouched, as after any error in
@@ -80,15 +85,15 @@ def staged_file(path: Path, durable: bool = True, parents: bool = True) -> Itera
     path = Path(path)
     temporary = _beside(path, "tmp")
     try:
-        with explained(path):
+        with (errors or explained)(path):
             if parents:
                 path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if durable:
-                _sync(temporary)
+                sync(temporary)
             os.replace(temporary, path)
             if durable:
-                _sync(path.parent)
+                sync(path.parent)
     except BaseException:
         with suppress(OSError):  # it may never have come to be
             temporary.unlink()
@@ -128,7 +133,7 @@ def staged_directory(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(final.parent)
+        sync(final.parent)
         if old is not None:
             _drop(old, final, what)
 
@@ -382,14 +387,14 @@ def write_manifest(directory: Path) -> None:
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         about = path.stat()
         if about.st_nlink == 1:  # a link's file was synced under its first name
-            _sync(path)
+            sync(path)
         files[path.relative_to(directory).as_posix()] = about.st_size
     with open(directory / MANIFEST, "w", encoding="utf-8") as manifest:
         json.dump({"files": files}, manifest, indent=1)
         manifest.flush()
         os.fsync(manifest.fileno())
     for folder in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
-        _sync(folder)
+        sync(folder)
 
 
 def _swap(temporary: Path, final: Path) -> Path | None:
@@ -447,9 +452,13 @@ def _moved_aside(final: Path, dead: list) -> bool:
     return any(m["kind"] == "old" and m["name"] == final.name for _, m in dead)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or which names a folder holds."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise  # not every file system (network folders) can sync a folder: the files are on the disk
     finally:
         os.close(descriptor)

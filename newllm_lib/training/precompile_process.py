@@ -9,11 +9,11 @@ imports.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,9 +62,9 @@ def done_before(name: str, keys: dict[str, str]) -> Path:
     told = {key: value for key, value in keys.items() if key not in _OF_NO_KERNEL}
     told |= {key: size_of_text(told[key]) for key in ("data", "data_dir") if key in told}
     about = [name, sorted(told.items()), newest, gpus, os.environ.get("NEWLLM_DEVICE")]
-    about += [
-        metadata.version(package) for package in ("torch", "triton") if importlib.util.find_spec(package)
-    ]
+    for package in ("torch", "triton", "pytorch-triton"):  # Triton's name with torch's nightly builds
+        with suppress(metadata.PackageNotFoundError):
+            about.append((package, metadata.version(package)))
     number = hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:20]
     return Path(os.environ.get("TRITON_CACHE_DIR", home)) / f"newllm-{number}"
 

@@ -182,7 +182,7 @@ def check(folder: Folder, capsys) -> None:
 def run(folders: int, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("newllm_lib.data.cache._sync", lambda path: None)
+    monkeypatch.setattr("newllm_lib.data.cache.sync", lambda path: None)
     wrap(train_bpe(iter([["a b"]]), 300)).save_pretrained("tokenizer")  # of bytes: one for all
     first = int(os.environ.get("NEWLLM_SEED", 0)) or random.randrange(10**9)
     with capsys.disabled():

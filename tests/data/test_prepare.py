@@ -12,18 +12,17 @@ import pytest
 
 from newllm_lib.data import load_split, prepare, tokenizer as tokenizer_module
 from newllm_lib.data.datasets import open_source
-from newllm_lib.data.readers.textfiles import read_documents
 from newllm_lib.data.records import RowStats
 from newllm_lib.data.splits import SPLITS, read_splits
 from newllm_lib.errors import NewLLMError, UsageError
-from tests.helpers.texts import paragraphs, write_jsonl
+from tests.helpers.texts import paragraphs, read_documents, write_jsonl
 
 
 def wikitext_folder(test_data, tmp_path):
     """The whole test split, and the beginning of the validation split to train on (the real one is not
     there).
     """
-    articles = list(read_documents(test_data / "wikitext-2.valid.txt"))
+    articles = read_documents(test_data / "wikitext-2.valid.txt")
     for split, part in (("train", articles[:20]), ("validation", articles[20:25])):
         (tmp_path / f"wikitext-2.{split}.txt").write_text("".join(part), encoding="utf-8")
     (tmp_path / "wikitext-2.test.txt").symlink_to(test_data / "wikitext-2.test.txt")

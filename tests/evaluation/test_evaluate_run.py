@@ -14,6 +14,7 @@ from newllm_lib.evaluation import baselines
 from newllm_lib.evaluation.evaluate_run import EvaluationData, evaluate_run
 from newllm_lib.recipe import load_recipe
 from tests.helpers.loading import load_run
+from tests.helpers.texts import read_documents
 
 KEYS = {
     "bits_per_byte",
@@ -111,8 +112,6 @@ def test_wikitext_equals_ones_own_computation(
 
 def _own_computation(network, tokenizer, path, protocol):
     """(nats, predicted tokens, unknown tokens, lost bytes), each document read by itself."""
-    from newllm_lib.data.readers.textfiles import read_documents
-
     vocabulary = set(tokenizer.get_vocab()) - {
         tokenizer.unk_token
     }  # WikiText-2 itself spells rare words <unk>

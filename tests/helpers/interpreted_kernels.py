@@ -273,13 +273,13 @@ def test_token_embedding(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_squared_relu_mlp(dtype, monkeypatch):
+def test_relu2_mlp(dtype, monkeypatch):
     from newllm_lib.ops.relu2_mlp import triton
 
     monkeypatch.setattr(triton, "_TILES", [(16, 16, 4)])
     monkeypatch.setattr(triton.helpers, "multiprocessors", lambda device: 4)
-    checks.check_squared_relu_mlp("cpu", dtype, 51, 35, 21)
-    checks.check_squared_relu_mlp("cpu", dtype, 19, 32, 16)
+    checks.check_relu2_mlp("cpu", dtype, 51, 35, 21)
+    checks.check_relu2_mlp("cpu", dtype, 19, 32, 16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

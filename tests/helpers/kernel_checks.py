@@ -238,7 +238,7 @@ def check_token_embedding(device, dtype, words, dim, shape, seed=0):
     assert_near(gradient, expected, 1e-6, "dweight")
 
 
-def check_squared_relu_mlp(device, dtype, rows, dim, inner, seed=0):
+def check_relu2_mlp(device, dtype, rows, dim, inner, seed=0):
     from newllm_lib.ops.relu2_mlp import elementwise, reference, triton
 
     draw = Draw(device, dtype, seed)

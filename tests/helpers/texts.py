@@ -6,10 +6,18 @@ import json
 import random
 from pathlib import Path
 
+from newllm_lib.data.readers.base import PLAIN
+from newllm_lib.data.readers.textfiles import parting_of, read_text
+
 WORDS = (
     "the of and a river old house green runs over its small people music war city which was born near "
     "Übersee 東京"
 ).split()
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of a text file as `documents: auto` parts them."""
+    return [record.text for record in read_text(path, PLAIN, parting_of(path))]
 
 
 def paragraphs(count: int, seed: int = 0) -> list[str]:

@@ -70,7 +70,7 @@ def test_the_stream(sizes, flags):
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3), ()], ids=str)
-def test_squared_relu_mlp(shape):
+def test_relu2_mlp(shape):
     draw = Draw("cpu", torch.float64)
     inputs = draw.normal(*shape, 5), draw.normal(11, 5), draw.normal(5, 11)
     compare([relu2_mlp(*inputs)], [mlp.relu2_mlp(*inputs)], inputs)

@@ -41,14 +41,14 @@ def test_an_adapter_on_either_layer_is_heard():
 
 
 def test_in_the_interpreter():
-    checks.run_interpreted("squared_relu")
+    checks.run_interpreted("relu2")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (63, 100, 513), (1000, 256, 1024), (20_000, 130, 100)])
 def test_on_a_gpu(sizes, dtype):
-    checks.check_squared_relu_mlp("cuda", dtype, *sizes)
+    checks.check_relu2_mlp("cuda", dtype, *sizes)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -58,6 +59,29 @@ def test_a_full_disk_names_the_path_and_keeps_the_old_file(tmp_path, monkeypatch
         fill(tmp_path / "best", "x")
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_a_file_system_that_syncs_no_folders_is_no_obstacle(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def of_files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")  # as some network folders say
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    atomic_write_text(tmp_path / "recipe.yaml", "new")
+    fill(tmp_path / "best", "x")
+    assert (tmp_path / "recipe.yaml").read_text() == "new" and is_complete(tmp_path / "best")
+
+    def failing(descriptor):
+        raise OSError(errno.EIO if stat.S_ISDIR(os.fstat(descriptor).st_mode) else errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "fsync", failing)  # a file must be on the disk, and a disk may fail
+    with pytest.raises(OSError):
+        atomic.sync(tmp_path / "recipe.yaml")
+    with pytest.raises(OSError):
+        atomic.sync(tmp_path)
 
 
 def test_a_file_too_large_for_the_system_keeps_the_old_one(tmp_path):

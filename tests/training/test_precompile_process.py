@@ -69,6 +69,19 @@ def test_what_was_compiled_before_needs_no_process(monkeypatch, tmp_path):
     assert len(started) == 2
 
 
+def test_triton_of_a_nightly_torch_has_another_name(monkeypatch):
+    def version(package):
+        if package == "triton":
+            raise precompile_process.metadata.PackageNotFoundError(package)
+        return nightly
+
+    monkeypatch.setattr(precompile_process.metadata, "version", version)
+    nightly = "3.6.0+git1"
+    before = precompile_process.done_before("demo", {})
+    nightly = "3.6.0+git2"
+    assert precompile_process.done_before("demo", {}) != before
+
+
 def test_suits_what_is_made_of_our_kernels():
     assert precompile_process.is_known_ahead(recipe())
     assert precompile_process.is_known_ahead(recipe(hidden_size=512))

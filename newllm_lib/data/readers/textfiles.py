@@ -220,11 +220,6 @@ def _documents(lines: Iterable[str], parting: Parting) -> Iterator[Record]:
         yield from map(Record, group_lines(lines, parting.kind))
 
 
-def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a text file as `auto` parts them."""
-    return (record.text or "" for record in read_text(path, PLAIN, parting_of(path)))
-
-
 def _between(lines: Iterable[str], separator: re.Pattern[str]) -> Iterator[str | None]:
     """The text between separators, None where one stands."""
     held = ""

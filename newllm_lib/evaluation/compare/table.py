@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from newllm_lib.console import markdown_cell
+
 # key, label with unit, how a value is written, what is better ("" where neither is)
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("parameters", "parameters", "{:,}".format, ""),
@@ -106,14 +108,14 @@ def as_markdown(result: dict) -> str:
     lines = [f"# {result['models'][0]['name']} and {result['models'][1]['name']}", "", result["verdict"], ""]
     lines += [f"> {note}" for note in result["notes"]] + ([""] if result["notes"] else [])
     lines += ["![comparison](comparison.png)", "", _row(header), _row(["---"] + ["---:"] * (len(header) - 1))]
-    lines += [_row([_safe(c) for c in r]) for r in rows]
+    lines += [_row([markdown_cell(c) for c in r]) for r in rows]
     lines += ["", _measured(result), ""]
     if result["prompts"]:
         lines += ["## Continuations", "", f"Sampled with {_sampling(result['settings'])}.", ""]
         lines += [_row(["prompt", *names(result["models"])]), _row(["---"] * 3)]
         for number, prompt in enumerate(result["prompts"]):
             answers = [m["samples"][number] if number < len(m["samples"]) else NONE for m in result["models"]]
-            lines.append(_row([_safe(t.strip()) for t in (prompt, *answers)]))
+            lines.append(_row([markdown_cell(t.strip()) for t in (prompt, *answers)]))
     return "\n".join(lines) + "\n"
 
 
@@ -124,9 +126,3 @@ def _sampling(settings) -> str:
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _safe(text: str) -> str:
-    """Text that cannot break a Markdown table or become a tag."""
-    text = "".join(f"&#{ord(c)};" if c in "&<>|`*_" else c for c in text)
-    return "<br>".join(text.splitlines()) or "(nothing)"

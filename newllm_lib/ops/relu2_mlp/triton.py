@@ -128,7 +128,7 @@ def _(x, up, down):
     return x.new_empty(x.shape[0], down.shape[0]), x.new_empty(x.shape[0], up.shape[0])
 
 
-@torch.library.custom_op("newllm::squared_relu_mlp_backward", mutates_args=())
+@torch.library.custom_op("newllm::relu2_mlp_backward", mutates_args=())
 def _mlp_backward(
     x: Tensor, up: Tensor, down: Tensor, squares: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

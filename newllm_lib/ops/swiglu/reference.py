@@ -12,19 +12,19 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As `gates.swiglu`."""
+    """As `swiglu.swiglu`."""
     gate, up = _wide(*gate_up.chunk(2, -1))
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
 def mix(a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
-    """As `gates.mix`."""
+    """As `swiglu.gated_mix`."""
     wide_a, wide_b, wide_gate = _wide(a, b, gate)
     return (wide_b + torch.sigmoid(wide_gate) * (wide_a - wide_b)).to(a.dtype)
 
 
 def group_gate(x: Tensor, gate: Tensor) -> Tensor:
-    """As `gates.group_gate`."""
+    """As `swiglu.group_gate`."""
     wide, opened = _wide(x, gate)
     opened = torch.sigmoid(opened)
     return (wide.unflatten(-1, (gate.shape[-1], -1)) * opened.unsqueeze(-1)).flatten(-2).to(x.dtype)

@@ -166,15 +166,15 @@ def _grouping(x: Tensor, gate: Tensor) -> tuple[tuple[int], dict[str, int]]:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As `gates.swiglu`, for float32, bfloat16 and float16."""
+    """As `swiglu.swiglu`, for float32, bfloat16 and float16."""
     return _Swiglu.apply(gate_up)
 
 
 def mix(a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
-    """As `gates.mix`."""
+    """As `swiglu.gated_mix`."""
     return _Mix.apply(a, b, gate)
 
 
 def group_gate(x: Tensor, gate: Tensor) -> Tensor:
-    """As `gates.group_gate`."""
+    """As `swiglu.group_gate`."""
     return _GroupGate.apply(x, gate)

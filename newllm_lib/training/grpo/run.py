@@ -29,7 +29,7 @@ from newllm_lib.training.compile import dtype_of
 from newllm_lib.training.grpo.grpo_task import GRPOTask, HeldOutPrompts, in_words
 from newllm_lib.training.grpo.reward import load_reward
 from newllm_lib.training.trl.base import Base, check_window
-from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
+from newllm_lib.training.trl.card import CARD, trained, use_section, versions
 from newllm_lib.training.trl.run import begin_run, is_trained, open_run, plan_steps, train_task
 from newllm_lib.training.trl.task import TrlRun
 
@@ -192,7 +192,7 @@ def _write_card(run: Run, recipe: Recipe, result: dict, measures: HeldOutPrompts
     if after.get("kl") is not None:
         rows.append(("distance from the base (KL), nats an answer", "0", f"{after['kl']:.2f}"))
     questions = [prompt.question() for prompt in some_pairs(measures.prompts, _SHOWN)]
-    said = [map(cell, row) for row in zip(questions, *result["answers"], strict=True)]
+    said = [map(console.markdown_cell, row) for row in zip(questions, *result["answers"], strict=True)]
     lines = [
         f"# {run.name}",
         "",
@@ -201,7 +201,7 @@ def _write_card(run: Run, recipe: Recipe, result: dict, measures: HeldOutPrompts
         f"- base: `{shown_name(result['base'])}`",
         f"- trained: {trained(recipe)}",
         f"- data: {result['data']}",
-        f"- reward: {cell(result['reward'])}",
+        f"- reward: {console.markdown_cell(result['reward'])}",
         f"- GRPO: {recipe.epochs:g} epochs, {recipe.batch_size} answers a step, {recipe.num_generations} to "
         f"a prompt, learning rate {recipe.learning_rate:g}, beta {recipe.beta:g}, at most "
         f"{recipe.max_completion_length} tokens an answer, seed {recipe.seed}",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.checkpoints.location import shown_name
+from newllm_lib.console import markdown_cell
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
 from newllm_lib.training.preferences.log import verdict
-from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
+from newllm_lib.training.trl.card import CARD, trained, use_section, versions
 
 _FEW = 5  # pairs
 
@@ -118,7 +119,7 @@ def _answers(result: dict) -> list[str]:
         result["after"]["answers"],
         result["preferred"],
     )
-    return lines + [f"| {' | '.join(map(cell, row))} |" for row in zip(*columns, strict=True)] + [""]
+    return lines + [f"| {' | '.join(map(markdown_cell, row))} |" for row in zip(*columns, strict=True)] + [""]
 
 
 def _accuracy(figures: dict) -> str:

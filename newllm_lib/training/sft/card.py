@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from newllm_lib.checkpoints.location import shown_name
+from newllm_lib.console import markdown_cell
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run, atomic_write_text
-from newllm_lib.training.trl.card import CARD, cell, trained, use_section, versions
+from newllm_lib.training.trl.card import CARD, trained, use_section, versions
 
 _LEAST = 0.003  # share by which the figure must fall to be called a gain
 
@@ -68,7 +69,7 @@ def verdict(result: dict) -> str:
 def _beside(result: dict) -> list[str]:
     if not result["beside"]:
         return []
-    rows = [f"| {cell(name)} | {value:.4f} |" for name, value in result["beside"]]
+    rows = [f"| {markdown_cell(name)} | {value:.4f} |" for name, value in result["beside"]]
     return ["Other runs here, on the same answers:", "", "| run | bits per byte |", "|---|---:|", *rows, ""]
 
 
@@ -79,4 +80,4 @@ def _answers(result: dict) -> list[str]:
     lines = ["## Answers", "", "The most probable ones, cut at a fixed length.", ""]
     lines += ["| prompt | before | after |", "|---|---|---|"]
     columns = zip(after["prompts"], before["answers"], after["answers"], strict=True)
-    return lines + [f"| {' | '.join(map(cell, row))} |" for row in columns] + [""]
+    return lines + [f"| {' | '.join(map(markdown_cell, row))} |" for row in columns] + [""]

@@ -54,9 +54,3 @@ def use_section(run: Run, recipe: Recipe) -> list[str]:
     imports = ["from peft import PeftModel"] if recipe.lora_rank else []
     imports += [f"from transformers import {kind}, AutoTokenizer"]
     return ["## Use", "", "In the run's folder:", "", "```python", *ours, *imports, "", *body, "```"]
-
-
-def cell(text: str) -> str:
-    """Text that cannot break a Markdown table or become a tag."""
-    text = "".join(f"&#{ord(c)};" if c in "&<>|`*_" else c for c in text)
-    return "<br>".join(text.splitlines()) or "(nothing)"

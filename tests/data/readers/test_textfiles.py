@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from newllm_lib.data.readers.textfiles import document_kind, group_lines, read_documents, read_lines
+from newllm_lib.data.readers.textfiles import document_kind, group_lines, read_lines
 from newllm_lib.errors import NewLLMError
+from tests.helpers.texts import read_documents
 
 WIKITEXT = (
     " \n = First = \n \n Text of it . \n = not a heading = \n More . \n \n = = Part = = \n \n x \n \n"
@@ -16,7 +17,7 @@ WIKITEXT = (
 def documents(tmp_path, text: str | bytes) -> list[str]:
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return list(read_documents(path))
+    return read_documents(path)
 
 
 def test_articles_start_at_their_headings(tmp_path):
@@ -74,13 +75,13 @@ def test_no_document_grows_without_bound(tmp_path, monkeypatch):
 
 def test_wikitext_has_its_sixty_articles(test_data):
     for name in ("wikitext-2.test.txt", "wikitext-2.valid.txt"):
-        found = list(read_documents(test_data / name))
+        found = read_documents(test_data / name)
         assert len(found) == 60
         assert "".join(found).encode() == (test_data / name).read_bytes()
 
 
 def test_dailydialog_is_one_dialogue_a_line(test_data):
-    assert len(list(read_documents(test_data / "dailydialog.validation.txt"))) == 1000
+    assert len(read_documents(test_data / "dailydialog.validation.txt")) == 1000
 
 
 def test_the_kind_is_judged_by_headings_then_blank_lines():
@@ -93,7 +94,7 @@ def test_the_kind_is_judged_by_headings_then_blank_lines():
 def test_hub_rows_group_like_file_lines(tmp_path):
     path = tmp_path / "w.txt"
     path.write_text(WIKITEXT)
-    assert list(group_lines(read_lines(path), "articles")) == list(read_documents(path))
+    assert list(group_lines(read_lines(path), "articles")) == read_documents(path)
 
 
 def test_unreadable_utf8_names_file_byte_and_remedy(tmp_path, monkeypatch):
