@@ -38,10 +38,9 @@ def show(arguments: argparse.Namespace) -> dict | int:
 
 
 def _show_pairs(arguments: argparse.Namespace, recipe: Recipe) -> dict | int:
-    from newllm_lib.data.preferences import load_preferences, load_prompts
-
-    found = load_prompts(recipe) if recipe.task == "grpo" else load_preferences(recipe)
-    say(found.description())
+    found = _pairs(recipe)
+    for line in (*found.report.lines(), found.description()):
+        say(line)
     rows: list[Any] = found.train[: arguments.count]
     for number, row in enumerate(rows, 1):
         say(f"\n{found.unit.removesuffix('s')} {number}")
@@ -56,6 +55,8 @@ def check(arguments: argparse.Namespace) -> dict | int:
 
     recipe = _recipe(arguments)
     say(f"Reading all of {arguments.source}")
+    if recipe.has_pairs:
+        return _check_pairs(arguments, recipe)
     found = read_all(recipe)
     for line in found.report.lines():
         say(f"  {line}")
@@ -68,6 +69,20 @@ def check(arguments: argparse.Namespace) -> dict | int:
     return parts if arguments.json else 0
 
 
+def _check_pairs(arguments: argparse.Namespace, recipe: Recipe) -> dict | int:
+    found = _pairs(recipe)
+    for line in (*found.report.lines(), found.description()):
+        say(f"  {line}")
+    counts = {"train": len(found.train), "evaluation": len(found.evaluation)}
+    return {found.unit: counts, "report": found.report.plain()} if arguments.json else 0
+
+
+def _pairs(recipe: Recipe) -> Any:
+    from newllm_lib.data.preferences import load_preferences, load_prompts
+
+    return load_prompts(recipe) if recipe.task == "grpo" else load_preferences(recipe)
+
+
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """The recipe that a word names, or the demo's with these data.
 
@@ -77,6 +92,10 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     asked, word = overrides(arguments), arguments.source
     is_recipe = word in shipped_recipes() or word.endswith((".yaml", ".yml"))
     if not is_recipe and not (Path(word) / "recipe.yaml").is_file():
+        if "data" in asked:
+            raise UsageError(
+                f"{word} and --data both name data: leave one out (a recipe may stand beside it)."
+            )
         word, asked = "demo", {**asked, "data": word}
     recipe = load_recipe(word, asked)
     refuse_without_effect(asked, recipe)

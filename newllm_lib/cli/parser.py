@@ -293,7 +293,7 @@ def _data_commands(commands: _Commands) -> None:
     source = "a recipe, files of your own, or a data set's hub id"
     for parser in (shown, checked):
         _add(parser, _word("source", metavar="RECIPE|FOLDER|FILE", help=source))
-        _recipe_flags(parser, ("recipe", "data"), hidden=True)
+        _recipe_flags(parser, ("recipe",), hidden=True)
         parser.epilog = "Flags of `newllm train` say how it is read: --documents, --encoding, --loss_on …"
     _add(
         shown,

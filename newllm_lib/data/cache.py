@@ -1,9 +1,10 @@
 """Prepared data on disk: written under a temporary name, renamed when whole, checked before use.
 
 An entry is a folder named by a hash of everything it was made from, so a stale entry is never found; its
-`meta.json` records the size and checksum of every file, so a damaged one is never used. Two processes that
-prepare the same data wait for each other where the file system can lock, and otherwise work under names of
-their own, the first to finish being kept.
+`meta.json` records the size and checksum of every file, so a damaged one is never used, and which readers
+made it, so that what a mended reader reads otherwise is made again. Two processes that prepare the same data
+wait for each other where the file system can lock, and otherwise work under names of their own, the first to
+finish being kept.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from newllm_lib import console
@@ -31,6 +33,11 @@ except ImportError:  # not on Windows: there the temporary names alone keep proc
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 META = "meta.json"
+# what of this package decides which text and which roles come out of the same files
+_READING = (
+    *("readers/*.py", "columns.py", "records.py", "schemas.py", "turns.py", "written_turns.py"),
+    *("splits.py", "templates.py", "encoder.py", "foreign_turns.py"),
+)
 
 
 def cache_root(folder: str | os.PathLike | None = None) -> Path:
@@ -79,14 +86,23 @@ def _error_number(error: Exception) -> int | None:
     return int(said[1]) if said else None
 
 
+@lru_cache
+def readers_hash() -> str:
+    """Changes with the code that reads data."""
+    digest = hashlib.blake2b(digest_size=10)
+    for path in sorted(path for pattern in _READING for path in Path(__file__).parent.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def read_meta(entry: Path) -> dict | None:
-    """The meta of a whole entry; None if it is missing, half-written or damaged."""
+    """The meta of a whole entry; None if it is missing, half-written, damaged, or made by other readers."""
     try:
         meta = json.loads((entry / META).read_text(encoding="utf-8"))
         files = meta["files"].items()
-        if all((entry / name).stat().st_size == file["bytes"] for name, file in files) and all(
-            checksum(entry / name) == file["crc32"] for name, file in files
-        ):
+        known = meta["readers"] == readers_hash()
+        known = known and all((entry / name).stat().st_size == file["bytes"] for name, file in files)
+        if known and all(checksum(entry / name) == file["crc32"] for name, file in files):
             return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -142,7 +158,7 @@ class Staging:
             for path in sorted(p for p in self.path.iterdir() if p.is_file()):
                 files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum(path)}
                 sync(path)
-            meta = {**meta, "files": files}
+            meta = {**meta, "readers": readers_hash(), "files": files}
             write_file(self.path / META, json.dumps(meta, indent=1, ensure_ascii=False))
             if self.entry.exists() and read_meta(self.entry) is None:
                 shutil.rmtree(self.entry, ignore_errors=True)  # damaged: it is replaced

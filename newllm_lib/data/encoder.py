@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,11 +92,8 @@ class Encoder:
 
     def encode(self, records: list[Record]) -> Encoded:
         """The records' documents in order. All texts of all records are tokenized in one call."""
-        if not self.answers_only and any(record.muted for record in records):
-            raise UsageError(
-                "Some messages say that they are not to be learned (a weight of 0): use --loss_on answers, "
-                "or take that key out of the data."
-            )
+        if not self.answers_only:
+            refuse_muted(records)
         if self.foreign is not None and any(record.messages for record in records):
             return self._encode_by_template(self.foreign, records)
         pieces = [piece for record in records for piece in self._pieces(record)]
@@ -208,6 +206,15 @@ class Encoder:
             )
             lost = sum(differing_bytes(piece.text, back) for piece, back in zip(pieces, decoded, strict=True))
         return np.array([size, lost, words, unknown], dtype=np.int64)
+
+
+def refuse_muted(records: Iterable[Record]) -> None:
+    """Raise UsageError where a message is not to be learned, though everything counts."""
+    if any(record.muted for record in records):
+        raise UsageError(
+            "Some messages say that they are not to be learned (a weight of 0): use --loss_on answers, "
+            "or take that key out of the data."
+        )
 
 
 def lower_cases(backend: Tokenizer) -> bool:

@@ -54,6 +54,7 @@ class PackedSplit:
     unk_tokens: int
     lower_cased: bool
     skipped: str  # what was wrong with rows that are left out; empty if none are
+    checksum: str = ""  # of the tokens, where documents begin, and what is learned
     # what the files that it was read from were taken for
     report: DataReport = field(default_factory=lambda: DataReport(""))
 
@@ -83,6 +84,7 @@ def open_packed(entry: Path) -> PackedSplit | None:
         ids=_mapped(entry / "ids.bin", meta["dtype"]),
         document_starts=_mapped(entry / "document_starts.bin", np.int64),
         loss_mask=_mapped(mask, np.uint8) if mask.exists() else None,
+        checksum=key_hash({name: file["crc32"] for name, file in meta["files"].items()}),
         report=DataReport.of(meta.get("report") or {"source": ""}),
         **meta["counts"],
     )
@@ -106,10 +108,15 @@ def check_length(split: PackedSplit, length: int) -> None:
 def check_answers(split: PackedSplit) -> None:
     """Raise NewLLMError where only answers count and the split has none."""
     if split.loss_mask is not None and not split.bytes:
-        raise NewLLMError(
-            f"The {split.path.name.split('-')[0]} split holds no answers (no text of an assistant): "
-            "use --loss_on everything, or data with answers."
-        )
+        raise NewLLMError(no_answers(split.path.name.split("-")[0]))
+
+
+def no_answers(split: str) -> str:
+    """What is wrong with a split where only answers count and there are none."""
+    return (
+        f"The {split} split holds no answers (no text of an assistant that is to be learned): use --loss_on "
+        "everything, or data with answers."
+    )
 
 
 def pack(

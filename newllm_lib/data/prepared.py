@@ -42,7 +42,10 @@ class PreparedData:
 
     def state(self) -> dict:
         """What a checkpoint must remember to go on with the same data, on another machine too."""
-        return {"commit": self.commit, "stream": self.train.state() if hasattr(self.train, "state") else None}
+        stream = self.train.state() if hasattr(self.train, "state") else None
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        packed = {split: part.checksum for split, part in parts.items() if isinstance(part, PackedSplit)}
+        return {"commit": self.commit, "stream": stream, "packed": packed}
 
     def close(self) -> None:
         """End what still prepares."""
@@ -78,9 +81,7 @@ def prepare(
     check_train(source, set(SPLITS))
     tokenizer = tokenizer or load_tokenizer(recipe, source, cache)
     if source.in_segments:
-        return _prepare_stream(
-            recipe, cast("LargeSource", source), tokenizer, cache, (saved or {}).get("stream"), leads
-        )
+        return _prepare_stream(recipe, cast("LargeSource", source), tokenizer, cache, saved, leads)
     packed = packed_for_training(recipe, source, tokenizer, cache)
     for split in packed.values():
         check_length(split, recipe.max_seq_length)
@@ -99,7 +100,7 @@ def prepare(
         )
     )
     fingerprint = key_hash({split: part.path.name for split, part in packed.items()})
-    return _prepared(source, tokenizer, train, packed, description, fingerprint)
+    return _prepared(source, tokenizer, train, packed, description, fingerprint, saved)
 
 
 def _prepared(
@@ -109,9 +110,14 @@ def _prepared(
     packed: dict[str, PackedSplit],
     description: str,
     fingerprint: str,
+    saved: dict | None,
 ) -> PreparedData:
     """All of it together; `packed` holds the splits that are measured."""
     validation, test = packed["validation"], packed["test"]
+    before = (saved or {}).get("packed") or {}
+    if any(before.get(split, part.checksum) != part.checksum for split, part in packed.items()):
+        # the same files, which the version that began the run read otherwise
+        fingerprint = key_hash({split: part.checksum for split, part in packed.items()})
     report = _joined_report(train.report, validation.report, test.report)
     return PreparedData(
         tokenizer, train, validation, test, description, fingerprint, report, commit=source.commit
@@ -187,11 +193,11 @@ def _prepare_stream(
     source: LargeSource,
     tokenizer: PreTrainedTokenizerBase,
     cache: Path,
-    known: dict | None,
+    saved: dict | None,
     leads: bool,
 ) -> PreparedData:
     """The held-out splits of a large source's sample; its training split, begun."""
-    answers_only = recipe.loss_on == "answers"
+    answers_only, known = recipe.loss_on == "answers", (saved or {}).get("stream")
     train = streaming.StreamedSplit(source, tokenizer, cache, recipe, known, leads)
     try:
         if not known:
@@ -216,7 +222,7 @@ def _prepare_stream(
     fingerprint = key_hash(
         {**parts, "train": train.path.name, "max_samples": recipe.max_samples, "seed": recipe.seed}
     )
-    return _prepared(source, tokenizer, train, packed, description, fingerprint)
+    return _prepared(source, tokenizer, train, packed, description, fingerprint, saved)
 
 
 def _joined_report(train: DataReport, *others: DataReport) -> DataReport:

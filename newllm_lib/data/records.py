@@ -54,6 +54,12 @@ class Record(NamedTuple):
         """Every piece of the author's text in order."""
         return [self.text] if self.text is not None else [m.content for m in self.messages]
 
+    def learned(self) -> list[str]:
+        """Of these texts, those that are learned where only answers count."""
+        said = enumerate(self.messages)
+        mine = [m.content for i, m in said if m.role == "assistant" and i not in self.muted]
+        return [self.text] if self.text is not None else mine
+
     def digest(self) -> bytes:
         """16 bytes that depend on the content alone: equal records have equal digests everywhere."""
         if self.text is not None:
@@ -300,9 +306,10 @@ class RowStats:
         """
         rows = self.good + self.bad
         if self.bad - self.empty > self.kind.bad_share * rows or self.bad > self.kind.empty_share * rows:
+            first = f"{self.first_at}: {self.first_reason}" if self.first_at else self.first_reason
             raise NewLLMError(
-                f"{self.bad:,} of {rows:,} rows are no {self.kind.plural}; the first: "
-                f"{self.first_at}: {self.first_reason}. Each row needs {self.kind.needs}."
+                f"{self.bad:,} of {rows:,} rows are no {self.kind.plural}; the first: {first}. Each row "
+                f"needs {self.kind.needs}."
             )
 
     def counts(self) -> dict:

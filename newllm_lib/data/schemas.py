@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
-from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, REASONING, SYSTEM, VERDICTS
+from newllm_lib.data.columns import (
+    ANSWERED,
+    ASKED,
+    HISTORY,
+    REASONING,
+    SYSTEM,
+    VERDICTS,
+    WEIGHTS,
+    contexts_of,
+)
 from newllm_lib.data.records import BadRecord, FileReport, Record, RowStats, is_empty
 from newllm_lib.data.templates import split_at_markers
 
@@ -24,7 +33,10 @@ _OTHER_NAMES = {
     **dict.fromkeys(("sentence", "paragraph", "abstract", "code", "lyrics", "raw_content"), "text"),
     **dict.fromkeys(("raw_text", "full_text", "text_content", "本文", "テキスト", "文本"), "text"),
     **dict.fromkeys(("q", "problem", "request", "message", "inputs", "input_text"), "question"),
-    **dict.fromkeys(("user_message", "質問", "問題", "问题"), "question"),
+    **dict.fromkeys(("user_message", "質問", "問題", "问题", "질문"), "question"),
+    **dict.fromkeys(("frage", "pregunta", "domanda", "pergunta", "вопрос"), "question"),
+    **dict.fromkeys(("antwort", "respuesta", "réponse", "risposta", "resposta", "ответ"), "answer"),
+    **dict.fromkeys(("generation", "답변"), "answer"),
     **dict.fromkeys(("指示", "指令"), "instruction"),
     **dict.fromkeys(("a", "answers", "solution", "reply", "target", "targets", "target_text"), "answer"),
     **dict.fromkeys(("assistant_message", "bot", "gpt", "回答", "応答", "答え", "答案", "回复"), "answer"),
@@ -166,7 +178,7 @@ def parse_rows(
 
 def _unnested(row: object, file: FileReport) -> object:
     """A row whose columns lie one level down (`{"row_idx": 0, "row": {…}}`), with those beside it."""
-    if not isinstance(row, dict) or not (COLUMNS.isdisjoint(row) or isinstance(row.get("data"), dict)):
+    if not isinstance(row, dict) or not (NEEDED.isdisjoint(row) or isinstance(row.get("data"), dict)):
         return row
     inner = [k for k, part in row.items() if isinstance(part, dict) and not COLUMNS.isdisjoint(part)]
     if len(inner) != 1:
@@ -230,7 +242,7 @@ def _exchanges() -> Iterator[Schema]:
     """Every pair of a column that asks and one that answers."""
     for asked in ASKED:
         for answered in ANSWERED:
-            takes = (*[c for c in CONTEXTS if c != asked], *REASONING, *BESIDE)
+            takes = (*contexts_of(asked), *REASONING, *BESIDE)
             yield Schema((asked, answered), takes, _paired(asked, answered))
 
 
@@ -259,9 +271,10 @@ CHOSEN = Schema(
     partial(_converted, by="chosen_answer"),
     "the chosen answers of preference pairs",
 )
-TEXT = Schema(("text",), (), partial(_converted, by="plain_text"), "plain text")
+TEXT = Schema(("text",), ("role", *WEIGHTS), partial(_converted, by="plain_text"), "plain text")
 _LISTS = (MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS)
 _OTHERS = (CHOSEN, DIALOG, DIALOGUE, UTTERANCES, TEXT, ULTRACHAT)
 SCHEMAS = (*_LISTS, DOLLY, ALPACA, COMPLETION, *_OTHERS, *_PAIRED.values(), COUNSEL)
 COMMON = ("messages", "instruction", "prompt", "question", "text")  # named where there is none
-COLUMNS = frozenset(column for schema in SCHEMAS for column in schema.needs + schema.takes)
+NEEDED = frozenset(column for schema in SCHEMAS for column in schema.needs)
+COLUMNS = NEEDED | frozenset(column for schema in SCHEMAS for column in schema.takes)

@@ -16,8 +16,8 @@ import numpy as np
 
 from newllm_lib import console
 from newllm_lib.data.cache import cache_root
-from newllm_lib.data.encoder import Encoder
-from newllm_lib.data.packing import report_of
+from newllm_lib.data.encoder import Encoder, refuse_muted
+from newllm_lib.data.packing import no_answers, report_of
 from newllm_lib.data.prepared import open_for_training
 from newllm_lib.data.records import DataReport, Record, RowStats
 from newllm_lib.data.splits import SPLITS, check_train, read_splits
@@ -184,17 +184,24 @@ class Checked:
 
 def check(recipe: Recipe, cache_dir: str | Path | None = None) -> Checked:
     """Read all of a recipe's data once, as training will, without making anything of it."""
-    stats = RowStats()
+    stats, answers = RowStats(), recipe.loss_on == "answers"
     records, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    learned = dict.fromkeys(SPLITS, 0)
     report, problem = DataReport(str(recipe.data_dir or recipe.data)), ""
     try:
         source = open_for_training(recipe, cache_root(cache_dir))
         report = DataReport(source.title, stats.files, source.unused)
         check_train(source, set(SPLITS))
         for split, record in read_splits(source, set(SPLITS), recipe.max_samples, stats):
+            if not answers:
+                refuse_muted([record])
+            learned[split] += bool(not answers or record.learned())
             records[split] += not record.continues
             characters[split] += _size(record)
         report = report_of(source, stats)
+        without = [split for split in SPLITS if records[split] and not learned[split]]
+        if without:
+            problem = no_answers(without[0])
         empty = [split for split in SPLITS if not records[split]]
         if empty:
             left = " and ".join(empty)

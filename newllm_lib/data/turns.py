@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 from typing import NamedTuple
 
-from newllm_lib.data.columns import REASONING
+from newllm_lib.data.columns import ANSWERED, ASKED, REASONING
 from newllm_lib.data.records import (
     ROLE_NAMES,
     ROLES,
@@ -31,11 +31,12 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # hh-rlhf: one text with a lab
 # A message's keys: who speaks, what is said, whether it is learned; `masked` says the contrary.
 _SPEAKERS = ("role", "from", "speaker", "author", "sender", "type")
 _SAID = ("content", "value", "text", "parts", "message", "utterance")
-_WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "masked")
+_WEIGHTS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "masked")
 _CALLS = ("tool_calls", "function_call")
 _BESIDE = frozenset((*_WEIGHTS, *_CALLS, *REASONING, "tool_call_id"))
 _LISTS_OF_MESSAGES = ("messages", "conversations", "contents")  # others may hold texts by turns
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_KEYS = {**dict.fromkeys(ASKED, "user"), **dict.fromkeys(ANSWERED, "assistant")}  # {"input": …, "output": …}
 _WRAPPED = ("messages", "turns", "conversations")  # keys of an object that holds the turns
 _TRUTHS = {
     **dict.fromkeys(("true", "yes", "1", "1.0", "desirable", "good", "chosen"), True),
@@ -270,9 +271,17 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
     role = _role(message[speaker])
     said = next((key for key in _SAID if key in message), None)
     calls = [_call(call) for key in _CALLS for call in _as_list(message.get(key))]
+    if isinstance(content, list) and any(_is_result(part) for part in content):  # Anthropic's
+        for result in filter(_is_result, content):
+            yield Turn("system", joined_parts(result.get("content"), "a tool's result"))
+        notes.append("a tool's result: read as system")
+        content = [part for part in content if not _is_result(part)]
+        if not content:
+            return
+        message = {**message, str(said): content}
     if said is None and not calls:
         raise BadRecord("a message without role and content")
-    content = _joined_parts(message.get(said), said or "content")
+    content = joined_parts(message.get(said), said or "content")
     if calls:
         content = "\n".join(str(part) for part in (content, *calls) if part)
         notes.append("tool calls: read as <tool_call> in the assistant's turn")
@@ -285,12 +294,20 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
     yield Turn(role, content, _is_learned(message, role, notes))
 
 
+def _is_result(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "tool_result"
+
+
 def _named_by_key(message: dict) -> Iterator[Turn]:
     """Turns of an object whose keys are the speakers: {"human": …, "assistant": …}."""
-    roles = {key: ROLE_NAMES.get(str(key).lower()) for key, value in message.items() if not is_empty(value)}
+    said = {key: str(key).lower() for key, value in message.items() if not is_empty(value)}
+    roles = {key: _KEYS.get(name) or ROLE_NAMES.get(name) for key, name in said.items()}
     if not roles or None in roles.values():
         raise BadRecord("a message without role and content")
-    yield from (Turn(str(role), message[key]) for key, role in roles.items())
+    order = ("system", "user", "assistant")  # sorted keys would begin with the answer
+    yield from (
+        Turn(str(roles[key]), message[key]) for key in sorted(roles, key=lambda k: order.index(str(roles[k])))
+    )
 
 
 def _role(name: object) -> str:
@@ -326,17 +343,21 @@ def _call(call: object) -> str:
     return f"<tool_call>{checked_text(call, 'a tool call')}</tool_call>"
 
 
-def _joined_parts(content: object, name: str) -> object:
-    """A content of parts as one text; anything else as it is."""
+def joined_parts(content: object, name: str) -> object:
+    """A content of parts (Anthropic's thoughts and tool calls, too) as one text; anything else as it is."""
     if isinstance(content, dict):
         content = content.get("parts", [content])
     if not isinstance(content, list | tuple):
         return content
-    texts = []
+    texts: list[str] = []
     for part in content:
         if isinstance(part, dict):
             kind = part.get("type") or "text"
-            if kind not in _TEXT_PARTS:
+            if kind == "thinking":
+                part = {"text": thought(part.get("thinking"), "", name)}
+            elif kind == "tool_use":
+                part = {"text": ("\n" if texts else "") + _call({**part, "arguments": part.get("input")})}
+            elif kind not in _TEXT_PARTS:
                 raise BadRecord(f"{name} holds a part of type {_word(kind)}, not text")
             part = next((part[key] for key in ("text", "value", "content") if key in part), None)
         texts.append(checked_text(part, name))

@@ -8,6 +8,7 @@ goes beyond what was read. `ChatSession` is used by the terminal below and by th
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import sys
@@ -259,6 +260,8 @@ class Pieces:
 
 def ask_terminal(prompt: str) -> str:
     """A line that the user types, or all lines of what they paste."""
+    with contextlib.suppress(ImportError):  # by itself, a terminal keeps a paste's last line until it ends
+        import readline  # noqa: F401
     lines = [input(prompt)]
     while sys.stdin.isatty() and select.select([sys.stdin], [], [], _PASTED)[0]:
         try:

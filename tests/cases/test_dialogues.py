@@ -125,6 +125,12 @@ REFUSED = [
         "a column system beside another system message",
     ),
     ({"question": asked(0), "answer": ["Fog.", "Rain."]}, "answer holds several answers"),
+    ({"role": "user", "content": asked(0)}, "a message by itself, with its role: put all messages of a"),
+    (
+        {"system": "One.", "system_prompt": "Two.", "question": asked(0), "answer": "a"},
+        "hold different texts",
+    ),
+    ({"text": "Fog\0"}, "a text that holds a NUL character"),
     ({"clue": "a", "reply": "b"}, r"no column .* \(it has clue, reply\)"),
 ]
 
@@ -196,3 +202,13 @@ def test_a_reader_of_its_own_set_names_no_columns(tmp_path, recipe, cache):
 
     (part,) = prepare(recipe(max_samples=60), cache).report.files.values()
     assert not part.read and not part.unread and part.roles["user"]
+
+
+def test_a_check_ends_as_the_training_would(tmp_path, cache, monkeypatch, capsys):
+    """Weights need the loss on answers, and that needs answers."""
+    monkeypatch.setitem(os.environ, "NEWLLM_CACHE", str(cache))
+    rows = [{"messages": [said(U, asked(i)), said(A, answered(i), weight=0)]} for i in range(ROWS)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    for flags, words in (([], "use --loss_on answers"), (["--loss_on", "answers"], "holds no answers")):
+        assert main(["data", "check", str(tmp_path), "--sized_for", "cpu", *flags]) == 1
+        assert words in capsys.readouterr().err

@@ -82,6 +82,7 @@ def everything(texts: dict[str, list[str]]) -> list[str]:
         "</s>".join(LINES),
         "".join(f"[CLS] {line} [SEP]\n" for line in LINES),
         "".join(f'<doc id="{i}" title="T">\n{line}\n</doc>\n' for i, line in enumerate(LINES)),
+        "".join(f"<s>{line}</s>" for line in LINES),
         "<|endoftext|>\n".join(line + "\n" for line in LINES),
         "".join(f"<|startoftext|>{line}<|endoftext|>\n" for line in LINES),
         "</s>\n".join(line + "\n" for line in LINES),
@@ -147,6 +148,9 @@ def test_a_file_is_one_document_where_that_is_asked_for(train):
         ("UTF-16LE", "utf-16-le", JAPANESE),
         ("UTF-16BE", "utf-16-be", RUSSIAN),
         ("KOI8-R", "koi8-r", RUSSIAN),
+        ("MAC_ROMAN", "mac-roman", [f"La façade numéro {i} a été repeinte." for i in range(60)]),
+        ("CP932 (Shift-JIS)", "cp932", [f"箱{i}は棚の上です" for i in range(60)]),
+        ("CP932 (Shift-JIS)", "cp932", [*(f"{line} {i}" for i in range(12) for line in LINES), "港の船です"]),
         ("BIG5", "big5", [f"港口的第{i}艘船還沒有回來，風很大。" for i in range(60)]),
         ("CP949 (EUC-KR)", "cp949", [f"항구의 {i}번째 배는 아직 돌아오지 않았다." for i in range(60)]),
     ],
@@ -179,6 +183,11 @@ DIALOGUES = [f"Human: {asked(i)}\n\nAssistant: {answered(i)}" for i in range(60)
             "\n".join(JAPANESE).encode()[:3000] + b"\xff" + "月".encode() * 99,
             "is UTF-8 but for 2 broken bytes",
         ),
+        ("train.txt", "\n".join(LINES * 12) + "\0", "is a NUL"),
+        ("train.csv", "question,answer,answer\na,b,c\n", "has 2 columns 'answer'"),
+        ("train.parquet.gz", "x", "train.parquet.gz: unpack it"),
+        ("data.tar.gz", "x", "data.tar.gz: unpack it"),
+        ("train.jsonl.aa", "x", "call it train.jsonl to read it; pieces of a file: put them together"),
         ("train.json", '// rows\n[{"text": "a"}]', "there is a comment"),
         ("train.json", json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}), "a split of its own"),
         ("data-00000-of-00002.txt", "a\n", "data-00001-of-00002.txt is missing"),
@@ -329,3 +338,88 @@ def test_the_command_itself(tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "--encoding cp932" in done.stderr
     done = subprocess.run([*words, "--encoding", "cp932"], capture_output=True, text=True, cwd=Path.cwd())
     assert done.returncode == 0 and "60 records" in done.stdout and done.stderr == ""
+
+
+TABLE = "".join(f'{asked(i)};"{answered(i)}"\n' for i in range(60))
+ALL = sorted(answered(i) for i in range(60))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train.csv", "Frage;Antwort\n" + TABLE),
+        ("train.csv", "question;answer;\n" + TABLE.replace('"\n', '";\n')),
+        ("train.csv", "question;answer\n" + TABLE.replace('"\n', '";\n')),
+        ("train.csv", "question;answer\n" + TABLE.replace("\n", "\r\n\r\n")),
+        (
+            "train.csv",  # an array of numpy's, as pandas writes it
+            "messages\n"
+            + "".join(
+                f"\"[{{'role': 'user', 'content': '{asked(i)}'}}\n {{'role': 'assistant', 'content': "
+                f"'{answered(i)}'}}]\"\n"
+                for i in range(60)
+            ),
+        ),
+        (
+            "train.json",
+            json.dumps(
+                {"columns": ["question", "answer"], "data": [[asked(i), answered(i)] for i in range(60)]}
+            ),
+        ),
+        (
+            "train.json",
+            json.dumps(
+                {
+                    str(i): [
+                        {"role": "user", "content": asked(i)},
+                        {"role": "assistant", "content": answered(i)},
+                    ]
+                    for i in range(60)
+                }
+            ),
+        ),
+        ("train.jsonl", "".join(json.dumps(answered(i)) + "\n" for i in range(60))),
+    ],
+)
+def test_tables_and_json_as_other_programs_write_them(train, name, content):
+    write(name, content)
+    code, _, error, texts = train("--loss_on", "answers")
+    assert (code, error) == (0, "") and everything(texts) == ALL
+
+
+def test_a_header_in_the_middle_of_a_table_is_no_record(train):
+    write("train.csv", f"question;answer\n{TABLE}question;answer\n")
+    code, said, _, texts = train("--loss_on", "answers")
+    assert code == 0 and everything(texts) == ALL and "the header once more" in said
+
+
+def test_marks_between_files_that_were_put_together_are_no_text(train):
+    write("train.txt", "\n".join(LINES[:70]) + "\n\ufeff" + "\n".join(LINES[70:]))
+    assert everything(train()[3]) == sorted(LINES)
+
+
+@pytest.mark.parametrize(
+    "names", [("train_en", "test_en"), ("trainset", "testset"), ("a_train_b", "a_test_b")]
+)
+def test_a_word_in_the_names_says_the_split(train, names):
+    for name, lines in zip(names, (LINES[:100], LINES[100:]), strict=True):
+        write(f"{name}.txt", "\n".join(lines))
+    code, _, _, texts = train()
+    assert code == 0 and sorted(text.strip() for text in texts["test"]) == sorted(LINES[100:])
+
+
+def test_a_set_saved_to_disk_is_named_by_its_arrow_files(run):
+    write("state.json", "{}")
+    write("data-00000-of-00001.arrow", "ARROW1")
+    code, _, error = run("data", "check", "mine", *TINY)
+    assert code == 1 and "data-00000-of-00001.arrow: save it as .parquet" in error
+    Path("mine", "train").mkdir()
+    for path in list(Path("mine").glob("*.*")):
+        path.rename(path.parent / "train" / path.name)
+    assert "train/: data-00000-of-00001.arrow: save it" in run("data", "check", "mine", *TINY)[2]
+
+
+def test_a_file_that_is_not_read_is_refused_by_its_kind(run):
+    write("book.md", "A book.")
+    code, _, error = run("train", "text", "--data", "mine/book.md", *TINY)
+    assert code == 2 and "call it .txt to read it" in error

@@ -165,6 +165,14 @@ KINDS |= {
         },
         [],
     ),
+    "Stack Exchange": lambda i: (
+        {"question": asked(i), "response_j": answered(i), "response_k": bad(i)},
+        [],
+    ),
+    "a system column, and rows of no weight": lambda i: (
+        both(i, asked(i), system=RULE, weight=1),
+        [(S, RULE)],
+    ),
     "a token that ends the answers": lambda i: (
         {"prompt": asked(i), "chosen": f"{answered(i)}</s>", "rejected": f"{bad(i)}</s>"},
         [],
@@ -200,6 +208,32 @@ def test_columns_that_are_not_read_are_named(tmp_path):
     found, _ = pairs_of(tmp_path, [both(i, asked(i), rating=3, note=None) for i in range(ROWS)])
     assert any("not read: rating" in line for line in found.report.lines())
     assert not any("note" in line for line in found.report.lines())
+
+
+def test_what_is_read_beside_the_answers_is_what_is_used(tmp_path):
+    rows = [both(i, asked(i), query="Else?", response="Unused.", label=1) for i in range(ROWS)]
+    found, pairs = pairs_of(tmp_path, rows)
+    assert set(pairs) == {asked(i) for i in range(ROWS)}
+    assert any(line.strip() == "not read: query, response, label" for line in found.report.lines())
+    numbers, _ = pairs_of(
+        tmp_path, [{"prompt": asked(i), "chosen": i, "rejected": i + 1} for i in range(ROWS)]
+    )
+    assert {(pair.chosen, pair.rejected) for pair in numbers.train} <= {
+        (f"{i}", f"{i + 1}") for i in range(ROWS)
+    }
+
+
+def test_pairs_are_shown_and_checked_by_the_command(tmp_path, monkeypatch, capsys):
+    from newllm_lib.cli import main
+
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "pairs.jsonl", [both(i, asked(i), rating=3) for i in range(ROWS)])
+    for action in ("show", "check"):
+        assert main(["data", action, "dpo", "--data", str(path), "--sized_for", "cpu"]) == 0
+        said = capsys.readouterr().out
+        assert "not read: rating" in said and "held out" in said
+    assert main(["data", "check", str(path), "--data", str(path)]) == 2
+    assert "both name data" in capsys.readouterr().err
 
 
 def test_an_empty_prompt_is_one_and_no_other_is(tmp_path):

@@ -200,3 +200,29 @@ def test_a_mixture_of_documents_and_dialogues(tmp_path, recipe, cache):
     data = prepare(recipe(data_dir=tmp_path), cache)
     user = data.tokenizer.convert_tokens_to_ids("<|user|>")
     assert sum(int(np.count_nonzero(p.ids == user)) for p in (data.train, data.validation, data.test)) == 200
+
+
+def test_what_a_mended_reader_reads_otherwise_is_packed_again(folder, recipe, cache, monkeypatch):
+    from newllm_lib.data.readers import textfiles
+
+    first = prepare(recipe(data_dir=folder), cache)
+    before, read = first.train.ids.copy(), textfiles.read_lines
+    assert prepare(recipe(data_dir=folder), cache, saved=first.state()).fingerprint == first.fingerprint
+    # other code that reads the same: packed again, and a run goes on
+    monkeypatch.setattr("newllm_lib.data.cache.readers_hash", lambda: "as before")
+    again = prepare(recipe(data_dir=folder), cache, saved=first.state())
+    assert again.fingerprint == first.fingerprint and np.array_equal(again.train.ids, before)
+    monkeypatch.setattr(textfiles, "read_lines", lambda *place: map(str.upper, read(*place)))
+    monkeypatch.setattr("newllm_lib.data.cache.readers_hash", lambda: "mended")
+    mended = prepare(recipe(data_dir=folder), cache, tokenizer=first.tokenizer, saved=first.state())
+    assert mended.tokenizer.decode(mended.train.ids[:200]).isupper()
+    assert mended.fingerprint != first.fingerprint  # a run that began otherwise is not gone on with
+
+
+def test_the_hash_of_the_readers_covers_what_reads():
+    from newllm_lib.data import cache as module
+
+    place = Path(module.__file__).parent
+    covered = [path for pattern in module._READING for path in place.glob(pattern)]
+    assert set((place / "readers").glob("*.py")) < set(covered)
+    assert all(any(place.glob(pattern)) for pattern in module._READING)

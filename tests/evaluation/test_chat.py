@@ -273,6 +273,39 @@ def test_pasted_lines_are_one_message():
         os.close(slave)
 
 
+@pytest.mark.parametrize("paste", ["one\ntwo", "\x1b[200~one\ntwo\x1b[201~"])
+def test_a_paste_without_a_line_break_at_its_end_is_one_message(paste):
+    """As terminals send it, with marks around a paste or without; Enter sends the message."""
+    pytest.importorskip("readline")
+    program = (
+        "from newllm_lib.generation.chat import ask_terminal\n"
+        "print('SAID', ascii(ask_terminal('you> ')), flush=True)"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(slave)
+
+    def read_until(words: bytes) -> None:
+        seen = b""
+        while words not in seen:
+            seen += os.read(master, 1 << 12)
+
+    try:
+        read_until(b"you> ")
+        os.write(master, paste.encode())
+        read_until(b"two")
+        os.write(master, b"\n")
+        read_until(rb"SAID 'one\ntwo'")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
 def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(bpe, make_model, capsys):
     session = ChatSession(make_model(bpe), bpe, Settings(temperature=0, max_new_tokens=40), dialogue=True)
 

@@ -308,6 +308,58 @@ NEIGHBOURS = {
         {"instruction": asked(i), "output": f"{answered(i)}</s>"},
         talk(i),
     ),
+    "two columns below an instruction": lambda i: (
+        {"instruction": "Count.", "context": "In pounds.", "input": asked(i), "output": answered(i)},
+        [(U, f"Count.\n\nIn pounds.\n\n{asked(i)}", False), (A, answered(i), True)],
+    ),
+    "an instruction above a question": lambda i: (
+        {"instruction": "Answer in pounds.", "question": asked(i), "answer": answered(i)},
+        [(U, f"Answer in pounds.\n\n{asked(i)}", False), (A, answered(i), True)],
+    ),
+    "XTuner": lambda i: (
+        {"conversation": [{"output": answered(i), "input": asked(i), "system": RULE}]},
+        talk(i, RULE),
+    ),
+    "a system text in parts": lambda i: (
+        {"system": [{"type": "text", "text": RULE}], "messages": [said(U, asked(i)), said(A, answered(i))]},
+        talk(i, RULE),
+    ),
+    "Anthropic's thoughts": lambda i: (
+        {
+            "messages": [
+                said(U, asked(i)),
+                said(A, [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": answered(i)}]),
+            ]
+        },
+        [(U, asked(i), False), (A, f"<think>\nHm.\n</think>\n\n{answered(i)}", True)],
+    ),
+    "Anthropic's tools": lambda i: (
+        {
+            "messages": [
+                said(U, asked(i)),
+                said(A, [{"type": "tool_use", "id": "c0", "name": "scales", "input": {"shelf": 4}}]),
+                said(U, [{"type": "tool_result", "tool_use_id": "c0", "content": "17 lb"}]),
+                said(A, answered(i)),
+            ]
+        },
+        [(U, asked(i), False), (A, CALL, True), (S, "17 lb", False), (A, answered(i), True)],
+    ),
+    "not trainable": lambda i: (
+        {
+            "messages": [
+                said(U, "Lie."),
+                said(A, f"Mist {i}.", trainable=False),
+                *[said(U, asked(i)), said(A, answered(i))],
+            ]
+        },
+        [(U, "Lie.", False), (A, f"Mist {i}.", False), *talk(i)],
+    ),
+    "a row one level down beside a label": lambda i: (
+        {"row": {"prompt": asked(i), "completion": answered(i)}, "label": True},
+        talk(i),
+    ),
+    "prompt and generation": lambda i: ({"prompt": asked(i), "generation": answered(i)}, talk(i)),
+    "columns in German": lambda i: ({"Frage": asked(i), "Antwort": answered(i)}, talk(i)),
 }
 
 LEFT_OUT = [
@@ -322,4 +374,6 @@ LEFT_OUT = [
     ({"prompt": asked(0), "completion": "Fog.", "label": 0}, "label is 0"),
     ({"prompt": asked(0), "completion": "Fog.", "label": "undesirable"}, "label is undesirable"),
     ({"prompt": asked(0), "completion": "Fog.", "weight": "0.0"}, "weight is 0.0"),
+    ({"text": "Fog.", "weight": 0}, "weight is 0"),
+    ({"text": "Fog.", "train": False}, "train is false"),
 ]

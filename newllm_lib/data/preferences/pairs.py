@@ -16,9 +16,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, SYSTEM
+from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, SYSTEM, WEIGHTS, contexts_of
 from newllm_lib.data.readers.base import parse_json
-from newllm_lib.data.readers.conversions import framed, verdict, with_context
+from newllm_lib.data.readers.conversions import check_verdict, framed, verdict, with_context
 from newllm_lib.data.records import BadRecord, Kind, Message, first_filled, is_empty
 from newllm_lib.data.turns import dialogue_of, dialogue_turns, exchange, is_dialogue
 
@@ -42,10 +42,12 @@ _OTHER_NAMES = {
     "response_chosen": "chosen",
     "response_rejected": "rejected",
     **dict.fromkeys(("accepted", "better", "win", "chosen_answer", "positive"), "chosen"),
+    "response_j": "chosen",  # of pairs from Stack Exchange
+    "response_k": "rejected",
     **dict.fromkeys(("worse", "lose", "rejected_answer", "negative"), "rejected"),
 }
 _READ = frozenset(
-    (*SIDES, *_OTHER_NAMES, *PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY)
+    (*SIDES, *_OTHER_NAMES, *PROMPTS, *ANSWERED, *CONTEXTS, *SYSTEM, *HISTORY, *WEIGHTS)
     + ("label", "kto_tag", "kind", "group", "split")
 )
 SPLITS = {
@@ -119,6 +121,7 @@ def parse_pair(row: object) -> Pair | Judged:
         "split": SPLITS.get(str(row.get("split") or ""), ""),
     }
     notes: list[str] = []
+    check_verdict(row, notes, WEIGHTS)
     label = next((verdict(c, row[c]) for c in ("label", "kto_tag") if c in row), None)
     if label is not None and not any(side in row for side in SIDES):
         prompt, answer = _sides(row, (first_filled(row, ANSWERED) or "",), notes)
@@ -135,7 +138,14 @@ def parse_pair(row: object) -> Pair | Judged:
 
 def columns_of_pairs(columns: tuple[str, ...]) -> tuple[str, list[str]]:
     """What rows with these columns are taken for, and which of the columns `parse_pair` reads."""
-    return "preference pairs", [column for column in columns if _usual(column, {}) in _READ]
+    names = {column: _usual(column, {}) for column in columns}
+    there = set(names.values())
+    first = (next((name for name in some if name in there), "") for some in (PROMPTS, SYSTEM, HISTORY))
+    asked, *beside = first
+    read = {asked, *beside, *SIDES, *contexts_of(asked), *WEIGHTS, "kind", "group", "split"}
+    if there.isdisjoint(SIDES):
+        read |= {*ANSWERED, "label", "kto_tag"}
+    return "preference pairs", [column for column, name in names.items() if name in read]
 
 
 def _with_usual_names(row: dict) -> dict:
@@ -145,6 +155,8 @@ def _with_usual_names(row: dict) -> dict:
         value = row.get(side)
         if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
             row[side] = value[0]
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not is_empty(value):
+            row[side] = str(value)
         elif isinstance(value, str) and value.lstrip().startswith("[{"):
             row[side] = parse_json(value) if isinstance(parse_json(value), list) else value
     answers = row.get("output")
@@ -173,7 +185,7 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
             column = side or str(asked)
             turns = dialogue_turns(row[column], column, notes)
         else:
-            turns = exchange(asked_in(row, asked), row[side], asked, side, notes)
+            turns = exchange(asked_in(row, asked, notes), row[side], asked, side, notes)
         record = dialogue_of(framed(row, turns, notes))
         conversations.append(record.messages if record else ())
         notes += record.notes if record else ()
@@ -186,9 +198,9 @@ def _sides(row: dict, sides: tuple[str, ...], notes: list[str]) -> tuple:
     return conversations[0][:-1], *[whole[-1].content.strip() for whole in conversations]
 
 
-def asked_in(row: dict, asked: str) -> object:
+def asked_in(row: dict, asked: str, notes: list[str]) -> object:
     """What is asked, with the context that stands beside it."""
-    prompt = with_context(row, asked)[0]
+    prompt = with_context(row, asked, notes)[0]
     if not isinstance(prompt, str | list | tuple | dict):
         raise BadRecord(f"{asked} is of type {type(prompt).__name__}, not text or a list of messages")
     return prompt

@@ -64,7 +64,7 @@ def parse_prompt(row: object) -> Prompt:
     asked = first_filled(row, PROMPTS)
     if asked is None:
         raise BadRecord(f"no column prompt (it has {', '.join(map(str, list(row)[:6])) or 'none'})")
-    turns = exchange(asked_in(row, asked), "?", asked, "answer", notes)
+    turns = exchange(asked_in(row, asked, notes), "?", asked, "answer", notes)
     record = dialogue_of(framed(row, turns, notes))
     messages = record.messages[:-1] if record else ()
     if messages and messages[-1].role == "assistant":  # a whole dialogue: its last answer is asked for again

@@ -200,7 +200,7 @@ def _paired(judged: list[Judged], stats: RowStats, singles: bool) -> list[Pair]:
             pairs += [bad._replace(chosen="", rejected=bad.chosen) for bad in bads[len(goods) :]]
         return pairs
     stats.good -= len(judged) - len(pairs)
-    why = "a single answer, with no other to its prompt that is judged otherwise"
+    why = "a single answer, with no other to its prompt that is judged otherwise (newllm train kto learns it)"
     stats.reject(why, count=len(judged) - 2 * len(pairs))
     return pairs
 

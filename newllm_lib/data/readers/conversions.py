@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import re
 
-from newllm_lib.data.columns import ANSWERED, ASKED, CONTEXTS, HISTORY, REASONING, SYSTEM, VERDICTS
-from newllm_lib.data.records import BadRecord, NotToLearn, Record, first_filled, is_empty
+from newllm_lib.data.columns import (
+    ANSWERED,
+    ASKED,
+    HISTORY,
+    REASONING,
+    SYSTEM,
+    VERDICTS,
+    WEIGHTS,
+    contexts_of,
+)
+from newllm_lib.data.records import ROLE_NAMES, BadRecord, NotToLearn, Record, first_filled, is_empty
 from newllm_lib.data.templates import join_context
 from newllm_lib.data.turns import (
     Turn,
@@ -18,6 +27,7 @@ from newllm_lib.data.turns import (
     exchange,
     is_blank,
     is_dialogue,
+    joined_parts,
     thought,
     truth,
     turns_of,
@@ -39,15 +49,19 @@ def ends_utterance(text: str) -> bool:
 
 
 def plain_text(row: dict) -> Record | None:
-    text = row["text"]
-    if text == "":
+    text, notes = row["text"], list[str]()
+    if isinstance(text, str) and not text.strip():
         return None
     text = checked_text(text, "text")
+    check_verdict(row, notes, WEIGHTS)
+    if "role" in row and str(row["role"]).strip().lower() in ROLE_NAMES:
+        raise BadRecord("a message by itself, with its role: put all messages of a dialogue into one row")
+    if "\0" in text:
+        raise BadRecord("a text that holds a NUL character")
     if ends_utterance(text):
         return dialogue_of(alternating(text.rstrip().removesuffix(END_OF_UTTERANCE).split(END_OF_UTTERANCE)))
     if written := written_turns(text):
         return dialogue_of(*as_turns(written))
-    notes: list[str] = []
     text = without_ends(text, notes)
     marks = dict.fromkeys(_FOREIGN.findall(text)) if "<|" in text else ()
     if len(marks) > 1:
@@ -76,7 +90,7 @@ def question_and_answer(row: dict, asked: str, answered: str) -> Record | None:
     """What is asked, perhaps with a context below it, and what is answered: texts, or lists of messages."""
     _check_rivals(row, answered)
     notes: list[str] = []
-    prompt, context = with_context(row, asked)
+    prompt, context = with_context(row, asked, notes)
     turns = exchange(prompt, _single(row[answered], answered), asked, answered, notes)
     if reasoning := first_filled(row, REASONING):
         *turns, last = turns
@@ -97,16 +111,16 @@ def _single(answer: object, name: str) -> object:
     return str(answer) if is_number else answer
 
 
-def with_context(row: dict, asked: str) -> tuple[object, str]:
-    """What is asked, with the context below it that the row holds beside it; and that context."""
+def with_context(row: dict, asked: str, notes: list[str]) -> tuple[object, str]:
+    """What is asked, with the contexts below it that the row holds beside it; and these contexts."""
     prompt = row[asked]
-    name = first_filled(row, [name for name in CONTEXTS if name != asked])
-    if name is None or not isinstance(prompt, str):
+    names = [name for name in contexts_of(asked) if not is_empty(row.get(name))]
+    if names and not isinstance(prompt, str):
+        notes += [f"column {name} beside a list of messages: not read" for name in names]
         return prompt, ""
-    below = checked_text(row[name], name).strip()
-    if below.lower() in _NO_INPUT:
-        return prompt, ""
-    return join_context(checked_turn(prompt, asked), below), below
+    texts = [checked_text(row[name], name).strip() for name in names]
+    below = "\n\n".join(text for text in texts if text and text.lower() not in _NO_INPUT)
+    return (join_context(checked_turn(prompt, asked), below) if below else prompt), below
 
 
 def framed(row: dict, turns: list[Turn], notes: list[str]) -> list[Turn]:
@@ -116,16 +130,20 @@ def framed(row: dict, turns: list[Turn], notes: list[str]) -> list[Turn]:
         first = 1 if turns and turns[0].role == "system" else 0
         turns = [*turns[:first], *earlier, *turns[first:]]
     if system := first_filled(row, SYSTEM):
+        others = [name for name in SYSTEM if not is_empty(row.get(name)) and row[name] != row[system]]
+        if others:
+            raise BadRecord(f"{system} and {others[0]} hold different texts: keep the one that is meant")
         own = next((t.content for t in turns if t.role == "system" and not is_blank(t.content)), None)
+        text = joined_parts(row[system], system)
         if own is None:
-            return [Turn("system", row[system]), *turns]
-        if own != row[system]:
+            return [Turn("system", text), *turns]
+        if own != text:
             raise BadRecord(f"a column {system} beside another system message: keep the one that is meant")
     return turns
 
 
 def _framed(row: dict, turns: list[Turn], notes: list[str]) -> Record | None:
-    _check_verdict(row, notes)
+    check_verdict(row, notes)
     return dialogue_of(framed(row, turns, notes), notes, "content" if "messages" in row else "a turn")
 
 
@@ -147,9 +165,9 @@ def verdict(column: str, value: object, judges: bool = True) -> bool | None:
     return None if is_class else truth(value)
 
 
-def _check_verdict(row: dict, notes: list[str]) -> None:
+def check_verdict(row: dict, notes: list[str], columns: tuple[str, ...] = VERDICTS) -> None:
     """Raise NotToLearn where a row says so of itself (KTO's `label: false`, a weight of 0)."""
-    for column in VERDICTS:
+    for column in columns:
         if column not in row or is_empty(value := row[column]):
             continue
         said = verdict(column, value, judges="completion" in row)

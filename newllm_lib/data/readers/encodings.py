@@ -100,8 +100,22 @@ def candidates(head: bytes, most: int = 3) -> list[str]:
     whole = head[: head.rfind(b"\n") + 1] if b"\n" in head[1:] and len(head) >= HEAD else head
     found = [_SAME.get(match.encoding, match.encoding) for match in from_bytes(whole)]
     if sum(byte > 0x7F for byte in head) < _FEW * len(head):
-        found = [name for name in ("cp1252", "latin_1") if _decodes(whole, name)][:1] + found
+        western = min(("cp1252", "mac_roman"), key=lambda name: _misread(whole, name))
+        found = [name for name in (western, "latin_1") if _decodes(whole, name)][:1] + found
+    found = [name for name in ("cp932", "euc_jp") if _holds_kana(whole, name)] + found
     return list(dict.fromkeys(name for name in found if name not in ("utf_8", "ascii")))[:most]
+
+
+def _misread(data: bytes, name: str) -> int:
+    """How many capitals stand inside words, which is what small letters of another encoding become."""
+    return len(re.findall(r"(?<=[a-z])(?![A-Z])[^\W\d_a-zà-öø-ÿ]", data.decode(name, "replace")))
+
+
+def _holds_kana(data: bytes, name: str) -> bool:
+    """Whether bytes decode to Japanese: a good part of it is kana, which other languages never become."""
+    text = re.sub(r"[\x00-\x7f]", "", data.decode(name, "replace"))
+    # half a character may stand at each end
+    return text.count("\ufffd") < 3 and len(re.findall("[\u3041-\u30fc]", text)) > 0.2 * len(text)
 
 
 def _decodes(data: bytes, name: str) -> bool:

@@ -30,7 +30,8 @@ _LITTER = re.compile(
     r"\.|~\$|thumbs\.db$|desktop\.ini$|__macosx$|.*\.(tmp|part|crdownload|swp|lock)$|.*~$", re.I
 )
 _ABOUT = re.compile(
-    r"(readme|licen[cs]e|copying|citation|changelog)\b.*|mix\.json$|dataset_infos?\.json$", re.I
+    r"(readme|licen[cs]e|copying|citation|changelog)\b.*|mix\.json$|dataset_(infos?|dict)\.json$|state\.json$",
+    re.I,
 )
 _INSTEAD = {
     "unpack it": (".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".z"),
@@ -76,11 +77,12 @@ def look_into(folder: Path) -> Found:
     read = {path for paths in found.values() for path in paths}
     for path in files:
         if path not in read:
-            unused.setdefault(path.name, _why_not(path))
+            unused.setdefault(path.name, why_not(path))
     for place in below:
         if not any(place in path.parents for path in read):
             unused[f"{place.name}/"] = "a folder below: name it with --data_dir, or bring its files up"
     if not found:
+        unused |= {f"{p.name}/": _nothing_in(p) for p in entries if p.is_dir() and p not in below}
         beside = "; ".join(f"{name}: {why}" for name, why in unused.items())
         raise UsageError(
             f"No data files in {folder}: it should hold train.txt (or .jsonl .json .csv .parquet), "
@@ -94,18 +96,29 @@ def _inside(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if not _LITTER.match(p.name) and not _ABOUT.match(p.name)]
 
 
+def _nothing_in(folder: Path) -> str:
+    """Why nothing is read of a folder below."""
+    first = next((p for p in _inside(folder) if p.is_file()), None)
+    return f"{first.name}: {why_not(first)}" if first else "it has no files: bring those of its folders up"
+
+
 def _is_data(path: Path) -> bool:
     return (
         path.is_file() and kind_of(path) in KINDS and not (packing_of(path) and kind_of(path) == ".parquet")
     )
 
 
-def _why_not(path: Path) -> str:
+def why_not(path: Path) -> str:
+    if kind_of(path) == ".parquet" and packing_of(path):
+        return "unpack it"
     if kind_of(path) in KINDS:
         return "its name says no split: train, validation and test are read"
-    ending = path.suffix.lower()
+    ending = kind_of(path) if kind_of(path) == ".tar" else path.suffix.lower()
     known = (advice for advice, endings in _INSTEAD.items() if ending in endings)
-    return next(known, "no kind of file that is read")
+    other = "no kind of file that is read"
+    if kind_of(Path(path.stem)) in KINDS:  # .aa of `split`, .bak
+        other = f"call it {path.stem} to read it; pieces of a file: put them together"
+    return next(known, other)
 
 
 def _by_name(files: list[Path]) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -176,12 +189,15 @@ def _in_order(paths: list[Path]) -> list[Path]:
 def _without_names(
     folder: Path, files: list[Path], below: list[Path]
 ) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """No name says a split: the files are the training split if they are of one kind; else folders below are
-    looked into, by the splits that their names say, or data/ as the hub has it.
+    """No name is a split's: the files are what words in their names say (train_en.jsonl beside
+    test_en.jsonl), or the training split if they are of one kind; else folders below are looked into, by the
+    splits that their names say, or data/ as the hub has it.
 
     Raises:
         UsageError: files of several kinds.
     """
+    if said := _by_words(files):
+        return said, {}
     kinds = Counter(kind_of(path) for path in files)
     if len(kinds) > 1:
         raise UsageError(
@@ -200,6 +216,21 @@ def _without_names(
         if place.name == "data" or len(below) == 1:
             return look_into(place)
     return {}, {}
+
+
+def _by_words(files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the split that one word of their name says; none where it is not train beside another."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        words = re.findall(r"[a-z]+", path.name.partition(".")[0].lower())
+        said = {SPLIT_NAMES.get(word.removesuffix("set").removesuffix("data")) for word in words} - {None}
+        if len(said) == 1:
+            found[str(said.pop())].append(path)
+    return (
+        {split: _in_order(paths) for split, paths in found.items()}
+        if "train" in found and len(found) > 1
+        else {}
+    )
 
 
 def check_whole(splits: dict[str, list[Path]]) -> dict[str, str]:

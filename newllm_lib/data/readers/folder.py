@@ -8,6 +8,7 @@ from pathlib import Path
 
 from newllm_lib.data.cache import key_hash
 from newllm_lib.data.readers.base import (
+    KINDS,
     PLAIN,
     ROWS,
     TEXT,
@@ -22,7 +23,7 @@ from newllm_lib.data.readers.base import (
 )
 from newllm_lib.data.readers.conversions import ends_utterance
 from newllm_lib.data.readers.encodings import checked_name, in_words
-from newllm_lib.data.readers.file_names import Found, check_whole, look_into
+from newllm_lib.data.readers.file_names import Found, check_whole, look_into, why_not
 from newllm_lib.data.readers.jsonfiles import is_a_row_a_line, read_json_lines, read_json_values
 from newllm_lib.data.readers.parquetfiles import (
     columns_beside,
@@ -62,6 +63,9 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path, paths: dict[str, list[Path]] | None = None, reading: Reading = PLAIN):
         self.title = folder.resolve().name or str(folder)
+        for path in (paths or {}).get("train", ()):
+            if kind_of(path) not in KINDS:
+                raise UsageError(f"{path} is not read: {why_not(path)}.")
         found = Found(paths, {}) if paths else look_into(folder)
         self._paths, self._unused = found.splits, found.unused | check_whole(found.splits)
         self.splits = self._paths.keys()

@@ -33,10 +33,9 @@ def read_json_lines(path: Path, encoding: str = "") -> Iterator[tuple[str, objec
                 )
             text = decode_piece(decoder, line, position, path)
             position += len(line)
-            if number == 1:
-                text = text.removeprefix("\ufeff")
+            text = text.removeprefix("\ufeff")  # also in the middle, where files were put together
             if text.strip():
-                yield where, parse_json(text)
+                yield where, as_row(parse_json(text))
         decode_piece(decoder, b"", position, path)
 
 
@@ -72,7 +71,7 @@ def read_json_values(
     reader, beside = _JsonReader(path, encoding), dict[str, object]()
     values: Iterator[object]
     if reader.take("["):
-        values = map(_as_row, _elements(reader))
+        values = map(as_row, _elements(reader))
     elif before := reader.skip(_BEFORE_ROWS):
         beside.update(json.loads(before[1].rstrip(", \t\r\n") + "}"))
         values = _elements(reader, beside)
@@ -148,10 +147,15 @@ def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
     """The rows of a file that is one object; itself where it is a row. Other keys go to `beside`."""
     lists = {key: part for key, part in value.items() if isinstance(part, list) and part}
     known = {key: part for key, part in value.items() if key in COLUMNS and key not in _WRAPPERS}
+    columns = value.get("columns")
+    if isinstance(columns, list) and isinstance(value.get("data"), list):  # pandas' orient="split"
+        return (dict(zip(columns, row, strict=False)) for row in value["data"] if isinstance(row, list))
     named = next((key for key in _WRAPPERS if key in lists), None)
     if named is not None and not known:
         beside.update({key: part for key, part in value.items() if key != named})
-        return map(_as_row, lists[named])
+        return map(as_row, lists[named])
+    if len(lists) == len(value) > 1 and not known and all(_is_dialogue(part) for part in lists.values()):
+        return iter(lists.values())  # each under its number
     if known and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1:
         if not any(isinstance(element, dict) for part in known.values() for element in part):
             return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
@@ -162,11 +166,15 @@ def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
         return iter(inner)
     if len(lists) == 1 and not known:
         beside.update({key: part for key, part in value.items() if key not in lists})
-        return map(_as_row, *lists.values())
+        return map(as_row, *lists.values())
     return iter([value])
 
 
-def _as_row(value: object) -> object:
+def _is_dialogue(part: list) -> bool:
+    return all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in part)
+
+
+def as_row(value: object) -> object:
     """A text alone is a row of text."""
     return {"text": value} if isinstance(value, str) else value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm_lib.data.readers.base import Segment
-from newllm_lib.data.schemas import usual_name
+from newllm_lib.data.schemas import recognised, usual_name
 from newllm_lib.errors import NewLLMError
 
 if TYPE_CHECKING:
@@ -97,4 +97,5 @@ def _wanted(file: ParquetFile, columns: frozenset[str] | None) -> list[str] | No
     names = file.schema_arrow.names
     if columns is None or columns.isdisjoint(names):
         return None
-    return [name for name in names if usual_name(name) in columns]
+    wanted = [name for name in names if usual_name(name) in columns]
+    return wanted if recognised(tuple(wanted))[0] else None  # else they may lie one level down

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from newllm_lib.data.readers.base import LARGEST, kind_of
 from newllm_lib.data.readers.textfiles import open_data, read_lines
 from newllm_lib.data.schemas import COLUMNS, usual_name
-from newllm_lib.errors import NewLLMError
+from newllm_lib.errors import NewLLMError, UsageError
 
 _DELIMITERS = ",;\t|"
 _NOTHING = ("nan", "null", "<na>", "#n/a")  # as pandas reads them, too
+_ELEMENTS = re.compile(r"\}\s*\n\s*\{")  # as numpy writes arrays of objects: without commas
 _JUDGED = 200  # lines that tell how values are quoted
 # columns of turns, which a table writes as text
 _LISTS = frozenset(("messages", "conversations", "conversation", "history", "dialog", "dialogue", "turns"))
@@ -38,13 +40,14 @@ def read_csv(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
     try:
         with io.TextIOWrapper(open_data(path, encoding), encoding="utf-8-sig", newline="") as file:
             reader = _reader(path, file)
-            names = [name.strip() for name in next(reader, [])]
+            names = _distinct(path, [name.strip() for name in next(reader, [])])
             for values in reader:
                 where, number = f"{path}, line {number + 1}", reader.line_num
-                if len(values) == len(names):
-                    pairs = zip(names, values, strict=True)
-                    yield where, {name: _value(name, text) for name, text in pairs}
-                elif any(values):
+                if values == names:
+                    yield where, ValueError("the header once more, as in tables put together")
+                elif len(values) >= len(names) and not any(values[len(names) :]):
+                    yield where, {name: _value(name, text) for name, text in zip(names, values, strict=False)}
+                elif any(values[len(names) :]) or any(values) and len(values) < len(names):
                     problem = f"{len(values)} values below a header of {len(names)} columns"
                     yield where, ValueError(problem)
     except UnicodeDecodeError:
@@ -72,6 +75,22 @@ def _reader(path: Path, file: io.TextIOWrapper) -> Any:
     return csv.reader(itertools.chain(head, file), **how)
 
 
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    """The names of columns, each once.
+
+    Raises:
+        UsageError: two columns that are read have one name.
+    """
+    for name in names:
+        if names.count(name) > 1 and usual_name(name) in COLUMNS:
+            raise UsageError(
+                f"{path} has {names.count(name)} columns {name!r}: give all but one another name."
+            )
+    return [
+        f"{name} ({i})" if name in names[:i] else name or f"column {i + 1}" for i, name in enumerate(names)
+    ]
+
+
 def _delimiter(path: Path, first: str) -> str:
     if first.lower().startswith("sep="):
         return first.strip("\r\n")[4:5] or ","
@@ -80,7 +99,8 @@ def _delimiter(path: Path, first: str) -> str:
     def known(delimiter: str) -> int:
         return len(COLUMNS.intersection(usual_name(part.strip(' "\r\n')) for part in first.split(delimiter)))
 
-    return max((usual, *_DELIMITERS), key=known)
+    # where none is known: what is there at all
+    return max((usual, *_DELIMITERS), key=lambda d: (known(d), d == usual and d in first, first.count(d)))
 
 
 def _is_quoted(lines: list[str], how: dict) -> bool:
@@ -101,7 +121,7 @@ def _value(name: str, text: str) -> object:
         return text
     for parse in (json.loads, ast.literal_eval):
         try:
-            found = parse(text)
+            found = parse(_ELEMENTS.sub("},{", text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         return found if isinstance(found, list) else text

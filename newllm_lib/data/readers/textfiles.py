@@ -47,6 +47,7 @@ _ALONE = re.compile(
 _INLINE = re.compile(
     r"(?:</s>|<eos>|\[EOS\]|<\|im_end\|>|<｜end▁of▁sentence｜>)[ \t]*(?:\r?\n)?", re.IGNORECASE
 )
+_SENTENCES = re.compile(r"[ \t]*</s>[ \t]*(?:<s>|\r?\n|$)[ \t]*|^<s>[ \t]*")  # <s>…</s><s>…</s>
 _MOST_OFTEN = 0.1  # of the lines are one without letters, or a tag: it may part documents
 _NO_WORDS = re.compile(r"\W+|<[^<>\n]{1,30}>|\[\w{1,20}\]")
 _FORM_FEED = re.compile(r"[ \t]*\f(?:[ \t]*\r?\n)?")
@@ -153,6 +154,8 @@ def _parting(path: Path, head: str, data: bytes, reading: Reading) -> Parting:
 
 def _perhaps_parted(head: str) -> str:
     """What is said of a line that may part documents, and is read as text."""
+    if "\r" in head and "\n" not in head:
+        return "; its lines end in CR alone and are read as one (tr '\\r' '\\n' makes lines of them)"
     lines = [line.strip() for line in head.splitlines() if line.strip()]
     often = Counter(line for line in lines if len(line) < 40 and _NO_WORDS.fullmatch(line)).most_common(1)
     if not often or often[0][1] < max(3, _MOST_OFTEN * len(lines)):
@@ -163,6 +166,8 @@ def _perhaps_parted(head: str) -> str:
 
 def _separators(head: str) -> Parting | None:
     """Separators that could be text elsewhere: alone on a line, or form feeds."""
+    if len(re.findall(r"</s>[ \t]*<s>", head)) > 1:
+        return Parting("separator", "a document between two </s>", _SENTENCES, False)
     lines = re.findall(r"[^\n]*\n|[^\n]+", head)
     alone = Counter(match[0].strip() for line in lines for match in _ALONE.finditer(line))
     if alone.total() > 1:
@@ -322,8 +327,7 @@ def read_lines(path: Path, encoding: str = "") -> Iterator[str]:
         while True:
             piece = file.readline(PIECE)
             text = decode_piece(decoder, piece, position, path)
-            if not position:
-                text = text.removeprefix("\ufeff")
+            text = text.removeprefix("\ufeff")  # also in the middle, where files were put together
             position += len(piece)
             if text:
                 yield text
@@ -340,13 +344,18 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
     """
     held = len(decoder.getstate()[0])
     try:
-        return decoder.decode(piece, final=not piece)
+        text = decoder.decode(piece, final=not piece)
     except UnicodeDecodeError as error:
         offset = position - held + error.start
         problem = f"byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read"
-        with open_data(path) as file:
-            file.read(max(0, offset - encodings.HEAD // 2))
-            raise encodings.wrong_encoding(path, problem, file.read(encodings.HEAD)) from None
+    else:
+        if b"\0" not in piece:
+            return text
+        offset = position + piece.index(b"\0")
+        problem = f"byte {offset:,} is a NUL"
+    with open_data(path) as file:
+        file.read(max(0, offset - encodings.HEAD // 2))
+        raise encodings.wrong_encoding(path, problem, file.read(encodings.HEAD)) from None
 
 
 def check_encoding(path: Path, encoding: str) -> str:

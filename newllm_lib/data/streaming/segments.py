@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, parse_json
+from newllm_lib.data.readers.jsonfiles import as_row
 from newllm_lib.data.records import FileReport, Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, parse_rows
 
@@ -71,7 +72,7 @@ def read_rows(
 
 def _row(line: bytes) -> object:
     try:
-        return parse_json(line.decode("utf-8"))
+        return as_row(parse_json(line.decode("utf-8")))
     except UnicodeDecodeError:
         return ValueError("not UTF-8")
 
