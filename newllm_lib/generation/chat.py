@@ -181,6 +181,8 @@ class ChatSession:
             return str(self.settings)
         if name in ("help", ""):
             return COMMANDS
+        if name == "quit":
+            raise UsageError("/quit stands alone; with // before it, it is said to the model.")
         if not hasattr(self.settings, name):
             raise UsageError(
                 f"There is no /{name}: use /reset, /settings, /quit, or a setting (/temperature 0.7); "

@@ -246,8 +246,11 @@ def test_only_a_word_behind_a_slash_is_a_command(line, said):
 
 
 def test_a_word_that_is_no_command_says_how_to_say_it(bpe, make_model):
+    session = ChatSession(make_model(bpe), bpe, GREEDY, dialogue=True)
     with pytest.raises(UsageError, match="no /resett: .*//resett says it"):
-        ChatSession(make_model(bpe), bpe, GREEDY, dialogue=True).command("/resett")
+        session.command("/resett")
+    with pytest.raises(UsageError, match="/quit stands alone"):
+        session.command("/quit now")
 
 
 def test_pasted_lines_are_one_message():

@@ -25,6 +25,8 @@ def result(margin=3.0, apart=True, problem=None, **after):
     [
         (result(), "intervals apart."),
         (result(apart=False), "No clear gain: the intervals before and after overlap (raise --learning_rate"),
+        (result(apart=False) | {"longer": "--max_steps"}, "raise --learning_rate or --max_steps"),
+        (result(margin=1.0) | {"longer": "--max_steps"}, "Raise --learning_rate or --max_steps."),
         (result(margin=0.5, apart=False), "(lower --learning_rate"),
         (result(margin=1.0, apart=False), "Nothing was learned"),
         (result(problem="80 % of its answers are empty"), "Not a success: 80 % of its answers are empty."),
@@ -36,3 +38,23 @@ def result(margin=3.0, apart=True, problem=None, **after):
 def test_verdict(found, words):
     assert words in verdict(found)
     assert ("far from" in verdict(found)) == (found["after"]["figures"]["kl"] == 42.0)
+
+
+def test_a_run_that_max_steps_ended_is_told_of_them():
+    """Raising --epochs beside --max_steps would change nothing; sft's sentence and GRPO's too."""
+    from types import SimpleNamespace
+
+    from newllm_lib.training.grpo.run import verdict as of_grpo
+    from newllm_lib.training.sft.card import verdict as of_sft
+    from newllm_lib.training.trl.task import TrlRun
+
+    def longer(steps, limit):
+        return TrlRun.longer.fget(SimpleNamespace(total_steps=steps, recipe=SimpleNamespace(max_steps=limit)))
+
+    assert [longer(4, 4), longer(4, None), longer(4, 9)] == ["--max_steps", "--epochs", "--epochs"]
+    same = {"bits_per_byte": 1.0}
+    assert "--learning_rate or --max_steps" in of_sft(
+        {"before": same, "after": same, "longer": "--max_steps"}
+    )
+    after = {"empty": 0.0, "repeating": 0.0}
+    assert "more --max_steps" in of_grpo({"after": after, "clearly_better": False, "longer": "--max_steps"})

@@ -148,6 +148,7 @@ def _finish(job: TrlRun, measures: HeldOutPrompts, said: list[str], description:
         "data": description,
         "reward": measures.reward.name,
         "best_step": best["step"],
+        "longer": job.longer,
         "before": measures.before,
         "after": after,
         "clearly_better": after["reward_low"] > measures.before["reward_high"],
@@ -173,8 +174,8 @@ def verdict(result: dict) -> str:
     if result["clearly_better"]:
         return f"The reward on held-out prompts is above the base's, intervals apart.{warning}"
     return (
-        "No clear gain: the intervals before and after overlap (more --epochs, a larger --learning_rate, or "
-        f"a reward that tells more answers apart).{warning}"
+        f"No clear gain: the intervals before and after overlap (more {result.get('longer', '--epochs')}, a "
+        f"larger --learning_rate, or a reward that tells more answers apart).{warning}"
     )
 
 

@@ -37,10 +37,11 @@ def say_result(result: dict, card: Path) -> None:
 def verdict(result: dict) -> str:
     """One sentence: whether training made the base prefer the better answers of pairs it had never seen."""
     before, after = (result[when]["figures"] for when in ("before", "after"))
+    longer = result.get("longer", "--epochs")  # no key: a version before this one
     if result["problem"]:
         return f"Not a success: {result['problem']}."
     if math.isclose(before["margin"], after["margin"], abs_tol=1e-6):
-        return "Nothing was learned: the model prefers what its base did. Raise --learning_rate or --epochs."
+        return f"Nothing was learned: the model prefers what its base did. Raise --learning_rate or {longer}."
     empty = max(after["empty"], after["repeating"])
     unwell = (
         f" {100 * empty:.0f} % of its answers are empty or repeat, as the base's were."
@@ -55,7 +56,7 @@ def verdict(result: dict) -> str:
     if result["clearly_better"]:
         return f"Accuracy and margin on held-out pairs are above the base's, intervals apart.{unwell}"
     advice = (
-        "raise --learning_rate or --epochs"
+        f"raise --learning_rate or {longer}"
         if after["margin"] >= before["margin"]
         else "lower --learning_rate"
     )

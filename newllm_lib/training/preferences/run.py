@@ -124,6 +124,7 @@ def _finish(job: TrlRun, data: PreparedPairs, description: str) -> None:
         "base": recipe.base,
         "data": description,
         "best_step": best["step"],
+        "longer": job.longer,
         "before": data.before,
         "after": after,
         "clearly_better": clearly_better(before, after["figures"]),

@@ -62,7 +62,8 @@ def verdict(result: dict) -> str:
         return (
             f"Held-out answers cost {100 * gain:.1f} % fewer bits than before ({before:.4f} → {after:.4f})."
         )
-    advice = "lower --learning_rate" if after > before else "raise --learning_rate or --epochs"
+    longer = result.get("longer", "--epochs")  # no key: a version before this one
+    advice = "lower --learning_rate" if after > before else f"raise --learning_rate or {longer}"
     return f"No clear gain on held-out answers ({before:.4f} → {after:.4f} bits per byte): {advice}."
 
 

@@ -116,6 +116,7 @@ def _finish(job: TrlRun, base: Base, held_out: HeldOut, description: str) -> Non
         "licence": base.outline.licence,
         "data": description,
         "best_step": best["step"],
+        "longer": job.longer,
         "before": before,
         "after": held_out.figures(model),
         "samples": rows_of(run),

@@ -31,6 +31,11 @@ class TrlRun:
     def epochs(self) -> float:
         return self.total_steps / self.steps_per_epoch
 
+    @property
+    def longer(self) -> str:
+        """The flag that trains longer, by what ended this run."""
+        return "--max_steps" if self.total_steps == self.recipe.max_steps else "--epochs"
+
 
 class TrlTask(ABC):
     """What differs between TRL's trainers: how one is made, and what its figures are called and mean.
