@@ -22,7 +22,7 @@ from newllm_lib.data.columns import (
     WEIGHTS,
     contexts_of,
 )
-from newllm_lib.data.records import BadRecord, FileReport, Record, RowStats, is_empty
+from newllm_lib.data.records import BadRecord, EmptyRecord, FileReport, Record, RowStats, is_empty
 from newllm_lib.data.templates import split_at_markers
 
 BESIDE = (*SYSTEM, *HISTORY, *VERDICTS)  # read beside every dialogue
@@ -97,7 +97,8 @@ def parse_row(row: object) -> Record | None:
         if first in row:
             wanted = dict.fromkeys(s.needs[1] for s in SCHEMAS if s.needs[0] == first)
             raise BadRecord(f"{first} without {' or '.join(wanted)}")
-    raise BadRecord(f"no column {' or '.join(COMMON)} (it has {_columns(row)})")
+    kind = BadRecord if filled(row) else EmptyRecord
+    raise kind(f"no column {' or '.join(COMMON)} (it has {_columns(row)})")
 
 
 @lru_cache(maxsize=_MOST_KINDS)

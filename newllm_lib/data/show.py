@@ -19,6 +19,7 @@ from newllm_lib.data.cache import cache_root
 from newllm_lib.data.encoder import Encoder, refuse_muted
 from newllm_lib.data.packing import no_answers, report_of
 from newllm_lib.data.prepared import open_for_training
+from newllm_lib.data.readers.base import Source
 from newllm_lib.data.records import DataReport, Record, RowStats
 from newllm_lib.data.splits import SPLITS, check_train, read_splits
 from newllm_lib.data.tokenizer import load_tokenizer
@@ -199,16 +200,17 @@ def check(recipe: Recipe, cache_dir: str | Path | None = None) -> Checked:
             records[split] += not record.continues
             characters[split] += _size(record)
         report = report_of(source, stats)
-        without = [split for split in SPLITS if records[split] and not learned[split]]
-        if without:
-            problem = no_answers(without[0])
-        empty = [split for split in SPLITS if not records[split]]
-        if empty:
-            left = " and ".join(empty)
-            problem = f"{source.title}: nothing is left for {left}: give more text, or a file for it."
+        problem = _problem(source, records, learned)
     except NewLLMError as error:
         problem = str(error)
     return Checked(report, records, characters, problem)
+
+
+def _problem(source: Source, records: dict[str, int], learned: dict[str, int]) -> str:
+    """What of the splits cannot be trained on or measured; empty: nothing."""
+    if empty := [split for split in SPLITS if not records[split]]:
+        return f"{source.title}: nothing is left for {' and '.join(empty)}: give more text, or a file for it."
+    return next((no_answers(split) for split in SPLITS if not learned[split]), "")
 
 
 def _size(record: Record) -> int:

@@ -46,6 +46,7 @@ _TRUTHS = {
 _ENDED = re.compile(
     r"(?:\s*(?:</s>|\[SEP\]|\[EOS\]|<\|?(?:im_end|endoftext|end_of_text|eot_id|eot|end|end_of_turn|eos)\|?>))+\s*\Z"
 )
+FOREIGN = re.compile(r"<\|\w{1,24}\|>")  # control tokens of other tokenizers
 _BEGUN = re.compile(r"\s*(?:<s>|<bos>|\[CLS\]|\[BOS\])\s*(?!.*</s>.*\S)", re.DOTALL)
 
 
@@ -102,7 +103,10 @@ def turns_of(value: object, name: str, notes: list[str]) -> list[Turn]:
     turns: list[Turn] = []
     for item in value:
         if isinstance(item, dict):
-            turns += _message(item, notes)
+            if item.get("content").__class__ is list:
+                item, results = _without_results(item, notes)
+                turns += results
+            turns += _message(item, notes) if item else ()
         elif isinstance(item, list | tuple) and len(item) == 2:
             turns += [Turn("user", item[0]), Turn("assistant", item[1])]
         else:
@@ -271,14 +275,6 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
     role = _role(message[speaker])
     said = next((key for key in _SAID if key in message), None)
     calls = [_call(call) for key in _CALLS for call in _as_list(message.get(key))]
-    if isinstance(content, list) and any(_is_result(part) for part in content):  # Anthropic's
-        for result in filter(_is_result, content):
-            yield Turn("system", joined_parts(result.get("content"), "a tool's result"))
-        notes.append("a tool's result: read as system")
-        content = [part for part in content if not _is_result(part)]
-        if not content:
-            return
-        message = {**message, str(said): content}
     if said is None and not calls:
         raise BadRecord("a message without role and content")
     content = joined_parts(message.get(said), said or "content")
@@ -294,6 +290,19 @@ def _message(message: dict, notes: list[str]) -> Iterator[Turn]:
     yield Turn(role, content, _is_learned(message, role, notes))
 
 
+def _without_results(message: dict, notes: list[str]) -> tuple[dict, list[Turn]]:
+    """A message without the results of tools that Anthropic's hold (empty: it holds nothing else), and these
+    as turns of their own.
+    """
+    results = [part for part in message["content"] if _is_result(part)]
+    if not results:
+        return message, []
+    notes.append("a tool's result: read as system")
+    rest = [part for part in message["content"] if not _is_result(part)]
+    turns = [Turn("system", joined_parts(part.get("content"), "a tool's result")) for part in results]
+    return ({**message, "content": rest} if rest else {}), turns
+
+
 def _is_result(part: object) -> bool:
     return isinstance(part, dict) and part.get("type") == "tool_result"
 
@@ -304,10 +313,8 @@ def _named_by_key(message: dict) -> Iterator[Turn]:
     roles = {key: _KEYS.get(name) or ROLE_NAMES.get(name) for key, name in said.items()}
     if not roles or None in roles.values():
         raise BadRecord("a message without role and content")
-    order = ("system", "user", "assistant")  # sorted keys would begin with the answer
-    yield from (
-        Turn(str(roles[key]), message[key]) for key in sorted(roles, key=lambda k: order.index(str(roles[k])))
-    )
+    for role in ("system", "user", "assistant"):  # keys that were sorted would begin with the answer
+        yield from (Turn(role, message[key]) for key, its in roles.items() if its == role)
 
 
 def _role(name: object) -> str:
@@ -408,6 +415,8 @@ def dialogue_of(turns: Iterable[Turn], notes: Iterable[str] = (), name: str = "a
         if role == "assistant":
             bare = without_ends(content, notes)
             content = bare if bare is content else checked_turn(bare, name)
+        if "<|" in content:
+            notes += [f"{mark} in a turn: learned as letters" for mark in set(FOREIGN.findall(content))]
         messages.append(Message(role, content))
         if not learned:
             muted.append(i)

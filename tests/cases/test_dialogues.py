@@ -204,6 +204,15 @@ def test_a_reader_of_its_own_set_names_no_columns(tmp_path, recipe, cache):
     assert not part.read and not part.unread and part.roles["user"]
 
 
+def test_tokens_of_other_models_in_a_turn_are_named(tmp_path, recipe, cache):
+    rows = [
+        {"messages": [said(U, asked(i)), said(A, f"So. <|endoftext|> {answered(i)}")]} for i in range(ROWS)
+    ]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    _, report = read_folder(tmp_path, recipe, cache)
+    assert report.notes["<|endoftext|> in a turn: learned as letters"] == ROWS
+
+
 def test_a_check_ends_as_the_training_would(tmp_path, cache, monkeypatch, capsys):
     """Weights need the loss on answers, and that needs answers."""
     monkeypatch.setitem(os.environ, "NEWLLM_CACHE", str(cache))

@@ -83,6 +83,7 @@ def everything(texts: dict[str, list[str]]) -> list[str]:
         "".join(f"[CLS] {line} [SEP]\n" for line in LINES),
         "".join(f'<doc id="{i}" title="T">\n{line}\n</doc>\n' for i, line in enumerate(LINES)),
         "".join(f"<s>{line}</s>" for line in LINES),
+        "<|eod|>\n".join(LINES),
         "<|endoftext|>\n".join(line + "\n" for line in LINES),
         "".join(f"<|startoftext|>{line}<|endoftext|>\n" for line in LINES),
         "</s>\n".join(line + "\n" for line in LINES),
@@ -379,6 +380,18 @@ ALL = sorted(answered(i) for i in range(60))
             ),
         ),
         ("train.jsonl", "".join(json.dumps(answered(i)) + "\n" for i in range(60))),
+        ("train.csv", "\n\nquestion;answer\n" + TABLE),
+        (
+            "train.json",
+            json.dumps(
+                {
+                    "meta": {"version": 1},
+                    "conversations": [
+                        {"question": asked(i), "answer": answered(i), "id": i} for i in range(60)
+                    ],
+                }
+            ),
+        ),
     ],
 )
 def test_tables_and_json_as_other_programs_write_them(train, name, content):
@@ -423,3 +436,15 @@ def test_a_file_that_is_not_read_is_refused_by_its_kind(run):
     write("book.md", "A book.")
     code, _, error = run("train", "text", "--data", "mine/book.md", *TINY)
     assert code == 2 and "call it .txt to read it" in error
+
+
+def test_of_two_kinds_of_a_split_the_advice_is_not_to_number_them(train):
+    write("train_0.jsonl", json.dumps([{"text": line} for line in LINES]))
+    write("train_1.csv", "text\nOne.\n")
+    code, said, _, _ = train()
+    assert code == 0 and "train_1.csv (train_0.jsonl is read; files of one split are of one kind)" in said
+
+
+def test_marks_that_part_nothing_are_named(train):
+    write("train.txt", "".join(f"{line} <|pad|>\n" for line in LINES))
+    assert "144 times <|pad|>, learned as letters" in train()[1]

@@ -165,6 +165,18 @@ KINDS |= {
         },
         [],
     ),
+    "ms-swift": lambda i: (
+        {"messages": [said(U, asked(i)), said(A, answered(i))], "rejected_response": bad(i)},
+        [],
+    ),
+    "ms-swift's older form": lambda i: (
+        {"system": RULE, "query": asked(i), "response": answered(i), "rejected_response": bad(i)},
+        [(S, RULE)],
+    ),
+    "non_preferred": lambda i: (
+        {"prompt": asked(i), "preferred": answered(i), "non_preferred": bad(i)},
+        [],
+    ),
     "Stack Exchange": lambda i: (
         {"question": asked(i), "response_j": answered(i), "response_k": bad(i)},
         [],

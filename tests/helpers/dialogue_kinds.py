@@ -363,6 +363,7 @@ NEIGHBOURS = {
 }
 
 LEFT_OUT = [
+    ({}, "no column messages or instruction"),
     ({"text": None}, "text is of type NoneType"),
     ({"text": float("nan")}, "text is of type float"),
     ({"instruction": asked(0), "output": None}, "output is of type NoneType"),

@@ -37,6 +37,7 @@ _OTHER_NAMES = {
     "dispreferred": "rejected",
     "preferred_output": "chosen",  # OpenAI's
     "non_preferred_output": "rejected",
+    "non_preferred": "rejected",
     "chosen_response": "chosen",
     "rejected_response": "rejected",
     "response_chosen": "chosen",
@@ -140,10 +141,9 @@ def columns_of_pairs(columns: tuple[str, ...]) -> tuple[str, list[str]]:
     """What rows with these columns are taken for, and which of the columns `parse_pair` reads."""
     names = {column: _usual(column, {}) for column in columns}
     there = set(names.values())
-    first = (next((name for name in some if name in there), "") for some in (PROMPTS, SYSTEM, HISTORY))
-    asked, *beside = first
+    asked, *beside = (next((c for c in some if c in there), "") for some in (PROMPTS, SYSTEM, HISTORY))
     read = {asked, *beside, *SIDES, *contexts_of(asked), *WEIGHTS, "kind", "group", "split"}
-    if there.isdisjoint(SIDES):
+    if "chosen" not in there:
         read |= {*ANSWERED, "label", "kto_tag"}
     return "preference pairs", [column for column, name in names.items() if name in read]
 
@@ -159,10 +159,23 @@ def _with_usual_names(row: dict) -> dict:
             row[side] = str(value)
         elif isinstance(value, str) and value.lstrip().startswith("[{"):
             row[side] = parse_json(value) if isinstance(parse_json(value), list) else value
+    if "rejected" in row and "chosen" not in row:
+        _add_chosen(row)
     answers = row.get("output")
     if "chosen" not in row and isinstance(answers, list | tuple) and len(answers) == 2:  # Alpaca's pairs
         row |= {"chosen": answers[0], "rejected": answers[1]}
     return row
+
+
+def _add_chosen(row: dict) -> None:
+    """Of a row with a rejected answer alone (ms-swift's) its answer, or what ends its messages, is preferred."""
+    said = row.get("messages")
+    if answered := first_filled(row, ANSWERED):
+        row["chosen"] = row.pop(answered)
+    elif (
+        isinstance(said, list) and said and isinstance(said[-1], dict) and said[-1].get("role") == "assistant"
+    ):
+        row |= {"messages": said[:-1], "chosen": said[-1:]}
 
 
 def _usual(name: str, row: dict) -> str:

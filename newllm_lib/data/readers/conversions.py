@@ -17,6 +17,7 @@ from newllm_lib.data.columns import (
 from newllm_lib.data.records import ROLE_NAMES, BadRecord, NotToLearn, Record, first_filled, is_empty
 from newllm_lib.data.templates import join_context
 from newllm_lib.data.turns import (
+    FOREIGN,
     Turn,
     alternating,
     as_turns,
@@ -37,7 +38,6 @@ from newllm_lib.data.written_turns import written_turns
 
 END_OF_UTTERANCE = "__eou__"  # DailyDialog's text files: one dialogue a line, this after each turn
 _NO_INPUT = ("<noinput>", "noinput", "no input")  # Alpaca's
-_FOREIGN = re.compile(r"<\|\w+\|>")  # control tokens of other tokenizers
 
 
 def ends_utterance(text: str) -> bool:
@@ -63,7 +63,7 @@ def plain_text(row: dict) -> Record | None:
     if written := written_turns(text):
         return dialogue_of(*as_turns(written))
     text = without_ends(text, notes)
-    marks = dict.fromkeys(_FOREIGN.findall(text)) if "<|" in text else ()
+    marks = dict.fromkeys(FOREIGN.findall(text)) if "<|" in text else ()
     if len(marks) > 1:
         notes.append(f"{' and '.join(list(marks)[:2])} in a text that is no dialogue: learned as letters")
     return Record(text, notes=tuple(notes))

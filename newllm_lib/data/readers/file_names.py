@@ -146,8 +146,8 @@ def _by_name(files: list[Path]) -> tuple[dict[str, list[Path]], dict[str, str]]:
             series[SPLIT_NAMES.get(word) or _ALIASES[word]][key + parts].append(path)
     for split, found in series.items():
         for key in _standing_back(found):
-            first = next(paths[0].name for other, paths in found.items() if other != key)
-            unused.update({path.name: _beside(key, first) for path in found.pop(key)})
+            other, first = next((other, paths[0]) for other, paths in found.items() if other != key)
+            unused.update({path.name: _beside(key, other, first.name) for path in found.pop(key)})
         if len(found) > 1:
             names = ", ".join(paths[0].name for paths in found.values())
             raise UsageError(
@@ -172,13 +172,13 @@ def _standing_back(found: dict[tuple, list[Path]]) -> list[tuple]:
     return []
 
 
-def _beside(key: tuple, first: str) -> str:
+def _beside(key: tuple, other: tuple, first: str) -> str:
     if key[0]:
         return f"a copy beside {first}"
-    if key[7]:
+    if key[7] and key[5] == other[5]:
         ending = key[5]
         return f"beside {first}; to read both call them train_1{ending} and train_2{ending}"
-    return f"{first} is read"
+    return f"{first} is read" + ("" if key[5] == other[5] else "; files of one split are of one kind")
 
 
 def _in_order(paths: list[Path]) -> list[Path]:
@@ -226,11 +226,9 @@ def _by_words(files: list[Path]) -> dict[str, list[Path]]:
         said = {SPLIT_NAMES.get(word.removesuffix("set").removesuffix("data")) for word in words} - {None}
         if len(said) == 1:
             found[str(said.pop())].append(path)
-    return (
-        {split: _in_order(paths) for split, paths in found.items()}
-        if "train" in found and len(found) > 1
-        else {}
-    )
+    if "train" not in found or len(found) == 1:
+        return {}
+    return {split: _in_order(paths) for split, paths in found.items()}
 
 
 def check_whole(splits: dict[str, list[Path]]) -> dict[str, str]:

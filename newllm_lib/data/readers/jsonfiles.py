@@ -11,7 +11,7 @@ from pathlib import Path
 
 from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, parse_json
 from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
-from newllm_lib.data.schemas import COLUMNS
+from newllm_lib.data.schemas import COLUMNS, NEEDED
 from newllm_lib.errors import NewLLMError
 
 
@@ -164,10 +164,16 @@ def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
         if known:  # pandas: {"text": {"0": "…", "1": "…"}}
             return ({key: part.get(number) for key, part in value.items()} for number in inner[0])
         return iter(inner)
-    if len(lists) == 1 and not known:
+    if len(lists) == 1 and (not known or _are_rows(*lists.values())):
         beside.update({key: part for key, part in value.items() if key not in lists})
         return map(as_row, *lists.values())
     return iter([value])
+
+
+def _are_rows(part: list) -> bool:
+    return all(isinstance(row, dict) and not NEEDED.isdisjoint(row) for row in part) and not _is_dialogue(
+        part
+    )
 
 
 def _is_dialogue(part: list) -> bool:

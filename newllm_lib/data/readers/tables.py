@@ -47,7 +47,7 @@ def read_csv(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
                     yield where, ValueError("the header once more, as in tables put together")
                 elif len(values) >= len(names) and not any(values[len(names) :]):
                     yield where, {name: _value(name, text) for name, text in zip(names, values, strict=False)}
-                elif any(values[len(names) :]) or any(values) and len(values) < len(names):
+                elif any(values):
                     problem = f"{len(values)} values below a header of {len(names)} columns"
                     yield where, ValueError(problem)
     except UnicodeDecodeError:
@@ -62,7 +62,7 @@ def read_csv(path: Path, encoding: str = "") -> Iterator[tuple[str, object]]:
 
 def _reader(path: Path, file: io.TextIOWrapper) -> Any:
     """The table's lines from the header on, by a `csv.reader`."""
-    first = file.readline()
+    first = next((line for line in file if line.strip()), "")
     delimiter = _delimiter(path, first)
     if first.lower().startswith("sep="):  # Excel's
         first = file.readline()

@@ -45,7 +45,7 @@ _ALONE = re.compile(
 )
 # The same inside a line; `</s>` only where no `<s>` makes it HTML.
 _INLINE = re.compile(
-    r"(?:</s>|<eos>|\[EOS\]|<\|im_end\|>|<｜end▁of▁sentence｜>)[ \t]*(?:\r?\n)?", re.IGNORECASE
+    r"(?:</s>|<eos>|\[EOS\]|<\|(?:im_end|eo[dt])\|>|<｜end▁of▁sentence｜>)[ \t]*(?:\r?\n)?", re.IGNORECASE
 )
 _SENTENCES = re.compile(r"[ \t]*</s>[ \t]*(?:<s>|\r?\n|$)[ \t]*|^<s>[ \t]*")  # <s>…</s><s>…</s>
 _MOST_OFTEN = 0.1  # of the lines are one without letters, or a tag: it may part documents
@@ -156,6 +156,9 @@ def _perhaps_parted(head: str) -> str:
     """What is said of a line that may part documents, and is read as text."""
     if "\r" in head and "\n" not in head:
         return "; its lines end in CR alone and are read as one (tr '\\r' '\\n' makes lines of them)"
+    marks = Counter(re.findall(r"<\|\w+\|>", head)).most_common(1)
+    if marks and marks[0][1] > 2:
+        return f"; {marks[0][1]:,} times {marks[0][0]}, learned as letters"
     lines = [line.strip() for line in head.splitlines() if line.strip()]
     often = Counter(line for line in lines if len(line) < 40 and _NO_WORDS.fullmatch(line)).most_common(1)
     if not often or often[0][1] < max(3, _MOST_OFTEN * len(lines)):
