@@ -168,7 +168,7 @@ def _with_usual_names(row: dict) -> dict:
 
 
 def _add_chosen(row: dict) -> None:
-    """Of a row with a rejected answer alone (ms-swift's) its answer, or what ends its messages, is preferred."""
+    """Of a row with a rejected answer alone (ms-swift's), its answer or its last message is preferred."""
     said = row.get("messages")
     if answered := first_filled(row, ANSWERED):
         row["chosen"] = row.pop(answered)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from newllm_lib.data.columns import (
     ANSWERED,
     ASKED,
