@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, parse_json
+from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, as_row, parse_json
 from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
 from newllm_lib.data.schemas import COLUMNS, NEEDED
 from newllm_lib.errors import NewLLMError
@@ -178,11 +178,6 @@ def _are_rows(part: list) -> bool:
 
 def _is_dialogue(part: list) -> bool:
     return all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in part)
-
-
-def as_row(value: object) -> object:
-    """A text alone is a row of text."""
-    return {"text": value} if isinstance(value, str) else value
 
 
 def read_json_members(path: Path) -> Iterator[tuple[str, object]]:

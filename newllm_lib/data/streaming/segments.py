@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, parse_json
-from newllm_lib.data.readers.jsonfiles import as_row
+from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, as_row, parse_json
 from newllm_lib.data.records import FileReport, Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, parse_rows
 
