@@ -130,7 +130,6 @@ REFUSED = [
         {"system": "One.", "system_prompt": "Two.", "question": asked(0), "answer": "a"},
         "hold different texts",
     ),
-    ({"text": "Fog\0"}, "a text that holds a NUL character"),
     ({"clue": "a", "reply": "b"}, r"no column .* \(it has clue, reply\)"),
 ]
 

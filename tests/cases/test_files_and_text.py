@@ -184,7 +184,6 @@ DIALOGUES = [f"Human: {asked(i)}\n\nAssistant: {answered(i)}" for i in range(60)
             "\n".join(JAPANESE).encode()[:3000] + b"\xff" + "月".encode() * 99,
             "is UTF-8 but for 2 broken bytes",
         ),
-        ("train.txt", "\n".join(LINES * 12) + "\0", "is a NUL"),
         ("train.csv", "question,answer,answer\na,b,c\n", "has 2 columns 'answer'"),
         ("train.parquet.gz", "x", "train.parquet.gz: unpack it"),
         ("data.tar.gz", "x", "data.tar.gz: unpack it"),
@@ -379,7 +378,6 @@ ALL = sorted(answered(i) for i in range(60))
                 }
             ),
         ),
-        ("train.jsonl", "".join(json.dumps(answered(i)) + "\n" for i in range(60))),
         ("train.csv", "\n\nquestion;answer\n" + TABLE),
         (
             "train.json",
@@ -443,6 +441,11 @@ def test_of_two_kinds_of_a_split_the_advice_is_not_to_number_them(train):
     write("train_1.csv", "text\nOne.\n")
     code, said, _, _ = train()
     assert code == 0 and "train_1.csv (train_0.jsonl is read; files of one split are of one kind)" in said
+
+
+def test_nuls_behind_the_first_pieces_are_named(train):
+    write("train.txt", "\n".join(f"{line} {i}" for i in range(12) for line in LINES) + "\0")
+    assert "NUL characters in a text" in train()[1]
 
 
 def test_marks_that_part_nothing_are_named(train):

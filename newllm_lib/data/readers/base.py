@@ -89,11 +89,6 @@ def parse_json(text: str) -> object:
         return ValueError("not valid JSON")
 
 
-def as_row(value: object) -> object:
-    """A text alone is a row of text."""
-    return {"text": value} if isinstance(value, str) else value
-
-
 class DataFile(NamedTuple):
     """A file by its path or URL."""
 

@@ -34,6 +34,7 @@ from newllm_lib.data.turns import (
 )
 from newllm_lib.data.written_turns import written_turns
 
+NUL = "NUL characters in a text: learned as they stand"
 END_OF_UTTERANCE = "__eou__"  # DailyDialog's text files: one dialogue a line, this after each turn
 _NO_INPUT = ("<noinput>", "noinput", "no input")  # Alpaca's
 
@@ -55,7 +56,7 @@ def plain_text(row: dict) -> Record | None:
     if "role" in row and str(row["role"]).strip().lower() in ROLE_NAMES:
         raise BadRecord("a message by itself, with its role: put all messages of a dialogue into one row")
     if "\0" in text:
-        raise BadRecord("a text that holds a NUL character")
+        notes.append(NUL)
     if ends_utterance(text):
         return dialogue_of(alternating(text.rstrip().removesuffix(END_OF_UTTERANCE).split(END_OF_UTTERANCE)))
     if written := written_turns(text):

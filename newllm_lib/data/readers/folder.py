@@ -21,7 +21,7 @@ from newllm_lib.data.readers.base import (
     kind_of,
     packing_of,
 )
-from newllm_lib.data.readers.conversions import ends_utterance
+from newllm_lib.data.readers.conversions import NUL, ends_utterance
 from newllm_lib.data.readers.encodings import checked_name, in_words
 from newllm_lib.data.readers.file_names import Found, check_whole, look_into, why_not
 from newllm_lib.data.readers.jsonfiles import is_a_row_a_line, read_json_lines, read_json_values
@@ -187,6 +187,8 @@ def read_file(
         for document in documents:
             if not document.continues:
                 stats.accept()
+            if "\0" in (document.text or ""):
+                stats.file.notes[NUL] += 1
             yield document
 
 

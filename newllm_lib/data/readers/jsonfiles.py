@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, as_row, parse_json
+from newllm_lib.data.readers.base import LARGEST, SPLIT_NAMES, parse_json
 from newllm_lib.data.readers.textfiles import PIECE, decode_piece, open_data
 from newllm_lib.data.schemas import COLUMNS, NEEDED
 from newllm_lib.errors import NewLLMError
@@ -35,7 +35,7 @@ def read_json_lines(path: Path, encoding: str = "") -> Iterator[tuple[str, objec
             position += len(line)
             text = text.removeprefix("\ufeff")  # also in the middle, where files were put together
             if text.strip():
-                yield where, as_row(parse_json(text))
+                yield where, parse_json(text)
         decode_piece(decoder, b"", position, path)
 
 
@@ -71,7 +71,7 @@ def read_json_values(
     reader, beside = _JsonReader(path, encoding), dict[str, object]()
     values: Iterator[object]
     if reader.take("["):
-        values = map(as_row, _elements(reader))
+        values = map(_as_row, _elements(reader))
     elif before := reader.skip(_BEFORE_ROWS):
         beside.update(json.loads(before[1].rstrip(", \t\r\n") + "}"))
         values = _elements(reader, beside)
@@ -153,7 +153,7 @@ def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
     named = next((key for key in _WRAPPERS if key in lists), None)
     if named is not None and not known:
         beside.update({key: part for key, part in value.items() if key != named})
-        return map(as_row, lists[named])
+        return map(_as_row, lists[named])
     if len(lists) == len(value) > 1 and not known and all(_is_dialogue(part) for part in lists.values()):
         return iter(lists.values())  # each under its number
     if known and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1:
@@ -166,8 +166,13 @@ def _rows_in(value: dict, beside: dict[str, object]) -> Iterator[object]:
         return iter(inner)
     if len(lists) == 1 and (not known or _are_rows(*lists.values())):
         beside.update({key: part for key, part in value.items() if key not in lists})
-        return map(as_row, *lists.values())
+        return map(_as_row, *lists.values())
     return iter([value])
+
+
+def _as_row(value: object) -> object:
+    """A text alone is a row of text."""
+    return {"text": value} if isinstance(value, str) else value
 
 
 def _are_rows(part: list) -> bool:

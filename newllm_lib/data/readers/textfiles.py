@@ -347,18 +347,13 @@ def decode_piece(decoder: codecs.IncrementalDecoder, piece: bytes, position: int
     """
     held = len(decoder.getstate()[0])
     try:
-        text = decoder.decode(piece, final=not piece)
+        return decoder.decode(piece, final=not piece)
     except UnicodeDecodeError as error:
         offset = position - held + error.start
         problem = f"byte {offset:,} (0x{error.object[error.start]:02x}) cannot be read"
-    else:
-        if b"\0" not in piece:
-            return text
-        offset = position + piece.index(b"\0")
-        problem = f"byte {offset:,} is a NUL"
-    with open_data(path) as file:
-        file.read(max(0, offset - encodings.HEAD // 2))
-        raise encodings.wrong_encoding(path, problem, file.read(encodings.HEAD)) from None
+        with open_data(path) as file:
+            file.read(max(0, offset - encodings.HEAD // 2))
+            raise encodings.wrong_encoding(path, problem, file.read(encodings.HEAD)) from None
 
 
 def check_encoding(path: Path, encoding: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, as_row, parse_json
+from newllm_lib.data.readers.base import LARGEST, DataFile, FileReader, Segment, Source, parse_json
 from newllm_lib.data.records import FileReport, Record, RowStats
 from newllm_lib.data.schemas import COLUMNS, parse_rows
 
@@ -71,7 +71,7 @@ def read_rows(
 
 def _row(line: bytes) -> object:
     try:
-        return as_row(parse_json(line.decode("utf-8")))
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError:
         return ValueError("not UTF-8")
 
