@@ -49,7 +49,7 @@ def ends_utterance(text: str) -> bool:
 
 def plain_text(row: dict) -> Record | None:
     text, notes = row["text"], list[str]()
-    if isinstance(text, str) and not text.strip():
+    if text == "":
         return None
     text = checked_text(text, "text")
     check_verdict(row, notes, WEIGHTS)
