@@ -71,7 +71,7 @@ def done_before(name: str, keys: dict[str, str]) -> Path:
 
 def is_known_ahead(recipe: Recipe) -> bool:
     """Whether what the recipe launches is known without the model."""
-    whole = recipe.micro_batch_size in ("auto", str(recipe.batch_size))
+    whole = recipe.micro_batch_size in ("auto", recipe.batch_size)
     ours = recipe.model == "new_llm" and needs_no_compiler(recipe)
     return recipe.task == "train" and recipe.compile in ("auto", "replay") and ours and whole
 

@@ -8,9 +8,11 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.colab.history import History
+from newllm_lib.data.records import Message
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import load_recipe
 from newllm_lib.training import train
+from newllm_lib.training.grpo.reward import RewardFunction
 from newllm_lib.training.preferences.curves import preference_figure
 from tests.helpers.chat_bases import chat_base
 from tests.helpers.preference_bases import make_base, recipe, stopped_after
@@ -220,6 +222,23 @@ def test_bad_input_is_one_line(changes, words, bases, reward, tmp_path):
     with pytest.raises(NewLLMError) as error:
         train(chosen(tmp_path, bases["tiny_gpt2"], **changes))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_reward_may_have_classes_and_its_mistakes_have_its_own_lines(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from __future__ import annotations\nimport json, sys\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Weight:\n    of: float = 2.0\n"
+        "def good(completions, prompts, **columns):\n    return [Weight().of for _ in completions]\n"
+        "def bad(completions, prompts, **columns):\n    return json.loads('{')\n"
+        "def ending(completions, prompts, **columns):\n    sys.exit(3)\n"
+    )
+    asked = ([[Message("user", "hi")]], ["yes"], {})
+    assert RewardFunction(f"{file}:good")(*asked) == [2.0]
+    with pytest.raises(NewLLMError, match=r"JSONDecodeError \(line 10\)"):  # not a line of json's
+        RewardFunction(f"{file}:bad")(*asked)
+    with pytest.raises(NewLLMError, match=r"raised SystemExit \(line 12\): 3"):
+        RewardFunction(f"{file}:ending")(*asked)
 
 
 def test_a_file_that_names_a_reward_runs_nothing(bases, reward, tmp_path, capsys):

@@ -85,6 +85,7 @@ def test_triton_of_a_nightly_torch_has_another_name(monkeypatch):
 def test_suits_what_is_made_of_our_kernels():
     assert precompile_process.is_known_ahead(recipe())
     assert precompile_process.is_known_ahead(recipe(hidden_size=512))
+    assert precompile_process.is_known_ahead(recipe(batch_size=32, micro_batch_size="32"))
     for changes in (
         {"model": "tiny_gpt2", "carry_state": False},
         {"recurrence": "sequential"},

@@ -11,9 +11,11 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from newllm_lib.checkpoints import load_reward_model
@@ -67,7 +69,7 @@ class RewardFunction(Reward):
     def __init__(self, named: str):
         place, _, name = named.rpartition(":")
         path = Path(place).expanduser().absolute()
-        self.function, self.name = _function(path, name, named), name
+        self.path, self.name, self.function = path, name, _function(path, name, named)
         self.fingerprint = hashlib.blake2b(path.read_bytes() + name.encode(), digest_size=16).hexdigest()
         self.named = f"{path}:{name}"
 
@@ -78,8 +80,8 @@ class RewardFunction(Reward):
             found = self.function(
                 completions=list(completions), prompts=prompts, **{"messages": whole, **columns}
             )
-        except Exception as error:  # whatever a program of the user's comes to
-            raise NewLLMError(f"--reward {self.named} raised {_cause(error)}.") from error
+        except (Exception, SystemExit) as error:  # whatever a program of the user's comes to
+            raise NewLLMError(f"--reward {self.named} raised {_cause(error, self.path)}.") from error
         return self._checked(found, len(completions))
 
     def _checked(self, found: Any, count: int) -> list[float]:
@@ -132,10 +134,11 @@ def _function(path: Path, name: str, named: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"newllm_reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # it ends with .py
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise NewLLMError(f"--reward {named}: {path} cannot be run: {_cause(error)}.") from error
+    except (Exception, SystemExit) as error:  # a script may end itself
+        raise NewLLMError(f"--reward {named}: {path} cannot be run: {_cause(error, path)}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"--reward {named}: {path.name} has no function {name}; it is `{_FORM}`.")
@@ -144,10 +147,9 @@ def _function(path: Path, name: str, named: str) -> Callable[..., Any]:
     return function
 
 
-def _cause(error: BaseException) -> str:
-    """`ValueError (line 3): what it said`, on one line."""
+def _cause(error: BaseException, path: Path) -> str:
+    """`ValueError (line 3): what it said`, on one line; the line is the user's file's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    at, traced = "", error.__traceback__
-    while traced is not None:
-        at, traced = f" (line {traced.tb_lineno})", traced.tb_next
+    own = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    at = f" (line {own[-1]})" if own else ""
     return f"{type(error).__name__}{at}{': ' + lines[0][:200].rstrip('.') if lines else ''}"
