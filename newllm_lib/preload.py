@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,7 +19,6 @@ THREADS = 8
 PACKAGES = (
     "torch",
     "transformers",
-    "sympy",
     "pandas",
     "peft",
     "triton",
@@ -48,18 +49,68 @@ def without_collecting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_scikit_learn() -> Iterator[None]:
-    """transformers imports scikit-learn where it is installed, and SciPy with it, for assisted decoding:
-    a tenth of what training imports. Within this it finds none, and remembers that.
+def without(module: str) -> Iterator[None]:
+    """Within it a module that is not imported yet seems not to be installed.
+
+    transformers imports `sklearn` where it is installed, and SciPy with it, for assisted decoding, a tenth of
+    what training imports; what it once has not found it does not look for again.
     """
-    if "sklearn" in sys.modules:
+    if module in sys.modules:
         yield
         return
-    sys.modules["sklearn"] = None  # type: ignore[assignment]  # as of a package that is not there
+    sys.modules[module] = None  # type: ignore[assignment]  # as of a package that is not there
     try:
         yield
     finally:
-        del sys.modules["sklearn"]
+        del sys.modules[module]
+
+
+@contextlib.contextmanager
+def distributions_by_name() -> Iterator[None]:
+    """transformers before 5.20 asks which installed distribution each of a few packages is from, and so reads
+    the metadata of all of them. Within this only that of the package's own name is read, where there is one.
+    """
+    read = metadata.packages_distributions
+    metadata.packages_distributions = lambda: _Distributions(read)
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = read
+
+
+class _Distributions(Mapping[str, list[str]]):
+    def __init__(self, read: Callable[[], Mapping[str, list[str]]]):
+        self.all = functools.cache(read)
+
+    def __getitem__(self, package: str) -> list[str]:
+        try:
+            return [metadata.metadata(package)["Name"]]
+        except metadata.PackageNotFoundError:
+            return self.all()[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all())
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+
+def as_one_process() -> None:
+    """transformers and accelerate import what cuts tensors over processes, and SymPy with it, where torch can
+    work with several. After this they take torch for one that cannot, but in one of several processes.
+    """
+    import torch.distributed
+    from transformers.utils import import_utils
+
+    is_available = getattr(import_utils, "is_torch_distributed_available", None)
+    if "WORLD_SIZE" in os.environ or "torch.distributed.tensor" in sys.modules or is_available is None:
+        return
+    asked, torch.distributed.is_available = torch.distributed.is_available, lambda: False
+    try:
+        is_available()  # both remember the answer
+        import accelerate.utils.imports  # noqa: F401
+    finally:
+        torch.distributed.is_available = asked
 
 
 def read_ahead() -> threading.Thread:

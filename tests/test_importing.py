@@ -72,15 +72,58 @@ print(GPT2Config.__name__, LlamaForCausalLM.__name__)
 def test_scikit_learn_is_missing_for_a_moment():
     code = """
 import importlib.util, sys
-from newllm_lib.preload import without_scikit_learn
-with without_scikit_learn():
+from newllm_lib.preload import without
+with without("sklearn"):
     from transformers.utils import is_sklearn_available
     print(is_sklearn_available(), importlib.util.find_spec("sklearn"))
 print("sklearn" in sys.modules)
 sys.modules["sklearn"] = sys
-with without_scikit_learn():
+with without("sklearn"):
     print(sys.modules["sklearn"] is sys)
 print(sys.modules["sklearn"] is sys)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "None", "False", "True", "True"], done.stderr
+
+
+def test_one_process_needs_nothing_of_several():
+    """Transformers and accelerate, a model counted, trained and saved: no compiler, no SymPy, no DTensor."""
+    code = """
+import sys, tempfile, torch
+from pathlib import Path
+from newllm_lib import lazy_dynamo, preload
+asked = torch.distributed.is_available
+lazy_dynamo.install()
+preload.as_one_process()
+assert torch.distributed.is_available is asked
+from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM
+from newllm_lib.training.model_config import count_parameters
+from newllm_lib.training.strategies import Autograd
+config = NewLLMConfig(vocab_size=8, hidden_size=4, context_dim=4, mlp_size=4, num_hidden_layers=1)
+model, ids = NewLLMForCausalLM(config), torch.ones(1, 2, dtype=torch.long)
+print(count_parameters(config) == sum(p.numel() for p in model.parameters()))
+model(input_ids=ids, labels=ids).loss.backward()
+torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+torch.optim.AdamW(model.parameters()).step()
+with tempfile.TemporaryDirectory() as folder:
+    with preload.without("torch.distributed.tensor"):
+        model.save_pretrained(folder)
+    print(sorted(path.suffix for path in Path(folder).iterdir()))
+    print([name for name in ("sympy", "torch.distributed.tensor", "torch._inductor") if name in sys.modules])
+    print(torch.equal(NewLLMForCausalLM.from_pretrained(folder).lm_head.weight, model.lm_head.weight))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    files = "['.json', '.json', '.safetensors']"
+    assert done.stdout.splitlines() == ["True", files, "[]", "True"], done.stderr
+
+
+def test_a_distribution_is_found_by_its_packages_name_without_reading_all(monkeypatch):
+    read = preload.metadata.packages_distributions
+    with preload.distributions_by_name():
+        found = preload.metadata.packages_distributions()
+        monkeypatch.setattr(preload.metadata, "distributions", None)  # nothing reads all of them
+        assert found["torch"] == ["torch"] and found.get("huggingface_hub") == ["huggingface_hub"]
+        monkeypatch.undo()
+        assert found["yaml"] == ["PyYAML"] and found.get("no_such_package") is None
+        assert len(found) == len(list(found)) > 10
+    assert preload.metadata.packages_distributions is read

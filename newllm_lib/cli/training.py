@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from newllm_lib import console, runs
+from newllm_lib import console, lazy_dynamo, runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
-from newllm_lib.preload import read_ahead, read_models_once, without_collecting, without_scikit_learn
+from newllm_lib.preload import (
+    as_one_process,
+    distributions_by_name,
+    read_ahead,
+    read_models_once,
+    without,
+    without_collecting,
+)
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
 from newllm_lib.runs import Run
 
@@ -111,13 +118,15 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
 
     compiles = recipe.compile in ("on", "graphs")
     compiles |= recipe.compile == "auto" and not needs_no_compiler(recipe)
-    with without_collecting(), without_scikit_learn():
+    with without_collecting(), without("sklearn"), distributions_by_name():
         from newllm_lib.ops import precompile
 
         if compiling is not None and is_known_ahead(recipe):
             precompile.wait_for_process(compiling)
         precompile.start(compiles)
+        lazy_dynamo.install()
         read_models_once()
+        as_one_process()
         from newllm_lib.training import run, timetable  # noqa: F401
     from newllm_lib.training import train
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import set_seed
@@ -48,6 +48,7 @@ class TrainingLoop:
         gc.collect()
         torch.cuda.empty_cache()  # nothing happens where no GPU is in use
         self.model, self.accelerator = built.model, make_accelerator(context, built.sharded)
+        self.compiled = built.compilation in ("on", "graphs")
         self.carried = RecurrentStateBuffer(context.accumulation_steps) if recipe.carry_state else None
         self.strategy = strategy_for(context, built, self.accelerator)(
             context, built, self.accelerator, self._loss()
@@ -204,7 +205,8 @@ class TrainingLoop:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Whole weights; not compiled, because an evaluation's shapes are unlike training's."""
-        with self.strategy.summon_full_params(), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with self.strategy.summon_full_params(), eager:
             yield
 
     def _measure(self, split) -> tuple[dict, Callable[[], dict]]:

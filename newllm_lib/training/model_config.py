@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from newllm_lib.errors import UsageError
@@ -158,9 +159,18 @@ def matched_tiny_gpt2(recipe: Recipe, other: PreTrainedConfig) -> TinyGPT2Config
 
 def count_parameters(config) -> int:
     """Stored parameters of the model that `config` describes, without allocating it."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoFirstValues():
         model = _CLASSES[type(config)](config)
     return parameters(model)
+
+
+class _NoFirstValues(TorchFunctionMode):
+    """Within it nothing is drawn in this thread: on no device that is done in Python, which imports SymPy."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _generation_config(tokenizer) -> GenerationConfig:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from newllm_lib import training
 from newllm_lib.checkpoints.weights import load_weights
+from newllm_lib.preload import without
 from newllm_lib.training import distributed, optim
 from newllm_lib.training.build_model import BuiltModel
 from newllm_lib.training.context import RunContext
@@ -104,7 +105,7 @@ class Autograd:
         """The gradients' norm before clipping, with max_grad_norm 0 before nothing."""
         if self.max_norm > 0 and hasattr(self.optimizer, "clip_norm"):
             return self.optimizer.clip_norm(self.max_norm)
-        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm or math.inf)
 
     def step(self) -> None:
         """Step the weights and the learning rate, and let the gradients go."""
@@ -131,7 +132,8 @@ class Autograd:
         if self.context.recipe.lora_rank:
             training.adapters.save_adapted(self.model, folder)
         else:
-            self.model.save_pretrained(folder, max_shard_size=SHARD)
+            with without("torch.distributed.tensor"):  # where none is loaded, no weight is one of its tensors
+                self.model.save_pretrained(folder, max_shard_size=SHARD)
 
     def load_weights(self, folder: Path) -> None:
         if self.context.recipe.lora_rank:
