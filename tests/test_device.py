@@ -1,5 +1,9 @@
 """The probe answers as the named device would, with a reason for each choice."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from newllm_lib.device import _kind_of, probe
@@ -61,3 +65,26 @@ def test_a_package_that_was_replaced_under_a_running_process_is_named(monkeypatc
         line.startswith(f"transformers 5.0.0 is loaded, but {installed} is installed: restart")
         and "\n" not in line
     )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of other C libraries nothing is asked")
+def test_freed_memory_is_kept():
+    code = """
+import resource
+import numpy
+from newllm_lib.device import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(2):
+        arrays = [numpy.ones(1 << 20) for _ in range(16)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 10 * after

@@ -19,7 +19,7 @@ import torch
 
 from newllm_lib import console, training
 from newllm_lib.data import DataReport, PreparedData, prepare, training_blocks
-from newllm_lib.device import Device, probe
+from newllm_lib.device import Device, keep_freed_memory, probe
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.ops.common.dispatch import kernels
 from newllm_lib.recipe import Recipe
@@ -83,6 +83,8 @@ def train(recipe: Recipe, job: Job | None = None, was_finished: bool | None = No
     console.mute(not process_group.is_main_process())
     with process_group.reporting():
         recipe, run, copy, device = _settled(recipe, job)
+        if device.torch_device == "cpu":
+            keep_freed_memory()
         count = num_processes(recipe, device)
         if process_group.is_distributed():
             process_group.init_process_group(device.torch_device)
