@@ -10,7 +10,6 @@ import torch
 from newllm_lib.generation.decoding import read_prompts
 from newllm_lib.ops.common import dispatch
 from newllm_lib.recipe import load_recipe
-from newllm_lib.training import optim
 from newllm_lib.training.model_config import build_model
 from newllm_lib.training.optim.build import build_optimizer
 from tests.helpers import kernel_memory
@@ -20,15 +19,6 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "run this through the test fil
 SMALL = {"num_layers": 2, "dropout": 0.1}
 WIDE = {"hidden_size": 512, "context_dim": 512, "mlp_size": 1536, **SMALL}
 NARROW = {"hidden_size": 48, "context_dim": 40, "mlp_size": 100, "num_heads": 4, **SMALL}
-PHASE7 = {
-    "hidden_size": 64,
-    "context_dim": 32,
-    "mlp_size": 96,
-    "num_heads": 2,
-    "attention_window": 20,
-    **SMALL,
-}
-PHASE7 |= {"max_seq_length": 40}
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +42,6 @@ def kernels_on_a_cpu(monkeypatch):
         ("text", WIDE, 1000, 2, 19, torch.bfloat16),
         ("text", {**NARROW, "optimizer": "adamw"}, 50257, 3, 5, None),
         ("demo", NARROW, 1000, 1, 1, None),
-        ("demo", {**NARROW, "hidden_size": 128, "context_dim": 64}, 320, 3, 70, torch.bfloat16),
-        ("demo", {**NARROW, "model": "tiny_gpt2", "max_seq_length": 37}, 1024, 1, 37, None),
-        ("phase7_test", PHASE7, 1000, 1, 37, None),
-        ("phase7_small", PHASE7, 1024, 2, 33, torch.bfloat16),
-        ("phase8_small", {**PHASE7, "ssm_ranks": 4}, 1000, 1, 37, None),
     ],
     ids=str,
 )
@@ -86,4 +71,4 @@ def test_two_steps_stay_in_their_tensors(name, changes, vocabulary, batch, time,
         read, _ = read_prompts(model, [[1, 2, 3], [4]])
         with torch.no_grad():
             model.eval()(input_ids=torch.tensor([[1], [2]]), state=read, use_cache=True)
-    assert optim is not None and all(p.isfinite().all() for p in model.parameters())
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -255,13 +255,11 @@ def check_relu2_mlp(device, dtype, rows, dim, inner, seed=0):
         compare(["y", "dx", "dup", "ddown"], alone(module), alone(reference), inputs, TOLERANCE[dtype])
 
 
-def run_interpreted(selection):
-    """Run the tests of `interpreted_kernels.py` that match, in a process whose Triton interprets its kernels
-    on the CPU.
-    """
+def run_interpreted(selection, file="interpreted_kernels.py"):
+    """Run the tests of that file that match, in a process whose Triton interprets its kernels on the CPU."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    file = Path(__file__).with_name("interpreted_kernels.py")
+    file = Path(__file__).with_name(file)
     command = [
         sys.executable,
         "-m",
