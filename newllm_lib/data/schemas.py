@@ -118,10 +118,11 @@ def recognised(columns: tuple[str, ...]) -> tuple[Schema | None, dict[str, str]]
 
 
 def usual_name(column: str) -> str:
-    """The name in `COLUMNS` that a column stands for; its own where there is none."""
+    """The name in `COLUMNS` that a column stands for; its own where there is none. What is another name stays one
+    when a schema of `SCHEMAS` has such a column, too: else a new set would take it from all others.
+    """
     small = str(column).strip().lower()
-    usual = small if small in COLUMNS else _OTHER_NAMES.get(small, "")
-    return column if column in COLUMNS or not usual else usual
+    return _OTHER_NAMES.get(small) or (small if small in COLUMNS else column)
 
 
 def parse_rows(
