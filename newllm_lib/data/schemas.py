@@ -118,8 +118,8 @@ def recognised(columns: tuple[str, ...]) -> tuple[Schema | None, dict[str, str]]
 
 
 def usual_name(column: str) -> str:
-    """The name in `COLUMNS` that a column stands for; its own where there is none. What is another name stays one
-    when a schema of `SCHEMAS` has such a column, too: else a new set would take it from all others.
+    """The name in `COLUMNS` that a column stands for; its own where there is none. One of `_OTHER_NAMES` is
+    another name also when a schema has such a column: else a new set would take it from all others.
     """
     small = str(column).strip().lower()
     return _OTHER_NAMES.get(small) or (small if small in COLUMNS else column)
@@ -235,17 +235,11 @@ def _conversion(name: str) -> Callable[..., Record | None]:
     return getattr(readers, name)
 
 
-def _paired(asked: str, answered: str) -> Callable[[dict], Record | None]:
-    """What makes a dialogue of a column that asks and one that answers."""
-    return partial(_converted, by="question_and_answer", asked=asked, answered=answered)
-
-
-def _exchanges() -> Iterator[Schema]:
-    """Every pair of a column that asks and one that answers."""
-    for asked in ASKED:
-        for answered in ANSWERED:
-            takes = (*contexts_of(asked), *REASONING, *BESIDE)
-            yield Schema((asked, answered), takes, _paired(asked, answered))
+def _paired(asked: str, answered: str) -> Schema:
+    """Rows with a column that asks and one that answers."""
+    takes = (*contexts_of(asked), *REASONING, *BESIDE)
+    parse = partial(_converted, by="question_and_answer", asked=asked, answered=answered)
+    return Schema((asked, answered), takes, parse)
 
 
 # each goes to other processes: so `parse` is a function of this file, or a `partial` of one
@@ -262,8 +256,8 @@ MESSAGES, CONVERSATIONS, CONVERSATION, CONTENTS, DIALOG, DIALOGUE, UTTERANCES, U
         ("data", "UltraChat's dialogues"),
     )
 )
-_PAIRED = {schema.needs: schema for schema in _exchanges()}
-COUNSEL = Schema(("context", "response"), BESIDE, _paired("context", "response"))
+_PAIRED = {(asked, answered): _paired(asked, answered) for asked in ASKED for answered in ANSWERED}
+COUNSEL = _paired("context", "response")
 DOLLY = _PAIRED["instruction", "response"]
 ALPACA = _PAIRED["instruction", "output"]
 COMPLETION = _PAIRED["prompt", "completion"]

@@ -74,3 +74,15 @@ def test_the_page_leads_to_a_set_whose_every_turn_is_packed(clone):
         check=True,
     )
     assert re.search(r"trivia\s+Trivia, questions with short answers", listed.stdout)
+    # `reply`, a column of the new set, is still another name for an answer in all others
+    row = {"question": "Who?", "reply": "I."}
+    others = f"from newllm_lib.data.schemas import parse_row; print(parse_row({row}))"
+    shown = subprocess.run(
+        [sys.executable, "-c", others],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Who?" in shown.stdout and "I." in shown.stdout
