@@ -69,7 +69,8 @@ def by_our_tokens(folder: Path, place: Path, train, validation, vocabulary: int,
     """For tokens of ours.
 
     Args:
-        train, validation: `PackedSplit`s.
+        train: a `PackedSplit`.
+        validation: a `PackedSplit`.
 
     Raises:
         UsageError: the vocabulary does not fit its 16 bits.

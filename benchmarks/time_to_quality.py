@@ -105,7 +105,8 @@ class Contest:
 
     Args:
         name: for the rows.
-        recipe, keys: of `newllm train`; `keys` has the models' own by name, and what all share as "all".
+        recipe: of `newllm train`.
+        keys: of `newllm train`: the models' own by name, and what all share as "all".
         seconds: for each, from its command's start.
         fitted: whether the schedule is fitted to the seconds.
         note: about the text.

@@ -34,7 +34,8 @@ class Set:
 
     Args:
         benchmark: its name in results.csv.
-        recipe, keys: what all of them have.
+        recipe: what all of them train.
+        keys: what all of them have.
         variants: what each has beside that; the first is what the others are compared with.
         matched: give all the parameters of the first, by the MLP's width.
         small: keys for any machine.

@@ -250,7 +250,8 @@ def compare(model_a: str | Path | runs.Run, model_b: str | Path | runs.Run, **op
     """Two models on the same held-out text: a table and a picture, saved in the first one's folder.
 
     Args:
-        model_a, model_b: as for `load`.
+        model_a: as for `load`.
+        model_b: what it is compared with, as for `load`.
         options: `output_dir=`, `samples=`, `speed=`; see `newllm_lib.evaluation.compare.compare.compare`.
     """
     from newllm_lib.evaluation.compare.compare import compare as compare_models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -44,3 +45,16 @@ def test_workflows_and_forms_are_yaml_and_call_what_exists(path):
     assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets
     for file in re.findall(r"tests/[\w/]+\.py", text):
         assert (ROOT / file).exists(), file
+
+
+def test_docstrings_describe_one_parameter_a_line_and_none_that_is_not_there():
+    """What the documentation site's strict build asks for."""
+    wrong = []
+    for file in sorted((ROOT / "newllm_lib").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found = re.search(r"\nArgs:\n((?: .*\n?|\n)+)", ast.get_docstring(node) or "")
+                names = re.findall(r"^    (\S.*?)(?: \(.*?\))?:", found[1] if found else "", re.MULTILINE)
+                there = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+                wrong += [f"{file.name}: {name}" for name in names if name.lstrip("*") not in there]
+    assert not wrong

@@ -46,7 +46,8 @@ def compare(
     """Evaluate two models on the same text, print the table, save comparison.md and comparison.png.
 
     Args:
-        model_a, model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
+        model_a: as for `load_model`.
+        model_b: as for `load_model`. Differences are model_a's, in % of model_b's.
         data: on what (default: the test split of what the first of them was trained on that is a run).
         output_dir: where the two files go (default: the first run's folder, or the current one where there is
             no run).

@@ -98,7 +98,8 @@ def linear_scan(
     """c_t = a_t * c_{t-1} + b_t, elementwise.
 
     Args:
-        a, b: (batch, time, dim), gates and inputs; an `a` of 0 starts anew.
+        a: (batch, time, dim), gates; 0 starts anew.
+        b: (batch, time, dim), inputs.
         initial_state: (batch, dim) before the first step; zeros by default.
 
     Returns:

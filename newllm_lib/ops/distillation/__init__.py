@@ -31,9 +31,10 @@ def distillation_loss(
     """The loss above, in nats.
 
     Args:
-        hidden, teacher_hidden: (..., dim) of each model.
+        hidden: (..., dim) of the student.
+        teacher_hidden: (..., teacher_dim).
         head: (vocabulary, dim) of the student.
-        teacher_head: (known, dim): the teacher knows the first `known` words of the vocabulary.
+        teacher_head: (known, teacher_dim): the teacher knows the first `known` words of the vocabulary.
         labels: (...), already shifted; `IGNORE`: not predicted.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
     """

@@ -66,7 +66,8 @@ def gated_scan_step(
 
     Args:
         projection: (batch, 3 * dim).
-        forget_bias, norm_weight: (dim,).
+        forget_bias: (dim,).
+        norm_weight: (dim,).
         start: (batch,) bool, the token begins a document; None: none does.
         state: (batch, dim) float32, rows may lie apart.
         new_state: the same size, overwritten; not the memory of `state`.

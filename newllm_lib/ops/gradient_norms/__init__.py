@@ -62,7 +62,8 @@ def second_moment(
 
     Args:
         squares: as `squares` gives them for the gradient before it is scaled.
-        row, column: the averages, float32.
+        row: the rows' averages, float32.
+        column: the columns', float32.
         scale: (1,) of the gradient; if it is no finite number the averages stay.
         weight: of the new squares in the averages.
         unbias: what the averages' weights sum to.

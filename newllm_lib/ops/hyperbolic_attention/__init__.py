@@ -28,9 +28,11 @@ def hyperbolic_attention(
 
     Args:
         q: (batch, heads, queries, dim).
-        k, v: (batch, heads, keys, dim). The queries are those of the last positions (all, or, with keys from
-            a cache, the new ones). Computed in v's dtype.
-        beta, curvature: (heads,), above 0.
+        k: (batch, heads, keys, dim). The queries are those of the last positions (all, or, with keys from a
+            cache, the new ones).
+        v: as k. Computed in its dtype.
+        beta: (heads,), above 0.
+        curvature: (heads,), above 0.
         window: how many positions a query sees, itself included; None for all.
         doc_starts: (batch, keys) bool, True where a document starts. Padding on the left is a document of its
             own if the first token behind it is a start.

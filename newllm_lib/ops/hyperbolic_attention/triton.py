@@ -304,7 +304,10 @@ def packed_attention_(
         qkv: (batch, time, 3 heads dim), contiguous; it is used up: its queries and keys are rotated in place.
         rotation: cos and sin (time, dim / 2), float32.
         scale: of the rotated queries and keys.
-        beta, curvature, window, starts: as for `hyperbolic_attention`.
+        beta: as for `hyperbolic_attention`.
+        curvature: as for `hyperbolic_attention`.
+        window: as for `hyperbolic_attention`.
+        starts: as for `hyperbolic_attention`.
 
     Returns:
         (batch, time, heads dim).

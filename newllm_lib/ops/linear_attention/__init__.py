@@ -43,8 +43,9 @@ def linear_attention(
     e^{log_decay_t}.
 
     Args:
-        q, k: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax
+        q: (batch, heads, time, features), not negative: then out is a mean of values, as in softmax
             attention.
+        k: as q.
         v: (batch, heads, time, dim). Products are computed in v's dtype, sums in float32 (float64 for
             float64).
         log_decay: (batch, heads, time), at most 0: how much of the past each token leaves.

@@ -48,7 +48,8 @@ def horosphere_features(
     Args:
         u: (batch, heads, time, dim).
         directions: (heads, features, dim), of any length but 0: the boundary points.
-        sharpness, curvature: (heads,), above 0: s and c.
+        sharpness: (heads,), above 0: s.
+        curvature: (heads,), above 0: c.
         backend: "triton", "reference" (plain torch), or "auto": triton where Triton has a tensor-core dot and
             the sizes fit the GPU, else plain torch.
 

@@ -141,7 +141,8 @@ def softmax_factors(
         hidden: (rows, dim) bfloat16, dim at most 256.
         head: (words, dim) bfloat16.
         labels: (rows,), `ignore`: not predicted.
-        losses, factors: (rows,) float32, both filled.
+        losses: (rows,) float32, filled.
+        factors: (rows,) float32, filled.
 
     Returns:
         e (rows, words) bfloat16; factors[:, None] * hidden (rows, dim) bfloat16.

@@ -31,7 +31,8 @@ def tensor_train_cross_entropy(
     """Mean cross-entropy in nats of hidden (..., d1 * d2), labels (...) already shifted (-100: none).
 
     Args:
-        first, second: cores (V1, d1, rank), (V2, rank, d2).
+        first: a core (V1, d1, rank).
+        second: a core (V2, rank, d2).
         vocabulary: rows in use.
         tokens: divide the sum by this instead of the number of counted labels (for gradient accumulation).
         block_elements: logits that exist at a time (None: as many as are fast); each block forms the matrix

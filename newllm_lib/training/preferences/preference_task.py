@@ -179,7 +179,8 @@ class PreferenceTask(TrlTask):
         Args:
             config: the class of its arguments.
             stand_in: a row of text: TRL makes token ids of its data set when it is made; our rows have
-            theirs. more: further arguments of the trainer.
+            theirs.
+            more: further arguments of the trainer.
         """
         recipe, adapters = self.recipe, None
         if recipe.lora_rank:
