@@ -307,7 +307,7 @@ def packed_attention_(
         beta: as for `hyperbolic_attention`.
         curvature: as for `hyperbolic_attention`.
         window: as for `hyperbolic_attention`.
-        starts: as for `hyperbolic_attention`.
+        doc_starts: as for `hyperbolic_attention`.
 
     Returns:
         (batch, time, heads dim).
