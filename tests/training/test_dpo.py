@@ -21,6 +21,7 @@ from newllm_lib.evaluation.answers import collapsed
 from newllm_lib.export.folder import export
 from newllm_lib.runs import MARK, Run, ask_to_save, is_complete, is_finished, read_status
 from newllm_lib.training import train
+from tests.helpers.killed_trl import curve, killed_while_saving
 from tests.helpers.loading import load_run
 from tests.helpers.preference_bases import at_step, make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
@@ -221,38 +222,10 @@ def test_killed_while_it_saves_it_leaves_no_checkpoint_and_gives_the_same_rows_a
     """SIGKILL when the trainer has written the second checkpoint and it is not sealed yet."""
     whole = train(recipe(tmp_path, bases["tiny_gpt2"], "whole", save_steps=5))
     killed = recipe(tmp_path, bases["tiny_gpt2"], "killed", save_steps=5)
-    script = f"""
-import os, signal
-from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train
-from newllm_lib.training.preferences import preference_task
-from newllm_lib.training.trl import callbacks
-preference_task._WATCHED = 3
-preference_task.collapsed = lambda now, before: None
-make = callbacks.SealCallback.__init__
-def made(self, job, trainer):
-    make(self, job, trainer)
-    write = self.write
-    def written(*arguments):
-        write(*arguments)
-        if trainer.state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)
-    self.write = written
-callbacks.SealCallback.__init__ = made
-train(load_recipe('dpo', {dict(killed.origin[1])!r}))
-"""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    run = Run(killed.run_path())
-    assert ended.returncode == -9, ended.stderr[-2000:]
-    assert [p.name for p in run.checkpoints()] == ["checkpoint-5"] and not run.checkpoint(10).exists()
-    assert [p for p in run.path.iterdir() if p.name.startswith(".trainer")]
+    run = killed_while_saving("dpo", killed, 10)
+    assert [p.name for p in run.checkpoints()] == ["checkpoint-5"]
     again = train(killed)
     assert [p.name for p in again.path.iterdir() if p.name.startswith(".")] == [MARK]
-
-    def curve(run):
-        return [
-            {k: v for k, v in row.items() if k not in ("time", "pairs_per_second")} for row in run.metrics()
-        ]
-
     assert curve(again) == curve(whole)
 
 

@@ -13,6 +13,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.runs import read_status
 from newllm_lib.training import train
 from tests.helpers.chat_bases import chat_base
+from tests.helpers.killed_trl import check_a_kill
 from tests.helpers.preference_bases import make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
 
@@ -100,6 +101,13 @@ def test_a_stopped_run_goes_on_to_the_same_curve(method, bases, tmp_path):
     with stopped_after(2, method):
         train(parts)
     assert curve(train(parts)) == curve(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_kill_gives_the_same_curve_again(method, bases, tmp_path):
+    changes = {"lora_dropout": 0.1, "max_steps": 6, "logging_steps": 1, "save_steps": 2}
+    check_a_kill(method, lambda name: chosen(tmp_path, bases["tiny_gpt2"], method, name, **changes), 4)
 
 
 def test_the_held_out_loss_of_orpo_is_its_papers(bases, tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,11 +13,12 @@ from newllm_lib.data.packing import PackedSplit
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.evaluate_run import evaluate_run
 from newllm_lib.recipe import load_recipe
-from newllm_lib.runs import Run, is_complete, read_status
+from newllm_lib.runs import is_complete, read_status
 from newllm_lib.training import train
 from newllm_lib.training.sft.rows import DialogueRows
 from tests.helpers.chat_bases import KINDS, chat_base
 from tests.helpers.foreign_models import make_adapter, make_model
+from tests.helpers.killed_trl import curve, killed_while_saving
 from tests.helpers.preference_bases import make_base, recipe as preferences
 from tests.helpers.texts import dialogues, paragraphs, write_jsonl
 
@@ -94,32 +93,9 @@ def test_a_kill_gives_the_same_curve_again(place, tmp_path):
     changes = {"save_steps": 2, "packing": True, "neftune_alpha": 5, "epochs": 3}
     whole = train(recipe(place, place / "llama", tmp_path, "whole", **changes))
     killed = recipe(place, place / "llama", tmp_path, "killed", **changes)
-    script = f"""
-import os, signal
-from newllm_lib.recipe import load_recipe
-from newllm_lib.training import train
-from newllm_lib.training.trl import callbacks
-make = callbacks.SealCallback.__init__
-def made(self, job, trainer):
-    make(self, job, trainer)
-    write = self.write
-    def written(*arguments):
-        write(*arguments)
-        if trainer.state.global_step == 4: os.kill(os.getpid(), signal.SIGKILL)
-    self.write = written
-callbacks.SealCallback.__init__ = made
-train(load_recipe('dolly', {dict(killed.origin[1])!r}))
-"""
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    run = Run(killed.run_path())
-    assert ended.returncode == -9, ended.stderr[-2000:]
+    run = killed_while_saving("dolly", killed, 4)
     assert [p.name for p in run.checkpoints()] == ["checkpoint-2"]
     again = train(killed)
-
-    def curve(run):
-        changing = ("time", "rows_per_second")
-        return [{k: v for k, v in row.items() if k not in changing} for row in run.metrics()]
-
     assert curve(again) == curve(whole) and len(curve(whole)) == 8
     train(killed)
     assert "finished already" in again.log.read_text(encoding="utf-8")
