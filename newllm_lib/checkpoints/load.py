@@ -331,7 +331,8 @@ def _config(folder: Path, name: str) -> PreTrainedConfig:
                 f"{name} needs a program of its own (auto_map in its config.json), and none is run from "
                 "a model's folder: name a model that transformers knows."
             )
-        if written.get("model_type") == "gpt2" and "separate_documents" in written:  # an export of TinyGPT2
+        as_gpt2 = written.get("architectures") == ["GPT2LMHeadModel"]
+        if as_gpt2 and "separate_documents" in written:  # an export of TinyGPT2
             ours = {"model_type": "tiny_gpt2", "architectures": ["TinyGPT2ForCausalLM"]}
             config = TinyGPT2Config.from_dict(written | ours)
         else:

@@ -12,12 +12,25 @@ import shutil
 from pathlib import Path
 
 from newllm_lib import hub_models
-from newllm_lib.checkpoints import ModelLocation, load_model, locate, whole_model_folder
+from newllm_lib.checkpoints import (
+    ModelLocation,
+    load_model,
+    load_reward_model,
+    locate,
+    whole_model_folder,
+)
 from newllm_lib.checkpoints.load import recipe_beside
 from newllm_lib.checkpoints.location import is_adapter, shown_name
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.export.model_card import best_row, foreign_card, licence_of, model_card, training_command
+from newllm_lib.export.model_card import (
+    best_row,
+    foreign_card,
+    gives_scores,
+    licence_of,
+    model_card,
+    training_command,
+)
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory
@@ -40,12 +53,6 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         NewLLMError: the model is damaged, or the disk is full.
     """
     location = locate(model, which)
-    recipe = location.recipe()
-    if recipe is not None and recipe.task == "reward":
-        raise UsageError(
-            f"{location.title()} is a reward model, which is not exported: its folder loads with "
-            "transformers' AutoModelForSequenceClassification, as its card.md shows."
-        )
     source = whole_model_folder(location)
     name = location.title().rpartition("/")[2]
     folder = (
@@ -56,7 +63,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
         else Path(f"{name}_export")
     )
     with owned_directory(folder, "export", "--output_dir", name) as staging:
-        _write_model(source, staging)
+        _write_model(location, source, staging)
         recipe, licence = recipe_beside(location, source), licence_of(source)
         if recipe is not None and recipe.task != "train":
             licence = licence or _licence_of_base(recipe.base)
@@ -73,10 +80,12 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     return folder
 
 
-def _write_model(source: Path, folder: Path) -> None:
+def _write_model(location: ModelLocation, source: Path, folder: Path) -> None:
     """The model's files; of adapters an ordinary model, merged into the weights of their base."""
     if is_adapter(source):
-        loaded = load_model(source)
+        recipe = location.recipe()
+        scores = recipe is not None and recipe.task == "reward"
+        loaded = load_reward_model(location) if scores else load_model(source)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
     else:
@@ -95,7 +104,8 @@ def _make_portable(folder: Path) -> None:
         (folder / f"modeling_{kind}.py").write_text(modeling_file(kind), encoding="utf-8")
         config["auto_map"] = auto_map(kind)
     elif kind == "tiny_gpt2":  # `separate_documents` stays, by which it is known for one here
-        config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        made_as = "GPT2ForSequenceClassification" if gives_scores(config) else "GPT2LMHeadModel"
+        config |= {"model_type": "gpt2", "architectures": [made_as]}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

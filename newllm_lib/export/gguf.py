@@ -14,6 +14,7 @@ from pathlib import Path
 from newllm_lib.console import say
 from newllm_lib.data.templates import end_of_turn, has_turns, render_conversation
 from newllm_lib.errors import NewLLMError, UsageError
+from newllm_lib.export.model_card import gives_scores
 from newllm_lib.export.modeling import KINDS
 from newllm_lib.runs import add_to_mark
 
@@ -49,6 +50,8 @@ def write_gguf(folder: Path, name: str) -> Path:
         NewLLMError: the converter is not installed, or failed.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if gives_scores(config):
+        raise UsageError("GGUF is for models that write: use the safetensors folder of a reward model.")
     if config["model_type"] in KINDS:
         raise UsageError(
             f"llama.cpp does not know {config['model_type']}: GGUF is for models of its kinds (TinyGPT2, "

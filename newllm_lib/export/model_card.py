@@ -155,7 +155,7 @@ def _front_matter(recipe: Recipe, home: str, licence: str | None, name: str, bes
     base = recipe.base if recipe.task != "train" and "/" in str(recipe.base) else None
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if recipe.task == "reward" else "text-generation",
         tags=["new-llm", "newllm_lib"],
         license=licence,
         base_model=base,
@@ -199,35 +199,50 @@ def _size(folder: Path) -> str:
     return f"{count:,} stored parameters"
 
 
+def gives_scores(config: dict) -> bool:
+    """Whether a config.json is a reward model's: a number for a text, and no text."""
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
 def _use(folder: Path) -> str:
     """How the folder is loaded and asked: the truth for its kind, run by the tests."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    ours = bool(config.get("auto_map"))
+    ours, scores = bool(config.get("auto_map")), gives_scores(config)
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     trusted = ", trust_remote_code=True" if ours else ""
     asks_in_turns = (folder / "chat_template.jinja").is_file()
     asked = (
-        'turn = [{"role": "user", "content": "Hello!"}]\n'
+        'talk = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello to you!"}]\n'
+        "prompt = tokenizer.apply_chat_template(talk, tokenize=False)\n"
+        if scores
+        else 'turn = [{"role": "user", "content": "Hello!"}]\n'
         "prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)\n"
         if asks_in_turns
         else 'prompt = (tokenizer.bos_token or "") + "Once upon a time"\n'
     )
     python = (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"```python\nfrom transformers import {kind}, AutoTokenizer\n\n"
         'place = "FOLDER_OR_REPOSITORY"\n'
-        f"model = AutoModelForCausalLM.from_pretrained(place{trusted})\n"
+        f"model = {kind}.from_pretrained(place{trusted})\n"
         f"tokenizer = AutoTokenizer.from_pretrained(place{trusted})\n"
         f"{asked}"
         'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]\n'
-        "answer = model.generate(ids, max_new_tokens=20)[0, ids.shape[1] :]\n"
+    ) + (
+        "print(model.eval()(ids).logits.item())  # the higher, the better the answer\n```"
+        if scores
+        else "answer = model.generate(ids, max_new_tokens=20)[0, ids.shape[1] :]\n"
         "print(tokenizer.decode(answer, skip_special_tokens=True))\n```"
     )
     faster = (
         f"\n\nIts program, plain torch, is in `{config['auto_map']['AutoModelForCausalLM'].partition('.')[0]}"
         f".py`. After `pip install git+{HOME}` its kernels are used instead, and "
-        "`import newllm_lib.models` makes `trust_remote_code` needless."
+        f"`import newllm_lib.models{'.sequence_classification' if scores else ''}` makes `trust_remote_code` "
+        "needless."
         if ours
         else ""
     )
+    if scores:
+        return f"{python}{faster}\n\nOr as a reward: `newllm train grpo --reward PLACE`."
     return f"{python}{faster}\n\nOr `newllm chat PLACE`, and `newllm serve PLACE` for OpenAI's clients."
 
 

@@ -25,6 +25,8 @@ KINDS = {
     "phase7": ("newllm_lib.models.phase7", "Phase7"),
 }
 _CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+_SCORES = "newllm_lib.models.sequence_classification"  # where the class is that gives a text a number
+_CLASSES_THERE = {"AutoModelForSequenceClassification": "ForSequenceClassification"}
 _OURS = "newllm_lib"
 _HEAD = f"""{EXPORTED_MARK} of New-LLM {__version__}, MIT licence, from its plain references:
 # https://github.com/rato-tokyo/new-llm. Where newllm_lib is installed, its faster classes are used instead.
@@ -33,6 +35,7 @@ _TAIL = """
 
 try:
     import newllm_lib.models as fast
+    import newllm_lib.models.sequence_classification as fast_scores
 except ImportError:
     fast = None
 if fast is not None:
@@ -47,13 +50,17 @@ _FAST = """
 
     class {prefix}ForCausalLM(fast.{prefix}ForCausalLM):
         config_class = {prefix}Config
+
+    class {prefix}ForSequenceClassification(fast_scores.{prefix}ForSequenceClassification):
+        config_class = {prefix}Config
 """
 
 
 def auto_map(model_type: str) -> dict[str, str]:
     """What config.json says of the file: which of its classes is which of transformers' Auto classes."""
     prefix = KINDS[model_type][1]
-    return {auto: f"modeling_{model_type}.{prefix}{name}" for auto, name in _CLASSES.items()}
+    names = _CLASSES | _CLASSES_THERE
+    return {auto: f"modeling_{model_type}.{prefix}{name}" for auto, name in names.items()}
 
 
 def modeling_file(model_type: str) -> str:
@@ -66,6 +73,8 @@ def modeling_file(model_type: str) -> str:
     assembled = _Assembly()
     for name in _CLASSES.values():
         assembled.need(module, prefix + name)
+    for name in _CLASSES_THERE.values():
+        assembled.need(_SCORES, prefix + name)
     parts = [_HEAD + "from __future__ import annotations\n", "\n".join(assembled.import_lines())]
     parts += [ast.unparse(ast.fix_missing_locations(statement)) for statement in assembled.statements]
     return "\n\n".join(parts) + _TAIL.format(classes=_FAST.format(prefix=prefix))

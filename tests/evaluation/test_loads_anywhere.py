@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from newllm_lib.checkpoints import load_model
 from newllm_lib.export.folder import export
 from newllm_lib.export.modeling import KINDS, modeling_file
+from tests.helpers.anywhere import alone, said
 
 PHASE7 = {"ssm_ranks": 4, "htt_rank": 4, "num_heads": 2, "hidden_size": 16, "context_dim": 16}
 MODELS = {  # name: kind, recipe keys
@@ -37,43 +36,9 @@ def exported(tmp_path_factory, bpe, make_model):
         model.save_pretrained(source)
         bpe.save_pretrained(source)
         folders[name] = export(source, place / name)
-        torch.save(_said(model, bpe, kind), folders[name].with_suffix(".pt"))
+        torch.save(said(model, bpe, remote=kind != "tiny_gpt2"), folders[name].with_suffix(".pt"))
     script = Path(__file__).with_name("loads_anywhere.py")
-    return folders, json.loads(_alone(place, str(script), *map(str, folders.values())))
-
-
-def _alone(place: Path, *words: str, path: str = "") -> str:
-    """The last line that a process of its own writes, with only `path` on Python's."""
-    environment = os.environ | {"PYTHONPATH": path, "HF_MODULES_CACHE": str(place / f"modules{bool(path)}")}
-    ended = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=place, env=environment
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended.stdout.splitlines()[-1]
-
-
-def _said(model, tokenizer, kind) -> dict:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, len(tokenizer), (2, 20), generator=generator)
-    ids[:, 0] = tokenizer.bos_token_id
-    if kind != "tiny_gpt2":  # documents are packed apart here, which no GPT-2 does by itself
-        ids[1, 11] = tokenizer.bos_token_id
-    mask = torch.ones_like(ids)
-    mask[1, :5] = 0
-    with torch.no_grad():
-        logits, padded = model(ids).logits, model(ids, attention_mask=mask).logits
-        loss = float(model(input_ids=ids, labels=ids).loss)
-    greedy = model.generate(ids[:1], max_new_tokens=12, do_sample=False, pad_token_id=1)[0].tolist()
-    return {
-        "ids": ids,
-        "mask": mask,
-        "logits": logits,
-        "padded": padded,
-        "loss": loss,
-        "greedy": greedy,
-        "remote": kind != "tiny_gpt2",
-        "tokens": tokenizer("Ada likes tea")["input_ids"],
-    }
+    return folders, json.loads(alone(place, str(script), *map(str, folders.values())))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,8 +55,8 @@ def test_with_newllm_lib_the_fast_classes_are_used(exported, tmp_path):
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True); "
         "model.save_pretrained('again'); print(*[kind.__module__ for kind in type(model).__mro__])"
     )
-    said = _alone(tmp_path, "-c", code, str(exported[0]["parallel"]), path=str(Path(__file__).parents[2]))
-    assert said.startswith("transformers_modules") and "newllm_lib.models.new_llm" in said.split()
+    shown = alone(tmp_path, "-c", code, str(exported[0]["parallel"]), path=str(Path(__file__).parents[2]))
+    assert shown.startswith("transformers_modules") and "newllm_lib.models.new_llm" in shown.split()
     assert (tmp_path / "again" / "modeling_new_llm.py").is_file()  # trained further, it still loads anywhere
 
 

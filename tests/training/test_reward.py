@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from newllm_lib.errors import NewLLMError
 from newllm_lib.export.folder import export
 from newllm_lib.training import train
 from tests.helpers.chat_bases import chat_base
+from tests.helpers.killed_trl import check_a_kill
 from tests.helpers.preference_bases import make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
 
@@ -122,17 +127,49 @@ def test_a_stopped_run_goes_on_to_the_same_curve(bases, tmp_path):
     assert curve(train(parts)) == curve(whole)
 
 
+@pytest.mark.slow
+def test_a_kill_gives_the_same_curve_again(bases, tmp_path):
+    changes = {"lora_dropout": 0.1, "max_steps": 6, "logging_steps": 1, "save_steps": 2}
+    check_a_kill("reward", lambda name: chosen(tmp_path, bases["new_llm"], name, **changes), 4)
+
+
 def test_what_a_reward_model_cannot_is_one_line(bases, tmp_path, capsys):
     run = train(chosen(tmp_path, bases["new_llm"], max_steps=1))
-    for act in (lambda: load_model(str(run.path)), lambda: export(str(run.path))):
-        with pytest.raises(NewLLMError, match="is a reward model") as error:
-            act()
-        assert "\n" not in str(error.value)
+    with pytest.raises(NewLLMError, match="is a reward model") as error:
+        load_model(str(run.path))
+    assert "\n" not in str(error.value)
     with pytest.raises(NewLLMError, match="is no reward model: name a run of `newllm train reward`"):
         load_reward_model(str(bases["new_llm"]))
     for words in (["--load_in", "4bit"], ["--beta", "0.2"], ["--sft_warm_start", "1"]):
         assert main(["train", "reward", *words]) == 2
         assert f"{words[0]} is for task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "rank"), [("new_llm", 4), ("tiny_gpt2", 0), ("qwen2", 4)])
+def test_an_export_scores_the_same_without_newllm_lib(model, rank, bases, tmp_path, capsys):
+    run = train(chosen(tmp_path, bases[model], max_steps=2, lora_rank=rank, max_samples=24))
+    folder = export(str(run.path), tmp_path / "judge")
+    script = Path(__file__).with_name("score_alone.py")
+    alone = os.environ | {"PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, cwd=tmp_path, env=alone
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    made = load_reward_model(str(run.path)).model
+    with torch.no_grad():
+        ours = made(input_ids=torch.tensor([found["ids"]])).logits.item()
+    assert found["score"] == pytest.approx(ours, abs=1e-4)
+    again = load_reward_model(str(folder))  # as `newllm train grpo --reward FOLDER` does
+    with torch.no_grad():
+        scored = again.model(input_ids=torch.tensor([found["ids"]])).logits.item()
+    assert scored == pytest.approx(ours, abs=1e-4)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-classification" in text and "newllm chat" not in text
+    with pytest.raises(NewLLMError, match="is a reward model|no causal language model"):
+        load_model(folder)
+    assert main(["export", str(run.path), "--output_dir", str(tmp_path / "other"), "--gguf"]) == 2
+    assert "GGUF is for models that write" in capsys.readouterr().err
 
 
 def test_a_base_that_has_no_such_head_is_one_line(bases):
