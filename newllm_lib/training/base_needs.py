@@ -16,12 +16,13 @@ from newllm_lib.training.throughput import GPU_START_HOURS, TFLOPS, dtype_in, ga
 
 
 def estimate_of_base(recipe: Recipe, device: Device) -> dict:
-    """As `estimate`; all None where the base has to be asked of the hub first."""
+    """As `estimate`; all None where the base has to be asked of the hub first. Of GRPO the hours are None:
+    how long answers become, and how fast they are written, is known when the base has written some."""
     known = checkpoints.base_sizes(recipe.base)
     if known is None:
         return dict.fromkeys(("parameters", "memory_estimate_gib", "hours_estimate"))
     need, hours = base_needs(recipe, device, *known), None
-    if recipe.max_samples or recipe.max_steps:
+    if recipe.task != "grpo" and (recipe.max_samples or recipe.max_steps):
         rows = recipe.epochs * (recipe.max_samples or math.inf)
         rows = min(rows, (recipe.max_steps or math.inf) * recipe.batch_size)
         warm = 3 * recipe.sft_warm_start * (recipe.max_samples or 0) / 8
@@ -97,10 +98,13 @@ def _base_weights_gib(recipe: Recipe, device: Device, config, count: int) -> flo
 
 def base_hours(recipe: Recipe, device: Device, need: BaseNeeds, tokens: float) -> float:
     """Hours for so many tokens: forward, gradients of activations and, without adapters, of weights; computed
-    again with checkpointing; DPO's pairs are read by the base as well, KTO's answers beside another one."""
+    again with checkpointing; DPO's pairs are read by the base as well, KTO's answers beside another one.
+    GRPO's answers are not written in that time, only learned from."""
     operations = (4 if recipe.lora_rank else 6) + 2 * need.checkpointing
     busier = 1.0 if device.torch_device == "cpu" else gain(need.parameters)
-    if recipe.has_pairs:  # of DPO both sides, by the base and by the policy; writing GRPO's is not counted
+    if recipe.task == "grpo":
+        operations, busier = operations + 2 * bool(recipe.beta), 1.0  # with beta the base reads them as well
+    elif recipe.has_pairs:  # of DPO both sides, by the base and by the policy
         operations, tokens, busier = 8 if recipe.task == "dpo" else operations, 2 * tokens, 1.0
     hours = operations * need.parameters * tokens / (TFLOPS[device.kind] * busier * 1e12) / 3600
     return round(hours / device.cores if device.torch_device == "cpu" else hours + GPU_START_HOURS, 3)

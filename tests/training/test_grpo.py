@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -15,6 +16,7 @@ from newllm_lib.training import train
 from newllm_lib.training.grpo.reward import RewardFunction
 from newllm_lib.training.preferences.curves import preference_figure
 from tests.helpers.chat_bases import chat_base
+from tests.helpers.killed_trl import check_a_kill
 from tests.helpers.preference_bases import make_base, recipe, stopped_after
 from tests.helpers.texts import write_jsonl
 
@@ -106,6 +108,7 @@ def test_it_writes_answers_and_logs_what_they_are_worth(base, bases, reward, tmp
     first, *_, last = rows(run, "eval_loss")
     assert first["eval_kl"] == 0 and first["eval_loss"] == -first["eval_reward"]
     assert {"eval_reward_low", "eval_reward_high", "eval_repeating", "eval_length"} <= last.keys()
+    assert re.search(r"  about .*, .* of it writing 96 answers as fast", run.log.read_text(encoding="utf-8"))
     prompt, columns, messages = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
     assert prompt.startswith("say ") and columns == ["messages", "wanted"]
     assert messages == [{"role": "user", "content": prompt}]
@@ -145,6 +148,12 @@ def test_a_stopped_run_goes_on_to_the_same_curve(bases, reward, tmp_path):
     with stopped_after(1, "grpo"):
         train(parts)
     assert curve(train(parts)) == curve(whole)
+
+
+@pytest.mark.slow
+def test_a_kill_gives_the_same_curve_again(bases, reward, tmp_path):
+    changes = {"max_steps": 4, "save_steps": 1, "lora_dropout": 0.1, "reward": reward("share_of_kana")}
+    check_a_kill("grpo", lambda name: chosen(tmp_path, bases["new_llm"], name, **changes), 2)
 
 
 def test_a_reward_model_is_a_reward(bases, tmp_path):

@@ -7,6 +7,7 @@ probable. Ours are the order of the prompts, the reward, and what is measured on
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,24 +36,31 @@ class HeldOutPrompts:
 
     Args:
         dtype: of matrix products.
+
+    Attributes:
+        seconds: that `figures` took last; `seconds_an_answer`: that one answer and its reward took in it.
     """
 
     def __init__(self, prompts: Sequence[Prompt], tokenizer, reward: Reward, recipe: Recipe, dtype: str):
         self.prompts, self.tokenizer, self.reward, self.dtype = prompts, tokenizer, reward, dtype
         self.tokens = recipe.max_completion_length
         self.before: dict = {}
+        self.seconds = self.seconds_an_answer = 0.0
 
     def figures(self, model) -> dict:
         """Mean reward of one sampled answer to each prompt with its interval, `loss` (its negative), the
         answers' health, and the distance from the base where that can be measured."""
         free = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+        began = time.monotonic()
         said = answers(model, self.tokenizer, self.prompts, self.tokens, **free)
         rewards = score(self.reward, self.prompts, said)
+        self.seconds_an_answer = (time.monotonic() - began) / len(said)
         low, high = interval(rewards, [str(i) for i in range(len(rewards))])
         mean = float(rewards.mean())
         found = {"prompts": len(said), "reward": mean, "reward_low": low, "reward_high": high, "loss": -mean}
         few = some_pairs(self.prompts, _FAR_FROM)
         kl = kl_from_base(model, self.tokenizer, few, self.tokens, dtype=self.dtype)
+        self.seconds = time.monotonic() - began
         return found | health(said) | kl
 
     def answers(self, model, count: int) -> list[str]:

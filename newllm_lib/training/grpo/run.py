@@ -23,11 +23,12 @@ from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.evaluation.answers import some_pairs
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import Run, atomic_write_text
-from newllm_lib.training.base_needs import check_base_memory
+from newllm_lib.runs import Run, atomic_write_text, checkpoint_step
+from newllm_lib.training.base_needs import base_hours, check_base_memory
 from newllm_lib.training.compile import dtype_of
 from newllm_lib.training.grpo.grpo_task import GRPOTask, HeldOutPrompts, in_words
 from newllm_lib.training.grpo.reward import load_reward
+from newllm_lib.training.timetable import Timetable
 from newllm_lib.training.trl.base import Base, check_window
 from newllm_lib.training.trl.card import CARD, trained, use_section, versions
 from newllm_lib.training.trl.run import begin_run, is_trained, open_run, plan_steps, train_task
@@ -71,6 +72,7 @@ def train_by_reward(recipe: Recipe, run: Run, device: Device, was_finished: bool
     said = measures.answers(model, _SHOWN)
     measures.before = measures.figures(model) | ({"kl": 0.0} if recipe.lora_rank else {})
     console.say(f"  {in_words(measures.before)}, on {len(held_out):,} held-out prompts")
+    console.say(f"  {_expected(job, base, measures)}")
     if not finished:  # else it ended while it was measured
         task = GRPOTask(recipe, train, measures, base.needs.checkpointing)
         train_task(job, task, base, base.needs.at_once)
@@ -134,6 +136,20 @@ def _announce(job: TrlRun, base: Base, reward: str, prompts, left_out: int) -> N
     )
     if job.checkpoint:
         console.say(f"  Continuing from {job.checkpoint.name}")
+
+
+def _expected(job: TrlRun, base: Base, measures: HeldOutPrompts) -> str:
+    """How long training will take, from how fast the base has just answered the held-out prompts."""
+    recipe, done = job.recipe, checkpoint_step(job.checkpoint) if job.checkpoint else 0
+    answers = (job.total_steps - done) * recipe.batch_size
+    writing = answers * measures.seconds_an_answer
+    learning = 3600 * base_hours(recipe, job.device, base.needs, answers * recipe.max_seq_length)
+    evaluations = Timetable(recipe, job.steps_per_epoch, job.total_steps).evaluations_from(done + 1)
+    whole = writing + learning + evaluations * measures.seconds
+    return (
+        f"about {console.duration(whole)}, {console.duration(writing)} of it writing {answers:,} answers as "
+        "fast as these (an estimate; longer answers take longer)"
+    )
 
 
 def _finish(job: TrlRun, measures: HeldOutPrompts, said: list[str], description: str) -> None:
