@@ -41,7 +41,7 @@ def trainer_arguments(
         "save_total_limit": None,  # what is old goes when what is newer is sealed
         "report_to": [] if recipe.report_to in ("none", "tensorboard") else [recipe.report_to],
         "run_name": run.name,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": device.torch_device == "cuda",
         "remove_unused_columns": False,
     }
 
