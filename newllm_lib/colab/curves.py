@@ -37,12 +37,14 @@ def draw(
     for history, style in zip(histories, given, strict=True):
         _draw_loss(loss, history, style, f"{short(history.label)} " if several else "")
         _draw_bits(bits, history, style)
-    end = total_steps or max([h.step for h in histories], default=0) or 1
-    loss.set_xlim(0, end)
+    end = total_steps or max([h.step for h in histories], default=0)
+    loss.set_xlim(0, end or 1)
     pictures.plain_axes(loss, "Loss, nats a token", "optimizer step")
     pictures.plain_axes(bits, "Bits per byte, validation text (✓ best)", "optimizer step")
     _loss_axis(loss, histories, guessing)
     _bits_axis(bits, histories, baselines or {}, given)
+    if not end:  # how long the run will be is not known yet: no scale rather than a wrong one
+        loss.set_xticks([])
     return figure
 
 
@@ -159,7 +161,8 @@ def _bits_axis(
 
 
 def _waiting(axes) -> None:
-    axes.set_ylim(*((0, 1) if axes.get_ylim() == (0.0, 1.0) else axes.get_ylim()))
+    if not axes.lines:  # not even what a model that knows nothing would score: a scale would be made up
+        axes.set_yticks([])
     axes.text(
         0.5, 0.5, "after the first steps", transform=axes.transAxes, ha="center", color=GREY, fontsize=11
     )

@@ -218,7 +218,7 @@ def gates_figure(found: Gates):
     picture[..., :3] = to_rgb(styles(["tinygpt2"])[0].colour)
     picture[..., 3] = opened.T
     below.imshow(picture, aspect="auto", origin="lower", interpolation="nearest")
-    pictures.plain_axes(below, "Each channel of the context vector: deep colour = opened, pale = kept")
+    pictures.plain_axes(below, "Each channel of the context vector: orange = replaced, blank = kept")
     below.grid(visible=False)
     memory = found.memory()[found.order()]
     places = [round(i * (len(memory) - 1) / 4) for i in range(5)]

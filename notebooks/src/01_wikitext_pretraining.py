@@ -227,12 +227,12 @@ show_surprise(text, new_llm, tiny_gpt2);
 
 # %% [markdown]
 # New-LLM's **context vector** while it reads. A *channel* is one number of the vector. At each token, gates decide how much
-# of each channel is replaced by something new (deep colour) and how much is kept (pale). The channels are sorted: those at
+# of each channel is replaced by something new (orange) and how much is kept (blank). The channels are sorted: those at
 # the top remember longest, and the numbers at the left say for how many tokens. At which tokens is most replaced? That is
 # learned, not given, and differs from model to model.
 #
-# *日本語: 文章を読むときの文脈ベクトルです。ゲートは、各チャンネル（ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるか（濃い色）、
-# どれだけ残すか（薄い色）を決めます。上のチャンネルほど長く覚えていて、左の数は覚えている長さ（トークン数）です。どのトークンで大きく
+# *日本語: 文章を読むときの文脈ベクトルです。ゲートは、各チャンネル（ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるか（オレンジ）、
+# どれだけ残すか（無色）を決めます。上のチャンネルほど長く覚えていて、左の数は覚えている長さ（トークン数）です。どのトークンで大きく
 # 置き換えるかは、学習で決まり、モデルによって違います。*
 
 # %%

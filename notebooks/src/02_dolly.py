@@ -171,12 +171,12 @@
 #
 # A text coloured by **surprise**: the deeper a token's colour, the more bits it cost the model. The sum of the bits, divided
 # by the text's bytes, *is* bits per byte. Then the **context vector** while it reads the same text. A *channel* is one
-# number of the vector, and at each token *gates* decide how much of each channel is replaced (deep colour) or kept (pale).
+# number of the vector, and at each token *gates* decide how much of each channel is replaced (orange) or kept (blank).
 # The channels at the top remember longest; the numbers at the left say for how many tokens. A model of the hub has
 # no context vector, and the cell says so. Try a text of your own.
 #
 # *日本語: 予測しにくいトークンほど濃い色です（ビット数の合計 ÷ バイト数が bits per byte）。下の図は文脈ベクトルのゲートで、チャンネル
-# （ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるか（濃い色）、残すか（薄い色）を表します。上のチャンネルほど長く覚えていて、
+# （ベクトルの 1 つの数）をどれだけ新しい内容に置き換えるか（オレンジ）、残すか（無色）を表します。上のチャンネルほど長く覚えていて、
 # 左の数は覚えている長さ（トークン数）です。Hub のモデルには文脈ベクトルがないので、そう表示します。自分の文章でも試してください。*
 
 # %%

@@ -124,6 +124,9 @@ def test_without_figures_there_is_a_picture_while_it_trains_and_none_of_what_fai
     assert view.has_picture and view.png().startswith(PNG)
     assert loss.get_xlim() == bits.get_xlim() == (0, 300)  # the whole run, from the first second on
     assert bits.get_ylim()[1] > 8  # what knowing nothing scores
+    assert not loss.get_yticks().size and loss.get_xticks().size  # the vocabulary is not known yet
+    view.statuses[0]["total_steps"] = None
+    assert not view.figure().axes[0].get_xticks().size  # nor is the length: no scale rather than 0 to 1
     view.statuses[0]["state"] = "failed"
     assert not view.has_picture
 
