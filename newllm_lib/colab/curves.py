@@ -5,9 +5,12 @@ that knows nothing would score, and later what counting does."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 
 from newllm_lib.colab import pictures
+from newllm_lib.colab.environment import shell
 from newllm_lib.colab.history import History
 from newllm_lib.evaluation.palette import GREY, Style, styles
 
@@ -46,6 +49,19 @@ def draw(
     if not end:  # how long the run will be is not known yet: no scale rather than a wrong one
         loss.set_xticks([])
     return figure
+
+
+def warm_up() -> None:
+    """In a notebook, let a thread draw a picture that nobody sees, so that the first one which is seen does
+    not wait for matplotlib, its fonts and the widgets."""
+
+    def draw_one() -> None:
+        with contextlib.suppress(ImportError):
+            import ipywidgets  # noqa: F401
+        pictures.svg(draw([], total_steps=100))
+
+    if shell() is not None:
+        threading.Thread(target=draw_one, name="warm-up", daemon=True).start()
 
 
 def short(label: str, most: int = 24) -> str:

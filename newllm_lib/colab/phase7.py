@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from newllm_lib.colab import pictures
 from newllm_lib.colab.environment import shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.console import count, say
@@ -75,7 +74,6 @@ def check() -> None:
     Raises:
         NewLLMError: a kernel computes something else than its reference.
     """
-    pictures.warm_up()
     device = probe()
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores")
     for choice, reason in device.reasons.items():

@@ -10,7 +10,6 @@ import html as html_module
 import io
 import os
 import re
-import threading
 
 from newllm_lib.colab.environment import shell
 from newllm_lib.evaluation.palette import GRID as GRID, TEXT as TEXT, plain_axes as plain_axes
@@ -101,12 +100,6 @@ def new_figure(width: float = 10.0, height: float = 3.6):
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def warm_up() -> None:
-    """In a notebook, let a thread load matplotlib, so that the first picture does not wait for it."""
-    if shell() is not None:
-        threading.Thread(target=lambda: svg(new_figure()), name="matplotlib", daemon=True).start()
 
 
 def least_span(axes, least: float, values, around=()) -> None:

@@ -31,13 +31,13 @@
 # - with the name of a **run** (an earlier training, such as `new_llm_demo` of notebook 1), that model learns on. This is
 #   *fine-tuning*: it keeps its tokenizer and its sizes;
 # - with a **model of the Hugging Face hub** (`owner/name`), that model is taught these dialogues. It has read far more text
-#   than you can here, so it answers far better. Its own weights stay as they are, and small matrices beside them are
+#   than you can here, so expect better answers. Its own weights stay as they are, and small matrices beside them are
 #   trained (*LoRA adapters*). The list proposes three that fit a T4: two know English, `sarashina2.2` knows Japanese.
 #
 # *日本語: 表は易しい順に並べたデータです（番号のない行は別の種類のデータです）。フォームの「何から始めるか」（Start from）で、学習の出発点を選びます。空欄なら
 # 新しい New-LLM を学習します。前の学習（run）の名前、たとえばノートブック 1 の `new_llm_demo` を入れると、そのモデルをファインチューニング
 # します（トークナイザーと大きさは元のままです）。Hugging Face Hub のモデル（`owner/name`）を入れると、元の重みは変えず、横に置いた小さな行列（LoRA の
-# アダプター）だけを学習します。Hub のモデルははるかに多くの文章を読んでいるので、ずっとよく答えます。候補の 3 つは T4 に入り、
+# アダプター）だけを学習します。Hub のモデルははるかに多くの文章を読んでいるので、よりよい応答が期待できます。候補の 3 つは T4 に入り、
 # `sarashina2.2` は日本語のモデルです。*
 
 # %% [markdown]
