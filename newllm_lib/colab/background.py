@@ -8,7 +8,7 @@ from pathlib import Path
 
 from newllm_lib import runs
 from newllm_lib.colab import buttons, drive, live_widgets, secrets
-from newllm_lib.colab.environment import on_colab, shell
+from newllm_lib.colab.environment import hear_no_more, on_colab, shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.colab.live import watch
 from newllm_lib.console import say
@@ -72,6 +72,7 @@ def wait(*waited: Run, every: float = 0.3) -> None:
             while runs.read_status(run)["state"] == "running":
                 buttons.wait(every)
         except KeyboardInterrupt:
+            hear_no_more()
             raise Interrupted(
                 f"{run.name} is still training: run its training cell again to see it, then this cell."
             ) from None
@@ -159,7 +160,7 @@ def check(started: Started) -> None:
     if started.pid is not None and status["pid"] != started.pid:  # it ended before it wrote its first status
         raise NewLLMError(f"{run.name} did not start: {_last_words(run)} (the whole log: {run.log})")
     if status["state"] == "interrupted":
-        raise Interrupted(f"{run.name} was stopped and is saved: run this cell again to continue it.")
+        raise Interrupted(f"{run.name} was stopped and is saved: run its training cell again to continue it.")
     if status["state"] != "done":
         raise NewLLMError(f"{run.name}: {status['message'] or _last_words(run)} (the whole log: {run.log})")
 

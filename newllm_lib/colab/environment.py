@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -106,7 +108,15 @@ MADE_BY_CELLS = (
 ).split()
 
 
+def hear_no_more() -> None:
+    """Ignore ■ for the rest of this cell, which is ending: a second one would fall into IPython's own code,
+    which prints pages of it. Before the next cell the kernel listens again."""
+    if shell() is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _show(instance, kind, error, traceback, tb_offset=None):
+    hear_no_more()
     name = getattr(error, "name", None)
     if issubclass(kind, NameError) and name not in MADE_BY_CELLS:
         instance.showtraceback((kind, error, traceback), tb_offset=tb_offset)

@@ -231,8 +231,9 @@ def keep(settings: Settings, *kept: Run) -> None:
             drive.save(run)
     first = kept[0]
     download(first, extra=[path for name in _WITH_IT if (path := first.path / name).is_file()])
-    say(f"Give it away: newllm export {first.name}   (with --push you/name it goes to the Hugging Face hub)")
-    say(f"Use it elsewhere: newllm chat {first.name}   or   newllm serve {first.name}")
+    newllm = "!newllm" if on_colab() else "newllm"  # there a cell is the only terminal
+    say(f"Give it away: {newllm} export {first.name}   (with --push you/name: to the Hugging Face hub)")
+    say(f"Use it elsewhere: {newllm} chat {first.name}   or   {newllm} serve {first.name}")
     for line in go_on(settings, first):
         say(line)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -11,6 +12,13 @@ import pytest
 
 from newllm_lib.colab import environment
 from newllm_lib.errors import NewLLMError
+
+
+@pytest.fixture(autouse=True)
+def _hears_again():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_terminal_is_no_notebook(monkeypatch):
@@ -83,6 +91,17 @@ def test_our_errors_are_one_line_in_a_cell_and_others_keep_their_traceback(monke
     with redirect_stdout(out):
         other = interactive.run_cell("1 / 0")
     assert not other.success and "ZeroDivisionError" in out.getvalue()
+
+
+def test_a_second_stop_does_not_fall_into_what_shows_the_first(monkeypatch):
+    monkeypatch.setattr(environment, "shell", lambda: None)
+    environment.hear_no_more()
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a terminal's Ctrl-C is not ours to take
+    monkeypatch.setattr(environment, "shell", lambda: True)
+    with redirect_stderr(io.StringIO()) as said:
+        environment._show(None, KeyboardInterrupt, KeyboardInterrupt(), None)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert said.getvalue().startswith("✗ Stopped (■)")
 
 
 def test_libraries_are_quiet_and_the_readers_own_warnings_are_not(monkeypatch):
