@@ -16,6 +16,7 @@ from newllm_lib.data.templates import encode_text
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.inside import Gates, gates, recall, surprise
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM, TinyGPT2Config, TinyGPT2ForCausalLM
+from newllm_lib.runs import Run, write_status
 from newllm_lib.training.preferences.card import _accuracy, _margin
 from newllm_lib.training.preferences.curves import preference_figure
 from tests.helpers.fake_run import append
@@ -190,8 +191,6 @@ def test_arrows_go_from_before_to_after_and_the_axis_holds_zero_and_two_nats():
 
 
 def test_a_run_that_learned_nothing_does_not_look_dramatic(tmp_path):
-    from newllm_lib.runs import Run
-
     run = Run(tmp_path / "dpo_base")
     flat = {"eval_accuracy": 0.5, "eval_reward_margin": 1e-5, "eval_kl": 0.0, "eval_chosen": -20.0}
     bands = {f"{k}_{side}": v for k, v in flat.items() for side in ("low", "high")}
@@ -216,6 +215,20 @@ def test_a_run_that_learned_nothing_does_not_look_dramatic(tmp_path):
     assert panels["distance from the base (KL)"].get_ylim()[0] == 0.0
     low, high = panels["reward margin"].get_ylim()
     assert low < 0 < high
+
+
+def test_a_preference_run_is_drawn_over_its_whole_length_with_its_legends_off_the_lines(tmp_path):
+    run = Run(tmp_path / "dpo_base")
+    lines = ("logps/chosen", "logps/rejected", "eval_chosen", "eval_rejected")
+    append(run, [{"step": n, "loss": 0.69, **dict.fromkeys(lines[:2], -20.0 - n)} for n in range(1, 5)])
+    append(run, [{"step": 4, "eval_loss": 0.69, **dict.fromkeys(lines[2:], -20.0)}])
+    write_status(run, state="running", total_steps=200)
+    panels = [axes for axes in preference_figure(run).axes if axes.get_visible()]
+    assert all(axes.get_xlim()[1] >= 200 for axes in panels)
+    answers = next(axes for axes in panels if "log-prob" in axes.get_title("left"))
+    low, high = answers.get_ylim()
+    assert max(line.get_ydata().max() for line in answers.get_lines()) < low + 0.78 * (high - low)
+    assert [len(axes.get_legend().get_texts()) for axes in panels if axes is answers] == [4]
 
 
 def test_few_pairs_have_no_interval():

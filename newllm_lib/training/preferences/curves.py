@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from newllm_lib.evaluation.palette import GREY, TEXT, plain_axes
-from newllm_lib.runs import Run, atomic_write_bytes, may_wait
+from newllm_lib.runs import Run, atomic_write_bytes, may_wait, read_status
 
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _TRAINED, _HELD_OUT = (_BLUE, "training"), (_ORANGE, "held out")
@@ -63,6 +63,7 @@ def preference_figure(run: Run):
     panels = [
         panel for panel in _PANELS if any(name in row for row in rows for name in (*panel[2], *panel[3]))
     ]
+    total = read_status(run)["total_steps"]
     figure = Figure(figsize=(12, 3.2 * -(-len(panels) // 3)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(-(-len(panels) // 3), 3, squeeze=False).flat)
@@ -77,12 +78,24 @@ def preference_figure(run: Run):
         never_below_0 = title == "GPU memory" or "KL" in title
         place.set_ylim(*((0.0, max(least, high)) if never_below_0 else (low - missing, high + missing)))
         plain_axes(place, title, "optimizer step", unit)
-        if place.get_legend_handles_labels()[0]:
-            place.legend(frameon=False, fontsize=9, labelcolor=TEXT)
+        labels = place.get_legend_handles_labels()[1]
+        if labels:
+            place.legend(frameon=False, fontsize=9, labelcolor=TEXT, **_room_for(place, len(labels)))
+        if total:  # the whole run from its first row on
+            place.set_xlim(-0.02 * total, 1.02 * total)
     for place in axes[len(panels) :]:
         place.set_visible(False)
     figure.suptitle(run.name, color=TEXT)
     return figure
+
+
+def _room_for(place, labels: int) -> dict:
+    """Where a legend goes: of many lines above them all, for which the axis grows."""
+    if labels < 4:
+        return {}
+    low, high = place.get_ylim()
+    place.set_ylim(low, high + 0.35 * (high - low))
+    return {"loc": "upper left", "ncols": 2}
 
 
 def _draw(place, rows: list[dict], training: dict[str, tuple], held_out: dict[str, tuple]) -> None:
