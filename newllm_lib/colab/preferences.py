@@ -143,9 +143,11 @@ def shifts_figure(shifts: np.ndarray, most: int = 80):
     for place, (before, after) in enumerate(shifts[order]):
         arrow = {"arrowstyle": "-|>", "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
         arrow["color"] = "#009E73" if after >= before else "#D55E00"
-        axes.annotate("", (after, place), (before, place), arrowprops=arrow)
+        drawn = axes.annotate("", (after, place), (before, place), arrowprops=arrow)
+        drawn.arrow_patch.set_clip_box(axes.bbox)
     axes.axvline(0.0, color=pictures.TEXT, linewidth=1.2)
-    low, high = min(0.0, float(shifts.min())), max(0.0, float(shifts.max()))
+    near = shifts[_near(shifts)]
+    low, high = min(0.0, float(near.min())), max(0.0, float(near.max()))
     missing = max(0.0, 2.0 - (high - low)) / 2  # two nats at least: what is less hardly changes an answer
     margin = 0.04 * (high - low + 2 * missing)
     axes.set_xlim(low - missing - margin, high + missing + margin)
@@ -156,9 +158,20 @@ def shifts_figure(shifts: np.ndarray, most: int = 80):
         axes,
         f"Each held-out pair, before → after: {100 * risen:.0f} % rose; better answer likelier "
         f"{100 * right[0]:.0f} → {100 * right[1]:.0f} %",
-        "margin in nats: right of 0 the better answer is the likelier one",
+        "margin in nats: right of 0 the better answer is the likelier one"
+        + (
+            f" ({len(shifts) - len(near)} of {len(shifts)} pairs lie farther out)" * (len(near) < len(shifts))
+        ),
     )
     return figure
+
+
+def _near(shifts: np.ndarray) -> np.ndarray:
+    """(pairs,) bool: all but the few whose margins are so far out that the others would be pressed into a
+    line."""
+    first, third = np.quantile(shifts, (0.25, 0.75))
+    reach = 4 * (third - first)
+    return ((shifts >= first - reach) & (shifts <= third + reach)).all(1)
 
 
 def answer(run: Run | str, *questions: str, **settings) -> list[str]:

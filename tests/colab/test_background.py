@@ -102,7 +102,7 @@ def test_a_run_keeps_the_preset_of_the_machine_it_began_on(settings, monkeypatch
 
 def test_a_training_that_was_stopped_asks_to_be_continued(settings, monkeypatch):
     ends(monkeypatch, "interrupted")
-    with pytest.raises(Interrupted, match="run this cell again"):
+    with pytest.raises(Interrupted, match="run its training cell again to continue"):
         background.train(settings, every=0.05)
 
 

@@ -16,7 +16,7 @@ from newllm_lib.errors import NewLLMError
 
 @pytest.fixture(autouse=True)
 def _hears_again():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

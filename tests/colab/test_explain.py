@@ -188,6 +188,16 @@ def test_arrows_go_from_before_to_after_and_the_axis_holds_zero_and_two_nats():
     low, high = axes.get_xlim()
     assert low < 0 < high and high - low >= 2
     assert "67 % rose" in axes.get_title(loc="left") and "0 → 0 %" in axes.get_title(loc="left")
+    assert "farther out" not in axes.get_xlabel()
+
+
+def test_a_pair_far_out_does_not_press_the_others_into_a_line():
+    shifts = np.stack([np.linspace(-8, 8, 60), np.linspace(-7, 9, 60)], 1)
+    far = np.concatenate([shifts, [[-260.0, -220.0]]])
+    axes = preferences.shifts_figure(far).axes[0]
+    assert axes.get_xlim() == preferences.shifts_figure(shifts).axes[0].get_xlim()
+    assert "(1 of 61 pairs lie farther out)" in axes.get_xlabel()
+    assert f"{100 * 31 / 61:.0f}" in axes.get_title(loc="left")  # and it counts like any other
 
 
 def test_a_run_that_learned_nothing_does_not_look_dramatic(tmp_path):

@@ -114,7 +114,8 @@ def test_nothing_traps(opened):
     assert "Run the cells in order" in text and "Traceback" not in text
 
     for start in ("#@title Install", "#@title Settings", "machine(settings)"):
-        tab.run(start)
+        place = tab.run(start)
+    tab.said(place, "All epochs would take")  # an idle kernel may only not have begun yet
     tab.wait_until_idle()
     place = tab.run("new_llm = train(settings)")
     clicked = time.monotonic()
@@ -153,7 +154,8 @@ def test_nothing_traps(opened):
     text = tab.said(place, "settings does not exist yet")
     assert "Run the cells in order" in text and "Traceback" not in text
     for start in ("#@title Install", "#@title Settings"):
-        tab.run(start)
+        place = tab.run(start)
+    tab.said(place, "the same as a command")
     tab.wait_until_idle()
     restarted = shown_again(tab)
     place = tab.place("new_llm = train(settings)")
