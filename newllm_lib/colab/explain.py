@@ -39,7 +39,13 @@ def show_data(settings: Settings) -> DataSample:
     Raises:
         UsageError, NewLLMError: the data cannot be read.
     """
-    found = look(settings.recipe())
+    recipe = settings.recipe()
+    found = look(recipe)
+    if recipe.task != "train":
+        say(
+            f"Shown as a New-LLM would read them. {recipe.base} reads the same dialogues with its own "
+            "tokenizer and template."
+        )
     words = (
         ""
         if found.tokens_per_word != found.tokens_per_word

@@ -17,10 +17,15 @@ def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores")
     for choice, reason in device.reasons.items():
         say(f"  {choice:<10} {reason}")
-    needs = {model: estimate(settings.recipe(model=model), device) for model in models}
-    for model, need in needs.items():
+    needs = {}
+    for recipe in (settings.recipe(model=model) for model in models):
+        name = recipe.model if recipe.task == "train" else recipe.base
+        need = needs[name] = estimate(recipe, device)
+        if need["parameters"] is None:
+            say(f"{name}: what it needs is said when training begins, before anything large is downloaded.")
+            return device
         say(
-            f"{model}: {need['parameters']:,} parameters, about {need['memory_estimate_gib']:.1f} GiB while "
+            f"{name}: {need['parameters']:,} parameters, about {need['memory_estimate_gib']:.1f} GiB while "
             "training"
         )
     hours = [need["hours_estimate"] for need in needs.values()]
