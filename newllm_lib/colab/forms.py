@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from newllm_lib.colab import curves, form_checks
+from newllm_lib.colab import form_checks
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, refuse_without_effect
@@ -185,7 +185,6 @@ class Form:
         offered = tuple(choice for f in self.fields if f.name == "recipe" for choice in f.choices)
         form_checks.check(self._resolved(settings), extra, self.titles(), offered)
         say(self.describe(settings, own, preset))
-        curves.warm_up()  # a training cell comes next
         return settings
 
     def titles(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from newllm_lib.colab import curves
 from newllm_lib.colab.environment import shell
 from newllm_lib.colab.forms import Settings
 from newllm_lib.console import count, say
@@ -74,6 +75,7 @@ def check() -> None:
     Raises:
         NewLLMError: a kernel computes something else than its reference.
     """
+    curves.warm_up()
     device = probe()
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores")
     for choice, reason in device.reasons.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from newllm_lib.colab import background, pictures
+from newllm_lib.colab import background, curves, pictures
 from newllm_lib.colab.environment import shell
 from newllm_lib.colab.forms import Settings, in_form_words
 from newllm_lib.console import say
@@ -41,6 +41,7 @@ def look(settings: Settings, shown: int = 4):
     """Read the chosen pairs, show some, and report what superficial cues give away the better side."""
     from newllm_lib.data.preferences import load_preferences, shortcuts
 
+    curves.warm_up()
     pairs = load_preferences(settings.recipe())
     say(pairs.description())
     if settings.recipe().base == ENGLISH_BASE and _KANA.search(pairs.train[0].chosen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from newllm_lib.colab import curves
 from newllm_lib.colab.forms import Settings
 from newllm_lib.console import duration, say
 from newllm_lib.device import Device, probe
@@ -13,6 +14,7 @@ def machine(settings: Settings, models: tuple[str, ...] = ("new_llm", "tiny_gpt2
     """Print the device report and the estimate of training `models` in turn; returns the device."""
     from newllm_lib.training.estimate import estimate
 
+    curves.warm_up()
     device = probe()
     say(f"{device.name}: {device.memory_gib:.1f} GiB memory, {device.cores} cores")
     for choice, reason in device.reasons.items():

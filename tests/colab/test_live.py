@@ -14,10 +14,9 @@ import time
 import pytest
 
 from newllm_lib import runs
-from newllm_lib.colab import buttons, curves, form_checks, live, live_widgets, look, pictures
+from newllm_lib.colab import buttons, curves, live, live_widgets, look, pictures
 from newllm_lib.colab.gpu_monitor import GpuMonitor
 from newllm_lib.colab.history import History
-from newllm_lib.colab.settings import PRETRAINING
 from newllm_lib.evaluation.palette import styles
 from newllm_lib.runs import Run, write_status
 from tests.helpers.fake_run import append, finished, rows
@@ -133,11 +132,10 @@ def test_without_figures_there_is_a_picture_while_it_trains_and_none_of_what_fai
     assert not view.has_picture
 
 
-def test_the_forms_cell_lets_a_thread_load_what_the_first_picture_needs(tmp_path, monkeypatch):
+def test_a_thread_loads_what_the_first_picture_needs(tmp_path, monkeypatch):
     """Then the first picture takes a few tenths of a second of a processor."""
     monkeypatch.setattr(curves, "shell", lambda: True)
-    monkeypatch.setattr(form_checks, "hub_answers", lambda: False)
-    PRETRAINING.read(recipe="demo")
+    curves.warm_up()
     for thread in threading.enumerate():
         if thread.name == "warm-up":
             thread.join()
