@@ -19,16 +19,16 @@ NEWLLM_DIR names another place, NEWLLM_REPO_URL another repository, NEWLLM_PYTHO
 USAGE
 }
 
-address_of() { printf '%s' "$1" | sed -E 's#://[^/@]*@#://#g'; } # an address without its user and token
-tell() { printf '%s\n' "$*"; }
-die() { printf 'colab_bootstrap: %s\n' "$*" >&2; exit 1; }
+hide() { sed -E 's#://[^/[:space:]]*@#://#g'; } # addresses without their user and token
+tell() { printf '%s\n' "$*" | hide; }
+die() { printf 'colab_bootstrap: %s\n' "$*" | hide >&2; exit 1; }
 
-choose_python() { # sets python to the full path of an interpreter
+choose_python() { # sets python to the full path of an interpreter; -I: it imports nothing from the current folder
   set -- python3 python3.13 python3.12 python3.11 python3.10
   if [ -n "${NEWLLM_PYTHON:-}" ]; then set -- "$NEWLLM_PYTHON"; fi
   for python in "$@"; do
-    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-      python=$("$python" -c 'import sys; print(sys.executable)')
+    if "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      python=$("$python" -I -c 'import sys; print(sys.executable)')
       return
     fi
   done
@@ -36,7 +36,7 @@ choose_python() { # sets python to the full path of an interpreter
 }
 
 on_colab() {
-  [ -n "${COLAB_RELEASE_TAG:-}" ] || { [ -d /content ] && "$python" -c 'import google.colab' 2>/dev/null; }
+  [ -n "${COLAB_RELEASE_TAG:-}" ] || { [ -d /content ] && "$python" -I -c 'import google.colab' 2>/dev/null; }
 }
 
 is_clone() { [ -f "$1/setup.py" ] && [ -d "$1/newllm_lib" ]; }
@@ -65,10 +65,10 @@ bring_clone() {
   elif [ -e "$clone" ] && [ -n "$(ls -A "$clone")" ]; then
     die "$clone exists and is no clone of New-LLM: move it away, or name another place with NEWLLM_DIR."
   else
-    tell "Cloning $(address_of "$url") into $clone"
-    git clone --quiet "$url" "$partial" </dev/null 2> >(sed -E 's#://[^/@]*@#://#g' >&2) ||
-      die "$(address_of "$url") could not be cloned: look at the network, or set NEWLLM_REPO_URL."
-    is_clone "$partial" || die "$(address_of "$url") holds no New-LLM (it lies in $partial): look at NEWLLM_REPO_URL."
+    tell "Cloning $url into $clone"
+    git clone --quiet "$url" "$partial" </dev/null 2> >(hide >&2) ||
+      die "$url could not be cloned: look at the network, or set NEWLLM_REPO_URL."
+    is_clone "$partial" || die "$url holds no New-LLM (it lies in $partial): look at NEWLLM_REPO_URL."
     if [ -e "$clone" ]; then rmdir "$clone"; fi # an empty folder; mv would put the clone inside it
     mv "$partial" "$clone"
   fi
@@ -77,7 +77,7 @@ bring_clone() {
 
 hold_lock() { # one start at a time changes folder $1; the system drops the lock with the process
   exec 9<"$1"
-  "$python" -c '
+  "$python" -I -c '
 from fcntl import LOCK_EX, LOCK_NB, flock
 try:
     flock(9, LOCK_EX | LOCK_NB)

@@ -3,11 +3,13 @@
 # are asked, and leaves every other program text to the real Python.
 #
 #   REAL_PYTHON, CALLS (a file for the record), and what may go wrong: NO_VENV, TORCH (it is installed), PIP_FAILS, JOB_CODE
+isolated=
+if [ "$1" = -I ]; then isolated=-I && shift; fi
 case "$1 $2" in
 "-c "*"print(sys.executable)"*) echo "$0" ;;
 "-c import ensurepip"*) [ -z "$NO_VENV" ] ;;
 "-c "*'find_spec("torch")'*) [ -n "$TORCH" ] ;;
-"-c "*) exec "$REAL_PYTHON" "$@" ;;
+"-c "*) exec "$REAL_PYTHON" $isolated "$@" ;;
 "- "*) exec "$REAL_PYTHON" "$@" ;;
 "-m venv")
   echo "$*" >>"$CALLS"

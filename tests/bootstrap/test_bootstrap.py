@@ -366,10 +366,21 @@ def test_two_starts_at_once_make_one_clone_and_one_installation(world):
 
 
 def test_a_token_in_the_repositorys_address_is_said_nowhere(world):
-    for address in ("https://me:s3cret@example.invalid/x", "https://s3cret@example.invalid/x"):
+    for user in ("me:s3cret", "s3cret", "me:p@s3cret"):
+        address = f"https://{user}@example.invalid/x"
         done = world.piped("demo", NEWLLM_REPO_URL=address)
         assert done.returncode == 1 and b"https://example.invalid/x could not be cloned" in done.stderr
         assert b"s3cret" not in done.stdout + done.stderr
+
+
+def test_nothing_of_the_current_folder_is_run(world):
+    (world.home / "google").mkdir()
+    for name in ("fcntl", "google/__init__", "google/colab", "json", "os", "torch", "newllm_lib"):
+        (world.home / f"{name}.py").write_text(
+            f"open({str(world.home / 'was_run')!r}, 'a').write(__name__)\n"
+        )
+    assert world.piped("demo").returncode == 0 and len(world.calls("newllm_lib")) == 1
+    assert not (world.home / "was_run").exists()
 
 
 def test_an_environment_that_broke_is_mended_and_not_believed(world):
@@ -385,7 +396,7 @@ def test_another_python_than_the_environments_is_said(world):
     world.piped("demo")
     other = world.programs / "other"
     said = '*"sep="*) echo 3.99.0 ;; *"(sys.executable)"*) echo "$0" ;; *) exec "${0%other}python3" "$@"'
-    other.write_text(f'#!/bin/bash\ncase "$2" in {said} ;; esac\n')
+    other.write_text(f'#!/bin/bash\ncase "$*" in {said} ;; esac\n')
     other.chmod(0o755)
     said = world.piped("demo", NEWLLM_PYTHON=str(other)).stdout
     assert b".venv has Python 3.1" in said and b"move .venv away" in said
