@@ -71,6 +71,13 @@ def test_a_failed_clone_is_one_line_with_the_remedy(tmp_path):
     assert ended.returncode == 1 and "NEWLLM_REPO_URL" in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_a_token_in_the_address_is_said_nowhere(tmp_path):
+    address = "https://me:s3cret@odd@127.0.0.1:9/x"
+    ended = run_cell(tmp_path / "work", NEWLLM_REPO_URL=address)
+    assert ended.returncode == 1 and "https://127.0.0.1:9/x could not be cloned" in ended.stderr
+    assert "s3cret" not in ended.stderr + ended.stdout and "odd" not in ended.stderr
+
+
 def test_a_failed_set_up_stops_the_cell(repository, tmp_path):
     ended = run_cell(tmp_path / "work", NEWLLM_REPO_URL=repository, SETUP_CODE=1)
     assert ended.returncode == 1 and "installation failed" in ended.stderr and "ready" not in ended.stdout
