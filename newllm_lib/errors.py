@@ -10,17 +10,18 @@ import os
 import re
 
 _SECRETS = re.compile(
-    r"(?<=://)[^\s/@'\"]+@"  # a URL's user and token
-    r"|(?<=[?&]token=)[^\s&'\"]+|\bhf_\w{16,}|\bgh[a-z]_\w{16,}"
+    r"(?<=://)[^\s/'\"]+@"  # a URL's user and token, which may hold an @
+    r"|(?<=[?&])([\w.-]*(?i:token|key|secret|signature|password)[\w.-]*=)[^\s&'\"]+"
+    r"|\b(?:hf|gh[a-z]|github_pat)_\w{16,}|\bglpat-[\w-]{16,}"
 )
 
 
 def without_secrets(text: str) -> str:
-    """`text` without the user and token of a URL, and without tokens of the hub and of GitHub."""
+    """`text` without the user, token and signature of a URL, and without tokens of the hub and of GitHub."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if len(token := os.environ.get(name, "")) > 7:
             text = text.replace(token, "***")
-    return _SECRETS.sub("", text)
+    return _SECRETS.sub(r"\1", text)
 
 
 class NewLLMError(Exception):
