@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from newllm_lib.hub import Asked, patiently
+from newllm_lib.plain_yaml import NoYaml, load_yaml
 
 TEXT_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "recipe.yaml", "README.md")
 # The hub's own converter offers the weights of many a model as safetensors, in a pull request of its author.
@@ -91,16 +92,18 @@ def _cached_conversions(name: str) -> list[str]:
 
 def licence_of(folder: Path) -> str | None:
     """The licence that the card in a model's folder names; None: it names none."""
-    import yaml
+    card = read_card(folder)
+    return str(card.get("license_name") or card["license"]) if card.get("license") else None
 
+
+def read_card(folder: Path) -> dict:
+    """What stands before the text of a model's card, its README.md; empty where there is none to read."""
     card = folder / "README.md"
     if not card.is_file():
-        return None
+        return {}
     _, front, *_ = [*card.read_text(encoding="utf-8", errors="replace").split("---", 2), "", ""]
     try:
-        known = yaml.safe_load(front)
-    except yaml.YAMLError:
-        return None
-    if not isinstance(known, dict) or not known.get("license"):
-        return None
-    return str(known.get("license_name") or known["license"])
+        known = load_yaml(front)
+    except NoYaml:
+        return {}
+    return known if isinstance(known, dict) else {}

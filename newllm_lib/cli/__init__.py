@@ -19,6 +19,7 @@ from newllm_lib import console
 from newllm_lib.cli.parser import parse
 from newllm_lib.cli.plain_errors import in_plain_words
 from newllm_lib.errors import NewLLMError, without_secrets
+from newllm_lib.recipe.files import from_users_folder
 
 _RANK = os.environ.get("RANK", "0")  # which of the processes that torchrun started this is: the first speaks
 
@@ -65,27 +66,24 @@ def _prepare_streams() -> None:
 
 def _from_the_users_folder(argv: list[str]) -> list[str]:
     """Paths as colab_bootstrap.sh's caller meant them: it changes to the clone before this command."""
-    started_in = os.environ.get("NEWLLM_STARTED_IN")
-    if not started_in:
+    if "NEWLLM_STARTED_IN" not in os.environ:
         return argv
     words, previous = [], ""
     for word in argv:
         flag, equals, value = word.partition("=")
         named = flag if equals else previous
-        path = os.path.join(started_in, value if equals else word)
-        is_path = named.replace("-", "_") in _PATH_FLAGS or (not equals and word.endswith((".yaml", ".yml")))
-        if named.replace("-", "_") in _NAME_OR_PATH_FLAGS:  # a name has no dot before it, and lies nowhere
-            is_path = bool(set("./") & set(value if equals else word)) and os.path.exists(path)
-        is_path = is_path and not (value if equals else word).startswith("hf://")
-        if is_path and (equals or not word.startswith("--")):
-            word = f"{flag}={path}" if equals else path
+        key = named.removeprefix("--").replace("-", "_") if named.startswith("--") else ""
+        if equals:
+            word = f"{flag}={from_users_folder(key, value)}"
+        elif not word.startswith("--"):
+            is_file = word.endswith((".yaml", ".yml"))
+            is_recipe = argv[0] == "train" and previous in ("train", "--background", "--foreground")
+            # the first is a place in any case, the second where such a one is there
+            key = "output_dir" if is_file else "data" if is_recipe else key
+            word = str(from_users_folder(key, word))
         words.append(word)
         previous = flag if not equals else ""
     return words
-
-
-_PATH_FLAGS = ("__data_dir", "__output_dir", "__mirror_dir")  # as `--data_dir` and `--data-dir`
-_NAME_OR_PATH_FLAGS = ("__data", "__tokenizer", "__base", "__from", "__from_run", "__teacher", "__resume")
 
 
 def _run(arguments: argparse.Namespace) -> int:

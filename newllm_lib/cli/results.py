@@ -7,7 +7,7 @@ import importlib.util
 import sys
 
 from newllm_lib.cli.hints import command
-from newllm_lib.console import say
+from newllm_lib.console import go_on_without_reader, say
 from newllm_lib.errors import NewLLMError, UsageError
 
 
@@ -39,6 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> dict | int:
 
 def compare(arguments: argparse.Namespace) -> dict | int:
     """Two runs side by side; saves the table and the picture."""
+    go_on_without_reader()
     say(
         f"Comparing {arguments.run_a} with {arguments.run_b} on the test split: quality, samples, speed, "
         "memory"
@@ -56,6 +57,7 @@ def compare(arguments: argparse.Namespace) -> dict | int:
 
 def export(arguments: argparse.Namespace) -> dict | int:
     """A model as a folder for others, with a model card; with --push to the hub too."""
+    go_on_without_reader()
     from newllm_lib.checkpoints import locate
     from newllm_lib.export.folder import check_push, export as export_run, push
     from newllm_lib.export.gguf import write_gguf
@@ -96,6 +98,7 @@ def chat(arguments: argparse.Namespace) -> dict | int:
 
 def serve(arguments: argparse.Namespace) -> dict | int:
     """Answer other programs over HTTP, until Ctrl-C."""
+    go_on_without_reader()
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise NewLLMError(f"The server needs packages: {sys.executable} -m pip install {' '.join(missing)}")
@@ -119,14 +122,14 @@ def run_of(word: str) -> str:
         UsageError: that recipe has no run yet.
     """
     from newllm_lib.recipe import shipped_recipes
-    from newllm_lib.recipe.files import read_yaml
+    from newllm_lib.recipe.files import read_record
     from newllm_lib.runs import list_runs, resolve_path
 
     # The folder of `newllm demo` is named as a recipe is, but holds no model of its own.
     if word not in shipped_recipes() or any(run.name == word and run.best.is_dir() for run in list_runs()):
         return resolve_path(word)
     trained = [run for run in list_runs() if run.best.is_dir() and run.recipe_path.is_file()]
-    trained = [run for run in trained if read_yaml(run.recipe_path).get("recipe") == word]
+    trained = [run for run in trained if read_record(run.recipe_path).get("recipe") == word]
     if not trained:
         raise UsageError(
             f"There is no run of recipe {word} here yet: train it first ({command('train', word)})."

@@ -27,7 +27,6 @@ from newllm_lib.export.model_card import (
     best_row,
     foreign_card,
     gives_scores,
-    licence_of,
     model_card,
     training_command,
 )
@@ -64,7 +63,7 @@ def export(model: Run | str | Path, output_dir: str | Path | None = None, which:
     )
     with owned_directory(folder, "export", "--output_dir", name) as staging:
         _write_model(location, source, staging)
-        recipe, licence = recipe_beside(location, source), licence_of(source)
+        recipe, licence = recipe_beside(location, source), hub_models.read_card(source).get("license")
         if recipe is not None and recipe.task != "train":
             licence = licence or _licence_of_base(recipe.base)
         if recipe is not None:

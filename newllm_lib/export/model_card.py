@@ -56,20 +56,6 @@ def foreign_card(name: str, folder: Path, from_hub: bool, licence: str | None = 
     return f"{front}\n\n# {name}\n\n{origin} {_size(folder)}.\n\n## Use\n\n{_use(folder)}\n"
 
 
-def licence_of(folder: Path) -> str | None:
-    """The licence that a model's own README.md names; None: it has none, or says nothing."""
-    from huggingface_hub import ModelCard
-
-    if not (folder / "README.md").is_file():
-        return None
-    try:
-        return ModelCard(
-            (folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True
-        ).data.license
-    except ValueError:  # a card that is no card
-        return None
-
-
 def model_card(
     name: str,
     best: dict | None,

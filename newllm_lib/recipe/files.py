@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from newllm_lib.errors import UsageError
+from newllm_lib.plain_yaml import NoYaml, load_yaml
 
 _LARGEST = 2**20  # bytes
 SHIPPED = Path(__file__).parents[1] / "recipes"
+_PLACES = ("data_dir", "output_dir", "mirror_dir")
+_NAMES_OR_PLACES = ("data", "tokenizer", "base", "from", "from_run", "teacher", "resume", "reward")
+_NAMES = ("auto", "bpe", "gpt2", "last", "never", "words")  # those of no recipe that are never a folder's
 
 
 def read_yaml(path: Path) -> dict:
@@ -18,31 +23,43 @@ def read_yaml(path: Path) -> dict:
         UsageError: unreadable, or something else than such lines (names the line). A file with references
             (`*name`) is one: a few lines of them stand for more than any memory holds.
     """
-    import yaml
-
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no file (a folder, a pipe or a device): name a recipe's file.")
         with open(path, encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
-        aliases = [e for e in yaml.parse(text) if isinstance(e, yaml.AliasEvent)] if "*" in text else []
-        if aliases or len(text) > _LARGEST:
-            what = f"a reference (*{aliases[0].anchor})" if aliases else "more than a recipe's length"
-            raise UsageError(f"{path} holds {what}, which no recipe needs: write its values out.")
-        values = yaml.safe_load(text)
-    except RecursionError:
-        raise UsageError(f"{path} is nested too deeply for a recipe: mend it.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(
-            f"{path} is not readable as YAML{line}: mend it, or start from `newllm recipes show demo`."
-        ) from error
+        if len(text) > _LARGEST:
+            raise NoYaml("holds more than a recipe's length")
+        values = load_yaml(text)
+    except ValueError as error:  # NoYaml among them; else it is no UTF-8
+        why = str(error) if isinstance(error, NoYaml) else "is not readable as YAML"
+        raise UsageError(f"{path} {why}: mend it, or start from `newllm recipes show demo`.") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `key: value` lines; start from `newllm recipes show demo`.")
     return values
+
+
+def read_record(path: Path) -> dict:
+    """As `read_yaml`, of one run among others: a record that is none says nothing, and hinders nobody."""
+    try:
+        return read_yaml(path)
+    except UsageError:
+        return {}
+
+
+def from_users_folder(key: str, value: object) -> object:
+    """A key's value as colab_bootstrap.sh's caller meant it: that changes to the clone before it calls us."""
+    started_in = os.environ.get("NEWLLM_STARTED_IN")
+    if not started_in or not isinstance(value, str) or value.startswith("hf://"):
+        return value
+    path = os.path.join(started_in, os.path.expanduser(value))
+    if key in _PLACES:
+        return value if value.lower() in ("", "none", "null") else path
+    is_name = not value or value in (*_NAMES, *shipped_recipes())
+    file = path.rpartition(":")[0] if ".py:" in path else path
+    return path if key in _NAMES_OR_PLACES and not is_name and os.path.exists(file) else value
 
 
 def check_keys(values: dict, where: str, known: list[str]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.recipe.files import read_yaml, shipped_recipes
+from newllm_lib.recipe.files import read_record, shipped_recipes
 from newllm_lib.recipe.recipe import Recipe
 from newllm_lib.recipe.values import checked
 from newllm_lib.runs import Run, find_run, is_complete, list_runs, read_json
@@ -181,7 +181,7 @@ def is_of_hub(wanted: str) -> bool:
 def _is_trained(run: Run, recipe: str, model: str) -> bool:
     if not run.recipe_path.is_file() or not is_complete(run.best):
         return False
-    recorded = read_yaml(run.recipe_path)
+    recorded = read_record(run.recipe_path)
     kind = (recorded.get("task", "train"), recorded.get("recipe"), recorded.get("model", "new_llm"))
     return kind == ("train", recipe, model)
 

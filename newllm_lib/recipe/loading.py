@@ -10,7 +10,7 @@ from pathlib import Path
 from newllm_lib.device import KINDS
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe.aliases import GUIDES_KEYS, older_names, resolve_keys
-from newllm_lib.recipe.files import SHIPPED, check_keys, read_yaml, shipped_recipes
+from newllm_lib.recipe.files import SHIPPED, check_keys, from_users_folder, read_yaml, shipped_recipes
 from newllm_lib.recipe.init_from import check_places, from_start
 from newllm_lib.recipe.meaning import refuse_without_effect_in_file
 from newllm_lib.recipe.recipe import Recipe
@@ -97,14 +97,24 @@ def overrides(arguments: object) -> dict[str, object]:
 
 
 def _resolve_file_keys(values: dict, path: Path) -> dict:
-    """A file's values, those under `when:` too, with the guide's names replaced by ours."""
-    values = resolve_keys(values, str(path))
+    """A file's values, those under `when:` too, with the guide's names replaced by ours, and with places as
+    who wrote them meant them."""
+    values = _resolve_part(values, path, str(path))
     if isinstance(values.get("when"), dict):
         values["when"] = {
-            condition: resolve_keys(part, f"{path}, when: {condition}", values.get("micro_batch_size"))
+            str(condition): _resolve_part(
+                part, path, f"{path}, when: {condition}", values.get("micro_batch_size")
+            )
             for condition, part in values["when"].items()
         }
     return values
+
+
+def _resolve_part(values: dict, path: Path, where: str, at_a_time: int | str | None = None) -> dict:
+    values = resolve_keys(values, where, at_a_time)
+    if path.name == "recipe.yaml":  # a run's: they are whole
+        return values
+    return {key: from_users_folder(key, value) for key, value in values.items()}
 
 
 def _assembled(

@@ -16,7 +16,7 @@ from newllm_lib.data import load_split
 from newllm_lib.errors import UsageError
 from newllm_lib.evaluation.baselines import bigram
 from newllm_lib.recipe import Recipe
-from newllm_lib.recipe.files import read_yaml
+from newllm_lib.recipe.files import read_record
 from newllm_lib.runs import Run, atomic_write_text, list_runs, may_wait
 from newllm_lib.training.resume import free_name
 from newllm_lib.training.samples import rows_of
@@ -143,7 +143,7 @@ def runs_on_the_same_text(
             continue
         row = other.best_evaluation()
         same = row and all(row.get(key) == best.get(key) for key in _SAME_TEXT)
-        if same and fits(read_yaml(other.recipe_path)):
+        if same and fits(read_record(other.recipe_path)):
             found.append((other.name, row["eval_bits_per_byte"]))
     return sorted(found, key=lambda pair: pair[1])
 

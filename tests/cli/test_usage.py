@@ -159,6 +159,52 @@ def test_paths_are_meant_from_where_the_bootstrap_was_started(monkeypatch, tmp_p
     ]
 
 
+PLACES = ("--data", "--tokenizer", "--base", "--from", "--teacher", "--resume")
+
+
+@pytest.mark.parametrize("flag", [*PLACES, "--reward"])
+def test_a_name_or_a_place_is_a_place_where_it_lies(monkeypatch, tmp_path, flag):
+    from newllm_lib.cli import _from_the_users_folder
+
+    monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path))
+    for name in ("mine", "rewards.py", "demo", "bpe"):
+        (tmp_path / name).touch()
+    own = "rewards.py:short" if flag == "--reward" else "mine"
+    words = ["train", "--background", "demo", flag, own, f"{flag}={own}", flag, "owner/name", flag, "demo"]
+    assert _from_the_users_folder(words) == [
+        *["train", "--background", "demo", flag, str(tmp_path / own), f"{flag}={tmp_path / own}"],
+        *[flag, "owner/name", flag, "demo"],
+    ]
+
+
+def test_a_runs_folder_and_a_home_are_places_too(monkeypatch, tmp_path):
+    from newllm_lib.cli import _from_the_users_folder
+
+    monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path))
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "old_run").mkdir()
+    words = ["train", "--background", "old_run", "--data_dir=~/text", "--mirror_dir", "none"]
+    assert _from_the_users_folder(words) == [
+        *["train", "--background", str(tmp_path / "old_run"), "--data_dir=/home/me/text"],
+        *["--mirror_dir", "none"],
+    ]
+
+
+def test_places_in_a_recipes_file_are_meant_from_there_too(monkeypatch, tmp_path):
+    (tmp_path / "users" / "texts").mkdir(parents=True)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "users" / "mine.yaml").write_text(
+        "data: texts\noutput_dir: out\nwhen:\n  cpu:\n    tokenizer: bpe\n    mirror_dir: copies\n"
+    )
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setenv("NEWLLM_STARTED_IN", str(tmp_path / "users"))
+    recipe = load_recipe(str(tmp_path / "users" / "mine.yaml"), {"sized_for": "cpu"})
+    assert [recipe.data, recipe.output_dir, recipe.mirror_dir, recipe.tokenizer] == [
+        *(str(tmp_path / "users" / name) for name in ("texts", "out", "copies")),
+        "bpe",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

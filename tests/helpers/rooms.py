@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Each room may use itself and those in the rows above it.
 FLOORS = (
-    ("errors", "lazy", "lazy_dynamo", "pip_report", "preload"),
+    ("errors", "lazy", "lazy_dynamo", "pip_report", "plain_yaml", "preload"),
     ("console", "device", "removed"),
     ("hub",),
     ("hub_models",),
