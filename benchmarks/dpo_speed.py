@@ -122,7 +122,7 @@ def plain_trl(
         disable_tqdm=True,
         **({checkpointing: False} if tuned else {}),
     )
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     adapters = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
@@ -136,7 +136,7 @@ def plain_trl(
         args=config,
         train_dataset=Dataset.from_list(pairs),
         peft_config=adapters,
-        processing_class=AutoTokenizer.from_pretrained(base),
+        processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
     )
     started = time.monotonic()
     trainer.train()

@@ -236,7 +236,7 @@ def by_trl(folder: Path, arguments: argparse.Namespace, way: str) -> dict:
         str(base),
         args=config,
         train_dataset=Dataset.from_list(data),
-        processing_class=AutoTokenizer.from_pretrained(base),
+        processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[clock := make_clock(arguments.steps)],
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from newllm_lib import runs
 from newllm_lib.cli.hints import command, word_for
-from newllm_lib.console import duration, printable, say
+from newllm_lib.console import duration, go_on_without_reader, printable, say
 from newllm_lib.device import Device, probe, stale_packages
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
@@ -229,6 +229,7 @@ def _follow(run: runs.Run, start: int) -> None:
 
 def stop_run(arguments: argparse.Namespace) -> dict | int:
     """Ask a run to save and stop; wait until it did."""
+    go_on_without_reader()
     run = runs.find_run(arguments.run)
     before = runs.read_status(run)
     if before["state"] == "running":
@@ -243,6 +244,7 @@ def stop_run(arguments: argparse.Namespace) -> dict | int:
 
 def restore_run(arguments: argparse.Namespace) -> dict | int:
     """Bring a run back from the folder (or Drive) that mirrors it; training can then be continued."""
+    go_on_without_reader()
     folder = arguments.source or runs.drive_folder()
     if folder is None:
         raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_lib.cli.hints import command
-from newllm_lib.console import say
+from newllm_lib.console import go_on_without_reader, say
 from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect, shipped_recipes
 from newllm_lib.runs import atomic_write_text, check_file, check_picture
@@ -104,6 +104,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 def preferences(arguments: argparse.Namespace) -> dict | int:
     """Write Japanese preference pairs as JSONL; report what superficial cues give away the better side."""
+    go_on_without_reader()
     from newllm_lib.data.preferences import generate, shortcuts
 
     path = Path(arguments.output)
@@ -149,6 +150,7 @@ def _begins_with_a_pair(text: str) -> bool:
 
 def get(arguments: argparse.Namespace) -> dict | int:
     """Documents of one source, read and written once, in a folder that training takes."""
+    go_on_without_reader()
     from newllm_lib.data.mixture import mix as write
 
     folder = Path(arguments.output or f"data/{Path(arguments.source).name}")
@@ -159,6 +161,7 @@ def get(arguments: argparse.Namespace) -> dict | int:
 
 def mix(arguments: argparse.Namespace) -> dict | int:
     """Several sources in chosen shares, as a folder that training takes."""
+    go_on_without_reader()
     from newllm_lib.data.mixture import mix as write, parse_weights
 
     weights = parse_weights(arguments.weights or _asked())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from newllm_lib.cli.hints import command, word_for
-from newllm_lib.console import say
+from newllm_lib.console import go_on_without_reader, say
 from newllm_lib.recipe import Recipe
 from newllm_lib.runs import Run
 
 
 def expand(arguments: argparse.Namespace) -> dict | int:
     """Write the start folder, and say how to train on from it."""
+    go_on_without_reader()
     say(f"Expanding the context vector of {arguments.run} to {arguments.context_dim} channels")
     from newllm_lib.training.expand import expand_run
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from newllm_lib import __version__
 from newllm_lib.cli import about, bench, data, expand, results, training
 from newllm_lib.cli.help import HelpAction
+from newllm_lib.console import go_on_without_reader
 from newllm_lib.errors import UsageError
 from newllm_lib.recipe import GUIDES_KEYS, Recipe, shipped_recipes
 from newllm_lib.recipe.aliases import older_names
@@ -79,6 +80,7 @@ def _benchmark(argv: list[str]) -> argparse.Namespace | None:
     if unknown:
         _refuse(unknown, parser)
     bench.check_outputs(arguments)
+    go_on_without_reader()
     return arguments
 
 

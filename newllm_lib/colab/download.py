@@ -10,7 +10,7 @@ from pathlib import Path
 from newllm_lib.colab.environment import on_colab
 from newllm_lib.console import say
 from newllm_lib.errors import NewLLMError, UsageError
-from newllm_lib.runs import Run, explained, is_complete
+from newllm_lib.runs import Run, is_complete, staged_file
 
 _BESIDE = ("recipe.yaml", "metrics.jsonl", "curves.png", "train.log")
 
@@ -62,16 +62,16 @@ def bundle(run: Run, extra: Sequence[str | Path] = ()) -> Path:
     ]
     archive = run.path.absolute().parent / f"{run.name}.zip"
     _refuse_another(archive, run)
-    temporary = archive.with_suffix(".zip.tmp")
-    with explained(archive):
-        # Weights do not compress; level 1 is enough for the text.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
-            for part in parts:
-                name = Path(run.name) / part.relative_to(run.path)
-                if model is run.last:
-                    name = Path(*(("best" if p == "last" else p) for p in name.parts))
-                out.write(part, name, zipfile.ZIP_STORED if part.suffix == ".safetensors" else None)
-            for path in map(Path, extra):
-                out.write(path, Path(run.name) / path.name)
-        os.replace(temporary, archive)
+    # Weights do not compress; level 1 is enough for the text.
+    with (
+        staged_file(archive, durable=False) as staging,
+        zipfile.ZipFile(staging, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out,
+    ):
+        for part in parts:
+            name = Path(run.name) / part.relative_to(run.path)
+            if model is run.last:
+                name = Path(*(("best" if p == "last" else p) for p in name.parts))
+            out.write(part, name, zipfile.ZIP_STORED if part.suffix == ".safetensors" else None)
+        for path in map(Path, extra):
+            out.write(path, Path(run.name) / path.name)
     return archive

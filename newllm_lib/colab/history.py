@@ -48,7 +48,7 @@ class History:
     def _add(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-        except ValueError:  # cut off by a kill; the next life starts a new line
+        except (ValueError, RecursionError):  # cut off by a kill; the next life starts a new line
             return
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             return

@@ -248,7 +248,7 @@ def counted(run: Run) -> dict[str, float]:
     from newllm_lib.evaluation.evaluate_run import packed_split
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(run.best)
+        tokenizer = AutoTokenizer.from_pretrained(run.best, local_files_only=True, trust_remote_code=False)
         train, held_out = (packed_split(recipe, tokenizer, split) for split in ("train", "validation"))
     except (NewLLMError, OSError):  # being replaced, or not read yet: lines that help, but not at any price
         return {}

@@ -32,7 +32,7 @@ def parse_weights(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().rpartition("=")
-        if not equals or not name or not re.fullmatch(r"\d*\.?\d+", number) or float(number) <= 0:
+        if not equals or not name or not re.fullmatch(r"\d*\.?\d+", number) or not 0 < float(number) < 1e9:
             raise UsageError(f"--weights {text}: write it as `demo=2,dolly=1`, each weight a number above 0.")
         if name in weights:
             raise UsageError(f"--weights {text}: {name} stands there twice.")

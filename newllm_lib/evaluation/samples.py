@@ -143,9 +143,13 @@ def as_markdown(rows: Sequence[dict], name: str, most: int = 12) -> str:
             f"{row['epoch']:.3g} | {row['bits_per_byte']:.3f} | {row['distinct_1']:.2f} | "
             f"{row['distinct_2']:.2f}"
         )
-        more = f"{row['mean_tokens']:.1f} | {row['empty']} | {row['repeating']} | {row['warning'] or ''}"
+        more = f"{row['mean_tokens']:.1f} | {row['empty']} | {row['repeating']} | {row.get('warning') or ''}"
         lines.append(f"| {row['step']} | {figures} | {more} |")
     for number, prompt in enumerate(rows[-1]["prompts"]):
         lines += ["", f"## {markdown_cell(prompt)}", "", "| step | answer |", "|---:|---|"]
-        lines += [f"| {row['step']} | {markdown_cell(row['answers'][number].strip())} |" for row in rows]
+        lines += [
+            f"| {row['step']} | {markdown_cell(row['answers'][number].strip())} |"
+            for row in rows
+            if number < len(row["answers"])
+        ]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from newllm_lib.errors import NewLLMError, UsageError
 from newllm_lib.export.model_card import gives_scores
 from newllm_lib.export.modeling import KINDS
 from newllm_lib.runs import add_to_mark
+from newllm_lib.runs.atomic import staged_file
+from newllm_lib.runs.processes import environment_of
 
 # The converter names a tokenizer by the hash of what it makes of a test text, and knows no tokenizer trained
 # here. Ours splits text as GPT-2's does (byte-level), which is what that name decides. And it takes GPT-2's
@@ -74,13 +75,18 @@ def write_gguf(folder: Path, name: str) -> Path:
         if config["model_type"] == "gpt2":
             config.setdefault("n_ctx", config["n_positions"])  # which the converter asks for
             (plain / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        for file in plain.glob("*config.json"):  # the converter would run the program that is named there
+            named = json.loads(file.read_text(encoding="utf-8"))
+            named.pop("auto_map", None)
+            file.write_text(json.dumps(named), encoding="utf-8")
         words = [sys.executable, "-c", _PROGRAM, str(plain), "--outtype", "f16", "--outfile", str(made)]
-        environment = {**os.environ, "NO_LOCAL_GGUF": "1"}
+        environment = environment_of(NO_LOCAL_GGUF="1", HF_HUB_OFFLINE="1")
         done = subprocess.run(words, capture_output=True, text=True, cwd=temporary, env=environment)
         if done.returncode or not made.is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise NewLLMError(f"llama.cpp's converter failed on {config['model_type']}: {last[:200]}")
-        target.write_bytes(made.read_bytes())
+        with staged_file(target) as staging:
+            shutil.copyfile(made, staging)
     (folder / "Modelfile").write_text(modelfile(folder, target.name), encoding="utf-8")
     add_to_mark(folder, target.name, "Modelfile")
     say(f"Wrote {target} ({target.stat().st_size / 2**20:,.1f} MiB): llama-cli -m {target}")

@@ -16,6 +16,7 @@ from newllm_lib.runs.atomic import (
     replace_directory as replace_directory,
     scratch_directory as scratch_directory,
     staged_directory as staged_directory,
+    staged_file as staged_file,
 )
 from newllm_lib.runs.background import (
     ask_to_save as ask_to_save,

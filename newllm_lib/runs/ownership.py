@@ -53,6 +53,7 @@ RUN_FILES = frozenset(
 LOCAL_FILES = ("run.lock", "save.request", "mirror.json", "mirror.lock", "mirror.start")
 RUN_PART = re.compile(r"best|last|base|(superseded-)?checkpoint-\d+")
 
+_LARGEST_RECORD = 2**26  # bytes
 _TITLES = {
     "run": "a run",
     "mirror": "the copy of a run",
@@ -251,9 +252,16 @@ def _listed(folder: Path) -> list[str] | None:
 def read_json(path: Path) -> object:
     """What a JSON file says; None where it cannot be read, or is none (it may come from elsewhere)."""
     try:  # a pipe would keep its reader waiting for ever
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
+            return None
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def parse_json(text: str) -> object:
+    """As `json.loads`, but whole numbers beyond 64 bits, which no float holds, are floats."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
 
 
 def _leaves(folder: Path) -> Iterator[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from newllm_lib.errors import UsageError
 from newllm_lib.runs.atomic import is_complete, staged_directory
+from newllm_lib.runs.ownership import parse_json
 
 HUB = "hf://"  # how a place on the Hugging Face hub begins
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -68,6 +70,7 @@ class Run:
 
 
 _NUMBER = (int, float)
+_LONGEST_ROW = 2**24  # characters
 _NUMBERS = (
     "epoch",
     "loss",
@@ -85,14 +88,20 @@ def read_rows(path: Path) -> Iterator[dict]:
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for line in iter(lambda: file.readline(_LONGEST_ROW), ""):
             try:
-                row = json.loads(line) if line.endswith("\n") else None
+                row: Any = parse_json(line) if line.endswith("\n") else None
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS):
-                if isinstance(row.get("step"), int):
-                    yield row
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and _is_whole(row):
+                yield row
+
+
+def _is_whole(row: dict) -> bool:
+    """Whether the figures are numbers, and those of an evaluation all there."""
+    is_evaluation = "eval_bits_per_byte" in row
+    numbers = all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS)
+    return numbers and (not is_evaluation or {"epoch", "eval_loss"} <= row.keys())
 
 
 def checkpoint_step(path: Path) -> int:
@@ -128,7 +137,7 @@ def link_or_copy(file: Path, place: Path) -> None:
     try:
         os.link(file, place)
     except OSError:
-        place.write_bytes(file.read_bytes())
+        shutil.copyfile(file, place)
 
 
 def roots() -> list[Path]:

@@ -113,6 +113,7 @@ def read_timing(run: Run) -> dict | None:
         KeyError,
         TypeError,
         ValueError,
+        OverflowError,
         AttributeError,
     ):  # an older version's run, or odd
         return None

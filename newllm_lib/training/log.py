@@ -6,9 +6,10 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,9 @@ from newllm_lib.runs import Run, append_whole, checkpoint_step, may_wait, rotate
 from newllm_lib.training.context import RunContext
 from newllm_lib.training.distributed import process_group
 from newllm_lib.training.mirror_callbacks import MirrorLog
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 @dataclass
@@ -173,11 +177,28 @@ class TrainingLog:
         self._paused += time.monotonic() - started
 
     def _report(self, figures: dict, step: int) -> None:
-        if self.track is not None:  # named as transformers' integrations name them
-            self.track(
-                {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in figures.items()},
-                step,
-            )
+        if self.track is None:
+            return
+        # named as transformers' integrations name them
+        named = {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in figures.items()}
+        with self._goes_on_without():
+            self.track(named, step)
+
+    def finish(self, trackers: Sequence[GeneralTracker]) -> None:
+        """The run ends: what they have goes to where they keep it."""
+        for tracker in trackers:
+            with self._goes_on_without():
+                tracker.finish()
+
+    @contextmanager
+    def _goes_on_without(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of wandb's network, TensorBoard's disk: whatever they raise
+            name = self.context.recipe.report_to
+            line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            console.say(f"  {name} takes no more figures ({line}): the run goes on without it")
+            self.track = None
 
 
 class MetricRows:

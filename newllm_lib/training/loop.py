@@ -107,8 +107,7 @@ class TrainingLoop:
         finally:
             if process_group.is_main_process():
                 write_training_log(context.run)
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+            self.log.finish(self.accelerator.trackers)
         if process_group.is_main_process():
             plot_curves(context.run)
         if self.flags.stopped:

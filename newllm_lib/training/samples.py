@@ -8,6 +8,7 @@ from newllm_lib import console, evaluation
 from newllm_lib.ops import precompile
 from newllm_lib.runs import Run, atomic_write_text, may_wait, read_rows
 
+_FIGURES = ("epoch", "bits_per_byte", "distinct_1", "distinct_2", "mean_tokens", "empty", "repeating")
 _SHOWN = 60  # characters of an answer in the log
 
 
@@ -39,7 +40,14 @@ class Samples:
 
 def rows_of(run: Run) -> list[dict]:
     """The samples taken so far, oldest first."""
-    return [row for row in read_rows(run.samples_path) if {"answers", "bits_per_byte"} <= row.keys()]
+    return [row for row in read_rows(run.samples_path) if _is_whole(row)]
+
+
+def _is_whole(row: dict) -> bool:
+    """Whether it has what a page of samples shows: it may come from elsewhere."""
+    texts = (row.get("prompts"), row.get("answers"))
+    said = all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts)
+    return said and all(isinstance(row.get(figure), (int, float)) for figure in _FIGURES)
 
 
 def forget_after(run: Run, step: int) -> None:

@@ -11,10 +11,13 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.errors import UsageError
+from newllm_lib.hub_models import licence_of
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, list_runs, mirror_status, read_status, restore
-from tests.helpers.bad_input import ODD, one_line
+from newllm_lib.runs.ownership import read_mark
+from tests.helpers.bad_input import ODD, TINY, one_line
 from tests.helpers.fake_run import finished, rows
+from tests.helpers.small_runs import write_text
 
 RECORDS = [f"{name}.json" for name in ("status", "mirror", "timing", ".newllm")]
 RECORDS += ["metrics.jsonl", "samples.jsonl", "run.lock", "train.log"]
@@ -24,6 +27,15 @@ RECORDS += ["metrics.jsonl", "samples.jsonl", "run.lock", "train.log"]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_text(folder)
+    words = ["--data_dir", str(folder / "text"), "--output_dir", str(folder / "run"), *TINY]
+    assert main(["train", "demo", *words, "--max_steps", "3", "--sample_tokens", "4"]) == 0
+    return folder / "run"
 
 
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
@@ -88,8 +100,13 @@ def bomb(path) -> None:
         (lambda path: path.write_text("model: " + "[" * 5000), "nested too deeply|not readable"),
         (lambda path: path.write_text("!!python/object/apply:os.system ['true']"), "not readable as YAML"),
         (lambda path: path.write_bytes(b"model: \xff\xfe"), "not readable as YAML"),
+        (lambda path: path.write_text('seed: !!int ""'), "not readable as YAML"),
+        (lambda path: path.write_text("seed: !!timestamp x"), "not readable as YAML"),
+        (lambda path: path.write_text("seed: " + "1:" * 200 + "1.5"), "not readable as YAML"),
+        (lambda path: path.write_text("data: demo\nwhen:\n  3: {seed: 1}"), "Unknown condition '3'"),
+        (lambda path: path.write_text("version: '" + "9" * 5000 + "'"), "names no version"),
     ],
-    ids=["bomb", "long", "deep", "program", "bytes"],
+    ids=["bomb", "long", "deep", "program", "bytes", "int", "date", "float", "condition", "version"],
 )
 def test_a_recipe_that_is_none(here, make, says):
     make(here / "mine.yaml")
@@ -117,6 +134,42 @@ def test_a_record_that_names_its_own_places_is_read(here):
     (run / "recipe.yaml").write_text(f"version: 0.2.0\nrecipe: demo\noutput_dir: run\nmirror_dir: {here}\n")
     (run / "mirror.json").write_text(json.dumps({"folder": str(here)}))
     assert load_recipe("run").output_dir == "run"
+
+
+def test_an_odd_run_hinders_no_other(here, capsys):
+    """Neither one that is trained beside it, nor one that is looked for by its recipe."""
+    write_text(here)
+    words = ["train", "demo", "--data_dir", "text", *TINY, "--max_steps", "3", "--epochs", "1"]
+    assert main([*words, "--run_name", "good"]) == 0
+    shutil.copytree("checkpoints/good", "checkpoints/odd")
+    shutil.copytree("checkpoints/good", "checkpoints/older")
+    for text in ("model: [", "- 1", "data: &a [*a]"):
+        for name in ("odd", "older"):
+            (here / "checkpoints" / name / "recipe.yaml").write_text(text)
+        assert main([*words, "--run_name", "another", "--seed", str(len(text))]) in (0, 2)
+        shutil.rmtree(here / "checkpoints" / "another")
+        assert main(["runs"]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", "demo"]) == 0 and "report it" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_odd_rows_of_a_run_that_is_continued_end_it_not(here, trained, text):
+    shutil.copytree(trained, here / "run")
+    for name in ("metrics.jsonl", "samples.jsonl", "timing.json", "report.json", "data_report.json"):
+        with open(here / "run" / name, "a", errors="surrogateescape") as file:
+            file.write(text + "\n")
+    words = ["--data_dir", str(trained.parent / "text"), "--output_dir", "run", "--sample_tokens", "4"]
+    assert main(["train", "demo", *words, *TINY, "--max_steps", "5"]) in (0, 2)
+
+
+def test_a_card_that_is_none_names_no_licence(here):
+    nested = "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(40))
+    for front in (f"a0: &a0 x\n{nested}\nlicense: *a40", "license: [", "license: 2020-99-99", "- 1", "x"):
+        (here / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+        assert licence_of(here) is None
+    (here / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert licence_of(here) == "mit"
 
 
 def zipped(here, **files: str) -> None:
@@ -190,6 +243,12 @@ def test_an_archive_that_is_odd(here, capsys, monkeypatch, make):
     assert main(["runs", "restore", "run.zip", "--from", ".", "--into", "there"]) == 1
     one_line(capsys.readouterr().err, ARCHIVES[make])
     assert not (here / "there" / "run").exists()
+
+
+def test_the_mark_of_an_archive_is_not_brought(here):
+    """A folder that says it is an export would be replaced by the next one."""
+    zipped(here, **{".newllm.json": json.dumps({"what": "export", "run": "x", "files": ["recipe.yaml"]})})
+    assert read_mark(restore("run", here, here / "there").path)["what"] == "run"
 
 
 def test_a_good_archive_is_unpacked(here):

@@ -222,6 +222,27 @@ SECRET = "https://user:s3cret-token@example.com/x.git?token=abc123"
 TOKEN = "hf_" + "a1B2" * 8
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:S3CRET@host/x",
+        "https://me:p@S3CRET@host/x",
+        "git+https://S3CRET@host/x.git is gone",
+        "(http://me:S3CRET@proxy:3128)",
+        "https://cdn.host/x?Expires=1&X-Amz-Signature=S3CRET&Key-Pair-Id=S3CRET",
+        "https://host/x?access_token=S3CRET",
+        "https://host/x?api_key=S3CRET&a=b",
+        "hf_S3CRETS3CRETS3CRET",
+        "github_pat_S3CRETS3CRETS3CRET",
+    ],
+)
+def test_a_secret_is_left_out_of_a_text(text):
+    assert "S3CRET" not in without_secrets(text)
+    assert without_secrets("hf-internal-testing/tiny-random-gpt2 http://host/x?a=b@c") == (
+        "hf-internal-testing/tiny-random-gpt2 http://host/x?a=b@c"
+    )
+
+
 @pytest.mark.parametrize("kind", [NewLLMError, UsageError])
 def test_secrets_are_in_no_error(kind, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my own secret")

@@ -78,6 +78,28 @@ def test_a_run_ends_whoever_reads_it(here, monkeypatch, how):
         assert "\\u2713" in shown and "Finished" in shown
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "run", "--output_dir", "made"],
+        ["expand", "run", "--context_dim", "32", "--output_dir", "made"],
+        ["data", "get", "text", "--output", "made"],
+        ["data", "mix", "--weights", "text=1", "--documents", "30", "--output", "made"],
+        ["data", "preferences", "--count", "20", "--output", "made"],
+        ["compare", "run", "run", "--output_dir", "made"],
+        ["runs", "restore", "run", "--from", "copies", "--into", "made"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_is_to_be_made_is_made_whoever_reads_it(here, monkeypatch, words):
+    assert main([*TRAIN, *SHORT]) == 0
+    shutil.copytree("run", "copies/run")
+    monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError(errno.EPIPE, "Broken pipe"), 0))
+    assert main(words) == 0 and Path("made").exists()
+    if words[0] == "compare":
+        assert Path("made/comparison.md").is_file()
+
+
 def test_a_command_that_only_shows_ends_when_its_reader_leaves(here, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert main(["recipes"]) == 0

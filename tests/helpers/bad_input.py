@@ -31,6 +31,7 @@ def one_line(err: str, *words: str) -> None:
     assert all(word in err for word in words), err
 
 
+_HUGE = 10**400  # no float holds it
 ODD = [
     "",
     "null",
@@ -48,4 +49,8 @@ ODD = [
     '{"step": 1, "time": {}}',
     '{"total_steps": 1, "total_seconds": "x", "seconds": {"imports": "long"}}',
     "\x00\xff\x1b[2J",
+    f'{{"state": "running", "updated": {_HUGE}, "step": {_HUGE}, "began": {_HUGE}, "pid": {_HUGE}}}',
+    f'{{"total_seconds": 1, "seconds": {{"imports": 1, "data": 1, "model": 1, "kernels": {_HUGE}}}}}',
+    f'{{"step": {_HUGE}, "loss": {_HUGE}, "eval_bits_per_byte": 1, "answers": 3, "bits_per_byte": 1}}',
+    '{"step": 1, "eval_bits_per_byte": 1.0, "answers": ["x"], "prompts": [3], "bits_per_byte": 1.0}',
 ]

@@ -183,6 +183,18 @@ def test_what_is_reported_has_the_names_that_transformers_gives(folder):
     assert reported[0][1]["train/loss"] == rows(made.run)[0]["loss"]
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(folder, capsys):
+    def fail(*words):
+        raise RuntimeError("no network")
+
+    made = context(folder, max_steps=3, logging_steps=1, sample_tokens=0)
+    training = TrainingLoop(made)
+    training.log.track = fail
+    training.accelerator.trackers.append(SimpleNamespace(finish=fail))
+    training.run()
+    assert capsys.readouterr().out.count("no network") == 2 and made.run.latest_checkpoint() is not None
+
+
 def test_a_row_that_waits_for_the_gpu_is_written_before_all_that_follows_it(folder, monkeypatch):
     """On a GPU a row is read while the next step runs; here its arrival is put off in the same way."""
     taken = loop.TrainingLog.take

@@ -24,7 +24,7 @@ from newllm_lib.runs.atomic import (
 from newllm_lib.runs.mirror.hub import saved_on_hub
 from newllm_lib.runs.mirror.hub_copy import HubCopy
 from newllm_lib.runs.mirror.restore import bring_back
-from newllm_lib.runs.ownership import check_plain_name, check_shared
+from newllm_lib.runs.ownership import MARK, check_plain_name, check_shared
 from newllm_lib.runs.run import HUB, Run
 from newllm_lib.runs.security import check_checkpoint_dir, check_name
 
@@ -138,7 +138,8 @@ def _unpack(archive: Path, target: Run) -> None:
         ValueError,
     ) as error:
         raise NewLLMError(f"{archive} is no readable zip ({error}): download it again.") from error
-    (target.path / MANIFEST).unlink()  # a run grows; only its parts are sealed
+    for name in (MANIFEST, MARK):  # a run grows, only its parts are sealed; and the mark is not to be brought
+        (target.path / name).unlink(missing_ok=True)
     mark_folder(target.path, "run", target.name)
     say(f"Unpacked {archive.name} to {target.path}: its best model, without checkpoints to continue from")
 

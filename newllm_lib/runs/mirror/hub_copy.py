@@ -8,6 +8,7 @@ repository's history keeps it.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import uuid
@@ -62,7 +63,7 @@ class HubCopy(Run):
         return self
 
     def checkpoints(self) -> list[Path]:
-        found = {name.partition("/")[0] for name in self.files if name.startswith("checkpoint-")}
+        found = {name.partition("/")[0] for name in self.files if re.match(r"checkpoint-\d+/", name)}
         return sorted((self.path / name for name in found), key=checkpoint_step)
 
     def owner(self) -> dict:

@@ -46,14 +46,14 @@ def start_mirror(run: Run, folder: Path | str) -> float:
     note(run, folder=folder, state="starting", message="", pid=None, began=since)
     environment = environment_of()
     environment.pop(INHERITED, None)
-    subprocess.Popen(
-        command_of(_MODULE, str(run.path.absolute()), folder, repr(since)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=environment,
-    )
+    command = command_of(_MODULE, str(run.path.absolute()), folder, repr(since))
+    null = subprocess.DEVNULL
+    try:
+        subprocess.Popen(
+            command, stdin=null, stdout=null, stderr=null, start_new_session=True, env=environment
+        )
+    except OSError as error:  # no process can be made now; it is tried again while the run trains
+        note(run, state="trouble", message=f"The copying process did not start ({error.strerror})")
     return since
 
 
