@@ -33,12 +33,12 @@ def checked(f, value):
     if isinstance(value, str):
         value = _from_text(value, accepted)
     if isinstance(value, int) and not isinstance(value, bool) and float in accepted:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else float("inf")
     if isinstance(value, float) and int in accepted and float not in accepted and value.is_integer():
         value = int(value)
     choices, minimum = f.metadata["choices"], f.metadata["minimum"]
     if "on" in choices and "off" in choices:  # YAML 1.1 reads on/off as booleans
-        value = {True: "on", "true": "on", False: "off", "false": "off"}.get(value, value)
+        value = "on" if value in (True, "true") else "off" if value in (False, "false") else value
     number_or_auto = accepted == (int, str)  # the only text such a key takes is "auto"
     if type(value) not in accepted or (number_or_auto and isinstance(value, str) and value != "auto"):
         kinds = "a whole number or auto" if number_or_auto else " or ".join(_TYPE_NAMES[t] for t in accepted)

@@ -27,6 +27,7 @@ LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)-(?P<star
 RUN_FILES = frozenset(
     (
         "recipe.yaml",
+        "data_report.json",
         "status.json",
         "run.lock",
         "save.request",

@@ -302,7 +302,8 @@ def _changes(context: RunContext) -> str:
     try:
         older = (context.run.path / DataReport.FILE).read_text(encoding="utf-8")
         changes = context.data.report.changes(DataReport.of(json.loads(older)))
-    except (OSError, ValueError, KeyError, TypeError):  # a run of an older version has none
+    # an older version's run has none, and one from elsewhere anything
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
     return f" ({changes})" if changes else ""
 

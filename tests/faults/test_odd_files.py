@@ -14,7 +14,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.hub_models import licence_of
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, list_runs, mirror_status, read_status, restore
-from newllm_lib.runs.ownership import read_mark
+from newllm_lib.runs.ownership import MARK, RUN_FILES, RUN_PART, read_mark
 from tests.helpers.bad_input import ODD, TINY, one_line
 from tests.helpers.fake_run import finished, rows
 from tests.helpers.small_runs import write_text
@@ -161,6 +161,12 @@ def test_odd_rows_of_a_run_that_is_continued_end_it_not(here, trained, text):
             file.write(text + "\n")
     words = ["--data_dir", str(trained.parent / "text"), "--output_dir", "run", "--sample_tokens", "4"]
     assert main(["train", "demo", *words, *TINY, "--max_steps", "5"]) in (0, 2)
+
+
+def test_all_that_a_run_writes_is_known_for_ours(trained):
+    """Else it would take the place of a user's file of that name, and not be in a copy."""
+    names = {path.name for path in trained.iterdir()} - {MARK}
+    assert "data_report.json" in names and all(n in RUN_FILES or RUN_PART.fullmatch(n) for n in names)
 
 
 def test_a_card_that_is_none_names_no_licence(here):

@@ -7,11 +7,8 @@ clone = next((folder for folder in folders if (folder / "colab_bootstrap.sh").is
 if not all(map(importlib.util.find_spec, ("newllm_lib", "torch", "transformers", "trl", "chitchat_dataset"))):
     clone = clone or Path("/content/new-llm" if os.path.isdir("/content") else "new-llm").absolute()
     url = os.environ.get("NEWLLM_REPO_URL", "https://github.com/rato-tokyo/new-llm")
-    if not clone.exists():
-        done = subprocess.run(["git", "clone", "--quiet", url, str(clone)], stderr=subprocess.PIPE, text=True)
-        if done.returncode:  # without the address's user and token
-            said = re.sub(r"://[^/\s]*@", "://", f"{url} could not be cloned ({' '.join(done.stderr.split())})")
-            raise SystemExit(f"{said}: look at the network, or set NEWLLM_REPO_URL to another address.")
+    if not clone.exists() and subprocess.run(["git", "clone", "-q", url, str(clone)], stderr=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"{re.sub('//[^/]*@', '//', url)} could not be cloned: look at the network, or set NEWLLM_REPO_URL.")
     if subprocess.run(["bash", "colab_bootstrap.sh", "--setup-only"], cwd=clone).returncode:
         raise SystemExit("The installation failed; the line above says why. Run this cell again when it is mended.")
     sys.path.insert(0, str(clone))
