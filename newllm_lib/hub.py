@@ -113,6 +113,8 @@ def explain(error: Exception, asked: Asked) -> NewLLMError:
             f"{what} is gated: accept its terms on its page on the hub and give a token of yours (`hf auth "
             f"login`, or HF_TOKEN, in Colab a secret), or {instead}."
         )
+    if "HFValidationError" in kinds:
+        return UsageError(f"{what}: the hub knows no such name. Write it as OWNER/NAME, or {instead}.")
     if "RevisionNotFoundError" in kinds:
         return UsageError(f"{what} has no such revision on the hub: {instead}.")
     if status in (401, 404) or kinds & {

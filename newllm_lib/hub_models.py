@@ -78,15 +78,14 @@ def converted_revision(name: str, asked: Asked) -> str | None:
 
 def _cached_conversions(name: str) -> list[str]:
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = (
-        Path(constants.HF_HUB_CACHE)
-        / repo_folder_name(repo_id=name, repo_type="model")
-        / "refs"
-        / "refs"
-        / "pr"
-    )
+    try:
+        repository = repo_folder_name(repo_id=name, repo_type="model")
+    except HFValidationError:  # no name of the hub's
+        return []
+    folder = Path(constants.HF_HUB_CACHE) / repository / "refs" / "refs" / "pr"
     return [f"refs/pr/{path.name}" for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 

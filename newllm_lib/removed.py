@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_lib.errors import NewLLMError
+from newllm_lib.plain_yaml import NoYaml, load_yaml
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ def without_removed(
     Raises:
         NewLLMError: an option that is gone did something.
     """
-    import yaml
-
     for name, option in options.items():
         if name in values and option.neutral is not None:
-            if yaml.safe_load(str(values[name])) != option.neutral:
+            try:
+                value = load_yaml(str(values[name]))
+            except NoYaml:
+                value = values[name]
+            if value != option.neutral:
                 raise error(
                     f"{where} has {name} {values[name]} ({option.what}), which is gone since 0.2.0; "
                     "commit 6e07e55 reads it."

@@ -319,7 +319,7 @@ def listen(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a host with a null character
         made.close()
         reason = getattr(error, "strerror", None) or str(error)
         which = "--host" if isinstance(error, socket.gaierror) else "--port"

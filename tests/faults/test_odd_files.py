@@ -104,9 +104,26 @@ def bomb(path) -> None:
         (lambda path: path.write_text("seed: !!timestamp x"), "not readable as YAML"),
         (lambda path: path.write_text("seed: " + "1:" * 200 + "1.5"), "not readable as YAML"),
         (lambda path: path.write_text("data: demo\nwhen:\n  3: {seed: 1}"), "Unknown condition '3'"),
+        (lambda path: path.write_text("word_memory: 'a: b: c'"), "gone since"),
+        (lambda path: path.write_text("streaming: [1]"), "streaming must be"),
+        (lambda path: path.write_text("dropout: " + "9" * 400), "finite number"),
         (lambda path: path.write_text("version: '" + "9" * 5000 + "'"), "names no version"),
     ],
-    ids=["bomb", "long", "deep", "program", "bytes", "int", "date", "float", "condition", "version"],
+    ids=[
+        "bomb",
+        "long",
+        "deep",
+        "program",
+        "bytes",
+        "int",
+        "date",
+        "float",
+        "condition",
+        "gone",
+        "list",
+        "huge",
+        "version",
+    ],
 )
 def test_a_recipe_that_is_none(here, make, says):
     make(here / "mine.yaml")
