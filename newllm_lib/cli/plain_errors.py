@@ -57,6 +57,8 @@ def in_plain_words(error: BaseException) -> str | None:
         return "A name holds a null character, which no file's can: give another."
     if isinstance(error, RuntimeError) and said.startswith("Symlink loop from"):  # Python 3.12 and older
         return f"{said}: a link that leads to itself. {_PLACE}."
+    if isinstance(error, RecursionError) and "decoding a JSON" in said:
+        return _BY_KIND["json.JSONDecodeError"].format("it is nested too deeply")
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said:
         return _BY_KIND["builtins.MemoryError"].format("torch could not allocate any more")
     if isinstance(error, FileNotFoundError) and error.filename is None and not _has_folder():

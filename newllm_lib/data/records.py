@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from newllm_lib.errors import NewLLMError
+from newllm_lib.runs import Run, atomic_write_text, may_wait
 
 ROLES = ("user", "assistant", "system")
 # what speakers are called elsewhere, in small letters; what a tool gives back stands in a system turn
@@ -197,6 +198,11 @@ class DataReport:
 
     def to_json(self) -> str:
         return json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n"
+
+    def save(self, run: Run) -> None:
+        """Write it into a run's folder; a full disk is no reason to end the run."""
+        with may_wait(run.path / self.FILE):
+            atomic_write_text(run.path / self.FILE, self.to_json())
 
     @classmethod
     def of(cls, plain: dict) -> DataReport:

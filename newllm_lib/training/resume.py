@@ -90,6 +90,8 @@ def truncate_metrics(run: Run, checkpoint) -> None:
     """Drop rows of `metrics.jsonl` past the checkpoint: those steps are trained again."""
     step = checkpoint_step(checkpoint) if checkpoint else -1  # a start's own figures have step 0
     forget_samples_after(run, step)
+    if not run.metrics_path.exists():
+        return
     rows = [row for row in run.metrics() if row["step"] <= step]
     atomic_write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 

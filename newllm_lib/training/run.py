@@ -294,7 +294,7 @@ def _record(context: RunContext) -> None:
     progress.data_fingerprint = fingerprint
     if process_group.is_main_process():
         atomic_write_text(run.recipe_path, context.recipe.to_yaml())
-        atomic_write_text(run.path / DataReport.FILE, context.data.report.to_json())
+        context.data.report.save(run)
 
 
 def _changes(context: RunContext) -> str:

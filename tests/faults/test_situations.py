@@ -208,6 +208,7 @@ def test_what_is_in_no_table_is_a_defect_and_the_rest_is_not():
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
         json.JSONDecodeError("Expecting value", "", 0),
         ValueError("embedded null byte"),
+        RecursionError("maximum recursion depth exceeded while decoding a JSON array"),
         RuntimeError("Symlink loop from '/disk/x'"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         zipfile.BadZipFile("bad"),

@@ -22,7 +22,7 @@ from newllm_lib import console
 from newllm_lib.cli import main
 from newllm_lib.data.tokenizer import train_bpe, wrap
 from newllm_lib.errors import NewLLMError
-from newllm_lib.runs import MANIFEST, MARK, Run, atomic, is_finished, read_status
+from newllm_lib.runs import MANIFEST, MARK, Run, atomic, is_complete, is_finished, read_status
 from newllm_lib.training import checkpointing, saving, signals
 from tests.helpers.bad_input import TINY, one_line
 from tests.helpers.small_runs import write_text
@@ -204,6 +204,32 @@ def test_a_disk_or_quota_that_is_full_for_a_while_costs_nothing(here, monkeypatc
     steps = [row["step"] for row in run.metrics() if "loss" in row]
     assert steps == list(range(1, len(steps) + 1)) and is_finished(run)
     assert "Finished" in run.log.read_text()
+
+
+SMALL = ("curves.png", "data_report.json", "metrics.jsonl", "report.json", "samples.jsonl", "samples.md")
+SMALL += ("status.json", "timing.json", "train.log", "training_log.json")
+
+
+def test_what_is_never_written_ends_no_run(here, monkeypatch, capsys):
+    """No room for any small file, from the first to the last."""
+    real, refused = builtins.open, set()
+
+    def opened(path, mode="r", *words, **more):
+        name = Path(path).name if isinstance(path, (str, Path)) else ""
+        small = next((n for n in SMALL if name == n or name.startswith(f".{n}.tmp-")), None)
+        if small and set("wa") & set(mode):
+            refused.add(small)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, mode, *words, **more)
+
+    monkeypatch.setattr(builtins, "open", opened)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert main([*TRAIN, "--logging_steps", "1", "--sample_tokens", "4"]) == 0
+    run = Run("run")
+    assert {"metrics.jsonl", "status.json", "train.log", "samples.jsonl", "data_report.json"} <= refused
+    assert is_complete(run.best) and run.latest_checkpoint() is not None and not run.metrics_path.exists()
+    said = capsys.readouterr().out
+    assert all(said.count(f"{name} could not be written") == 1 for name in ("metrics.jsonl", "status.json"))
 
 
 def test_a_save_is_tried_again(here, monkeypatch, capsys):

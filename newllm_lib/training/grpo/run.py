@@ -13,7 +13,6 @@ from pathlib import Path
 from newllm_lib import console
 from newllm_lib.checkpoints import load_model
 from newllm_lib.checkpoints.location import shown_name
-from newllm_lib.data import DataReport
 from newllm_lib.data.cache import key_hash
 from newllm_lib.data.preferences import load_prompts
 from newllm_lib.data.preferences.encode import encode_prompt
@@ -125,7 +124,7 @@ def _announce(job: TrlRun, base: Base, reward: str, prompts, left_out: int) -> N
     console.say(f"  data: {prompts.description()}")
     for line in prompts.report.lines():
         console.say(f"    {line}")
-    atomic_write_text(job.run.path / DataReport.FILE, prompts.report.to_json())
+    prompts.report.save(job.run)
     if left_out:
         console.say(f"  {left_out:,} prompts left out: too long, or the chat template refuses them")
     console.say(

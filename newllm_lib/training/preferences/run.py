@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 
 from newllm_lib import console
-from newllm_lib.data import DataReport
 from newllm_lib.data.preferences import EncodedPairs, encode_pairs, load_preferences, shortcuts
 from newllm_lib.device import Device
 from newllm_lib.errors import NewLLMError, UsageError
@@ -91,7 +90,7 @@ def _announce(
     console.say(f"  data: {pairs.description()}")
     for line in pairs.report.lines():
         console.say(f"    {line}")
-    atomic_write_text(job.run.path / DataReport.FILE, pairs.report.to_json())
+    pairs.report.save(job.run)
     for split, name in zip(encoded, ("to train on", "held out"), strict=True):
         if split.summary():
             console.say(f"  {name}, in {recipe.max_seq_length} tokens: {split.summary()}")
