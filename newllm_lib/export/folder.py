@@ -32,7 +32,7 @@ from newllm_lib.export.model_card import (
 )
 from newllm_lib.export.modeling import KINDS, auto_map, modeling_file
 from newllm_lib.recipe import Recipe
-from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory
+from newllm_lib.runs import MANIFEST, MANIFESTS, MARK, Run, owned_directory, read_json
 
 # Of a checkpoint, what is needed to continue training and by nobody else.
 _TRAINING_ONLY = (*MANIFESTS, "SUMS.json", "trainer_state.json", "progress.json", "carried_state.safetensors")
@@ -97,7 +97,9 @@ def _write_model(location: ModelLocation, source: Path, folder: Path) -> None:
 def _make_portable(folder: Path) -> None:
     """Let transformers load it where this library is not."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise NewLLMError("The model's config.json is damaged: copy the model again from where it was made.")
     kind = config.get("model_type")
     if kind in KINDS:
         (folder / f"modeling_{kind}.py").write_text(modeling_file(kind), encoding="utf-8")

@@ -14,7 +14,7 @@ from newllm_lib.errors import UsageError
 from newllm_lib.hub_models import licence_of
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, list_runs, mirror_status, read_status, restore
-from newllm_lib.runs.ownership import MARK, RUN_FILES, RUN_PART, read_mark
+from newllm_lib.runs.ownership import MANIFEST, MARK, RUN_FILES, RUN_PART, read_mark
 from tests.helpers.bad_input import ODD, TINY, one_line
 from tests.helpers.fake_run import finished, rows
 from tests.helpers.small_runs import write_text
@@ -178,6 +178,17 @@ def test_odd_rows_of_a_run_that_is_continued_end_it_not(here, trained, text):
             file.write(text + "\n")
     words = ["--data_dir", str(trained.parent / "text"), "--output_dir", "run", "--sample_tokens", "4"]
     assert main(["train", "demo", *words, *TINY, "--max_steps", "5"]) in (0, 2)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "[" * 100_000], ids=["null", "list", "deep"])
+def test_a_model_with_an_odd_configuration_is_not_exported(here, trained, capsys, text):
+    shutil.copytree(trained, here / "run")
+    (here / "run" / "best" / "config.json").write_text(text)
+    sizes = {p.name: p.stat().st_size for p in (here / "run" / "best").iterdir() if p.name != MANIFEST}
+    (here / "run" / "best" / MANIFEST).write_text(json.dumps({"files": sizes}))
+    assert main(["export", "run", "--output_dir", "made"]) == 1
+    one_line(capsys.readouterr().err, "config.json is damaged")
+    assert not (here / "made").exists()
 
 
 def test_all_that_a_run_writes_is_known_for_ours(trained):
