@@ -20,7 +20,7 @@ USAGE
 }
 
 hide() { sed -E 's#://[^/[:space:]]*@#://#g'; } # addresses without their user and token
-tell() { printf '%s\n' "$*" | hide; }
+tell() { printf '%s\n' "$*" | hide || :; } # whoever reads it may leave
 die() { printf 'colab_bootstrap: %s\n' "$*" | hide >&2; exit 1; }
 
 choose_python() { # sets python to the full path of an interpreter; -I: it imports nothing from the current folder
@@ -106,7 +106,7 @@ ensure_environment() { # ensure_environment EXTRAS: with all that is needed in i
   put_in "$place" -c "$place/.newllm-setup-constraints" -e ".[$extras]" ||
     die "installing failed: $(grep -m 1 '^ERROR' "$place/.newllm-setup-log" || tail -n 1 "$place/.newllm-setup-log")." \
       "Mend that (network, free space) and run this again; the whole output is in $clone/$place/.newllm-setup-log"
-  "$python" -m newllm_lib.pip_report report "$place" $((SECONDS - began))
+  "$python" -m newllm_lib.pip_report report "$place" $((SECONDS - began)) | hide || :
   printf '%s\n' "$stamp" "${have:+$have,}$extras" >"$place/.newllm-setup"
   release_lock
 }

@@ -383,6 +383,13 @@ def test_nothing_of_the_current_folder_is_run(world):
     assert not (world.home / "was_run").exists()
 
 
+def test_it_goes_on_when_its_reader_leaves(world):
+    environment = {**world.environment, "NEWLLM_DIR": "new-llm"}
+    words = [shutil.which("bash"), "-c", f"bash {SCRIPT} demo | :"]
+    subprocess.run(words, cwd=world.home, env=environment, check=True)
+    assert len(world.calls("newllm_lib")) == 1
+
+
 def test_an_environment_that_broke_is_mended_and_not_believed(world):
     world.piped("demo")
     assert world.piped("demo").returncode == 0 and len(world.calls("pip")) == 1
