@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_lib.errors import NewLLMError
-from newllm_lib.plain_yaml import NoYaml, load_yaml
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ def without_removed(
     Raises:
         NewLLMError: an option that is gone did something.
     """
+    from newllm_lib.plain_yaml import NoYaml, load_yaml
+
     for name, option in options.items():
         if name in values and option.neutral is not None:
             try:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from newllm_lib.errors import UsageError
-from newllm_lib.plain_yaml import NoYaml, load_yaml
 
 _LARGEST = 2**20  # bytes
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -23,6 +22,8 @@ def read_yaml(path: Path) -> dict:
         UsageError: unreadable, or something else than such lines (names the line). A file with references
             (`*name`) is one: a few lines of them stand for more than any memory holds.
     """
+    from newllm_lib.plain_yaml import NoYaml, load_yaml
+
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no file (a folder, a pipe or a device): name a recipe's file.")
