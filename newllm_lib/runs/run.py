@@ -93,15 +93,9 @@ def read_rows(path: Path) -> Iterator[dict]:
                 row: Any = parse_json(line) if line.endswith("\n") else None
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int) and _is_whole(row):
-                yield row
-
-
-def _is_whole(row: dict) -> bool:
-    """Whether the figures are numbers, and those of an evaluation all there."""
-    is_evaluation = "eval_bits_per_byte" in row
-    numbers = all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS)
-    return numbers and (not is_evaluation or {"epoch", "eval_loss"} <= row.keys())
+            if isinstance(row, dict) and all(isinstance(row.get(key, 0), _NUMBER) for key in _NUMBERS):
+                if isinstance(row.get("step"), int):
+                    yield row
 
 
 def checkpoint_step(path: Path) -> int:

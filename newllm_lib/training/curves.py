@@ -18,7 +18,8 @@ def plot_curves(run) -> Path | None:
 
     rows = list(run.metrics())
     steps = [r for r in rows if "loss" in r]
-    evaluations = [r for r in rows if "eval_bits_per_byte" in r and not r.get("final")]
+    drawn = {"eval_bits_per_byte", "eval_loss", "epoch"}
+    evaluations = [r for r in rows if drawn <= r.keys() and not r.get("final")]
     if not steps and not evaluations:
         return None
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -46,8 +46,9 @@ def rows_of(run: Run) -> list[dict]:
 def _is_whole(row: dict) -> bool:
     """Whether it has what a page of samples shows: it may come from elsewhere."""
     texts = (row.get("prompts"), row.get("answers"))
-    said = all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts)
-    return said and all(isinstance(row.get(figure), (int, float)) for figure in _FIGURES)
+    return all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts) and (
+        all(isinstance(row.get(figure), (int, float)) for figure in _FIGURES)
+    )
 
 
 def forget_after(run: Run, step: int) -> None:

@@ -214,7 +214,8 @@ def readable(tokenizer, ids: list[int]) -> str:
 
 def validation_curve(run: Run) -> list[tuple[float, float]]:
     """(epoch, bits per byte on the validation split) of each evaluation in the run's metrics.jsonl."""
-    rows = (row for row in run.metrics() if "eval_bits_per_byte" in row and not row.get("final"))
+    drawn = {"epoch", "eval_bits_per_byte"}
+    rows = (row for row in run.metrics() if drawn <= row.keys() and not row.get("final"))
     return [(row["epoch"], row["eval_bits_per_byte"]) for row in rows]
 
 
