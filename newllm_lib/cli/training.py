@@ -14,6 +14,7 @@ from pathlib import Path
 from newllm_lib import console, lazy_dynamo, runs
 from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
+from newllm_lib.device import guess_kind
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
 from newllm_lib.preload import (
     as_one_process,
@@ -124,7 +125,8 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
         if compiling is not None and is_known_ahead(recipe):
             precompile.wait_for_process(compiling)
         precompile.start(compiles)
-        lazy_dynamo.install()
+        if guess_kind() == "cpu":  # nobody has tried it on a GPU
+            lazy_dynamo.install()
         read_models_once()
         as_one_process()
         from newllm_lib.training import run, timetable  # noqa: F401
