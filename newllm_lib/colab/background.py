@@ -102,9 +102,10 @@ def start(settings: Settings, **more) -> Started:
 
 
 def _let_the_hub_know_us(recipe: Recipe) -> None:
-    """Hand on the token of Colab's secrets where the training process may need it: a base may be gated, a
-    copy on the hub is written. It cannot read the secrets itself."""
-    if recipe.task != "train" or (recipe.mirror_dir or "").startswith(HUB):
+    """Hand on the token of Colab's secrets where the training process may need it: a model of the hub may be
+    gated or private, a copy on the hub is written. It cannot read the secrets itself."""
+    from_hub = bool(recipe.from_run) and not Path(recipe.from_run).exists()
+    if recipe.task != "train" or from_hub or (recipe.mirror_dir or "").startswith(HUB):
         if token := secrets.hub_token():
             os.environ.setdefault(secrets.NAME, token)
 

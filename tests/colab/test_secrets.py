@@ -101,12 +101,13 @@ def test_without_a_token_the_cell_says_which_secret_it_needs(userdata, hub, monk
     assert hub == []
 
 
-def test_training_gets_the_token_only_where_the_hub_may_ask_for_it(userdata, monkeypatch):
+def test_training_gets_the_token_only_where_the_hub_may_ask_for_it(userdata, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.delenv("HF_TOKEN")
-    for recipe in (Recipe(), Recipe(mirror_dir="/content/drive")):
+    for recipe in (Recipe(), Recipe(mirror_dir="/content/drive"), Recipe(from_run=str(tmp_path))):
         background._let_the_hub_know_us(recipe)
         assert "HF_TOKEN" not in os.environ
-    for recipe in (Recipe(task="sft"), Recipe(mirror_dir="hf://me/runs")):
+    hub = Recipe(task="sft"), Recipe(mirror_dir="hf://me/runs"), Recipe(from_run="me/mine")
+    for recipe in hub:
         background._let_the_hub_know_us(recipe)
         assert os.environ.pop("HF_TOKEN") == TOKEN

@@ -63,7 +63,7 @@ def test_run_all_comes_to_its_end_with_the_form_left_alone(name, hub, tmp_path, 
 def test_a_model_of_the_hub_is_taught_told_how_to_answer_and_talked_with(name, hub, tmp_path, monkeypatch):
     """*Start from* with one of the proposals, and a system prompt."""
     start = "base" if name == "04_dpo_lora" else "from_run"
-    chosen = {start: "Qwen/Qwen2.5-0.5B-Instruct", "system": "Answer in a word."}
+    chosen = {start: "Qwen/Qwen2.5-0.5B-Instruct", "system": "Answer in a word.", "max_seq_length": 128}
     notebook = run_all(name, hub, tmp_path, monkeypatch, chosen)
     said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "on Qwen/Qwen2.5-0.5B-Instruct with" in said and "adapters of rank 16" in said

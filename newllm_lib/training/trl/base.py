@@ -123,7 +123,8 @@ def check_window(recipe: Recipe, base: Base) -> None:
     size = window(base.outline.model)
     if size is not None and recipe.max_seq_length > size:
         raise UsageError(
-            f"--max_seq_length {recipe.max_seq_length}: {recipe.base} reads at most {size} tokens at once."
+            f"{recipe.base} reads at most {size} tokens at once, and {recipe.max_seq_length} were meant: give "
+            f"--max_seq_length {size}."
         )
 
 
