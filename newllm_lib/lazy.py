@@ -1,10 +1,12 @@
-"""Packages whose names are loaded when they are first used, so that a run imports only what it needs."""
+"""A run imports only what it needs: names that are loaded when they are first used, and modules left out."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,20 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         return getattr(importlib.import_module(homes[name]), name)
 
     return getattr_, lambda: names, names
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Within it a module that is not imported yet seems not to be installed.
+
+    transformers imports `sklearn` where it is installed, and SciPy with it, for assisted decoding, a tenth of
+    what training imports; what it once has not found it does not look for again.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # as of a package that is not there
+    try:
+        yield
+    finally:
+        del sys.modules[module]

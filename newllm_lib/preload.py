@@ -49,23 +49,6 @@ def without_collecting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without(module: str) -> Iterator[None]:
-    """Within it a module that is not imported yet seems not to be installed.
-
-    transformers imports `sklearn` where it is installed, and SciPy with it, for assisted decoding, a tenth of
-    what training imports; what it once has not found it does not look for again.
-    """
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]  # as of a package that is not there
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-@contextlib.contextmanager
 def distributions_by_name() -> Iterator[None]:
     """transformers before 5.20 asks which installed distribution each of a few packages is from, and so reads
     the metadata of all of them. Within this only that of the package's own name is read, where there is one.

@@ -56,17 +56,24 @@ def without_removed(
     Raises:
         NewLLMError: an option that is gone did something.
     """
-    from newllm_lib.plain_yaml import NoYaml, load_yaml
-
     for name, option in options.items():
         if name in values and option.neutral is not None:
-            try:
-                value = load_yaml(str(values[name]))
-            except NoYaml:
-                value = values[name]
-            if value != option.neutral:
+            if _value(values[name]) != option.neutral:
                 raise error(
                     f"{where} has {name} {values[name]} ({option.what}), which is gone since 0.2.0; "
                     "commit 6e07e55 reads it."
                 )
     return {name: value for name, value in values.items() if name not in options}
+
+
+def _value(said: object) -> object:
+    """A number or a truth value, also where it was said as text (exports have this, and no YAML)."""
+    if not isinstance(said, str):
+        return said
+    text = said.strip().lower()
+    if text in ("true", "yes", "on", "false", "no", "off"):
+        return text in ("true", "yes", "on")
+    try:
+        return float(text)
+    except ValueError:
+        return said

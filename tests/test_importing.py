@@ -72,7 +72,7 @@ print(GPT2Config.__name__, LlamaForCausalLM.__name__)
 def test_scikit_learn_is_missing_for_a_moment():
     code = """
 import importlib.util, sys
-from newllm_lib.preload import without
+from newllm_lib.lazy import without
 with without("sklearn"):
     from transformers.utils import is_sklearn_available
     print(is_sklearn_available(), importlib.util.find_spec("sklearn"))
@@ -91,7 +91,7 @@ def test_one_process_needs_nothing_of_several():
     code = """
 import sys, tempfile, torch
 from pathlib import Path
-from newllm_lib import lazy_dynamo, preload
+from newllm_lib import lazy, lazy_dynamo, preload
 asked = torch.distributed.is_available
 lazy_dynamo.install()
 preload.as_one_process()
@@ -106,7 +106,7 @@ model(input_ids=ids, labels=ids).loss.backward()
 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 torch.optim.AdamW(model.parameters()).step()
 with tempfile.TemporaryDirectory() as folder:
-    with preload.without("torch.distributed.tensor"):
+    with lazy.without("torch.distributed.tensor"):
         model.save_pretrained(folder)
     print(sorted(path.suffix for path in Path(folder).iterdir()))
     print([name for name in ("sympy", "torch.distributed.tensor", "torch._inductor") if name in sys.modules])

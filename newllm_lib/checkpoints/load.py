@@ -298,6 +298,7 @@ def _adapted(
     folder: Path, name: str, dtype: str | torch.dtype, merge: bool, within: tuple[Path, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base with the adapters in it (Hu et al., 2021, arXiv 2106.09685; PEFT's files), and a tokenizer."""
+    import torch.distributed.tensor  # noqa: F401  # peft uses it and does not import it
     from peft import PeftModel
 
     if read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":

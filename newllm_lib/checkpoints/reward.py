@@ -72,6 +72,7 @@ def load_reward_model(
     tokenizer = tokenizer_in(folder, str(folder))
     with one_line(str(folder)):
         if is_adapter(folder):
+            import torch.distributed.tensor  # noqa: F401  # peft uses it and does not import it
             from peft import PeftModel
 
             base = as_reward_model(load_model(base_of(folder)).model, tokenizer.pad_token_id)

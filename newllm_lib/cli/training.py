@@ -16,12 +16,12 @@ from newllm_lib.cli.hints import command, word_for
 from newllm_lib.console import duration, printable, say
 from newllm_lib.device import guess_kind
 from newllm_lib.errors import Interrupted, NewLLMError, UsageError
+from newllm_lib.lazy import without
 from newllm_lib.preload import (
     as_one_process,
     distributions_by_name,
     read_ahead,
     read_models_once,
-    without,
     without_collecting,
 )
 from newllm_lib.recipe import Recipe, load_recipe, overrides, refuse_without_effect
@@ -125,10 +125,10 @@ def _trainer(recipe: Recipe, compiling: subprocess.Popen | None, began: float) -
         if compiling is not None and is_known_ahead(recipe):
             precompile.wait_for_process(compiling)
         precompile.start(compiles)
+        read_models_once()
         if guess_kind() == "cpu":  # nobody has tried it on a GPU
             lazy_dynamo.install()
-        read_models_once()
-        as_one_process()
+            as_one_process()
         from newllm_lib.training import run, timetable  # noqa: F401
     from newllm_lib.training import train
 

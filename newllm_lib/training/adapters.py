@@ -35,6 +35,7 @@ def keep_base(run: Run, start: Path) -> None:
 
 def add_adapters(model, recipe: Recipe, base: Path):
     """The model with adapters on every linear layer but the head. They alone train, and begin at zero."""
+    import torch.distributed.tensor  # noqa: F401  # peft uses it and does not import it
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(

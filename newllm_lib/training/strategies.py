@@ -24,7 +24,7 @@ from torch import Tensor
 
 from newllm_lib import training
 from newllm_lib.checkpoints.weights import load_weights
-from newllm_lib.preload import without
+from newllm_lib.lazy import without
 from newllm_lib.training import distributed, optim
 from newllm_lib.training.build_model import BuiltModel
 from newllm_lib.training.context import RunContext

