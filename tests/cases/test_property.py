@@ -99,7 +99,7 @@ class Folder:
         return between.get(self.kind, marked).join(texts) + end * self.rng.randint(0, 3)
 
     def _row(self, i: int) -> dict:
-        asked, answered, muted = self.sentence(i), self.sentence(i), self.sentence(i)
+        asked, answered, muted = self.sentence(i), self.sentence(i), self.sentence(-1 - i)  # never equal
         extra = {"topic": "weather"} if self.extra else {}
         if self.kind == "text":
             missing = self.nulls and i % 7 == 3
